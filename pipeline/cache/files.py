@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, digests, and locks that die with their holder."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 22
+
+
+def canonical_json(values: Mapping[str, Any]) -> bytes:
+    """Return the one JSON text of some values over which digests are taken: sorted keys, no spaces, ASCII."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the canonical JSON of `values` without their own `digest`."""
+    return hashlib.sha256(canonical_json({key: value for key, value in values.items() if key != "digest"})).hexdigest()
+
+
+def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with their `digest`."""
+    return {**values, "digest": digest_of(values)}
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return once the bytes of a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it and rename it into place."""
+    temporary = _write_temporary(path, data)
+    temporary.replace(path)
+    flush_to_disk(path.parent)
+
+
+def create_file_exclusively(path: Path, data: bytes) -> bool:
+    """Create a file whole, unless it is there already; tell whether this call made it."""
+    temporary = _write_temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    flush_to_disk(path.parent)
+    return True
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a file, waiting for it."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Try to hold the exclusive lock of a file; yields whether it is held. Without locks on the file system it counts as held."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError as error:
+            held = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield held

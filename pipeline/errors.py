@@ -1,0 +1,33 @@
+"""Errors that a user can cause or cure. Each message gives the name, the value, what is accepted and the remedy."""
+
+
+class MaskAlignError(Exception):
+    """Any failure that is told in one sentence, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(MaskAlignError):
+    """A wrong option, configuration or address."""
+
+    exit_code = 2
+
+
+class SourceError(MaskAlignError):
+    """A source tar or picture that cannot be read."""
+
+
+class CacheError(MaskAlignError):
+    """A cache that is damaged, incomplete or not what was asked for."""
+
+
+class CheckpointError(MaskAlignError):
+    """A run folder or checkpoint that cannot be used."""
+
+
+class DivergedError(MaskAlignError):
+    """Training produced a value that is not finite."""
+
+
+class StreamError(MaskAlignError):
+    """A worker of the stream failed."""

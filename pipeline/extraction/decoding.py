@@ -1,0 +1,116 @@
+"""From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.cache.commit import SkippedPicture
+from pipeline.errors import SourceError
+from pipeline.views.codec import Pixels, ViewFormat, decode_image, decode_view, encode_view
+from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
+from pipeline.views.source import SourceSample, label_of
+from pipeline.workers import worker_context
+
+_SAMPLES_PER_JOB = 8
+_JOBS_AHEAD = 3  # per worker
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class SampleViews:
+    """The views of one picture: encoded crops, their pixels (V, S, S, 3) and boxes (V, 7) int32."""
+
+    key: str
+    label: int
+    members: dict[str, bytes]
+    crops: tuple[bytes, ...]
+    pixels: Pixels
+    boxes: NDArray[np.int32]
+
+
+Decoded = SampleViews | SkippedPicture
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Makes chosen views of a sample; a picklable function."""
+
+    policy: CropPolicy
+    views: tuple[int, ...]
+    view_format: ViewFormat
+
+    def __call__(self, sample: SourceSample) -> Decoded:
+        """Return the views, or why the sample is skipped."""
+        try:
+            return self._make(sample)
+        except SourceError as error:
+            return SkippedPicture(key=sample.key, reason=str(error))
+
+    def _make(self, sample: SourceSample) -> SampleViews:
+        if sample.image is None:
+            raise SourceError("has no picture among its members")
+        label = label_of(sample.members)
+        source = decode_image(sample.image)
+        boxes = [draw_crop(self.policy, sample.key, view, source.shape[1], source.shape[0]) for view in self.views]
+        crops = tuple(encode_view(cut_crop(source, box, self.policy.size), self.view_format) for box in boxes)
+        pixels = np.stack([decode_view(crop, self.view_format) for crop in crops])
+        return SampleViews(sample.key, label, sample.members, crops, pixels, np.array([box.as_row() for box in boxes], np.int32))
+
+
+class Decoder:
+    """Makes views in worker processes, in order and with bounded look-ahead; with no workers, in this process."""
+
+    def __init__(self, workers: int) -> None:
+        """Start `workers` processes."""
+        self._workers = workers
+        self._pool = ProcessPoolExecutor(workers, worker_context(), partial(torch.set_num_threads, 1)) if workers else None
+        self.busy_seconds = 0.0
+
+    def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:
+        """Yield the views of each sample, in order; raises SourceError if a worker died."""
+        try:
+            for views, seconds in self._results(in_groups(samples, _SAMPLES_PER_JOB), maker):
+                self.busy_seconds += seconds
+                yield from views
+        except BrokenProcessPool:
+            raise SourceError("a decoding worker died, perhaps for want of memory: give fewer --workers") from None
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _results(self, jobs: Iterator[list[SourceSample]], maker: ViewMaker) -> Iterator[tuple[list[Decoded], float]]:
+        if self._pool is None:
+            yield from (_run_job(maker, job) for job in jobs)
+            return
+        pending: deque[Future[tuple[list[Decoded], float]]] = deque()
+        for job in jobs:
+            pending.append(self._pool.submit(_run_job, maker, job))
+            if len(pending) >= self._workers * _JOBS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` consecutive items, the last one shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _run_job(maker: ViewMaker, job: list[SourceSample]) -> tuple[list[Decoded], float]:
+    begin = time.perf_counter()
+    return [maker(sample) for sample in job], time.perf_counter() - begin

@@ -1,0 +1,131 @@
+"""The extraction loop of one process: walks the tars, makes the missing units, and keeps count."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.cache.commit import SkippedPicture
+from pipeline.cache.schema import CacheSchema
+from pipeline.cache.units import Unit
+from pipeline.cache.writer import claimed, is_committed, scratch_folder
+from pipeline.errors import CacheError, SourceError
+from pipeline.extraction.decoding import Decoded, Decoder, SampleViews, ViewMaker, in_groups
+from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.timing import Timing
+from pipeline.extraction.unit_builder import UnitBuilder
+from pipeline.progress import ProgressDisplay
+from pipeline.views.crop import CropPolicy
+from pipeline.views.shards import Shard
+from pipeline.views.source import read_samples
+
+_LEAST_BAD_ALLOWED = 3
+
+
+@dataclass
+class Tally:
+    """What one process has done."""
+
+    units: int = 0
+    pictures: int = 0
+    views: int = 0
+    skipped: list[SkippedPicture] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
+    failed: dict[str, str] = field(default_factory=dict)  # tar to reason
+
+
+@dataclass
+class _Made:
+    """A tar whose units are encoded and wait to be written, and what is held until they are: the claim on it, open files."""
+
+    builders: list[UnitBuilder]
+    skipped: list[SkippedPicture]
+    pictures: int
+    held: ExitStack
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Makes units of a cache with one teacher; decoding, teacher and writing overlap."""
+
+    cache: Path
+    schema: CacheSchema
+    policy: CropPolicy
+    encoder: FeatureEncoder
+    decoder: Decoder
+    batch_size: int
+    max_bad: float
+    timing: Timing = field(default_factory=Timing)
+    tally: Tally = field(default_factory=Tally)
+
+    def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
+        """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
+        with scratch_folder(self.cache) as scratch, ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for shard in shards:
+                made = self._make(shard, [unit for unit in units if unit.source == shard.name], scratch)
+                if writing:
+                    writing.result()
+                writing = writer.submit(self._publish, made) if made else None
+                progress.update(sum(is_committed(self.cache, unit) for unit in units), self._rate())
+            if writing:
+                writing.result()
+        progress.update(sum(is_committed(self.cache, unit) for unit in units), self._rate())
+
+    def _make(self, shard: Shard, units: Sequence[Unit], scratch: Path) -> _Made | None:
+        held = ExitStack()
+        if not held.enter_context(claimed(self.cache, shard.name)):
+            self.tally.elsewhere.append(shard.name)
+            return None
+        missing = [unit for unit in units if not is_committed(self.cache, unit)]
+        try:
+            if missing:
+                return self._encode(shard, missing, scratch, held)
+        except (SourceError, CacheError) as error:
+            self.tally.failed[shard.name] = str(error)
+        held.close()
+        return None
+
+    def _encode(self, shard: Shard, units: Sequence[Unit], scratch: Path, held: ExitStack) -> _Made:
+        builders = [UnitBuilder(self.cache, self.schema, unit, place, scratch) for place, unit in enumerate(units)]
+        for builder in builders:
+            held.callback(builder.discard)
+        made = _Made(builders, [], 0, held)
+        maker = ViewMaker(self.policy, tuple(unit.view for unit in units), self.schema.view.format)
+        for samples in in_groups(self._good(self.decoder.views(read_samples(shard), maker), made.skipped), self.batch_size):
+            with self.timing.measure("teacher"):
+                for builder in builders:
+                    builder.add(samples, self.encoder)
+            made.pictures += len(samples)
+        self._refuse_bad(shard, made)
+        return made
+
+    def _good(self, decoded: Iterable[Decoded], skipped: list[SkippedPicture]) -> Iterator[SampleViews]:
+        for sample in decoded:
+            if isinstance(sample, SkippedPicture):
+                skipped.append(sample)
+            else:
+                yield sample
+
+    def _refuse_bad(self, shard: Shard, made: _Made) -> None:
+        bad, total = len(made.skipped), made.pictures + len(made.skipped)
+        if not made.pictures:
+            raise SourceError(f"tar {shard.name!r} holds no picture that can be decoded: leave it out or make it again")
+        if bad > max(_LEAST_BAD_ALLOWED, self.max_bad * total):
+            first = made.skipped[0]
+            raise SourceError(
+                f"tar {shard.name!r} has {bad} bad pictures of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self.max_bad:g}); "
+                f"the first: {first.key!r} {first.reason}; make the tar again or raise --max-bad"
+            )
+
+    def _publish(self, made: _Made) -> None:
+        with made.held, self.timing.measure("write"):
+            for builder in made.builders:
+                self.tally.units += builder.publish(made.skipped)
+        self.tally.pictures += made.pictures
+        self.tally.views += made.pictures * len(made.builders)
+        self.tally.skipped.extend(made.skipped)
+
+    def _rate(self) -> str:
+        return f"{self.tally.pictures / self.timing.wall:.0f} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"

@@ -1,0 +1,162 @@
+"""One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.cache.reader import Cache, calibration_digest
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
+from pipeline.cache.units import Unit, extended_units
+from pipeline.cache.writer import create_cache, extend_cache, is_committed
+from pipeline.errors import ConfigError
+from pipeline.extraction.calibration import calibrate
+from pipeline.extraction.decoding import Decoder, ViewMaker
+from pipeline.extraction.encode import FeatureEncoder, precision_of
+from pipeline.extraction.extractor import Extractor
+from pipeline.progress import ProgressDisplay
+from pipeline.teacher.load import load_teacher
+from pipeline.teacher.teacher import Teacher
+from pipeline.views.codec import DECODER, RESIZE, ViewFormat
+from pipeline.views.crop import CropPolicy
+from pipeline.views.shards import Shard
+
+_UNCALIBRATED = CalibrationSchema(pictures=0, sha256="")
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """The options of extract-teacher."""
+
+    shards: Sequence[Shard]
+    cache: Path
+    teacher: str
+    levels: str
+    views: int
+    encoding: Encoding
+    view_format: ViewFormat
+    image_size: int
+    patch_size: int
+    crop_scale: tuple[float, float]
+    flip: float
+    seed: int
+    batch_size: int
+    workers: int
+    max_bad: float
+    limit: int | None
+    device: torch.device
+    rank: int
+    processes: int
+
+    @property
+    def policy(self) -> CropPolicy:
+        """How views are drawn."""
+        return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
+
+    @property
+    def maker(self) -> ViewMaker:
+        """What makes the first view, for calibration and forecasts."""
+        return ViewMaker(self.policy, (0,), self.view_format)
+
+    @property
+    def sources(self) -> list[tuple[str, int]]:
+        """Names and sizes of the tars that this run covers."""
+        return [(shard.name, shard.size) for shard in self.shards[: self.limit]]
+
+
+def build_teacher(options: ExtractionOptions) -> Teacher:
+    """Load the teacher onto the device."""
+    teacher = load_teacher(options.teacher, image_size=options.image_size, patch_size=options.patch_size, levels=options.levels)
+    return teacher.to(options.device)
+
+
+def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: CalibrationSchema = _UNCALIBRATED) -> CacheSchema:
+    """Describe the cache that the options ask for."""
+    return CacheSchema(
+        teacher=TeacherSchema(
+            library=teacher.identity.library,
+            name=teacher.identity.name,
+            tag=teacher.identity.tag,
+            weights_sha256=teacher.identity.weights_sha256,
+            trained=teacher.trained,
+            depth=teacher.depth,
+            width=teacher.width,
+            patch_size=teacher.patch_size,
+            input_size=teacher.input_size,
+            has_cls=teacher.has_cls,
+            has_importance=teacher.has_importance,
+            precision=precision_of(options.device),
+        ),
+        view=ViewSchema(
+            format=options.view_format,
+            image_size=options.image_size,
+            patch_size=options.patch_size,
+            crop_scale=options.crop_scale,
+            flip=options.flip,
+            seed=options.seed,
+            decoder=DECODER,
+            resize=RESIZE,
+        ),
+        levels=teacher.levels,
+        encoding=options.encoding,
+        calibration=calibration,
+    )
+
+
+def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> None:
+    """Raise ConfigError, naming the keys that differ, if the cache exists with another configuration."""
+    differences = differing_keys(build_schema(options, teacher), Cache(options.cache).schema)
+    if differences:
+        raise ConfigError(
+            f"cache {str(options.cache)!r} was made with another configuration ({'; '.join(differences)}): repeat its options or use another --cache"
+        )
+
+
+def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
+    """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
+    if not options.cache.exists() or not any(options.cache.iterdir()):
+        _create(options, teacher, decoder)
+    refuse_other_configuration(options, teacher)
+    cache = Cache(options.cache)
+    present = {(shard.name, shard.size) for shard in options.shards}
+    return cache, extend_cache(options.cache, cache.schema, options.sources, options.views, present)
+
+
+def _create(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
+    if np.dtype(options.encoding).kind == "f":
+        shape = (len(teacher.levels), teacher.width)
+        mean, std, pictures = np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
+    else:
+        mean, std, pictures = calibrate(options.shards, options.maker, decoder, teacher, options.device)
+    schema = build_schema(options, teacher, CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std)))
+    create_cache(options.cache, schema, extended_units((), options.sources, options.views), mean, std)
+
+
+def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
+    """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
+    teacher = build_teacher(options)
+    decoder = Decoder(options.workers)
+    try:
+        cache, units = prepare_cache(options, teacher, decoder)
+        encoder = FeatureEncoder(teacher, *cache.calibration(), options.encoding, options.device, options.batch_size)
+        extractor = Extractor(options.cache, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
+        covered = {name for name, _ in options.sources}
+        wanted = [unit for unit in units if unit.source in covered]
+        with ProgressDisplay("extract-teacher", len(wanted), done=_committed(options.cache, wanted)) as progress:
+            extractor.run(_rotated(options), wanted, progress)
+    finally:
+        decoder.close()
+    extractor.timing.seconds["decode"] = decoder.busy_seconds / max(1, options.workers)
+    return extractor, len(wanted) - _committed(options.cache, wanted)
+
+
+def _committed(cache: Path, units: Sequence[Unit]) -> int:
+    return sum(is_committed(cache, unit) for unit in units)
+
+
+def _rotated(options: ExtractionOptions) -> Sequence[Shard]:
+    shards = options.shards[: options.limit]
+    start = len(shards) * options.rank // options.processes
+    return [*shards[start:], *shards[:start]]

@@ -1,0 +1,42 @@
+"""The look of the report page: its style sheet. Charts take their colours from the variables at its top."""
+
+STYLE_SHEET = """
+:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1b2230; --muted: #5b6675; --line: #d9dee6;
+  --accent: #2f6fdb; --warm: #d9772b; --tone: 42%; }
+@media (prefers-color-scheme: dark) { :root { --page: #11151b; --card: #1a2029; --ink: #e8ecf2; --muted: #9aa6b6; --line: #323b48;
+  --accent: #6ea2ff; --warm: #f0974e; --tone: 66%; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 16px; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 32px 0 8px; }
+h3 { font-size: .95rem; margin: 0 0 4px; }
+p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
+.grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.tables { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; min-width: 0; }
+.numbers { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); margin: 0; }
+.numbers dt { color: var(--muted); font-size: .85rem; }
+.numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.numbers small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted); }
+.wide { overflow-x: auto; }
+.wide svg { min-width: 560px; max-width: 860px; margin: 0 auto; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif !important; }
+.strips { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+.strip { margin: 0; min-width: 0; }
+.strip div { display: flex; gap: 4px; }
+.strip img { flex: 1 1 0; min-width: 0; width: 100%; height: auto; border-radius: 4px; }
+.strip figcaption { font-size: .85rem; margin-top: 4px; overflow-wrap: anywhere; }
+.strip span { color: var(--muted); }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 650; padding-bottom: 4px; }
+th, td { text-align: left; padding: 3px 14px 3px 0; border-top: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; }
+tr:first-child > * { border-top: 0; }
+th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; color: var(--muted); }
+.log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
+@media (max-width: 480px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
+  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } }
+summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
+"""

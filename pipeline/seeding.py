@@ -1,0 +1,24 @@
+"""Keyed randomness: every draw is a pure function of what it is for, so no generator has a state to save or to share."""
+
+import hashlib
+
+import numpy as np
+
+Key = int | str
+
+
+def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
+    """Return the generator of one draw, named by a purpose and by whatever tells it from others (epoch, sample, view)."""
+    digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def derived_seed(seed: int, purpose: str, *keys: Key) -> int:
+    """Return a seed for a library that wants an integer: 63 bits."""
+    digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def key_hash(key: str) -> int:
+    """Return the 64-bit hash by which the cache knows a sample: BLAKE2b of the UTF-8 key, 8 bytes, little-endian."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,93 @@
+"""Make the timm vision transformer of a student, and refuse by name what a masked student cannot use.
+
+Masking needs tokens that stand for one patch each and know their place only by an added position. That is timm's plain
+`VisionTransformer`, with a linear patch embedding; windows, convolutions, pooling between blocks and rotary positions are not.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.layers import PatchEmbed
+from timm.models import is_model_in_modules
+from timm.models.vision_transformer import VisionTransformer
+
+from pipeline.errors import ConfigError
+
+Option = int | float | bool | str
+
+# In these modules every model takes the arguments of VisionTransformer, so a refused argument is the user's.
+MODULES = ("vision_transformer", "deit")
+RESERVED = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only",
+    "num_classes", "in_chans", "img_size", "patch_size", "drop_path_rate", "patch_drop_rate",
+)  # fmt: skip
+
+
+def create_backbone(model: str, options: Mapping[str, Option], drop_path: float, image_size: int, patch_size: int) -> VisionTransformer:
+    """Return an untrained timm model without classifier for pictures of `image_size` pixels a side.
+
+    Raises ConfigError for a model that is unknown or no plain vision transformer, for options that it does not take and for sizes that
+    do not divide.
+    """
+    _check_name(model)
+    _check_sizes(image_size, patch_size)
+    _check_reserved(options)
+    sizes = {"img_size": image_size, "patch_size": patch_size}
+    vit = _create(model, options, {"num_classes": 0, "drop_path_rate": drop_path, **sizes})
+    _check_plain(model, vit)
+    return vit
+
+
+def _create(model: str, options: Mapping[str, Option], fixed: Mapping[str, Any]) -> Any:  # noqa: ANN401  # anything that timm makes
+    try:
+        return timm.create_model(model, pretrained=False, **fixed, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ConfigError(
+            f"student.options {dict(options)} do not fit student.model {model!r} ({error}): "
+            "give arguments of timm's VisionTransformer, such as depth, embed_dim and num_heads, the width a multiple of the heads"
+        ) from error
+
+
+def _check_name(model: str) -> None:
+    if ":" in model or not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
+        raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
+    if not is_model_in_modules(model, MODULES):
+        _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")
+
+
+def _check_sizes(image_size: int, patch_size: int) -> None:
+    if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+        raise ConfigError(
+            f"image size {image_size} is no multiple of patch size {patch_size}: choose sizes that divide, such as 224 and 16"
+        )
+
+
+def _check_reserved(options: Mapping[str, Option]) -> None:
+    taken = sorted(set(options) & set(RESERVED))
+    if taken:
+        raise ConfigError(
+            f"student.options sets {', '.join(map(repr, taken))}, which pretraining fixes itself: remove it; "
+            "sizes come with the data, drop path is student.drop_path, hidden patches are mask.ratio"
+        )
+
+
+def _check_plain(model: str, vit: VisionTransformer) -> None:
+    if type(vit) is not VisionTransformer:
+        _refuse(model, f"timm makes a {type(vit).__name__} of it")
+    if type(vit.patch_embed) is not PatchEmbed:
+        _refuse(model, f"its patches are embedded by a {type(vit.patch_embed).__name__}, not by one linear layer")
+    if vit.pos_embed is None:
+        _refuse(model, "it has no added position embedding")
+    if vit.embed_dim % 4:
+        raise ConfigError(f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4")
+
+
+def _refuse(model: str, reason: str) -> None:
+    raise ConfigError(
+        f"student.model {model!r} is no plain vision transformer: {reason}; "
+        "choose one that timm builds as VisionTransformer, such as 'vit_base_patch16_224' or 'vit_large_patch16_224'"
+    )

@@ -1,0 +1,121 @@
+"""The masked encoder: a plain timm vision transformer that is given only the visible patches (MaskAlign, section 3).
+
+The timm model keeps its own names, so its weights load into `timm.create_model` as they are. Pixels are gathered before the
+patch embedding, which equals gathering embeddings after it and costs a third.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field, field_validator
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+from pipeline.student.backbone import Option, create_backbone
+from pipeline.student.initialise import freeze_unused, initialise
+from pipeline.student.patches import cut_patches
+
+
+class StudentConfig(Section):
+    """Which timm vision transformer, with what arguments, and its stochastic depth in pretraining."""
+
+    model: str = "vit_base_patch16_224"
+    options: dict[str, Option] = Field(default_factory=dict)
+    drop_path: float = 0.1
+
+    @field_validator("drop_path")
+    @classmethod
+    def _within_range(cls, drop_path: float) -> float:
+        if not 0 <= drop_path < 1:
+            raise ValueError("the rate of dropped paths must be at least 0 and less than 1, such as 0.1")
+        return drop_path
+
+
+class MaskedEncoder(nn.Module):
+    """A timm vision transformer on lists of visible patches.
+
+    Attributes: `vit` the timm model, `width` C, `depth` L, `grid` patches a side, `patch_size` pixels a side, `has_cls`, and
+    `prefix_tokens`, the number of tokens before the patches (CLS first if there is one, then registers).
+    """
+
+    pixel_mean: Tensor
+    pixel_deviation: Tensor
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.vit = vit
+        self.width: int = vit.embed_dim
+        self.depth = len(vit.blocks)
+        self.grid: int = vit.patch_embed.grid_size[0]
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.has_cls = vit.cls_token is not None
+        self.prefix_tokens: int = vit.num_prefix_tokens
+        pixels = self.patch_size**2
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).repeat(pixels), persistent=False)
+        self.register_buffer("pixel_deviation", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False)
+
+    def embed(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Return the first block's input (B, prefix + K, C) for patches (B, K, P) at places visible (B, K) int64.
+
+        Patches of uint8 are normalised by ImageNet's mean and deviation; floating-point ones count as normalised already.
+        """
+        vit = self.vit
+        patch_positions, prefix_positions = self._positions()
+        tokens = self._project(patches) + patch_positions[visible]
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        if prefix:
+            first = torch.cat(prefix, dim=1) + prefix_positions
+            tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
+        return vit.norm_pre(vit.pos_drop(tokens))  # type: ignore[no-any-return]
+
+    def blocks(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Yield the output (B, prefix + K, C) of each of the L blocks; a block runs only when it is asked for."""
+        for block in self.vit.blocks:
+            tokens = block(tokens)
+            yield tokens
+
+    def forward_tokens(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Return the last block's output (B, prefix + K, C), before any norm; arguments as in `embed`."""
+        return self.vit.blocks(self.embed(patches, visible))  # type: ignore[no-any-return]
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return all tokens (B, prefix + N, C) after the final norm for whole pictures (B, H, W, 3) uint8.
+
+        Raises ConfigError for pictures of another size.
+        """
+        side = self.grid * self.patch_size
+        if images.shape[1:] != (side, side, 3):
+            raise ConfigError(
+                f"pictures of shape {tuple(images.shape[1:])} do not fit the student: give {side} x {side} pixels, three channels last"
+            )
+        patches = cut_patches(images, self.patch_size)
+        everything = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
+        return self.vit.norm(self.forward_tokens(patches, everything))  # type: ignore[no-any-return]
+
+    def _project(self, patches: Tensor) -> Tensor:
+        """Embed patches (B, K, P) as (B, K, C) by timm's convolution, written as the matrix that it is."""
+        embedding = self.vit.patch_embed
+        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        pixels = patches.to(weight.dtype)
+        if not patches.is_floating_point():
+            pixels = (pixels / 255 - self.pixel_mean) / self.pixel_deviation
+        return embedding.norm(F.linear(pixels, weight, embedding.proj.bias))  # type: ignore[no-any-return]
+
+    def _positions(self) -> tuple[Tensor, Tensor | float]:
+        """Return the positions of the patches (N, C) and of the prefix tokens (prefix, C), 0 where these have none."""
+        positions = self.vit.pos_embed[0]
+        if self.vit.no_embed_class:
+            return positions, 0.0
+        return positions[self.prefix_tokens :], positions[: self.prefix_tokens]
+
+
+def build_encoder(config: StudentConfig, image_size: int, patch_size: int) -> MaskedEncoder:
+    """Return an untrained encoder for square pictures, its values drawn from torch's global generator; raises ConfigError."""
+    vit = create_backbone(config.model, config.options, config.drop_path, image_size, patch_size)
+    initialise(vit)
+    freeze_unused(vit)
+    return MaskedEncoder(vit)

@@ -1,0 +1,62 @@
+"""Fixed positions, MAE's initial values, and the parameters that take no part in pretraining (He et al., 2022, appendix A.1).
+
+Values come from torch's global generator, in the fixed order of the modules: whoever seeds it gets the same student again.
+"""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Return 2-D sine-cosine positions (N, C) float32: the first half of the channels tells the column, the second the row."""
+    place = torch.arange(grid, dtype=torch.float64)
+    row, column = torch.meshgrid(place, place, indexing="ij")
+    both = [_sincos(axis.flatten(), width // 2) for axis in (column, row)]
+    return torch.cat(both, dim=1).float()
+
+
+def _sincos(place: Tensor, width: int) -> Tensor:
+    """Return sines, then cosines (N, width) of places (N,) at frequencies from 1 down to 1/10000."""
+    frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = place[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+@torch.no_grad()
+def initialise(vit: VisionTransformer) -> None:
+    """Set every weight of a timm model as MAE does; positions become the fixed ones, zero for CLS and registers."""
+    for module in vit.modules():
+        initialise_layer(module)
+    _initialise_patch_embedding(vit.patch_embed.proj)
+    for token in (vit.cls_token, vit.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
+    positions = sincos_positions(vit.patch_embed.grid_size[0], vit.embed_dim)
+    vit.pos_embed.zero_()
+    vit.pos_embed[0, -len(positions) :] = positions
+
+
+def initialise_layer(module: nn.Module) -> None:
+    """Set a linear layer to Xavier-uniform and zero bias, a layer norm to the identity; leave all else."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+
+
+def _initialise_patch_embedding(convolution: nn.Conv2d) -> None:
+    """Set the convolution as the linear layer that it is, else Xavier's fan-out would count each pixel."""
+    nn.init.xavier_uniform_(convolution.weight.flatten(1))
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+
+
+def freeze_unused(vit: VisionTransformer) -> None:
+    """Freeze the positions and whatever follows the last block: DDP fails on parameters that never get a gradient."""
+    vit.pos_embed.requires_grad_(False)
+    for module in (vit.norm, vit.fc_norm, vit.attn_pool):
+        if module is not None:
+            module.requires_grad_(False)

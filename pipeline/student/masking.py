@@ -1,0 +1,114 @@
+"""Masks: which K of the N patches a student sees (MaskAlign, section 3; blocks after BEiT, section 2.3).
+
+A mask is an ascending list of patch numbers of fixed length. It is drawn in data workers from a keyed generator, so this
+file needs only numpy.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import field_validator
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+
+Strategy = Literal["attention", "random", "block"]
+
+# Below every positive float32, so that patches without importance come last, and among themselves in random order.
+LEAST_IMPORTANCE = 1e-300
+# BEiT's blocks cover at least 16 of 196 patches, with sides in a ratio of up to 1 to 0.3.
+SMALLEST_BLOCK = 16 / 196
+FLATTEST_BLOCK = 0.3
+
+
+class MaskConfig(Section):
+    """How patches are chosen, and the share of them that is hidden."""
+
+    strategy: Strategy = "attention"
+    ratio: float = 0.7
+
+    @field_validator("ratio")
+    @classmethod
+    def _within_range(cls, ratio: float) -> float:
+        if not 0 <= ratio < 1:
+            raise ValueError("the hidden share must be at least 0 and less than 1, such as 0.7")
+        return ratio
+
+
+def visible_count(patches: int, ratio: float) -> int:
+    """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
+    count = math.floor(patches * (1 - ratio) + 1e-6)
+    if not 1 <= count <= patches:
+        raise ConfigError(
+            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: choose a ratio from 0 to {max(0.0, 1 - 1 / patches):.4g}"
+        )
+    return count
+
+
+def draw_visible(
+    strategy: Strategy, importance: NDArray[np.float32] | None, grid: int, count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw the visible patches (K,) int64 of one picture, ascending and distinct.
+
+    `attention` draws without replacement with probability proportional to `importance` (N,), `random` uniformly, and
+    `block` hides rectangles of the grid x grid patches. Raises ConfigError for an unknown strategy or impossible values.
+    """
+    patches = grid * grid
+    if not 1 <= count <= patches:
+        raise ConfigError(f"{count} visible patches cannot be drawn from a grid of {grid} x {grid}: choose 1 to {patches}")
+    if strategy == "attention":
+        return _draw_first(rng.standard_exponential(patches) / _checked_importance(importance, patches), count)
+    if strategy == "random":
+        return _draw_first(rng.standard_exponential(patches), count)
+    if strategy == "block":
+        return _draw_around_blocks(grid, count, rng)
+    raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
+
+
+def _checked_importance(importance: NDArray[np.float32] | None, patches: int) -> NDArray[np.float64]:
+    """Return the importance (N,) as float64 above zero."""
+    if importance is None:
+        raise ConfigError(
+            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher with neither CLS nor query "
+            "has none): choose 'random' or 'block'"
+        )
+    if importance.shape != (patches,):
+        raise ConfigError(f"importance has shape {importance.shape}, but the grid has {patches} patches: give one value for each patch")
+    if not importance.min() >= 0:
+        raise ConfigError(f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from")
+    return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
+
+
+def _draw_first(arrivals: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Return the `count` patches that arrive first.
+
+    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those
+    left over: a draw without replacement in one sort (Efraimidis and Spirakis, 2006).
+    """
+    first = np.argpartition(arrivals, count - 1)[:count]
+    first.sort()
+    return first.astype(np.int64, copy=False)
+
+
+def _draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Hide rectangles until at most `count` patches are visible, then give back hidden ones at random up to `count`."""
+    hide = grid * grid - count
+    hidden = np.zeros((grid, grid), dtype=bool)
+    while (missing := hide - int(hidden.sum())) > 0:
+        hidden[_draw_block(grid, missing, rng)] = True
+    surplus = int(hidden.sum()) - hide
+    hidden.flat[rng.choice(np.flatnonzero(hidden), surplus, replace=False)] = False
+    return np.flatnonzero(~hidden).astype(np.int64, copy=False)
+
+
+def _draw_block(grid: int, missing: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Draw a rectangle of about the smallest area to `missing` patches, somewhere inside the grid."""
+    smallest = max(1.0, SMALLEST_BLOCK * grid * grid)
+    area = rng.uniform(smallest, max(smallest, missing))
+    aspect = math.exp(rng.uniform(math.log(FLATTEST_BLOCK), -math.log(FLATTEST_BLOCK)))
+    height = min(grid, max(1, round(math.sqrt(area * aspect))))
+    width = min(grid, max(1, round(math.sqrt(area / aspect))))
+    top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
+    return slice(top, top + height), slice(left, left + width)

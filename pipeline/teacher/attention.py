@@ -1,0 +1,82 @@
+"""Importance of patches, recomputed in float32 from the libraries' own projections, so that no hook and no slow attention is needed.
+
+Towers with CLS: softmax attention of the last block from CLS to the patches, averaged over heads. Towers that pool with a learned query:
+that query's attention. The softmax runs over all tokens, then the patches' numbers are taken (arXiv 2211.08887, attentive masking).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import Attention as OpenClipAttention
+from open_clip.transformer import ResidualAttentionBlock
+from timm.layers import AttentionPoolLatent
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class SelfAttention:
+    """What makes the queries and keys of a block."""
+
+    norm: nn.Module
+    weight: Tensor  # queries, keys and values stacked: (3 D, D)
+    bias: Tensor | None  # (3 D,)
+    heads: int
+    query_norm: nn.Module
+    key_norm: nn.Module
+
+
+def timm_attention(block: Block) -> SelfAttention:
+    """Read a timm block."""
+    attention = block.attn
+    qkv = attention.qkv
+    return SelfAttention(block.norm1, qkv.weight, qkv.bias, attention.num_heads, attention.q_norm, attention.k_norm)
+
+
+def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
+    """Read an open_clip block, with torch's attention or with open_clip's own."""
+    attention = block.attn
+    own = isinstance(attention, OpenClipAttention)
+    query_norm, key_norm = (attention.ln_q, attention.ln_k) if own else (nn.Identity(), nn.Identity())
+    return SelfAttention(block.ln_1, attention.in_proj_weight, attention.in_proj_bias, attention.num_heads, query_norm, key_norm)
+
+
+def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Tensor:
+    """Attention of the first token to the patches: tokens (B, prefix + N, D) that enter the block, returns (B, N) float32."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        normed = attention.norm(tokens.float())
+        query = attention.query_norm(_heads(_project(attention, normed[:, :1], 0), attention.heads))
+        keys = attention.key_norm(_heads(_project(attention, normed, 1), attention.heads))
+        return _mean_attention(query, keys)[:, prefix:]
+
+
+def query_importance(pool: AttentionPoolLatent, norm: nn.Module, tokens: Tensor, skipped: int, prefix: int) -> Tensor:
+    """Attention of a pooling query to the patches: tokens (B, prefix + N, D) that leave the last block, returns (B, N) float32.
+
+    The pool attends to the normed tokens from `skipped` on.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        pooled = norm(tokens.float())[:, skipped:]
+        if pool.pos_embed is not None:
+            pooled = pooled + pool.pos_embed
+        query = pool.q_norm(_heads(pool.q(pool.latent), pool.num_heads))
+        keys = pool.k_norm(_heads(pool.kv(pooled).chunk(2, dim=-1)[0], pool.num_heads))
+        return _mean_attention(query, keys)[:, prefix - skipped :]
+
+
+def _project(attention: SelfAttention, tokens: Tensor, part: int) -> Tensor:
+    """Project to queries (part 0) or keys (part 1)."""
+    bias = None if attention.bias is None else attention.bias.chunk(3)[part]
+    return F.linear(tokens, attention.weight.chunk(3)[part], bias)
+
+
+def _heads(tokens: Tensor, heads: int) -> Tensor:
+    """(B, T, D) to (B, heads, T, D / heads)."""
+    return tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _mean_attention(query: Tensor, keys: Tensor) -> Tensor:
+    """Softmax over all keys (B, heads, T, d), averaged over heads and queries (B or 1, heads, Q, d): (B, T)."""
+    scores: Tensor = query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5
+    return scores.softmax(dim=-1).mean(dim=(1, 2))

@@ -1,0 +1,140 @@
+"""open_clip's vision towers by model and tag or from a folder, checked before any weights are fetched: plain ViT, right activation."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.teacher.source import LOCAL, RANDOM, Source, TeacherIdentity, build, freeze, not_plain, suggestion, weights_sha256
+from pipeline.teacher.timm_zoo import require_plain_timm
+
+Config = dict[str, Any]
+_FOLDER = "local-dir:"
+_CONFIG_FILE = "open_clip_config.json"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # what open_clip looks for
+_QUICK = "-quickgelu"
+# an untrained tower needs no text tower, and open_clip always builds one
+_TINY_TEXT = {"width": 8, "heads": 1, "layers": 1, "vocab_size": 8, "context_length": 8}
+
+
+def load_open_clip(spec: str, name: str) -> Source:
+    """Load `MODEL/TAG`, `MODEL/random` or `local-dir:PATH`; raises ConfigError."""
+    if name.startswith(_FOLDER):
+        return _load_folder(spec, name, Path(name.removeprefix(_FOLDER)))
+    if ":" in name:
+        raise ConfigError(f"teacher {spec!r} names a place that is not accepted: download the model and give open_clip:local-dir:PATH")
+    model_name, _, tag = name.partition("/")
+    config = _model_config(spec, model_name)
+    _require_plain(spec, config)
+    _require_tag(spec, config, model_name, tag)
+    remedy = f"check the network, give open_clip:local-dir:PATH, or 'open_clip:{model_name}/{RANDOM}' for untrained weights"
+    return _source(build(spec, remedy, lambda: _create(config, model_name, tag)), model_name, tag)
+
+
+def _load_folder(spec: str, name: str, folder: Path) -> Source:
+    config = _folder_config(spec, folder)
+    _require_plain(spec, config)
+    if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
+        raise ConfigError(f"teacher {spec!r} has no weights: the folder needs one of {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}")
+    remedy = f"the weights must be those of the model in {_CONFIG_FILE}, as open_clip saves them"
+    model = build(spec, remedy, lambda: open_clip.create_model(name, require_pretrained=True, pretrained_text=False))
+    return _source(model, _local_name(config), LOCAL)
+
+
+def _local_name(config: Config) -> str:
+    """Name a model by its vision configuration: where its folder lies must not matter, its activation and heads must."""
+    vision = config["vision_cfg"]
+    shape = "".join(f"-{key.removesuffix('_size')}{vision[key]}" for key in ("patch_size", "width", "layers") if key in vision)
+    told = json.dumps([vision, config.get("embed_dim"), bool(config.get("quick_gelu"))], sort_keys=True)
+    return f"{vision.get('timm_model_name', 'ViT')}{shape}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def _source(model: nn.Module, name: str, tag: str) -> Source:
+    """Keep the vision tower, let the text tower go."""
+    visual = freeze(model.visual)  # type: ignore[arg-type]
+    preprocess: Config = visual.preprocess_cfg  # type: ignore[assignment]
+    identity = TeacherIdentity("open_clip", name, tag, weights_sha256(visual))
+    return Source(visual, identity, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+
+
+def _create(config: Config, model_name: str, tag: str) -> nn.Module:
+    model: nn.Module
+    if tag == RANDOM:
+        multimodal = {"multimodal_cfg": _TINY_TEXT} if "multimodal_cfg" in config else {}
+        model = open_clip.create_model(model_name, pretrained_text=False, text_cfg=_TINY_TEXT, **multimodal)
+    else:
+        model = open_clip.create_model(model_name, pretrained=tag, require_pretrained=True, pretrained_text=False)
+    return model
+
+
+def _model_config(spec: str, model_name: str) -> Config:
+    known = open_clip.list_models()
+    if model_name not in known:
+        raise ConfigError(
+            f"teacher {spec!r} names no model of open_clip: {suggestion(model_name, known)}open_clip.list_models() has all names"
+        )
+    config: Config = open_clip.get_model_config(model_name)
+    return config
+
+
+def _folder_config(spec: str, folder: Path) -> Config:
+    """Read the model's part of a folder's configuration; raises ConfigError that says what is missing or wrong."""
+    needed = f"give a folder that holds {_CONFIG_FILE} with model_cfg and the weights"
+    if not folder.is_dir():
+        raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
+    try:
+        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}") from None
+    model: Config | None = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
+        raise ConfigError(f"teacher {spec!r} has a {_CONFIG_FILE} without model_cfg, or that without vision_cfg and text_cfg: {needed}")
+    return model
+
+
+def _require_plain(spec: str, config: Config) -> None:
+    vision = config["vision_cfg"]
+    if timm_name := vision.get("timm_model_name"):
+        require_plain_timm(spec, timm_name)
+    elif isinstance(vision.get("layers"), list):
+        raise not_plain(spec, "is a ModifiedResNet")
+    elif isinstance(vision.get("patch_size"), list):
+        raise not_plain(spec, "has patches that need not be square")
+    elif vision.get("scaled_cosine_attn"):
+        raise not_plain(spec, "is a VisionTransformer with scaled cosine attention")
+
+
+def _require_tag(spec: str, config: Config, model_name: str, tag: str) -> None:
+    """Refuse an unknown tag, a file instead of a tag, and weights whose activation is not the model's."""
+    if tag == RANDOM:
+        return
+    if "/" in tag or Path(tag).suffix:
+        remedy = f"put it into a folder with its {_CONFIG_FILE} and give open_clip:local-dir:FOLDER"
+        raise ConfigError(f"teacher {spec!r} names a file where a tag belongs: {remedy}")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if tag not in tags and tag not in open_clip.list_pretrained_tags_by_model(_sibling(model_name)):
+        accepted = ", ".join(f"open_clip:{model_name}/{one}" for one in (*tags, RANDOM))
+        raise ConfigError(f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
+    if tag not in tags or bool(get_pretrained_cfg(model_name, tag).get("quick_gelu")) != bool(config.get("quick_gelu")):
+        raise _wrong_activation(spec, config, model_name, tag)
+
+
+def _sibling(model_name: str) -> str:
+    """Name the same model with the other activation; open_clip may not have it."""
+    return model_name.removesuffix(_QUICK) if model_name.endswith(_QUICK) else model_name + _QUICK
+
+
+def _wrong_activation(spec: str, config: Config, model_name: str, tag: str) -> ConfigError:
+    model_has, weights_want = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")
+    right = _sibling(model_name)
+    remedy = (
+        f"give 'open_clip:{right}/{tag}'"
+        if right in open_clip.list_models()
+        else "open_clip has no right model for them, choose another tag"
+    )
+    return ConfigError(f"teacher {spec!r} has {model_has} where its weights were trained with {weights_want} (quick_gelu): {remedy}")

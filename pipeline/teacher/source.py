@@ -1,0 +1,104 @@
+"""What both libraries hand over: a tower with its identity. Building is seeded and quiet; a failure names the teacher and the remedy."""
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+RANDOM = "random"  # the tag of untrained weights
+LOCAL = "local"  # the tag of weights from a folder
+EXAMPLES = "'open_clip:ViT-B-16-quickgelu/openai' or 'timm:vit_base_patch16_224.dino'"
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """Which weights a teacher has, whatever path they came from.
+
+    `weights_sha256` covers the vision tower as it was loaded, before its positions are resized: the same for every grid.
+    """
+
+    library: str
+    name: str
+    tag: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A vision tower at its native size, float32, with the normalisation that it expects."""
+
+    module: nn.Module
+    identity: TeacherIdentity
+    mean: tuple[float, ...]  # of R, G, B in [0, 1]
+    std: tuple[float, ...]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Digest the state: for each tensor in the order of the names a line `name dtype shape` and then the bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}\n".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Draw the same weights in every process and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the accelerators too, which fork_rng does not restore here
+        yield
+
+
+@contextmanager
+def quiet_root() -> Iterator[None]:
+    """Drop what is logged on the root logger itself: open_clip tells each step there, and the first such call would install a handler."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(_reject)
+    try:
+        yield
+    finally:
+        root.removeFilter(_reject)
+        root.removeHandler(handler)
+
+
+def _reject(_record: logging.LogRecord) -> bool:
+    return False
+
+
+def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
+    """Run a library's factory; raises ConfigError that names the teacher, the cause and the remedy."""
+    try:
+        with quiet_root(), seeded():
+            return create()
+    except Exception as error:  # a download fails with whatever the library's HTTP client raises
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"teacher {spec!r} cannot be loaded ({cause}): {remedy}") from error
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Bring a tower to float32, evaluation mode and no gradients."""
+    return module.float().eval().requires_grad_(False)
+
+
+def suggestion(value: str, known: Iterable[str]) -> str:
+    """Return `did you mean ...? ` with up to three known names like the value, or nothing."""
+    close = difflib.get_close_matches(value, list(known), n=3)
+    return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+
+
+def not_plain(spec: str, fault: str) -> ConfigError:
+    """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
+    return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as {EXAMPLES}")

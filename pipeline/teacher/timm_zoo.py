@@ -1,0 +1,67 @@
+"""timm's vision transformers by name and tag, checked on the meta device before any weights are fetched."""
+
+import timm
+import torch
+from timm.layers import QuickGELU
+from timm.models import get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.teacher.source import RANDOM, Source, TeacherIdentity, build, freeze, seeded, suggestion, weights_sha256
+from pipeline.teacher.tower import require_plain
+
+
+def load_timm(spec: str, name: str) -> Source:
+    """Load `MODEL.TAG`, `MODEL` with timm's default tag, or `MODEL.random`; raises ConfigError."""
+    model_name, tag = _resolve(spec, name)
+    require_plain_timm(spec, model_name, tag)
+    remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
+    module = freeze(build(spec, remedy, lambda: _create(model_name, tag)))
+    identity = TeacherIdentity("timm", model_name, tag, weights_sha256(module))
+    return Source(module, identity, *_normalisation(module))
+
+
+def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
+    """Refuse what is no plain ViT, and weights whose activation the model does not have. Raises ConfigError; loads no weights."""
+    with torch.device("meta"), seeded():
+        skeleton = timm.create_model(model_name)
+    require_plain(skeleton, spec)
+    if tag != RANDOM:
+        _require_activation(spec, skeleton, model_name, tag)
+
+
+def _resolve(spec: str, name: str) -> tuple[str, str]:
+    """Split into a model that timm has and a tag of it."""
+    model_name, dot, tag = name.partition(".")
+    if model_name not in (known := timm.list_models()):
+        raise ConfigError(f"teacher {spec!r} names no model of timm: {suggestion(model_name, known)}timm.list_models() has all names")
+    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(model_name)]
+    if not dot and tags:
+        return model_name, get_pretrained_cfg(model_name).tag
+    if tag not in (*tags, RANDOM):
+        accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
+        raise ConfigError(f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
+    return model_name, tag
+
+
+def _require_activation(spec: str, model: VisionTransformer, model_name: str, tag: str) -> None:
+    """Refuse QuickGELU weights under a name with plain GELU, which timm offers with a note only, and the reverse."""
+    notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
+    native = any("natively quickgelu" in note.lower() for note in notes)
+    if native != any(isinstance(part, QuickGELU) for part in model.modules()):
+        right = model_name.replace("_clip_", "_clip_quickgelu_") if native else model_name.replace("_quickgelu", "")
+        activation = "QuickGELU" if native else "GELU"
+        raise ConfigError(f"teacher {spec!r} has the wrong activation, its weights are {activation} weights: give 'timm:{right}.{tag}'")
+
+
+def _create(model_name: str, tag: str) -> nn.Module:
+    """Build with the classifier, so that trained weights load strictly, then drop it."""
+    model: nn.Module
+    model = timm.create_model(model_name) if tag == RANDOM else timm.create_model(f"{model_name}.{tag}", pretrained=True)
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model
+
+
+def _normalisation(model: VisionTransformer) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])

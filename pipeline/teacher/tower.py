@@ -1,0 +1,155 @@
+"""One shape for both libraries' vision towers: block outputs with all tokens, the final norm, the importance, positions on our grid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.teacher.attention import cls_importance, open_clip_attention, query_importance, timm_attention
+from pipeline.teacher.geometry import resize_positions
+from pipeline.teacher.source import not_plain
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """How a tower ranks its patches: from the output (B, prefix + N, D) of one block to (B, N) float32."""
+
+    block: int
+    of: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A vision tower whose positions fit the grid.
+
+    outputs: from images (B, 3, H, W) and ascending block numbers to (B, prefix + N, D) for each block.
+    """
+
+    module: nn.Module
+    depth: int
+    width: int
+    patch_size: int
+    prefix: int  # tokens before the patches: CLS, distillation, registers
+    has_cls: bool
+    final_norm: nn.Module
+    outputs: Callable[[Tensor, list[int]], list[Tensor]]
+    importance: Importance | None
+
+
+def require_plain(model: nn.Module, spec: str) -> None:
+    """Refuse a timm model that is no plain ViT with learned positions; it may be on the meta device. Raises ConfigError."""
+    if fault := _fault(model):
+        raise not_plain(spec, fault)
+
+
+def _fault(model: TimmViT) -> str | None:
+    name = type(model).__name__
+    if type(model) not in (TimmViT, VisionTransformerDistilled):
+        return f"is {'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    if type(model.patch_embed) is not PatchEmbed or len(set(model.patch_embed.patch_size)) != 1:
+        return f"is a {name} with a {type(model.patch_embed).__name__} stem"
+    if model.pos_embed is None:
+        return f"is a {name} without position embeddings"
+    odd = [block for block in model.blocks if type(block) is not Block] or [b.attn for b in model.blocks if type(b.attn) is not Attention]
+    return f"is a {name} made of {type(odd[0]).__name__}" if odd else None
+
+
+def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
+    """Fit a loaded tower to a grid (its positions are replaced); raises ConfigError for what is no plain ViT."""
+    if isinstance(module, TimmModel):
+        tower = build_tower(module.trunk, spec, grid)
+    elif isinstance(module, OpenClipViT):
+        tower = _open_clip_tower(module, grid)
+    else:
+        require_plain(module, spec)
+        tower = _timm_tower(module, grid)
+    if tower.depth < 2:
+        raise ConfigError(f"teacher {spec!r} has {tower.depth} block: a teacher needs at least 2")
+    return tower
+
+
+def _timm_tower(model: TimmViT, grid: int) -> Tower:
+    _fit_timm(model, grid)
+    return Tower(
+        module=model,
+        depth=len(model.blocks),
+        width=model.embed_dim,
+        patch_size=model.patch_embed.patch_size[0],
+        prefix=model.num_prefix_tokens,
+        has_cls=model.has_class_token,
+        final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
+        outputs=partial(_timm_outputs, model),
+        importance=_timm_importance(model),
+    )
+
+
+def _fit_timm(model: TimmViT, grid: int) -> None:
+    native, size = model.patch_embed.grid_size, grid * model.patch_embed.patch_size[0]
+    model.pos_embed = _frozen(resize_positions(model.pos_embed[0], native, grid)[None])
+    pool = model.attn_pool
+    if isinstance(pool, AttentionPoolLatent) and pool.pos_embed is not None:
+        pool.pos_embed = _frozen(resize_positions(pool.pos_embed, native, grid))
+    model.patch_embed.set_input_size(img_size=(size, size))
+
+
+def _timm_outputs(model: TimmViT, images: Tensor, blocks: list[int]) -> list[Tensor]:
+    found = model.forward_intermediates(
+        images, blocks, return_prefix_tokens=True, output_fmt="NLC", output_dict=True, intermediates_only=True, stop_early=True
+    )
+    return _joined(found)
+
+
+def _timm_importance(model: TimmViT) -> Importance | None:
+    prefix, last = model.num_prefix_tokens, len(model.blocks) - 1
+    if model.has_class_token:
+        return Importance(last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix))
+    if isinstance(model.attn_pool, AttentionPoolLatent):
+        skipped = 0 if model.pool_include_prefix else prefix
+        return Importance(last, lambda tokens: query_importance(model.attn_pool, model.norm, tokens, skipped, prefix))
+    return None
+
+
+def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
+    visual.positional_embedding = _frozen(resize_positions(visual.positional_embedding, visual.grid_size, grid))
+    visual.grid_size = (grid, grid)
+    blocks = visual.transformer.resblocks
+    last = len(blocks) - 1
+    return Tower(
+        module=visual,
+        depth=len(blocks),
+        width=visual.transformer.width,
+        patch_size=visual.patch_size[0],
+        prefix=1,
+        has_cls=True,
+        # with an attention pool (CoCa), ln_post follows the pool and the tokens are normed by the pool itself
+        final_norm=visual.ln_post if visual.attn_pool is None else visual.attn_pool.ln_k,
+        outputs=partial(_open_clip_outputs, visual),
+        importance=Importance(last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)),
+    )
+
+
+def _open_clip_outputs(visual: OpenClipViT, images: Tensor, blocks: list[int]) -> list[Tensor]:
+    found = visual.forward_intermediates(
+        images, blocks, stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+    )
+    return _joined(found)
+
+
+def _joined(found: dict[str, list[Tensor]]) -> list[Tensor]:
+    """Put prefix tokens and patches together again, block by block."""
+    prefixes = found.get("image_intermediates_prefix")
+    patches = found["image_intermediates"]
+    return patches if prefixes is None else [torch.cat(pair, dim=1) for pair in zip(prefixes, patches, strict=True)]
+
+
+def _frozen(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach(), requires_grad=False)

@@ -1,0 +1,80 @@
+"""Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
+
+import io
+from typing import Literal, get_args
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from pipeline.errors import SourceError
+
+Pixels = NDArray[np.uint8]
+ViewFormat = Literal["jpeg", "raw"]
+
+VIEW_FORMATS: tuple[str, ...] = get_args(ViewFormat)
+VIEW_EXTENSION: dict[str, str] = {"jpeg": "jpg", "raw": "npy"}
+DECODER = "libjpeg-turbo exact DCT and upsampling, else Pillow"
+RESIZE = "torchvision bicubic antialias uint8"
+JPEG_QUALITY = 95
+JPEG_SUBSAMPLING = "420"
+MAX_PIXELS = 100_000_000  # a larger picture is a decompression bomb rather than a photograph
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Decode a source picture of any common format to (H, W, 3) uint8 RGB; EXIF orientation is ignored.
+
+    Raises SourceError for what cannot be decoded whole.
+    """
+    try:
+        return _decode_jpeg(data)
+    except ValueError:
+        return _decode_by_pillow(data)
+
+
+def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
+    """Encode a crop (S, S, 3) uint8 as a member of a view tar."""
+    if view_format == "raw":
+        buffer = io.BytesIO()
+        np.save(buffer, pixels)
+        return buffer.getvalue()
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING, fastdct=False))
+
+
+def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
+    """Decode a member of a view tar to (S, S, 3) uint8; raises ValueError for anything else."""
+    if view_format == "raw":
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), dtype=np.uint8)
+    return _decode_jpeg(data)
+
+
+def resize_crop(pixels: Pixels, size: int) -> Pixels:
+    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    resized = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+def _decode_jpeg(data: bytes) -> Pixels:
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    _refuse_bomb(height, width)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
+    return pixels
+
+
+def _decode_by_pillow(data: bytes) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _refuse_bomb(image.height, image.width)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SourceError(f"cannot be decoded ({error})") from None
+
+
+def _refuse_bomb(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise SourceError(f"has {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted")

@@ -1,0 +1,73 @@
+"""The crop and flip of a view, drawn from (seed, sample key, view): RandomResizedCrop (Szegedy et al. 2015) with keyed randomness."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.seeding import generator
+from pipeline.views.codec import Pixels, resize_crop
+
+ASPECT_RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """Where a view lies in its source picture, in pixels, and whether it is mirrored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    flip: bool
+    source_width: int
+    source_height: int
+
+    def as_row(self) -> tuple[int, ...]:
+        """Return the row of the cache's array `view`: (left, top, width, height, flip, source width, source height)."""
+        return (self.left, self.top, self.width, self.height, int(self.flip), self.source_width, self.source_height)
+
+
+@dataclass(frozen=True)
+class CropPolicy:
+    """How views are drawn: bounds of the crop's share of the area, and the probability of a flip."""
+
+    size: int
+    scale: tuple[float, float]
+    flip: float
+    seed: int
+
+
+def draw_crop(policy: CropPolicy, key: str, view: int, width: int, height: int) -> CropBox:
+    """Draw the box of view `view` of sample `key`; with scale (1, 1) it is the largest centred square."""
+    rng = generator(policy.seed, "view", key, view)
+    left, top, crop_width, crop_height = _draw_box(policy, rng, width, height)
+    flip = bool(rng.random() < policy.flip)
+    return CropBox(left, top, crop_width, crop_height, flip, width, height)
+
+
+def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
+    """Cut a box from a picture (H, W, 3), resize it to (size, size, 3) and mirror it if it says so."""
+    crop = resize_crop(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size)
+    return np.ascontiguousarray(crop[:, ::-1]) if box.flip else crop
+
+
+def _draw_box(policy: CropPolicy, rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    if policy.scale == (1.0, 1.0):
+        return _centred(width, height, 1.0, 1.0)
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*policy.scale)
+        ratio = math.exp(rng.uniform(math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            return left, int(rng.integers(height - crop_height + 1)), crop_width, crop_height
+    return _centred(width, height, *ASPECT_RATIO)
+
+
+def _centred(width: int, height: int, least: float, most: float) -> tuple[int, int, int, int]:
+    """Return the largest centred box whose aspect ratio lies within the bounds."""
+    crop_width = min(width, max(1, round(height * most)))
+    crop_height = min(height, max(1, round(width / least)))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

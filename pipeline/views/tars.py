@@ -1,0 +1,58 @@
+"""View tars: the crops that teacher and student both see, in webdataset form, each sample addressable by its byte range."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.writer import TarWriter
+
+from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
+
+_TAR_BLOCK = 512
+
+
+class ViewTarWriter:
+    """Write samples to a tar whose bytes depend on its samples alone, and note where each lies."""
+
+    def __init__(self, path: Path, view_format: ViewFormat) -> None:
+        self._path = path
+        self._file = path.open("w+b")
+        self._tar = TarWriter(self._file, mtime=0, user="root", group="root", mode=0o444, encoder=False)
+        self._extension = VIEW_EXTENSION[view_format]
+        self._ends = [0]
+
+    def write(self, key: str, crop: bytes, members: dict[str, bytes]) -> None:
+        """Append a sample: the encoded crop and the members carried along."""
+        self._tar.write({"__key__": key, self._extension: crop, **members})
+        self._ends.append(self._tar.tarstream.offset)
+
+    def close(self) -> list[tuple[int, int, int]]:
+        """Finish the tar and return (offset, length, crc32c) of each sample."""
+        self._tar.close()
+        self._file.flush()
+        ranges = [(start, end - start, self._crc(start, end - start)) for start, end in zip(self._ends, self._ends[1:], strict=False)]
+        self._file.close()
+        return ranges
+
+    def discard(self) -> None:
+        """Close the file of a tar that will not be used."""
+        self._tar.close()
+        self._file.close()
+
+    def _crc(self, offset: int, length: int) -> int:
+        self._file.seek(offset)
+        return int(google_crc32c.value(self._file.read(length)))
+
+
+def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`; `name` is for errors.
+
+    Raises OSError or ValueError if the range does not hold whole samples.
+    """
+    source = [{"url": name, "stream": io.BytesIO(data + bytes(2 * _TAR_BLOCK))}]
+    samples: Iterator[dict[str, Any]] = group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
+    return samples

@@ -1,0 +1,59 @@
+"""What all commands share at their edge with a person: errors in one sentence, and the device that was asked for."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from pipeline.errors import ConfigError, MaskAlignError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def told_in_one_sentence() -> Iterator[None]:
+    """Turn a user's mistake into one sentence on stderr and its exit code."""
+    try:
+        yield
+    except MaskAlignError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        typer.echo(f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})", err=True)
+        raise typer.Exit(1) from None
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run a function as a command-line program."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    app()
+
+
+def process_rank() -> tuple[int, int]:
+    """Return this process's rank and how many there are, as torchrun or a Slurm array tells."""
+    for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and count in os.environ:
+            return int(os.environ[rank]), int(os.environ[count])
+    return 0, 1
+
+
+def choose_device(name: str) -> "torch.device":
+    """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`; raises ConfigError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name!r}: this machine shows {torch.cuda.device_count()} GPUs; give --device cpu or auto")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,159 @@
+"""extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import ConfigError
+from stages.console import choose_device, process_rank, run_command, told_in_one_sentence
+
+if TYPE_CHECKING:
+    from pipeline.extraction.extractor import Extractor
+    from pipeline.extraction.job import ExtractionOptions
+    from pipeline.extraction.plan import ExtractionPlan
+
+
+def extract_teacher(
+    shards: Annotated[str, typer.Argument(help="Source tars: a brace pattern, a folder, or a text file with one tar a line.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the cache: made, continued or extended.")],
+    teacher: Annotated[
+        str,
+        typer.Option(help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; the tag `random` is an untrained rehearsal."),
+    ],
+    levels: Annotated[str, typer.Option(help="Teacher blocks to store: a number (the last N) or a list such as 3,7,11.")] = "5",
+    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each picture.")] = 1,
+    encoding: Annotated[str, typer.Option(help="int8 or float16.")] = "int8",
+    view_format: Annotated[str, typer.Option(help="How crops are stored: jpeg (quality 95) or raw (lossless).")] = "jpeg",
+    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = 224,
+    patch_size: Annotated[
+        int, typer.Option(min=1, help="Side of the student's patches in pixels; with --image-size it fixes the grid.")
+    ] = 16,
+    crop_scale: Annotated[
+        tuple[float, float], typer.Option(help="Least and greatest share of the picture's area in a view; 1 1 is the centre view.")
+    ] = (0.2, 1.0),
+    flip: Annotated[float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; default: the cores that this process may use.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of undecodable pictures (at least 3 pictures) that a tar may have.")
+    ] = 0.01,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take the first N tars only: a trial, which a later run without it continues.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, how large and how long, and write nothing.")] = False,
+) -> None:
+    """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
+
+    The same command again continues an unfinished cache; with more tars or views it extends it. Start it with torchrun or a Slurm array to
+    share the work among many GPUs.
+    """
+    with told_in_one_sentence():
+        from pipeline.cache.schema import ENCODINGS
+        from pipeline.extraction.job import ExtractionOptions, run_extraction
+        from pipeline.views.codec import VIEW_FORMATS
+        from pipeline.views.shards import resolve_shards
+
+        _refuse_unknown("--encoding", encoding, ENCODINGS)
+        _refuse_unknown("--view-format", view_format, VIEW_FORMATS)
+        _refuse_scale(crop_scale)
+        rank, processes = process_rank()
+        options = ExtractionOptions(
+            shards=resolve_shards(shards),
+            cache=cache,
+            teacher=teacher,
+            levels=levels,
+            views=views,
+            encoding=encoding,  # type: ignore[arg-type]
+            view_format=view_format,  # type: ignore[arg-type]
+            image_size=image_size,
+            patch_size=patch_size,
+            crop_scale=crop_scale,
+            flip=flip,
+            seed=seed,
+            batch_size=batch_size,
+            workers=_default_workers() if workers is None else workers,
+            max_bad=max_bad,
+            limit=limit,
+            device=choose_device(device),
+            rank=rank,
+            processes=processes,
+        )
+        if dry_run:
+            _show_plan(options)
+            return
+        extractor, missing = run_extraction(options)
+        _show_summary(options, extractor, missing)
+    if extractor.tally.failed:
+        raise typer.Exit(1)
+
+
+def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{option} {value!r} is unknown: give {' or '.join(accepted)}")
+
+
+def _refuse_scale(scale: tuple[float, float]) -> None:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ConfigError(f"--crop-scale {scale[0]:g} {scale[1]:g} is not a range of shares: give 0 < least <= greatest <= 1")
+
+
+def _default_workers() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _show_plan(options: "ExtractionOptions") -> None:
+    from pipeline.extraction.plan import plan_extraction
+
+    plan: ExtractionPlan = plan_extraction(options)
+    view_bytes = plan.target_bytes + plan.crop_bytes
+    for name, value in (
+        ("pictures", f"{plan.pictures:,.0f} in {plan.tars:,} tars, {plan.views} views of each"),
+        ("bytes a view", f"{plan.target_bytes:,.0f} of targets and {plan.crop_bytes:,.0f} of crop"),
+        ("cache", f"{plan.total_bytes / 1e9:,.3f} GB in {plan.files:,} files"),
+        ("memory", f"{plan.peak_memory / 1e9:,.2f} GB at most for each process's units"),
+        ("teacher", f"{plan.teacher_rate:,.0f} views/s on {options.device}"),
+        ("decoding", f"{plan.decode_rate:,.0f} pictures/s a worker with all their views, {plan.workers} workers"),
+        (
+            "extraction",
+            f"{plan.hours:,.2f} h with {plan.processes} processes, writing {plan.picture_rate * plan.views * view_bytes / 1e6:,.0f} MB/s",
+        ),
+        ("training", f"reads at most {view_bytes:,.0f} bytes an image: {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s"),
+        ("paid back", f"after {plan.paid_after_epochs:,.1f} student epochs, against running the teacher in each"),
+    ):
+        typer.echo(f"{name:<13}{value}")
+
+
+def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing: int) -> None:
+    tally, timing = extractor.tally, extractor.timing
+    typer.echo(
+        f"{tally.units} units made of {tally.pictures} pictures ({tally.views} views) in {timing.wall:.1f} s, "
+        f"{tally.views / timing.wall:.0f} views/s; {len(tally.skipped)} pictures skipped"
+    )
+    if tally.units:
+        parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in timing.seconds.items())
+        typer.echo(f"busy: {parts} ({options.workers} decoding workers side by side); the limit is: {timing.limit()}")
+    for skipped in tally.skipped:
+        typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
+    for source, reason in tally.failed.items():
+        typer.echo(f"failed {source!r}: {reason}", err=True)
+    typer.echo(f"cache {str(options.cache)!r}: {_state(missing, len(tally.elsewhere))}")
+
+
+def _state(missing: int, elsewhere: int) -> str:
+    if not missing:
+        return "complete"
+    hint = f" ({elsewhere} tars are with other processes)" if elsewhere else ""
+    return f"{missing} units missing{hint}: run the same command again until it is complete"
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(extract_teacher)
+
+
+if __name__ == "__main__":
+    main()
