@@ -135,7 +135,7 @@ def _cells(axes: Axes, alignment: Values) -> None:
     for (row, place), weight in np.ndenumerate(alignment):
         colour, alpha = _ACCENT if weight >= 0 else _WARM, 0.75 * abs(weight) / top
         axes.add_patch(Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, linewidth=0, facecolor=colour, alpha=alpha))
-        largest = place == int(np.argmax(np.abs(alignment[row])))
+        largest = place == _largest(alignment[row])
         edge = _INK if largest else _LINE
         axes.add_patch(Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor=edge, linewidth=1.2 if largest else 0.5))
         if alignment.size <= _MAX_ANNOTATED:
@@ -143,11 +143,16 @@ def _cells(axes: Axes, alignment: Values) -> None:
             axes.text(place, row, text, ha="center", va="center", fontsize=7.5)
 
 
+def _largest(weights: Values) -> int | None:
+    """Return the place of the largest weight by size, or None where no single one is."""
+    sizes = np.abs(weights)
+    return int(sizes.argmax()) if (sizes == sizes.max()).sum() == 1 else None
+
+
 def _told(alignment: Values, levels: Sequence[int]) -> str:
-    strongest = (
-        f"teacher block {level} draws most on student block {int(np.argmax(np.abs(w)))}" for level, w in zip(levels, alignment, strict=True)
-    )
-    return "Heat map of the alignment weights: " + "; ".join(strongest) + "."
+    found = [(level, _largest(weights)) for level, weights in zip(levels, alignment, strict=True)]
+    strongest = [f"; teacher block {level} draws most on student block {block}" for level, block in found if block is not None]
+    return f"Heat map of the weights of {alignment.shape[1]} student blocks for {len(levels)} teacher blocks{''.join(strongest)}."
 
 
 def _axes(label: str, size: tuple[float, float] = (4.2, 2.6)) -> tuple[Figure, Axes]:

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.source import RANDOM, Source, TeacherIdentity, build, freeze, seeded, suggestion, weights_sha256
+from pipeline.teacher.source import RANDOM, Source, TeacherIdentity, build, freeze, suggestion, weights_sha256
 from pipeline.teacher.tower import require_plain
 
 
@@ -24,8 +24,8 @@ def load_timm(spec: str, name: str) -> Source:
 
 def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
     """Refuse what is no plain ViT, and weights whose activation the model does not have. Raises ConfigError; loads no weights."""
-    with torch.device("meta"), seeded():
-        skeleton = timm.create_model(model_name)
+    with torch.device("meta"):
+        skeleton = build(spec, "timm must have the model", lambda: timm.create_model(model_name))
     require_plain(skeleton, spec)
     if tag != RANDOM:
         _require_activation(spec, skeleton, model_name, tag)

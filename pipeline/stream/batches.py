@@ -1,0 +1,168 @@
+"""Batches on the device: two sets of tensors in turn, filled piece by piece, on a GPU by a second stream while the step runs."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pipeline.cache.reader import Cache
+from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
+from pipeline.stream.samples import StreamSpec, sample_fields
+from pipeline.stream.slots import shared_buffer
+
+_MOST_PENDING = 4  # pieces under way to the GPU; fewer than the slots of one worker
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples on the device. Valid until the batch after the next is asked for.
+
+    patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, D), stats (B, M, T, 2 + G) float16, label (B,) int64 with -1 for none.
+    """
+
+    patches: Tensor
+    visible: Tensor
+    codes: Tensor
+    stats: Tensor
+    label: Tensor
+
+    def micro_batches(self, count: int) -> Iterator["Batch"]:
+        """Split into `count` equal parts."""
+        parts = zip(*(getattr(self, name).chunk(count) for name in self.__dataclass_fields__), strict=True)
+        return (Batch(*part) for part in parts)
+
+
+class BatchStream:
+    """The batches of one rank from a position on, for ever; a context manager that ends the workers."""
+
+    def __init__(self, cache: Cache, spec: StreamSpec, device: torch.device, workers: int, epoch: int = 0, step: int = 0) -> None:
+        """Start reading at a step of an epoch."""
+        self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
+        self._size = spec.batch_size
+        self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
+        self._buffers = [_empty_batch(cache, spec, device) for _ in range(2)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches in the order of the stream."""
+        filled, turn = 0, 0
+        for piece in self._feed.pieces():
+            taken = 0
+            while taken < piece.count:
+                if not filled:
+                    self._copier.begin(turn)
+                count = min(piece.count - taken, self._size - filled)
+                self._copier.copy(piece, taken, self._buffers[turn], filled, count)
+                taken, filled = taken + count, filled + count
+                if taken == piece.count:
+                    self._copier.release(piece)
+                if filled == self._size:
+                    self._copier.finish()
+                    yield self._buffers[turn]
+                    self._copier.used(turn)
+                    filled, turn = 0, 1 - turn
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._copier.close()
+        self._feed.close()
+
+
+def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
+    fields = sample_fields(cache.schema, spec).items()
+    dtypes = {name: getattr(torch, field.dtype.name) for name, field in fields}
+    return Batch(**{name: torch.zeros((spec.batch_size, *field.shape), dtype=dtypes[name], device=device) for name, field in fields})
+
+
+class _Copier:
+    """Copies pieces into batches at once: for a CPU."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def begin(self, turn: int) -> None:
+        """Prepare to write batch `turn`."""
+
+    def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
+        """Copy `count` samples of a piece into a batch."""
+        with self._stream():
+            for name, array in piece.arrays.items():
+                source = torch.from_numpy(array[start : start + count])
+                getattr(batch, name)[position : position + count].copy_(source, non_blocking=True)
+
+    def release(self, piece: FedPiece) -> None:
+        """Give back a piece that is copied."""
+        self._feed.release(piece)
+
+    def finish(self) -> None:
+        """Make the batch visible to the step."""
+
+    def used(self, turn: int) -> None:
+        """Note that the step on batch `turn` has been issued."""
+
+    def close(self) -> None:
+        """Let go of the feed's memory."""
+
+    def _stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+class _GpuCopier(_Copier):
+    """Copies on a second stream from page-locked slots; slots go back when their copies have passed."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(feed)
+        self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._steps: list[torch.cuda.Event | None] = [None, None]
+        self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
+        self._locked = _lock_pages(feed)
+
+    def begin(self, turn: int) -> None:
+        """Let copies wait for the step that last used this batch."""
+        if event := self._steps[turn]:
+            self._copies.wait_event(event)
+
+    def release(self, piece: FedPiece) -> None:
+        """Give back the pieces whose copies have passed, and wait for older ones so that no worker runs out of slots."""
+        self._pending.append((self._copies.record_event(), piece))
+        while self._pending and (len(self._pending) > _MOST_PENDING or self._pending[0][0].query()):  # type: ignore[no-untyped-call]
+            event, copied = self._pending.popleft()
+            event.synchronize()
+            self._feed.release(copied)
+
+    def finish(self) -> None:
+        """Let the step wait for the copies."""
+        torch.cuda.current_stream().wait_stream(self._copies)
+
+    def used(self, turn: int) -> None:
+        """Record the step on batch `turn`."""
+        self._steps[turn] = torch.cuda.current_stream().record_event()
+
+    def close(self) -> None:
+        """Unlock the pages once no copy reads them."""
+        self._copies.synchronize()
+        for address in self._locked:
+            _cuda_runtime().cudaHostUnregister(address)
+
+    def _stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._copies)
+
+
+def _cuda_runtime() -> Any:  # noqa: ANN401 - torch gives the CUDA runtime without types
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _lock_pages(feed: Feed) -> list[int]:
+    """Page-lock the slots of a feed and return their addresses; where the driver refuses, copies are slower but right."""
+    locked = []
+    for memory in feed.memories if isinstance(feed, WorkerFeed) else []:
+        tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
+        if int(_cuda_runtime().cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)) == 0:
+            locked.append(tensor.data_ptr())
+    return locked

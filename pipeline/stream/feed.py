@@ -1,0 +1,137 @@
+"""The trainer's end of the workers: pieces of samples in the order of the stream, whoever made them and however many workers there are."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection as channels
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from typing import Protocol
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import StreamError
+from pipeline.stream.samples import Arrays, StreamSpec, WindowReader, needed_pieces, sample_fields
+from pipeline.stream.slots import SlotLayout, allocate_slots, shared_buffer
+from pipeline.stream.worker import Failure, WorkerTask, run_worker, stream_windows
+from pipeline.workers import worker_context
+
+PIECE_SAMPLES = 64
+SLOTS_PER_WORKER = 6
+
+
+@dataclass(frozen=True)
+class FedPiece:
+    """Some consecutive samples of the stream. Its arrays are valid until its `slot` is released."""
+
+    arrays: Arrays
+    count: int
+    slot: tuple[int, int] | None = None  # worker and number
+
+
+class Feed(Protocol):
+    """A source of pieces."""
+
+    def pieces(self) -> Iterator[FedPiece]:
+        """Yield pieces for ever; a piece never crosses the end of an epoch."""
+
+    def release(self, piece: FedPiece) -> None:
+        """Take back the slot of a piece that has been copied."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+class InlineFeed:
+    """A feed without worker processes."""
+
+    def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int) -> None:
+        """Begin at a step of an epoch."""
+        self._reader, self._spec, self._epoch, self._step = WindowReader(cache, spec), spec, epoch, step
+
+    def pieces(self) -> Iterator[FedPiece]:
+        """Read windows as they are asked for."""
+        for epoch, window, first, last in stream_windows(self._spec, self._epoch, self._step):
+            samples = self._reader.read(epoch, window)
+            for piece in needed_pieces(window, first, last, PIECE_SAMPLES):
+                yield FedPiece({name: array[piece.start : piece.end] for name, array in samples.items()}, piece.end - piece.start)
+
+    def release(self, piece: FedPiece) -> None:
+        """Do nothing: the arrays are the piece's own."""
+
+    def close(self) -> None:
+        """Do nothing: there is no worker."""
+
+
+class WorkerFeed:
+    """A feed of W processes, each with its own slots in shared memory."""
+
+    def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> None:
+        """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
+        self._spec, self._epoch, self._step = spec, epoch, step
+        self.layout = SlotLayout(sample_fields(cache.schema, spec), PIECE_SAMPLES)
+        self.memories = [allocate_slots(self.layout, SLOTS_PER_WORKER) for _ in range(workers)]
+        started = [self._start(worker, workers) for worker in range(workers)]
+        self._channels, self._processes = [channel for channel, _ in started], [process for _, process in started]
+
+    def pieces(self) -> Iterator[FedPiece]:
+        """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
+        workers = len(self._processes)
+        for _, window, first, last in stream_windows(self._spec, self._epoch, self._step):
+            worker = window.number % workers
+            for _ in needed_pieces(window, first, last, PIECE_SAMPLES):
+                slot, count = self._receive(worker)
+                arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
+                yield FedPiece({name: array[:count] for name, array in arrays.items()}, count, (worker, slot))
+
+    def release(self, piece: FedPiece) -> None:
+        """Hand the slot of a copied piece back to its worker."""
+        if piece.slot:
+            worker, slot = piece.slot
+            with suppress(OSError):  # a worker that failed will be heard of when its next piece is due
+                self._channels[worker].send(slot)
+
+    def close(self) -> None:
+        """Hang up, end the workers and free the memory."""
+        for channel in self._channels:
+            channel.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        for memory in self.memories:
+            with suppress(BufferError):  # a batch may still look at it; the memory goes with the process
+                memory.close()
+            memory.unlink()
+
+    def _start(self, worker: int, workers: int) -> tuple[Connection, ForkServerProcess]:
+        context = worker_context()
+        ours, theirs = context.Pipe()
+        task = WorkerTask(self._spec, self.layout, self.memories[worker].name, worker, workers, self._epoch, self._step)
+        process = context.Process(target=run_worker, args=(task, theirs), daemon=True, name=f"stream-{worker}")
+        process.start()
+        theirs.close()
+        for slot in range(SLOTS_PER_WORKER):
+            ours.send(slot)
+        return ours, process
+
+    def _receive(self, worker: int) -> tuple[int, int]:
+        channel, process = self._channels[worker], self._processes[worker]
+        channels.wait([channel, process.sentinel])
+        try:
+            message = channel.recv() if channel.poll() else None
+        except (EOFError, OSError):
+            message = None
+        if message is None:
+            process.join()
+            raise StreamError(
+                f"stream worker {worker} died (exit code {process.exitcode}), perhaps for want of memory: "
+                "lower data.workers or data.window_blocks and continue with --resume"
+            )
+        if isinstance(message, Failure):
+            raise StreamError(message.text) if message.expected else RuntimeError(f"stream worker {worker} failed:\n{message.text}")
+        slot, count = message
+        return slot, count
+
+
+def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:
+    """Return a feed that begins at a step of an epoch."""
+    return WorkerFeed(cache, spec, epoch, step, workers) if workers else InlineFeed(cache, spec, epoch, step)

@@ -1,0 +1,95 @@
+"""The order of samples: a pure function of (pinned units, views, seed, epoch, ranks, window). Workers and resumption follow it.
+
+An epoch shows one view of every picture. Its blocks are permuted, dealt to the ranks so that each gets as many samples in every epoch, and
+read in windows of some blocks, within which samples are permuted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.commit import Commit
+from pipeline.cache.schema import BLOCK_ROWS
+from pipeline.errors import ConfigError
+from pipeline.seeding import generator
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some blocks of one rank's epoch. `blocks` (n, 3) int64: place of the commit, block, rows. `start`: position of the first sample."""
+
+    number: int
+    start: int
+    blocks: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Samples in the window."""
+        return int(self.blocks[:, 2].sum())
+
+    @property
+    def end(self) -> int:
+        """Position after the last sample."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The order of all epochs for one rank."""
+
+    commits: Sequence[Commit]
+    views: tuple[int, ...]
+    seed: int
+    rank: int
+    world_size: int
+    window_blocks: int
+
+    def view(self, epoch: int) -> int:
+        """Return the view that an epoch shows."""
+        return self.views[epoch % len(self.views)]
+
+    def windows(self, epoch: int) -> Iterator[Window]:
+        """Yield the windows of an epoch in order."""
+        blocks, start = self._rank_blocks(epoch), 0
+        for number, first in enumerate(range(0, len(blocks), self.window_blocks)):
+            window = Window(number, start, blocks[first : first + self.window_blocks])
+            yield window
+            start = window.end
+
+    def permutation(self, epoch: int, window: Window) -> NDArray[np.int64]:
+        """Return the order of a window's samples, as places in the concatenation of its blocks."""
+        rng = generator(self.seed, "window", epoch, self.rank, self.world_size, window.number)
+        return rng.permutation(window.size)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none."""
+        fewest = min(self._samples(view, rank) for view in self.views for rank in range(self.world_size))
+        if fewest < batch_size:
+            raise ConfigError(
+                f"train.global_batch {batch_size * self.world_size} is larger than the data: an epoch has {fewest * self.world_size} "
+                f"samples for {self.world_size} ranks; choose at most that"
+            )
+        return fewest // batch_size
+
+    def _rank_blocks(self, epoch: int) -> NDArray[np.int64]:
+        rng = generator(self.seed, "blocks", epoch, self.world_size)
+        dealt = self._dealt(rng.permutation(self._blocks(self.view(epoch))), self.rank)
+        return dealt[rng.permutation(len(dealt))]
+
+    def _samples(self, view: int, rank: int) -> int:
+        return int(self._dealt(self._blocks(view), rank)[:, 2].sum())
+
+    def _dealt(self, blocks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
+        """Deal blocks by descending size, so that a rank's number of samples does not depend on the permutation."""
+        return blocks[np.argsort(-blocks[:, 2], kind="stable")][rank :: self.world_size]
+
+    def _blocks(self, view: int) -> NDArray[np.int64]:
+        """Return all blocks of a view (n, 3), by unit."""
+        places = [place for place, commit in enumerate(self.commits) if commit.view == view]
+        rows = np.array([self.commits[place].rows for place in places], np.int64)
+        counts = -(-rows // BLOCK_ROWS)
+        unit = np.repeat(np.arange(len(places)), counts)
+        block = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.stack([np.array(places, np.int64)[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1)

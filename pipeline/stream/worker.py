@@ -1,0 +1,77 @@
+"""A worker process: reads every W-th window and writes its samples, piece by piece, into slots that the trainer has emptied."""
+
+import signal
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import MaskAlignError
+from pipeline.stream.order import Window
+from pipeline.stream.samples import StreamSpec, WindowReader, needed_pieces
+from pipeline.stream.slots import SlotLayout, shared_buffer
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What one of W workers does: windows whose number is `worker` modulo W, from a position of the stream on."""
+
+    spec: StreamSpec
+    layout: SlotLayout
+    memory: str
+    worker: int
+    workers: int
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of a worker, as text; `expected` if it speaks for itself."""
+
+    text: str
+    expected: bool
+
+
+def stream_windows(spec: StreamSpec, epoch: int, step: int) -> Iterator[tuple[int, Window, int, int]]:
+    """Yield (epoch, window, first, last) from a step on, for ever: the windows that hold a position in [first, last) of their epoch."""
+    last = spec.steps_per_epoch * spec.batch_size
+    for current in count(epoch):
+        first = step * spec.batch_size if current == epoch else 0
+        for window in spec.order.windows(current):
+            if window.end > first and window.start < last:
+                yield current, window, first, last
+
+
+def run_worker(task: WorkerTask, connection: Connection) -> None:
+    """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    memory = SharedMemory(task.memory)
+    try:
+        _fill_slots(task, shared_buffer(memory), connection)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the trainer is done
+    except MaskAlignError as error:
+        connection.send(Failure(str(error), expected=True))
+    except Exception:
+        connection.send(Failure(traceback.format_exc(), expected=False))
+    finally:
+        memory.close()
+
+
+def _fill_slots(task: WorkerTask, memory: memoryview, connection: Connection) -> None:
+    reader = WindowReader(Cache(task.spec.cache), task.spec)
+    for epoch, window, first, last in stream_windows(task.spec, task.epoch, task.step):
+        if window.number % task.workers != task.worker:
+            continue
+        samples = reader.read(epoch, window)
+        for piece in needed_pieces(window, first, last, task.layout.samples):
+            slot: int = connection.recv()
+            for name, array in task.layout.arrays(memory, slot).items():
+                np.copyto(array[: piece.end - piece.start], samples[name][piece.start : piece.end])
+            connection.send((slot, piece.end - piece.start))
