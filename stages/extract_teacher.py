@@ -1,8 +1,9 @@
 """extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
 
 import os
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,37 +52,11 @@ def extract_teacher(
     The same command again continues an unfinished cache; with more tars or views it extends it. Start it with torchrun or a Slurm array to
     share the work among many GPUs.
     """
+    given = dict(locals())
     with told_in_one_sentence():
-        from pipeline.cache.schema import ENCODINGS
-        from pipeline.extraction.job import ExtractionOptions, run_extraction
-        from pipeline.views.codec import VIEW_FORMATS
-        from pipeline.views.shards import resolve_shards
+        from pipeline.extraction.job import run_extraction
 
-        _refuse_unknown("--encoding", encoding, ENCODINGS)
-        _refuse_unknown("--view-format", view_format, VIEW_FORMATS)
-        _refuse_scale(crop_scale)
-        rank, processes = process_rank()
-        options = ExtractionOptions(
-            shards=resolve_shards(shards),
-            cache=cache,
-            teacher=teacher,
-            levels=levels,
-            views=views,
-            encoding=encoding,  # type: ignore[arg-type]
-            view_format=view_format,  # type: ignore[arg-type]
-            image_size=image_size,
-            patch_size=patch_size,
-            crop_scale=crop_scale,
-            flip=flip,
-            seed=seed,
-            batch_size=batch_size,
-            workers=_default_workers() if workers is None else workers,
-            max_bad=max_bad,
-            limit=limit,
-            device=choose_device(device),
-            rank=rank,
-            processes=processes,
-        )
+        options = _read_options(given)
         if dry_run:
             _show_plan(options)
             return
@@ -89,6 +64,28 @@ def extract_teacher(
         _show_summary(options, extractor, missing)
     if extractor.tally.failed:
         raise typer.Exit(1)
+
+
+def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
+    """Check what typer cannot, and resolve shards, device and rank."""
+    from pipeline.cache.schema import ENCODINGS
+    from pipeline.extraction.job import ExtractionOptions
+    from pipeline.views.codec import VIEW_FORMATS
+    from pipeline.views.shards import resolve_shards
+
+    _refuse_unknown("--encoding", given["encoding"], ENCODINGS)
+    _refuse_unknown("--view-format", given["view_format"], VIEW_FORMATS)
+    _refuse_scale(given["crop_scale"])
+    rank, processes = process_rank()
+    resolved = {
+        "shards": resolve_shards(given["shards"]),
+        "workers": _default_workers() if given["workers"] is None else given["workers"],
+        "device": choose_device(given["device"]),
+        "rank": rank,
+        "processes": processes,
+    }
+    names = [field.name for field in fields(ExtractionOptions)]
+    return ExtractionOptions(**{name: resolved.get(name, given.get(name)) for name in names})
 
 
 def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -33,6 +33,8 @@ class TeacherSchema(Section):
     width: int
     patch_size: int
     input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     has_cls: bool
     has_importance: bool
     precision: str

@@ -137,7 +137,10 @@ def _contrastive_loss(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
 
 def _groups(model: CLIP, weight_decay: float) -> list[dict[str, object]]:
     decayed = [p for p in model.parameters() if p.ndim >= 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def _warmup_cosine(step: int, warmup: int, steps: int) -> float:

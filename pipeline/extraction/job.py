@@ -85,6 +85,8 @@ def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: Cali
             width=teacher.width,
             patch_size=teacher.patch_size,
             input_size=teacher.input_size,
+            mean=teacher.mean,
+            std=teacher.std,
             has_cls=teacher.has_cls,
             has_importance=teacher.has_importance,
             precision=precision_of(options.device),

@@ -1,4 +1,4 @@
-"""Dynamic alignment: each teacher level is predicted from its own mixture of student blocks (MaskAlign, section 3.2).
+"""Dynamic alignment: each teacher level is predicted from its own mixture of student blocks (MaskAlign, arXiv 2211.08887).
 
 A student that sees a third of a picture is not, block by block, where its teacher is: the mixture is learned, starting from the
 block at the same relative depth. The fixed mixtures are the paper's baselines.

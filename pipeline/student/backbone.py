@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from timm.layers import PatchEmbed
 from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 
@@ -17,7 +16,7 @@ from pipeline.errors import ConfigError
 
 Option = int | float | bool | str
 
-# In these modules every model takes the arguments of VisionTransformer, so a refused argument is the user's.
+# Every model of these modules embeds patches linearly and takes the arguments of VisionTransformer, so a refused argument is the user's.
 MODULES = ("vision_transformer", "deit")
 RESERVED = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only",
@@ -78,8 +77,6 @@ def _check_reserved(options: Mapping[str, Option]) -> None:
 def _check_plain(model: str, vit: VisionTransformer) -> None:
     if type(vit) is not VisionTransformer:
         _refuse(model, f"timm makes a {type(vit).__name__} of it")
-    if type(vit.patch_embed) is not PatchEmbed:
-        _refuse(model, f"its patches are embedded by a {type(vit.patch_embed).__name__}, not by one linear layer")
     if vit.pos_embed is None:
         _refuse(model, "it has no added position embedding")
     if vit.embed_dim % 4:

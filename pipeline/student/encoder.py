@@ -1,7 +1,7 @@
-"""The masked encoder: a plain timm vision transformer that is given only the visible patches (MaskAlign, section 3).
+"""The masked encoder: a plain timm vision transformer that is given only the visible patches (MaskAlign, arXiv 2211.08887).
 
 The timm model keeps its own names, so its weights load into `timm.create_model` as they are. Pixels are gathered before the
-patch embedding, which equals gathering embeddings after it and costs a third.
+patch embedding, which equals gathering embeddings after it and costs less.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Fixed positions, MAE's initial values, and the parameters that take no part in pretraining (He et al., 2022, appendix A.1).
+"""Fixed positions, MAE's initial values, and the parameters that take no part in pretraining (He et al., arXiv 2111.06377).
 
 Values come from torch's global generator, in the fixed order of the modules: whoever seeds it gets the same student again.
 """

@@ -1,4 +1,4 @@
-"""The alignment loss and the forms of target that one cache of whitened features can serve (MaskAlign, section 3.3)."""
+"""The alignment loss and the forms of target that one cache of whitened features can serve (MaskAlign, arXiv 2211.08887)."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Masks: which K of the N patches a student sees (MaskAlign, section 3; blocks after BEiT, section 2.3).
+"""Masks: which K of the N patches a student sees (MaskAlign, arXiv 2211.08887; blocks after BEiT, arXiv 2106.08254).
 
 A mask is an ascending list of patch numbers of fixed length. It is drawn in data workers from a keyed generator, so this
 file needs only numpy.

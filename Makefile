@@ -1,0 +1,34 @@
+# On a fresh machine `make demo` and `make test` do everything, set-up included.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv and install the package with its pinned dependencies (again when they change)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 setup" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV): some minutes the first time.'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorboard]'
+	touch $@
+
+demo: setup ## run both stages on generated pictures, from teacher to report
+	$(BIN)/python -m stages.demo
+
+test: setup ## run the test suite, code quality included
+	$(BIN)/python -m pytest -n 2
+
+lint: setup ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what make demo and the tools leave behind; .venv stays
+	rm -rf demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Stage two: the training loop, its configuration, its checkpoints and its run folder."""

@@ -1,0 +1,53 @@
+"""The ranks of a run, as torchrun starts them; one rank needs no process group."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over the ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any rank says so; all must ask together."""
+        votes = torch.tensor([float(flag)], device="cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
+        return bool(self.mean(votes).item() > 0)
+
+    def wait(self) -> None:
+        """Return once all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, if any."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    try:
+        yield Ranks(dist.get_rank(), world_size)
+    finally:
+        dist.destroy_process_group()

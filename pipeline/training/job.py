@@ -1,0 +1,185 @@
+"""One run as the command asks for it: cache, stream, student, loop, and what they leave in the run folder."""
+
+import hashlib
+import platform
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from pipeline.cache.encoding import TargetDecoder
+from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError
+from pipeline.progress import ProgressDisplay
+from pipeline.seeding import derived_seed
+from pipeline.stream.batches import BatchStream
+from pipeline.stream.order import SampleOrder
+from pipeline.stream.samples import StreamSpec
+from pipeline.student.masking import visible_count
+from pipeline.student.model import MaskAlignStudent, build_student
+from pipeline.training.checkpoint import Checkpoint, load_newest_checkpoint, refuse_other_pins, save_checkpoint
+from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.distributed import Ranks
+from pipeline.training.export import export_student
+from pipeline.training.optimiser import build_optimiser, build_schedule
+from pipeline.training.run_folder import MetricsLog, write_run
+from pipeline.training.step import CachedTargets, TrainingStep
+from pipeline.training.trainer import Metrics, Trainer
+
+_VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A run, ready to start on one rank."""
+
+    config: RunConfig
+    cache: Cache
+    spec: StreamSpec
+    student: MaskAlignStudent
+    optimiser: AdamW
+    run: Path
+    ranks: Ranks
+    device: torch.device
+    steps: int
+    warmup: int
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """What a resumed run must find again."""
+        units = hashlib.sha256("".join(commit.digest for commit in self.spec.order.commits).encode()).hexdigest()
+        return {
+            "cache": self.cache.schema.digest,
+            "units": f"{len(self.spec.order.commits)} with digest {units[:16]}",
+            "ranks": self.ranks.world_size,
+            "train.global_batch": self.config.train.global_batch,
+        }
+
+    def load_checkpoint(self) -> int:
+        """Load the newest checkpoint and return its step, 0 if there is none; raises CheckpointError."""
+        checkpoint = load_newest_checkpoint(self.run / "checkpoints", self.device)
+        if checkpoint is None:
+            return 0
+        refuse_other_pins(checkpoint.pinned, self.pinned)
+        self.student.load_state_dict(checkpoint.student)
+        self.optimiser.load_state_dict(checkpoint.optimiser)
+        return checkpoint.step
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save after `step` steps, on the main rank only."""
+        if self.ranks.is_main:
+            checkpoint = Checkpoint(step, self.student.state_dict(), self.optimiser.state_dict(), self.pinned)
+            save_checkpoint(self.run / "checkpoints", checkpoint)
+        self.ranks.wait()
+
+
+def build_job(config: RunConfig, cache: Cache, run: Path, ranks: Ranks, device: torch.device) -> TrainingJob:
+    """Build student, optimiser and stream for one rank; raises ConfigError or CacheError for what does not fit."""
+    commits = cache.finished(config.data.views, config.data.allow_partial)
+    views = config.data.views or tuple(sorted({commit.view for commit in commits}))
+    if config.mask.strategy == "attention" and not cache.schema.teacher.has_importance:
+        raise ConfigError(
+            "mask.strategy 'attention' needs a teacher with CLS or a pooling query; this cache has neither: set 'random' or 'block'"
+        )
+    visible_count(cache.schema.patches, config.mask.ratio)
+    order = SampleOrder(commits, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
+    levels = cache.level_indices(config.data.levels)
+    spec = StreamSpec(cache.path, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))
+    steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
+    student = initial_student(config, cache).to(device)
+    optimiser = build_optimiser(student, student.no_weight_decay(), config.optim, config.train.global_batch)
+    return TrainingJob(config, cache, spec, student, optimiser, run, ranks, device, steps, warmup)
+
+
+def initial_student(config: RunConfig, cache: Cache) -> MaskAlignStudent:
+    """Build the student as it is before the first step: a function of configuration and cache."""
+    schema = cache.schema
+    seed_initial_weights(config)
+    return build_student(
+        config.student,
+        config.alignment,
+        config.loss,
+        image_size=schema.view.image_size,
+        patch_size=schema.view.patch_size,
+        teacher_levels=[schema.levels[place] for place in cache.level_indices(config.data.levels)],
+        teacher_depth=schema.teacher.depth,
+        teacher_width=schema.teacher.width,
+        teacher_has_cls=schema.teacher.has_cls,
+    )
+
+
+def seed_initial_weights(config: RunConfig) -> None:
+    """Seed torch for the drawing of a run's initial weights, the encoder's first."""
+    torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
+
+
+def describe_run(job: TrainingJob) -> dict[str, Any]:
+    """Return what run.json says."""
+    teacher = job.cache.schema.teacher
+    return {
+        "config": job.config.model_dump(mode="json"),
+        "cache": {"path": str(job.cache.path), "digest": job.cache.schema.digest, "teacher": teacher.model_dump(mode="json")},
+        "view": job.cache.schema.view.model_dump(mode="json"),
+        "pinned": job.pinned,
+        "steps": job.steps,
+        "steps_per_epoch": job.spec.steps_per_epoch,
+        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}},
+    }
+
+
+def run_job(job: TrainingJob, first: int) -> int:
+    """Train from step `first` on; returns the number of finished steps, fewer than the run's after SIGTERM."""
+    epoch, step = divmod(first, job.spec.steps_per_epoch)
+    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+    with ExitStack() as stack:
+        progress = stack.enter_context(ProgressDisplay("train-student", job.steps, first)) if job.ranks.is_main else None
+        metrics = MetricsLog(job.run, first) if job.ranks.is_main else None
+        if metrics:
+            stack.callback(metrics.close)
+
+        def log(line: Metrics) -> None:
+            if metrics and progress:
+                metrics.write(line)
+                progress.update(
+                    line["step"], f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, {line['wait_share']:.0%} waiting"
+                )
+
+        batches = stack.enter_context(BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step))
+        model = _wrapped(job, CachedTargets(_decoder(job), job.config.loss.target))
+        trainer = Trainer(
+            model, job.optimiser, schedule, job.config, job.ranks, job.device, job.spec.steps_per_epoch, log, job.save_checkpoint
+        )
+        return trainer.run(iter(batches), first, job.steps)
+
+
+def prepare_folder(job: TrainingJob) -> None:
+    """Write run.json on the main rank."""
+    if job.ranks.is_main:
+        write_run(job.run, describe_run(job))
+
+
+def finish(job: TrainingJob) -> None:
+    """Export the student."""
+    export_student(job.student.encoder, job.config.student, job.run)
+
+
+def _decoder(job: TrainingJob) -> TargetDecoder:
+    mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
+    return TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device)
+
+
+def _wrapped(job: TrainingJob, targets: nn.Module) -> nn.Module:
+    model: nn.Module = TrainingStep(job.student, targets)
+    if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
+        model.compile(dynamic=False)
+    if job.ranks.world_size > 1:
+        devices = [job.device] if job.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return model

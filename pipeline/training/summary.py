@@ -1,0 +1,53 @@
+"""The report of a run, from its folder, its cache and its student."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.cache.reader import Cache
+from pipeline.report.page import MaskedPicture, RunReport, render_page
+from pipeline.seeding import generator
+from pipeline.stream.join import decode_crop, read_joined
+from pipeline.student.masking import draw_visible, visible_count
+from pipeline.training.job import TrainingJob, describe_run
+from pipeline.training.run_folder import read_metrics
+
+REPORT_FILE = "report.html"
+_PICTURES = 6
+
+
+def write_report(job: TrainingJob) -> Path:
+    """Write report.html and return its path."""
+    levels = [job.cache.schema.levels[place] for place in job.spec.levels]
+    described = describe_run(job)
+    teacher = job.cache.schema.teacher
+    trained = "" if teacher.trained else " (untrained)"
+    report = RunReport(
+        title=f"MaskAlign: {job.config.student.model} from {teacher.name}",
+        config=described["config"],
+        facts={
+            "teacher": f"{teacher.library} {teacher.name}, {teacher.tag}{trained}, weights {teacher.weights_sha256[:12]}",
+            "cache": f"{job.cache.path.name}, {described['pinned']['units']}",
+            "device": described["device"],
+            **described["versions"],
+        },
+        metrics=read_metrics(job.run),
+        alignment=job.student.alignment.weights.detach().float().cpu().numpy(),
+        levels=levels,
+        mode=job.config.alignment.mode,
+        pictures=list(_masked_pictures(job, job.cache)),
+    )
+    path = job.run / REPORT_FILE
+    path.write_text(render_page(report), encoding="utf-8")
+    return path
+
+
+def _masked_pictures(job: TrainingJob, cache: Cache) -> Iterator[MaskedPicture]:
+    """Yield the first pictures of the pinned units with the masks of epoch 0."""
+    schema, mask = cache.schema, job.config.mask
+    names = ["attention"] if schema.teacher.has_importance else []
+    block = read_joined(cache, job.spec.order.commits[0], 0, names)
+    grid, count = schema.view.image_size // schema.view.patch_size, visible_count(schema.patches, mask.ratio)
+    for row, (key, crop) in enumerate(zip(block.keys[:_PICTURES], block.crops[:_PICTURES], strict=True)):
+        importance = block.arrays["attention"][row] if names else None
+        visible = draw_visible(mask.strategy, importance, grid, count, generator(job.config.train.seed, "mask", 0, key))
+        yield MaskedPicture(decode_crop(cache, crop, key), visible, schema.view.patch_size, importance, key)

@@ -1,0 +1,146 @@
+"""The training loop: batches in, steps, metrics and checkpoints out. Nothing in a step waits for the device."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from pipeline.errors import DivergedError
+from pipeline.seeding import derived_seed
+from pipeline.stream.batches import Batch
+from pipeline.training.config import RunConfig
+from pipeline.training.distributed import Ranks
+
+Metrics = dict[str, Any]
+
+
+@dataclass
+class Interval:
+    """What accumulates between two lines of the log."""
+
+    first_step: int
+    begin: float = field(default_factory=time.perf_counter)
+    wait_seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)  # (1 + M,): the loss and its parts, on the device
+
+
+class StopSignal:
+    """Notes SIGTERM, so that the loop can end after a whole step."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
+
+
+@dataclass
+class Trainer:
+    """One rank's loop.
+
+    `model` maps (patches, visible, codes, stats) to the loss () and its parts (M,). `log` gets a line of metrics every so many steps and
+    `save` the number of finished steps every so many.
+    """
+
+    model: nn.Module
+    optimiser: AdamW
+    schedule: CosineLRScheduler
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    steps_per_epoch: int
+    log: Callable[[Metrics], None]
+    save: Callable[[int], None]
+
+    def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
+        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer after SIGTERM.
+
+        Raises DivergedError, naming the range of steps, when the loss is not finite; no checkpoint is written after that.
+        """
+        interval, step = Interval(first), first
+        self.model.train()
+        with StopSignal() as stop:
+            while step < last:
+                begin = time.perf_counter()
+                batch = next(batches)
+                interval.wait_seconds += time.perf_counter() - begin
+                interval.losses.append(self.step(batch, step))
+                step += 1
+                due_log, due_save = step % self.config.train.log_every == 0, step % self.config.train.checkpoint_every == 0
+                ending = step == last or (stop.received if self.ranks.world_size == 1 else due_log and self.ranks.any(stop.received))
+                if due_log or due_save or ending:
+                    self.log(self._measure(interval, step))
+                    interval = Interval(step)
+                if due_save or ending:
+                    self.save(step)
+                if ending:
+                    break
+        return step
+
+    def step(self, batch: Batch, step: int) -> Tensor:
+        """Take one optimiser step; returns the loss and its parts (1 + M,) on the device. All randomness is keyed by (seed, rank, step)."""
+        torch.manual_seed(derived_seed(self.config.train.seed, "step", self.ranks.rank, step))
+        self.schedule.step_update(step + 1)
+        losses = [self._backward(micro, is_last) for micro, is_last in self._micro_batches(batch)]
+        if self.config.optim.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return torch.stack(losses).mean(0)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        count = self.config.train.accumulate
+        return ((micro, number == count - 1) for number, micro in enumerate(batch.micro_batches(count)))
+
+    def _backward(self, batch: Batch, is_last: bool) -> Tensor:
+        with ExitStack() as contexts:
+            if isinstance(self.model, DistributedDataParallel) and not is_last:
+                contexts.enter_context(self.model.no_sync())
+            contexts.enter_context(self._autocast())
+            loss, per_level = self.model(batch.patches, batch.visible, batch.codes, batch.stats)
+            (loss / self.config.train.accumulate).backward()
+        return torch.cat([loss.detach()[None], per_level])
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        precision = self.config.train.precision
+        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _measure(self, interval: Interval, step: int) -> Metrics:
+        """Reduce an interval to a line of metrics; the only place that waits for the device."""
+        losses = self.ranks.mean(torch.stack(interval.losses).mean(0)).tolist()
+        if not all(math.isfinite(loss) for loss in losses):
+            raise DivergedError(
+                f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: "
+                "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the last checkpoint is intact"
+            )
+        seconds = time.perf_counter() - interval.begin
+        return {
+            "step": step,
+            "epoch": step / self.steps_per_epoch,
+            "loss": losses[0],
+            "loss_per_level": losses[1:],
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "images_per_second": (step - interval.first_step) * self.config.train.global_batch / seconds,
+            "wait_share": interval.wait_seconds / seconds,
+            "data_seconds": interval.wait_seconds,
+            "step_seconds": seconds - interval.wait_seconds,
+        }

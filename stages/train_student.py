@@ -1,0 +1,83 @@
+"""train-student: train a masked student against a cache of teacher features."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import MaskAlignError
+from stages.console import choose_device, run_command, told_in_one_sentence
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.training.config import RunConfig
+    from pipeline.training.distributed import Ranks
+
+
+def train_student(
+    cache: Annotated[Path, typer.Option(help="Cache that extract-teacher made.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")],
+    config: Annotated[Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as mask.ratio=0.6.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run exactly, from its newest checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train a masked student and its dynamic alignment on cached teacher features.
+
+    Start it with torchrun for several GPUs.
+    """
+    with told_in_one_sentence():
+        from pipeline.training.distributed import joined_ranks
+
+        chosen = choose_device(device)
+        with joined_ranks(chosen) as ranks:
+            _train(cache, run, _configured(run, config, assignments or [], resume), resume, ranks, chosen)
+
+
+def _configured(run: Path, file: Path | None, assignments: list[str], resume: bool) -> "RunConfig":
+    """Read the configuration; a resumed run without one takes its own."""
+    from pipeline.config import load_config, parse_config
+    from pipeline.training.config import RunConfig
+    from pipeline.training.run_folder import read_run, refuse_other_config, refuse_run
+
+    refuse_run(run, resume)
+    if resume and file is None and not assignments:
+        return parse_config(RunConfig, read_run(run)["config"])
+    config = load_config(RunConfig, file, assignments)
+    if resume:
+        refuse_other_config(config, run)
+    return config
+
+
+def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device") -> None:
+    from contextlib import nullcontext
+
+    from pipeline.cache.reader import Cache
+    from pipeline.training.export import STUDENT_FILE
+    from pipeline.training.job import build_job, finish, prepare_folder, run_job
+    from pipeline.training.run_folder import held_run_folder
+    from pipeline.training.summary import write_report
+
+    job = build_job(config, Cache(path), run, ranks, device)
+    with held_run_folder(run) if ranks.is_main else nullcontext():
+        first = job.load_checkpoint() if resume else 0
+        prepare_folder(job)
+        done = run_job(job, first)
+        if ranks.is_main:
+            finish(job)
+            report = write_report(job)
+            typer.echo(f"{done} of {job.steps} steps done; student: {run / STUDENT_FILE}, report: {report}")
+    if done < job.steps:
+        raise MaskAlignError(f"stopped by SIGTERM after step {done}; continue with --resume")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(train_student)
+
+
+if __name__ == "__main__":
+    main()
