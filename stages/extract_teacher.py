@@ -77,7 +77,7 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
     _refuse_unknown("--view-format", given["view_format"], VIEW_FORMATS)
     _refuse_scale(given["crop_scale"])
     rank, processes = process_rank()
-    resolved = {
+    resolved: dict[str, Any] = {
         "shards": resolve_shards(given["shards"]),
         "workers": _default_workers() if given["workers"] is None else given["workers"],
         "device": choose_device(given["device"]),

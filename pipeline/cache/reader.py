@@ -118,4 +118,5 @@ def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> s
 
 
 def _remedy(commit: Commit) -> str:
-    return f"delete commits/{commit.source.removesuffix('.tar')}.v{commit.view:02d}.json and run the same extract-teacher command to make it again"
+    name = f"{commit.source.removesuffix('.tar')}.v{commit.view:02d}.json"
+    return f"delete commits/{name} and run the same extract-teacher command to make the unit again"

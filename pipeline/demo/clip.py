@@ -1,4 +1,4 @@
-"""The demo's CLIP: an open_clip image and text tower, trained contrastively on captioned pictures (Radford et al. 2021, arXiv 2103.00020)."""
+"""The demo's CLIP: an open_clip image and text tower, trained on captioned pictures (Radford et al. 2021, arXiv 2103.00020)."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def zero_shot_accuracy(model: CLIP, count: int = 1_000) -> float:
     tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
     texts = torch.stack([model.encode_text(tokenize(lines), normalize=True).mean(0) for lines in prompts()])
     images = _normalize(F.interpolate(pixels.permute(0, 3, 1, 2) / 255, IMAGE_SIZE, mode="bicubic", antialias=True))
-    scores = torch.cat([model.encode_image(part, normalize=True) @ texts.T for part in images.split(250)])
+    scores = torch.cat([model.encode_image(part, normalize=True) @ texts.T for part in torch.split(images, 250)])
     model.train()
     return (scores.argmax(1) == labels).float().mean().item()
 

@@ -67,5 +67,6 @@ class FeatureEncoder:
         for name in ("stats", "attention"):
             if name in rows and not np.isfinite(rows[name]).all():
                 raise CacheError(
-                    f"the teacher's {name} are not finite or exceed half precision: check the teacher's weights, or run it in float32 on --device cpu"
+                    f"the teacher's {name} are not finite or exceed half precision: "
+                    "check the teacher's weights, or run it in float32 on --device cpu"
                 )

@@ -128,4 +128,5 @@ class Extractor:
         self.tally.skipped.extend(made.skipped)
 
     def _rate(self) -> str:
-        return f"{self.tally.pictures / self.timing.wall:.0f} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
+        rate = self.tally.pictures / self.timing.wall
+        return f"{rate:.0f} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"

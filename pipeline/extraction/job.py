@@ -112,7 +112,8 @@ def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> 
     differences = differing_keys(build_schema(options, teacher), Cache(options.cache).schema)
     if differences:
         raise ConfigError(
-            f"cache {str(options.cache)!r} was made with another configuration ({'; '.join(differences)}): repeat its options or use another --cache"
+            f"cache {str(options.cache)!r} was made with another configuration ({'; '.join(differences)}): "
+            "repeat its options or use another --cache"
         )
 
 

@@ -55,7 +55,7 @@ class Field:
 
 
 def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, Field]:
-    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, D), stats (M, T, 2 + G), label (), where T is K and CLS if any."""
+    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, D), stats (M, T, 2 + G), label (); T is K and CLS if any."""
     count = visible_count(schema.patches, spec.mask.ratio)
     tokens, levels = count + int(schema.teacher.has_cls), len(spec.levels)
     return {
