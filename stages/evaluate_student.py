@@ -43,11 +43,13 @@ def knn(
     batch_size: Annotated[int, typer.Option(min=1, help="Views in a batch.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    report: Annotated[Path | None, typer.Option(help="Run in whose report the result is noted, too; default: --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
 ) -> None:
     """Classify by the k nearest neighbours in cosine similarity, on mean patch tokens after the final norm and on CLS."""
     with told_in_one_sentence():
         from pipeline.cache.reader import Cache
+        from pipeline.training.summary import note_score
 
         _refuse_choice(run, untrained, teacher, config, cache, shards)
         chosen, opened = choose_device(device), Cache(cache) if cache else None
@@ -55,12 +57,19 @@ def knn(
         embedder = _embedder(run, untrained, teacher, config, sizes, chosen)
         bank, queries = _embedded(opened, shards, test_shards, embedder, sizes[0], chosen, batch_size, workers)
         result = {"k": k, "neighbours": len(bank.labels), "queries": len(queries.labels), **_accuracies(bank, queries, k, temperature)}
+        cls = f", CLS {result['cls']:.1%}" if "cls" in result else ""
+        count = f"k {k}, {result['queries']} queries, {result['neighbours']} neighbours"
+        typer.echo(f"k-NN accuracy: mean patch token {result['mean']:.1%}{cls} ({count})")
+        if noted := report or run:
+            note_score(noted, _subject(teacher, untrained), result["mean"], result.get("cls"))
         if out:
             out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    cls = f", CLS {result['cls']:.1%}" if "cls" in result else ""
-    typer.echo(
-        f"k-NN accuracy: mean patch token {result['mean']:.1%}{cls} (k {k}, {result['queries']} queries, {result['neighbours']} neighbours)"
-    )
+
+
+def _subject(teacher: str | None, untrained: bool) -> str:
+    if teacher is not None:
+        return f"teacher {teacher.rpartition('/')[2]}"
+    return "untrained student" if untrained else "student"
 
 
 def _refuse_choice(
@@ -75,15 +84,20 @@ def _refuse_choice(
 
 
 def _sizes(cache: "Cache | None", run: Path | None, asked: tuple[int, int]) -> tuple[int, int]:
-    """Return image and patch size, as the cache, else the run, else the options say."""
+    """Return image and patch size, as the run, else the cache, else the options say; raises ConfigError if run and cache differ."""
     from pipeline.training.run_folder import read_run
 
-    if cache:
-        return cache.schema.view.image_size, cache.schema.view.patch_size
-    if run:
-        view = read_run(run)["view"]
-        return view["image_size"], view["patch_size"]
-    return asked
+    stored = (cache.schema.view.image_size, cache.schema.view.patch_size) if cache else asked
+    if run is None:
+        return stored
+    view = read_run(run)["view"]
+    of_run = (view["image_size"], view["patch_size"])
+    if cache and stored != of_run:
+        raise ConfigError(
+            f"run {str(run)!r} takes views of {of_run[0]} pixels in patches of {of_run[1]}, cache {str(cache.path)!r} has {stored[0]} "
+            f"in {stored[1]}: give a cache of the run's sizes, or --shards"
+        )
+    return of_run
 
 
 def _embedder(

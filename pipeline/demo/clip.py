@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.demo.pictures import SIDE, picture, prompts
+from pipeline.errors import ConfigError
 
 TEACHER_DIR = Path(__file__).parent / "teacher"
 IMAGE_SIZE = 64
@@ -47,10 +48,11 @@ class ClipRecipe:
     patch_dropout: float = 0.5  # share of the patches that a training picture loses (Li et al. 2023, FLIP)
     full_from: float = 0.75  # share of the steps after which all patches are seen
     seed: int = 1
+    test_pictures: int = 1_000
 
 
 def train_clip(recipe: ClipRecipe, out: Path, log: Callable[[str], None]) -> float:
-    """Train the CLIP, write it to `out` in open_clip's local-dir form and return its zero-shot accuracy on 1,000 unseen pictures."""
+    """Train the CLIP, write it to `out` in open_clip's local-dir form and return its zero-shot accuracy on unseen pictures."""
     torch.manual_seed(recipe.seed)
     vision = {**MODEL_CONFIG["vision_cfg"], "patch_dropout": recipe.patch_dropout}  # type: ignore[dict-item]
     model = CLIP(**{**MODEL_CONFIG, "vision_cfg": vision})
@@ -71,10 +73,18 @@ def train_clip(recipe: ClipRecipe, out: Path, log: Callable[[str], None]) -> flo
         if step % 100 == 99:
             log(f"step {step + 1} of {recipe.steps}: loss {loss.item():.3f}")
         if step % 500 == 499:
-            log(f"zero-shot accuracy on 1,000 unseen pictures: {zero_shot_accuracy(model):.1%}")
+            log(f"zero-shot accuracy on unseen pictures: {zero_shot_accuracy(model, recipe.test_pictures):.1%}")
             _save(model, out)
     _save(model, out)
-    return zero_shot_accuracy(model)
+    return zero_shot_accuracy(model, recipe.test_pictures)
+
+
+def load_clip(folder: Path) -> CLIP:
+    """Load a CLIP as `train_clip` wrote it; raises ConfigError if there is none."""
+    try:
+        return open_clip.create_model(f"local-dir:{folder}")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"folder {str(folder)!r} holds no CLIP that open_clip can load ({error}): train one first") from None
 
 
 @torch.inference_mode()

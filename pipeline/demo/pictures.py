@@ -96,7 +96,8 @@ def _shade(rng: np.random.Generator, colour: str) -> Pixels:
 
 def _texture(rng: np.random.Generator, name: str, colour: Pixels) -> Pixels:
     """Spread a colour over the picture with a texture: (SIDE, SIDE, 3)."""
-    return colour + rng.uniform(15, 40) * _PATTERNS[name](rng)[..., None]
+    strength = np.float32(rng.uniform(15, 40))
+    return (colour + strength * _PATTERNS[name](rng)[..., None]).astype(np.float32)
 
 
 def _grid(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
@@ -108,23 +109,23 @@ def _grid(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
 
 def _striped(rng: np.random.Generator) -> Pixels:
     u, _ = _grid(rng)
-    return np.sign(np.sin(u * (2 * math.pi / rng.uniform(6, 16)))).astype(np.float32)
+    return np.asarray(np.sign(np.sin(u * (2 * math.pi / rng.uniform(6, 16)))), np.float32)
 
 
 def _spotted(rng: np.random.Generator) -> Pixels:
     u, v = _grid(rng)
     scale = 2 * math.pi / rng.uniform(8, 16)
-    return (np.sin(u * scale) * np.sin(v * scale) > 0.3).astype(np.float32)
+    return np.asarray(np.sin(u * scale) * np.sin(v * scale) > 0.3, np.float32)
 
 
 def _shaded(rng: np.random.Generator) -> Pixels:
     u, _ = _grid(rng)
-    return ((u - u.mean()) * (1.5 / SIDE)).astype(np.float32)
+    return np.asarray((u - u.mean()) * (1.5 / SIDE), np.float32)
 
 
 def _grainy(rng: np.random.Generator) -> Pixels:
     coarse = rng.normal(0, 0.6, (SIDE // 4, SIDE // 4)).astype(np.float32)
-    return np.kron(coarse, np.ones((4, 4), dtype=np.float32))
+    return coarse.repeat(4, axis=0).repeat(4, axis=1)
 
 
 _PATTERNS: dict[str, Callable[[np.random.Generator], Pixels]] = {
@@ -137,7 +138,7 @@ _PATTERNS: dict[str, Callable[[np.random.Generator], Pixels]] = {
 
 
 def _paste(ground: Pixels, mask: Pixels, colour: Pixels) -> Pixels:
-    return ground + (colour - ground) * mask[..., None]
+    return np.asarray(ground + (colour - ground) * mask[..., None], np.float32)
 
 
 def _blank() -> Image.Image:
@@ -145,7 +146,7 @@ def _blank() -> Image.Image:
 
 
 def _smooth(mask: Image.Image) -> Pixels:
-    return np.asarray(mask.reduce(_OVERSAMPLING), np.float32) / 255
+    return np.asarray(mask.reduce(_OVERSAMPLING), np.float32) / np.float32(255)
 
 
 def _clutter_mask(rng: np.random.Generator) -> Pixels:

@@ -12,14 +12,23 @@ from pipeline.report import plots
 from pipeline.report.pictures import MaskedPicture, strip
 from pipeline.report.theme import STYLE_SHEET
 
-__all__ = ["MaskedPicture", "RunReport", "render_page"]
+__all__ = ["MaskedPicture", "RunReport", "Score", "render_page"]
 
 _MAX_ROWS = 12  # of the table of metrics
 
 
 @dataclass(frozen=True)
+class Score:
+    """The k-NN accuracy of someone's frozen features: of the mean patch token, and of CLS if there is one. Shares from 0 to 1."""
+
+    subject: str
+    mean: float
+    cls: float | None
+
+
+@dataclass(frozen=True)
 class RunReport:
-    """What is told of a run: its nested configuration, facts by name, lines of metrics, alignment (M, L) of `levels` (M,), pictures."""
+    """What is told of a run: its nested configuration, facts by name, metrics, alignment (M, L) of `levels` (M,), pictures, scores."""
 
     title: str
     config: Mapping[str, Any]
@@ -29,12 +38,13 @@ class RunReport:
     levels: Sequence[int]
     mode: str
     pictures: Sequence[MaskedPicture]
+    scores: Sequence[Score] = ()
 
 
 def render_page(report: RunReport) -> str:
     """Return the page as HTML; the same report gives the same text."""
     title = html.escape(report.title)
-    makers = (_numbers, _charts, _alignment, _pictures, _facts, _config, _log)
+    makers = (_numbers, _scores, _charts, _alignment, _pictures, _facts, _config, _log)
     body = "\n".join(part for part in (maker(report) for maker in makers) if part)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -72,6 +82,25 @@ def _numbers(report: RunReport) -> str:
 
 def _rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _scores(report: RunReport) -> str:
+    """Return the comparison of those that were evaluated, as bars."""
+    if not report.scores:
+        return ""
+    told = "k-nearest-neighbour accuracy of frozen features: the mean of the patch tokens after the final norm, and CLS."
+    rows = "".join(_score_rows(score) for score in report.scores)
+    return f'<h2>Evaluation</h2><p>{told}</p><div class="card"><table class="scores">{rows}</table></div>'
+
+
+def _score_rows(score: Score) -> str:
+    named = [("mean patch token", score.mean, "bar")] + ([("CLS", score.cls, "bar cls")] if score.cls is not None else [])
+    subjects = [html.escape(score.subject), *[""] * (len(named) - 1)]
+    return "".join(
+        f'<tr><th scope="row">{subject}</th><td>{name}</td>'
+        f'<td class="share"><div class="{style}" style="width:{value:.1%}"></div></td><td>{value:.1%}</td></tr>'
+        for subject, (name, value, style) in zip(subjects, named, strict=True)
+    )
 
 
 def _charts(report: RunReport) -> str:

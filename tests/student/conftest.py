@@ -13,15 +13,6 @@ TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Run on one thread: models this small lose more to waiting for a second than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny_encoder():
     """Build an encoder of 4 x 4 patches, without drop path unless asked for."""

@@ -1,15 +1,7 @@
-"""Pictures that the teachers look at, and one thread: towers this small lose more to threads than they win."""
+"""Pictures that the teachers look at."""
 
 import pytest
 import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

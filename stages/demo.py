@@ -1,0 +1,129 @@
+"""The demo: makes pictures, runs both stages through their command lines, and compares untrained student, trained student and teacher."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pipeline.errors import MaskAlignError
+from stages.console import run_command, told_in_one_sentence
+
+_TEACHER_VIEW = ("--image-size", "64", "--patch-size", "8")
+_SUBJECTS = ("teacher", "untrained", "student")
+
+Result = TypeVar("Result")
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Everything is written here; an earlier demo is replaced.")] = Path("demo"),
+    pictures: Annotated[int, typer.Option(min=1, help="Training pictures.")] = 4000,
+    test_pictures: Annotated[int, typer.Option(min=1, help="Test pictures.")] = 1000,
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of recipes/demo.toml.")] = None,
+) -> None:
+    """Pretrain a small student from a small CLIP teacher on generated pictures, in minutes on a CPU."""
+    with told_in_one_sentence():
+        seconds: dict[str, float] = {}
+        _clear(folder)
+        _timed(seconds, "pictures", partial(_make_pictures, folder, pictures, test_pictures))
+        _timed(seconds, "extract", partial(_extract, folder))
+        _timed(seconds, "train", partial(_train, folder, assignments or []))
+        result: dict[str, Any] = {}
+        for subject in _SUBJECTS:
+            scores = _timed(seconds, f"evaluate_{subject}", partial(_evaluate, folder, subject))
+            result |= {f"{subject}_knn": scores["mean"], f"{subject}_knn_cls": scores["cls"]}
+        result["seconds"] = {part: round(taken, 1) for part, taken in seconds.items()}
+        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        _show(folder, result, sum(seconds.values()))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier demo, and nothing that is not one."""
+    for part in ("pictures", "demo.cache", "run", "knn"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / "result.json").unlink(missing_ok=True)
+
+
+def _timed(seconds: dict[str, float], part: str, work: Callable[[], Result]) -> Result:
+    begin = time.perf_counter()
+    result = work()
+    seconds[part] = time.perf_counter() - begin
+    return result
+
+
+def _make_pictures(folder: Path, train: int, test: int) -> None:
+    from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_pictures
+
+    typer.echo(f"drawing {train} pictures to learn from and {test} to test with")
+    write_pictures(folder / "pictures" / "train", TRAIN_SEED, train)
+    write_pictures(folder / "pictures" / "test", TEST_SEED, test)
+
+
+def _extract(folder: Path) -> None:
+    options = ("--teacher", _teacher(), "--views", "2", "--crop-scale", "0.5", "1", "--batch-size", "64", *_TEACHER_VIEW)
+    _command("extract_teacher", str(folder / "pictures" / "train"), "--cache", str(folder / "demo.cache"), *options)
+
+
+def _train(folder: Path, assignments: list[str]) -> None:
+    recipe = str(files("stages") / "recipes" / "demo.toml")
+    changes = [part for assignment in assignments for part in ("--set", assignment)]
+    _command("train_student", "--cache", str(folder / "demo.cache"), "--run", str(folder / "run"), "--config", recipe, *changes)
+
+
+def _evaluate(folder: Path, subject: str) -> dict[str, float]:
+    """Classify the test pictures by their neighbours among the cache's views."""
+    run = ("--run", str(folder / "run"))
+    judged = {"teacher": ("--teacher", _teacher()), "untrained": (*run, "--untrained"), "student": run}[subject]
+    out = folder / "knn" / f"{subject}.json"
+    out.parent.mkdir(exist_ok=True)
+    tests = str(folder / "pictures" / "test")
+    _command(
+        "evaluate_student",
+        "knn",
+        *judged,
+        "--cache",
+        str(folder / "demo.cache"),
+        "--test-shards",
+        tests,
+        "--out",
+        str(out),
+        "--report",
+        str(folder / "run"),
+    )
+    scores: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
+    return scores
+
+
+def _teacher() -> str:
+    return f"open_clip:local-dir:{files('pipeline.demo') / 'teacher'}"
+
+
+def _command(stage: str, *arguments: str) -> None:
+    """Run a stage as a person would, and stop with it if it fails."""
+    typer.echo(f"\n$ {stage.replace('_', '-')} {shlex.join(arguments)}")
+    if subprocess.run([sys.executable, "-m", f"stages.{stage}", *arguments], check=False).returncode:
+        raise MaskAlignError(f"the demo stopped: {stage.replace('_', '-')} failed, as it says above")
+
+
+def _show(folder: Path, result: Mapping[str, Any], seconds: float) -> None:
+    typer.echo("\nk-NN accuracy on unseen pictures      mean patch token     CLS")
+    for subject in _SUBJECTS:
+        typer.echo(f"{subject:<38}{result[f'{subject}_knn']:>16.1%}{result[f'{subject}_knn_cls']:>8.1%}")
+    typer.echo(f"\n{seconds:.0f} s in all; {folder / 'result.json'} has the figures, open {folder / 'run' / 'report.html'} in a browser")
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(demo)
+
+
+if __name__ == "__main__":
+    main()

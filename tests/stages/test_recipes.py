@@ -1,0 +1,24 @@
+"""Every recipe is valid, says what a recipe must say, and the one for B is what train-student does by default."""
+
+from pathlib import Path
+
+import pytest
+
+import stages
+from pipeline.config import load_config
+from pipeline.training.config import RunConfig
+
+RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid_and_says_command_time_and_result(recipe):
+    load_config(RunConfig, recipe)
+    comments = [line for line in recipe.read_text().splitlines() if line.startswith("# ")]
+    for word in ("command", "time", "expected"):
+        assert any(line.startswith(f"# {word} ") for line in comments), word
+
+
+def test_the_recipe_for_b_is_the_default():
+    recipe = next(path for path in RECIPES if path.stem == "vit_b16")
+    assert load_config(RunConfig, recipe) == RunConfig()
