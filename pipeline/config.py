@@ -1,9 +1,10 @@
 """Strict configuration: frozen models, TOML recipes, `--set key=value`, one line for each wrong key."""
 
+import copy
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,20 +15,20 @@ from pipeline.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys, no conversions but int to float."""
+    """A part of the configuration: immutable, no unknown keys, no conversions but int to float, no infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Section)
 
 
-def load_config(model: type[Model], file: Path | None, assignments: Iterable[str] = ()) -> Model:
-    """Read a recipe (or the defaults) and apply `key=value` assignments, dotted keys and TOML values.
+def load_config(model: type[Model], file: Path | None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Model:
+    """Read a recipe (without one: the values of `base`, else the defaults) and apply `key=value` assignments, dotted keys and TOML values.
 
     Raises ConfigError with a line for each key that is unknown or has a wrong value.
     """
-    values = _read_toml(file) if file else {}
+    values = _read_toml(file) if file else copy.deepcopy(dict(base or {}))
     for assignment in assignments:
         _assign(values, assignment)
     return parse_config(model, values)
@@ -38,7 +39,7 @@ def parse_config(model: type[Model], values: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(model, detail) for detail in error.errors())) from None
+        raise ConfigError("\n".join(_explain(model, values, error.errors()))) from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -46,6 +47,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {str(file)!r} does not exist: give the path of a TOML recipe") from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {str(file)!r} cannot be read ({error.strerror}): give the path of a TOML recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(file)!r} is not valid TOML ({error}): correct it at that place") from None
 
@@ -58,7 +61,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()
     *sections, key = name.strip().split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -67,19 +70,41 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     values[key] = value
 
 
-def _explain(model: type[Section], detail: ErrorDetails) -> str:
-    """Put one finding of pydantic into a line: name, value, what is accepted."""
-    path = [part for part in detail["loc"] if isinstance(part, str)]
-    name = ".".join(path)
+def _explain(model: type[Section], values: Mapping[str, Any], details: Iterable[ErrorDetails]) -> Iterator[str]:
+    """Put the findings of pydantic into one line for each key: name, value, what is accepted."""
+    wrong: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        wrong.setdefault(_name(values, detail), []).append(detail)
+    for name, found in wrong.items():
+        yield _explain_key(model, name, found)
+
+
+def _name(values: Any, detail: ErrorDetails) -> str:  # noqa: ANN401 - whatever TOML can hold
+    """Return the key as it is written; what follows it in pydantic's location are the alternatives of a union."""
+    name = ""
+    for part in detail["loc"]:
+        if isinstance(part, int) and isinstance(values, list):
+            name, values = f"{name}[{part}]", dict(enumerate(values)).get(part)
+        elif isinstance(part, str) and isinstance(values, dict):
+            name, values = f"{name}.{part}".removeprefix("."), values.get(part)
+        else:
+            break
+    return name
+
+
+def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> str:
+    detail = found[0]
     if detail["type"] == "extra_forbidden":
+        path = [str(part) for part in detail["loc"]]
         known = _known_keys(model, path[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         return f"unknown configuration key {name!r}: {hint}"
     if detail["type"] == "missing":
-        return f"configuration key {name!r} is missing: set it in the recipe or by --set {name}=VALUE"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"configuration key {name!r} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+        return f"configuration key {name!r} is missing: set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
+    first, *others = (each["msg"].removeprefix("Value error, ") for each in found)
+    accepted = " or ".join([f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)])
+    return f"configuration key {name!r} is {detail['input']!r}: {accepted}"
 
 
 def _known_keys(model: type[Section], path: list[str]) -> list[str]:

@@ -84,8 +84,8 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
         "rank": rank,
         "processes": processes,
     }
-    names = [field.name for field in fields(ExtractionOptions)]
-    return ExtractionOptions(**{name: resolved.get(name, given.get(name)) for name in names})
+    chosen: dict[str, Any] = {field.name: (given | resolved)[field.name] for field in fields(ExtractionOptions)}
+    return ExtractionOptions(**chosen)
 
 
 def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -38,15 +38,13 @@ def train_student(
 
 
 def _configured(run: Path, file: Path | None, assignments: list[str], resume: bool) -> "RunConfig":
-    """Read the configuration; a resumed run without one takes its own."""
-    from pipeline.config import load_config, parse_config
+    """Read the configuration; a resumed run without a recipe begins from its own."""
+    from pipeline.config import load_config
     from pipeline.training.config import RunConfig
     from pipeline.training.run_folder import read_run, refuse_other_config, refuse_run
 
     refuse_run(run, resume)
-    if resume and file is None and not assignments:
-        return parse_config(RunConfig, read_run(run)["config"])
-    config = load_config(RunConfig, file, assignments)
+    config = load_config(RunConfig, file, assignments, base=read_run(run)["config"] if resume else None)
     if resume:
         refuse_other_config(config, run)
     return config

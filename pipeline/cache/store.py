@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.codecs import Crc32cCodec
 
-from pipeline.cache.files import canonical_json, digest_of
+from pipeline.cache.files import canonical_json, digest_of, flush_to_disk
 from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_specs
 from pipeline.errors import CacheError
 
@@ -18,6 +18,7 @@ GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
 _INDEX_BYTES_PER_CHUNK = 16
 _CRC_BYTES = 4
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
 
 Values = NDArray[Any]
 
@@ -43,7 +44,6 @@ def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units
         filters=None,
         fill_value=0,
         attributes={"name": spec.name},
-        config={"write_empty_chunks": True},
     )
 
 
@@ -59,8 +59,9 @@ def write_unit_array(path: Path, name: str, values: Values) -> None:
 
 
 def _open_for_writing(path: Path, name: str) -> zarr.Array[Any]:
-    # write_empty_chunks is not stored with the array: without it a block of zeros would vanish
-    return zarr.open_array(path / name, mode="r+", config={"write_empty_chunks": True})
+    # write_empty_chunks is not stored with the array and open_array ignores its argument for it: without it a block of zeros would vanish
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(path / name, mode="r+")
 
 
 def resize_group(path: Path, schema: CacheSchema, units: int) -> None:
@@ -68,13 +69,15 @@ def resize_group(path: Path, schema: CacheSchema, units: int) -> None:
     for spec in array_specs(schema).values():
         if spec.by_rows:
             zarr.open_array(path / spec.name, mode="r+").resize((units * schema.unit_rows, *spec.item_shape))
+            flush_to_disk(path / spec.name / "zarr.json")
+            flush_to_disk(path / spec.name)
 
 
 def open_array(path: Path, spec: ArraySpec, schema: CacheSchema) -> zarr.Array[Any]:
     """Open an array to read; raises CacheError if its metadata is not what the schema says."""
     try:
         array = zarr.open_array(path / spec.name, mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise CacheError(f"array {spec.name!r} of {str(path)!r} cannot be opened ({error}): restore its zarr.json from a copy") from None
     chunks = (schema.block_rows, *spec.item_shape) if spec.by_rows else spec.item_shape
     if array.attrs.get("name") != spec.name or array.dtype != spec.dtype or array.chunks != chunks:
@@ -102,7 +105,7 @@ def _read_attributes(path: Path) -> Mapping[str, Any]:
         attributes = dict(zarr.open_group(path, mode="r").attrs)
         if isinstance(attributes.get(_ATTRIBUTE), dict):
             return attributes
-    except (OSError, ValueError, KeyError, TypeError):
+    except _DAMAGED:
         pass
     raise CacheError(f"{str(path)!r} is not the group of a cache: give a folder that extract-teacher made")
 

@@ -39,7 +39,7 @@ def read_units(cache: Path) -> tuple[Unit, ...]:
         if digest_of(values) != values["digest"]:
             raise CacheError(f"{UNITS_FILE} of cache {str(cache)!r} does not match its digest: restore it from a copy")
         return tuple(Unit.model_validate(unit) for unit in values["units"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CacheError(f"{UNITS_FILE} of cache {str(cache)!r} is damaged ({type(error).__name__}): restore it from a copy") from None
 
 

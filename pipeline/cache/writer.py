@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -31,6 +31,8 @@ def create_cache(path: Path, schema: CacheSchema, units: Sequence[Unit], mean: N
         store.create_group(draft / store.GROUP, schema, len(units))
         store.write_calibration(draft / store.GROUP, mean, std)
         write_units(draft, units)
+        for entry in (draft, *draft.rglob("*")):
+            flush_to_disk(entry)
         try:
             draft.rename(path)
         except OSError as error:
@@ -45,7 +47,7 @@ def extend_cache(path: Path, schema: CacheSchema, sources: Sequence[Source], vie
         units = read_units(path)
         extended = extended_units(units, sources, views, present)
         if len(extended) > len(units):
-            store.resize_group(path / store.GROUP, schema, len(extended))
+            store.resize_group(path / store.GROUP, schema, len(extended))  # first: a unit in units.json has its rows
             write_units(path, extended)
         return extended
 
@@ -60,23 +62,23 @@ def claimed(path: Path, source: str) -> Iterator[bool]:
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Lend a private folder on the cache's file system, and sweep those of processes that died."""
-    parent = path / "logs" / "scratch"
-    parent.mkdir(exist_ok=True)
-    _sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-    with locked(folder / "lock"):
+    parent, sweeping = path / "logs" / "scratch", path / "logs" / "locks" / "scratch"
+    with ExitStack() as held:
+        with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
+            parent.mkdir(exist_ok=True)
+            _sweep(parent)
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+            held.enter_context(locked(folder / "lock"))
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with locked(sweeping):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(parent: Path) -> None:
     for folder in parent.iterdir():
-        lock = folder / "lock"
-        if not lock.exists():
-            continue
-        with locked_if_free(lock) as free:
+        with locked_if_free(folder / "lock") as free:
             if free:
                 shutil.rmtree(folder, ignore_errors=True)
 

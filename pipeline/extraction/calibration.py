@@ -1,19 +1,18 @@
 """The channel statistics of a cache: of the first pictures of its first tars, so that every process finds the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.cache.encoding import Calibrator
-from pipeline.errors import SourceError
+from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.decoding import Decoder, SampleViews, ViewMaker, in_groups
 from pipeline.extraction.encode import run_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.codec import Pixels
 from pipeline.views.shards import Shard
-from pipeline.views.source import read_samples
+from pipeline.views.source import SourceSample, read_samples
 
 CALIBRATION_PICTURES = 256
 _BATCH = 32
@@ -22,34 +21,40 @@ _BATCH = 32
 def calibrate(
     shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, teacher: Teacher, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Return channel mean and deviation (M, D) and the number of pictures they are of; raises SourceError if there is none."""
+    """Return channel mean and deviation (M, D) and the number of pictures they are of.
+
+    Raises SourceError if there is no picture, CacheError if the teacher's features are not finite.
+    """
     calibrator, count = Calibrator(), 0
-    for pixels in in_groups(_first_views(shards, maker, decoder), _BATCH):
-        calibrator.add(run_teacher(teacher, torch.from_numpy(np.stack(pixels)).to(device)).hidden)
-        count += len(pixels)
-    if not count:
-        raise SourceError(
-            f"none of the {len(shards)} tars holds a picture that can be decoded, the first is {str(shards[0].path)!r}: check --shards"
-        )
+    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_PICTURES), _BATCH):
+        pixels = np.stack([sample.pixels[0] for sample in samples])
+        calibrator.add(run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden)
+        count += len(samples)
     mean, std = calibrator.result()
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        raise CacheError("the teacher's features are not finite: check the teacher's weights, or run it in float32 on --device cpu")
     return mean.numpy(), std.numpy(), count
 
 
-def _first_views(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder) -> Iterator[Pixels]:
+def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, limit: int) -> Iterator[SampleViews]:
+    """Yield the views of the first `limit` pictures that can be decoded; raises SourceError if there is none."""
     count = 0
     for shard in shards:
-        for pixels in _readable(decoder.views(read_samples(shard), maker)):
-            yield pixels
-            count += 1
-            if count == CALIBRATION_PICTURES:
-                return
-
-
-def _readable(views: Iterable[object]) -> Iterator[Pixels]:
-    """Yield the first view of each good sample up to where a tar breaks: its own extraction will report that."""
-    try:
-        for sample in views:
+        for sample in decoder.views(_readable(shard), maker):
             if isinstance(sample, SampleViews):
-                yield sample.pixels[0]
+                yield sample
+                count += 1
+            if count == limit:
+                return
+    if not count:
+        raise SourceError(
+            f"none of the {len(shards)} tars holds a picture that can be decoded, the first is {str(shards[0].path)!r}: check SHARDS"
+        )
+
+
+def _readable(shard: Shard) -> Iterator[SourceSample]:
+    """Yield the samples up to where a tar breaks, whoever decodes them: its own extraction will report that."""
+    try:
+        yield from read_samples(shard)
     except SourceError:
         return

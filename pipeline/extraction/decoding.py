@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cache.commit import SkippedPicture
-from pipeline.errors import SourceError
+from pipeline.errors import MaskAlignError, SourceError
 from pipeline.views.codec import Pixels, ViewFormat, decode_image, decode_view, encode_view
 from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
 from pipeline.views.source import SourceSample, label_of
@@ -78,13 +78,13 @@ class Decoder:
         self.busy_seconds = 0.0
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:
-        """Yield the views of each sample, in order; raises SourceError if a worker died."""
+        """Yield the views of each sample, in order; raises MaskAlignError if a worker died: no tar is to blame for that."""
         try:
             for views, seconds in self._results(in_groups(samples, _SAMPLES_PER_JOB), maker):
                 self.busy_seconds += seconds
                 yield from views
         except BrokenProcessPool:
-            raise SourceError("a decoding worker died, perhaps for want of memory: give fewer --workers") from None
+            raise MaskAlignError("a decoding worker died, perhaps for want of memory: give fewer --workers and run again") from None
 
     def close(self) -> None:
         """End the workers."""

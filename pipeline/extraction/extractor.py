@@ -1,12 +1,13 @@
 """The extraction loop of one process: walks the tars, makes the missing units, and keeps count."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cache.commit import SkippedPicture
+from pipeline.cache.commit import SkippedPicture, commit_path
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import claimed, is_committed, scratch_folder
@@ -62,36 +63,36 @@ class Extractor:
     def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
         with scratch_folder(self.cache) as scratch, ThreadPoolExecutor(1) as writer:
-            writing: Future[None] | None = None
+            writing: deque[Future[None]] = deque()
             for shard in shards:
                 made = self._make(shard, [unit for unit in units if unit.source == shard.name], scratch)
-                if writing:
-                    writing.result()
-                writing = writer.submit(self._publish, made) if made else None
-                progress.update(sum(is_committed(self.cache, unit) for unit in units), self._rate())
+                if made:
+                    writing.append(writer.submit(self._publish, made))
+                while len(writing) > 1:
+                    writing.popleft().result()
+                progress.update(count_committed(self.cache, units), self._rate())
             if writing:
-                writing.result()
-        progress.update(sum(is_committed(self.cache, unit) for unit in units), self._rate())
+                writing.popleft().result()
+        progress.update(count_committed(self.cache, units), self._rate())
 
     def _make(self, shard: Shard, units: Sequence[Unit], scratch: Path) -> _Made | None:
-        held = ExitStack()
-        if not held.enter_context(claimed(self.cache, shard.name)):
-            self.tally.elsewhere.append(shard.name)
-            return None
-        missing = [unit for unit in units if not is_committed(self.cache, unit)]
-        try:
-            if missing:
-                return self._encode(shard, missing, scratch, held)
-        except (SourceError, CacheError) as error:
-            self.tally.failed[shard.name] = str(error)
-        held.close()
+        with ExitStack() as held:
+            if not held.enter_context(claimed(self.cache, shard.name)):
+                self.tally.elsewhere.append(shard.name)
+                return None
+            missing = [unit for unit in units if not is_committed(self.cache, unit)]
+            try:
+                return self._encode(shard, missing, scratch, held) if missing else None
+            except (SourceError, CacheError) as error:
+                self.tally.failed[shard.name] = str(error)
         return None
 
     def _encode(self, shard: Shard, units: Sequence[Unit], scratch: Path, held: ExitStack) -> _Made:
+        """Encode the units of a tar; what `held` holds goes with them, or is let go if that fails."""
         builders = [UnitBuilder(self.cache, self.schema, unit, place, scratch) for place, unit in enumerate(units)]
         for builder in builders:
             held.callback(builder.discard)
-        made = _Made(builders, [], 0, held)
+        made = _Made(builders, [], 0, ExitStack())
         maker = ViewMaker(self.policy, tuple(unit.view for unit in units), self.schema.view.format)
         for samples in in_groups(self._good(self.decoder.views(read_samples(shard), maker), made.skipped), self.batch_size):
             with self.timing.measure("teacher"):
@@ -99,6 +100,7 @@ class Extractor:
                     builder.add(samples, self.encoder)
             made.pictures += len(samples)
         self._refuse_bad(shard, made)
+        made.held = held.pop_all()
         return made
 
     def _good(self, decoded: Iterable[Decoded], skipped: list[SkippedPicture]) -> Iterator[SampleViews]:
@@ -130,3 +132,9 @@ class Extractor:
     def _rate(self) -> str:
         rate = self.tally.pictures / self.timing.wall
         return f"{rate:.0f} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
+
+
+def count_committed(cache: Path, units: Sequence[Unit]) -> int:
+    """Return how many of the units exist, from one listing: a stat for each would take longer than a tar on a network file system."""
+    present = {path.name for path in (cache / "commits").iterdir()}
+    return sum(commit_path(cache, unit).name in present for unit in units)

@@ -10,12 +10,12 @@ import torch
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
 from pipeline.cache.units import Unit, extended_units
-from pipeline.cache.writer import create_cache, extend_cache, is_committed
+from pipeline.cache.writer import create_cache, extend_cache
 from pipeline.errors import ConfigError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.decoding import Decoder, ViewMaker
 from pipeline.extraction.encode import FeatureEncoder, precision_of
-from pipeline.extraction.extractor import Extractor
+from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.progress import ProgressDisplay
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
@@ -57,7 +57,7 @@ class ExtractionOptions:
 
     @property
     def maker(self) -> ViewMaker:
-        """What makes the first view, for calibration and forecasts."""
+        """What makes the first view."""
         return ViewMaker(self.policy, (0,), self.view_format)
 
     @property
@@ -117,9 +117,14 @@ def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> 
         )
 
 
+def is_unused(path: Path) -> bool:
+    """Tell whether a cache can be created at `path`: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
-    if not options.cache.exists() or not any(options.cache.iterdir()):
+    if is_unused(options.cache):
         _create(options, teacher, decoder)
     refuse_other_configuration(options, teacher)
     cache = Cache(options.cache)
@@ -147,19 +152,15 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         extractor = Extractor(options.cache, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
-        with ProgressDisplay("extract-teacher", len(wanted), done=_committed(options.cache, wanted)) as progress:
+        with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(options.cache, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = decoder.busy_seconds / max(1, options.workers)
-    return extractor, len(wanted) - _committed(options.cache, wanted)
-
-
-def _committed(cache: Path, units: Sequence[Unit]) -> int:
-    return sum(is_committed(cache, unit) for unit in units)
+    return extractor, len(wanted) - count_committed(options.cache, wanted)
 
 
 def _rotated(options: ExtractionOptions) -> Sequence[Shard]:
     shards = options.shards[: options.limit]
-    start = len(shards) * options.rank // options.processes
+    start = len(shards) * options.rank // options.processes % len(shards)  # a Slurm array may count from any number
     return [*shards[start:], *shards[:start]]

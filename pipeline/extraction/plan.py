@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.store import shard_bytes
-from pipeline.extraction.decoding import SampleViews
+from pipeline.extraction.calibration import first_samples
+from pipeline.extraction.decoding import Decoder, SampleViews
 from pipeline.extraction.encode import run_teacher
-from pipeline.extraction.job import ExtractionOptions, build_schema, build_teacher, refuse_other_configuration
+from pipeline.extraction.job import ExtractionOptions, build_schema, build_teacher, is_unused, refuse_other_configuration
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard
 from pipeline.views.source import read_samples
@@ -19,8 +19,9 @@ from pipeline.views.source import read_samples
 _SAMPLED_TARS = 4
 _SAMPLED_PICTURES = 64
 _TAR_BLOCK = 512
-_MEMBERS_OVERHEAD = 2 * _TAR_BLOCK  # headers of the crop and of its label
-_COMMIT_BYTES = 4_000
+_TAR_RECORD = 20 * _TAR_BLOCK
+_COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
+_COMMIT_BYTES_A_BLOCK = 12  # the checksum of one array's block
 _WRITE_PEAK = 3  # copies of its largest array that writing a shard holds
 
 
@@ -60,48 +61,71 @@ class ExtractionPlan:
 def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
     """Sample a few tars and time decoding and teacher; writes nothing. Counts are exact up to four tars, else scaled by bytes."""
     teacher = build_teacher(options)
-    if options.cache.exists():
+    if not is_unused(options.cache):
         refuse_other_configuration(options, teacher)
     schema = build_schema(options, teacher)
     shards = options.shards[: options.limit]
-    pictures = _count_pictures(shards)
-    samples, decode_seconds = _sample_views(options, shards[0])
-    crop_bytes = sum(_padded(len(sample.crops[0])) + _padded(1) + _MEMBERS_OVERHEAD for sample in samples) / len(samples)
-    rows = round(pictures / len(shards))
-    targets = sum(shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows)
-    units = len(shards) * options.views
-    files_per_unit = sum(spec.by_rows for spec in array_specs(schema).values()) + 2
+    rows, scale = _count_pictures(shards)
+    samples, decode_seconds = _sample_views(options, shards)
+    crop_bytes = sum(map(_sample_bytes, samples)) / (len(samples) * options.views)
+    target_bytes = sum(_target_bytes(schema, count) for count in rows)
+    other_bytes = sum(_tar_bytes(count * crop_bytes) + _commit_bytes(schema, count) for count in rows)
     return ExtractionPlan(
-        pictures=pictures,
+        pictures=sum(rows) * scale,
         tars=len(shards),
         views=options.views,
-        target_bytes=targets / rows,
+        target_bytes=target_bytes / sum(rows),
         crop_bytes=crop_bytes,
-        total_bytes=units * (targets + rows * crop_bytes + _COMMIT_BYTES),
-        files=units * files_per_unit,
-        peak_memory=_peak_memory(schema, options.views, rows),
+        total_bytes=options.views * (target_bytes + other_bytes) * scale,
+        files=len(shards) * options.views * _files_of_unit(schema),
+        peak_memory=_peak_memory(schema, options.views, max(rows)),
         teacher_rate=_teacher_rate(options, teacher),
-        decode_rate=len(samples) / (decode_seconds * options.views),
+        decode_rate=len(samples) / decode_seconds,
         workers=options.workers,
         processes=options.processes,
     )
 
 
-def _count_pictures(shards: Sequence[Shard]) -> float:
+def _count_pictures(shards: Sequence[Shard]) -> tuple[list[int], float]:
+    """Count the pictures of some tars; return the counts and how many times as many all tars hold, going by bytes."""
     sampled = shards[:: max(1, len(shards) // _SAMPLED_TARS)]
-    counted = sum(sum(1 for _ in read_samples(shard)) for shard in sampled)
-    return counted * sum(shard.size for shard in shards) / sum(shard.size for shard in sampled)
+    counts = [sum(1 for _ in read_samples(shard)) for shard in sampled]
+    return counts, sum(shard.size for shard in shards) / sum(shard.size for shard in sampled)
 
 
-def _sample_views(options: ExtractionOptions, shard: Shard) -> tuple[list[SampleViews], float]:
-    samples = list(islice(read_samples(shard), _SAMPLED_PICTURES))
-    begin = time.perf_counter()
-    made = [options.maker(sample) for sample in samples]
-    return [views for views in made if isinstance(views, SampleViews)], time.perf_counter() - begin
+def _sample_views(options: ExtractionOptions, shards: Sequence[Shard]) -> tuple[list[SampleViews], float]:
+    """Return the first pictures with all their views, and the seconds that one process took to make them."""
+    decoder = Decoder(workers=0)
+    maker = replace(options.maker, views=tuple(range(options.views)))
+    return list(first_samples(shards, maker, decoder, _SAMPLED_PICTURES)), decoder.busy_seconds
 
 
-def _padded(size: int) -> int:
-    return -(-size // _TAR_BLOCK) * _TAR_BLOCK
+def _sample_bytes(sample: SampleViews) -> int:
+    """Bytes of a picture's views in their tars: a header and whole tar blocks for each member."""
+    members = sum(_TAR_BLOCK + _padded(len(data), _TAR_BLOCK) for data in sample.members.values())
+    return sum(_TAR_BLOCK + _padded(len(crop), _TAR_BLOCK) + members for crop in sample.crops)
+
+
+def _target_bytes(schema: CacheSchema, rows: int) -> int:
+    return sum(shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows)
+
+
+def _tar_bytes(samples: float) -> int:
+    return _padded(round(samples) + 2 * _TAR_BLOCK, _TAR_RECORD)
+
+
+def _commit_bytes(schema: CacheSchema, rows: int) -> int:
+    files = _files_of_unit(schema)
+    return files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_BLOCK * -(-rows // schema.block_rows))
+
+
+def _files_of_unit(schema: CacheSchema) -> int:
+    """Shards, view tar and commit."""
+    return sum(spec.by_rows for spec in array_specs(schema).values()) + 2
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def _peak_memory(schema: CacheSchema, views: int, rows: int) -> float:

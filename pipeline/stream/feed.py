@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection as channels
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.util import Finalize
 from typing import Protocol
 
 from pipeline.cache.reader import Cache
@@ -69,9 +70,11 @@ class WorkerFeed:
         """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
         self._spec, self._epoch, self._step = spec, epoch, step
         self.layout = SlotLayout(sample_fields(cache.schema, spec), PIECE_SAMPLES)
-        self.memories = [allocate_slots(self.layout, SLOTS_PER_WORKER) for _ in range(workers)]
+        self.memories = allocate_slots(self.layout, SLOTS_PER_WORKER, workers)
         started = [self._start(worker, workers) for worker in range(workers)]
         self._channels, self._processes = [channel for channel, _ in started], [process for _, process in started]
+        # Also when no one calls close: at its exit Python waits for workers, which ignore its SIGTERM.
+        self._end = Finalize(self, _end_workers, (self._channels, self._processes, self.memories), exitpriority=0)
 
     def pieces(self) -> Iterator[FedPiece]:
         """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
@@ -92,15 +95,7 @@ class WorkerFeed:
 
     def close(self) -> None:
         """Hang up, end the workers and free the memory."""
-        for channel in self._channels:
-            channel.close()
-        for process in self._processes:
-            process.terminate()
-            process.join()
-        for memory in self.memories:
-            with suppress(BufferError):  # a batch may still look at it; the memory goes with the process
-                memory.close()
-            memory.unlink()
+        self._end()
 
     def _start(self, worker: int, workers: int) -> tuple[Connection, ForkServerProcess]:
         context = worker_context()
@@ -114,22 +109,30 @@ class WorkerFeed:
         return ours, process
 
     def _receive(self, worker: int) -> tuple[int, int]:
-        channel, process = self._channels[worker], self._processes[worker]
-        channels.wait([channel, process.sentinel])
-        try:
-            message = channel.recv() if channel.poll() else None
+        try:  # not the process's sentinel: it would also report the death of the server that forked the worker
+            message = self._channels[worker].recv()
         except (EOFError, OSError):
-            message = None
-        if message is None:
-            process.join()
+            self._processes[worker].join()
             raise StreamError(
-                f"stream worker {worker} died (exit code {process.exitcode}), perhaps for want of memory: "
-                "lower data.workers or data.window_blocks and continue with --resume"
-            )
+                f"stream worker {worker} died (exit code {self._processes[worker].exitcode}), perhaps for want of memory: "
+                "continue with --resume --set data.workers=N, fewer than now"
+            ) from None
         if isinstance(message, Failure):
             raise StreamError(message.text) if message.expected else RuntimeError(f"stream worker {worker} failed:\n{message.text}")
         slot, count = message
         return slot, count
+
+
+def _end_workers(channels: list[Connection], processes: list[ForkServerProcess], memories: list[SharedMemory]) -> None:
+    for channel in channels:
+        channel.close()
+    for process in processes:
+        process.kill()  # it has nothing to save
+        process.join()
+    for memory in memories:
+        with suppress(BufferError):  # a batch may still look at it; the memory goes with the process
+            memory.close()
+        memory.unlink()
 
 
 def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:

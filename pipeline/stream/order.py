@@ -67,9 +67,13 @@ class SampleOrder:
         """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none."""
         fewest = min(self._samples(view, rank) for view in self.views for rank in range(self.world_size))
         if fewest < batch_size:
+            most = (
+                f"choose at most {fewest * self.world_size}"
+                if fewest
+                else f"it has fewer blocks of {BLOCK_ROWS} samples than ranks: use fewer"
+            )
             raise ConfigError(
-                f"train.global_batch {batch_size * self.world_size} is larger than the data: an epoch has {fewest * self.world_size} "
-                f"samples for {self.world_size} ranks; choose at most that"
+                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks is larger than the data of an epoch: {most}"
             )
         return fewest // batch_size
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, feature_array
@@ -25,8 +26,8 @@ class DataConfig(Section):
 
     levels: tuple[int, ...] | None = None
     views: tuple[int, ...] | None = None
-    workers: int = 8
-    window_blocks: int = 8
+    workers: NonNegativeInt = 8
+    window_blocks: PositiveInt = 8
     allow_partial: bool = False
 
 

@@ -1,6 +1,7 @@
 """Shared-memory slots, each for some samples, made once and used over and over."""
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,15 +46,25 @@ class SlotLayout:
         return arrays
 
 
-def allocate_slots(layout: SlotLayout, count: int) -> SharedMemory:
-    """Allocate shared memory for `count` slots; raises ConfigError if the machine has too little."""
-    needed = layout.slot_bytes * count
+def allocate_slots(layout: SlotLayout, count: int, workers: int) -> list[SharedMemory]:
+    """Allocate shared memory for `count` slots of each worker; raises ConfigError if the machine has too little."""
+    needed = layout.slot_bytes * count * workers
     if _SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(_SHARED_MEMORY).free) < needed:
         raise ConfigError(
             f"the stream needs {needed / 1e6:.0f} MB of shared memory, {_SHARED_MEMORY} has {free / 1e6:.0f} MB free: "
             "lower data.workers, or give the machine more (docker: --shm-size)"
         )
-    return SharedMemory(create=True, size=needed)
+    memories = [SharedMemory(create=True, size=layout.slot_bytes * count) for _ in range(workers)]
+    for memory in memories:
+        _reserve(memory)
+    return memories
+
+
+def _reserve(memory: SharedMemory) -> None:
+    """Take the pages now: a new segment is only a promise, and who breaks it kills whoever writes."""
+    if _SHARED_MEMORY.is_dir():
+        with (_SHARED_MEMORY / memory.name).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, memory.size)
 
 
 def shared_buffer(memory: SharedMemory) -> memoryview:

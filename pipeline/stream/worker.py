@@ -50,7 +50,9 @@ def stream_windows(spec: StreamSpec, epoch: int, step: int) -> Iterator[tuple[in
 
 def run_worker(task: WorkerTask, connection: Connection) -> None:
     """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle
+    # Ctrl-C, and torchrun when it is told to stop, signal the whole process group; it is the trainer who decides what follows
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     memory = SharedMemory(task.memory)
     try:
         _fill_slots(task, shared_buffer(memory), connection)

@@ -1,6 +1,7 @@
 """Checkpoints: all that the next step depends on, written whole, the newest kept."""
 
 import os
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def load_newest_checkpoint(folder: Path, device: torch.device) -> Checkpoint | N
     if not saved:
         return None
     try:
+        _refuse_flipped_bits(saved[-1])
         return Checkpoint(**torch.load(saved[-1], map_location=device, weights_only=True))
     except Exception as error:  # torch raises whatever its zip and pickle readers do
         raise CheckpointError(
@@ -55,6 +57,13 @@ def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
     differences = [f"{key} was {found.get(key)!r}, is {value!r}" for key, value in expected.items() if found.get(key) != value]
     if differences:
         raise CheckpointError(f"the run cannot be resumed exactly: {'; '.join(differences)}; restore these or start another --run")
+
+
+def _refuse_flipped_bits(path: Path) -> None:
+    """Raise ValueError if the file does not match its checksums: torch.load does not compare them."""
+    with zipfile.ZipFile(path) as archive:
+        if wrong := archive.testzip():
+            raise ValueError(f"{wrong} does not match its checksum")
 
 
 def _saved(folder: Path) -> list[Path]:

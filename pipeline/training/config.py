@@ -1,6 +1,6 @@
 """The whole configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,8 @@ from pipeline.student.encoder import StudentConfig
 from pipeline.student.losses import LossConfig
 from pipeline.student.masking import MaskConfig
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Section):
     """AdamW and its schedule. The learning rate is base_lr x global batch / 256; `steps` and `warmup_steps` take the place of epochs."""
@@ -22,7 +24,7 @@ class OptimConfig(Section):
     warmup_steps: int | None = Field(None, ge=0)
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(1e-5, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(None, gt=0)
 

@@ -124,7 +124,7 @@ def describe_run(job: TrainingJob) -> dict[str, Any]:
     teacher = job.cache.schema.teacher
     return {
         "config": job.config.model_dump(mode="json"),
-        "cache": {"path": str(job.cache.path), "digest": job.cache.schema.digest, "teacher": teacher.model_dump(mode="json")},
+        "cache": {"path": str(job.cache.path.resolve()), "digest": job.cache.schema.digest, "teacher": teacher.model_dump(mode="json")},
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
         "steps": job.steps,
@@ -160,7 +160,8 @@ def run_job(job: TrainingJob, first: int) -> int:
 
 
 def prepare_folder(job: TrainingJob) -> None:
-    """Write run.json on the main rank."""
+    """Write run.json on the main rank, once no rank will look any more whether the folder is free."""
+    job.ranks.wait()
     if job.ranks.is_main:
         write_run(job.run, describe_run(job))
 
@@ -179,7 +180,11 @@ def _wrapped(job: TrainingJob, targets: nn.Module) -> nn.Module:
     model: nn.Module = TrainingStep(job.student, targets)
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
         model.compile(dynamic=False)
-    if job.ranks.world_size > 1:
-        devices = [job.device] if job.device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-    return model
+    return _distributed(model, job.device) if job.ranks.world_size > 1 else model
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    # Buffers are constant. Set here because the argument is deprecated from torch 2.14 on, and its heir is not in 2.11.
+    wrapped.broadcast_buffers = False
+    return wrapped

@@ -12,7 +12,7 @@ _REFERENCE_BATCH = 256
 
 def build_optimiser(model: nn.Module, no_weight_decay: set[str], optim: OptimConfig, global_batch: int) -> AdamW:
     """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
-    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay)
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
     return AdamW(groups, lr=optim.base_lr * global_batch / _REFERENCE_BATCH, betas=optim.betas, fused=True)
 
 

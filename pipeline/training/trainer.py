@@ -23,6 +23,8 @@ from pipeline.training.distributed import Ranks
 
 Metrics = dict[str, Any]
 
+_CURE = "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the last checkpoint is intact"
+
 
 @dataclass
 class Interval:
@@ -72,7 +74,7 @@ class Trainer:
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
         """Take steps `first` to `last` - 1 and return the number of steps finished, fewer after SIGTERM.
 
-        Raises DivergedError, naming the range of steps, when the loss is not finite; no checkpoint is written after that.
+        Raises DivergedError, naming the range of steps, when the loss or a weight is not finite; no checkpoint is written after that.
         """
         interval, step = Interval(first), first
         self.model.train()
@@ -89,6 +91,7 @@ class Trainer:
                     self.log(self._measure(interval, step))
                     interval = Interval(step)
                 if due_save or ending:
+                    self._refuse_spoilt_weights(step)
                     self.save(step)
                 if ending:
                     break
@@ -124,14 +127,16 @@ class Trainer:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    def _refuse_spoilt_weights(self, step: int) -> None:
+        """Look at the weights before they are saved: the last loss was taken before the last update."""
+        if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
+            raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
+
     def _measure(self, interval: Interval, step: int) -> Metrics:
         """Reduce an interval to a line of metrics; the only place that waits for the device."""
         losses = self.ranks.mean(torch.stack(interval.losses).mean(0)).tolist()
         if not all(math.isfinite(loss) for loss in losses):
-            raise DivergedError(
-                f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: "
-                "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the last checkpoint is intact"
-            )
+            raise DivergedError(f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}")
         seconds = time.perf_counter() - interval.begin
         return {
             "step": step,

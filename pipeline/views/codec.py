@@ -1,13 +1,13 @@
 """Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
 
 import io
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -48,7 +48,7 @@ def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
 def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
     """Decode a member of a view tar to (S, S, 3) uint8; raises ValueError for anything else."""
     if view_format == "raw":
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False), dtype=np.uint8)
+        return _decode_raw(data)
     return _decode_jpeg(data)
 
 
@@ -57,6 +57,13 @@ def resize_crop(pixels: Pixels, size: int) -> Pixels:
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     resized = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+def _decode_raw(data: bytes) -> Pixels:
+    pixels: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is no picture")
+    return pixels
 
 
 def _decode_jpeg(data: bytes) -> Pixels:
@@ -70,7 +77,9 @@ def _decode_by_pillow(data: bytes) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _refuse_bomb(image.height, image.width)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # a writable copy, as torch wants
+    except UnidentifiedImageError:  # its own text has the address of an object
+        raise SourceError("cannot be decoded (no picture of a known format)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SourceError(f"cannot be decoded ({error})") from None
 

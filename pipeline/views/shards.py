@@ -42,7 +42,10 @@ def _expand(spec: str) -> list[Path]:
         return sorted(path.glob("*.tar"))
     if path.is_file() and path.suffix != ".tar":
         return _listed(path)
-    patterns = [Path(text) for text in braceexpand(spec)]
+    try:
+        patterns = [Path(text) for text in braceexpand(spec)]
+    except ValueError:
+        raise ConfigError(f"shards {spec!r} have a brace without its partner: {_ACCEPTED}") from None
     return [found for pattern in patterns for found in _matches(pattern)]
 
 
@@ -61,6 +64,8 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _checked(path: Path) -> Shard:
+    if path.suffix != ".tar":
+        raise ConfigError(f"shard {str(path)!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first")
     if not path.is_file():
         raise ConfigError(f"shard {str(path)!r} does not exist: {_ACCEPTED}")
     size = path.stat().st_size

@@ -1,5 +1,6 @@
 """Samples of a source tar, one by one: the picture and the small members that travel with its views."""
 
+import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -14,6 +15,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
 MAX_CARRIED_BYTES = 64 * 1024
 NO_LABEL = 2**64 - 1
+_LABEL_DIGITS = 18  # so that a label is an int64
 _END_MARKER = bytes(1024)
 
 
@@ -29,16 +31,15 @@ class SourceSample:
 def read_samples(shard: Shard) -> Iterator[SourceSample]:
     """Yield the samples of a tar in order.
 
-    Raises SourceError, naming the tar, if it is cut, no tar, or holds a key twice.
+    Raises SourceError, naming the tar, if it cannot be opened, is no tar, cut or several in one, or holds a key twice or no UTF-8.
     """
-    with shard.path.open("rb") as file:
+    with _opened(shard) as file:
         stream = _Tail(file)
         seen: set[str] = set()
         try:
             for members in _grouped(shard, stream):
                 sample = _sample(members)
-                if sample.key in seen:
-                    raise SourceError(f"holds the key {sample.key!r} twice, not side by side")
+                _check_key(sample.key, seen)
                 seen.add(sample.key)
                 yield sample
             stream.refuse_cut()
@@ -47,22 +48,39 @@ def read_samples(shard: Shard) -> Iterator[SourceSample]:
 
 
 def label_of(members: dict[str, bytes]) -> int:
-    """Return the class index of member `cls`, or NO_LABEL; raises SourceError if it is no whole number from 0."""
+    """Return the class index of member `cls`, or NO_LABEL; raises SourceError if it is no whole number from 0 of at most 18 digits."""
     text = members.get("cls")
     if text is None:
         return NO_LABEL
-    if not text.strip().isdigit():
-        raise SourceError(f"has the label {text[:40]!r}, which is no whole number from 0")
+    if not text.strip().isdigit() or len(text.strip()) > _LABEL_DIGITS:
+        raise SourceError(f"has the label {text[:40]!r}, which is no whole number from 0 of at most {_LABEL_DIGITS} digits")
     return int(text)
+
+
+def _opened(shard: Shard) -> IO[bytes]:
+    try:
+        return shard.path.open("rb")
+    except OSError as error:
+        raise SourceError(f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out") from None
 
 
 def _grouped(shard: Shard, stream: "_Tail") -> Iterable[dict[str, Any]]:
     source = [{"url": str(shard.path), "stream": stream}]
     try:
         yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
-    except (OSError, EOFError, ValueError) as error:  # tarfile's errors are OSErrors; a doubled member is a ValueError
-        reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # a doubled member is a ValueError
+        lines = str(error.args[0]).splitlines() if error.args else []
+        reason = lines[0].partition(" @ ")[0] if lines else type(error).__name__  # webdataset adds the stream after @
         raise SourceError(f"cannot be read ({reason})") from None
+
+
+def _check_key(key: str, seen: set[str]) -> None:
+    if key in seen:
+        raise SourceError(f"holds the key {key!r} twice, not side by side")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"holds the key {key!r}, which is no UTF-8") from None
 
 
 def _sample(members: dict[str, Any]) -> SourceSample:
@@ -84,7 +102,9 @@ class _Tail:
         return data
 
     def refuse_cut(self) -> None:
-        while self.read(1 << 20):
-            pass
+        """Read what the tar's reader left, which must be the rest of the padding."""
+        while data := self.read(1 << 20):
+            if data.strip(b"\0"):
+                raise SourceError("goes on after its end marker, where no reader looks: it is several tars in one")
         if self._tail != _END_MARKER:
             raise SourceError("has no end marker: it is cut")

@@ -1,7 +1,9 @@
 """View tars: the crops that teacher and student both see, in webdataset form, each sample addressable by its byte range."""
 
 import io
+import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ class ViewTarWriter:
         return ranges
 
     def discard(self) -> None:
-        """Close the file of a tar that will not be used."""
-        self._tar.close()
-        self._file.close()
+        """Close the file of a tar that will not be used; a disk too full to finish it does not matter."""
+        for part in (self._tar, self._file):
+            with suppress(OSError):
+                part.close()
 
     def _crc(self, offset: int, length: int) -> int:
         self._file.seek(offset)
@@ -51,8 +54,10 @@ class ViewTarWriter:
 def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`; `name` is for errors.
 
-    Raises OSError or ValueError if the range does not hold whole samples.
+    Raises ValueError if the range does not hold whole samples.
     """
     source = [{"url": name, "stream": io.BytesIO(data + bytes(2 * _TAR_BLOCK))}]
-    samples: Iterator[dict[str, Any]] = group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
-    return samples
+    try:
+        yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
+    except tarfile.TarError as error:  # which is neither an OSError nor a ValueError
+        raise ValueError(str(error.args[0]) if error.args else type(error).__name__) from None

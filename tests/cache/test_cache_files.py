@@ -1,0 +1,108 @@
+"""Files that appear whole or not at all, digests and locks."""
+
+import errno
+import fcntl
+import hashlib
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.cache.files import (
+    canonical_json,
+    create_file_exclusively,
+    digest_of,
+    file_digest,
+    locked,
+    locked_if_free,
+    replace_file,
+    with_digest,
+)
+
+
+def test_replacing_a_file_leaves_no_other(tmp_path):
+    for data in (b"one", b"two" * 1000):
+        replace_file(tmp_path / "a.json", data)
+        assert (tmp_path / "a.json").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    replace_file(tmp_path / "a", b"old")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        replace_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_exclusive_file_is_made_once(tmp_path):
+    assert create_file_exclusively(tmp_path / "a", b"first")
+    assert not create_file_exclusively(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_of_many_makers_at_once_one_wins_with_a_whole_file(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: create_file_exclusively(tmp_path / "a", b"%d" % number * 5000), range(8)))
+    assert sum(won) == 1
+    assert (tmp_path / "a").read_bytes() == b"%d" % won.index(True) * 5000
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_canonical_json_and_digest():
+    values = {"b": [1, 2.0, None], "a": {"ü": True}, "digest": "ignored"}
+    assert canonical_json({"b": 1.0, "a": "ü"}) == b'{"a":"\\u00fc","b":1.0}'
+    expected = hashlib.sha256(b'{"a":{"\\u00fc":true},"b":[1,2.0,null]}').hexdigest()
+    assert digest_of(values) == digest_of(dict(reversed(values.items()))) == expected
+    assert with_digest({"a": 1}) == {"a": 1, "digest": digest_of({"a": 1})}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})
+
+
+def test_the_digest_of_a_file_is_its_sha256(tmp_path):
+    data = bytes(range(256)) * 20_000
+    (tmp_path / "a").write_bytes(data)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
+    with locked(tmp_path / "lock"):
+        with locked_if_free(tmp_path / "lock") as free:
+            assert not free
+        with locked_if_free(tmp_path / "other") as free:
+            assert free
+    with locked_if_free(tmp_path / "lock") as free:
+        assert free
+
+
+def _hold_and_die(path, ready):
+    with locked(path):
+        ready.set()
+        os._exit(1)
+
+
+def test_a_lock_dies_with_its_holder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold_and_die, args=(tmp_path / "lock", ready))
+    process.start()
+    process.join()
+    assert ready.is_set()
+    with locked_if_free(tmp_path / "lock") as free:
+        assert free
+
+
+def test_without_locks_on_the_file_system_a_claim_is_granted(tmp_path, monkeypatch):
+    def unsupported(_file, _operation):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with locked_if_free(tmp_path / "lock") as free:
+        assert free

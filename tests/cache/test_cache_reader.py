@@ -1,0 +1,133 @@
+"""Reading: right data, and errors that name what is not there."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from made_up_cache import ARRAYS, ROWS, SOURCES, full_cache, publish, read_all
+
+from pipeline.cache.commit import commit_path
+from pipeline.cache.files import digest_of
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import differing_keys
+from pipeline.cache.writer import extend_cache
+from pipeline.errors import CacheError, ConfigError
+
+
+def test_what_was_written_is_read(original):
+    path, arrays = original
+    for (unit, block, name), rows in ((key, rows) for key, rows in read_all(path).items() if key != "calibration"):
+        assert rows.dtype == arrays[unit][name].dtype
+        np.testing.assert_array_equal(rows, arrays[unit][name][block * 64 : (block + 1) * 64])
+    mean, std = Cache(path).calibration()
+    assert (mean.dtype, mean.shape, set(mean.flat), set(std.flat)) == (np.float32, (2, 64), {0.5}, {2.0})
+
+
+@pytest.mark.parametrize("version", ["0.2", "0.0", "1.0", "0.10", "", "None"])
+def test_another_version_is_refused_by_name(made, version):
+    path, _ = made
+    file = path / "targets.zarr" / "zarr.json"
+    values = json.loads(file.read_text())
+    schema = values["attributes"]["maskalign_cache"]
+    schema |= {"version": version, "a key of that version": 1}
+    values["attributes"]["digest"] = digest_of(schema)
+    file.write_text(json.dumps(values))
+    with pytest.raises(CacheError, match=rf"has schema version {version}, this program reads 0\.1: use the version of this program"):
+        Cache(path)
+
+
+def test_a_schema_with_an_unknown_key_is_refused(made):
+    path, _ = made
+    file = path / "targets.zarr" / "zarr.json"
+    values = json.loads(file.read_text())
+    values["attributes"]["maskalign_cache"] |= {"more": 1}
+    values["attributes"]["digest"] = digest_of(values["attributes"]["maskalign_cache"])
+    file.write_text(json.dumps(values))
+    with pytest.raises(CacheError, match=r"is not valid \(1 wrong keys\)"):
+        Cache(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "file", "zarr group"])
+def test_what_is_no_cache_is_refused(tmp_path, kind, original):
+    path = tmp_path / "thing"
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "empty folder":
+        path.mkdir()
+    elif kind == "zarr group":
+        shutil.copytree(original[0] / "targets.zarr", path)
+    with pytest.raises(
+        CacheError, match=r"thing' is not a cache \(no units\.json and targets\.zarr\): give a folder that extract-teacher made"
+    ):
+        Cache(path)
+
+
+def test_levels_that_are_not_held_are_named(original):
+    cache = Cache(original[0])
+    assert (cache.level_indices(None), cache.level_indices([5]), cache.level_indices([5, 3])) == ((0, 1), (1,), (1, 0))
+    with pytest.raises(ConfigError, match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose of these, or extract again"):
+        cache.level_indices([4, 5, 11])
+
+
+def test_views_that_are_not_held_are_named(small_cache_path):
+    cache = Cache(small_cache_path)
+    assert [commit.view for commit in cache.finished([1], allow_partial=False)] == [1, 1]
+    assert len(cache.finished(None, allow_partial=False)) == 4
+    with pytest.raises(ConfigError, match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views"):
+        cache.finished([1, 2], allow_partial=True)
+
+
+def test_an_unfinished_cache_is_refused_unless_that_is_allowed(made):
+    path, _ = made
+    commit_path(path, Cache(path).units[0]).unlink()
+    with pytest.raises(CacheError, match=r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"):
+        Cache(path).finished(None, allow_partial=False)
+    assert [commit.unit for commit in Cache(path).finished(None, allow_partial=True)] == [1]
+    commit_path(path, Cache(path).units[1]).unlink()
+    with pytest.raises(CacheError, match=r"is not finished: 0 of 2 units are committed; run the same extract-teacher command until it is$"):
+        Cache(path).finished(None, allow_partial=True)
+
+
+def test_a_reader_goes_on_while_the_cache_grows(made):
+    path, arrays = made
+    cache = Cache(path)
+    commits = cache.finished(None, allow_partial=False)
+    before = cache.read_block(commits[0], 0, ["stats"])["stats"]
+    units = extend_cache(path, cache.schema, [*SOURCES, ("c.tar", 7)], 2, ())
+    _, new = publish(path, cache.schema, units[-1])
+    np.testing.assert_array_equal(cache.read_block(commits[0], 0, ["stats"])["stats"], before)
+    for name in ARRAYS:  # opened before and after the growth
+        np.testing.assert_array_equal(cache.read_block(commits[1], 1, [name])[name], arrays[1][name][64:])
+    assert cache.finished(None, allow_partial=False) == commits
+    grown = Cache(path)
+    assert [commit.unit for commit in grown.commits] == [0, 1, 5]
+    np.testing.assert_array_equal(grown.read_block(grown.commits[2], 1, ["index"])["index"], new["index"][64:])
+
+
+def test_a_reader_sees_what_was_finished_when_it_first_asked(made):
+    path, arrays = made
+    removed = commit_path(path, Cache(path).units[1])
+    data = removed.read_bytes()
+    removed.unlink()
+    cache = Cache(path)
+    assert [commit.unit for commit in cache.commits] == [0]
+    removed.write_bytes(data)
+    assert [commit.unit for commit in cache.commits] == [0]
+    assert [commit.rows for commit in Cache(path).commits] == [ROWS, ROWS]
+    np.testing.assert_array_equal(cache.read_block(cache.commits[0], 0, ["view"])["view"], arrays[0]["view"][:64])
+
+
+def test_differing_keys_are_named_with_both_values(original, tmp_path):
+    ours = Cache(original[0]).schema
+    full_cache(tmp_path / "other.cache", sources=SOURCES[:1], levels=(4,), encoding="float16")
+    theirs = Cache(tmp_path / "other.cache").schema
+    assert differing_keys(ours, ours) == []
+    assert differing_keys(ours, theirs) == ["levels: [3, 5] asked, [4] in the cache", "encoding: 'int8' asked, 'float16' in the cache"]
+
+
+def test_reading_leaves_a_read_only_cache_as_it_is(made):
+    path, _ = made
+    stamps = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    read_all(path)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == stamps

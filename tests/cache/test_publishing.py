@@ -1,0 +1,151 @@
+"""Publishing units: once, whole, and over what a dead maker left."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import google_crc32c
+import numpy as np
+import pytest
+from made_up_cache import ROWS, empty_cache, expected_files, files_of, full_cache, publish
+
+from pipeline.cache import store
+from pipeline.cache.commit import commit_path, read_commit
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import array_specs
+from pipeline.cache.writer import block_crc, claimed, is_committed, scratch_folder
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_a_cache_has_exactly_its_files(unfinished, finished):
+    path, schema, units = unfinished
+    for unit in units[:finished]:
+        assert publish(path, schema, unit)[0]
+    assert set(files_of(path)) == expected_files(schema, units, finished)
+    assert sorted(entry.name for entry in path.iterdir()) == ["commits", "logs", "targets.zarr", "units.json", "views"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["made.cache"]
+    assert not list((path / "logs" / "scratch").glob("*"))
+
+
+def test_a_real_cache_has_exactly_its_files(small_cache_path):
+    cache = Cache(small_cache_path)
+    assert set(files_of(small_cache_path)) == expected_files(cache.schema, cache.units, 4)
+    assert not list((small_cache_path / "logs" / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 300])
+@pytest.mark.parametrize("encoding", ["int8", "float16"])
+def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
+    schema, (unit, _) = empty_cache(tmp_path / "a.cache", encoding=encoding, width=96)
+    publish(tmp_path / "a.cache", schema, unit, rows)
+    for spec in array_specs(schema).values():
+        if spec.by_rows:
+            file = tmp_path / "a.cache" / store.GROUP / store.shard_key(spec, unit.unit)
+            assert file.stat().st_size == store.shard_bytes(spec, schema, rows)
+
+
+def test_rows_that_are_all_zero_are_stored_all_the_same(unfinished):
+    path, schema, (unit, _) = unfinished
+    with scratch_folder(path) as scratch:
+        (scratch / "group").mkdir()
+        store.create_group(scratch / "group", schema, units=1)
+        store.write_unit_array(scratch / "group", "stats", np.zeros((70, 2, 17, 3), np.float16))
+        spec = array_specs(schema)["stats"]
+        assert (scratch / "group" / store.shard_key(spec, 0)).stat().st_size == store.shard_bytes(spec, schema, 70)
+    assert not is_committed(path, unit)
+
+
+def test_publishing_twice_changes_nothing(unfinished):
+    path, schema, (unit, _) = unfinished
+    assert publish(path, schema, unit)[0]
+    before = files_of(path)
+    assert not publish(path, schema, unit, seed=99)[0]
+    assert files_of(path) == before
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    full_cache(tmp_path / "one.cache")
+    full_cache(tmp_path / "two.cache")
+    assert files_of(tmp_path / "one.cache") == files_of(tmp_path / "two.cache")
+
+
+def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
+    path, schema, (unit, _) = unfinished
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda seed: publish(path, schema, unit, seed=seed), range(4)))
+    assert sum(published for published, _ in results) == 1
+    arrays = next(arrays for published, arrays in results if published)
+    cache = Cache(path)
+    for name, rows in cache.read_block(cache.commits[0], 0, arrays).items():
+        np.testing.assert_array_equal(rows, arrays[name][:64])
+
+
+def test_without_its_commit_a_unit_does_not_exist(unfinished):
+    path, schema, (unit, other) = unfinished
+    publish(path, schema, unit)
+    commit_path(path, unit).unlink()
+    publish(path, schema, other)
+    assert [commit.unit for commit in Cache(path).commits] == [other.unit]
+
+
+@pytest.mark.parametrize("orphan", ["whole", "torn", "empty"])
+def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
+    path, schema, (unit, _) = unfinished
+    for spec in array_specs(schema).values():
+        if spec.by_rows:
+            file = path / store.GROUP / store.shard_key(spec, unit.unit)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes({"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[orphan])
+    (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
+    published, arrays = publish(path, schema, unit)
+    assert published
+    cache = Cache(path)
+    for name, rows in cache.read_block(cache.commits[0], 1, arrays).items():
+        np.testing.assert_array_equal(rows, arrays[name][64:])
+    assert set(files_of(path)) == expected_files(schema, [unit], 1)
+
+
+def test_a_commit_tells_files_and_blocks(unfinished):
+    path, schema, (unit, _) = unfinished
+    _, arrays = publish(path, schema, unit)
+    commit = read_commit(path, unit, schema.digest)
+    assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
+    names = {f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows}
+    assert set(commit.files) == names | {"views/a.v00.tar"}
+    for name, values in arrays.items():
+        padded = np.concatenate([values, np.zeros((2 * 64 - ROWS, *values.shape[1:]), values.dtype)])
+        assert commit.blocks[name] == tuple(google_crc32c.value(padded[start : start + 64].tobytes()) for start in (0, 64))
+
+
+def test_the_checksum_of_a_block_does_not_depend_on_memory_layout():
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    expected = google_crc32c.value(values.tobytes() + bytes(4 * 24))
+    for same in (values, values.T.copy().T, values.astype(">f4"), np.concatenate([values, np.zeros((4, 6), np.float32)])):
+        assert block_crc(same, 8) == expected
+
+
+def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
+    path, _, _ = unfinished
+    with claimed(path, "a.tar") as first, claimed(path, "a.tar") as second, claimed(path, "b.tar") as third:
+        assert (first, second, third) == (True, False, True)
+    with claimed(path, "a.tar") as again:
+        assert again
+
+
+def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
+    path, _, _ = unfinished
+    for name in ("dead", "dead-before-its-lock"):
+        (path / "logs" / "scratch" / name).mkdir(parents=True)
+    (path / "logs" / "scratch" / "dead" / "lock").touch()
+    with scratch_folder(path) as one:
+        (one / "work").touch()
+        with scratch_folder(path) as other:
+            assert {entry.name for entry in one.parent.iterdir()} == {one.name, other.name}
+        assert (one / "work").exists()
+    assert list((path / "logs" / "scratch").iterdir()) == []
+
+
+def test_logs_are_not_needed(tmp_path):
+    arrays = full_cache(tmp_path / "a.cache")
+    shutil.rmtree(tmp_path / "a.cache" / "logs")
+    cache = Cache(tmp_path / "a.cache")
+    np.testing.assert_array_equal(cache.read_block(cache.commits[0], 0, ["view"])["view"], arrays[0]["view"][:64])

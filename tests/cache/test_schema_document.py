@@ -1,0 +1,158 @@
+"""cache_schema.md says what the code does: arrays, columns, attributes, constants, sizes and the version."""
+
+import math
+import types
+import typing
+
+import pytest
+import zarr
+from cache_document import DOCUMENT, described_arrays, evaluate, read_tables, symbols
+from cache_schemas import make_schema
+from pydantic import BaseModel
+
+from pipeline.cache import encoding, schema, store
+from pipeline.cache.commit import Commit, FileRecord, SkippedPicture
+from pipeline.cache.units import Unit
+from pipeline.extraction.calibration import CALIBRATION_PICTURES
+from pipeline.views import codec, source
+
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+TABLES = read_tables(TEXT)
+SCHEMAS = {
+    "int8": make_schema(),
+    "float16": make_schema(encoding="float16"),
+    "no importance, no CLS": make_schema(has_cls=False, has_importance=False),
+    "width 96, one level": make_schema(width=96, levels=(11,)),
+    "large": make_schema(width=1280, image_size=224, levels=(7, 8, 9, 10, 11)),
+}
+MODELS = {
+    ("Unit", "Key"): Unit,
+    ("Schema", "Key"): schema.CacheSchema,
+    ("Teacher", "Key"): schema.TeacherSchema,
+    ("View", "Key"): schema.ViewSchema,
+    ("Calibration", "Key"): schema.CalibrationSchema,
+    ("Commit", "Key"): Commit,
+    ("Skipped", "Key"): SkippedPicture,
+    ("File", "Key"): FileRecord,
+}
+TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
+CONSTANTS = {
+    "BLOCK_ROWS": schema.BLOCK_ROWS,
+    "UNIT_ROWS": schema.UNIT_ROWS,
+    "GROUP_CHANNELS": schema.GROUP_CHANNELS,
+    "WHITENING_EPS": encoding.WHITENING_EPS,
+    "MIN_CHANNEL_STD": encoding.MIN_CHANNEL_STD,
+    "CALIBRATION_PICTURES": CALIBRATION_PICTURES,
+    "NO_LABEL": source.NO_LABEL,
+    "MAX_CARRIED_BYTES": source.MAX_CARRIED_BYTES,
+    "JPEG_QUALITY": codec.JPEG_QUALITY,
+}
+
+
+def type_in_words(annotation):
+    """The document's name of a field's type."""
+    if isinstance(annotation, types.GenericAlias):
+        return container_in_words(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(f'"{value}"' for value in typing.get_args(annotation))
+    return "object" if issubclass(annotation, BaseModel) else TYPES[annotation]
+
+
+def container_in_words(annotation):
+    arguments = typing.get_args(annotation)
+    if annotation.__origin__ is dict:
+        return f"object of {plural(type_in_words(arguments[1]))}"
+    if arguments[-1] is Ellipsis:
+        return f"list of {plural(type_in_words(arguments[0]))}"
+    return f"{len(arguments)} {plural(type_in_words(arguments[0]))}"
+
+
+def plural(words):
+    first, _, rest = words.partition(" ")
+    return f"{first}s {rest}".strip()
+
+
+def fields(model):
+    return [(name, type_in_words(field.annotation)) for name, field in model.model_fields.items()]
+
+
+def arrays_of(cache_schema, units):
+    """What the code says of the arrays, in the form of `described_arrays`."""
+    found = {}
+    for name, spec in schema.array_specs(cache_schema).items():
+        rows, block, shard = (
+            (size, *spec.item_shape) for size in (units * cache_schema.unit_rows, cache_schema.block_rows, cache_schema.unit_rows)
+        )
+        found[name] = (rows, spec.dtype.name, block, shard) if spec.by_rows else (spec.item_shape, spec.dtype.name, spec.item_shape, None)
+    return found
+
+
+def disagreements(tables):
+    """Names of what the tables say otherwise than the code."""
+    wrong = [key[0] for key, model in MODELS.items() if [(row["Key"], row["Type"]) for row in tables[key]] != fields(model)]
+    wrong += [name for name, one in SCHEMAS.items() if described_arrays(tables, one, units=3) != arrays_of(one, units=3)]
+    if {row["Constant"]: evaluate(row["Value"], {}) for row in tables["Constants", "Constant"]} != CONSTANTS:
+        wrong.append("Constants")
+    for heading, columns in (("index", schema.INDEX_COLUMNS), ("view", schema.VIEW_COLUMNS)):
+        if [(row["Column"], row["Name"]) for row in tables[heading, "Column"]] != [
+            (str(place), name) for place, name in enumerate(columns)
+        ]:
+            wrong.append(heading)
+    return wrong + [name for name, one in SCHEMAS.items() if not shard_sizes_agree(tables, one)]
+
+
+def shard_sizes_agree(tables, one):
+    names = symbols(tables, one, units=3)
+    for spec in schema.array_specs(one).values():
+        for rows in (1, 64, 65, one.unit_rows):
+            names |= {"n": rows, "item_bytes": math.prod(spec.item_shape) * spec.dtype.itemsize}
+            names |= {row["Symbol"]: evaluate(row["Value"], names) for row in tables["Shard size", "Symbol"][:1]}
+            formula = tables["Shard size", "Symbol"][1]["Value"]
+            if spec.by_rows and evaluate(formula, names) != store.shard_bytes(spec, one, rows):
+                return False
+    return True
+
+
+def test_the_document_agrees_with_the_code():
+    assert disagreements(TABLES) == []
+
+
+def test_the_version_is_the_code_s():
+    assert TEXT.splitlines()[0] == f"# The cache, schema version {schema.SCHEMA_VERSION}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("| `levels` | list of integers |", "| `levels` | list of numbers |"),
+        ("| `source_bytes` | integer |", "| `source_size` | integer |"),
+        ("| `precision` | text |", "| `precision` | number |"),
+        ("`rows, T, D` | `encoding`", "`rows, N, D` | `encoding`"),
+        ("| `attention` | `rows, N` | `float32`", "| `attention` | `rows, N` | `float16`"),
+        ("if `teacher.has_importance`", "always"),
+        ("| `channel_std` | `M, D`", "| `channel_dev` | `M, D`"),
+        ("`unit_rows, 5`", "`block_rows, 5`"),
+        ("| `N + teacher.has_cls` |", "| `N + 1` |"),
+        ('`ceil(D / group_channels) if encoding == "int8" else 0`', "`D // group_channels`"),
+        ("| 3 | crc32c |", "| 4 | crc32c |"),
+        ("| 5 | source width |", "| 5 | source height |"),
+        ("| `MIN_CHANNEL_STD` | `0.05` |", "| `MIN_CHANNEL_STD` | `0.01` |"),
+        ("// block_rows * 16 + 4`", "// block_rows * 16`"),
+        ("| `schema_digest` | text | `digest` of the group's attributes |\n", ""),
+    ],
+)
+def test_a_wrong_document_is_caught(before, after):
+    assert TEXT.count(before) == 1
+    assert disagreements(read_tables(TEXT.replace(before, after))) != []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_zarr_has_the_arrays_of_the_document(name, tmp_path):
+    store.create_group(tmp_path / "group", SCHEMAS[name], units=2)
+    group = zarr.open_group(tmp_path / "group", mode="r")
+    found = {
+        path: (array.shape, array.dtype.name, array.chunks, array.shards)
+        for path, array in group.members(max_depth=None)
+        if isinstance(array, zarr.Array)
+    }
+    assert found == described_arrays(TABLES, SCHEMAS[name], units=2)

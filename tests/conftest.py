@@ -1,0 +1,24 @@
+"""What all tests share: one thread and fixed examples, so that results repeat, and a small real cache."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from small_cache import small_cache
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def small_cache_path(tmp_path_factory):
+    """A finished cache of 2 tars x 2 views with 70 pictures each, int8, and its tars beside it in tars/. Shared: change nothing in it."""
+    return small_cache(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def cache_copy(small_cache_path, tmp_path):
+    """A private copy of the small cache, free to be damaged or extended."""
+    return shutil.copytree(small_cache_path, tmp_path / "copy.cache")

@@ -1,0 +1,268 @@
+"""Bad pictures, bad tars, bad teachers, full disks and dead workers: what is told, what is kept, and that a later run heals it."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import resource
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from cache_files import changed, contents, extract
+from open_clip.model import CLIP
+from PIL import Image
+from safetensors.torch import save_file
+from small_cache import extraction_options, make_shards, picture, write_tar
+
+from pipeline.cache.files import locked
+from pipeline.cache.reader import Cache
+from pipeline.errors import CacheError, MaskAlignError, SourceError
+from pipeline.extraction.calibration import calibrate
+from pipeline.extraction.decoding import Decoder
+from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.extractor import Extractor
+from pipeline.extraction.job import build_teacher, prepare_cache
+from pipeline.progress import ProgressDisplay
+from pipeline.views.crop import draw_crop
+from pipeline.views.shards import Shard
+from pipeline.views.source import NO_LABEL
+
+
+def shard_of(path):
+    return Shard(path, path.stat().st_size)
+
+
+def good(count, first=0):
+    return {f"{number:06d}": picture(number) for number in range(first, first + count)}
+
+
+def spoilt(bad, total=12):
+    """Return pictures of which the first few after one good one are no pictures."""
+    return {key: b"no picture" if 0 < place <= bad else data for place, (key, data) in enumerate(good(total).items())}
+
+
+@pytest.fixture
+def bad_tar(tmp_path):
+    """Twelve samples: a cut JPEG, one without a picture, one with a wrong label, one without a label, eight good ones."""
+    pictures = good(12)
+    pictures["000001"] = pictures["000001"][:400]
+    labels = {key: number for number, key in enumerate(pictures)} | {"000006": "dog", "000008": None}
+    return shard_of(write_tar(tmp_path / "bad.tar", pictures, labels, members={"nothing.txt": b"no picture here"}))
+
+
+def test_a_bad_picture_is_skipped_listed_and_shifts_no_row(bad_tar, tmp_path):
+    tally, missing = extract(tmp_path / "a.cache", [bad_tar])
+    assert [skipped.key for skipped in tally.skipped] == ["000001", "000006", "nothing"]
+    assert tally.skipped[0].reason.startswith("cannot be decoded (")
+    assert tally.skipped[1].reason.startswith("has the label b'dog', which is no whole number from 0")
+    assert tally.skipped[2].reason == "has no picture among its members"
+    assert (tally.pictures, missing) == (10, 0)
+    cache, policy = Cache(tmp_path / "a.cache"), extraction_options(cache=tmp_path, shards=[]).policy
+    for commit in cache.commits:
+        assert (commit.rows, list(commit.skipped)) == (10, tally.skipped)
+        rows = cache.read_block(commit, 0, ["index", "view"])
+        assert rows["index"][:, 4].tolist() == [0, 2, 3, 4, 5, 7, NO_LABEL, 9, 10, 11]
+        for number, row in zip([0, 2, 3, 4, 5, 7, 8, 9, 10, 11], rows["view"].tolist(), strict=True):
+            with Image.open(io.BytesIO(picture(number))) as image:
+                assert draw_crop(policy, f"{number:06d}", commit.view, *image.size).as_row() == tuple(row)
+
+
+def test_a_bad_picture_leaves_the_same_bytes_each_time(tmp_path):
+    for name in ("a.cache", "b.cache"):
+        extract(tmp_path / name, [shard_of(write_tar(tmp_path / "bad.tar", spoilt(2)))])
+    assert changed(contents(tmp_path / "a.cache"), contents(tmp_path / "b.cache")) == []
+
+
+def test_too_many_bad_pictures_fail_their_tar_until_they_are_allowed(shards, tmp_path):
+    bad = shard_of(write_tar(tmp_path / "bad.tar", spoilt(4)))
+    cache = tmp_path / "a.cache"
+    tally, missing = extract(cache, [shards[0], bad, shards[1]])
+    assert (tally.units, missing) == (4, 2)
+    assert list(tally.failed) == ["bad.tar"]
+    told = "tar 'bad.tar' has 4 bad pictures of 12, more than max(3, --max-bad 0.01); the first: '000001' cannot be decoded"
+    assert tally.failed["bad.tar"].startswith(told)
+    assert tally.failed["bad.tar"].endswith("make the tar again or raise --max-bad")
+    assert not [name for name in contents(cache) if "bad" in name]
+    before = contents(cache)
+    tally, missing = extract(cache, [shards[0], bad, shards[1]], max_bad=0.34)
+    assert (tally.units, tally.pictures, missing) == (2, 8, 0)
+    assert [name for name in changed(before, contents(cache)) if name in before] == []
+
+
+def test_three_bad_pictures_are_always_allowed(tmp_path):
+    tally, missing = extract(tmp_path / "a.cache", [shard_of(write_tar(tmp_path / "bad.tar", spoilt(3)))], max_bad=0.0)
+    assert (tally.pictures, missing) == (9, 0)
+
+
+def test_a_broken_tar_fails_alone(shards, tmp_path):
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(shards[0].path.read_bytes()[:40_000])
+    empty = write_tar(tmp_path / "empty.tar", {})
+    gone = Shard(tmp_path / "gone.tar", 1000)
+    tally, missing = extract(tmp_path / "a.cache", [shard_of(cut), shard_of(empty), gone, *shards], views=1)
+    assert (tally.units, missing) == (2, 3)
+    assert tally.failed["cut.tar"].startswith("tar 'cut.tar' ")
+    assert tally.failed["cut.tar"].endswith("make the tar again or leave it out")
+    assert tally.failed["empty.tar"] == "tar 'empty.tar' holds no picture that can be decoded: leave it out or make it again"
+    assert "tar 'gone.tar' cannot be opened (No such file or directory)" in tally.failed["gone.tar"]
+    assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
+
+
+def test_without_any_picture_nothing_is_made(tmp_path):
+    tar = shard_of(write_tar(tmp_path / "a.tar", {"x": b"no picture"}))
+    with pytest.raises(SourceError, match=r"none of the 1 tars holds a picture that can be decoded, the first is .*a.tar': check SHARDS"):
+        extract(tmp_path / "a.cache", [tar])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_path, workers):
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(shards[0].path.read_bytes()[:40_000])
+    whole = shard_of(write_tar(tmp_path / "whole.tar", good(6)))
+    options = extraction_options(cache=tmp_path / "a.cache", shards=[shard_of(cut)])
+    teacher, decoder, serial = build_teacher(options), Decoder(workers), Decoder(0)
+    mean, std, count = calibrate(options.shards, options.maker, decoder, teacher, options.device)
+    decoder.close()
+    assert 4 < count < 9
+    expected = calibrate([shard_of(write_tar(whole.path, good(count)))], options.maker, serial, teacher, options.device)
+    np.testing.assert_array_equal(mean, expected[0])
+    np.testing.assert_array_equal(std, expected[1])
+
+
+def test_a_tar_with_more_pictures_than_a_unit_has_rows_fails(tmp_path):
+    options = extraction_options(cache=tmp_path / "a.cache", shards=make_shards(tmp_path, tars=1, pictures_per_tar=70), views=1)
+    teacher, decoder = build_teacher(options), Decoder(0)
+    cache, units = prepare_cache(options, teacher, decoder)
+    encoder = FeatureEncoder(teacher, *cache.calibration(), "int8", options.device, options.batch_size)
+    schema = cache.schema.model_copy(update={"unit_rows": 64})
+    extractor = Extractor(options.cache, schema, options.policy, encoder, decoder, options.batch_size, 0.01)
+    with ProgressDisplay("test", 1) as progress:
+        extractor.run(options.shards, units, progress)
+    assert extractor.tally.failed == {"train-0000.tar": "tar 'train-0000.tar' has more than 64 pictures: split it into smaller tars"}
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    """A CLIP in a folder, with one weight that is not a number."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
+    }
+    weights = CLIP(**config).state_dict()
+    weights["visual.transformer.resblocks.1.mlp.c_fc.weight"][0, 0] = torch.nan
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    return f"open_clip:local-dir:{folder}"
+
+
+def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisoned, shards, tmp_path):
+    with pytest.raises(CacheError, match="the teacher's features are not finite: check the teacher's weights"):
+        extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2")
+    assert not (tmp_path / "a.cache").exists()
+
+
+def test_features_that_are_not_finite_fail_their_tar(poisoned, shards, tmp_path):
+    tally, missing = extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2", encoding="float16", views=1)
+    assert (missing, tally.units) == (2, 0)
+    assert all("the teacher's stats are not finite or exceed half precision: check" in reason for reason in tally.failed.values())
+
+
+def kill_workers(stop, killed):
+    while not stop.is_set():
+        for child in multiprocessing.active_children():
+            child.kill()
+            killed.append(child.pid)
+        time.sleep(0.001)
+
+
+def test_a_dead_worker_stops_the_run_and_writes_nothing(shards, tmp_path):
+    stop, killed = threading.Event(), []
+    killer = threading.Thread(target=kill_workers, args=(stop, killed))
+    killer.start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(MaskAlignError, match="a decoding worker died, perhaps for want of memory: give fewer --workers"):
+            extract(tmp_path / "a.cache", shards, workers=1)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed
+    assert time.monotonic() - begin < 20
+    assert not (tmp_path / "a.cache").exists()
+
+
+def refuse_views(monkeypatch, after):
+    """Let os.replace fail as on a full disk once it has moved `after` view tars."""
+    moved, replace = [], os.replace
+
+    def full(source, target, **kwargs):
+        if os.fspath(target).endswith(".tar"):
+            if len(moved) == after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(target))
+            moved.append(target)
+        return replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", full)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_disk_that_fills_up_while_publishing_costs_a_unit_only(monkeypatch, finished, shards, tmp_path, after):
+    cache = tmp_path / "a.cache"
+    with monkeypatch.context() as context:
+        refuse_views(context, after)
+        with pytest.raises(OSError, match="No space left on device"):
+            extract(cache, shards)
+    assert len(list((cache / "commits").iterdir())) == after
+    assert list((cache / "logs" / "scratch").iterdir()) == []
+    tally, missing = extract(cache, shards)
+    assert (tally.units, missing) == (4 - after, 0)
+    assert changed(contents(finished), contents(cache)) == []
+
+
+@pytest.mark.parametrize("limit", [30_000, 60_000], ids=["view tar", "shard"])
+def test_a_file_that_cannot_grow_leaves_no_unit(finished, shards, tmp_path, limit):
+    cache = tmp_path / "a.cache"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            extract(cache, shards)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((cache / "commits").iterdir()) == []
+    assert list((cache / "logs" / "scratch").iterdir()) == []
+    assert extract(cache, shards)[1] == 0
+    assert changed(contents(finished), contents(cache)) == []
+
+
+def test_a_tar_that_another_process_is_at_is_left_to_it(shards, tmp_path):
+    cache = tmp_path / "a.cache"
+    extract(cache, shards, limit=1)
+    with locked(cache / "logs" / "locks" / "train-0001.tar"):
+        tally, missing = extract(cache, shards)
+    assert (tally.units, tally.elsewhere, missing) == (0, ["train-0001.tar"], 2)
+    assert extract(cache, shards)[1] == 0
+
+
+def test_a_folder_that_is_no_cache_is_refused(shards, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("mine", "file"):
+        with pytest.raises(CacheError, match=r"is not a cache .* give a folder that extract-teacher made"):
+            extract(tmp_path / name, shards)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_becomes_the_cache(finished, shards, tmp_path):
+    (tmp_path / "a.cache").mkdir()
+    assert extract(tmp_path / "a.cache", shards)[1] == 0
+    assert changed(contents(finished), contents(tmp_path / "a.cache")) == []

@@ -1,0 +1,87 @@
+"""A cache that is continued or extended keeps what it has; one of another configuration, or of other tars, is refused and not touched."""
+
+import shutil
+
+import pytest
+from cache_files import changed, contents, extract
+from small_cache import make_shards, write_tar
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError
+from pipeline.views.shards import Shard
+
+METADATA = {"units.json", *(f"targets.zarr/{name}/zarr.json" for name in ("stats", "index", "attention", "view"))}
+METADATA |= {f"targets.zarr/features/block_{level:02d}/zarr.json" for level in (3, 4, 5)}
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy.cache")
+
+
+def test_more_tars_and_views_extend(copy, shards, tmp_path):
+    before = contents(copy)
+    third = make_shards(tmp_path / "more", tars=3, pictures_per_tar=5)[2]
+    tally, missing = extract(copy, [*shards, third], views=3)
+    after = contents(copy)
+    assert (tally.units, missing) == (5, 0)
+    assert {name for name in changed(before, after) if name in before} == METADATA
+    units = [(unit.unit, unit.source, unit.view) for unit in Cache(copy).units]
+    assert units[:4] == [(u, f"train-{u // 2:04d}.tar", u % 2) for u in range(4)]
+    assert units[4:] == [
+        (4, "train-0000.tar", 2),
+        (5, "train-0001.tar", 2),
+        *((6 + view, "train-0002.tar", view) for view in range(3)),
+    ]
+    assert [commit.rows for commit in Cache(copy).commits] == [12] * 6 + [5] * 3
+
+
+def test_a_trial_is_continued(finished, shards, tmp_path):
+    cache = tmp_path / "a.cache"
+    tally, missing = extract(cache, shards, limit=1)
+    assert (tally.units, missing, len(Cache(cache).units)) == (2, 0, 2)
+    tally, missing = extract(cache, shards)
+    assert (tally.units, missing) == (2, 0)
+    assert changed(contents(finished), contents(cache)) == []
+    assert extract(cache, shards, limit=1)[0].units == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"teacher": "timm:test_vit3.random"}, ["teacher.name: 'test_vit3' asked, 'test_vit' in the cache", "teacher.weights_sha256"]),
+        ({"levels": "2"}, ["levels: [4, 5] asked, [3, 4, 5] in the cache"]),
+        ({"encoding": "float16"}, ["encoding: 'float16' asked, 'int8' in the cache"]),
+        ({"view_format": "raw"}, ["view.format: 'raw' asked"]),
+        ({"seed": 1}, ["view.seed: 1 asked, 0 in the cache"]),
+        ({"crop_scale": (0.5, 1.0)}, ["view.crop_scale: [0.5, 1.0] asked, [0.4, 1.0] in the cache"]),
+        ({"flip": 0.0}, ["view.flip: 0.0 asked, 0.5 in the cache"]),
+        ({"image_size": 32, "patch_size": 8}, ["view.image_size: 32 asked", "view.patch_size: 8 asked"]),
+    ],
+)
+def test_another_configuration_is_refused(finished, shards, changes, keys):
+    before = contents(finished)
+    with pytest.raises(ConfigError, match="was made with another configuration") as error:
+        extract(finished, shards, **changes)
+    assert [key for key in keys if key not in str(error.value)] == []
+    assert str(error.value).endswith("repeat its options or use another --cache")
+    assert contents(finished) == before
+
+
+def test_what_does_not_change_the_bytes_may_change(finished, shards):
+    assert extract(finished, shards, batch_size=3, workers=1, max_bad=0.5, processes=3)[1] == 0
+
+
+def test_a_tar_that_has_gone_is_refused(finished, shards):
+    before = contents(finished)
+    with pytest.raises(ConfigError, match=r"tar 'train-0000.tar' is in the cache but not among the shards: name all its tars"):
+        extract(finished, shards[1:])
+    assert contents(finished) == before
+
+
+def test_a_tar_of_another_size_is_refused(finished, shards, tmp_path):
+    before = contents(finished)
+    other = write_tar(tmp_path / "train-0001.tar", {"other": b"x" * 50_000})
+    with pytest.raises(ConfigError, match=r"tar 'train-0001.tar' has \d+ bytes, but had \d+ when the cache was made"):
+        extract(finished, [shards[0], Shard(other, other.stat().st_size)])
+    assert contents(finished) == before

@@ -1,0 +1,65 @@
+"""The forecast: near the truth, and nothing is written for it."""
+
+import pytest
+from cache_files import extract
+from small_cache import extraction_options, make_shards, picture, write_tar
+
+from pipeline.errors import ConfigError, SourceError
+from pipeline.extraction.plan import plan_extraction
+from pipeline.views.shards import Shard
+
+
+def size_of(cache):
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    made = [path for path in files if path.name.count(".v") or "c" in path.parent.relative_to(cache).parts]
+    return sum(path.stat().st_size for path in files), len([path for path in made if "channel" not in str(path)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"views": 2}, {"views": 1, "encoding": "float16"}, {"views": 3, "view_format": "raw", "levels": "1"}],
+    ids=["int8", "float16", "raw"],
+)
+def test_forecasts_what_is_written(tmp_path, changes):
+    shards = [*make_shards(tmp_path / "small", tars=1, pictures_per_tar=10), *make_shards(tmp_path / "tars", 2, 70)[1:]]
+    options = extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
+    plan = plan_extraction(options)
+    assert not options.cache.exists()
+    extract(options.cache, shards, **changes)
+    real, files = size_of(options.cache)
+    assert plan.total_bytes == pytest.approx(real, rel=0.05)
+    assert (plan.pictures, plan.tars, plan.views, plan.files) == (80, 2, changes["views"], files)
+
+
+def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
+    shards = make_shards(tmp_path / "tars", tars=10, pictures_per_tar=6)
+    plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
+    assert plan.pictures == pytest.approx(60, rel=0.1)
+    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).pictures == 18
+
+
+def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
+    plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3))
+    assert min(plan.teacher_rate, plan.decode_rate) > 0
+    assert plan.picture_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
+    assert plan.hours == pytest.approx(24 / plan.picture_rate / 3600)
+    assert plan.paid_after_epochs >= 2
+    assert plan.peak_memory > 2 * 2 * 12 * 3 * 17 * 64  # two tars, two views, twelve pictures, three levels of 17 tokens of 64 bytes
+
+
+def test_nothing_is_written_where_a_cache_is_or_will_be(finished, shards, tmp_path):
+    (tmp_path / "empty").mkdir()
+    plan_extraction(extraction_options(shards=shards, cache=tmp_path / "empty"))
+    assert list((tmp_path / "empty").iterdir()) == []
+    plan_extraction(extraction_options(shards=shards, cache=finished))
+    with pytest.raises(ConfigError, match=r"another configuration \(levels: \[5\] asked"):
+        plan_extraction(extraction_options(shards=shards, cache=finished, levels="1"))
+
+
+def test_bad_first_pictures_do_not_hinder_and_none_at_all_is_told(tmp_path):
+    bad = write_tar(tmp_path / "bad.tar", {f"{number:02d}": b"no picture" for number in range(70)})
+    tar = write_tar(tmp_path / "good.tar", {f"{number:02d}": picture(number) for number in range(5)})
+    shards = [Shard(path, path.stat().st_size) for path in (bad, tar)]
+    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).crop_bytes > 1024
+    with pytest.raises(SourceError, match="none of the 1 tars holds a picture"):
+        plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache"))

@@ -1,0 +1,257 @@
+"""evaluate-student at the command line: a run's student, an untrained one and a teacher, against features made without our code."""
+
+import json
+import re
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+import typer
+from safetensors.torch import load_file
+from small_cache import TEACHER, picture, small_cache, write_tar
+from typer.testing import CliRunner
+
+from pipeline.cache.reader import Cache
+from pipeline.config import load_config
+from pipeline.evaluation.knn import knn_accuracy
+from pipeline.teacher.load import load_teacher
+from pipeline.training.config import RunConfig
+from pipeline.training.job import initial_student
+from pipeline.views.codec import decode_image, decode_view
+from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
+from stages.evaluate_student import app
+from stages.train_student import train_student
+
+RECIPE = """
+data = {workers = 0, window_blocks = 1}
+mask = {ratio = 0.5}
+student = {model = "vit_tiny_patch16_224", options = {depth = 2, embed_dim = 32, num_heads = 2}, drop_path = 0.5}
+optim = {steps = 2, warmup_steps = 1, base_lr = 0.2}
+train = {global_batch = 8, seed = 5}
+"""
+MODEL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0, "img_size": 64, "patch_size": 16}
+IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+SETTINGS = ("--k", "3", "--batch-size", "5", "--workers", "0", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    file = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    file.write_text(RECIPE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(cache, recipe):
+    """A run of two steps."""
+    training = typer.Typer(pretty_exceptions_enable=False)
+    training.command()(train_student)
+    folder = recipe.parent / "run"
+    arguments = ["--cache", cache, "--run", folder, "--config", recipe, "--device", "cpu"]
+    result = CliRunner().invoke(training, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, ["knn", *map(str, (*arguments, *SETTINGS))], catch_exceptions=False)
+
+
+def judged(tmp_path, *arguments):
+    """Return the JSON result of an evaluation that succeeds, having compared it with what is said."""
+    result = call(*arguments, "--out", tmp_path / "result.json")
+    assert result.exit_code == 0, result.output
+    values = json.loads((tmp_path / "result.json").read_text())
+    said = re.fullmatch(r"k-NN accuracy: mean patch token (.+)%, CLS (.+)% \(k 3, (\d+) queries, (\d+) neighbours\)\n", result.stdout)
+    assert said.groups() == (f"{values['mean']:.1%}"[:-1], f"{values['cls']:.1%}"[:-1], str(values["queries"]), str(values["neighbours"]))
+    return values
+
+
+def student_tokens(state, pixels):
+    """Tokens after the final norm of a plain timm model with some weights, for (B, S, S, 3) uint8."""
+    model = timm.create_model("vit_tiny_patch16_224", **MODEL)
+    model.load_state_dict(state)
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        return model.eval().forward_features((images - IMAGENET[0]) / IMAGENET[1])
+
+
+def cached_pixels(cache):
+    """Return crops, labels and picture numbers of all view tars of a cache."""
+    pixels, labels, numbers = [], [], []
+    for unit in Cache(cache).units:
+        with tarfile.open(cache / "views" / f"{unit.stem}.tar") as tar:
+            for member in tar:
+                data = tar.extractfile(member).read()
+                if member.name.endswith(".jpg"):
+                    pixels.append(decode_view(data, "jpeg"))
+                    numbers.append(int(member.name[:-4]))
+                else:
+                    labels.append(int(data))
+    return pixels, torch.tensor(labels), torch.tensor(numbers)
+
+
+def centre(data):
+    source = decode_image(data)
+    box = draw_crop(CropPolicy(64, (1.0, 1.0), 0.0, 0), "", 0, source.shape[1], source.shape[0])
+    return cut_crop(source, box, 64)
+
+
+def expected(tokens, labels, *queries, **groups):
+    """Score mean patch tokens and CLS: (n, 17, F) and labels (n,), of queries the same."""
+    asked, truth = queries or (tokens, labels)
+    pairs = {"mean": (tokens[:, 1:].mean(1), asked[:, 1:].mean(1)), "cls": (tokens[:, 0], asked[:, 0])}
+    return {name: knn_accuracy(bank, labels, query, truth, k=3, **groups) for name, (bank, query) in pairs.items()}
+
+
+def initial_state(cache, recipe):
+    return initial_student(load_config(RunConfig, recipe), Cache(cache)).encoder.vit.state_dict()
+
+
+def test_a_runs_student_on_the_views_of_a_cache(cache, run, tmp_path):
+    pixels, labels, numbers = cached_pixels(cache)
+    scores = expected(student_tokens(load_file(run / "student.safetensors"), pixels), labels, bank_groups=numbers, query_groups=numbers)
+    assert judged(tmp_path, "--run", run, "--cache", cache) == {"k": 3, "neighbours": 48, "queries": 48} | scores
+
+
+def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recipe, tmp_path):
+    pixels, labels, numbers = cached_pixels(cache)
+    state = initial_state(cache, recipe)
+    trained = load_file(run / "student.safetensors")
+    assert any(not torch.equal(state[name], trained[name]) for name in trained)
+    scores = expected(student_tokens(state, pixels), labels, bank_groups=numbers, query_groups=numbers)
+    of_run = judged(tmp_path, "--untrained", "--run", run, "--cache", cache)
+    assert of_run == {"k": 3, "neighbours": 48, "queries": 48} | scores
+    assert judged(tmp_path, "--untrained", "--config", recipe, "--cache", cache) == of_run
+
+
+@pytest.fixture(scope="module")
+def test_tar(tmp_path_factory):
+    """Nine labelled pictures that are in no other tar."""
+    pictures = {f"{n}": picture(n) for n in range(100, 109)}
+    return write_tar(tmp_path_factory.mktemp("test") / "test.tar", pictures, {f"{n}": n % 4 for n in range(100, 109)})
+
+
+def test_labelled_tars_are_seen_through_the_centre_view(tars, run, test_tar, tmp_path):
+    state = load_file(run / "student.safetensors")
+    bank = student_tokens(state, [centre(picture(n)) for n in range(24)])
+    queries = student_tokens(state, [centre(picture(n)) for n in range(100, 109)])
+    scores = expected(bank, torch.arange(24) % 4, queries, torch.arange(100, 109) % 4)
+    result = judged(tmp_path, "--run", run, "--shards", tars, "--test-shards", test_tar)
+    assert result == {"k": 3, "neighbours": 24, "queries": 9} | scores
+
+
+def test_each_picture_of_some_tars_against_all_others(tars, run, tmp_path):
+    tokens = student_tokens(load_file(run / "student.safetensors"), [centre(picture(n)) for n in range(24)])
+    numbers = torch.arange(24)
+    scores = expected(tokens, numbers % 4, bank_groups=numbers, query_groups=numbers)
+    assert judged(tmp_path, "--run", run, "--shards", tars) == {"k": 3, "neighbours": 24, "queries": 24} | scores
+
+
+def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_path):
+    teacher = load_teacher(TEACHER, image_size=64, patch_size=16, levels="1")
+
+    def tokens(pixels):
+        with torch.inference_mode():
+            images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (teacher.mean, teacher.std))
+            return teacher.tower.module.forward_features((images - mean) / std)
+
+    pixels, labels, _ = cached_pixels(cache)
+    scores = expected(tokens(pixels), labels, tokens([centre(picture(n)) for n in range(100, 109)]), torch.arange(100, 109) % 4)
+    result = judged(tmp_path, "--teacher", TEACHER, "--cache", cache, "--test-shards", test_tar)
+    assert result == {"k": 3, "neighbours": 48, "queries": 9} | scores
+
+
+def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe.read_text().replace("num_heads = 2", "num_heads = 2, class_token = false, global_pool = 'avg'"))
+    result = call("--untrained", "--config", file, "--cache", cache)
+    assert re.fullmatch(r"k-NN accuracy: mean patch token \d+\.\d% \(k 3, 48 queries, 48 neighbours\)\n", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC"),
+        (["--run", "{run}", "--teacher", TEACHER], "give one to judge"),
+        (["--untrained", "--teacher", TEACHER], "give one to judge"),
+        (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
+        (["--teacher", TEACHER, "--config", "{recipe}"], "--config is for an untrained student without a run"),
+        (["--run", "{run}", "--shards", "{tars}"], "give the neighbours either as --cache DIR or as --shards SHARDS"),
+        (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
+        (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
+        (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
+    ],
+)
+def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, arguments, part):
+    arguments = [argument.format(run=run, recipe=recipe, tars=tars) for argument in arguments]
+    result = call(*arguments, "--cache", cache)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert part in result.stderr
+
+
+def test_neighbours_must_be_given(run):
+    result = call("--run", run)
+    assert result.exit_code == 2
+    assert "give the neighbours either as --cache DIR or as --shards SHARDS" in result.stderr
+
+
+def refused(*arguments):
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
+    assert "is not the folder of a run (no readable run.json): give one that" in refused("--run", tmp_path / "none", "--cache", cache)
+    part = tmp_path / "part"
+    part.mkdir()
+    shutil.copy(run / "run.json", part)
+    assert "student.safetensors' cannot be loaded (" in (told := refused("--run", part, "--cache", cache))
+    assert told.endswith("finish the run, with --resume if it stopped\n")
+    (part / "student.safetensors").write_bytes((run / "student.safetensors").read_bytes()[:5000])
+    assert "student.safetensors' cannot be loaded (" in refused("--run", part, "--cache", cache)
+
+
+def test_a_cache_that_is_none_exits_1(run, tmp_path):
+    assert "is not a cache" in refused("--run", run, "--cache", tmp_path)
+
+
+def test_unlabelled_tars_are_refused(cache, run, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {f"{n}": picture(n) for n in range(4)}, {"0": 0})
+    told = refused("--run", run, "--cache", cache, "--test-shards", tar)
+    assert "3 of 4 pictures of the queries have no label: k-NN needs a .cls member for each picture" in told
+    assert "3 of 4 pictures of the bank have no label" in refused("--run", run, "--shards", tar)
+
+
+def test_tars_without_pictures_are_refused(cache, run, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {"a": b"no picture"})
+    assert "no pictures in the queries: give at least one" in refused("--run", run, "--cache", cache, "--test-shards", tar)
+
+
+def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
+    other = small_cache(tmp_path, tars=1, pictures_per_tar=4, image_size=32, patch_size=8, views=1)
+    result = call("--run", run, "--cache", other)
+    assert result.exit_code == 2
+    assert "takes views of 64 pixels in patches of 16, cache " in result.stderr
+    assert "has 32 in 8: give a cache of the run's sizes, or --shards" in result.stderr
+
+
+def test_an_unfinished_cache_is_refused(cache, run, tmp_path):
+    copy = shutil.copytree(cache, tmp_path / "copy.cache")
+    next((copy / "commits").iterdir()).unlink()
+    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in refused("--run", run, "--cache", copy)
+
+
+def test_the_result_is_told_even_where_its_file_cannot_be(cache, run, tmp_path):
+    result = call("--run", run, "--cache", cache, "--out", tmp_path / "none" / "result.json")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("k-NN accuracy: mean patch token ")
+    assert result.stderr.startswith("error: No such file or directory (")

@@ -1,0 +1,197 @@
+"""extract-teacher at the command line: what it says, its exit codes, and that a mistake writes nothing."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import typer
+from small_cache import TEACHER, picture, write_tar
+from typer.testing import CliRunner
+
+from pipeline.cache.files import with_digest
+from stages.extract_teacher import extract_teacher
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(extract_teacher)
+
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--workers", "0", "--device", "cpu", "--batch-size", "8")
+CACHE_VIEW = (*VIEW, "--views", "2", "--crop-scale", "0.4", "1.0")
+
+
+def run(shards, cache, *options, teacher=TEACHER, view=VIEW):
+    """Run the command in this process."""
+    arguments = [str(shards), "--cache", str(cache), "--teacher", teacher, *view, *map(str, options)]
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def entries(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_makes_a_cache_says_what_it_did_and_goes_on_where_it_stopped(tars, tmp_path):
+    cache = tmp_path / "a.cache"
+    result = run(tars, cache, "--views", 2, "--limit", 1)
+    assert result.exit_code == 0, result.output
+    summary, busy, last = result.stdout.splitlines()
+    assert summary.startswith("2 units made of 12 pictures (24 views) in ")
+    assert summary.endswith(" views/s; 0 pictures skipped")
+    assert busy.startswith("busy: decode ")
+    assert "(0 decoding workers side by side); the limit is: " in busy
+    assert last == f"cache '{cache}': complete"
+    assert run(tars, cache, "--views", 2).stdout.startswith("2 units made of 12 pictures (24 views) in ")
+    again = run(tars, cache, "--views", 2)
+    assert again.exit_code == 0
+    assert again.stdout.splitlines()[0].startswith("0 units made of 0 pictures")
+    assert again.stdout.splitlines()[1:] == [last]
+
+
+def test_a_failed_tar_is_told_and_the_others_are_done(tars, tmp_path):
+    shards = tmp_path / "tars"
+    shutil.copytree(tars, shards)
+    write_tar(shards / "train-0000.tar", {f"{n}": picture(n) if n < 8 else b"no picture" for n in range(12)})
+    result = run(shards, tmp_path / "a.cache")
+    assert result.exit_code == 1
+    told = "failed 'train-0000.tar': tar 'train-0000.tar' has 4 bad pictures of 12, more than max(3, --max-bad 0.01); the first: '8' "
+    assert result.stderr.startswith(told)
+    assert result.stdout.endswith(": 1 units missing: run the same command again until it is complete\n")
+    healed = run(shards, tmp_path / "a.cache", "--max-bad", 0.5)
+    assert healed.exit_code == 0
+    assert healed.stdout.count("skipped '") == 4
+    assert "skipped '8': cannot be decoded (no picture of a known format)\n" in healed.stdout
+    assert healed.stdout.endswith(": complete\n")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tars, tmp_path):
+    result = run(tars, tmp_path / "a.cache", "--views", 2, "--dry-run")
+    assert result.exit_code == 0, result.output
+    told = {line[:13].strip(): line[13:] for line in result.stdout.splitlines()}
+    assert list(told) == ["pictures", "bytes a view", "cache", "memory", "teacher", "decoding", "extraction", "training", "paid back"]
+    assert told["pictures"] == "24 in 2 tars, 2 views of each"
+    assert told["cache"].endswith(" GB in 36 files")
+    assert told["teacher"].endswith(" views/s on cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_another_configuration(tars, cache):
+    assert run(tars, cache, "--dry-run", view=CACHE_VIEW).exit_code == 0
+    refused = run(tars, cache, "--dry-run", "--seed", "7", view=CACHE_VIEW)
+    assert refused.exit_code == 2
+    assert "view.seed: 7 asked, 0 in the cache" in refused.stderr
+
+
+MISTAKES = {
+    "no such tar": (["none.tar"], {}, ["shard 'none.tar' does not exist", "give a brace pattern", "a folder of .tar files"]),
+    "empty folder": (["{empty}"], {}, ["match no .tar file", "give a brace pattern"]),
+    "no match": (["{tars}/valid-*.tar"], {}, ["valid-*.tar' match no .tar file", "or a text file that lists one tar a line"]),
+    "gap in a pattern": (["{tars}/train-{{0000..0002}}.tar"], {}, ["train-0002.tar' does not exist"]),
+    "empty tar": (["{zero}"], {}, ["zero.tar' is empty (0 bytes): make it again or leave it out"]),
+    "library": (
+        [],
+        {"teacher": "clip:ViT-B-16"},
+        ["'clip:ViT-B-16' is not the address of a teacher", "accepted is open_clip:"],
+    ),
+    "model": ([], {"teacher": "timm:test_vot"}, ["'timm:test_vot' names no model of timm", "did you mean 'test_vit"]),
+    "tag": ([], {"teacher": "timm:test_vit.openai"}, ["has no tag 'openai'", "accepted is timm:test_vit."]),
+    "no plain ViT": ([], {"teacher": "timm:resnet18"}, ["is a ResNet, not a plain ViT: choose a VisionTransformer"]),
+    "grid": (["--patch-size", "15"], {}, ["image size 64 is not a multiple of patch size 15: image size 60 or 75 would do"]),
+    "levels": (["--levels", "7"], {}, ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"]),
+    "level": (["--levels", "3,6"], {}, ["asks for block 6", "ascending block numbers from 0 to 5"]),
+    "level text": (["--levels", "last"], {}, ["levels 'last' asks for 'last'"]),
+    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown: give int8 or float16"]),
+    "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown: give jpeg or raw"]),
+    "scale": (["--crop-scale", "0.5", "0.2"], {}, ["--crop-scale 0.5 0.2 is not a range of shares: give 0 < least <= greatest <= 1"]),
+    "no scale": (["--crop-scale", "0", "1"], {}, ["--crop-scale 0 1 is not"]),
+    "no such GPU": (["--device", "cuda:99"], {}, ["--device 'cuda:99': this machine shows", "give --device cpu or auto"]),
+    "device": (["--device", "gpu"], {}, ["--device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"]),
+}
+
+
+@pytest.mark.parametrize(("options", "changes", "parts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tars, tmp_path, options, changes, parts):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zero.tar").touch()
+    before = entries(tmp_path)
+    options = [option.format(tars=tars, empty=tmp_path / "empty", zero=tmp_path / "zero.tar") for option in options]
+    shards = options.pop(0) if options and not options[0].startswith("--") else tars
+    result = run(shards, tmp_path / "a.cache", *options, **changes)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert [part for part in parts if part not in result.stderr] == []
+    assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "option", ["--views=0", "--views=many", "--flip=2", "--flip=nan", "--limit=0", "--batch-size=0", "--workers=-1", "--sed=1"]
+)
+def test_typer_refuses_what_it_can_see(tars, tmp_path, option):
+    result = run(tars, tmp_path / "a.cache", option)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert option.split("=")[0] in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def newer(cache):
+    """Give a cache's schema a version of the future."""
+    path = cache / "targets.zarr" / "zarr.json"
+    values = json.loads(path.read_text())
+    schema = values["attributes"]["maskalign_cache"] | {"version": "7.0"}
+    values["attributes"] |= {"maskalign_cache": schema, "digest": with_digest(schema)["digest"]}
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "parts"),
+    [
+        (
+            lambda path: path.write_text("mine"),
+            ["is not a cache (no units.json and targets.zarr): give a folder that"],
+        ),
+        (lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")), ["is not a cache (no units.json and targets.zarr)"]),
+        (newer, ["has schema version 7.0, this program reads 0.1", "use the version of this program that made the cache"]),
+    ],
+    ids=["file", "folder", "newer"],
+)
+def test_what_is_no_cache_of_ours_is_left_alone(tars, cache, tmp_path, prepare, parts):
+    path = tmp_path / "a.cache"
+    if prepare is newer:
+        shutil.copytree(cache, path)
+    prepare(path)
+    before = entries(tmp_path)
+    for dry in ([], ["--dry-run"]):
+        result = run(tars, path, *dry, view=CACHE_VIEW)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert [part for part in ["error: ", str(path), *parts] if part not in result.stderr] == []
+    assert entries(tmp_path) == before
+
+
+def test_a_configuration_that_differs_exits_2(tars, cache):
+    result = run(tars, cache, "--encoding", "float16", "--flip", "0", view=CACHE_VIEW)
+    assert result.exit_code == 2
+    told = "another configuration (view.flip: 0.0 asked, 0.5 in the cache; encoding: 'float16' asked, 'int8' in the cache)"
+    assert told in result.stderr
+
+
+def test_a_place_that_cannot_be_is_named(tars, tmp_path):
+    (tmp_path / "file").touch()
+    result = run(tars, tmp_path / "file" / "a.cache")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: File exists ({tmp_path / 'file'})\n"
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, tars, tmp_path):
+    def full(_source, target, **_kwargs):
+        raise OSError(28, "No space left on device", os.fspath(target))
+
+    monkeypatch.setattr(os, "replace", full)
+    result = run(tars, tmp_path / "a.cache")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: No space left on device (")
+    assert "Traceback" not in result.output
+
+
+def test_the_default_device_is_there(tars, tmp_path):
+    result = run(tars, tmp_path / "a.cache", "--device", "auto", "--dry-run")
+    assert ("on cuda" if torch.cuda.is_available() else "on cpu") in result.stdout

@@ -1,0 +1,178 @@
+"""The order of samples: every sample at most once, ranks alike, nothing but a remainder left out, for any units, ranks and windows."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cache.commit import Commit
+from pipeline.errors import ConfigError
+from pipeline.stream.order import SampleOrder
+from pipeline.stream.samples import StreamSpec, needed_pieces
+from pipeline.stream.worker import stream_windows
+from pipeline.student.masking import MaskConfig
+
+BLOCK = 64
+
+
+def commits_of(rows_by_view):
+    """Commits of as many tars as there are rows of a view, by tar and view as extract-teacher numbers them."""
+    tars = range(len(rows_by_view[0]))
+    pairs = [(tar, view) for tar in tars for view in range(len(rows_by_view))]
+    return tuple(
+        Commit(
+            unit=unit,
+            source=f"{tar}.tar",
+            view=view,
+            rows=rows_by_view[view][tar],
+            skipped=(),
+            files={},
+            blocks={},
+            schema_digest="",
+        )
+        for unit, (tar, view) in enumerate(pairs)
+    )
+
+
+@st.composite
+def worlds(draw):
+    """All ranks' orders of some data, and a batch size that fits."""
+    tars, views = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    rows = st.lists(st.integers(1, 300), min_size=tars, max_size=tars)
+    commits = commits_of([draw(rows) for _ in range(views)])
+    chosen = tuple(draw(st.permutations(range(views)))[: draw(st.integers(1, views))])
+    world_size, window, seed = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    return [SampleOrder(commits, chosen, seed, rank, world_size, window) for rank in range(world_size)], draw(st.integers(1, 40))
+
+
+def consumed(order, epoch, batch_size):
+    """The samples (unit, row) of one rank's epoch in order, by the same windows and pieces as a worker reads."""
+    spec = StreamSpec(None, order, (0,), MaskConfig(), batch_size)
+    samples = []
+    for current, window, first, last in stream_windows(spec, epoch, 0):
+        if current > epoch:
+            return samples
+        rows = [(order.commits[place].unit, block * BLOCK + row) for place, block, count in window.blocks.tolist() for row in range(count)]
+        permuted = [rows[place] for place in order.permutation(epoch, window)]
+        for piece in needed_pieces(window, first, last, 10):
+            samples += permuted[piece.start : piece.end]
+    return None
+
+
+def steps_or_none(orders, batch_size):
+    try:
+        return orders[0].steps_per_epoch(batch_size)
+    except ConfigError:
+        return None
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds(), st.integers(0, 5))
+def test_an_epoch_shows_every_sample_of_its_view_at_most_once(world, epoch):
+    orders, batch_size = world
+    if (steps := steps_or_none(orders, batch_size)) is None:
+        return
+    chosen = [unit for unit in orders[0].commits if unit.view == orders[0].views[epoch % len(orders[0].views)]]
+    existing = {(unit.unit, row) for unit in chosen for row in range(unit.rows)}
+    parts = [consumed(order, epoch, batch_size) for order in orders]
+    assert {len(part) for part in parts} == {steps * batch_size}
+    seen = Counter(sample for part in parts for sample in part)
+    assert set(seen.values()) == {1}
+    assert set(seen) <= existing
+
+
+@settings(deadline=None, max_examples=100)
+@given(worlds())
+def test_all_ranks_take_as_many_steps_and_the_smallest_view_loses_less_than_a_batch_and_a_block_a_rank(world):
+    orders, batch_size = world
+    steps = {steps_or_none([order], batch_size) for order in orders}
+    assert len(steps) == 1
+    if (count := steps.pop()) is None:
+        return
+    smallest = min(sum(unit.rows for unit in orders[0].commits if unit.view == view) for view in orders[0].views)
+    assert 0 <= smallest - count * batch_size * len(orders) < len(orders) * (batch_size + BLOCK)
+
+
+@settings(deadline=None, max_examples=100)
+@given(worlds())
+def test_a_ranks_samples_do_not_vary_with_the_epoch_and_all_ranks_together_have_every_block(world):
+    orders, _ = world
+    views = len(orders[0].views)
+    for epoch in range(views):
+        sizes = [[sum(window.size for window in order.windows(later)) for order in orders] for later in range(epoch, 3 * views, views)]
+        assert sizes[0] == sizes[1] == sizes[2]
+        assert max(sizes[0]) - min(sizes[0]) <= BLOCK
+        rows = sum(unit.rows for unit in orders[0].commits if unit.view == orders[0].view(epoch))
+        assert sum(sizes[0]) == rows
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds(), st.integers(0, 3), st.integers(0, 30))
+def test_a_start_in_an_epoch_gives_the_rest_of_it(world, epoch, step):
+    orders, batch_size = world
+    steps = steps_or_none(orders, batch_size)
+    if steps is None or step >= steps:
+        return
+    order = orders[-1]
+    spec = StreamSpec(None, order, (0,), MaskConfig(), batch_size)
+    windows = stream_windows(spec, epoch, step)
+    current, window, first, last = next(windows)
+    assert (current, first, last) == (epoch, step * batch_size, steps * batch_size)
+    assert window.start <= first < window.end
+
+
+def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
+    commits = commits_of([[200, 130, 64]])
+
+    def blocks(seed):
+        return [window.blocks.tolist() for window in SampleOrder(commits, (0,), seed, 1, 2, 2).windows(3)]
+
+    assert blocks(0) == blocks(0)
+    assert blocks(0) != blocks(1)
+
+
+def test_blocks_change_ranks_and_windows_between_epochs():
+    commits = commits_of([[64] * 40])
+    ranks = [SampleOrder(commits, (0,), 0, rank, 4, 2) for rank in range(4)]
+    dealt = [[{window.blocks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)]
+    assert dealt[0] != dealt[1]
+    assert dealt[1] != dealt[2]
+    visited = set().union(*(tuple(window.blocks[:, 0].tolist()) for epoch in range(60) for window in ranks[0].windows(epoch)))
+    assert visited == set(range(40))
+
+
+def test_equal_blocks_are_not_always_dealt_together():
+    commits = commits_of([[64] * 8])
+    first = [
+        frozenset(block for window in SampleOrder(commits, (0,), 0, 0, 2, 4).windows(e) for block in window.blocks[:, 0]) for e in range(30)
+    ]
+    assert len(set(first)) > 10
+
+
+def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
+    order = SampleOrder(commits_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
+    shown = [{order.commits[place].view for window in order.windows(epoch) for place in window.blocks[:, 0]} for epoch in range(5)]
+    assert shown == [{2}, {0}, {2}, {0}, {2}]
+
+
+def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_and_rank():
+    orders = [SampleOrder(commits_of([[64] * 8]), (0,), 0, rank, 2, 2) for rank in range(2)]
+    permutations = [order.permutation(epoch, window) for order in orders for epoch in range(2) for window in order.windows(epoch)]
+    assert all(sorted(permutation) == list(range(128)) for permutation in permutations)
+    assert len({permutation.tobytes() for permutation in permutations}) == len(permutations)
+    assert not any(np.array_equal(permutation, np.arange(128)) for permutation in permutations)
+
+
+def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_would_do():
+    order = SampleOrder(commits_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
+    with pytest.raises(ConfigError, match=r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$"):
+        order.steps_per_epoch(100)
+    assert order.steps_per_epoch(60) == 1
+
+
+def test_more_ranks_than_blocks_are_refused():
+    order = SampleOrder(commits_of([[100]]), (0,), 0, 0, 3, 1)
+    with pytest.raises(ConfigError, match=r"it has fewer blocks of 64 samples than ranks: use fewer$"):
+        order.steps_per_epoch(1)

@@ -1,0 +1,185 @@
+"""Workers of the stream that die, fail, are signalled or are no longer needed, and the shared memory between them and the trainer."""
+
+import gc
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from stream_parts import CPU, digest, digests, stream_spec
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError, StreamError
+from pipeline.stream.batches import BatchStream
+from pipeline.stream.feed import PIECE_SAMPLES, SLOTS_PER_WORKER
+from pipeline.stream.samples import sample_fields
+from pipeline.stream.slots import SlotLayout, allocate_slots, shared_buffer
+
+SHARED_MEMORY = Path("/dev/shm")
+ENDLESS = 10_000
+
+
+def stream_workers():
+    """The worker processes of this process, by name."""
+    return {process.name: process for process in multiprocessing.active_children() if process.name.startswith("stream-")}
+
+
+def segments():
+    """The shared memory segments that this process holds and that still have a name."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "/dev/shm/psm_" in line and not line.endswith("(deleted)")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """After each test: no worker, no segment."""
+    yield
+    assert (stream_workers(), segments()) == ({}, set())
+
+
+def test_the_end_of_a_stream_leaves_no_process_and_no_memory(small_cache_path):
+    cache = Cache(small_cache_path)
+    with BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream:
+        next(iter(stream))
+        pids = [process.pid for process in stream_workers().values()]
+        held = [Path(segment) for segment in segments()]
+        assert len(pids) == len(held) == 2
+    assert not any(path.exists() for path in held)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_stream_that_is_never_read_ends_too(small_cache_path):
+    cache = Cache(small_cache_path)
+    with BatchStream(cache, stream_spec(cache), CPU, workers=3):
+        assert len(stream_workers()) == 3
+
+
+def test_a_stream_that_is_never_closed_ends_with_its_last_reference(small_cache_path):
+    cache = Cache(small_cache_path)
+    stream = BatchStream(cache, stream_spec(cache), CPU, workers=2)
+    assert (len(stream_workers()), len(segments())) == (2, 2)
+    del stream
+    gc.collect()
+    assert (stream_workers(), segments()) == ({}, set())
+
+
+def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
+    cache = Cache(small_cache_path)
+    with BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream:
+        batches = iter(stream)
+        next(batches)
+        os.kill(stream_workers()["stream-1"].pid, signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(StreamError, match=r"stream worker 1 died \(exit code -9\).*--resume --set data\.workers=N"):
+            list(islice(batches, ENDLESS))
+        assert time.monotonic() - begin < 5
+
+
+def test_a_signal_to_the_whole_group_leaves_the_decision_to_the_trainer(small_cache_path):
+    """As torchrun and job managers do it: the workers and the server that forked them get the signal too."""
+    cache = Cache(small_cache_path)
+    with BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream:
+        batches = iter(stream)
+        seen = [digest(vars(next(batches)))]
+        pids = [process.pid for process in stream_workers().values()]
+        server = int(Path(f"/proc/{pids[0]}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        for pid in (*pids, server):
+            os.kill(pid, signal.SIGTERM)
+        seen += [digest(vars(batch)) for batch in islice(batches, 29)]
+    assert seen == digests(small_cache_path, 30)
+
+
+def damage(path):
+    """Flip a bit in the last quarter of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_is_told_by_unit_and_rows(cache_copy, workers):
+    shard = cache_copy / "targets.zarr/features/block_04/c/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:5000] + b"\x01" + shard.read_bytes()[5001:])
+    cache = Cache(cache_copy)
+    message = r"array 'features/block_04' of unit 0 \(train-0000\.tar, view 0\), rows \d+ to \d+ (cannot be read|is not what was committed)"
+    with BatchStream(cache, stream_spec(cache), CPU, workers) as stream, pytest.raises(Exception, match=message) as raised:
+        list(islice(stream, 8))
+    assert raised.type.__name__ == ("StreamError" if workers else "CacheError")
+
+
+def test_a_flipped_bit_in_a_crop_is_told_by_unit_and_row(cache_copy):
+    damage(cache_copy / "views/train-0001.v00.tar")
+    cache = Cache(cache_copy)
+    with (
+        BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream,
+        pytest.raises(StreamError, match=r"^unit 2 \(train-0001\.tar, view 0\), row \d+: the sample's bytes in the view tar do not match"),
+    ):
+        list(islice(stream, 8))
+
+
+def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_path):
+    cache = Cache(small_cache_path)
+    spec = stream_spec(cache)
+    without_checksums = [commit.model_copy(update={"blocks": {}}) for commit in spec.order.commits]
+    spec = replace(spec, order=replace(spec.order, commits=without_checksums))
+    with (
+        BatchStream(cache, spec, CPU, workers=1) as stream,
+        pytest.raises(RuntimeError, match=r"^stream worker 0 failed:\nTraceback (.|\n)*KeyError: 'index'"),
+    ):
+        next(iter(stream))
+
+
+def slot_bytes(path):
+    """What the slots of one worker take."""
+    cache = Cache(path)
+    return SlotLayout(sample_fields(cache.schema, stream_spec(cache)), PIECE_SAMPLES).slot_bytes * SLOTS_PER_WORKER
+
+
+@pytest.mark.parametrize(("workers", "share"), [(1, 0.9), (2, 1.9)])
+def test_too_little_shared_memory_for_all_workers_is_refused(small_cache_path, monkeypatch, workers, share):
+    free = int(slot_bytes(small_cache_path) * share)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    cache = Cache(small_cache_path)
+    needed, there = f"{slot_bytes(small_cache_path) * workers / 1e6:.0f} MB", f"{free / 1e6:.0f} MB"
+    message = f"the stream needs {needed} of shared memory, /dev/shm has {there} free: lower data.workers, or give the machine more"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        BatchStream(cache, stream_spec(cache), CPU, workers)
+
+
+def test_shared_memory_is_taken_when_it_is_allocated(small_cache_path):
+    cache = Cache(small_cache_path)
+    layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=8)
+    memories = allocate_slots(layout, count=2, workers=2)
+    try:
+        for memory in memories:
+            assert (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 2 * layout.slot_bytes
+    finally:
+        for memory in memories:
+            memory.close()
+            memory.unlink()
+
+
+def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path):
+    cache = Cache(small_cache_path)
+    layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=5)
+    (memory,) = allocate_slots(layout, count=3, workers=1)
+    try:
+        for number in range(3):
+            for array in layout.arrays(shared_buffer(memory), number).values():
+                array[...] = number + 1
+        for number in range(3):
+            assert {value for array in layout.arrays(shared_buffer(memory), number).values() for value in set(array.ravel())} == {
+                number + 1
+            }
+        del array
+        assert all(layout.field_bytes(name) % 4096 == 0 for name in layout.fields)
+    finally:
+        memory.close()
+        memory.unlink()

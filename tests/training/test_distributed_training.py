@@ -1,0 +1,105 @@
+"""Two ranks, as torchrun starts them, on the CPU: the gradients of one process with the joint batch, and one result for all ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import assert_same_bits, losses, metrics, saved_steps, train
+from two_ranks_script import STEPS, steps_on_joint_batches
+
+from pipeline.training.distributed import Ranks
+
+TESTS = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parent / "two_ranks_script.py"
+TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def folder(small_cache_path, tmp_path_factory):
+    """What two ranks left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder, small_cache_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(SCRIPT.parent)])}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.terminate()  # if it hangs: torchrun then ends its ranks
+    assert process.returncode == 0, output
+    assert "FutureWarning" not in output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(small_cache_path, tmp_path_factory):
+    """The same steps by one process on the joint batches."""
+    return steps_on_joint_batches(small_cache_path, tmp_path_factory.mktemp("alone"), Ranks())
+
+
+def load(path):
+    """Read what a rank saved."""
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, accumulate):
+    found = load(folder / f"joint-{accumulate}-0.pt")
+    assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
+    assert len(found["gradients"]) == STEPS
+    for ours, theirs in zip(found["gradients"], alone["gradients"], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            largest = max(float(value.abs().max()), 1e-3)
+            assert (ours[name] - value).abs().max() <= TOLERANCE * largest, name
+
+
+def test_weights_after_some_steps_equal_those_of_the_joint_batch(folder, alone):
+    found = load(folder / "joint-1-0.pt")["student"]
+    for name, value in alone["student"].items():
+        # The bias of the keys has no gradient but rounding, which Adam scales to whole steps.
+        if not name.endswith("attn.qkv.bias"):
+            assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["joint-1", "joint-2"])
+def test_both_ranks_have_the_same_gradients_and_weights(folder, name):
+    assert_same_bits(load(folder / f"{name}-0.pt"), load(folder / f"{name}-1.pt"))
+
+
+def test_both_ranks_of_a_run_hold_the_same_weights_and_export_them(folder):
+    first, second = (load(folder / f"trained-{rank}.pt") for rank in (0, 1))
+    assert_same_bits(first, second)
+    exported = load_file(folder / "run/student.safetensors")
+    assert_same_bits(exported, {name: first[f"encoder.vit.{name}"] for name in exported})
+
+
+def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(folder):
+    steps = {load(folder / f"stopped-{rank}.pt") for rank in (0, 1)}
+    assert len(steps) == 1
+    assert saved_steps(folder / "stopped") == sorted(steps)
+    assert 6 <= steps.pop() < 2000
+
+
+def test_the_command_finishes_and_only_the_main_rank_writes(folder):
+    run = folder / "run"
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert losses(run) == losses(folder / "job")
+    assert saved_steps(run) == [3, 6]
+    assert {path.name for path in run.iterdir()} - {"tensorboard"} == {
+        ".lock",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "student.safetensors",
+        "report.html",
+    }
+
+
+def test_one_process_cannot_resume_the_run_of_two_ranks(folder, small_cache_path):
+    result = train(small_cache_path, folder / "run", resume=True)
+    assert result.exit_code == 1
+    assert "the run cannot be resumed exactly: ranks was 2, is 1; restore these or start another --run" in result.output

@@ -1,0 +1,136 @@
+"""What a finished run leaves: exactly these files, readable without us."""
+
+import importlib.util
+import json
+import re
+from importlib.metadata import version
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from training_runs import checkpoint, metrics, tiny_job, trained
+
+from pipeline.cache.reader import Cache
+
+BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
+
+
+@pytest.fixture(scope="module")
+def run(small_cache_path, tmp_path_factory):
+    """A finished run. Shared: change nothing in it."""
+    return trained(small_cache_path, tmp_path_factory.mktemp("results") / "run")
+
+
+def test_the_folder_of_a_run_has_exactly_these_files(run):
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    events = {name for name in files if re.fullmatch(r"tensorboard/events\.out\.tfevents\..+", name)}
+    assert files - events == {
+        ".lock",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints/step_00000003.pt",
+        "checkpoints/step_00000006.pt",
+        "student.safetensors",
+        "report.html",
+    }
+    assert len(events) == (1 if BOARD else 0)
+
+
+def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
+    described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
+    assert set(described) == {"config", "cache", "view", "pinned", "steps", "steps_per_epoch", "device", "versions"}
+    assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
+    assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
+    assert (described["steps"], described["steps_per_epoch"], described["device"]) == (6, 8, "cpu")
+    assert described["versions"]["torch"] == version("torch")
+    assert {"python", "torch", "timm", "zarr", "webdataset", "numpy"} == set(described["versions"])
+
+
+def test_metrics_have_these_keys_and_values(run):
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert list(line) == [
+            "step",
+            "epoch",
+            "loss",
+            "loss_per_level",
+            "learning_rate",
+            "images_per_second",
+            "wait_share",
+            "data_seconds",
+            "step_seconds",
+        ]
+        assert line["epoch"] == line["step"] / 8
+        assert line["loss"] == pytest.approx(sum(line["loss_per_level"]) / 3)
+        assert 0 <= line["wait_share"] <= 1
+        seconds = line["data_seconds"] + line["step_seconds"]
+        assert line["images_per_second"] == pytest.approx(16 / seconds)
+    peak = 0.05 * 16 / 256
+    assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([peak / 2, peak])
+    assert lines[-1]["learning_rate"] == pytest.approx(1e-5)
+
+
+def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
+    found = checkpoint(run, 6)
+    assert set(found) == {"step", "student", "optimiser", "pinned"}
+    assert found["step"] == 6
+    assert set(found["pinned"]) == {"cache", "units", "ranks", "train.global_batch"}
+    assert {state["step"].item() for state in found["optimiser"]["state"].values()} == {6}
+
+
+def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, small_cache_path):
+    with safe_open(run / "student.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert set(metadata) == {"timm.create_model", "mean", "std"}
+    arguments = json.loads(metadata["timm.create_model"])
+    assert arguments == {
+        "model_name": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "img_size": 64,
+        "patch_size": 16,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+    }
+    mean, std = (torch.tensor(json.loads(metadata[name])).view(3, 1, 1) for name in ("mean", "std"))
+    assert mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+    model = timm.create_model(**arguments, checkpoint_path=str(run / "student.safetensors")).eval()
+    model.load_state_dict(load_file(run / "student.safetensors"), strict=True)
+    job = tiny_job(small_cache_path, run)
+    assert job.load_checkpoint() == 6
+    encoder = job.student.encoder.eval()
+    images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = encoder.encode_images(images)
+        found = model.forward_features((images.permute(0, 3, 1, 2) / 255 - mean) / std)
+    assert found.shape == (3, 17, 32)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_student_is_the_one_of_the_last_checkpoint(run):
+    exported, saved = load_file(run / "student.safetensors"), checkpoint(run, 6)["student"]
+    prefix = "encoder.vit."
+    assert exported.keys() == {name.removeprefix(prefix) for name in saved if name.startswith(prefix)}
+    assert all(torch.equal(value, saved[prefix + name]) for name, value in exported.items())
+
+
+def test_the_report_needs_nothing_beside_it(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "vit_tiny_patch16_224" in page
+    assert re.findall(r"<(?:script|link|iframe|object)\b", page) == []
+    assert [target for target in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page) if not target.startswith(("data:", "#"))] == []
+    assert re.findall(r"url\((?!['\"]?(?:data:|#))", page) == []
+    assert "@import" not in page
+
+
+def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_path):
+    settings = ("data.levels=[5, 3]", "data.views=[1]", "alignment.mode='layerwise'", "alignment.head='mlp'", "loss.kind='cosine'")
+    run = trained(small_cache_path, tmp_path / "run", *settings, "loss.target='l2'", "mask.strategy='block'")
+    assert {len(line["loss_per_level"]) for line in metrics(run)} == {2}
+    assert torch.equal(checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))

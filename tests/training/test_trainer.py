@@ -1,0 +1,138 @@
+"""The loop's step: accumulation, clipping, randomness, and a run that diverges."""
+
+import pytest
+import torch
+from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
+
+from pipeline.cache.encoding import TargetDecoder
+from pipeline.errors import DivergedError
+from pipeline.stream.batches import BatchStream
+from pipeline.training.job import run_job
+from pipeline.training.optimiser import build_schedule
+from pipeline.training.step import CachedTargets, TrainingStep
+from pipeline.training.trainer import Trainer
+
+
+def first_step(cache, run, *settings, step=0):
+    """Take one step on the first batch of a run; returns its loss and parts (1 + M,) and the gradients by name."""
+    job, gradients = tiny_job(cache, run, *settings), {}
+
+    def note(*_):
+        gradients.update({name: value.grad.clone() for name, value in job.student.named_parameters() if value.grad is not None})
+
+    job.optimiser.register_step_pre_hook(note)
+    trainer = trainer_of(job)
+    trainer.model.train()
+    with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
+        return trainer.step(next(iter(stream)), step), gradients
+
+
+def trainer_of(job):
+    """The loop of a job that logs and saves nothing."""
+    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
+    model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target))
+    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+    return Trainer(model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print)
+
+
+def assert_close(first, second, tolerance=1e-5):
+    """Compare gradients, each within a share of its largest value."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert (value - second[name]).abs().max() <= tolerance * max(1e-3, float(value.abs().max())), name
+
+
+@pytest.mark.parametrize("count", [2, 4, 16])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(small_cache_path, tmp_path, count):
+    no_drop = "student.drop_path=0.0"
+    loss, gradients = first_step(small_cache_path, tmp_path / "run", no_drop)
+    parts_loss, parts = first_step(small_cache_path, tmp_path / "run", no_drop, f"train.accumulate={count}")
+    assert torch.allclose(loss, parts_loss, rtol=1e-5)
+    assert len(gradients) > 20
+    assert_close(gradients, parts)
+
+
+def test_every_trained_parameter_gets_a_gradient(small_cache_path, tmp_path):
+    _, gradients = first_step(small_cache_path, tmp_path / "run")
+    job = tiny_job(small_cache_path, tmp_path / "run")
+    assert gradients.keys() == {name for name, value in job.student.named_parameters() if value.requires_grad}
+    assert all(value.abs().max() > 0 for value in gradients.values())
+
+
+def test_the_loss_is_the_mean_of_its_parts(small_cache_path, tmp_path):
+    loss, _ = first_step(small_cache_path, tmp_path / "run")
+    assert loss.shape == (4,)
+    assert loss[0] == pytest.approx(float(loss[1:].mean()))
+
+
+def test_clipping_bounds_the_norm(small_cache_path, tmp_path):
+    norms = []
+    for settings in ((), ("optim.clip_grad=0.01",)):
+        _, gradients = first_step(small_cache_path, tmp_path / "run", *settings)
+        norms.append(float(torch.stack([value.norm() for value in gradients.values()]).norm()))
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_drop_path_is_drawn_by_seed_and_step_whatever_was_drawn_before(small_cache_path, tmp_path):
+    def loss(step):
+        return first_step(small_cache_path, tmp_path / "run", "student.drop_path=0.5", step=step)[0]
+
+    first = loss(1)
+    torch.manual_seed(12345)
+    assert torch.equal(loss(1), first)
+    assert not torch.equal(loss(2), first)
+
+
+def test_bfloat16_is_close_to_float32_and_not_the_same(small_cache_path, tmp_path):
+    exact, rough = (first_step(small_cache_path, tmp_path / "run", f"train.precision={value!r}")[0] for value in ("float32", "bfloat16"))
+    assert not torch.equal(exact, rough)
+    assert torch.allclose(exact, rough, rtol=0.02)
+
+
+LOGGED_EVERY_2 = ("train.log_every=2", "train.checkpoint_every=2")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_path, tmp_path):
+    job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
+    job.student.alignment.weights.data[0, 0] = float("nan")
+    with pytest.raises(
+        DivergedError, match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$"
+    ):
+        run_job(job, 0)
+    assert (saved_steps(tmp_path), metrics(tmp_path)) == ([], [])
+
+
+def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_cache_path, tmp_path):
+    job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
+    job.student.encoder.vit.norm.weight.data[0] = float("inf")
+    with pytest.raises(DivergedError, match=r"^a weight is not finite after step 2: .*the last checkpoint is intact$"):
+        run_job(job, 0)
+    assert saved_steps(tmp_path) == []
+
+
+def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_path, tmp_path):
+    run = tmp_path / "run"
+    result = train(small_cache_path, run, "optim.steps=40", "optim.warmup_steps=30", "optim.base_lr=1e38", "train.checkpoint_every=1")
+    assert result.exit_code == 1
+    assert result.output.startswith(("error: the loss is nan somewhere in steps", "error: a weight is not finite after step"))
+    assert not (run / "student.safetensors").exists()
+    for step in saved_steps(run):
+        assert all(value.isfinite().all() for value in checkpoint(run, step)["student"].values())
+
+
+def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tmp_path):
+    fine, coarse = tiny_job(small_cache_path, tmp_path / "fine"), tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4")
+    for job in (fine, coarse):
+        job.run.mkdir()
+        assert run_job(job, 0) == 6
+    each, few = metrics(tmp_path / "fine"), metrics(tmp_path / "coarse")
+    assert [line["step"] for line in few] == [3, 4, 6]
+    for line, steps in zip(few, ((1, 2, 3), (4,), (5, 6)), strict=True):
+        assert line["loss"] == pytest.approx(sum(each[step - 1]["loss"] for step in steps) / len(steps))
+
+
+def test_training_lowers_the_loss(small_cache_path, tmp_path):
+    train(small_cache_path, tmp_path / "run", "optim.steps=40", "train.log_every=10")
+    found = [line["loss"] for line in metrics(tmp_path / "run")]
+    assert found[-1] < 0.9 * found[0]

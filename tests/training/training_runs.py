@@ -1,0 +1,139 @@
+"""Small runs of train-student in this process, and what they leave."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import torch
+import typer
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from pipeline.cache.reader import Cache
+from pipeline.config import load_config
+from pipeline.training.config import RunConfig
+from pipeline.training.distributed import Ranks
+from pipeline.training.job import build_job
+from stages.train_student import train_student
+
+CPU = torch.device("cpu")
+TINY = (
+    'student.model="vit_tiny_patch16_224"',
+    "student.options={depth=2, embed_dim=32, num_heads=2}",
+    "mask.ratio=0.5",
+    "data.workers=0",
+    "data.window_blocks=1",
+    "optim.steps=6",
+    "optim.warmup_steps=2",
+    "optim.base_lr=0.05",
+    "train.global_batch=16",
+    "train.log_every=1",
+    "train.checkpoint_every=3",
+)
+DROP_PATH = "student.drop_path=0.5"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(train_student)
+
+
+def call(*arguments):
+    """Call the command; an exception that it should have told in one sentence is raised here."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def train(cache, run, *settings, resume=False, tiny=TINY):
+    """Train with the tiny settings and those given, or resume with those given alone."""
+    chosen = settings if resume else (*tiny, *settings)
+    flags = ["--resume"] if resume else []
+    return call("--cache", cache, "--run", run, "--device", "cpu", *flags, *(part for key in chosen for part in ("--set", key)))
+
+
+def trained(cache, run, *settings, **changes):
+    """Train to the end and return the run folder."""
+    result = train(cache, run, *settings, **changes)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def tiny_job(cache, run, *settings, ranks=None):
+    """Build the parts of a tiny run, not started."""
+    config = load_config(RunConfig, None, [*TINY, *settings])
+    return build_job(config, Cache(cache), run, ranks or Ranks(), CPU)
+
+
+def saved_steps(run):
+    """The steps of the checkpoints that are there."""
+    return sorted(int(path.stem.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*.pt"))
+
+
+def checkpoint(run, step):
+    """Read a checkpoint as it is."""
+    return torch.load(run / f"checkpoints/step_{step:08d}.pt", weights_only=True)
+
+
+def metrics(run):
+    """Read metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    """What the log says of each step that does not depend on time."""
+    return [{name: line[name] for name in ("step", "epoch", "loss", "loss_per_level", "learning_rate")} for line in metrics(run)]
+
+
+def assert_same_bits(first, second):
+    """Compare nested states bit for bit."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same_bits(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for pair in zip(first, second, strict=True):
+            assert_same_bits(*pair)
+    else:
+        assert first == second
+
+
+def assert_same_runs(first, second, step):
+    """Compare two runs after a step: weights, optimiser, losses and the exported student."""
+    assert_same_bits(checkpoint(first, step), checkpoint(second, step))
+    assert losses(first) == losses(second)
+    assert_same_bits(*(load_file(run / "student.safetensors") for run in (first, second)))
+
+
+def killed_after(run, step, to):
+    """Copy a run as a kill at its end would leave it, had its last checkpoint been `step`."""
+    shutil.copytree(run, to)
+    for later in saved_steps(to):
+        if later > step:
+            (to / f"checkpoints/step_{later:08d}.pt").unlink()
+    for name in ("student.safetensors", "report.html"):
+        (to / name).unlink()
+    return to
+
+
+def terminate_when(run, steps):
+    """Send SIGTERM to this process, from a thread, once a run has logged some steps; give up after a minute."""
+    log, end = run / "metrics.jsonl", time.monotonic() + 60
+
+    def wait():
+        while time.monotonic() < end:
+            if log.exists() and len(log.read_text().splitlines()) >= steps:
+                return os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.002)
+        return None
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread

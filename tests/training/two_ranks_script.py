@@ -1,0 +1,96 @@
+"""Run by torchrun: python two_ranks_script.py FOLDER CACHE. What two ranks compute, for a test to compare with one process."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from training_runs import CPU, TINY, terminate_when, tiny_job
+
+from pipeline.cache.encoding import TargetDecoder
+from pipeline.stream.batches import Batch
+from pipeline.training.distributed import Ranks, joined_ranks
+from pipeline.training.job import prepare_folder, run_job
+from pipeline.training.optimiser import build_schedule
+from pipeline.training.step import CachedTargets, TrainingStep
+from pipeline.training.trainer import Trainer
+from stages.train_student import train_student
+
+STEPS = 3
+JOINT_BATCH = 32
+SETTINGS = ("student.drop_path=0.0", f"train.global_batch={JOINT_BATCH}", "optim.base_lr=0.001")
+
+
+def joint_batch(step):
+    """Batch number `step` of all ranks together, drawn and not read, so that it does not depend on how many ranks there are."""
+    generator = torch.Generator().manual_seed(step)
+
+    def draw(high, *shape):
+        return torch.randint(0, high, (JOINT_BATCH, *shape), generator=generator)
+
+    visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
+    codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
+    return Batch(draw(256, 8, 768).to(torch.uint8), visible, codes.to(torch.int8), stats.half(), draw(4))
+
+
+def steps_on_joint_batches(cache, run, ranks, accumulate=1):
+    """Take some steps on this rank's share of the joint batches; returns losses (STEPS, 1 + M), gradients of each step and weights."""
+    job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
+    parameters = dict(job.student.named_parameters())
+
+    def note(*_):
+        gradients.append({name: value.grad.clone() for name, value in parameters.items() if value.grad is not None})
+
+    job.optimiser.register_step_pre_hook(note)
+    targets = CachedTargets(TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.loss.target)
+    model = TrainingStep(job.student, targets)
+    if ranks.world_size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+    trainer = Trainer(model, job.optimiser, schedule, job.config, ranks, CPU, 1, print, print)
+    losses = []
+    for step in range(STEPS):
+        share = list(joint_batch(step).micro_batches(ranks.world_size))[ranks.rank]
+        losses.append(ranks.mean(trainer.step(share, step)))
+    return {"losses": torch.stack(losses), "gradients": gradients, "student": job.student.state_dict()}
+
+
+def stopped_on_one_rank(cache, run, ranks):
+    """Train until the second rank gets SIGTERM; returns the steps done."""
+    job = tiny_job(cache, run, "optim.steps=2000", "train.log_every=2", "train.checkpoint_every=2000", ranks=ranks)
+    job.run.mkdir(exist_ok=True)
+    if ranks.rank == 1:
+        terminate_when(run, 3)
+    return run_job(job, 0)
+
+
+def meet_elsewhere(ranks):
+    """Let the next process group of these processes meet at a port of its own: torchrun's store serves only one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1]]
+    torch.distributed.broadcast_object_list(ports)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]), TORCHELASTIC_USE_AGENT_STORE="False")
+    ranks.wait()
+
+
+def main(folder, cache):
+    """Leave in a folder what each rank computed: on joint batches, on its own part of a cache, and by the command itself."""
+    torch.set_num_threads(1)
+    with joined_ranks(CPU) as ranks:
+        assert ranks == Ranks(ranks.rank, 2)
+        for accumulate in (1, 2):
+            torch.save(steps_on_joint_batches(cache, folder, ranks, accumulate), folder / f"joint-{accumulate}-{ranks.rank}.pt")
+        job = tiny_job(cache, folder / "job", ranks=ranks)
+        job.run.mkdir(exist_ok=True)
+        prepare_folder(job)
+        run_job(job, 0)
+        torch.save(job.student.state_dict(), folder / f"trained-{ranks.rank}.pt")
+        torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
+        meet_elsewhere(ranks)
+    train_student(cache, folder / "run", assignments=list(TINY), device="cpu")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

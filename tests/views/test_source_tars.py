@@ -1,0 +1,136 @@
+"""Samples of source tars: what is read, what travels, and what is refused."""
+
+import io
+import tarfile
+
+import pytest
+from small_cache import add_member, write_tar
+
+from pipeline.errors import SourceError
+from pipeline.views.shards import Shard
+from pipeline.views.source import MAX_CARRIED_BYTES, NO_LABEL, label_of, read_samples
+
+
+def tar_bytes(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            add_member(tar, name, data)
+    return buffer.getvalue()
+
+
+def read(tmp_path, data):
+    path = tmp_path / "some.tar"
+    path.write_bytes(data)
+    return list(read_samples(Shard(path, len(data))))
+
+
+def read_members(tmp_path, *members):
+    return read(tmp_path, tar_bytes(members))
+
+
+def test_samples_come_in_order_with_their_small_members(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"b": b"one", "a": b"two"}, labels={"b": 7}, members={"a.json": b"{}", "a.npy": b"0"})
+    samples = list(read_samples(Shard(path, 1)))
+    assert [(sample.key, sample.image, sample.members) for sample in samples] == [
+        ("b", b"one", {"cls": b"7"}),
+        ("a", b"two", {"json": b"{}"}),
+    ]
+
+
+def test_only_small_members_that_stay_true_of_a_crop_travel(tmp_path):
+    members = [
+        ("a.jpg", b"picture"),
+        ("a.txt", b"x" * MAX_CARRIED_BYTES),
+        ("a.caption", b"x" * (MAX_CARRIED_BYTES + 1)),
+        ("a.seg.png", b"map"),
+    ]
+    (sample,) = read_members(tmp_path, *members)
+    assert (sample.image, list(sample.members)) == (b"picture", ["txt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "has_picture"),
+    [
+        ("d1.x/d2.y/z.jpg", "d1.x/d2.y/z", True),
+        ("./q.png", "./q", True),
+        ("z.JPEG", "z", True),
+        ("image.v1.jpg", "image", False),
+        ("a.cls", "a", False),
+        ("größe 1.webp", "größe 1", True),
+        ("x" * 150 + ".jpg", "x" * 150, True),
+    ],
+)
+def test_the_key_ends_at_the_file_name_s_first_dot(tmp_path, name, key, has_picture):
+    (sample,) = read_members(tmp_path, (name, b"data"))
+    assert (sample.key, sample.image is not None) == (key, has_picture)
+
+
+def test_names_without_extension_are_no_samples(tmp_path):
+    assert [sample.key for sample in read_members(tmp_path, ("README", b"x"), ("a.jpg", b"x"), ("b", b"x"))] == ["a"]
+
+
+def test_a_tar_without_members_has_no_samples(tmp_path):
+    assert read_members(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 3000])
+def test_a_tar_that_is_cut_is_refused_wherever_that_is(tmp_path, size):
+    members = [(f"{number}.jpg", b"\xff" * size) for number in range(30)]
+    whole = tar_bytes(members)
+    end = sum(512 + -(-size // 512) * 512 for _ in members)
+    for cut in {*range(0, end + 513, 512), *range(1, end, 997)}:
+        with pytest.raises(SourceError, match=r"tar 'some\.tar' .*(cannot be read|is cut).*make the tar again or leave it out"):
+            read(tmp_path, whole[:cut])
+    assert len(read(tmp_path, whole)) == len(read(tmp_path, whole[: end + 1024])) == 30
+
+
+def test_a_message_has_no_addresses_of_objects(tmp_path):
+    with pytest.raises(
+        SourceError, match=r"^tar 'some\.tar' cannot be read \(unexpected end of data\): make the tar again or leave it out$"
+    ):
+        read(tmp_path, tar_bytes([("a.jpg", bytes(2000))])[:1000])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")], "holds the key 'a' twice, not side by side"),
+        ([("a.jpg", b"1"), ("a.jpg", b"2")], "cannot be read .*duplicate file name"),
+        ([("caf\udce9.jpg", b"1")], r"holds the key 'caf\\udce9', which is no UTF-8"),
+    ],
+)
+def test_wrong_keys_are_refused(tmp_path, members, message):
+    with pytest.raises(SourceError, match=f"tar 'some.tar' {message}"):
+        read_members(tmp_path, *members)
+
+
+def test_what_is_no_tar_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"tar 'some\.tar' cannot be read"):
+        read(tmp_path, b"neither a tar nor anything else" * 100)
+
+
+def test_a_tar_behind_a_tar_is_refused_rather_than_left_out(tmp_path):
+    one, other = (tar_bytes([(f"{name}{number}.jpg", b"x" * 5000) for number in range(4)]) for name in "ab")
+    with pytest.raises(SourceError, match=r"goes on after its end marker.*several tars in one"):
+        read(tmp_path, one + other)
+
+
+def test_a_tar_that_has_gone_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"tar 'gone\.tar' cannot be opened"):
+        list(read_samples(Shard(tmp_path / "gone.tar", 1)))
+
+
+@pytest.mark.parametrize(("text", "label"), [(b"0", 0), (b" 17\n", 17), (b"007", 7), (b"9" * 18, 10**18 - 1)])
+def test_labels(text, label):
+    assert label_of({"cls": text}) == label
+
+
+def test_no_label():
+    assert label_of({"txt": b"1"}) == NO_LABEL == 2**64 - 1
+
+
+@pytest.mark.parametrize("text", [b"", b"-1", b"1.0", b"cat", b"1 2", "٣".encode(), b"9" * 19, b"9" * 5000])
+def test_what_is_no_label(text):
+    with pytest.raises(SourceError, match=r"has the label .*no whole number from 0"):
+        label_of({"cls": text})

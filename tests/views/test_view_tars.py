@@ -1,0 +1,96 @@
+"""View tars: the same bytes for the same samples, each sample alone in its range."""
+
+import io
+import tarfile
+import time
+
+import google_crc32c
+import pytest
+
+from pipeline.views.tars import ViewTarWriter, parse_samples
+
+SAMPLES = [
+    ("000001", b"picture one", {"cls": b"3"}),
+    ("folder.x/000002", b"p" * 2000, {"cls": b"1", "json": b"{}", "txt": b"a caption"}),
+    ("größe", b"", {}),
+    ("long/" + "x" * 180, b"p" * 512, {"cls": b"0"}),
+]
+
+
+def write(path, samples=SAMPLES, view_format="jpeg"):
+    tar = ViewTarWriter(path, view_format)
+    for sample in samples:
+        tar.write(*sample)
+    return tar.close()
+
+
+def contents(data):
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def expected(key, crop, members, extension="jpg"):
+    return {f"{key}.{extension}": crop} | {f"{key}.{name}": data for name, data in members.items()}
+
+
+def test_bytes_depend_on_the_samples_alone(tmp_path, monkeypatch):
+    write(tmp_path / "one.tar")
+    monkeypatch.setattr(time, "time", lambda: 1.0e9)
+    write(tmp_path / "two.tar")
+    write(tmp_path / "three.tar", SAMPLES[:-1])
+    one, two, three = ((tmp_path / f"{name}.tar").read_bytes() for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_a_stock_reader_finds_all(tmp_path):
+    write(tmp_path / "a.tar")
+    found = contents((tmp_path / "a.tar").read_bytes())
+    assert found == {name: data for sample in SAMPLES for name, data in expected(*sample).items()}
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert {(member.mtime, member.uname, member.mode) for member in tar} == {(0, "root", 0o444)}
+
+
+def test_ranges_follow_one_another_and_hold_one_sample_each(tmp_path):
+    ranges = write(tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()
+    assert [start for start, _, _ in ranges] == [0, *(start + length for start, length, _ in ranges[:-1])]
+    for sample, (start, length, crc) in zip(SAMPLES, ranges, strict=True):
+        assert google_crc32c.value(data[start : start + length]) == crc
+        assert contents(data[start : start + length] + bytes(1024)) == expected(*sample)
+    assert not data[ranges[-1][0] + ranges[-1][1] :].strip(b"\0")
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (0, 1), (1, 3), (3, 4)])
+def test_a_range_of_samples_is_parsed(tmp_path, first, last):
+    ranges = write(tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()[ranges[first][0] : ranges[last - 1][0] + ranges[last - 1][1]]
+    parsed = [{name: value for name, value in sample.items() if name != "__url__"} for sample in parse_samples(data, "any")]
+    assert parsed == [{"__key__": key, "jpg": crop, **members} for key, crop, members in SAMPLES[first:last]]
+
+
+def test_raw_views_are_named_npy(tmp_path):
+    write(tmp_path / "a.tar", view_format="raw")
+    assert contents((tmp_path / "a.tar").read_bytes()).keys() >= {"000001.npy", "000001.cls"}
+
+
+@pytest.mark.parametrize("begin", [1, 100, 512, 600])
+def test_a_range_that_begins_inside_a_sample_has_no_whole_samples(tmp_path, begin):
+    ranges = write(tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()[begin : ranges[1][0] + ranges[1][1]]
+    with pytest.raises(ValueError, match=r".+"):
+        list(parse_samples(data, "any"))
+
+
+@pytest.mark.parametrize("missing", [1, 700, 1500])
+def test_a_range_that_ends_inside_a_sample_is_refused(tmp_path, missing):
+    ranges = write(tmp_path / "a.tar", [("a", b"p" * 3000, {})])
+    data = (tmp_path / "a.tar").read_bytes()[: ranges[0][1] - 1024 - missing]
+    with pytest.raises(ValueError, match=r".+"):
+        list(parse_samples(data, "any"))
+
+
+def test_a_discarded_tar_can_be_discarded_twice(tmp_path):
+    tar = ViewTarWriter(tmp_path / "a.tar", "jpeg")
+    tar.write(*SAMPLES[0])
+    tar.discard()
+    tar.discard()
