@@ -84,20 +84,9 @@ def _evaluate(folder: Path, subject: str) -> dict[str, float]:
     judged = {"teacher": ("--teacher", _teacher()), "untrained": (*run, "--untrained"), "student": run}[subject]
     out = folder / "knn" / f"{subject}.json"
     out.parent.mkdir(exist_ok=True)
-    tests = str(folder / "pictures" / "test")
-    _command(
-        "evaluate_student",
-        "knn",
-        *judged,
-        "--cache",
-        str(folder / "demo.cache"),
-        "--test-shards",
-        tests,
-        "--out",
-        str(out),
-        "--report",
-        str(folder / "run"),
-    )
+    queries = ("--test-shards", str(folder / "pictures" / "test"), "--workers", "0")
+    results = ("--report", str(folder / "run"), "--out", str(out))
+    _command("evaluate_student", "knn", *judged, "--cache", str(folder / "demo.cache"), *queries, *results)
     scores: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
     return scores
 

@@ -68,7 +68,7 @@ def knn(
 
 def _subject(teacher: str | None, untrained: bool) -> str:
     if teacher is not None:
-        return f"teacher {teacher.rpartition('/')[2]}"
+        return "teacher" if "local-dir:" in teacher else f"teacher {teacher}"
     return "untrained student" if untrained else "student"
 
 

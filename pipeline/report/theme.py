@@ -38,7 +38,7 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 .log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
 @media (max-width: 480px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } }
-.scores td { white-space: nowrap; width: 1%; } .scores .share { width: 99%; vertical-align: middle; }
+.scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; } .scores .share { width: 99%; }
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; } .bar.cls { background: var(--muted); }
 summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
 """
