@@ -128,7 +128,7 @@ def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing:
     tally, timing = extractor.tally, extractor.timing
     typer.echo(
         f"{tally.units} units made of {tally.pictures} pictures ({tally.views} views) in {timing.wall:.1f} s, "
-        f"{tally.views / timing.wall:.0f} views/s; {len(tally.skipped)} pictures skipped"
+        f"{tally.views / timing.wall:.3g} views/s; {len(tally.skipped)} pictures skipped"
     )
     if tally.units:
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in timing.seconds.items())

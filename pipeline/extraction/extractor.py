@@ -131,7 +131,7 @@ class Extractor:
 
     def _rate(self) -> str:
         rate = self.tally.pictures / self.timing.wall
-        return f"{rate:.0f} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
+        return f"{rate:.3g} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
 
 
 def count_committed(cache: Path, units: Sequence[Unit]) -> int:
