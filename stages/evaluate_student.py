@@ -43,15 +43,18 @@ def knn(
     batch_size: Annotated[int, typer.Option(min=1, help="Views in a batch.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    report: Annotated[Path | None, typer.Option(help="Run in whose report the result is noted, too; default: --run.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Run in whose report the result is noted, too; default: --run, if trained.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
 ) -> None:
     """Classify by the k nearest neighbours in cosine similarity, on mean patch tokens after the final norm and on CLS."""
     with told_in_one_sentence():
         from pipeline.cache.reader import Cache
-        from pipeline.training.summary import note_score
+        from pipeline.training.summary import note_score, read_report
 
         _refuse_choice(run, untrained, teacher, config, cache, shards)
+        noted = report or (run if not untrained else None)
+        if report:
+            read_report(report)
         chosen, opened = choose_device(device), Cache(cache) if cache else None
         sizes = _sizes(opened, run, (image_size, patch_size))
         embedder = _embedder(run, untrained, teacher, config, sizes, chosen)
@@ -60,15 +63,16 @@ def knn(
         cls = f", CLS {result['cls']:.1%}" if "cls" in result else ""
         count = f"k {k}, {result['queries']} queries, {result['neighbours']} neighbours"
         typer.echo(f"k-NN accuracy: mean patch token {result['mean']:.1%}{cls} ({count})")
-        if noted := report or run:
-            note_score(noted, _subject(teacher, untrained), result["mean"], result.get("cls"))
         if out:
             out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if noted:
+            note_score(noted, _subject(teacher, untrained), result["mean"], result.get("cls"))
 
 
 def _subject(teacher: str | None, untrained: bool) -> str:
     if teacher is not None:
-        return "teacher" if "local-dir:" in teacher else f"teacher {teacher}"
+        name = teacher.rstrip("/").rpartition("/")[2] if "local-dir:" in teacher else teacher
+        return f"teacher {name}".removesuffix(" teacher")
     return "untrained student" if untrained else "student"
 
 

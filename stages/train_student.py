@@ -56,10 +56,11 @@ def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ran
     from pipeline.cache.reader import Cache
     from pipeline.training.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, prepare_folder, run_job
-    from pipeline.training.run_folder import held_run_folder
+    from pipeline.training.run_folder import held_run_folder, read_run
     from pipeline.training.summary import write_report
 
-    job = build_job(config, Cache(path), run, ranks, device)
+    units = read_run(run).get("units") if resume else None
+    job = build_job(config, Cache(path), run, ranks, device, units)
     with held_run_folder(run) if ranks.is_main else nullcontext():
         first = job.load_checkpoint() if resume else 0
         prepare_folder(job)

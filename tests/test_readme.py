@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
 from stages.evaluate_student import app as evaluate_student
@@ -33,10 +34,18 @@ APPS = {
 def command_lines():
     lines = [line for _, block in BLOCKS for line in block.splitlines()]
     for line in lines:
-        command = re.sub(r"^torchrun .*-m stages\.(\w+)_(\w+)", r"\1-\2", line)
+        command = re.sub(r"^torchrun .*-m (?:-- )?stages\.(\w+)_(\w+)", r"\1-\2", line)
         if command.split(" ")[0] in APPS:
             words = shlex.split(command)
             yield pytest.param(words, id=" ".join(words[:2]))
+
+
+def test_torchrun_understands_its_lines():
+    lines = [shlex.split(line) for _, block in BLOCKS for line in block.splitlines() if line.startswith("torchrun ")]
+    assert lines
+    for words in lines:
+        parsed = get_args_parser().parse_args(words[1:])
+        assert next(word for word in words if word.startswith("--cache")) in parsed.training_script_args
 
 
 @pytest.mark.parametrize("words", list(command_lines()))

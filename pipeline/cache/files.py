@@ -1,6 +1,5 @@
 """Files that appear whole or not at all, digests, and locks that die with their holder."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -9,7 +8,9 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from pipeline.errors import CacheError
 
 _CHUNK = 1 << 22
 
@@ -82,19 +83,33 @@ def _write_temporary(path: Path, data: bytes) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file, waiting for it."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold the exclusive lock of a file, waiting for it; raises CacheError where the file system has no locks."""
+    with _lock_file(path) as file:
+        _flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Try to hold the exclusive lock of a file; yields whether it is held. Without locks on the file system it counts as held."""
-    with path.open("a") as file:
+    """Try to hold the exclusive lock of a file; yields whether it is held. Raises CacheError where the file system has no locks."""
+    with _lock_file(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
-        except OSError as error:
-            held = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        except BlockingIOError:
+            held = False
         yield held
+
+
+def _lock_file(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)  # whoever copied the cache may have left out empty folders
+    return path.open("a")
+
+
+def _flock(file: IO[str], operation: int) -> None:
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise CacheError(f"the file system of {file.name!r} has no file locks ({error.strerror}): put the cache on one that has") from None

@@ -50,6 +50,16 @@ class Cache:
             )
         return commits
 
+    def pinned(self, units: Iterable[int]) -> tuple[Commit, ...]:
+        """Return the commits of these units, by number; raises CacheError naming those that are missing."""
+        commits = {commit.unit: commit for commit in self.commits}
+        missing = sorted(set(units) - set(commits))
+        if missing:
+            raise CacheError(
+                f"cache {str(self.path)!r} lacks units {missing[:10]} that the run began with: run the same extract-teacher command again"
+            )
+        return tuple(commits[unit] for unit in sorted(units))
+
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
         """Return the places of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
         stored = self.schema.levels
@@ -83,12 +93,12 @@ class Cache:
                 file.seek(start)
                 return file.read(end - start)
         except OSError as error:
-            raise CacheError(f"view tar {str(path)!r} cannot be read ({error.strerror}): {_remedy(commit)}") from None
+            raise CacheError(f"view tar {str(path)!r} cannot be read ({error.strerror}): {remedy(commit)}") from None
 
     def _read_rows(self, place: str, commit: Commit, name: str, block: int, start: int) -> store.Values:
         values = self._read(place, name, slice(start, start + self.schema.block_rows))
         if block_crc(values, self.schema.block_rows) != commit.blocks[name][block]:
-            raise CacheError(f"array {name!r} of {place} is not what was committed: {_remedy(commit)}")
+            raise CacheError(f"array {name!r} of {place} is not what was committed: {remedy(commit)}")
         return values
 
     def _read(self, place: str, name: str, rows: slice | EllipsisType) -> store.Values:
@@ -117,6 +127,7 @@ def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> s
     return hashlib.sha256(b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))).hexdigest()
 
 
-def _remedy(commit: Commit) -> str:
+def remedy(commit: Commit) -> str:
+    """Say how a damaged unit is made again."""
     name = f"{commit.source.removesuffix('.tar')}.v{commit.view:02d}.json"
     return f"delete commits/{name} and run the same extract-teacher command to make the unit again"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -11,9 +11,9 @@ from pipeline.cache.files import digest_of
 from pipeline.config import Section
 
 SCHEMA_VERSION = "0.1"
-BLOCK_ROWS = 64
-UNIT_ROWS = 16_384
-GROUP_CHANNELS = 64
+BLOCK_ROWS: Final = 64
+UNIT_ROWS: Final = 16384
+GROUP_CHANNELS: Final = 64
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
@@ -68,9 +68,9 @@ class CacheSchema(Section):
     view: ViewSchema
     levels: tuple[int, ...]
     encoding: Encoding
-    block_rows: int = BLOCK_ROWS
-    unit_rows: int = UNIT_ROWS
-    group_channels: int = GROUP_CHANNELS
+    block_rows: Literal[64] = BLOCK_ROWS
+    unit_rows: Literal[16384] = UNIT_ROWS
+    group_channels: Literal[64] = GROUP_CHANNELS
     calibration: CalibrationSchema
 
     @property

@@ -1,6 +1,7 @@
 """Making a cache: creating and extending it, and publishing units so that a reader sees a whole unit or none."""
 
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, read_units, write_units
 from pipeline.errors import CacheError
 
+_HOST = platform.node()
 _FOLDERS = ("views", "commits", "logs/locks")
 
 
@@ -67,7 +69,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
             parent.mkdir(exist_ok=True)
             _sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=f"{_HOST}-{os.getpid()}-", dir=parent))
             held.enter_context(locked(folder / "lock"))
         try:
             yield folder
@@ -77,7 +79,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    for folder in parent.iterdir():
+    for folder in parent.glob(f"{_HOST}-*"):  # another host's locks may not be seen from here
         with locked_if_free(folder / "lock") as free:
             if free:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -113,8 +115,10 @@ def publish_unit(
         blocks=blocks,
         schema_digest=schema.digest,
     )
+    for source in moves:
+        flush_to_disk(source)
     with locked(path / "logs" / "locks" / "publish"):
-        published = not is_committed(path, unit) and _move_and_commit(path, unit, moves, commit)
+        published = _move_and_commit(path, unit, moves, commit)
     shutil.rmtree(group)
     return published
 
@@ -145,9 +149,13 @@ def _shards(group: Path, schema: CacheSchema, unit: Unit) -> Iterator[tuple[Path
 
 
 def _move_and_commit(path: Path, unit: Unit, moves: Mapping[Path, str], commit: Commit) -> bool:
-    """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced."""
+    """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced.
+
+    The lock around this may not reach every host, so each step looks for another's commit first.
+    """
     for source, target in moves.items():
-        flush_to_disk(source)
+        if is_committed(path, unit):
+            return False
         (path / target).parent.mkdir(parents=True, exist_ok=True)
         source.replace(path / target)
         flush_to_disk((path / target).parent)

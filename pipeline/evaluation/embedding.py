@@ -58,7 +58,7 @@ def student_embedder(config: RunConfig, run: Path | None, image_size: int, patch
     encoder.eval().to(device)
 
     def embed(pixels: Tensor) -> Pooled:
-        tokens = encoder.encode_images(pixels)
+        tokens = encoder.vit.fc_norm(encoder.encode_images(pixels))  # timm's final norm where an average pool puts it there
         return tokens[:, encoder.prefix_tokens :].mean(1), tokens[:, 0] if encoder.has_cls else None
 
     return embed

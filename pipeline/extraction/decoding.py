@@ -1,13 +1,16 @@
 """From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
 
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 import numpy as np
@@ -74,7 +77,8 @@ class Decoder:
     def __init__(self, workers: int) -> None:
         """Start `workers` processes."""
         self._workers = workers
-        self._pool = ProcessPoolExecutor(workers, worker_context(), partial(torch.set_num_threads, 1)) if workers else None
+        self._owner, self._lifeline = worker_context().Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(workers, worker_context(), _begin_worker, (self._owner,)) if workers else None
         self.busy_seconds = 0.0
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:
@@ -90,6 +94,8 @@ class Decoder:
         """End the workers."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+        self._lifeline.close()
+        self._owner.close()
 
     def _results(self, jobs: Iterator[list[SourceSample]], maker: ViewMaker) -> Iterator[tuple[list[Decoded], float]]:
         if self._pool is None:
@@ -109,6 +115,18 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
+
+
+def _begin_worker(owner: Connection) -> None:
+    """Set up a worker: one thread for its work, and one that ends it when the process that owns the pool is gone, however it went."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+
+
+def _end_with(owner: Connection) -> None:
+    with suppress(EOFError, OSError):
+        owner.recv()
+    os._exit(1)
 
 
 def _run_job(maker: ViewMaker, job: list[SourceSample]) -> tuple[list[Decoded], float]:

@@ -12,8 +12,9 @@ from pipeline.report import plots
 from pipeline.report.pictures import MaskedPicture, strip
 from pipeline.report.theme import STYLE_SHEET
 
-__all__ = ["MaskedPicture", "RunReport", "Score", "render_page"]
+__all__ = ["MaskedPicture", "RunReport", "Score", "render_page", "with_scores"]
 
+_SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
 _MAX_ROWS = 12  # of the table of metrics
 
 
@@ -85,11 +86,23 @@ def _rounded(rate: float) -> str:
 
 
 def _scores(report: RunReport) -> str:
+    return _marked_scores(report.scores)
+
+
+def with_scores(page: str, scores: Sequence[Score]) -> str:
+    """Return a page that `render_page` made with other scores in it."""
+    start, end = page.index(_SCORES_BEGIN), page.index(_SCORES_END) + len(_SCORES_END)
+    return page[:start] + _marked_scores(scores) + page[end:]
+
+
+def _marked_scores(scores: Sequence[Score]) -> str:
+    return _SCORES_BEGIN + (_score_table(scores) if scores else "") + _SCORES_END
+
+
+def _score_table(scores: Sequence[Score]) -> str:
     """Return the comparison of those that were evaluated, as bars."""
-    if not report.scores:
-        return ""
     told = "k-nearest-neighbour accuracy of frozen features: the mean of the patch tokens after the final norm, and CLS."
-    rows = "".join(_score_rows(score) for score in report.scores)
+    rows = "".join(_score_rows(score) for score in scores)
     return f'<h2>Evaluation</h2><p>{told}</p><div class="card"><table class="scores">{rows}</table></div>'
 
 

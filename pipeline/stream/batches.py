@@ -77,7 +77,7 @@ class BatchStream:
 def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
     fields = sample_fields(cache.schema, spec).items()
     dtypes = {name: getattr(torch, field.dtype.name) for name, field in fields}
-    return Batch(**{name: torch.zeros((spec.batch_size, *field.shape), dtype=dtypes[name], device=device) for name, field in fields})
+    return Batch(**{name: torch.empty((spec.batch_size, *field.shape), dtype=dtypes[name], device=device) for name, field in fields})
 
 
 class _Copier:
@@ -127,6 +127,8 @@ class _GpuCopier(_Copier):
         """Let copies wait for the step that last used this batch."""
         if event := self._steps[turn]:
             self._copies.wait_event(event)
+        else:  # the memory of a new buffer may still be in use by whatever had it before
+            self._copies.wait_stream(torch.cuda.current_stream())
 
     def release(self, piece: FedPiece) -> None:
         """Give back the pieces whose copies have passed, and wait for older ones so that no worker runs out of slots."""

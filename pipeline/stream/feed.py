@@ -79,8 +79,8 @@ class WorkerFeed:
     def pieces(self) -> Iterator[FedPiece]:
         """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
         workers = len(self._processes)
-        for _, window, first, last in stream_windows(self._spec, self._epoch, self._step):
-            worker = window.number % workers
+        for number, (_, window, first, last) in enumerate(stream_windows(self._spec, self._epoch, self._step)):
+            worker = number % workers
             for _ in needed_pieces(window, first, last, PIECE_SAMPLES):
                 slot, count = self._receive(worker)
                 arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit
-from pipeline.cache.reader import Cache
+from pipeline.cache.reader import Cache, remedy
 from pipeline.cache.store import Values
 from pipeline.errors import CacheError
 from pipeline.seeding import key_hash
@@ -35,19 +35,17 @@ class JoinedBlock:
         return signed
 
 
+class _MismatchError(Exception):
+    """What does not fit, and from which row on."""
+
+
 def read_joined(cache: Cache, commit: Commit, block: int, names: list[str]) -> JoinedBlock:
     """Read one block whole; raises CacheError that names the unit and row where crop and target do not belong together."""
     arrays = cache.read_block(commit, block, ["index", *names])
-    index = arrays["index"].astype(np.int64)
-    starts, ends = index[:, _OFFSET], index[:, _OFFSET] + index[:, _LENGTH]
-    first_row = block * cache.schema.block_rows
-    place = f"unit {commit.unit} ({commit.source}, view {commit.view})"
-    if (starts[1:] != ends[:-1]).any():
-        raise CacheError(f"{place}: the samples from row {first_row} do not follow one another in the view tar: extract the unit again")
-    data = cache.read_crops(commit, int(starts[0]), int(ends[-1]))
-    _check_bytes(data, index, place, first_row)
-    keys, crops = _parse(cache, data, place)
-    _check_keys(keys, arrays["index"], place, first_row)
+    try:
+        keys, crops = _read_crops(cache, commit, arrays["index"], block * cache.schema.block_rows)
+    except _MismatchError as error:
+        raise CacheError(f"unit {commit.unit} ({commit.source}, view {commit.view}), {error}: {remedy(commit)}") from None
     return JoinedBlock(keys, crops, arrays)
 
 
@@ -56,28 +54,40 @@ def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:
     try:
         return decode_view(crop, cache.schema.view.format)
     except ValueError as error:
-        raise CacheError(f"the crop of {key!r} in cache {str(cache.path)!r} cannot be decoded ({error}): extract its unit again") from None
+        raise CacheError(f"the crop of {key!r} in cache {str(cache.path)!r} cannot be decoded ({error}): extract the cache again") from None
 
 
-def _check_bytes(data: bytes, index: NDArray[np.int64], place: str, first_row: int) -> None:
+def _read_crops(cache: Cache, commit: Commit, index: Values, first_row: int) -> tuple[list[str], list[bytes]]:
+    """Read the range of the view tar that a block's index (n, 5) names; return its keys and crops."""
+    offsets = index.astype(np.int64)
+    starts, ends = offsets[:, _OFFSET], offsets[:, _OFFSET] + offsets[:, _LENGTH]
+    if (starts[1:] != ends[:-1]).any():
+        raise _MismatchError(f"row {first_row}: the samples do not follow one another in the view tar")
+    data = cache.read_crops(commit, int(starts[0]), int(ends[-1]))
+    _check_bytes(data, offsets, first_row)
+    samples = _parse(cache, data, first_row)
+    _check_keys([key for key, _ in samples], index, first_row)
+    return [key for key, _ in samples], [crop for _, crop in samples]
+
+
+def _check_bytes(data: bytes, index: NDArray[np.int64], first_row: int) -> None:
     base = index[0, _OFFSET]
     for row, (start, length, crc) in enumerate(index[:, [_OFFSET, _LENGTH, _CRC]].tolist(), start=first_row):
         if google_crc32c.value(data[start - base : start - base + length]) != crc:
-            raise CacheError(f"{place}, row {row}: the sample's bytes in the view tar do not match their checksum: extract the unit again")
+            raise _MismatchError(f"row {row}: the sample's bytes in the view tar do not match their checksum")
 
 
-def _parse(cache: Cache, data: bytes, place: str) -> tuple[list[str], list[bytes]]:
+def _parse(cache: Cache, data: bytes, first_row: int) -> list[tuple[str, bytes]]:
     extension = VIEW_EXTENSION[cache.schema.view.format]
     try:
-        samples = list(parse_samples(data, place))
-        return [sample["__key__"] for sample in samples], [sample[extension] for sample in samples]
+        return [(sample["__key__"], sample[extension]) for sample in parse_samples(data, "view tar")]
     except (OSError, ValueError, KeyError) as error:
-        raise CacheError(f"{place}: the view tar cannot be parsed ({error}): extract the unit again") from None
+        raise _MismatchError(f"row {first_row}: the view tar cannot be parsed ({error})") from None
 
 
-def _check_keys(keys: list[str], index: Values, place: str, first_row: int) -> None:
+def _check_keys(keys: list[str], index: Values, first_row: int) -> None:
     if len(keys) != len(index):
-        raise CacheError(f"{place}, from row {first_row}: {len(keys)} crops for {len(index)} targets: extract the unit again")
+        raise _MismatchError(f"row {first_row}: {len(keys)} crops for {len(index)} targets")
     for row, (key, expected) in enumerate(zip(keys, index[:, 0].tolist(), strict=True), start=first_row):
         if key_hash(key) != expected:
-            raise CacheError(f"{place}, row {row}: crop {key!r} does not belong to the target beside it: extract the unit again")
+            raise _MismatchError(f"row {row}: crop {key!r} does not belong to the target beside it")

@@ -65,6 +65,7 @@ class SampleOrder:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none."""
+        self._refuse_uneven_views()
         fewest = min(self._samples(view, rank) for view in self.views for rank in range(self.world_size))
         if fewest < batch_size:
             most = (
@@ -76,6 +77,12 @@ class SampleOrder:
                 f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks is larger than the data of an epoch: {most}"
             )
         return fewest // batch_size
+
+    def _refuse_uneven_views(self) -> None:
+        """Refuse views of an unfinished cache of which one would cut the epochs of all to less than half."""
+        samples = {view: sum(commit.rows for commit in self.commits if commit.view == view) for view in self.views}
+        if 2 * min(samples.values()) < max(samples.values()):
+            raise ConfigError(f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache")
 
     def _rank_blocks(self, epoch: int) -> NDArray[np.int64]:
         rng = generator(self.seed, "blocks", epoch, self.world_size)

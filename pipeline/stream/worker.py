@@ -19,7 +19,7 @@ from pipeline.stream.slots import SlotLayout, shared_buffer
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What one of W workers does: windows whose number is `worker` modulo W, from a position of the stream on."""
+    """What one of W workers does: every W-th window from a position of the stream on, counted over the epochs."""
 
     spec: StreamSpec
     layout: SlotLayout
@@ -48,6 +48,10 @@ def stream_windows(spec: StreamSpec, epoch: int, step: int) -> Iterator[tuple[in
                 yield current, window, first, last
 
 
+class _TrainerGoneError(Exception):
+    """The other end of the pipe has been closed."""
+
+
 def run_worker(task: WorkerTask, connection: Connection) -> None:
     """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
     # Ctrl-C, and torchrun when it is told to stop, signal the whole process group; it is the trainer who decides what follows
@@ -56,8 +60,8 @@ def run_worker(task: WorkerTask, connection: Connection) -> None:
     memory = SharedMemory(task.memory)
     try:
         _fill_slots(task, shared_buffer(memory), connection)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the trainer is done
+    except _TrainerGoneError:
+        pass
     except MaskAlignError as error:
         connection.send(Failure(str(error), expected=True))
     except Exception:
@@ -68,12 +72,27 @@ def run_worker(task: WorkerTask, connection: Connection) -> None:
 
 def _fill_slots(task: WorkerTask, memory: memoryview, connection: Connection) -> None:
     reader = WindowReader(Cache(task.spec.cache), task.spec)
-    for epoch, window, first, last in stream_windows(task.spec, task.epoch, task.step):
-        if window.number % task.workers != task.worker:
+    for number, (epoch, window, first, last) in enumerate(stream_windows(task.spec, task.epoch, task.step)):
+        if number % task.workers != task.worker:
             continue
         samples = reader.read(epoch, window)
         for piece in needed_pieces(window, first, last, task.layout.samples):
-            slot: int = connection.recv()
+            slot = _empty_slot(connection)
             for name, array in task.layout.arrays(memory, slot).items():
                 np.copyto(array[: piece.end - piece.start], samples[name][piece.start : piece.end])
-            connection.send((slot, piece.end - piece.start))
+            _hand_over(connection, slot, piece.end - piece.start)
+
+
+def _empty_slot(connection: Connection) -> int:
+    try:
+        slot: int = connection.recv()
+    except (EOFError, ConnectionResetError):
+        raise _TrainerGoneError from None
+    return slot
+
+
+def _hand_over(connection: Connection, slot: int, count: int) -> None:
+    try:
+        connection.send((slot, count))
+    except (BrokenPipeError, ConnectionResetError):
+        raise _TrainerGoneError from None

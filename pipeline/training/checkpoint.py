@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = folder / f"step_{checkpoint.step:08d}.pt"
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        torch.save(asdict(checkpoint), file)
+        torch.save(vars(checkpoint), file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -38,14 +38,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def load_newest_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
-    """Load the newest checkpoint of a run, None if there is none; raises CheckpointError if it is damaged."""
+def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Load the newest checkpoint of a run into host memory, None if there is none; raises CheckpointError if it is damaged."""
     saved = _saved(folder)
     if not saved:
         return None
     try:
         _refuse_flipped_bits(saved[-1])
-        return Checkpoint(**torch.load(saved[-1], map_location=device, weights_only=True))
+        return Checkpoint(**torch.load(saved[-1], map_location="cpu", weights_only=True))
+    except (OSError, MemoryError):
+        raise  # no word on the file's content
     except Exception as error:  # torch raises whatever its zip and pickle readers do
         raise CheckpointError(
             f"checkpoint {str(saved[-1])!r} is damaged ({type(error).__name__}): delete it, and --resume goes on from the one before"

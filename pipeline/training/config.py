@@ -57,6 +57,8 @@ class RunConfig(Section):
     def _chosen(cls, data: DataConfig) -> DataConfig:
         if data.levels == () or data.views == ():
             raise ValueError("levels and views must name at least one; leave them out for all")
+        if any(chosen is not None and len(set(chosen)) < len(chosen) for chosen in (data.levels, data.views)):
+            raise ValueError("levels and views must not name one twice")
         return data
 
 

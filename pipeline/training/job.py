@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,7 +64,7 @@ class TrainingJob:
 
     def load_checkpoint(self) -> int:
         """Load the newest checkpoint and return its step, 0 if there is none; raises CheckpointError."""
-        checkpoint = load_newest_checkpoint(self.run / "checkpoints", self.device)
+        checkpoint = load_newest_checkpoint(self.run / "checkpoints")
         if checkpoint is None:
             return 0
         refuse_other_pins(checkpoint.pinned, self.pinned)
@@ -79,9 +80,14 @@ class TrainingJob:
         self.ranks.wait()
 
 
-def build_job(config: RunConfig, cache: Cache, run: Path, ranks: Ranks, device: torch.device) -> TrainingJob:
-    """Build student, optimiser and stream for one rank; raises ConfigError or CacheError for what does not fit."""
-    commits = cache.finished(config.data.views, config.data.allow_partial)
+def build_job(
+    config: RunConfig, cache: Cache, run: Path, ranks: Ranks, device: torch.device, units: Sequence[int] | None = None
+) -> TrainingJob:
+    """Build student, optimiser and stream for one rank; raises ConfigError or CacheError for what does not fit.
+
+    `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
+    """
+    commits = cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     views = config.data.views or tuple(sorted({commit.view for commit in commits}))
     if config.mask.strategy == "attention" and not cache.schema.teacher.has_importance:
         raise ConfigError(
@@ -127,6 +133,7 @@ def describe_run(job: TrainingJob) -> dict[str, Any]:
         "cache": {"path": str(job.cache.path.resolve()), "digest": job.cache.schema.digest, "teacher": teacher.model_dump(mode="json")},
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
+        "units": [commit.unit for commit in job.spec.order.commits],
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
         "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",

@@ -5,19 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.cache.files import replace_file
 from pipeline.cache.reader import Cache
-from pipeline.config import parse_config
-from pipeline.report.page import MaskedPicture, RunReport, Score, render_page
+from pipeline.errors import CheckpointError
+from pipeline.report.page import MaskedPicture, RunReport, Score, render_page, with_scores
 from pipeline.seeding import generator
 from pipeline.stream.join import decode_crop, read_joined
 from pipeline.student.masking import draw_visible, visible_count
-from pipeline.training.config import RunConfig
-from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_job, describe_run
-from pipeline.training.run_folder import read_metrics, read_run
+from pipeline.training.job import TrainingJob, describe_run
+from pipeline.training.run_folder import read_metrics
 
 REPORT_FILE = "report.html"
 SCORES_FILE = "scores.json"
@@ -44,34 +40,37 @@ def write_report(job: TrainingJob) -> Path:
         levels=levels,
         mode=job.config.alignment.mode,
         pictures=list(_masked_pictures(job, job.cache)),
-        scores=[Score(subject, values["mean"], values["cls"]) for subject, values in _read_scores(job.run).items()],
+        scores=_scores(job.run),
     )
     path = job.run / REPORT_FILE
     replace_file(path, render_page(report).encode())
     return path
 
 
-def note_score(run: Path, subject: str, mean: float, cls: float | None) -> Path:
-    """Note an evaluation in scores.json and write the report anew; raises CheckpointError or CacheError if the run cannot be opened."""
-    job = _reopened(run)
-    scores = {**_read_scores(run), subject: {"mean": mean, "cls": cls}}
-    replace_file(run / SCORES_FILE, (json.dumps(scores, indent=2) + "\n").encode())
-    return write_report(job)
+def note_score(run: Path, subject: str, mean: float, cls: float | None) -> None:
+    """Note an evaluation in scores.json and in the report of a run; raises CheckpointError if there is no report."""
+    page = read_report(run)
+    values = {**_read_scores(run), subject: {"mean": mean, "cls": cls}}
+    replace_file(run / SCORES_FILE, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(run / REPORT_FILE, with_scores(page, _scores(run)).encode())
+
+
+def read_report(run: Path) -> str:
+    """Return the report of a run; raises CheckpointError if there is none."""
+    try:
+        return (run / REPORT_FILE).read_text(encoding="utf-8")
+    except OSError:
+        raise CheckpointError(f"{str(run)!r} has no {REPORT_FILE}: give a run that train-student finished") from None
+
+
+def _scores(run: Path) -> list[Score]:
+    return [Score(subject, values["mean"], values["cls"]) for subject, values in _read_scores(run).items()]
 
 
 def _read_scores(run: Path) -> dict[str, Any]:
     path = run / SCORES_FILE
     scores: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     return scores
-
-
-def _reopened(run: Path) -> TrainingJob:
-    """Return the job of a run as its newest checkpoint left it."""
-    values = read_run(run)
-    ranks = Ranks(world_size=values["pinned"]["ranks"])
-    job = build_job(parse_config(RunConfig, values["config"]), Cache(Path(values["cache"]["path"])), run, ranks, torch.device("cpu"))
-    job.load_checkpoint()
-    return job
 
 
 def _masked_pictures(job: TrainingJob, cache: Cache) -> Iterator[MaskedPicture]:

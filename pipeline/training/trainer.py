@@ -23,6 +23,7 @@ from pipeline.training.distributed import Ranks
 
 Metrics = dict[str, Any]
 
+_STEPS_BETWEEN_VOTES = 10
 _CURE = "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the last checkpoint is intact"
 
 
@@ -86,7 +87,7 @@ class Trainer:
                 interval.losses.append(self.step(batch, step))
                 step += 1
                 due_log, due_save = step % self.config.train.log_every == 0, step % self.config.train.checkpoint_every == 0
-                ending = step == last or (stop.received if self.ranks.world_size == 1 else due_log and self.ranks.any(stop.received))
+                ending = step == last or (self._stops(stop, step))
                 if due_log or due_save or ending:
                     self.log(self._measure(interval, step))
                     interval = Interval(step)
@@ -96,6 +97,12 @@ class Trainer:
                 if ending:
                     break
         return step
+
+    def _stops(self, stop: StopSignal, step: int) -> bool:
+        """Tell whether SIGTERM ends the run here; ranks vote now and then, since a vote waits for the device."""
+        if self.ranks.world_size == 1:
+            return stop.received
+        return step % _STEPS_BETWEEN_VOTES == 0 and self.ranks.any(stop.received)
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """Take one optimiser step; returns the loss and its parts (1 + M,) on the device. All randomness is keyed by (seed, rank, step)."""

@@ -22,6 +22,8 @@ DECODER = "libjpeg-turbo exact DCT and upsampling, else Pillow"
 RESIZE = "torchvision bicubic antialias uint8"
 JPEG_QUALITY = 95
 JPEG_SUBSAMPLING = "420"
+Image.init()  # else only some of these are known
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # a larger picture is a decompression bomb rather than a photograph
 
 
@@ -75,13 +77,15 @@ def _decode_jpeg(data: bytes) -> Pixels:
 
 def _decode_by_pillow(data: bytes) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             _refuse_bomb(image.height, image.width)
             return np.array(image.convert("RGB"))  # a writable copy, as torch wants
     except UnidentifiedImageError:  # its own text has the address of an object
         raise SourceError("cannot be decoded (no picture of a known format)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SourceError(f"cannot be decoded ({error})") from None
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:  # on hostile files Pillow raises almost anything
+        raise SourceError(f"cannot be decoded ({type(error).__name__}: {error})") from None
 
 
 def _refuse_bomb(height: int, width: int) -> None:

@@ -39,7 +39,7 @@ def resolve_shards(spec: str) -> list[Shard]:
 def _expand(spec: str) -> list[Path]:
     path = Path(spec)
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return sorted(tar for tar in path.glob("*.tar") if not tar.name.startswith("."))
     if path.is_file() and path.suffix != ".tar":
         return _listed(path)
     try:

@@ -19,6 +19,7 @@ from pipeline.cache.files import (
     replace_file,
     with_digest,
 )
+from pipeline.errors import CacheError
 
 
 def test_replacing_a_file_leaves_no_other(tmp_path):
@@ -99,10 +100,12 @@ def test_a_lock_dies_with_its_holder(tmp_path):
         assert free
 
 
-def test_without_locks_on_the_file_system_a_claim_is_granted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lock", [locked, locked_if_free])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, lock):
     def unsupported(_file, _operation):
         raise OSError(errno.ENOTSUP, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with locked_if_free(tmp_path / "lock") as free:
-        assert free
+    told = r"the file system of '.*lock' has no file locks \(no locks\): put"
+    with pytest.raises(CacheError, match=told), lock(tmp_path / "new" / "lock"):
+        pass

@@ -1,5 +1,6 @@
 """Publishing units: once, whole, and over what a dead maker left."""
 
+import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -133,9 +134,10 @@ def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
     path, _, _ = unfinished
-    for name in ("dead", "dead-before-its-lock"):
+    dead = f"{platform.node()}-dead"
+    for name in (dead, f"{dead}-before-its-lock"):
         (path / "logs" / "scratch" / name).mkdir(parents=True)
-    (path / "logs" / "scratch" / "dead" / "lock").touch()
+    (path / "logs" / "scratch" / dead / "lock").touch()
     with scratch_folder(path) as one:
         (one / "work").touch()
         with scratch_folder(path) as other:

@@ -54,7 +54,8 @@ def type_in_words(annotation):
     if isinstance(annotation, types.GenericAlias):
         return container_in_words(annotation)
     if typing.get_origin(annotation) is typing.Literal:
-        return " or ".join(f'"{value}"' for value in typing.get_args(annotation))
+        values = typing.get_args(annotation)
+        return "integer" if isinstance(values[0], int) else " or ".join(f'"{value}"' for value in values)
     return "object" if issubclass(annotation, BaseModel) else TYPES[annotation]
 
 

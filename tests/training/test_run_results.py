@@ -40,7 +40,7 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 
 def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
-    assert set(described) == {"config", "cache", "view", "pinned", "steps", "steps_per_epoch", "device", "versions"}
+    assert set(described) == {"config", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "device", "versions"}
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
     assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
