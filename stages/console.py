@@ -21,6 +21,9 @@ def told_in_one_sentence() -> Iterator[None]:
     except MaskAlignError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command (train-student: with --resume) goes on from what is finished", err=True)
+        raise typer.Exit(130) from None
     except OSError as error:
         typer.echo(f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})", err=True)
         raise typer.Exit(1) from None

@@ -14,10 +14,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pipeline.errors import MaskAlignError
+from pipeline.errors import ConfigError, MaskAlignError
 from stages.console import run_command, told_in_one_sentence
 
 _TEACHER_VIEW = ("--image-size", "64", "--patch-size", "8")
+_MARKER = ".maskalign-demo"
 _SUBJECTS = ("teacher", "untrained", "student")
 
 Result = TypeVar("Result")
@@ -46,7 +47,11 @@ def demo(
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demo, and nothing that is not one."""
+    """Remove an earlier demo, and nothing that is not one; raises ConfigError for a folder that has other things in it."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).exists())):
+        raise ConfigError(f"--folder {str(folder)!r} exists and is no earlier demo: give a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).touch()
     for part in ("pictures", "demo.cache", "run", "knn"):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "result.json").unlink(missing_ok=True)

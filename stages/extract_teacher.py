@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from stages.console import choose_device, process_rank, run_command, told_in_one_sentence
 
 if TYPE_CHECKING:
-    from pipeline.extraction.extractor import Extractor
+    from pipeline.extraction.extractor import Extractor, Tally
     from pipeline.extraction.job import ExtractionOptions
     from pipeline.extraction.plan import ExtractionPlan
 
@@ -137,14 +137,17 @@ def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing:
         typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
-    typer.echo(f"cache {str(options.cache)!r}: {_state(missing, len(tally.elsewhere))}")
+    typer.echo(f"cache {str(options.cache)!r}: {_state(missing, tally)}")
 
 
-def _state(missing: int, elsewhere: int) -> str:
+def _state(missing: int, tally: "Tally") -> str:
     if not missing:
         return "complete"
-    hint = f" ({elsewhere} tars are with other processes)" if elsewhere else ""
-    return f"{missing} units missing{hint}: run the same command again until it is complete"
+    if tally.failed:
+        return f"{missing} units missing: make the failed tars again and run the same command"
+    if tally.elsewhere:
+        return f"{missing} units are still with other processes"
+    return f"{missing} units missing: run the same command again"
 
 
 def main() -> None:

@@ -63,6 +63,8 @@ def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ran
     job = build_job(config, Cache(path), run, ranks, device, units)
     with held_run_folder(run) if ranks.is_main else nullcontext():
         first = job.load_checkpoint() if resume else 0
+        if resume and ranks.is_main:
+            typer.echo(f"resuming after step {first} of {job.steps}")
         prepare_folder(job)
         done = run_job(job, first)
         if ranks.is_main:
@@ -70,7 +72,7 @@ def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ran
             report = write_report(job)
             typer.echo(f"{done} of {job.steps} steps done; student: {run / STUDENT_FILE}, report: {report}")
     if done < job.steps:
-        raise MaskAlignError(f"stopped by SIGTERM after step {done}; continue with --resume")
+        raise MaskAlignError(f"stopped by a signal after step {done}; continue with --resume")
 
 
 def main() -> None:

@@ -96,21 +96,19 @@ class Cache:
             raise CacheError(f"view tar {str(path)!r} cannot be read ({error.strerror}): {remedy(commit)}") from None
 
     def _read_rows(self, place: str, commit: Commit, name: str, block: int, start: int) -> store.Values:
-        values = self._read(place, name, slice(start, start + self.schema.block_rows))
+        values = self._read(place, name, slice(start, start + self.schema.block_rows), remedy(commit))
         if block_crc(values, self.schema.block_rows) != commit.blocks[name][block]:
             raise CacheError(f"array {name!r} of {place} is not what was committed: {remedy(commit)}")
         return values
 
-    def _read(self, place: str, name: str, rows: slice | EllipsisType) -> store.Values:
+    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = "restore its file from a copy") -> store.Values:
         try:
             if name not in self._arrays:
                 self._arrays[name] = store.open_array(self.path / store.GROUP, self._specs[name], self.schema)
             values: store.Values = np.asarray(self._arrays[name][rows])
             return values
         except (ValueError, OSError) as error:
-            raise CacheError(
-                f"array {name!r} of {place} cannot be read ({error}): restore its file from a copy or extract its unit again"
-            ) from None
+            raise CacheError(f"array {name!r} of {place} cannot be read ({error}): {cure}") from None
 
     def _existing_views(self, views: Iterable[int] | None) -> set[int]:
         stored = {unit.view for unit in self.units}

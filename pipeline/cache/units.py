@@ -1,7 +1,7 @@
 """units.json: which source tar and view own which rows. Append-only."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,17 @@ def write_units(cache: Path, units: Sequence[Unit]) -> None:
     replace_file(cache / UNITS_FILE, (json.dumps(with_digest(values), indent=1) + "\n").encode())
 
 
-def extended_units(units: Sequence[Unit], sources: Sequence[Source], views: int, present: Iterable[Source] = ()) -> tuple[Unit, ...]:
+def extended_units(
+    units: Sequence[Unit], sources: Sequence[Source], views: int, present: Iterable[Source] = (), made: Container[str] | None = None
+) -> tuple[Unit, ...]:
     """Append the units of new tars and views to those that exist.
 
     `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit. Raises ConfigError for a known
-    tar that has gone or changed its size.
+    tar that has gone, or changed its size after units were `made` of it; before that it may be replaced (None: of all tars)
     """
-    _refuse_changed(units, dict(sources) | dict(present))
+    sizes = dict(sources) | dict(present)
+    units = [unit if made is None or unit.source in made else _resized(unit, sizes) for unit in units]
+    _refuse_changed(units, sizes)
     known = {(unit.source, unit.view) for unit in units}
     wanted = ((name, size, view) for name, size in sources for view in range(views))
     new = [(name, size, view) for name, size, view in wanted if (name, view) not in known]
@@ -64,6 +68,10 @@ def extended_units(units: Sequence[Unit], sources: Sequence[Source], views: int,
         for number, (name, size, view) in enumerate(new, start=len(units))
     )
     return (*units, *appended)
+
+
+def _resized(unit: Unit, sizes: dict[str, int]) -> Unit:
+    return unit.model_copy(update={"source_bytes": sizes.get(unit.source, unit.source_bytes)})
 
 
 def _refuse_changed(units: Sequence[Unit], sizes: dict[str, int]) -> None:

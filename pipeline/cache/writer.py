@@ -47,9 +47,11 @@ def extend_cache(path: Path, schema: CacheSchema, sources: Sequence[Source], vie
     """Append units for new tars and views, one process at a time, and return all units; raises ConfigError as `extended_units` does."""
     with locked(path / "logs" / "locks" / "extend"):
         units = read_units(path)
-        extended = extended_units(units, sources, views, present)
+        made = {unit.source for unit in units if is_committed(path, unit)}
+        extended = extended_units(units, sources, views, present, made)
         if len(extended) > len(units):
             store.resize_group(path / store.GROUP, schema, len(extended))  # first: a unit in units.json has its rows
+        if extended != units:
             write_units(path, extended)
         return extended
 

@@ -1,6 +1,7 @@
 """From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
 
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -120,6 +121,7 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _begin_worker(owner: Connection) -> None:
     """Set up a worker: one thread for its work, and one that ends it when the process that owns the pool is gone, however it went."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
 
 

@@ -130,8 +130,8 @@ class Extractor:
         self.tally.skipped.extend(made.skipped)
 
     def _rate(self) -> str:
-        rate = self.tally.pictures / self.timing.wall
-        return f"{rate:.3g} pictures/s, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
+        rate = f"{self.tally.pictures / self.timing.wall:.3g} pictures/s" if self.tally.pictures else "first tars under way"
+        return f"{rate}, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
 
 
 def count_committed(cache: Path, units: Sequence[Unit]) -> int:

@@ -1,12 +1,18 @@
 """One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
 
+import json
+import os
+import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline.cache.files import replace_file
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
 from pipeline.cache.units import Unit, extended_units
@@ -149,6 +155,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     try:
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(teacher, *cache.calibration(), options.encoding, options.device, options.batch_size)
+        _record(options)
         extractor = Extractor(options.cache, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
@@ -158,6 +165,15 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         decoder.close()
     extractor.timing.seconds["decode"] = decoder.busy_seconds / max(1, options.workers)
     return extractor, len(wanted) - count_committed(options.cache, wanted)
+
+
+def _record(options: ExtractionOptions) -> None:
+    """Note in logs/ what may differ from process to process: it decides no content, but who looks into a difference will ask for it."""
+    noted = {"batch_size": options.batch_size, "workers": options.workers, "device": str(options.device), "rank": options.rank}
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")}
+    values = {"host": platform.node(), "shards": [str(shard.path) for shard in options.shards], **noted, "versions": versions}
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}.json"
+    replace_file(options.cache / "logs" / name, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _rotated(options: ExtractionOptions) -> Sequence[Shard]:

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from pipeline.cache.files import replace_file
 from pipeline.student.encoder import MaskedEncoder, StudentConfig
 
 STUDENT_FILE = "student.safetensors"
@@ -26,6 +27,4 @@ def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> 
         "std": json.dumps(IMAGENET_DEFAULT_STD),
     }
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.vit.state_dict().items()}
-    temporary = run / f".{STUDENT_FILE}.tmp"
-    save_file(state, temporary, metadata)
-    temporary.replace(run / STUDENT_FILE)
+    replace_file(run / STUDENT_FILE, save(state, metadata))

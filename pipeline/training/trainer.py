@@ -38,20 +38,25 @@ class Interval:
 
 
 class StopSignal:
-    """Notes SIGTERM, so that the loop can end after a whole step."""
+    """Notes SIGTERM and Ctrl-C, so that the loop can end after a whole step; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> "StopSignal":
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        self._restore()
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 @dataclass
@@ -73,7 +78,7 @@ class Trainer:
     save: Callable[[int], None]
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
-        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer after SIGTERM.
+        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer after SIGTERM or Ctrl-C.
 
         Raises DivergedError, naming the range of steps, when the loss or a weight is not finite; no checkpoint is written after that.
         """

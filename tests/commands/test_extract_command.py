@@ -55,7 +55,7 @@ def test_a_failed_tar_is_told_and_the_others_are_done(tars, tmp_path):
     assert result.exit_code == 1
     told = "failed 'train-0000.tar': tar 'train-0000.tar' has 4 bad pictures of 12, more than max(3, --max-bad 0.01); the first: '8' "
     assert result.stderr.startswith(told)
-    assert result.stdout.endswith(": 1 units missing: run the same command again until it is complete\n")
+    assert result.stdout.endswith(": 1 units missing: make the failed tars again and run the same command\n")
     healed = run(shards, tmp_path / "a.cache", "--max-bad", 0.5)
     assert healed.exit_code == 0
     assert healed.stdout.count("skipped '") == 4

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from small_cache import extraction_options
 from training_runs import (
     DROP_PATH,
     assert_same_bits,
@@ -19,9 +20,12 @@ from training_runs import (
     trained,
 )
 
+from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
+from pipeline.extraction.job import run_extraction
 from pipeline.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
 from pipeline.training.distributed import Ranks
+from pipeline.views.shards import resolve_shards
 
 LONG = "optim.steps=80"
 WORKER = "data.workers=1"
@@ -84,7 +88,7 @@ def test_sigterm_saves_and_exits_1_and_the_resumed_run_equals_the_undisturbed_on
     (step,) = saved_steps(run)
     assert 7 <= step < 80
     assert (result.exit_code, signal.getsignal(signal.SIGTERM)) == (1, handler)
-    assert f"error: stopped by SIGTERM after step {step}; continue with --resume" in result.output
+    assert f"error: stopped by a signal after step {step}; continue with --resume" in result.output
     assert metrics(run)[-1]["step"] == step
     trained(small_cache_path, run, resume=True)
     assert_same_runs(undisturbed, run, 80)
@@ -163,3 +167,22 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     (tmp_path / "step_00000001.pt").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"step_00000001\.pt' is damaged \(BadZipFile\)"):
         load_newest_checkpoint(tmp_path)
+
+
+def test_a_run_goes_on_as_it_was_in_a_cache_that_has_grown(small_cache_path, cache_copy, finished, tmp_path):
+    run = killed_after(finished, 3, tmp_path / "run")
+    shards = resolve_shards(str(small_cache_path.parent / "tars"))
+    run_extraction(extraction_options(shards=shards, cache=cache_copy, views=3))
+    assert len(Cache(cache_copy).commits) == 6
+    result = train(cache_copy, run, resume=True)
+    assert result.exit_code == 0, result.output
+    assert "resuming after step 3 of 6" in result.output
+    assert_same_runs(finished, run, 6)
+
+
+def test_ctrl_c_saves_as_sigterm_does(small_cache_path, tmp_path):
+    terminate_when(tmp_path / "run", 2, signal.SIGINT)
+    result = train(small_cache_path, tmp_path / "run", LONG)
+    assert result.exit_code == 1
+    assert "stopped by a signal after step" in result.output
+    assert saved_steps(tmp_path / "run")

@@ -123,14 +123,14 @@ def killed_after(run, step, to):
     return to
 
 
-def terminate_when(run, steps):
-    """Send SIGTERM to this process, from a thread, once a run has logged some steps; give up after a minute."""
+def terminate_when(run, steps, number=signal.SIGTERM):
+    """Send a signal to this process, from a thread, once a run has logged some steps; give up after a minute."""
     log, end = run / "metrics.jsonl", time.monotonic() + 60
 
     def wait():
         while time.monotonic() < end:
             if log.exists() and len(log.read_text().splitlines()) >= steps:
-                return os.kill(os.getpid(), signal.SIGTERM)
+                return os.kill(os.getpid(), number)
             time.sleep(0.002)
         return None
 
