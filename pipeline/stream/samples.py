@@ -117,7 +117,6 @@ class WindowReader:
 class Piece:
     """Part of a window that one copy moves: its samples [start, end)."""
 
-    window: Window
     start: int
     end: int
 
@@ -126,4 +125,4 @@ def needed_pieces(window: Window, first: int, last: int, size: int) -> Iterator[
     """Cut the samples of a window that lie at positions [first, last) of the epoch into pieces of at most `size`."""
     start, end = max(0, first - window.start), min(window.size, last - window.start)
     for begin in range(start, end, size):
-        yield Piece(window, begin, min(begin + size, end))
+        yield Piece(begin, min(begin + size, end))

@@ -18,8 +18,13 @@ _NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "che
 
 @contextmanager
 def held_run_folder(run: Path) -> Iterator[None]:
-    """Hold a run folder, making it if need be; raises ConfigError if another process has it."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Hold a run folder, making it if need be; raises ConfigError if it cannot be made or another process has it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"run folder {str(run)!r} cannot be made ({error.strerror}): give --run a new folder in one that you may write"
+        ) from None
     with (run / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -172,3 +172,10 @@ def test_the_tiny_settings_are_no_defaults(small_cache_path, tmp_path):
     assert len({setting.partition("=")[0] for setting in TINY}) == len(TINY)
     message = refusal(train(small_cache_path, tmp_path / "run", tiny=()), 2)
     assert message == "train.global_batch 1024 on 1 ranks is larger than the data of an epoch: choose at most 140"
+
+
+def test_a_run_folder_that_is_a_file(small_cache_path, tmp_path):
+    (tmp_path / "poem.txt").write_text("a poem")
+    message = refusal(train(small_cache_path, tmp_path / "poem.txt"), 2)
+    assert message.startswith(f"run folder {str(tmp_path / 'poem.txt')!r} cannot be made (File exists): give --run a new folder")
+    assert (tmp_path / "poem.txt").read_text() == "a poem"
