@@ -1,13 +1,12 @@
 """extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
 
-import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, process_rank, run_command, told_in_one_sentence
+from stages.console import choose_device, process_rank, run_command, told_in_one_sentence, usable_cores
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
@@ -78,7 +77,7 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
     rank, processes = process_rank()
     resolved: dict[str, Any] = {
         "shards": resolve_shards(given["shards"]),
-        "workers": _default_workers() if given["workers"] is None else given["workers"],
+        "workers": usable_cores() if given["workers"] is None else given["workers"],
         "device": choose_device(given["device"]),
         "rank": rank,
         "processes": processes,
@@ -95,10 +94,6 @@ def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
 def _refuse_scale(scale: tuple[float, float]) -> None:
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ConfigError(f"--crop-scale {scale[0]:g} {scale[1]:g} is not a range of shares: give 0 < least <= greatest <= 1")
-
-
-def _default_workers() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _show_plan(options: "ExtractionOptions") -> None:
