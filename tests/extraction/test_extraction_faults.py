@@ -138,7 +138,7 @@ def test_a_tar_with_more_pictures_than_a_unit_has_rows_fails(tmp_path):
     options = extraction_options(cache=tmp_path / "a.cache", shards=make_shards(tmp_path, tars=1, pictures_per_tar=70), views=1)
     teacher, decoder = build_teacher(options), Decoder(0)
     cache, units = prepare_cache(options, teacher, decoder)
-    encoder = FeatureEncoder(teacher, *cache.calibration(), "int8", options.device, options.batch_size)
+    encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
     extractor = Extractor(options.cache, schema, options.policy, encoder, decoder, options.batch_size, 0.01)
     with ProgressDisplay("test", 1) as progress:
@@ -164,7 +164,9 @@ def poisoned(tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisoned, shards, tmp_path):
-    with pytest.raises(CacheError, match="the teacher's features are not finite: check the teacher's weights"):
+    with pytest.raises(
+        CacheError, match=r"^block 1 of the teacher gives '000000' features that are not finite, or whose mean .* 65504: check"
+    ):
         extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2")
     assert not (tmp_path / "a.cache").exists()
 
@@ -172,7 +174,9 @@ def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisone
 def test_features_that_are_not_finite_fail_their_tar(poisoned, shards, tmp_path):
     tally, missing = extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2", encoding="float16", views=1)
     assert (missing, tally.units) == (2, 0)
-    assert all("the teacher's stats are not finite or exceed half precision: check" in reason for reason in tally.failed.values())
+    for reason, key in zip(tally.failed.values(), ("000000", "000012"), strict=True):
+        assert reason.startswith(f"block 1 of the teacher gives '{key}' features that are not finite")
+        assert reason.endswith("run it in float32 on --device cpu, or leave the picture out")
 
 
 def kill_workers(stop, killed):
