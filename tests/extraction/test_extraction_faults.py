@@ -164,9 +164,7 @@ def poisoned(tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisoned, shards, tmp_path):
-    with pytest.raises(
-        CacheError, match=r"^block 1 of the teacher gives '000000' features that are not finite, or whose mean .* 65504: check"
-    ):
+    with pytest.raises(CacheError, match=r"^block 1 of the teacher gives '000000' features that are not finite, or .* 65504: check"):
         extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2")
     assert not (tmp_path / "a.cache").exists()
 
