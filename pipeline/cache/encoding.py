@@ -81,7 +81,8 @@ class TargetDecoder(nn.Module):
             return codes.float(), mean, deviation
         width = self.channel_mean.shape[-1]
         values = codes.float() if self._format.channels_per_value == 1 else _unpack(codes, width)
-        scales = stats[..., 2:].float().repeat_interleave(GROUP_CHANNELS, dim=-1)[..., :width]
+        # Indexed, not repeated and cut to D: that, torch 2.14.1 compiles to reads past the end on a CPU unless D is a multiple of 64.
+        scales = stats[..., 2:].float()[..., torch.arange(width, device=stats.device) // GROUP_CHANNELS]
         return values * scales * self.channel_std + self.channel_mean, mean, deviation
 
 
