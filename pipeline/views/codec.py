@@ -1,7 +1,10 @@
 """Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
 
 import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -97,7 +100,8 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             _refuse_bomb(image.height, image.width)
-            return _rgb(image)
+            with _silent(image.format == "TIFF"):
+                return _rgb(image)
     except UnidentifiedImageError:  # its own text has the address of an object
         reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no picture of a known format"
         raise SourceError(f"cannot be decoded ({reason})") from None
@@ -117,6 +121,22 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode in ("I", "F"):
         raise SourceError("has 32 bits a channel, whose range is not known: at most 16 are accepted")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextmanager
+def _silent(wanted: bool) -> Iterator[None]:
+    """Let go what is written to stderr: libtiff tells its opinion of each damaged file there, and Pillow has no switch for it."""
+    if not wanted:
+        yield
+        return
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _refuse_bomb(height: int, width: int) -> None:
