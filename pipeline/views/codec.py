@@ -1,7 +1,9 @@
 """Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
 
 import io
+import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +32,11 @@ Image.init()  # else only some of these are known
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # a larger picture is a decompression bomb rather than a photograph
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises at twice this, for tiles and canvases too, and only warns before
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
+# what libjpeg calls a warning and fills up with grey, and Pillow passes over; a few bytes too many before a marker do no harm
+_INCOMPLETE = re.compile(r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous)|Invalid SOS|Inconsistent progression")
 
 
 def decode_image(data: bytes) -> Pixels:
@@ -91,8 +96,7 @@ def _decode_whole_jpeg(data: bytes) -> Pixels:
 
 
 def _refuse_incomplete(reason: str) -> None:
-    """Refuse what libjpeg filled with grey, which Pillow would pass; a few bytes too many between segments do no harm."""
-    if reason.startswith(("Corrupt JPEG data", "Premature end")) and "extraneous bytes" not in reason:
+    if _INCOMPLETE.match(reason):
         raise SourceError(f"cannot be decoded ({reason})")
 
 
