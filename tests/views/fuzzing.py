@@ -11,6 +11,7 @@ import tarfile
 import time
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +25,18 @@ from pipeline.views.source import NO_LABEL, label_of, read_samples
 
 MEMORY_BYTES = 3 * 2**30  # above what the process has when it starts to fuzz
 SECONDS = 60  # of one case: a header may ask for 100 million pixels
+
+
+@contextmanager
+def memory(more):
+    """Let the process take no more than `more` bytes of address space on top of what it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def pictures():
@@ -175,23 +188,17 @@ def try_tar(data, path):
 def fuzz(rng, folder, goes_on):
     """Try damaged pictures and tars in turn while `goes_on(cases)`; return how often each outcome came."""
     sound, outcomes, case = (pictures(), tars()), Counter(), 0
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
-    try:
-        with warnings.catch_warnings(action="error"):
-            while goes_on(case):
-                kind = case % 3 == 0
-                data = damaged(sound[kind][int(rng.integers(len(sound[kind])))], sound[kind], rng)
-                if kind and rng.random() < 0.7:
-                    data = mended(data)
-                (folder / "case").write_bytes(data)
-                begin = time.monotonic()
-                outcomes[try_tar(data, folder / "some.tar") if kind else try_picture(data)] += 1
-                assert time.monotonic() - begin < SECONDS
-                case += 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with memory(MEMORY_BYTES), warnings.catch_warnings(action="error"):
+        while goes_on(case):
+            kind = case % 3 == 0
+            data = damaged(sound[kind][int(rng.integers(len(sound[kind])))], sound[kind], rng)
+            if kind and rng.random() < 0.7:
+                data = mended(data)
+            (folder / "case").write_bytes(data)
+            begin = time.monotonic()
+            outcomes[try_tar(data, folder / "some.tar") if kind else try_picture(data)] += 1
+            assert time.monotonic() - begin < SECONDS
+            case += 1
     return outcomes
 
 

@@ -1,16 +1,13 @@
 """Odd, damaged and hostile pictures: the right pixels, or one sentence; never a part of a picture, a warning or much memory."""
 
 import io
-import resource
 import struct
 import zlib
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-from fuzzing import encoded, fuzz
+from fuzzing import encoded, fuzz, memory
 from PIL import Image
 
 from pipeline.errors import SourceError
@@ -202,18 +199,6 @@ def test_what_libtiff_would_print_is_not_printed(capfd):
     with pytest.raises(SourceError, match=r"cannot be decoded"):
         decode_image(bytes(data))
     assert capfd.readouterr() == ("", "")
-
-
-@contextmanager
-def memory(more):
-    """Let the process take no more than `more` bytes of address space on top of what it has."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def jpeg_of_size(width, height, **options):
