@@ -83,14 +83,14 @@ def write(path, plan):
 
 
 def uncommitted(cache):
-    return {name: data for name, data in contents(cache).items() if not name.startswith("commits/")}
+    return {name: data for name, data in contents(cache).items() if not name.startswith(("commits/", "units.json"))}  # which know the tar
 
 
 def rows_of(commit_file):
     return {key: value for key, value in json.loads(commit_file.read_text()).items() if key not in ("skipped", "digest")}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(PLANS)
 def test_rows_are_those_of_the_good_pictures_alone(drawn):
     plan = [(number, *rest) for number, rest in enumerate(drawn)]
