@@ -12,7 +12,7 @@ from pipeline.cache.digests import digest_of
 from pipeline.config import Section
 from pipeline.student.masking import RankStrategy, count_of_share
 
-SCHEMA_VERSION = "0.1"
+SCHEMA_VERSION = "1.0"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64

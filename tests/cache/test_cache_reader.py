@@ -8,9 +8,10 @@ import pytest
 from made_up_cache import ARRAYS, ROWS, SOURCES, full_cache, publish, read_all
 
 from pipeline.cache.commit import commit_key
-from pipeline.cache.digests import digest_of
+from pipeline.cache.digests import digest_of, sealed
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import differing_keys
+from pipeline.cache.verify import verify_quickly
 from pipeline.cache.writer import extend_cache
 from pipeline.errors import CacheError, ConfigError
 
@@ -24,7 +25,7 @@ def test_what_was_written_is_read(original):
     assert (mean.dtype, mean.shape, set(mean.flat), set(std.flat)) == (np.float32, (2, 64), {0.5}, {2.0})
 
 
-@pytest.mark.parametrize("version", ["0.2", "0.0", "1.0", "0.10", "", "None"])
+@pytest.mark.parametrize("version", ["0.1", "0.2", "2.0", "1", "1.", "1.x", "10.0", "", "None"])
 def test_another_version_is_refused_by_name(made, version):
     path, _ = made
     file = path / "targets.zarr" / "zarr.json"
@@ -33,8 +34,27 @@ def test_another_version_is_refused_by_name(made, version):
     schema |= {"version": version, "a key of that version": 1}
     values["attributes"]["digest"] = digest_of(schema)
     file.write_text(json.dumps(values))
-    with pytest.raises(CacheError, match=rf"has version {version}, this program reads 0\.1: use the version of this program"):
+    with pytest.raises(CacheError, match=rf"has version {version}, this program reads 1\.0: use the version of this program"):
         Cache(path)
+
+
+def test_a_newer_minor_version_is_read_without_what_it_adds(made):
+    path, arrays = made
+    file = path / "targets.zarr" / "zarr.json"
+    values = json.loads(file.read_text())
+    schema = values["attributes"]["maskalign_cache"]
+    schema |= {"version": "1.7", "added": 1}
+    schema["view"] |= {"added": [2]}
+    values["attributes"]["digest"] = digest_of(schema)
+    file.write_text(json.dumps(values, indent=2))
+    for unit in Cache(path).units:
+        commit = json.loads((path / commit_key(unit)).read_text())
+        (path / commit_key(unit)).write_bytes(sealed({**commit, "schema_digest": digest_of(schema), "added": {}}))
+    cache = Cache(path)
+    assert (cache.schema.version, cache.digest) == ("1.7", digest_of(schema))
+    assert cache.finished(None, allow_partial=False)["rows"].tolist() == [ROWS, ROWS]
+    np.testing.assert_array_equal(cache.read_block(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64])
+    assert list(verify_quickly(cache)) == []
 
 
 def test_a_schema_with_an_unknown_key_is_refused(made):

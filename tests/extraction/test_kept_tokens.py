@@ -17,7 +17,7 @@ LEVELS = ("features/block_03", "features/block_04", "features/block_05")
 def rows_of(path, names):
     """Everything of some arrays and the keys, unit by unit: {(unit, view): (keys, arrays)}."""
     cache = Cache(path)
-    joined = ((commit, read_joined(cache, commit, 0, list(names))) for commit in cache.finished(None, allow_partial=False))
+    joined = ((commit, read_joined(cache, commit, 0, list(names))) for commit in cache.commits())
     return {(commit.unit, commit.view): (block.keys, block.arrays) for commit, block in joined}
 
 
@@ -47,7 +47,7 @@ def test_calibration_and_crops_are_those_of_a_whole_cache(finished, shards, tmp_
     cache, whole = Cache(tmp_path / "kept.cache"), Cache(finished)
     assert (cache.schema.keep, cache.schema.keep_rank, cache.schema.stored_patches) == (0.3, "random", 4)
     np.testing.assert_array_equal(cache.calibration(), whole.calibration())
-    same = set(contents(finished)) - set(changed(contents(finished), contents(cache.path)))
+    same = set(contents(finished)) - set(changed(contents(finished), contents(cache.folder.path)))
     assert {name for name in contents(finished) if name.startswith("views/")} <= same
 
 

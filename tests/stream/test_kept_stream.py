@@ -89,10 +89,10 @@ def test_only_what_masks_need_is_read(caches, monkeypatch, name, mask, read):
 
 def test_a_kept_row_holds_the_tokens_of_its_visible_patches(caches):
     cache = Cache(caches["attention"])
-    commit = cache.commits[0]
+    commit = next(cache.commits())
     stored = cache.read_block(commit, 0, ["tokens", "features/block_03"])
     by_cls = {row[0].tobytes(): (tokens, row) for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)}
-    for batch in read_batches(cache.path, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
+    for batch in read_batches(cache.address, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
         for codes, visible in zip(batch["codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True):
             tokens, row = by_cls[codes[0].tobytes()]
             places = [int(np.flatnonzero(tokens == patch)[0]) + 1 for patch in visible]
