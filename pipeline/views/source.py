@@ -1,5 +1,6 @@
 """Samples of a source tar, one by one: the picture and the small members that travel with its views."""
 
+import errno
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import IO, Any
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
+from pipeline.storage.address import is_url
+from pipeline.storage.tars import open_tar
 from pipeline.views.shards import Shard
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
@@ -31,7 +34,8 @@ class SourceSample:
 def read_samples(shard: Shard) -> Iterator[SourceSample]:
     """Yield the samples of a tar in order.
 
-    Raises SourceError, naming the tar, if it cannot be opened, is no tar, cut or several in one, or holds a key twice or no UTF-8.
+    Raises SourceError, naming the tar, if it cannot be opened, is no tar, cut or several in one, or holds a key twice or no UTF-8;
+    StorageError if it is behind a URL whose server does not answer.
     """
     with _opened(shard) as file:
         stream = _Tail(file)
@@ -59,19 +63,34 @@ def label_of(members: dict[str, bytes]) -> int:
 
 def _opened(shard: Shard) -> IO[bytes]:
     try:
-        return shard.path.open("rb")
+        return open_tar(shard.address)
     except OSError as error:
+        _refuse_silent_server(shard, error)
         raise SourceError(f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out") from None
 
 
 def _grouped(shard: Shard, stream: "_Tail") -> Iterable[dict[str, Any]]:
-    source = [{"url": str(shard.path), "stream": stream}]
+    source = [{"url": shard.address, "stream": stream}]
     try:
         yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # a doubled member is a ValueError
-        lines = str(error.args[0]).splitlines() if error.args else []
-        reason = lines[0].partition(" @ ")[0] if lines else type(error).__name__  # webdataset adds the stream after @
-        raise SourceError(f"cannot be read ({reason})") from None
+        if isinstance(error, OSError):
+            _refuse_silent_server(shard, error)
+        raise SourceError(f"cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says of itself in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error.args[0]).splitlines() if error.args else []
+    return lines[0].partition(" @ ")[0] if lines else type(error).__name__  # webdataset adds the stream after @
+
+
+def _refuse_silent_server(shard: Shard, error: OSError) -> None:
+    """Raise StorageError for a server that fails after all retries: the next tar would only take as long to fail."""
+    if is_url(shard.address) and error.errno == errno.EIO:
+        raise StorageError(f"tar {shard.address!r} cannot be read: {error.strerror}") from None
 
 
 def _check_key(key: str, seen: set[str]) -> None:
