@@ -15,6 +15,11 @@ def is_url(address: str | Path) -> bool:
     return "://" in str(address)
 
 
+def absolute(address: str) -> str:
+    """Return an address that means the same from any working folder."""
+    return address if is_url(address) else str(Path(address).resolve())
+
+
 def open_folder(address: str | Path) -> Folder:
     """Return the folder at an address, which need not exist; raises ConfigError for a URL that cannot be used."""
     if not is_url(address):

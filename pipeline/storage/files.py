@@ -1,7 +1,6 @@
 """Local files that appear whole or not at all, and locks that die with their holder."""
 
 import fcntl
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,17 +9,6 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import StorageError
-
-_CHUNK = 1 << 22
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:
@@ -32,16 +20,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it and rename it into place."""
-    temporary = _write_temporary(path, data)
+def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Write a file under a temporary name, in `scratch` or beside it, flush it and rename it into place."""
+    temporary = _write_temporary(path, data, scratch)
     temporary.replace(path)
     flush_to_disk(path.parent)
 
 
-def create_file_exclusively(path: Path, data: bytes) -> bool:
+def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None) -> bool:
     """Create a file whole, unless it is there already; tell whether this call made it."""
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, data, scratch)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -52,8 +40,9 @@ def create_file_exclusively(path: Path, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # process numbers repeat from host to host
+def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"  # process numbers repeat from host to host
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -96,4 +85,4 @@ def _flock(file: IO[str], operation: int) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise StorageError(f"the file system of {file.name!r} has no file locks ({error.strerror}): put the cache on one that has") from None
+        raise StorageError(f"the file system of {file.name!r} has no file locks ({error.strerror}): use one that has") from None

@@ -24,6 +24,7 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._scratch: Path | None = None
 
     @property
     def address(self) -> str:
@@ -43,9 +44,11 @@ class LocalFolder:
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of what is directly in a folder."""
         try:
-            return set(os.listdir(self.path / prefix))
-        except (FileNotFoundError, NotADirectoryError):
+            return {entry.name for entry in (self.path / prefix).iterdir()}
+        except FileNotFoundError:
             return set()
+        except NotADirectoryError:
+            raise StorageError(f"{self.address!r} is a file or below one: give a folder, or a path where nothing is") from None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every file below a folder, by key."""
@@ -65,11 +68,11 @@ class LocalFolder:
 
     def replace(self, key: str, data: bytes) -> None:
         """Write a file whole."""
-        replace_file(self.path / key, data)
+        replace_file(self.path / key, data, self._scratch)
 
     def create(self, key: str, data: bytes) -> bool:
         """Create a file whole unless it is there."""
-        return create_file_exclusively(self.path / key, data)
+        return create_file_exclusively(self.path / key, data, self._scratch)
 
     def take(self, source: Path, key: str) -> None:
         """Move a flushed file of the same file system into place."""
@@ -93,7 +96,7 @@ class LocalFolder:
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
         """Replace a file by a function of what it holds, one process at a time."""
-        with locked(self.path / _LOCKS / "update"):
+        with locked(self.path / _LOCKS / f"update-{key.replace('/', '-')}"):
             before = self.read(key)
             after = change(before)
             if after != before:
@@ -121,13 +124,15 @@ class LocalFolder:
         parent, sweeping = self.path / _SCRATCH, self.path / _LOCKS / "scratch"
         with ExitStack() as held:
             with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
-                parent.mkdir(exist_ok=True)
+                parent.mkdir(parents=True, exist_ok=True)
                 _sweep(parent)
                 folder = Path(tempfile.mkdtemp(prefix=f"{_HOST}-{os.getpid()}-", dir=parent))
                 held.enter_context(locked(folder / "lock"))
             try:
+                self._scratch = folder  # for the temporary names of replace and create, so that a sweep finds them
                 yield folder
             finally:
+                self._scratch = None
                 with locked(sweeping):
                     shutil.rmtree(folder, ignore_errors=True)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, feature_array
 from pipeline.config import Section
 from pipeline.seeding import generator
+from pipeline.storage.ordered import ordered_map
 from pipeline.stream.join import JoinedBlock, decode_crop, read_joined
 from pipeline.stream.order import SampleOrder, Window
 from pipeline.student.masking import MaskConfig, draw_visible, visible_count
@@ -35,7 +35,7 @@ class DataConfig(Section):
 class StreamSpec:
     """All that decides the samples of one rank; picklable."""
 
-    cache: Path
+    cache: str
     order: SampleOrder
     levels: tuple[int, ...]  # places among the stored levels
     mask: MaskConfig
@@ -85,11 +85,17 @@ class WindowReader:
         # places[i]: where the i-th sample as read goes
         places = np.argsort(self._spec.order.permutation(epoch, window))
         start = 0
-        for place, block, rows in window.blocks.tolist():
-            joined = read_joined(self._cache, self._spec.order.commits[place], block, self._names)
+        # several arrays of a block are read side by side; a second block hides the waiting between one and the next
+        for joined in ordered_map(self._read_block, window.blocks.tolist(), min(2, self._cache.folder.parallel_reads)):
+            rows = len(joined.keys)
             self._fill(arrays, places[start : start + rows], joined, epoch)
             start += rows
         return arrays
+
+    def _read_block(self, found: list[int]) -> JoinedBlock:
+        place, block, _ = found
+        commit = self._cache.pinned_commit(self._spec.order.units[place])
+        return read_joined(self._cache, commit, block, self._names)
 
     def _fill(self, arrays: dict[str, NDArray[Any]], places: NDArray[np.int64], joined: JoinedBlock, epoch: int) -> None:
         visible = np.stack([self._draw(joined, row, epoch) for row in range(len(places))])
