@@ -104,7 +104,8 @@ def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageEr
     """Return the error for a part of a cache that cannot be read: damaged or gone, with its cure, or behind a server that fails."""
     if isinstance(error, OSError) and error.errno != errno.ENOENT and is_url(str(error.filename)):
         return StorageError(f"{what} cannot be read, {error.filename}: {error.strerror}")
-    return CacheError(f"{what} cannot be read ({error}): {cure}")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return CacheError(f"{what} cannot be read ({reason}): {cure}")
 
 
 def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> dict[str, Any]:
