@@ -230,3 +230,11 @@ def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
     for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
         assert (code, output.count("\n")) == (2, 1)
         assert output.startswith("error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://...")
+
+
+def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
+    shards = resolve_shards(tars)
+    server.forget()
+    assert extract(shards, copied)[0].units == 0
+    assert server.counts()["PUT"] == 1  # the record in logs/
+    assert not any("logs/claims" in path for _, path in server.log)
