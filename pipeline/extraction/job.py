@@ -1,6 +1,7 @@
 """One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -23,6 +24,7 @@ from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
+from pipeline.student.masking import RankStrategy, count_of_share
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.codec import DECODER, RESIZE, ViewFormat
@@ -42,6 +44,8 @@ class ExtractionOptions:
     levels: str
     views: int
     encoding: Encoding
+    keep: float
+    keep_rank: RankStrategy
     view_format: ViewFormat
     image_size: int
     patch_size: int
@@ -78,8 +82,9 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
     return teacher.to(options.device)
 
 
-def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: CalibrationSchema = _UNCALIBRATED) -> CacheSchema:
-    """Describe the cache that the options ask for."""
+def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
+    """Describe the cache that the options ask for, before calibration; raises ConfigError for a --keep that the teacher does not allow."""
+    keep, keep_rank = _keep_of(options, teacher)
     return CacheSchema(
         teacher=TeacherSchema(
             library=teacher.identity.library,
@@ -109,8 +114,27 @@ def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: Cali
         ),
         levels=teacher.levels,
         encoding=options.encoding,
-        calibration=calibration,
+        keep=keep,
+        keep_rank=keep_rank,
+        calibration=_UNCALIBRATED,
     )
+
+
+def _keep_of(options: ExtractionOptions, teacher: Teacher) -> tuple[float, RankStrategy | None]:
+    """Return share and ranking of the stored patches; 1 and None for a share that leaves out none."""
+    patches = (options.image_size // options.patch_size) ** 2
+    count = count_of_share(patches, options.keep)
+    if not count:
+        least = math.ceil(1e4 / patches) / 1e4
+        raise ConfigError(f"--keep {options.keep:g} leaves 0 of {patches} patches: give {least:g} to 1")
+    if count == patches:
+        return 1.0, None
+    if options.keep_rank == "attention" and not teacher.has_importance:
+        raise ConfigError(
+            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has neither CLS nor a pooling query: "
+            "give --keep-rank random, or --keep 1"
+        )
+    return options.keep, options.keep_rank
 
 
 def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> None:
@@ -137,13 +161,14 @@ def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder
 
 
 def _create(folder: Folder, options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
-    if np.dtype(options.encoding).kind == "f":
+    schema = build_schema(options, teacher)  # first: it refuses what need not be calibrated
+    if schema.code_format.largest_code is None:
         shape = (len(teacher.levels), teacher.width)
         mean, std, pictures = np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
     else:
         mean, std, pictures = calibrate(options.shards, options.maker, decoder, teacher, options.device)
-    schema = build_schema(options, teacher, CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std)))
-    create_cache(folder, schema, mean, std)
+    calibration = CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std))
+    create_cache(folder, schema.model_copy(update={"calibration": calibration}), mean, std)
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
@@ -152,7 +177,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     decoder = Decoder(options.workers)
     try:
         cache, units = prepare_cache(options, teacher, decoder)
-        encoder = FeatureEncoder(teacher, *cache.calibration(), options.encoding, options.device, options.batch_size)
+        encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
