@@ -133,7 +133,7 @@ def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_p
     mean, std, count = calibrate(options.shards, options.maker, decoder, teacher, options.device)
     decoder.close()
     assert 4 < count < 9
-    expected = calibrate([shard_of(write_tar(whole.path, good(count)))], options.maker, serial, teacher, options.device)
+    expected = calibrate([shard_of(write_tar(Path(whole.address), good(count)))], options.maker, serial, teacher, options.device)
     np.testing.assert_array_equal(mean, expected[0])
     np.testing.assert_array_equal(std, expected[1])
 
