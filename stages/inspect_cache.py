@@ -10,6 +10,8 @@ from stages.console import choose_device, told_in_one_sentence, usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
     from pipeline.cache.reader import Cache
     from pipeline.cache.verify import Finding
 
@@ -68,19 +70,25 @@ def verify(
         opened = Cache(cache)
         findings = _shown(verify_quickly(opened))
         _show_strays(opened)
-        if full:
-            findings += _shown(_verify_fully(opened, {one.unit.unit for one in findings if one.unit}, workers or usable_cores()))
         if repair and findings:
             _repair(opened, findings)
-        elif findings:
+            opened = Cache(cache)
+        unreadable = not repair and any(finding.metadata for finding in findings)
+        if full and unreadable:
+            typer.echo("note: the arrays are read once their metadata is repaired: add --repair")
+        elif full:
+            damaged = _shown(_verify_fully(opened, {one.unit.unit for one in findings if one.unit}, workers or usable_cores()))
+            if repair and damaged:
+                _repair(opened, damaged)
+            findings += damaged
+        if findings and not repair:
             raise CacheError(
                 f"cache {cache!r} is damaged in {len(findings)} places: add --repair to drop what is damaged, "
                 "then run the same extract-teacher command"
             )
         if teacher or teacher_spec:
             _compare_with_teacher(opened, teacher_spec, rows, choose_device(device))
-        if not findings:
-            typer.echo(f"cache {cache!r}: {'every byte is' if full else 'names, sizes and metadata are'} what was committed")
+        typer.echo(_verdict(cache, opened, findings, full))
 
 
 def _description(cache: "Cache") -> "Iterator[tuple[str, str]]":
@@ -92,7 +100,8 @@ def _description(cache: "Cache") -> "Iterator[tuple[str, str]]":
     yield "", f"{teacher.depth} blocks of width {teacher.width}, patches of {teacher.patch_size} in {teacher.input_size} pixels"
     yield "levels", ", ".join(map(str, schema.levels))
     yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} pictures"
-    yield "tokens", f"{schema.tokens} a view and level"
+    rank = "" if schema.keep == 1 else f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
+    yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{', and CLS' if teacher.has_cls else ''}"
     yield (
         "views",
         (
@@ -135,12 +144,32 @@ def _verify_fully(cache: "Cache", known: set[int], workers: int) -> "Iterator[Fi
             yield from findings
 
 
+def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "torch.device") -> None:
+    from pipeline.extraction.recheck import compare_with_teacher, load_teacher_of, refuse_differences
+
+    found = compare_with_teacher(cache, load_teacher_of(cache, spec, device), device, rows)
+    typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
+    for one in found:
+        typer.echo(
+            f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}"
+        )
+    refuse_differences(cache, found, device)
+
+
+def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:
+    from pipeline.cache.commit import committed
+
+    if findings:
+        return f"cache {address!r}: what was damaged is dropped; the same extract-teacher command makes it anew"
+    units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"
+    return f"cache {address!r}, {units}: {'every byte is' if full else 'names, sizes and metadata are'} what was committed"
+
+
 def _repair(cache: "Cache", findings: "list[Finding]") -> None:
     from pipeline.cache.repair import repair
 
     for line in repair(cache, findings):
         typer.echo(line)
-    typer.echo("repaired: the same extract-teacher command makes anew what was dropped")
 
 
 def main() -> None:

@@ -86,6 +86,17 @@ class TargetDecoder(nn.Module):
         return values * scales * self.channel_std + self.channel_mean, mean, deviation
 
 
+def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: Encoding) -> Tensor:
+    """Return the stated bound of the error of decoded values (..., M, T, D), but for the rounding of float32.
+
+    `stats` (..., M, T, 2 + G) float16 and `channel_std` (M, D) are of the same levels.
+    """
+    if CODE_FORMATS[encoding].largest_code is None:
+        return (whitened.abs() * 2.0**-11).clamp(min=2.0**-25)
+    scales = stats[..., 2:].float().repeat_interleave(GROUP_CHANNELS, dim=-1)[..., : whitened.shape[-1]]
+    return scales * channel_std[:, None] / 2
+
+
 class Calibrator:
     """Accumulates mean and deviation of every channel of the whitened features, level by level, in float64."""
 

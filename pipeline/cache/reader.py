@@ -23,6 +23,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.ordered import ordered_map
 
 REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
+_CALIBRATED_AGAIN = "the same extract-teacher command makes it again"
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
@@ -113,7 +114,7 @@ class Cache:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
         mean, std = (self._read("calibration", name, ...) for name in ("channel_mean", "channel_std"))
         if calibration_digest(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: restore both arrays from a copy")
+            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}")
         return mean, std
 
     def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
@@ -140,7 +141,7 @@ class Cache:
             raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
         return values
 
-    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = "restore its file from a copy") -> store.Values:
+    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = _CALIBRATED_AGAIN) -> store.Values:
         try:
             if name not in self._arrays:
                 self._arrays[name] = store.open_array(self.folder, self._specs[name], self.schema)

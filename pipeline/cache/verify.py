@@ -71,7 +71,7 @@ def _verify_metadata(cache: Cache) -> Iterator[Finding]:
     try:
         cache.calibration()
     except CacheError as error:
-        yield Finding(str(error), dropped=f"{store.GROUP}/channel_std/c/0/0")
+        yield Finding(str(error).rpartition(": ")[0], dropped=f"{store.GROUP}/channel_std/c/0/0")
 
 
 def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
@@ -123,7 +123,9 @@ def _verify_sizes(cache: Cache, folder: str, keys: dict[int, str], expected: dic
 
 
 def as_ranges(blocks: Iterable[int], block_rows: int, rows: int) -> str:
-    """Name the rows of some blocks: neighbours as one range."""
+    """Name the rows of some blocks, neighbours as one range, such as 'rows 0 to 63, 128 to 191' or 'row 5'."""
     places: NDArray[np.int64] = np.array(sorted(blocks), np.int64)
     runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    return ", ".join(f"{run[0] * block_rows} to {min((run[-1] + 1) * block_rows, rows) - 1}" for run in runs)
+    ranges = [(int(run[0]) * block_rows, min((int(run[-1]) + 1) * block_rows, rows) - 1) for run in runs]
+    names = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    return f"row{'' if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else 's'} {', '.join(names)}"

@@ -48,7 +48,7 @@ def _verify_blocks(cache: Cache, commit: Commit) -> Iterator[str]:
     for name in commit.blocks:
         wrong = [block for block in range(-(-commit.rows // size)) if not _is_sound(cache, commit, block, name)]
         if wrong:
-            yield f"array {name!r}, rows {as_ranges(wrong, size, commit.rows)}: not what was committed"
+            yield f"array {name!r}, {as_ranges(wrong, size, commit.rows)}: not what was committed"
 
 
 def _is_sound(cache: Cache, commit: Commit, block: int, name: str) -> bool:
@@ -71,7 +71,7 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
         wrong += [block * size + row for row in _wrong_samples(cache, index, data, end)]
         end = int(index[-1, 1] + index[-1, 2])
     if wrong:
-        yield f"view tar, rows {as_ranges(wrong, 1, commit.rows)}: the sample is not the one of the index"
+        yield f"view tar, {as_ranges(wrong, 1, commit.rows)}: the sample is not the one of the index"
     record = commit.files[f"views/{cache.units[commit.unit].stem}.tar"]
     if record.size != -(-(end + len(END_MARKER)) // TAR_RECORD) * TAR_RECORD:
         yield "view tar: it does not end after its last sample"
