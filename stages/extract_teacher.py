@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def extract_teacher(
-    shards: Annotated[str, typer.Argument(help="Source tars: a brace pattern, a folder, or a text file with one tar a line.")],
-    cache: Annotated[str, typer.Option(help="Folder of the cache: made, continued or extended.")],
+    shards: Annotated[str, typer.Argument(help="Source tars: a brace pattern, a folder, or a list, one tar a line; paths or URLs.")],
+    cache: Annotated[str, typer.Option(help="Folder of the cache, or s3://BUCKET/PATH: made, continued or extended.")],
     teacher: Annotated[
         str,
         typer.Option(help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; the tag `random` is an untrained rehearsal."),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train_student(
-    cache: Annotated[str, typer.Option(help="Cache that extract-teacher made.")],
+    cache: Annotated[str, typer.Option(help="Cache that extract-teacher made: a folder, or an address such as s3://BUCKET/PATH.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")],
     config: Annotated[Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")] = None,
     assignments: Annotated[

@@ -22,6 +22,7 @@ SHARED_BY_STAGES = {"console"}
 DOORS = {
     "open_clip": ["pipeline/teacher", "pipeline/demo"],
     "zarr": ["pipeline/cache"],
+    "obstore": ["pipeline/storage"],
     "webdataset": ["pipeline/views", "pipeline/stream"],
     "typer": ["stages"],
     "matplotlib": ["pipeline/report"],
@@ -112,6 +113,7 @@ def test_the_folders_with_rules_exist():
         ("pipeline/student/masks.py", "import tarfile", "tarfile"),
         ("pipeline/student/masks.py", "if True:\n    import zarr.storage", "zarr.storage"),
         ("pipeline/stream/join.py", "import zarr", "zarr"),
+        ("pipeline/cache/store.py", "def f():\n    import obstore.store", "obstore.store"),
         ("pipeline/cache/plan.py", "import webdataset as wds", "webdataset"),
         ("pipeline/student/encoder.py", "import open_clip", "open_clip"),
         ("pipeline/report_extra.py", "from matplotlib.figure import Figure", "matplotlib.figure"),

@@ -123,7 +123,9 @@ class Cache:
         rows = min(self.schema.block_rows, commit.rows - first)
         start = commit.unit * self.schema.unit_rows + first
         place = f"{commit.name}, rows {first} to {first + rows - 1}"
-        return {name: self._read_rows(place, commit, name, block, start)[:rows] for name in names}
+        wanted = list(names)
+        values = ordered_map(lambda name: self._read_rows(place, commit, name, block, start)[:rows], wanted, self.folder.parallel_reads)
+        return dict(zip(wanted, values, strict=True))
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
         """Read bytes [start, end) of a unit's view tar."""
@@ -131,7 +133,7 @@ class Cache:
         try:
             return self.folder.read(key, start, end)
         except OSError as error:
-            raise CacheError(f"view tar {f'{self.address}/{key}'!r} cannot be read ({error.strerror}): {REMEDY}") from None
+            raise store.unreadable(f"view tar {f'{self.address}/{key}'!r}", error, REMEDY) from None
 
     def _read_rows(self, place: str, commit: Commit, name: str, block: int, start: int) -> store.Values:
         values = self._read(place, name, slice(start, start + self.schema.block_rows), REMEDY)
@@ -146,7 +148,7 @@ class Cache:
             values: store.Values = np.asarray(self._arrays[name][rows])
             return values
         except (ValueError, OSError) as error:
-            raise CacheError(f"array {name!r} of {place} cannot be read ({error}): {cure}") from None
+            raise store.unreadable(f"array {name!r} of {place}", error, cure) from None
 
     def _existing_views(self, views: Iterable[int] | None) -> set[int]:
         stored = {unit.view for unit in self.units}

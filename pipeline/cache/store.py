@@ -1,5 +1,6 @@
 """The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit, an inner chunk is a block."""
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from zarr.core.buffer import default_buffer_prototype
 
 from pipeline.cache.digests import canonical_json, digest_of
 from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_specs
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, StorageError
+from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
 
@@ -93,10 +95,18 @@ def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Arr
         array = zarr.open_array(zarr_store(folder), path=spec.name, mode="r")
         found = json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes())
     except DAMAGED as error:
-        raise CacheError(f"{place} cannot be opened ({error}): {cure}") from None
+        raise unreadable(place, error, cure) from None
     if found | {"shape": None} != expected_metadata(spec, schema) | {"shape": None}:
         raise CacheError(f"{place} is not what the schema says: {cure}")
     return array
+
+
+def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageError:
+    """Return the error for a part of a cache that cannot be read: damaged or gone, with its cure, or behind a server that fails."""
+    if isinstance(error, OSError) and error.errno != errno.ENOENT and is_url(str(error.filename)):
+        return StorageError(f"{what} cannot be read, {error.filename}: {error.strerror}")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return CacheError(f"{what} cannot be read ({reason}): {cure}")
 
 
 def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> dict[str, Any]:
@@ -118,8 +128,15 @@ def metadata_files(folder: Folder, schema: CacheSchema, units: int) -> dict[str,
 
 def zarr_store(folder: Folder) -> Store:
     """Return the group of a cache as a zarr store to read."""
-    assert isinstance(folder, LocalFolder)
-    return zarr.storage.LocalStore(folder.path / GROUP, read_only=True)
+    if isinstance(folder, LocalFolder):
+        return zarr.storage.LocalStore(folder.path / GROUP, read_only=True)
+    from pipeline.cache.remote_store import RemoteStore
+    from pipeline.storage.objects import ObjectFolder
+
+    assert isinstance(folder, ObjectFolder)
+    store = RemoteStore(folder.store_below(GROUP), read_only=True)
+    store.address = f"{folder.address}/{GROUP}"
+    return store
 
 
 def read_schema(folder: Folder) -> tuple[CacheSchema, str]:

@@ -49,7 +49,7 @@ def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, l
                 return
     if not count:
         raise SourceError(
-            f"none of the {len(shards)} tars holds a picture that can be decoded, the first is {str(shards[0].path)!r}: check SHARDS"
+            f"none of the {len(shards)} tars holds a picture that can be decoded, the first is {shards[0].address!r}: check SHARDS"
         )
 
 

@@ -63,10 +63,15 @@ class Extractor:
 
     def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
+        finished = {unit.unit for unit in committed(self.folder, units)}  # to claim a tar and look again takes several round trips
+        missing = [unit for unit in units if unit.unit not in finished]
         with self.folder.scratch() as scratch, ThreadPoolExecutor(1) as writer:
             writing: deque[Future[None]] = deque()
             for shard in shards:
-                made = self._make(shard, [unit for unit in units if unit.source == shard.name], scratch)
+                wanted = [unit for unit in missing if unit.source == shard.name]
+                if not wanted:
+                    continue
+                made = self._make(shard, wanted, scratch)
                 if made:
                     writing.append(writer.submit(self._publish, made))
                 while len(writing) > 1:

@@ -222,7 +222,7 @@ def _record(folder: Folder, options: ExtractionOptions) -> None:
     """Note in logs/ what may differ from process to process: it decides no content, but who looks into a difference will ask for it."""
     noted = {"batch_size": options.batch_size, "workers": options.workers, "device": str(options.device), "rank": options.rank}
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")}
-    values = {"host": platform.node(), "shards": [str(shard.path) for shard in options.shards], **noted, "versions": versions}
+    values = {"host": platform.node(), "shards": [shard.address for shard in options.shards], **noted, "versions": versions}
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}.json"
     folder.create(f"logs/{name}", (json.dumps(values, indent=2) + "\n").encode())
 

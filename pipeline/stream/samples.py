@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, feature_array
 from pipeline.config import Section
+from pipeline.storage.ordered import ordered_map
 from pipeline.stream.join import JoinedBlock, decode_crop, read_joined
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window
@@ -84,12 +85,17 @@ class WindowReader:
         # places[i]: where the i-th sample as read goes
         places = np.argsort(self._spec.order.permutation(epoch, window))
         start = 0
-        for place, block, rows in window.blocks.tolist():
-            commit = self._cache.pinned_commit(self._spec.order.units[place])
-            joined = read_joined(self._cache, commit, block, self._names)
-            self._fill(arrays, places[start : start + rows], joined, commit.view, epoch)
+        # several arrays of a block are read side by side; a second block hides the waiting between one and the next
+        for joined, view in ordered_map(self._read_block, window.blocks.tolist(), min(2, self._cache.folder.parallel_reads)):
+            rows = len(joined.keys)
+            self._fill(arrays, places[start : start + rows], joined, view, epoch)
             start += rows
         return arrays
+
+    def _read_block(self, found: list[int]) -> tuple[JoinedBlock, int]:
+        place, block, _ = found
+        commit = self._cache.pinned_commit(self._spec.order.units[place])
+        return read_joined(self._cache, commit, block, self._names), commit.view
 
     def _fill(self, arrays: dict[str, NDArray[Any]], places: NDArray[np.int64], joined: JoinedBlock, view: int, epoch: int) -> None:
         masks = self._masks.draw(joined.arrays, joined.keys, view, epoch)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError
+from pipeline.storage.address import is_url
 from pipeline.stream.order import Window
 from pipeline.stream.samples import StreamSpec, WindowReader, needed_pieces
 from pipeline.stream.slots import SlotLayout, shared_buffer
@@ -64,6 +65,9 @@ def run_worker(task: WorkerTask, connection: Connection) -> None:
         pass
     except MaskAlignError as error:
         connection.send(Failure(str(error), expected=True))
+    except OSError as error:
+        of_server = is_url(str(error.filename))
+        connection.send(Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
     except Exception:
         connection.send(Failure(traceback.format_exc(), expected=False))
     finally:

@@ -1,5 +1,6 @@
 """Samples of a source tar, one by one: the picture and the small members that travel with its views."""
 
+import errno
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,9 @@ from typing import IO, cast
 
 from webdataset.tariterators import base_plus_ext
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
+from pipeline.storage.address import is_url
+from pipeline.storage.tars import open_tar
 from pipeline.views.shards import Shard
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")  # of several the first is the sample's picture
@@ -52,12 +55,13 @@ def read_samples(shard: Shard) -> Iterator[SourceSample]:
 
     Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Other members than pictures and those
     that are carried are passed over unread. Raises SourceError, naming the tar, if it cannot be opened, is no plain tar, cut, damaged or
-    several in one, or holds a key or file twice or a name that is no UTF-8 or has control characters.
+    several in one, or holds a key or file twice or a name that is no UTF-8 or has control characters;
+    StorageError if it is behind a URL whose server does not answer.
     """
     with _opened(shard) as file:
         seen: set[str] = set()
         try:
-            for key, members in groupby(_members(_TarStream(file)), attrgetter("key")):
+            for key, members in groupby(_members(shard, _TarStream(file)), attrgetter("key")):
                 if key in seen:
                     raise SourceError(f"holds the key {key!r} twice, not side by side")
                 seen.add(key)
@@ -78,12 +82,19 @@ def label_of(members: dict[str, bytes]) -> int:
 
 def _opened(shard: Shard) -> IO[bytes]:
     try:
-        return shard.path.open("rb")
+        return open_tar(shard.address)
     except OSError as error:
+        _refuse_silent_server(shard, error)
         raise SourceError(f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out") from None
 
 
-def _members(stream: "_TarStream") -> Iterator[_Member]:
+def _refuse_silent_server(shard: Shard, error: OSError) -> None:
+    """Raise StorageError for a server that fails after all retries: the next tar would only take as long to fail."""
+    if is_url(shard.address) and error.errno == errno.EIO:
+        raise StorageError(f"tar {shard.address!r} cannot be read: {error.strerror}") from None
+
+
+def _members(shard: Shard, stream: "_TarStream") -> Iterator[_Member]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8") as tar:
             for info in iter(tar.next, None):
@@ -93,6 +104,9 @@ def _members(stream: "_TarStream") -> Iterator[_Member]:
             stream.refuse_cut(tar.offset)
     except (SourceError, MemoryError):
         raise
+    except OSError as error:
+        _refuse_silent_server(shard, error)
+        raise SourceError(f"cannot be read ({error.strerror or error})") from None
     except Exception as error:  # on hostile headers tarfile raises almost anything
         raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
 

@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_three_bad_pictures_are_always_allowed(tmp_path):
 
 def test_a_broken_tar_fails_alone(shards, tmp_path):
     cut = tmp_path / "cut.tar"
-    cut.write_bytes(shards[0].path.read_bytes()[:40_000])
+    cut.write_bytes(Path(shards[0].address).read_bytes()[:40_000])
     empty = write_tar(tmp_path / "empty.tar", {})
     gone = Shard(tmp_path / "gone.tar", 1000)
     tally, missing = extract(tmp_path / "a.cache", [shard_of(cut), shard_of(empty), gone, *shards], views=1)
@@ -125,14 +126,14 @@ def test_without_any_picture_nothing_is_made(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_path, workers):
     cut = tmp_path / "cut.tar"
-    cut.write_bytes(shards[0].path.read_bytes()[:40_000])
+    cut.write_bytes(Path(shards[0].address).read_bytes()[:40_000])
     whole = shard_of(write_tar(tmp_path / "whole.tar", good(6)))
     options = extraction_options(cache=tmp_path / "a.cache", shards=[shard_of(cut)])
     teacher, decoder, serial = build_teacher(options), Decoder(workers), Decoder(0)
     mean, std, count = calibrate(options.shards, options.maker, decoder, teacher, options.device)
     decoder.close()
     assert 4 < count < 9
-    expected = calibrate([shard_of(write_tar(whole.path, good(count)))], options.maker, serial, teacher, options.device)
+    expected = calibrate([shard_of(write_tar(Path(whole.address), good(count)))], options.maker, serial, teacher, options.device)
     np.testing.assert_array_equal(mean, expected[0])
     np.testing.assert_array_equal(std, expected[1])
 

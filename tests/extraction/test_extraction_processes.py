@@ -52,5 +52,5 @@ def test_torchrun_makes_the_same_bytes(finished, shards, tmp_path):
     asked = {"--cache": tmp_path / "a.cache", "--teacher": TEACHER, "--views": "2", "--levels": "3", "--image-size": "64"}
     others = {"--batch-size": "8", "--workers": "0", "--device": "cpu"}
     options = [word for option in (asked | others).items() for word in option]
-    run(*launcher, shards[0].path.parent, *options, "--crop-scale", "0.4", "1.0")
+    run(*launcher, Path(shards[0].address).parent, *options, "--crop-scale", "0.4", "1.0")
     assert changed(contents(finished), contents(tmp_path / "a.cache")) == []

@@ -30,7 +30,7 @@ def sources_of(shards):
     """Return the undecoded pictures of some tars by key."""
     found = {}
     for shard in shards:
-        with tarfile.open(shard.path) as tar:
+        with tarfile.open(shard.address) as tar:
             found |= {member.name[:-4]: tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")}
     return found
 

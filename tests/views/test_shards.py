@@ -1,5 +1,7 @@
 """Source tars named by brace pattern, glob, folder or list."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import ConfigError
@@ -40,7 +42,7 @@ def test_forms(tars, spec, names):
 
 def test_a_shard_knows_path_and_size(tars):
     (shard,) = resolve_shards(str(tars / "c.tar"))
-    assert (shard.path, shard.size, shard.name) == (tars / "c.tar", 3, "c.tar")
+    assert (shard.address, shard.size, shard.name) == (str(tars / "c.tar"), 3, "c.tar")
 
 
 def test_a_zero_padded_range_keeps_its_digits(tmp_path):
@@ -51,7 +53,7 @@ def test_a_zero_padded_range_keeps_its_digits(tmp_path):
 
 def test_a_list_takes_paths_from_its_own_folder_and_whole_ones(tars):
     (tars / "deep" / "list").write_text(f"a.tar\n{tars / 'b.tar'}\n")
-    assert [shard.path for shard in resolve_shards(str(tars / "deep" / "list"))] == [tars / "deep" / "a.tar", tars / "b.tar"]
+    assert [Path(shard.address) for shard in resolve_shards(str(tars / "deep" / "list"))] == [tars / "deep" / "a.tar", tars / "b.tar"]
 
 
 @pytest.mark.parametrize(

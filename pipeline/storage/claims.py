@@ -1,0 +1,92 @@
+"""Claims on an object store: an object that says who is at work, kept fresh by a thread. They save double work and guarantee nothing."""
+
+import json
+import os
+import platform
+import secrets
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore
+
+from pipeline.storage.connection import told, version_of
+
+CLAIM_EXPIRY = timedelta(minutes=10)
+_BEATS = 10  # in the time of expiry
+_HOST = platform.node()
+_ours: set[str] = set()  # tokens of the claims that this process holds
+
+
+class Claim:
+    """One object; held by whoever created it, or took it over from one who died."""
+
+    def __init__(self, store: ObjectStore, key: str, url: str, expiry: timedelta) -> None:
+        self._store, self._key, self._url, self._expiry = store, key, url, expiry
+        self._token = secrets.token_hex(8)
+        values = {"host": _HOST, "process": os.getpid(), "token": self._token}
+        self._data = (json.dumps(values) + "\n").encode()
+        self._version: dict[str, str] = {}
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_fresh, name="claim", daemon=True)
+
+    def take(self) -> bool:
+        """Take the claim if no one alive has it."""
+        with told(self._url):
+            held = self._put("create") or self._put(self._abandoned())
+        if held:
+            _ours.add(self._token)
+            self._thread.start()
+        return held
+
+    def release(self) -> None:
+        """Remove the object, if it is still ours."""
+        self._released.set()
+        self._thread.join()
+        _ours.discard(self._token)
+        with suppress(BaseError, OSError):  # whoever waits will find it stale
+            if version_of(obstore.head(self._store, self._key)) == self._version:
+                obstore.delete(self._store, self._key)
+
+    def _put(self, mode: str | dict[str, str] | None) -> bool:
+        if not mode:
+            return False
+        try:
+            self._version = version_of(obstore.put(self._store, self._key, self._data, mode=mode, use_multipart=False))  # type: ignore[arg-type]
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
+
+    def _abandoned(self) -> dict[str, str] | None:
+        """Return the version of a claim whose holder died, by its age or because it was of this host."""
+        try:
+            found = obstore.get(self._store, self._key)
+            data = bytes(found.bytes())
+        except FileNotFoundError:  # released just now
+            return None
+        old = datetime.now(UTC) - found.meta["last_modified"] > self._expiry
+        return version_of(found.meta) if data == self._data or old or _is_of_dead_process(data) else None
+
+    def _keep_fresh(self) -> None:
+        while not self._released.wait(self._expiry.total_seconds() / _BEATS):
+            with suppress(BaseError, OSError):  # at worst the work is done twice
+                if not self._put(self._version):
+                    return
+
+
+def _is_of_dead_process(data: bytes) -> bool:
+    """Tell whether a claim is of this host and its process is gone, also if a restarted container gave this one its number."""
+    try:
+        values = json.loads(data)
+        if values["host"] != _HOST:
+            return False
+        if values["process"] == os.getpid():
+            return values["token"] not in _ours
+        os.kill(int(values["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
+    return False

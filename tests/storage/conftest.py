@@ -1,0 +1,54 @@
+"""A server of objects for the tests of this folder, a bucket for each test, and the two kinds of folder side by side."""
+
+import os
+from itertools import count
+
+import pytest
+from object_server import QUICK, ObjectServer
+
+from pipeline.storage.local import LocalFolder
+from pipeline.storage.objects import ObjectFolder
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def running_server():
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server, monkeypatch):
+    """The server without faults or a past, and s3:// leading to it."""
+    running_server.heal()
+    running_server.forget()
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in running_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield running_server
+    running_server.heal()
+
+
+@pytest.fixture
+def bucket(server):
+    """Name of an empty bucket."""
+    name = f"bucket-{next(_numbers)}"
+    server.make_bucket(name)
+    return name
+
+
+@pytest.fixture
+def objects(bucket):
+    """An empty folder of the bucket, with quick retries."""
+    return ObjectFolder(f"s3://{bucket}/deep/a.cache", QUICK)
+
+
+@pytest.fixture(params=["disk", "objects"])
+def folder(request, tmp_path):
+    """An empty place of either kind."""
+    if request.param == "objects":
+        return request.getfixturevalue("objects")
+    (tmp_path / "a.cache").mkdir()
+    return LocalFolder(tmp_path / "a.cache")

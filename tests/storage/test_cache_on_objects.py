@@ -1,0 +1,240 @@
+"""Both stages on an object store, through faults and a kill, leave and read the same bytes as on a disk."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import islice
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from small_cache import TEACHER, extraction_options, make_shards
+from typer.testing import CliRunner
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import CacheError, StorageError
+from pipeline.extraction.job import run_extraction
+from pipeline.storage.address import open_folder
+from pipeline.storage.objects import ObjectFolder
+from pipeline.stream.batches import BatchStream
+from pipeline.stream.order import SampleOrder
+from pipeline.stream.samples import StreamSpec
+from pipeline.student.masking import MaskConfig
+from pipeline.views.shards import resolve_shards
+from stages.extract_teacher import extract_teacher
+from stages.train_student import train_student
+
+TESTS = Path(__file__).parents[1]
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--crop-scale", "0.4", "1.0", "--batch-size", "8")
+HERE = ("--workers", "0", "--device", "cpu")
+SECONDS = 120
+TINY = (
+    'student.model="vit_tiny_patch16_224"',
+    "student.options={depth=1, embed_dim=32, num_heads=2}",
+    "mask.ratio=0.5",
+    "data.workers=0",
+    "optim.steps=4",
+    "optim.warmup_steps=1",
+    "train.global_batch=16",
+    "train.log_every=1",
+)
+
+
+def extracting(shards, cache):
+    """Start a process that extracts two views."""
+    command = ["-m", "stages.extract_teacher", shards, "--cache", cache, "--teacher", TEACHER, "--views", "2", *VIEW, *HERE]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *command], stdout=-1, stderr=-2, text=True, env=environment, cwd=TESTS.parent)
+
+
+def wait_for(server, part, count, process):
+    """Wait until a process has sent so many objects whose key has `part` in it; return how many."""
+    end = time.monotonic() + SECONDS
+    while (sent := sum(method == "PUT" and part in path for method, path in list(server.log))) < count:
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    return sent
+
+
+def digests(address, count, workers=0):
+    """A text for every bit of each of the first batches."""
+    cache = Cache(address)
+    order = SampleOrder(cache.finished((0, 1), allow_partial=False), (0, 1), seed=0, rank=0, world_size=1, window_blocks=2)
+    spec = StreamSpec(cache.address, order, (0, 1, 2), MaskConfig(strategy="attention", ratio=0.5), batch_size=16)
+    with BatchStream(cache, spec, torch.device("cpu"), workers, 0, 0) as stream:
+        return [[getattr(batch, name).numpy().tobytes().hex() for name in batch.__dataclass_fields__] for batch in islice(stream, count)]
+
+
+def contents(address):
+    """The bytes of every file of a cache but those of logs/."""
+    folder = open_folder(address)
+    return {key: folder.read(key) for key in sorted(folder.sizes()) if not key.startswith("logs/")}
+
+
+def extract(shards, cache, **changes):
+    extractor, missing = run_extraction(extraction_options(cache=cache, shards=shards, **changes))
+    return extractor.tally, missing
+
+
+def called(command, *arguments):
+    """Run a command in this process; return its exit code and what it said."""
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
+    folder = tmp_path_factory.mktemp("local")
+    shards = make_shards(folder / "tars", tars=3, pictures_per_tar=66)
+    assert extract(shards, folder / "a.cache")[1] == 0
+    return folder
+
+
+@pytest.fixture
+def tars(bucket, local):
+    """The same tars in the bucket."""
+    folder = ObjectFolder(f"s3://{bucket}")
+    for path in sorted((local / "tars").iterdir()):
+        folder.replace(f"tars/{path.name}", path.read_bytes())
+    return f"s3://{bucket}/tars/"
+
+
+@pytest.fixture
+def copied(bucket, local):
+    """The finished cache, copied to the bucket."""
+    folder = ObjectFolder(f"s3://{bucket}/copy.cache")
+    for key, data in contents(local / "a.cache").items():
+        folder.replace(key, data)
+    return folder.address
+
+
+@pytest.fixture
+def workers_of_now(server):
+    """Let workers have the environment of the test: they are forked from a process that keeps the one that it began with."""
+    del server
+    forkserver._forkserver._stop()
+    yield
+    forkserver._forkserver._stop()
+
+
+def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cache(server, bucket, tars, local):
+    cache = f"s3://{bucket}/deep/a.cache"
+    first = extracting(tars, cache)
+    assert wait_for(server, "targets.zarr/stats/c/", 1, first) == 1  # in the middle of a unit
+    first.kill()
+    first.communicate()
+    assert set(open_folder(cache).names()) >= {"units.json", "targets.zarr", "logs"}
+    server.fail("503", every=11)
+    server.fail("closed", every=13)
+    server.fail("cut", every=17, method="GET")
+    server.forget()
+    other = extracting(tars, cache)
+    wait_for(server, "logs/claims", 1, other)
+    units = extract(resolve_shards(tars), cache)[0].units
+    told = other.communicate(timeout=SECONDS)[0]
+    assert other.returncode == 0, told
+    server.heal()
+    assert contents(cache) == contents(local / "a.cache")
+    assert open_folder(cache).names("logs/claims") == set()
+    assert units
+    assert int(told.partition(" units made")[0].rpartition("\n")[2]) + units == 6
+
+
+def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
+    cache = f"s3://{bucket}/a.cache"
+    shards = resolve_shards(tars)
+    assert extract(shards[:1], cache, views=1)[0].units == 1
+    before = contents(cache)
+    assert extract(shards, cache, views=1)[0].units == 2
+    assert extract(shards, cache, views=2)[0].units == 3
+    after = contents(cache)
+    assert {key: after[key] for key in before if not key.endswith(".json") or key.startswith("commits/")} == {
+        key: data for key, data in before.items() if not key.endswith(".json") or key.startswith("commits/")
+    }
+    expected = contents(local / "a.cache")
+    assert {key for key in after if key.startswith("views/")} == {key for key in expected if key.startswith("views/")}
+    assert [commit.rows for commit in Cache(cache).commits()] == [66] * 6
+
+
+@pytest.mark.usefixtures("workers_of_now")
+def test_batches_are_those_of_the_local_cache_with_and_without_workers(server, copied, local):
+    server.fail("503", every=9)
+    server.fail("cut", every=7, method="GET")
+    expected = digests(local / "a.cache", 9)
+    assert [digests(copied, 9, workers=workers) for workers in (0, 2)] == [expected, expected]
+
+
+def test_training_losses_are_those_of_the_local_cache(copied, local, tmp_path):
+    def losses(cache, run):
+        settings = [word for key in TINY for word in ("--set", key)]
+        code, output = called(train_student, "--cache", cache, "--run", run, "--device", "cpu", *settings)
+        assert code == 0, output
+        return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    assert losses(copied, tmp_path / "remote") == losses(local / "a.cache", tmp_path / "local")
+
+
+def test_reading_asks_for_many_things_at_once_but_not_twice(server, copied):
+    cache = Cache(copied)
+    server.forget()
+    server.fail("slow", method="GET")
+    assert len(cache.finished(None, allow_partial=False)) == 6
+    assert (server.counts(), server.most_at_once) == ({"GET": 7}, 6)  # one list, six commits
+    names = ["index", "stats", "features/block_03"]
+    commit = next(cache.commits())
+    cache.read_block(commit, 0, names)  # opens the arrays
+    server.forget()
+    cache.read_block(commit, 1, names)
+    assert (server.counts(), server.most_at_once) == ({"GET": 2 * len(names)}, len(names))  # shard index and block of each array
+
+
+@pytest.mark.parametrize(("kind", "words"), [("403", "access is denied (403 Forbidden)"), ("gone", "cannot be read")])
+def test_what_fails_for_good_ends_reading_with_one_sentence(server, copied, kind, words):
+    cache = Cache(copied)
+    commit = next(cache.commits())
+    if kind == "gone":
+        cache.folder.remove("views/train-0000.v00.tar")
+    server.fail(kind, method="GET", key="targets.zarr")
+    work = partial(cache.read_crops, commit, 0, 100) if kind == "gone" else partial(cache.read_block, commit, 0, ["index"])
+    with pytest.raises(CacheError if kind == "gone" else StorageError) as error:
+        work()
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def commands(tars, cache, run):
+    """The ends of the two commands."""
+    yield called(extract_teacher, tars, "--cache", cache, "--teacher", TEACHER, *VIEW, *HERE)
+    yield called(train_student, "--cache", cache, "--run", run, "--device", "cpu")
+
+
+def test_commands_end_with_one_sentence_where_access_is_denied(server, tars, bucket, tmp_path):
+    server.fail("403", key="a.cache")
+    server.fail("403", key=f"{bucket}", method="GET")
+    for code, output in commands(tars, f"s3://{bucket}/a.cache", tmp_path / "run"):
+        assert code == 1
+        assert output.startswith("error: access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID")
+        assert output.count("\n") == 1
+
+
+def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
+    for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
+        assert (code, output.count("\n")) == (2, 1)
+        assert output.startswith("error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://...")
+
+
+def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
+    shards = resolve_shards(tars)
+    server.forget()
+    assert extract(shards, copied)[0].units == 0
+    assert server.counts()["PUT"] == 1  # the record in logs/
+    assert not any("logs/claims" in path for _, path in server.log)

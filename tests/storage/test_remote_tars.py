@@ -1,0 +1,160 @@
+"""Source tars behind URLs: named, listed, measured and streamed, also through faults."""
+
+import os
+from pathlib import Path
+
+import obstore
+import pytest
+from object_server import QUICK
+from small_cache import make_shards, picture, write_tar
+
+from pipeline.errors import ConfigError, SourceError, StorageError
+from pipeline.storage import connection, tars
+from pipeline.storage.tars import open_tar
+from pipeline.views.shards import Shard, resolve_shards
+from pipeline.views.source import read_samples
+
+
+@pytest.fixture
+def store(bucket, monkeypatch):
+    """The bucket as obstore has it; whatever asks for a tar has quick retries and small ranges."""
+    monkeypatch.setattr(connection, "RETRIES", QUICK)
+    monkeypatch.setattr(tars, "RANGE_BYTES", 10_000)
+    connection._connection.cache_clear()
+    yield obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
+    connection._connection.cache_clear()
+
+
+@pytest.fixture
+def names(store):
+    """Some objects of 3 bytes."""
+    keys = [
+        "tars/b.tar",
+        "tars/a.tar",
+        "tars/c d.tar",
+        "tars/.hidden.tar",
+        "tars/notes.txt",
+        "tars/deep/e.tar",
+        "tars/empty.tar",
+        "top.tar",
+    ]
+    for key in keys:
+        obstore.put(store, key, b"" if "empty" in key else b"xxx")
+
+
+def found(spec):
+    return [shard.address for shard in resolve_shards(spec)]
+
+
+@pytest.mark.usefixtures("names")
+def test_tars_are_named_by_pattern_folder_and_list(bucket, tmp_path):
+    root = f"s3://{bucket}"
+    assert found(f"{root}/tars/{{b,a}}.tar") == [f"{root}/tars/b.tar", f"{root}/tars/a.tar"]
+    assert found(f"{root}/tars/[ab].tar") == [f"{root}/tars/a.tar", f"{root}/tars/b.tar"]
+    assert found(f"{root}/tars/deep/") == found(f"{root}/tars/deep") == [f"{root}/tars/deep/e.tar"]
+    assert found(root) == found(f"{root}/") == [f"{root}/top.tar"]
+    local = write_tar(tmp_path / "tars" / "local.tar", {"a": b""})
+    (tmp_path / "list").write_text(f"tars/local.tar\n# {root}/no.tar\n{root}/tars/c d.tar\n")
+    shards = resolve_shards(str(tmp_path / "list"))
+    assert [(shard.address, shard.size, shard.name) for shard in shards] == [
+        (str(local), local.stat().st_size, "local.tar"),
+        (f"{root}/tars/c d.tar", 3, "c d.tar"),
+    ]
+
+
+@pytest.mark.usefixtures("names")
+def test_a_web_server_serves_tars_but_no_list(bucket, server):
+    root = f"{server.endpoint}/plain/{bucket}"
+    shards = resolve_shards(f"{root}/tars/{{a,c%20d}}.tar")
+    assert [(shard.size, shard.name) for shard in shards] == [(3, "a.tar"), (3, "c d.tar")]
+    with open_tar(shards[1].address) as file:
+        assert file.read() == b"xxx"
+    for spec in (f"{root}/tars/", f"{root}/tars/*.tar"):
+        with pytest.raises(ConfigError, match="a web server cannot list its files; give a brace pattern of URLs or a text list"):
+            resolve_shards(spec)
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("s3://BUCKET/tars/gone.tar", "shard 's3://BUCKET/tars/gone.tar' does not exist: give"),
+        ("s3://BUCKET/tars/", "shard 's3://BUCKET/tars/empty.tar' is empty (0 bytes)"),
+        ("s3://BUCKET/nothing/", "shards 's3://BUCKET/nothing/' match no .tar file"),
+        ("s3://BUCKET/tars/x*.tar", "shards 's3://BUCKET/tars/x*.tar' match no .tar file"),
+        ("s3://BUCKET/{tars,old}/{a,a}.tar", "have the same file name, by which a cache knows them"),
+        ("s3://no-such-bucket/tars/", "shards 's3://no-such-bucket/tars/' cannot be listed (the bucket does not exist"),
+        ("s3://BUCKET/tars/a.tar.gz", "match no .tar file"),
+        (
+            "ftp://host/a.tar",
+            "address 'ftp://host/a.tar' is of no known kind: give a path, or s3://... or gs://... or az://... or http://...",
+        ),
+        ("s3:///a.tar", "names no bucket"),
+    ],
+)
+def test_what_is_no_tar_is_refused(spec, words, bucket, store):
+    obstore.put(store, "old/a.tar", b"x")
+    with pytest.raises(ConfigError) as error:
+        resolve_shards(spec.replace("BUCKET", bucket))
+    assert words.replace("BUCKET", bucket) in str(error.value)
+
+
+def test_sizes_are_asked_for_side_by_side(store, bucket, server):
+    for number in range(20):
+        obstore.put(store, f"t/{number:02d}.tar", b"x")
+    server.forget()
+    server.fail("slow", method="HEAD")
+    assert len(resolve_shards(f"s3://{bucket}/t/")) == 20
+    assert server.counts() == {"GET": 1, "HEAD": 20}
+    assert server.most_at_once > 8
+
+
+@pytest.mark.parametrize("kind", ["cut", "closed", "503"])
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_tar_is_streamed_through_faults(store, bucket, server, kind, scheme):
+    data = os.urandom(123_456)
+    obstore.put(store, "a.tar", data)
+    server.fail(kind, every=3, method="GET")
+    address = f"s3://{bucket}/a.tar" if scheme == "s3" else f"{server.endpoint}/plain/{bucket}/a.tar"
+    with open_tar(address) as file:
+        parts = [file.read(50_000), file.read(1), file.read()]
+    assert (b"".join(parts), [len(part) for part in parts]) == (data, [50_000, 1, 73_455])
+
+
+def test_whoever_reads_the_beginning_asks_for_little_more(store, bucket, server):
+    obstore.put(store, "a.tar", bytes(200_000))
+    server.forget()
+    with open_tar(f"s3://{bucket}/a.tar") as file:
+        file.read(100)
+    assert server.counts() == {"HEAD": 1, "GET": 1}
+
+
+def test_a_tar_that_changes_while_it_is_read_is_refused(store, bucket):
+    obstore.put(store, "a.tar", bytes(200_000))
+    with open_tar(f"s3://{bucket}/a.tar") as file:
+        file.read(100)
+        obstore.put(store, "a.tar", bytes(200_001))
+        with pytest.raises(OSError, match="the object has changed meanwhile"):
+            file.read()
+
+
+def test_samples_are_those_of_the_local_tar(store, bucket, tmp_path):
+    shard = make_shards(tmp_path, tars=1, pictures_per_tar=10)[0]
+    obstore.put(store, "train-0000.tar", Path(shard.address))
+    assert list(read_samples(Shard(f"s3://{bucket}/train-0000.tar", shard.size))) == list(read_samples(shard))
+
+
+def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(store, bucket, server, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {f"{number}": picture(number) for number in range(10)})
+    obstore.put(store, "a.tar", tar)
+    shard = Shard(f"s3://{bucket}/a.tar", 1)
+    with pytest.raises(SourceError, match=r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"):
+        list(read_samples(Shard(f"s3://{bucket}/gone.tar", 1)))
+    server.fail("403", method="GET")
+    with pytest.raises(SourceError, match=r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address"):
+        list(read_samples(shard))
+    for method in ("GET", "HEAD"):
+        server.heal()
+        server.fail("503", method=method)
+        with pytest.raises(StorageError, match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable after 4"):
+            list(read_samples(shard))
