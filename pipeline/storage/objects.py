@@ -124,7 +124,9 @@ class ObjectFolder:
             )
         present = {} if made else self.sizes(key)
         files = {f"{key}/{path.relative_to(source).as_posix()}": path for path in sorted(source.rglob("*")) if path.is_file()}
-        missing = [name for name, path in files.items() if name != f"{key}/{marker}" and present.get(name) != path.stat().st_size]
+        missing = [
+            name for name in files if name != f"{key}/{marker}" and name not in present
+        ]  # an object is whole; it may have been extended
         with ThreadPoolExecutor(self.parallel_reads) as pool:
             list(pool.map(self._upload, [files[name] for name in missing], missing))
         return made

@@ -163,7 +163,7 @@ def newer(cache):
             lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
             ["is not a cache (no units.json): give a folder that extract-teacher made"],
         ),
-        (newer, ["has version 7.0, this program reads 0.1", "use the version of this program that made the cache"]),
+        (newer, ["has version 7.0, this program reads 1.0", "use the version of this program that made the cache"]),
     ],
     ids=["file", "folder", "newer"],
 )
