@@ -1,0 +1,5 @@
+"""Later."""
+
+
+def kill_trainings(plan):
+    return []
