@@ -59,6 +59,16 @@ def test_lines_beyond_the_checkpoint_and_a_torn_one_are_not_logged_twice(small_c
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_what_a_killed_run_was_writing_is_swept(small_cache_path, finished, tmp_path):
+    run = killed_after(finished, 3, tmp_path / "run")
+    unfinished = [run / ".student.safetensors.0123456789abcdef.tmp", run / "checkpoints" / "step_00000005.tmp"]
+    for path in unfinished:
+        path.write_bytes(b"half of it")
+    trained(small_cache_path, run, resume=True)
+    assert [path.name for path in unfinished if path.exists()] == []
+    assert_same_runs(finished, run, 6)
+
+
 def test_a_finished_run_resumes_to_itself(small_cache_path, finished, tmp_path):
     run = killed_after(finished, 6, tmp_path / "run")
     assert "6 of 6 steps done" in train(small_cache_path, run, resume=True).output
