@@ -21,6 +21,10 @@ class CacheError(MaskAlignError):
     """A cache that is damaged, incomplete or not what was asked for."""
 
 
+class StorageError(MaskAlignError):
+    """A folder, disk or object store that cannot do what is asked of it."""
+
+
 class CheckpointError(MaskAlignError):
     """A run folder or checkpoint that cannot be used."""
 

@@ -1,8 +1,10 @@
 """What all commands share at their edge with a person: errors in one sentence, and the device that was asked for."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,20 +15,38 @@ if TYPE_CHECKING:
     import torch
 
 
+_GOES_ON = "the same command (train-student: with --resume) goes on from what is finished"
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM has come: like KeyboardInterrupt nothing but the command's edge may catch it."""
+
+
 @contextmanager
 def told_in_one_sentence() -> Iterator[None]:
     """Turn a user's mistake into one sentence on stderr and its exit code."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except MaskAlignError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command (train-student: with --resume) goes on from what is finished", err=True)
+        typer.echo(f"interrupted: {_GOES_ON}", err=True)
         raise typer.Exit(130) from None
+    except _TerminatedError:
+        typer.echo(f"stopped by SIGTERM: {_GOES_ON}", err=True)
+        raise typer.Exit(1) from None
     except OSError as error:
         typer.echo(f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})", err=True)
         raise typer.Exit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise _TerminatedError
 
 
 def run_command(command: Callable[..., None]) -> None:

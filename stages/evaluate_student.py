@@ -31,7 +31,7 @@ def knn(
     ] = False,
     teacher: Annotated[str | None, typer.Option(help="Judge a teacher instead, such as open_clip:ViT-B-16-quickgelu/openai.")] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe of an untrained student without a run.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Neighbours are the views of this cache.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Neighbours are the views of this cache.")] = None,
     shards: Annotated[str | None, typer.Option(help="Neighbours are the centre views of these labelled tars.")] = None,
     test_shards: Annotated[
         str | None, typer.Option(help="Queries are of these labelled tars; default: each picture against all others.")
@@ -77,7 +77,7 @@ def _subject(teacher: str | None, untrained: bool) -> str:
 
 
 def _refuse_choice(
-    run: Path | None, untrained: bool, teacher: str | None, config: Path | None, cache: Path | None, shards: str | None
+    run: Path | None, untrained: bool, teacher: str | None, config: Path | None, cache: str | None, shards: str | None
 ) -> None:
     if (teacher is not None) + (run is not None or untrained) != 1:
         raise ConfigError("give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC")
@@ -98,7 +98,7 @@ def _sizes(cache: "Cache | None", run: Path | None, asked: tuple[int, int]) -> t
     of_run = (view["image_size"], view["patch_size"])
     if cache and stored != of_run:
         raise ConfigError(
-            f"run {str(run)!r} takes views of {of_run[0]} pixels in patches of {of_run[1]}, cache {str(cache.path)!r} has {stored[0]} "
+            f"run {str(run)!r} takes views of {of_run[0]} pixels in patches of {of_run[1]}, cache {cache.address!r} has {stored[0]} "
             f"in {stored[1]}: give a cache of the run's sizes, or --shards"
         )
     return of_run

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def extract_teacher(
     shards: Annotated[str, typer.Argument(help="Source tars: a brace pattern, a folder, or a text file with one tar a line.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the cache: made, continued or extended.")],
+    cache: Annotated[str, typer.Option(help="Folder of the cache: made, continued or extended.")],
     teacher: Annotated[
         str,
         typer.Option(help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; the tag `random` is an untrained rehearsal."),
@@ -137,7 +136,7 @@ def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing:
         typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
-    typer.echo(f"cache {str(options.cache)!r}: {_state(missing, tally)}")
+    typer.echo(f"cache {options.cache!r}: {_state(missing, tally)}")
 
 
 def _state(missing: int, tally: "Tally") -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train_student(
-    cache: Annotated[Path, typer.Option(help="Cache that extract-teacher made.")],
+    cache: Annotated[str, typer.Option(help="Cache that extract-teacher made.")],
     run: Annotated[Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")],
     config: Annotated[Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")] = None,
     assignments: Annotated[
@@ -50,7 +50,7 @@ def _configured(run: Path, file: Path | None, assignments: list[str], resume: bo
     return config
 
 
-def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device") -> None:
+def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device") -> None:
     from contextlib import nullcontext
 
     from pipeline.cache.reader import Cache
@@ -60,7 +60,7 @@ def _train(path: Path, run: Path, config: "RunConfig", resume: bool, ranks: "Ran
     from pipeline.training.summary import write_report
 
     units = read_run(run).get("units") if resume else None
-    job = build_job(config, Cache(path), run, ranks, device, units)
+    job = build_job(config, Cache(address), run, ranks, device, units)
     with held_run_folder(run) if ranks.is_main else nullcontext():
         first = job.load_checkpoint() if resume else 0
         if resume and ranks.is_main:

@@ -97,6 +97,7 @@ def extraction_options(**changes):
         "rank": 0,
         "processes": 1,
     }
+    changes["cache"] = str(changes["cache"])
     return ExtractionOptions(**(options | changes))
 
 
@@ -106,4 +107,4 @@ def small_cache(folder, tars=2, pictures_per_tar=70, name="small.cache", **chang
     options = extraction_options(shards=shards, cache=Path(folder) / name, **changes)
     extractor, missing = run_extraction(options)
     assert (missing, extractor.tally.failed) == (0, {})
-    return options.cache
+    return Path(options.cache)

@@ -1,15 +1,16 @@
 """Commits: the files that make units exist. Created last and exclusively, with sizes, digests and block checksums of what a unit owns."""
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from pipeline.cache.files import create_file_exclusively, digest_of, with_digest
+from pipeline.cache.digests import seal_of, sealed
 from pipeline.cache.units import Unit
 from pipeline.config import Section
 from pipeline.errors import CacheError
+from pipeline.storage.folder import Folder
+
+COMMITS = "commits"
 
 
 class FileRecord(Section):
@@ -39,31 +40,38 @@ class Commit(Section):
     schema_digest: str
     digest: str = ""
 
+    @property
+    def name(self) -> str:
+        """How messages name the unit."""
+        return f"unit {self.unit} ({self.source}, view {self.view})"
 
-def commit_path(cache: Path, unit: Unit) -> Path:
+
+def commit_key(unit: Unit) -> str:
     """Return where a unit's commit lies."""
-    return cache / "commits" / f"{unit.stem}.json"
+    return f"{COMMITS}/{unit.stem}.json"
 
 
-def create_commit(cache: Path, unit: Unit, commit: Commit) -> bool:
+def create_commit(folder: Folder, unit: Unit, commit: Commit) -> bool:
     """Create a unit's commit; False if another process was first."""
-    values = with_digest(commit.model_dump(mode="json", exclude={"digest"}))
-    return create_file_exclusively(commit_path(cache, unit), (json.dumps(values) + "\n").encode())
+    return folder.create(commit_key(unit), sealed(commit.model_dump(mode="json", exclude={"digest"})))
 
 
-def read_commit(cache: Path, unit: Unit, schema_digest: str) -> Commit | None:
-    """Read a unit's commit, None if there is none; raises CacheError if it is damaged or of another cache."""
-    path = commit_path(cache, unit)
+def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
+    """Return the units that exist, from one listing: a look at each would take minutes on a network."""
+    present = folder.names(COMMITS)
+    return [unit for unit in units if f"{unit.stem}.json" in present]
+
+
+def read_commit(folder: Folder, unit: Unit, schema_digest: str) -> Commit:
+    """Read a unit's commit; raises CacheError if it is damaged or of another cache, FileNotFoundError if there is none."""
+    data = folder.read(commit_key(unit))
+    cure = "inspect-cache verify --repair drops it, and the same extract-teacher command makes its unit again"
+    place = f"commit {f'{folder.address}/{commit_key(unit)}'!r}"
     try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
-        intact = digest_of(values) == values["digest"]
-        commit = Commit.model_validate_json(json.dumps(values))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
-        intact = False
-    if not intact:
-        raise CacheError(f"commit {str(path)!r} is damaged: delete it and run the same extract-teacher command to make its unit again")
+        seal_of(data)
+        commit = Commit.model_validate_json(data)
+    except (ValueError, ValidationError):
+        raise CacheError(f"{place} is damaged: {cure}") from None
     if (commit.schema_digest, commit.unit, commit.source, commit.view) != (schema_digest, unit.unit, unit.source, unit.view):
-        raise CacheError(f"commit {str(path)!r} belongs to another cache or unit: delete it and run the same extract-teacher command again")
+        raise CacheError(f"{place} belongs to another cache or unit: {cure}")
     return commit

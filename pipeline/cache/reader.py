@@ -1,8 +1,8 @@
 """Reading a cache: its units and, block by block, its arrays and crops. Every byte that is returned has been checked."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -12,53 +12,84 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.cache import store
-from pipeline.cache.commit import Commit, read_commit
-from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.commit import Commit, commit_key, committed, read_commit
+from pipeline.cache.schema import array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.cache.writer import block_crc
 from pipeline.errors import CacheError, ConfigError
+from pipeline.storage.address import open_folder
+from pipeline.storage.ordered import ordered_map
+
+REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
+UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
+_COMMITS_HELD = 64
+
+FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a run pins
 
 
 class Cache:
-    """An existing cache. Opening reads metadata only; arrays are opened in the process that first reads them."""
+    """An existing cache. Opening reads metadata only; arrays and commits are read in the process that first needs them."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the cache at `path`; raises CacheError if it is none, damaged or of another version."""
-        if not (path / UNITS_FILE).is_file() or not (path / store.GROUP).is_dir():
-            raise CacheError(f"{str(path)!r} is not a cache (no {UNITS_FILE} and {store.GROUP}): give a folder that extract-teacher made")
-        self.path = path
-        self.schema: CacheSchema = store.read_schema(path / store.GROUP)
-        self.units: tuple[Unit, ...] = read_units(path)
+    def __init__(self, address: str | Path) -> None:
+        """Open the cache at a path or URL; raises CacheError if it is none, damaged or of another version."""
+        self.folder = open_folder(address)
+        if not self.folder.exists(UNITS_FILE):
+            raise CacheError(f"{self.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made")
+        self.schema, self.digest = store.read_schema(self.folder)
+        self.units: tuple[Unit, ...] = read_units(self.folder)
         self._specs = array_specs(self.schema)
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._commits: OrderedDict[int, Commit] = OrderedDict()
 
-    @cached_property
-    def commits(self) -> tuple[Commit, ...]:
-        """The finished units, by number, as they were when first asked for."""
-        found = (read_commit(self.path, unit, self.schema.digest) for unit in self.units)
-        return tuple(commit for commit in found if commit is not None)
+    @property
+    def address(self) -> str:
+        """The path or URL of the cache."""
+        return self.folder.address
 
-    def finished(self, views: Iterable[int] | None, allow_partial: bool) -> tuple[Commit, ...]:
-        """Return the commits of the chosen views (None: all); raises CacheError if some are missing and that is not allowed."""
+    def commits(self, views: Container[int] | None = None) -> Iterator[Commit]:
+        """Read the commits of the finished units of some views (None: all), by number, one at a time."""
+        wanted = tuple(unit for unit in self.units if views is None or unit.view in views)
+        return ordered_map(self._read_commit, committed(self.folder, wanted), self.folder.parallel_reads)
+
+    def finished(self, views: Iterable[int] | None, allow_partial: bool) -> FinishedUnits:
+        """Return the finished units of the chosen views (None: all); raises CacheError if some are missing and that is not allowed."""
         chosen = self._existing_views(views)
-        wanted = [unit for unit in self.units if unit.view in chosen]
-        commits = tuple(commit for commit in self.commits if commit.view in chosen)
-        if not commits or (len(commits) < len(wanted) and not allow_partial):
+        wanted = sum(unit.view in chosen for unit in self.units)
+        found = _table(self.commits(chosen))
+        if not len(found) or (len(found) < wanted and not allow_partial):
             raise CacheError(
-                f"cache {str(self.path)!r} is not finished: {len(commits)} of {len(wanted)} units are committed; "
-                "run the same extract-teacher command until it is" + (", or set data.allow_partial=true" if commits else "")
+                f"cache {self.address!r} is not finished: {len(found)} of {wanted} units are committed; "
+                "run the same extract-teacher command until it is" + (", or set data.allow_partial=true" if len(found) else "")
             )
-        return commits
+        return found
 
-    def pinned(self, units: Iterable[int]) -> tuple[Commit, ...]:
-        """Return the commits of these units, by number; raises CacheError naming those that are missing."""
-        commits = {commit.unit: commit for commit in self.commits}
-        missing = sorted(set(units) - set(commits))
+    def pinned(self, units: Iterable[int]) -> FinishedUnits:
+        """Return these units; raises CacheError naming those that are missing."""
+        wanted = set(units)
+        found = _table(commit for commit in self.commits() if commit.unit in wanted)
+        missing = sorted(wanted - set(found["unit"].tolist()))
         if missing:
             raise CacheError(
-                f"cache {str(self.path)!r} lacks units {missing[:10]} that the run began with: run the same extract-teacher command again"
+                f"cache {self.address!r} lacks units {missing[:10]} that the run began with: run the same extract-teacher command again"
             )
-        return tuple(commits[unit] for unit in sorted(units))
+        return found
+
+    def pinned_commit(self, pinned: np.void) -> Commit:
+        """Return the commit of a unit of `finished`, from memory if it was among the last; raises CacheError if it has changed since."""
+        unit = int(pinned["unit"])
+        commit = self._commits.pop(unit, None) or self._read_commit(self.units[unit])
+        if commit.digest.encode() != pinned["digest"]:
+            raise CacheError(f"{commit.name} of cache {self.address!r} was made anew with other content while in use: start another run")
+        self._commits[unit] = commit
+        if len(self._commits) > _COMMITS_HELD:
+            self._commits.popitem(last=False)
+        return commit
+
+    def _read_commit(self, unit: Unit) -> Commit:
+        try:
+            return read_commit(self.folder, unit, self.digest)
+        except FileNotFoundError:
+            raise CacheError(f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again") from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
         """Return the places of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
@@ -66,7 +97,7 @@ class Cache:
         missing = [level for level in levels or () if level not in stored]
         if missing:
             raise ConfigError(
-                f"levels {missing} are not in cache {str(self.path)!r}: it holds {list(stored)}; choose of these, or extract again"
+                f"levels {missing} are not in cache {self.address!r}: it holds {list(stored)}; choose of these, or extract again"
             )
         return tuple(range(len(stored))) if levels is None else tuple(stored.index(level) for level in levels)
 
@@ -74,7 +105,7 @@ class Cache:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
         mean, std = (self._read("calibration", name, ...) for name in ("channel_mean", "channel_std"))
         if calibration_digest(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(f"the calibration of cache {str(self.path)!r} does not match its digest: restore both arrays from a copy")
+            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: restore both arrays from a copy")
         return mean, std
 
     def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
@@ -82,29 +113,27 @@ class Cache:
         first = block * self.schema.block_rows
         rows = min(self.schema.block_rows, commit.rows - first)
         start = commit.unit * self.schema.unit_rows + first
-        place = f"unit {commit.unit} ({commit.source}, view {commit.view}), rows {first} to {first + rows - 1}"
+        place = f"{commit.name}, rows {first} to {first + rows - 1}"
         return {name: self._read_rows(place, commit, name, block, start)[:rows] for name in names}
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
         """Read bytes [start, end) of a unit's view tar."""
-        path = self.path / "views" / f"{self.units[commit.unit].stem}.tar"
+        key = f"views/{self.units[commit.unit].stem}.tar"
         try:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(end - start)
+            return self.folder.read(key, start, end)
         except OSError as error:
-            raise CacheError(f"view tar {str(path)!r} cannot be read ({error.strerror}): {remedy(commit)}") from None
+            raise CacheError(f"view tar {f'{self.address}/{key}'!r} cannot be read ({error.strerror}): {REMEDY}") from None
 
     def _read_rows(self, place: str, commit: Commit, name: str, block: int, start: int) -> store.Values:
-        values = self._read(place, name, slice(start, start + self.schema.block_rows), remedy(commit))
+        values = self._read(place, name, slice(start, start + self.schema.block_rows), REMEDY)
         if block_crc(values, self.schema.block_rows) != commit.blocks[name][block]:
-            raise CacheError(f"array {name!r} of {place} is not what was committed: {remedy(commit)}")
+            raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
         return values
 
     def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = "restore its file from a copy") -> store.Values:
         try:
             if name not in self._arrays:
-                self._arrays[name] = store.open_array(self.path / store.GROUP, self._specs[name], self.schema)
+                self._arrays[name] = store.open_array(self.folder, self._specs[name], self.schema)
             values: store.Values = np.asarray(self._arrays[name][rows])
             return values
         except (ValueError, OSError) as error:
@@ -115,7 +144,7 @@ class Cache:
         missing = sorted(set(views or ()) - stored)
         if missing:
             raise ConfigError(
-                f"views {missing} are not in cache {str(self.path)!r}: it has {sorted(stored)}; choose of these, or add --views"
+                f"views {missing} are not in cache {self.address!r}: it has {sorted(stored)}; choose of these, or add --views"
             )
         return stored if views is None else set(views)
 
@@ -125,7 +154,5 @@ def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> s
     return hashlib.sha256(b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))).hexdigest()
 
 
-def remedy(commit: Commit) -> str:
-    """Say how a damaged unit is made again."""
-    name = f"{commit.source.removesuffix('.tar')}.v{commit.view:02d}.json"
-    return f"delete commits/{name} and run the same extract-teacher command to make the unit again"
+def _table(commits: Iterable[Commit]) -> FinishedUnits:
+    return np.array([(commit.unit, commit.view, commit.rows, commit.digest) for commit in commits], UNIT_DTYPE)

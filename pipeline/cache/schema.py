@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from pipeline.cache.files import digest_of
+from pipeline.cache.digests import digest_of
 from pipeline.config import Section
 
 SCHEMA_VERSION = "0.1"

@@ -1,24 +1,29 @@
 """The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit, an inner chunk is a block."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+import zarr.storage
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 
-from pipeline.cache.files import canonical_json, digest_of, flush_to_disk
+from pipeline.cache.digests import canonical_json, digest_of
 from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_specs
 from pipeline.errors import CacheError
+from pipeline.storage.folder import Folder
+from pipeline.storage.local import LocalFolder
 
 GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
 _INDEX_BYTES_PER_CHUNK = 16
 _CRC_BYTES = 4
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
 
 Values = NDArray[Any]
 
@@ -31,10 +36,10 @@ def create_group(path: Path, schema: CacheSchema, units: int) -> None:
         _create_array(group, spec, schema, units)
 
 
-def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units: int) -> None:
+def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units: int) -> zarr.Array[Any]:
     by_rows = ((units * schema.unit_rows,), (schema.block_rows,), (schema.unit_rows,)) if spec.by_rows else ((), (), ())
     rows, block, shard = (lead + spec.item_shape for lead in by_rows)
-    group.create_array(
+    return group.create_array(
         spec.name,
         shape=rows,
         chunks=block,
@@ -64,58 +69,82 @@ def _open_for_writing(path: Path, name: str) -> zarr.Array[Any]:
         return zarr.open_array(path / name, mode="r+")
 
 
-def resize_group(path: Path, schema: CacheSchema, units: int) -> None:
-    """Extend every array by rows to a number of units."""
+def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
+    """Extend the arrays with rows to at least a number of units; never shortens one."""
+    rows = units * schema.unit_rows
     for spec in array_specs(schema).values():
-        if spec.by_rows:
-            zarr.open_array(path / spec.name, mode="r+").resize((units * schema.unit_rows, *spec.item_shape))
-            flush_to_disk(path / spec.name / "zarr.json")
-            flush_to_disk(path / spec.name)
+        key = f"{GROUP}/{spec.name}/zarr.json"
+        if spec.by_rows and json.loads(folder.read(key))["shape"][0] < rows:
+            folder.update(key, lambda data: _with_rows(data, rows))
 
 
-def open_array(path: Path, spec: ArraySpec, schema: CacheSchema) -> zarr.Array[Any]:
+def _with_rows(data: bytes, rows: int) -> bytes:
+    """Return an array's metadata with at least so many rows, in the form in which zarr writes it."""
+    metadata = json.loads(data)
+    metadata["shape"][0] = max(rows, metadata["shape"][0])
+    return json.dumps(metadata, indent=2).encode()
+
+
+def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Array[Any]:
     """Open an array to read; raises CacheError if its metadata is not what the schema says."""
+    place, cure = f"array {spec.name!r} of {folder.address!r}", "inspect-cache verify --repair writes its zarr.json anew"
     try:
-        array = zarr.open_array(path / spec.name, mode="r")
-    except _DAMAGED as error:
-        raise CacheError(f"array {spec.name!r} of {str(path)!r} cannot be opened ({error}): restore its zarr.json from a copy") from None
-    chunks = (schema.block_rows, *spec.item_shape) if spec.by_rows else spec.item_shape
-    if array.attrs.get("name") != spec.name or array.dtype != spec.dtype or array.chunks != chunks:
-        raise CacheError(f"array {spec.name!r} of {str(path)!r} is not what the schema says: restore its zarr.json from a copy")
+        array = zarr.open_array(zarr_store(folder), path=spec.name, mode="r")
+        found = array.metadata.to_dict()
+    except DAMAGED as error:
+        raise CacheError(f"{place} cannot be opened ({error}): {cure}") from None
+    if found | {"shape": None} != expected_metadata(spec, schema) | {"shape": None}:
+        raise CacheError(f"{place} is not what the schema says: {cure}")
     return array
 
 
-def read_schema(path: Path) -> CacheSchema:
-    """Read the schema of a group; raises CacheError for a newer version or attributes that do not match their digest."""
-    attributes = _read_attributes(path)
+def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> dict[str, Any]:
+    """Return the content of an array's zarr.json for a number of units."""
+    group = zarr.create_group(zarr.storage.MemoryStore())
+    metadata: dict[str, Any] = _create_array(group, spec, schema, units).metadata.to_dict()
+    return metadata
+
+
+def zarr_store(folder: Folder) -> Store:
+    """Return the group of a cache as a zarr store to read."""
+    assert isinstance(folder, LocalFolder)
+    return zarr.storage.LocalStore(folder.path / GROUP, read_only=True)
+
+
+def read_schema(folder: Folder) -> tuple[CacheSchema, str]:
+    """Read the schema of a cache and its digest; raises CacheError for another version or attributes that do not match their digest."""
+    attributes = _read_attributes(folder)
     values: Mapping[str, Any] = attributes[_ATTRIBUTE]
-    _refuse_other_version(path, str(values.get("version")))
-    if digest_of(values) != attributes.get("digest"):
-        raise CacheError(f"the schema of {str(path)!r} does not match its digest: restore zarr.json from a copy")
+    place = f"the schema of cache {folder.address!r}"
+    newer = _is_newer(place, str(values.get("version")))
+    digest = digest_of(values)
+    if digest != attributes.get("digest"):
+        raise CacheError(f"{place} does not match its digest: restore {GROUP}/zarr.json from a copy")
     try:
-        return CacheSchema.model_validate_json(canonical_json(values))
+        return CacheSchema.model_validate_json(canonical_json(values), extra="ignore" if newer else "forbid"), digest
     except ValidationError as error:
-        raise CacheError(
-            f"the schema of {str(path)!r} is not valid ({error.error_count()} wrong keys): restore zarr.json from a copy"
-        ) from None
+        raise CacheError(f"{place} is not valid ({error.error_count()} wrong keys): restore {GROUP}/zarr.json from a copy") from None
 
 
-def _read_attributes(path: Path) -> Mapping[str, Any]:
+def _read_attributes(folder: Folder) -> Mapping[str, Any]:
     try:
-        attributes = dict(zarr.open_group(path, mode="r").attrs)
-        if isinstance(attributes.get(_ATTRIBUTE), dict):
+        attributes: dict[str, Any] = json.loads(folder.read(f"{GROUP}/zarr.json"))["attributes"]
+        if isinstance(attributes[_ATTRIBUTE], dict):
             return attributes
-    except _DAMAGED:
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    raise CacheError(f"{str(path)!r} is not the group of a cache: give a folder that extract-teacher made")
+    raise CacheError(f"{folder.address!r} has no readable {GROUP}/zarr.json: give a cache that extract-teacher made, or restore the file")
 
 
-def _refuse_other_version(path: Path, version: str) -> None:
-    if version != SCHEMA_VERSION:
+def _is_newer(place: str, version: str) -> bool:
+    """Tell whether a version that can be read is newer than ours; raises CacheError for one that cannot."""
+    ours, theirs = SCHEMA_VERSION.split("."), version.split(".")
+    if version != SCHEMA_VERSION and (ours[0] == "0" or theirs[0] != ours[0] or len(theirs) != 2 or not theirs[1].isdigit()):
         raise CacheError(
-            f"{str(path)!r} has schema version {version}, this program reads {SCHEMA_VERSION}: "
+            f"{place} has version {version}, this program reads {SCHEMA_VERSION}: "
             "use the version of this program that made the cache, or extract it again"
         )
+    return version != SCHEMA_VERSION and int(theirs[1]) > int(ours[1])
 
 
 def shard_key(spec: ArraySpec, unit: int) -> str:

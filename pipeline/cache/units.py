@@ -1,16 +1,14 @@
 """units.json: which source tar and view own which rows. Append-only."""
 
-import json
 from collections.abc import Container, Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.cache.files import digest_of, replace_file, with_digest
+from pipeline.cache.digests import seal_of, sealed
 from pipeline.cache.schema import UNIT_ROWS
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
+from pipeline.storage.folder import Folder
 
 UNITS_FILE = "units.json"
 
@@ -32,21 +30,31 @@ class Unit(Section):
         return f"{self.source.removesuffix('.tar')}.v{self.view:02d}"
 
 
-def read_units(cache: Path) -> tuple[Unit, ...]:
+class _Units(Section):
+    """The content of units.json."""
+
+    digest: str
+    rows_per_unit: int
+    units: tuple[Unit, ...]
+
+
+def read_units(folder: Folder) -> tuple[Unit, ...]:
     """Read units.json; raises CacheError if it is damaged."""
+    return parse_units(folder, folder.read(UNITS_FILE))
+
+
+def parse_units(folder: Folder, data: bytes) -> tuple[Unit, ...]:
+    """Return the units that the bytes of units.json name; raises CacheError if they are damaged."""
     try:
-        values: dict[str, Any] = json.loads((cache / UNITS_FILE).read_bytes())
-        if digest_of(values) != values["digest"]:
-            raise CacheError(f"{UNITS_FILE} of cache {str(cache)!r} does not match its digest: restore it from a copy")
-        return tuple(Unit.model_validate(unit) for unit in values["units"])
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise CacheError(f"{UNITS_FILE} of cache {str(cache)!r} is damaged ({type(error).__name__}): restore it from a copy") from None
+        seal_of(data)
+        return _Units.model_validate_json(data).units
+    except (ValueError, ValidationError):
+        raise CacheError(f"{UNITS_FILE} of cache {folder.address!r} is damaged: restore it from a copy") from None
 
 
-def write_units(cache: Path, units: Sequence[Unit]) -> None:
-    """Write units.json whole."""
-    values = {"rows_per_unit": UNIT_ROWS, "units": [unit.model_dump() for unit in units]}
-    replace_file(cache / UNITS_FILE, (json.dumps(with_digest(values), indent=1) + "\n").encode())
+def units_json(units: Sequence[Unit]) -> bytes:
+    """Return the bytes of units.json."""
+    return sealed({"rows_per_unit": UNIT_ROWS, "units": [unit.model_dump() for unit in units]})
 
 
 def extended_units(

@@ -1,11 +1,8 @@
 """Making a cache: creating and extending it, and publishing units so that a reader sees a whole unit or none."""
 
-import os
-import platform
+import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -13,82 +10,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import store
-from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_path, create_commit
-from pipeline.cache.files import file_digest, flush_to_disk, locked, locked_if_free
+from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, committed, create_commit
 from pipeline.cache.schema import CacheSchema, array_specs
-from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, read_units, write_units
-from pipeline.errors import CacheError
-
-_HOST = platform.node()
-_FOLDERS = ("views", "commits", "logs/locks")
+from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
+from pipeline.storage.files import flush_to_disk
+from pipeline.storage.folder import Folder
 
 
-def create_cache(path: Path, schema: CacheSchema, units: Sequence[Unit], mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
-    """Build an empty cache beside its place and rename it there; if another process was first, leave the other's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        draft = Path(temporary) / "cache"
-        for folder in _FOLDERS:
-            (draft / folder).mkdir(parents=True)
-        store.create_group(draft / store.GROUP, schema, len(units))
-        store.write_calibration(draft / store.GROUP, mean, std)
-        write_units(draft, units)
-        for entry in (draft, *draft.rglob("*")):
-            flush_to_disk(entry)
-        try:
-            draft.rename(path)
-        except OSError as error:
-            if not (path / UNITS_FILE).exists():
-                raise CacheError(f"cannot create cache {str(path)!r} ({error.strerror}): give a path that does not exist") from None
-    flush_to_disk(path.parent)
+def is_uncreated(folder: Folder) -> bool:
+    """Tell whether a cache can be created here: nothing is there but what a maker that died left behind."""
+    return folder.names() <= {store.GROUP, "logs"}
 
 
-def extend_cache(path: Path, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]) -> tuple[Unit, ...]:
-    """Append units for new tars and views, one process at a time, and return all units; raises ConfigError as `extended_units` does."""
-    with locked(path / "logs" / "locks" / "extend"):
-        units = read_units(path)
-        made = {unit.source for unit in units if is_committed(path, unit)}
-        extended = extended_units(units, sources, views, present, made)
-        if len(extended) > len(units):
-            store.resize_group(path / store.GROUP, schema, len(extended))  # first: a unit in units.json has its rows
-        if extended != units:
-            write_units(path, extended)
-        return extended
+def create_cache(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+    """Create a cache without units; what another process has made already stays as it is. The cache exists when units.json does."""
+    with folder.scratch() as scratch:
+        draft = scratch / store.GROUP
+        store.create_group(draft, schema, units=0)
+        store.write_calibration(draft, mean, std)
+        folder.take_tree(draft, store.GROUP, "zarr.json")
+        folder.create(UNITS_FILE, units_json(()))
 
 
-@contextmanager
-def claimed(path: Path, source: str) -> Iterator[bool]:
-    """Claim a tar while working on it; yields whether no other process has. Saves double work; correctness rests on commits."""
-    with locked_if_free(path / "logs" / "locks" / source) as free:
-        yield free
+def extend_cache(folder: Folder, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]) -> tuple[Unit, ...]:
+    """Append units for new tars and views, and return all; raises ConfigError as `extended_units` does."""
 
+    def extended(data: bytes) -> bytes:
+        units = parse_units(folder, data)
+        made = {unit.source for unit in committed(folder, units)}
+        longer = extended_units(units, sources, views, present, made)
+        store.ensure_rows(folder, schema, len(longer))  # first: a unit in units.json has its rows
+        return units_json(longer) if longer != units else data
 
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """Lend a private folder on the cache's file system, and sweep those of processes that died."""
-    parent, sweeping = path / "logs" / "scratch", path / "logs" / "locks" / "scratch"
-    with ExitStack() as held:
-        with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
-            parent.mkdir(exist_ok=True)
-            _sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=f"{_HOST}-{os.getpid()}-", dir=parent))
-            held.enter_context(locked(folder / "lock"))
-        try:
-            yield folder
-        finally:
-            with locked(sweeping):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path) -> None:
-    for folder in parent.glob(f"{_HOST}-*"):  # another host's locks may not be seen from here
-        with locked_if_free(folder / "lock") as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+    folder.update(UNITS_FILE, extended)
+    return read_units(folder)
 
 
 def publish_unit(
-    path: Path,
+    folder: Folder,
     schema: CacheSchema,
     unit: Unit,
     arrays: Mapping[str, store.Values],
@@ -100,13 +59,13 @@ def publish_unit(
 
     `arrays` has every array with rows, by name, all of the same length.
     """
-    if is_committed(path, unit):
+    if is_committed(folder, unit):
         return False
     group = scratch / unit.stem
     store.create_group(group, schema, units=1)
     blocks = {name: _write_array(group, name, values, schema) for name, values in arrays.items()}
     moves = {shard: f"{store.GROUP}/{target}" for shard, target in _shards(group, schema, unit)} | {view_tar: f"views/{unit.stem}.tar"}
-    files = {target: FileRecord(size=shard.stat().st_size, sha256=file_digest(shard)) for shard, target in moves.items()}
+    files = {target: FileRecord(size=shard.stat().st_size, sha256=_file_digest(shard)) for shard, target in moves.items()}
     commit = Commit(
         unit=unit.unit,
         source=unit.source,
@@ -119,15 +78,20 @@ def publish_unit(
     )
     for source in moves:
         flush_to_disk(source)
-    with locked(path / "logs" / "locks" / "publish"):
-        published = _move_and_commit(path, unit, moves, commit)
+    with folder.moving():
+        published = _move_and_commit(folder, unit, moves, commit)
     shutil.rmtree(group)
     return published
 
 
-def is_committed(path: Path, unit: Unit) -> bool:
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_committed(folder: Folder, unit: Unit) -> bool:
     """Tell whether a unit exists."""
-    return commit_path(path, unit).exists()
+    return folder.exists(commit_key(unit))
 
 
 def _write_array(group: Path, name: str, values: store.Values, schema: CacheSchema) -> tuple[int, ...]:
@@ -150,15 +114,13 @@ def _shards(group: Path, schema: CacheSchema, unit: Unit) -> Iterator[tuple[Path
             yield group / store.shard_key(spec, 0), store.shard_key(spec, unit.unit)
 
 
-def _move_and_commit(path: Path, unit: Unit, moves: Mapping[Path, str], commit: Commit) -> bool:
+def _move_and_commit(folder: Folder, unit: Unit, moves: Mapping[Path, str], commit: Commit) -> bool:
     """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced.
 
-    The lock around this may not reach every host, so each step looks for another's commit first.
+    Not every place lets one maker in at a time, so each step looks for another's commit first.
     """
     for source, target in moves.items():
-        if is_committed(path, unit):
+        if is_committed(folder, unit):
             return False
-        (path / target).parent.mkdir(parents=True, exist_ok=True)
-        source.replace(path / target)
-        flush_to_disk((path / target).parent)
-    return create_commit(path, unit, commit)
+        folder.take(source, target)
+    return create_commit(folder, unit, commit)

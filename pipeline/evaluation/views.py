@@ -14,7 +14,8 @@ from pipeline.views.source import NO_LABEL, read_samples
 
 def cached_views(cache: Cache) -> Iterator[LabelledView]:
     """Yield all committed views of a cache, unit by unit; raises CacheError if it is not finished."""
-    for commit in cache.finished(None, allow_partial=False):
+    for unit in cache.finished(None, allow_partial=False):
+        commit = cache.pinned_commit(unit)
         for block in range(-(-commit.rows // cache.schema.block_rows)):
             joined = read_joined(cache, commit, block, [])
             for key, crop, label in zip(joined.keys, joined.crops, joined.labels.tolist(), strict=True):

@@ -134,7 +134,8 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _begin_worker(owner: Connection) -> None:
     """Set up a worker: one thread for its work, and one that ends it when the process that owns the pool is gone, however it went."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and a stopped process group are the owner's to handle
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
 
 

@@ -7,16 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cache.commit import SkippedPicture, commit_path
+from pipeline.cache.commit import SkippedPicture, committed
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
-from pipeline.cache.writer import claimed, is_committed, scratch_folder
+from pipeline.cache.writer import is_committed
 from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.decoding import Decoded, Decoder, SampleViews, ViewMaker, in_groups
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.timing import Timing
 from pipeline.extraction.unit_builder import UnitBuilder
 from pipeline.progress import ProgressDisplay
+from pipeline.storage.folder import Folder
 from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard
 from pipeline.views.source import read_samples
@@ -50,7 +51,7 @@ class _Made:
 class Extractor:
     """Makes units of a cache with one teacher; decoding, teacher and writing overlap."""
 
-    cache: Path
+    folder: Folder
     schema: CacheSchema
     policy: CropPolicy
     encoder: FeatureEncoder
@@ -62,7 +63,7 @@ class Extractor:
 
     def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
-        with scratch_folder(self.cache) as scratch, ThreadPoolExecutor(1) as writer:
+        with self.folder.scratch() as scratch, ThreadPoolExecutor(1) as writer:
             writing: deque[Future[None]] = deque()
             for shard in shards:
                 made = self._make(shard, [unit for unit in units if unit.source == shard.name], scratch)
@@ -70,17 +71,17 @@ class Extractor:
                     writing.append(writer.submit(self._publish, made))
                 while len(writing) > 1:
                     writing.popleft().result()
-                progress.update(count_committed(self.cache, units), self._rate())
+                progress.update(count_committed(self.folder, units), self._rate())
             if writing:
                 writing.popleft().result()
-        progress.update(count_committed(self.cache, units), self._rate())
+        progress.update(count_committed(self.folder, units), self._rate())
 
     def _make(self, shard: Shard, units: Sequence[Unit], scratch: Path) -> _Made | None:
         with ExitStack() as held:
-            if not held.enter_context(claimed(self.cache, shard.name)):
+            if not held.enter_context(self.folder.claimed(shard.name)):
                 self.tally.elsewhere.append(shard.name)
                 return None
-            missing = [unit for unit in units if not is_committed(self.cache, unit)]
+            missing = [unit for unit in units if not is_committed(self.folder, unit)]
             try:
                 return self._encode(shard, missing, scratch, held) if missing else None
             except (SourceError, CacheError) as error:
@@ -89,7 +90,7 @@ class Extractor:
 
     def _encode(self, shard: Shard, units: Sequence[Unit], scratch: Path, held: ExitStack) -> _Made:
         """Encode the units of a tar; what `held` holds goes with them, or is let go if that fails."""
-        builders = [UnitBuilder(self.cache, self.schema, unit, place, scratch) for place, unit in enumerate(units)]
+        builders = [UnitBuilder(self.folder, self.schema, unit, place, scratch) for place, unit in enumerate(units)]
         for builder in builders:
             held.callback(builder.discard)
         made = _Made(builders, [], 0, ExitStack())
@@ -134,7 +135,6 @@ class Extractor:
         return f"{rate}, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
 
 
-def count_committed(cache: Path, units: Sequence[Unit]) -> int:
-    """Return how many of the units exist, from one listing: a stat for each would take longer than a tar on a network file system."""
-    present = {path.name for path in (cache / "commits").iterdir()}
-    return sum(commit_path(cache, unit).name in present for unit in units)
+def count_committed(folder: Folder, units: Sequence[Unit]) -> int:
+    """Return how many of the units exist."""
+    return len(committed(folder, units))

@@ -7,22 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.cache.files import replace_file
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
-from pipeline.cache.units import Unit, extended_units
-from pipeline.cache.writer import create_cache, extend_cache
+from pipeline.cache.units import Unit
+from pipeline.cache.writer import create_cache, extend_cache, is_uncreated
 from pipeline.errors import ConfigError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.decoding import Decoder, ViewMaker
 from pipeline.extraction.encode import FeatureEncoder, precision_of
 from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.progress import ProgressDisplay
+from pipeline.storage.address import open_folder
+from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.codec import DECODER, RESIZE, ViewFormat
@@ -37,7 +37,7 @@ class ExtractionOptions:
     """The options of extract-teacher."""
 
     shards: Sequence[Shard]
-    cache: Path
+    cache: str
     teacher: str
     levels: str
     views: int
@@ -118,34 +118,32 @@ def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> 
     differences = differing_keys(build_schema(options, teacher), Cache(options.cache).schema)
     if differences:
         raise ConfigError(
-            f"cache {str(options.cache)!r} was made with another configuration ({'; '.join(differences)}): "
+            f"cache {options.cache!r} was made with another configuration ({'; '.join(differences)}): "
             "repeat its options or use another --cache"
         )
 
 
-def is_unused(path: Path) -> bool:
-    """Tell whether a cache can be created at `path`: nothing is there, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
 def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
-    if is_unused(options.cache):
-        _create(options, teacher, decoder)
+    folder = open_folder(options.cache)
+    if is_uncreated(folder):
+        _create(folder, options, teacher, decoder)
     refuse_other_configuration(options, teacher)
     cache = Cache(options.cache)
     present = {(shard.name, shard.size) for shard in options.shards}
-    return cache, extend_cache(options.cache, cache.schema, options.sources, options.views, present)
+    with folder.scratch():
+        _record(folder, options)
+        return cache, extend_cache(folder, cache.schema, options.sources, options.views, present)
 
 
-def _create(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
+def _create(folder: Folder, options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
     if np.dtype(options.encoding).kind == "f":
         shape = (len(teacher.levels), teacher.width)
         mean, std, pictures = np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
     else:
         mean, std, pictures = calibrate(options.shards, options.maker, decoder, teacher, options.device)
     schema = build_schema(options, teacher, CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std)))
-    create_cache(options.cache, schema, extended_units((), options.sources, options.views), mean, std)
+    create_cache(folder, schema, mean, std)
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
@@ -155,25 +153,24 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     try:
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(teacher, *cache.calibration(), options.encoding, options.device, options.batch_size)
-        _record(options)
-        extractor = Extractor(options.cache, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
-        with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(options.cache, wanted)) as progress:
+        with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = decoder.busy_seconds / max(1, options.workers)
-    return extractor, len(wanted) - count_committed(options.cache, wanted)
+    return extractor, len(wanted) - count_committed(cache.folder, wanted)
 
 
-def _record(options: ExtractionOptions) -> None:
+def _record(folder: Folder, options: ExtractionOptions) -> None:
     """Note in logs/ what may differ from process to process: it decides no content, but who looks into a difference will ask for it."""
     noted = {"batch_size": options.batch_size, "workers": options.workers, "device": str(options.device), "rank": options.rank}
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")}
     values = {"host": platform.node(), "shards": [str(shard.path) for shard in options.shards], **noted, "versions": versions}
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}.json"
-    replace_file(options.cache / "logs" / name, (json.dumps(values, indent=2) + "\n").encode())
+    folder.create(f"logs/{name}", (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _rotated(options: ExtractionOptions) -> Sequence[Shard]:

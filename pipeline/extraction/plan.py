@@ -8,10 +8,12 @@ import torch
 
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.store import shard_bytes
+from pipeline.cache.writer import is_uncreated
 from pipeline.extraction.calibration import first_samples
 from pipeline.extraction.decoding import Decoder, SampleViews
 from pipeline.extraction.encode import run_teacher
-from pipeline.extraction.job import ExtractionOptions, build_schema, build_teacher, is_unused, refuse_other_configuration
+from pipeline.extraction.job import ExtractionOptions, build_schema, build_teacher, refuse_other_configuration
+from pipeline.storage.address import open_folder
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard
 from pipeline.views.source import read_samples
@@ -61,7 +63,7 @@ class ExtractionPlan:
 def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
     """Sample a few tars and time decoding and teacher; writes nothing. Counts are exact up to four tars, else scaled by bytes."""
     teacher = build_teacher(options)
-    if not is_unused(options.cache):
+    if not is_uncreated(open_folder(options.cache)):
         refuse_other_configuration(options, teacher)
     schema = build_schema(options, teacher)
     shards = options.shards[: options.limit]

@@ -13,15 +13,16 @@ from pipeline.errors import SourceError
 from pipeline.extraction.decoding import SampleViews
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.seeding import key_hash
+from pipeline.storage.folder import Folder
 from pipeline.views.tars import ViewTarWriter
 
 
 class UnitBuilder:
     """Builds one unit in a scratch folder and publishes it."""
 
-    def __init__(self, cache: Path, schema: CacheSchema, unit: Unit, place: int, scratch: Path) -> None:
+    def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, place: int, scratch: Path) -> None:
         """Begin a unit; `place` is its view's place among those that a sample comes with."""
-        self._cache, self._schema, self._unit, self._place, self._scratch = cache, schema, unit, place, scratch
+        self._folder, self._schema, self._unit, self._place, self._scratch = folder, schema, unit, place, scratch
         self._tar_path = scratch / f"{unit.stem}.tar"
         self._tar = ViewTarWriter(self._tar_path, schema.view.format)
         self._batches: dict[str, list[NDArray[np.generic]]] = {}
@@ -51,4 +52,4 @@ class UnitBuilder:
         rows = [(key, *where, label) for (key, label), where in zip(self._index, ranges, strict=True)]
         arrays["index"] = np.array(rows, np.uint64)
         arrays["view"] = np.stack(self._boxes)
-        return publish_unit(self._cache, self._schema, self._unit, arrays, self._tar_path, skipped, self._scratch)
+        return publish_unit(self._folder, self._schema, self._unit, arrays, self._tar_path, skipped, self._scratch)

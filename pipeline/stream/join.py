@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit
-from pipeline.cache.reader import Cache, remedy
+from pipeline.cache.reader import REMEDY, Cache
 from pipeline.cache.store import Values
 from pipeline.errors import CacheError
 from pipeline.seeding import key_hash
@@ -45,7 +45,7 @@ def read_joined(cache: Cache, commit: Commit, block: int, names: list[str]) -> J
     try:
         keys, crops = _read_crops(cache, commit, arrays["index"], block * cache.schema.block_rows)
     except _MismatchError as error:
-        raise CacheError(f"unit {commit.unit} ({commit.source}, view {commit.view}), {error}: {remedy(commit)}") from None
+        raise CacheError(f"{commit.name}, {error}: {REMEDY}") from None
     return JoinedBlock(keys, crops, arrays)
 
 
@@ -54,7 +54,7 @@ def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:
     try:
         return decode_view(crop, cache.schema.view.format)
     except ValueError as error:
-        raise CacheError(f"the crop of {key!r} in cache {str(cache.path)!r} cannot be decoded ({error}): extract the cache again") from None
+        raise CacheError(f"the crop of {key!r} in cache {cache.address!r} cannot be decoded ({error}): extract the cache again") from None
 
 
 def _read_crops(cache: Cache, commit: Commit, index: Values, first_row: int) -> tuple[list[str], list[bytes]]:

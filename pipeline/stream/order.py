@@ -4,13 +4,13 @@ An epoch shows one view of every picture. Its blocks are permuted, dealt to the 
 read in windows of some blocks, within which samples are permuted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.commit import Commit
+from pipeline.cache.reader import FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
@@ -18,7 +18,7 @@ from pipeline.seeding import generator
 
 @dataclass(frozen=True)
 class Window:
-    """Some blocks of one rank's epoch. `blocks` (n, 3) int64: place of the commit, block, rows. `start`: position of the first sample."""
+    """Some blocks of one rank's epoch. `blocks` (n, 3) int64: place of the unit, block, rows. `start`: position of the first sample."""
 
     number: int
     start: int
@@ -39,7 +39,7 @@ class Window:
 class SampleOrder:
     """The order of all epochs for one rank."""
 
-    commits: Sequence[Commit]
+    units: FinishedUnits
     views: tuple[int, ...]
     seed: int
     rank: int
@@ -80,7 +80,7 @@ class SampleOrder:
 
     def _refuse_uneven_views(self) -> None:
         """Refuse views of an unfinished cache of which one would cut the epochs of all to less than half."""
-        samples = {view: sum(commit.rows for commit in self.commits if commit.view == view) for view in self.views}
+        samples = {view: int(self.units["rows"][self.units["view"] == view].sum()) for view in self.views}
         if 2 * min(samples.values()) < max(samples.values()):
             raise ConfigError(f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache")
 
@@ -98,9 +98,9 @@ class SampleOrder:
 
     def _blocks(self, view: int) -> NDArray[np.int64]:
         """Return all blocks of a view (n, 3), by unit."""
-        places = [place for place, commit in enumerate(self.commits) if commit.view == view]
-        rows = np.array([self.commits[place].rows for place in places], np.int64)
+        places = np.flatnonzero(self.units["view"] == view)
+        rows = self.units["rows"][places]
         counts = -(-rows // BLOCK_ROWS)
         unit = np.repeat(np.arange(len(places)), counts)
         block = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack([np.array(places, np.int64)[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1)
+        return np.stack([places[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class DataConfig(Section):
 class StreamSpec:
     """All that decides the samples of one rank; picklable."""
 
-    cache: Path
+    cache: str
     order: SampleOrder
     levels: tuple[int, ...]  # places among the stored levels
     mask: MaskConfig
@@ -86,7 +85,8 @@ class WindowReader:
         places = np.argsort(self._spec.order.permutation(epoch, window))
         start = 0
         for place, block, rows in window.blocks.tolist():
-            joined = read_joined(self._cache, self._spec.order.commits[place], block, self._names)
+            commit = self._cache.pinned_commit(self._spec.order.units[place])
+            joined = read_joined(self._cache, commit, block, self._names)
             self._fill(arrays, places[start : start + rows], joined, epoch)
             start += rows
         return arrays

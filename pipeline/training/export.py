@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pipeline.cache.files import replace_file
+from pipeline.storage.files import replace_file
 from pipeline.student.encoder import MaskedEncoder, StudentConfig
 
 STUDENT_FILE = "student.safetensors"

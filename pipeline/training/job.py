@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +20,7 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
+from pipeline.storage.address import absolute
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
@@ -54,10 +56,10 @@ class TrainingJob:
     @property
     def pinned(self) -> dict[str, Any]:
         """What a resumed run must find again."""
-        units = hashlib.sha256("".join(commit.digest for commit in self.spec.order.commits).encode()).hexdigest()
+        units = hashlib.sha256(b"".join(self.spec.order.units["digest"].tolist())).hexdigest()
         return {
-            "cache": self.cache.schema.digest,
-            "units": f"{len(self.spec.order.commits)} with digest {units[:16]}",
+            "cache": self.cache.digest,
+            "units": f"{len(self.spec.order.units)} with digest {units[:16]}",
             "ranks": self.ranks.world_size,
             "train.global_batch": self.config.train.global_batch,
         }
@@ -87,16 +89,16 @@ def build_job(
 
     `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
-    commits = cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
-    views = config.data.views or tuple(sorted({commit.view for commit in commits}))
+    pinned = cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
+    views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
     if config.mask.strategy == "attention" and not cache.schema.teacher.has_importance:
         raise ConfigError(
             "mask.strategy 'attention' needs a teacher with CLS or a pooling query; this cache has neither: set 'random' or 'block'"
         )
     visible_count(cache.schema.patches, config.mask.ratio)
-    order = SampleOrder(commits, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
+    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
     levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(cache.path, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))
+    spec = StreamSpec(cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     student = initial_student(config, cache).to(device)
     optimiser = build_optimiser(student, student.no_weight_decay(), config.optim, config.train.global_batch)
@@ -130,10 +132,10 @@ def describe_run(job: TrainingJob) -> dict[str, Any]:
     teacher = job.cache.schema.teacher
     return {
         "config": job.config.model_dump(mode="json"),
-        "cache": {"path": str(job.cache.path.resolve()), "digest": job.cache.schema.digest, "teacher": teacher.model_dump(mode="json")},
+        "cache": {"path": absolute(job.cache.address), "digest": job.cache.digest, "teacher": teacher.model_dump(mode="json")},
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
-        "units": [commit.unit for commit in job.spec.order.commits],
+        "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
         "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",

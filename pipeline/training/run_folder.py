@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.cache.files import replace_file
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.storage.files import replace_file
 from pipeline.training.config import RunConfig
 
 RUN_FILE = "run.json"

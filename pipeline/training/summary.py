@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.files import replace_file
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
 from pipeline.report.page import MaskedPicture, RunReport, Score, render_page, with_scores
 from pipeline.seeding import generator
+from pipeline.storage.files import replace_file
 from pipeline.stream.join import decode_crop, read_joined
 from pipeline.student.masking import draw_visible, visible_count
 from pipeline.training.job import TrainingJob, describe_run
@@ -31,7 +31,7 @@ def write_report(job: TrainingJob) -> Path:
         config=described["config"],
         facts={
             "teacher": f"{teacher.library} {teacher.name}, {teacher.tag}{trained}, weights {teacher.weights_sha256[:12]}",
-            "cache": f"{job.cache.path.name}, {described['pinned']['units']}",
+            "cache": f"{Path(job.cache.address).name}, {described['pinned']['units']}",
             "device": described["device"],
             **described["versions"],
         },
@@ -77,7 +77,7 @@ def _masked_pictures(job: TrainingJob, cache: Cache) -> Iterator[MaskedPicture]:
     """Yield the first pictures of the pinned units with the masks of epoch 0."""
     schema, mask = cache.schema, job.config.mask
     names = ["attention"] if schema.teacher.has_importance else []
-    block = read_joined(cache, job.spec.order.commits[0], 0, names)
+    block = read_joined(cache, cache.pinned_commit(job.spec.order.units[0]), 0, names)
     grid, count = schema.view.image_size // schema.view.patch_size, visible_count(schema.patches, mask.ratio)
     for row, (key, crop) in enumerate(zip(block.keys[:_PICTURES], block.crops[:_PICTURES], strict=True)):
         importance = block.arrays["attention"][row] if names else None

@@ -8,8 +8,8 @@ from cache_schemas import made_up_rows, make_schema
 from pipeline.cache import store
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CalibrationSchema, array_specs
-from pipeline.cache.units import extended_units
-from pipeline.cache.writer import create_cache, publish_unit, scratch_folder
+from pipeline.cache.writer import create_cache, extend_cache, publish_unit
+from pipeline.storage.address import open_folder
 
 SOURCES = [("a.tar", 1000), ("b.tar", 2000)]
 ROWS = 100  # of each unit: a whole block and a part
@@ -21,18 +21,18 @@ def empty_cache(path, sources=SOURCES, views=1, **changes):
     plain = make_schema(**changes)
     mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
     schema = plain.model_copy(update={"calibration": CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))})
-    units = extended_units((), sources, views)
-    create_cache(path, schema, units, mean, std)
-    return schema, units
+    create_cache(open_folder(path), schema, mean, std)
+    return schema, extend_cache(open_folder(path), schema, sources, views, ())
 
 
 def publish(path, schema, unit, rows=ROWS, seed=None):
     """Publish made-up rows of a unit; returns (whether this call published it, the arrays)."""
     arrays = made_up_rows(schema, rows, unit.unit if seed is None else seed)
-    with scratch_folder(path) as scratch:
+    folder = open_folder(path)
+    with folder.scratch() as scratch:
         view_tar = scratch / "made.tar"
         view_tar.write_bytes(f"crops of unit {unit.unit}".encode() * 100)
-        return publish_unit(path, schema, unit, arrays, view_tar, (), scratch), arrays
+        return publish_unit(folder, schema, unit, arrays, view_tar, (), scratch), arrays
 
 
 def full_cache(path, **changes):
@@ -67,7 +67,7 @@ def read_all(path):
     """Everything that a reader returns: {(unit, block, array): rows} and the calibration."""
     cache = Cache(path)
     found = {"calibration": np.stack(cache.calibration())}
-    for commit in cache.finished(None, allow_partial=False):
+    for commit in cache.commits():
         for block in range(2):
             found |= {(commit.unit, block, name): rows for name, rows in cache.read_block(commit, block, ARRAYS).items()}
     return found

@@ -9,17 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.cache.files import (
-    canonical_json,
-    create_file_exclusively,
-    digest_of,
-    file_digest,
-    locked,
-    locked_if_free,
-    replace_file,
-    with_digest,
-)
-from pipeline.errors import CacheError
+from pipeline.cache.digests import canonical_json, digest_of, seal_of, sealed
+from pipeline.errors import StorageError
+from pipeline.storage.files import create_file_exclusively, locked, locked_if_free, replace_file
 
 
 def test_replacing_a_file_leaves_no_other(tmp_path):
@@ -62,15 +54,22 @@ def test_canonical_json_and_digest():
     assert canonical_json({"b": 1.0, "a": "ü"}) == b'{"a":"\\u00fc","b":1.0}'
     expected = hashlib.sha256(b'{"a":{"\\u00fc":true},"b":[1,2.0,null]}').hexdigest()
     assert digest_of(values) == digest_of(dict(reversed(values.items()))) == expected
-    assert with_digest({"a": 1}) == {"a": 1, "digest": digest_of({"a": 1})}
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
 
 
-def test_the_digest_of_a_file_is_its_sha256(tmp_path):
-    data = bytes(range(256)) * 20_000
-    (tmp_path / "a").write_bytes(data)
-    assert file_digest(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+def test_a_sealed_file_is_its_canonical_json():
+    values = {"b": 1, "z": 'a ,"digest":"' + "0" * 64 + '",', "schema_digest": "x"}
+    data = sealed(values)
+    assert data == canonical_json({**values, "digest": digest_of(values)}) + b"\n"
+    assert seal_of(data) == digest_of(values)
+    assert seal_of(sealed({"z": 1})) == digest_of({"z": 1})
+
+
+@pytest.mark.parametrize("change", [(b"}", b"} "), (b"\n", b""), (b"{", b" {"), (b"1", b"2"), (b"digest", b"digits")])
+def test_a_sealed_file_of_another_form_is_refused(change):
+    with pytest.raises(ValueError, match="does not match its digest"):
+        seal_of(sealed({"b": 1, "z": 2}).replace(*change))
 
 
 def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
@@ -106,6 +105,6 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, lock):
         raise OSError(errno.ENOTSUP, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    told = r"the file system of '.*lock' has no file locks \(no locks\): put"
-    with pytest.raises(CacheError, match=told), lock(tmp_path / "new" / "lock"):
+    told = r"the file system of '.*lock' has no file locks \(no locks\): use"
+    with pytest.raises(StorageError, match=told), lock(tmp_path / "new" / "lock"):
         pass

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_up_cache import ARRAYS, ROWS, SOURCES, full_cache, publish, read_all
 
-from pipeline.cache.commit import commit_path
-from pipeline.cache.files import digest_of
+from pipeline.cache.commit import commit_key
+from pipeline.cache.digests import digest_of
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import differing_keys
 from pipeline.cache.writer import extend_cache
@@ -33,7 +33,7 @@ def test_another_version_is_refused_by_name(made, version):
     schema |= {"version": version, "a key of that version": 1}
     values["attributes"]["digest"] = digest_of(schema)
     file.write_text(json.dumps(values))
-    with pytest.raises(CacheError, match=rf"has schema version {version}, this program reads 0\.1: use the version of this program"):
+    with pytest.raises(CacheError, match=rf"has version {version}, this program reads 0\.1: use the version of this program"):
         Cache(path)
 
 
@@ -57,9 +57,7 @@ def test_what_is_no_cache_is_refused(tmp_path, kind, original):
         path.mkdir()
     elif kind == "zarr group":
         shutil.copytree(original[0] / "targets.zarr", path)
-    with pytest.raises(
-        CacheError, match=r"thing' is not a cache \(no units\.json and targets\.zarr\): give a folder that extract-teacher made"
-    ):
+    with pytest.raises(CacheError, match=r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"):
         Cache(path)
 
 
@@ -72,7 +70,7 @@ def test_levels_that_are_not_held_are_named(original):
 
 def test_views_that_are_not_held_are_named(small_cache_path):
     cache = Cache(small_cache_path)
-    assert [commit.view for commit in cache.finished([1], allow_partial=False)] == [1, 1]
+    assert cache.finished([1], allow_partial=False)["view"].tolist() == [1, 1]
     assert len(cache.finished(None, allow_partial=False)) == 4
     with pytest.raises(ConfigError, match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views"):
         cache.finished([1, 2], allow_partial=True)
@@ -80,11 +78,11 @@ def test_views_that_are_not_held_are_named(small_cache_path):
 
 def test_an_unfinished_cache_is_refused_unless_that_is_allowed(made):
     path, _ = made
-    commit_path(path, Cache(path).units[0]).unlink()
+    (path / commit_key(Cache(path).units[0])).unlink()
     with pytest.raises(CacheError, match=r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"):
         Cache(path).finished(None, allow_partial=False)
-    assert [commit.unit for commit in Cache(path).finished(None, allow_partial=True)] == [1]
-    commit_path(path, Cache(path).units[1]).unlink()
+    assert Cache(path).finished(None, allow_partial=True)["unit"].tolist() == [1]
+    (path / commit_key(Cache(path).units[1])).unlink()
     with pytest.raises(CacheError, match=r"is not finished: 0 of 2 units are committed; run the same extract-teacher command until it is$"):
         Cache(path).finished(None, allow_partial=True)
 
@@ -92,30 +90,42 @@ def test_an_unfinished_cache_is_refused_unless_that_is_allowed(made):
 def test_a_reader_goes_on_while_the_cache_grows(made):
     path, arrays = made
     cache = Cache(path)
-    commits = cache.finished(None, allow_partial=False)
+    commits, pinned = tuple(cache.commits()), cache.finished(None, allow_partial=False)
     before = cache.read_block(commits[0], 0, ["stats"])["stats"]
-    units = extend_cache(path, cache.schema, [*SOURCES, ("c.tar", 7)], 2, ())
+    units = extend_cache(cache.folder, cache.schema, [*SOURCES, ("c.tar", 7)], 2, ())
     _, new = publish(path, cache.schema, units[-1])
     np.testing.assert_array_equal(cache.read_block(commits[0], 0, ["stats"])["stats"], before)
     for name in ARRAYS:  # opened before and after the growth
         np.testing.assert_array_equal(cache.read_block(commits[1], 1, [name])[name], arrays[1][name][64:])
-    assert cache.finished(None, allow_partial=False) == commits
+    assert cache.finished(None, allow_partial=False).tolist() == pinned.tolist()
     grown = Cache(path)
-    assert [commit.unit for commit in grown.commits] == [0, 1, 5]
-    np.testing.assert_array_equal(grown.read_block(grown.commits[2], 1, ["index"])["index"], new["index"][64:])
+    assert [commit.unit for commit in tuple(grown.commits())] == [0, 1, 5]
+    np.testing.assert_array_equal(grown.read_block(tuple(grown.commits())[2], 1, ["index"])["index"], new["index"][64:])
 
 
-def test_a_reader_sees_what_was_finished_when_it_first_asked(made):
-    path, arrays = made
-    removed = commit_path(path, Cache(path).units[1])
-    data = removed.read_bytes()
-    removed.unlink()
+def test_a_run_keeps_to_the_units_that_it_pinned(made):
+    path, _ = made
+    later = path / commit_key(Cache(path).units[1])
+    data = later.read_bytes()
+    later.unlink()
     cache = Cache(path)
-    assert [commit.unit for commit in cache.commits] == [0]
-    removed.write_bytes(data)
-    assert [commit.unit for commit in cache.commits] == [0]
-    assert [commit.rows for commit in Cache(path).commits] == [ROWS, ROWS]
-    np.testing.assert_array_equal(cache.read_block(cache.commits[0], 0, ["view"])["view"], arrays[0]["view"][:64])
+    pinned = cache.finished(None, allow_partial=True)
+    later.write_bytes(data)
+    assert pinned["unit"].tolist() == [0]
+    assert [commit.unit for commit in cache.commits()] == [0, 1]
+    assert cache.pinned_commit(pinned[0]).rows == ROWS
+
+
+def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
+    path, _ = made
+    cache = Cache(path)
+    pinned = cache.finished(None, allow_partial=False)
+    (path / commit_key(cache.units[0])).unlink()
+    with pytest.raises(CacheError, match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again"):
+        cache.pinned_commit(pinned[0])
+    publish(path, cache.schema, cache.units[0], seed=99)
+    with pytest.raises(CacheError, match=r"unit 0 \(a\.tar, view 0\) of cache .* was made anew with other content while in use"):
+        cache.pinned_commit(pinned[0])
 
 
 def test_differing_keys_are_named_with_both_values(original, tmp_path):

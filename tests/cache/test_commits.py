@@ -1,13 +1,12 @@
 """Commits are made once, and refused when damaged or of another cache or unit."""
 
-import json
-
 import pytest
 
-from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_path, create_commit, read_commit
-from pipeline.cache.files import with_digest
+from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, create_commit, read_commit
+from pipeline.cache.digests import sealed
 from pipeline.cache.units import extended_units
 from pipeline.errors import CacheError
+from pipeline.storage.address import open_folder
 
 UNIT, OTHER = extended_units((), [("a.tar", 10)], 2)
 COMMIT = Commit(
@@ -25,58 +24,59 @@ COMMIT = Commit(
 @pytest.fixture
 def cache(tmp_path):
     (tmp_path / "commits").mkdir()
-    assert create_commit(tmp_path, UNIT, COMMIT)
+    assert create_commit(open_folder(tmp_path), UNIT, COMMIT)
     return tmp_path
 
 
 def test_a_commit_is_read_back_with_its_digest(cache):
-    found = read_commit(cache, UNIT, "right")
+    found = read_commit(open_folder(cache), UNIT, "right")
     assert found.model_copy(update={"digest": ""}) == COMMIT
     assert len(found.digest) == 64
 
 
 def test_a_commit_is_created_once(cache):
-    before = commit_path(cache, UNIT).read_bytes()
-    assert not create_commit(cache, UNIT, COMMIT.model_copy(update={"rows": 5}))
-    assert commit_path(cache, UNIT).read_bytes() == before
+    before = (cache / commit_key(UNIT)).read_bytes()
+    assert not create_commit(open_folder(cache), UNIT, COMMIT.model_copy(update={"rows": 5}))
+    assert (cache / commit_key(UNIT)).read_bytes() == before
     assert [path.name for path in (cache / "commits").iterdir()] == ["a.v00.json"]
 
 
 def test_no_commit(cache):
-    assert read_commit(cache, OTHER, "right") is None
+    with pytest.raises(FileNotFoundError):
+        read_commit(open_folder(cache), OTHER, "right")
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(cache):
-    path = commit_path(cache, UNIT)
+    path = cache / commit_key(UNIT)
     data = path.read_bytes()
-    versions = [data[:cut] for cut in range(0, len(data) - 1, 7)]
-    versions += [data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data) - 1)]
+    versions = [data[:cut] for cut in range(0, len(data), 7)]
+    versions += [data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data))]
     for version in versions:
         path.write_bytes(version)
-        with pytest.raises(CacheError, match=r"commit '.*a\.v00\.json' is damaged: delete it and run the same extract-teacher command"):
-            read_commit(cache, UNIT, "right")
+        with pytest.raises(CacheError, match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair drops it, and the same"):
+            read_commit(open_folder(cache), UNIT, "right")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"a"', "{}", '{"digest": 1}'])
 def test_what_is_no_commit_is_refused(cache, text):
-    commit_path(cache, UNIT).write_text(text)
+    (cache / commit_key(UNIT)).write_text(text)
     with pytest.raises(CacheError, match="is damaged"):
-        read_commit(cache, UNIT, "right")
+        read_commit(open_folder(cache), UNIT, "right")
 
 
 def test_an_unknown_key_is_refused_though_the_digest_is_right(cache):
     values = COMMIT.model_dump(mode="json", exclude={"digest"}) | {"more": 1}
-    commit_path(cache, UNIT).write_text(json.dumps(with_digest(values)))
+    (cache / commit_key(UNIT)).write_bytes(sealed(values))
     with pytest.raises(CacheError, match="is damaged"):
-        read_commit(cache, UNIT, "right")
+        read_commit(open_folder(cache), UNIT, "right")
 
 
 def test_the_commit_of_another_cache_is_refused(cache):
-    with pytest.raises(CacheError, match="belongs to another cache or unit: delete it"):
-        read_commit(cache, UNIT, "wrong")
+    with pytest.raises(CacheError, match="belongs to another cache or unit: inspect-cache verify --repair drops it"):
+        read_commit(open_folder(cache), UNIT, "wrong")
 
 
 def test_the_commit_of_another_unit_is_refused(cache):
-    commit_path(cache, UNIT).rename(commit_path(cache, OTHER))
+    (cache / commit_key(UNIT)).rename(cache / commit_key(OTHER))
     with pytest.raises(CacheError, match=r"commit '.*a\.v01\.json' belongs to another cache or unit"):
-        read_commit(cache, OTHER, "right")
+        read_commit(open_folder(cache), OTHER, "right")

@@ -10,8 +10,9 @@ from made_up_cache import SOURCES, empty_cache, expected_files, files_of, full_c
 from pipeline.cache import store
 from pipeline.cache.reader import Cache
 from pipeline.cache.units import read_units
-from pipeline.cache.writer import create_cache, extend_cache
-from pipeline.errors import CacheError, ConfigError
+from pipeline.cache.writer import create_cache, extend_cache, is_uncreated
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.address import open_folder
 
 
 def test_of_two_creators_the_first_wins(tmp_path):
@@ -33,43 +34,52 @@ def test_many_creators_leave_one_cache(tmp_path):
 def test_a_cache_may_be_made_in_an_empty_folder_but_not_over_another_thing(tmp_path):
     (tmp_path / "empty.cache").mkdir()
     empty_cache(tmp_path / "empty.cache")
-    assert Cache(tmp_path / "empty.cache").commits == ()
-    for name in ("full", "file"):
-        if name == "file":
-            (tmp_path / name).write_text("mine")
-        else:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "mine").write_text("mine")
-        with pytest.raises(CacheError, match=rf"cannot create cache '.*{name}' \(.*\): give a path that does not exist"):
-            empty_cache(tmp_path / name)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty.cache", "file", "full"]
+    assert tuple(Cache(tmp_path / "empty.cache").commits()) == ()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    assert not is_uncreated(open_folder(tmp_path / "full"))
+    with pytest.raises(StorageError, match=r"file' is a file or below one: give a folder, or a path where nothing is"):
+        is_uncreated(open_folder(tmp_path / "file"))
 
 
-def test_a_creation_that_fails_leaves_nothing(tmp_path):
+def test_a_creation_that_fails_leaves_no_cache_and_can_be_repeated(tmp_path):
+    folder = open_folder(tmp_path / "a.cache")
     with pytest.raises(ValueError, match=r".+"):
-        create_cache(tmp_path / "a.cache", make_schema(), (), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
-    assert list(tmp_path.iterdir()) == []
+        create_cache(folder, make_schema(), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
+    assert is_uncreated(folder)
+    assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
+    empty_cache(tmp_path / "a.cache")
+    assert len(Cache(tmp_path / "a.cache").units) == 2
+
+
+def test_a_creation_that_died_before_units_json_is_finished_by_the_next(tmp_path):
+    schema, _ = empty_cache(tmp_path / "a.cache")
+    (tmp_path / "a.cache" / "units.json").unlink()
+    assert is_uncreated(open_folder(tmp_path / "a.cache"))
+    empty_cache(tmp_path / "a.cache")
+    assert set(files_of(tmp_path / "a.cache")) == expected_files(schema, (), 0)
 
 
 def test_extending_keeps_what_is_finished_and_adds_rows(unfinished):
     path, schema, (unit, other) = unfinished
     _, arrays = publish(path, schema, unit)
     before = files_of(path)
-    units = extend_cache(path, schema, [*SOURCES, ("c.tar", 5)], 2, ())
-    assert units == read_units(path)
+    units = extend_cache(open_folder(path), schema, [*SOURCES, ("c.tar", 5)], 2, ())
+    assert units == read_units(open_folder(path))
     assert [(one.source, one.view) for one in units[2:]] == [("a.tar", 1), ("b.tar", 1), ("c.tar", 0), ("c.tar", 1)]
     after = files_of(path)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"units.json"} | {f"targets.zarr/{name}/zarr.json" for name in arrays}
     publish(path, schema, units[-1])
     publish(path, schema, other)
-    assert [commit.unit for commit in Cache(path).commits] == [0, 1, 5]
+    assert [commit.unit for commit in tuple(Cache(path).commits())] == [0, 1, 5]
 
 
 def test_extending_by_nothing_changes_no_byte(unfinished):
     path, schema, _ = unfinished
     before = files_of(path)
-    extend_cache(path, schema, SOURCES, 1, ())
+    extend_cache(open_folder(path), schema, SOURCES, 1, ())
     assert files_of(path) == before
 
 
@@ -77,14 +87,14 @@ def test_extending_without_a_known_tar_is_refused_and_changes_no_byte(unfinished
     path, schema, _ = unfinished
     before = files_of(path)
     with pytest.raises(ConfigError, match=r"tar 'b\.tar' is in the cache but not among the shards"):
-        extend_cache(path, schema, SOURCES[:1], 1, ())
+        extend_cache(open_folder(path), schema, SOURCES[:1], 1, ())
     assert files_of(path) == before
 
 
 def test_an_extension_that_died_between_its_steps_is_repeated(unfinished):
     path, schema, _ = unfinished
-    store.resize_group(path / store.GROUP, schema, 5)
+    store.ensure_rows(open_folder(path), schema, 5)
     assert len(Cache(path).units) == 2
-    units = extend_cache(path, schema, [*SOURCES, ("c.tar", 5)], 1, ())
+    units = extend_cache(open_folder(path), schema, [*SOURCES, ("c.tar", 5)], 1, ())
     publish(path, schema, units[2])
-    assert [commit.unit for commit in Cache(path).commits] == [2]
+    assert [commit.unit for commit in tuple(Cache(path).commits())] == [2]

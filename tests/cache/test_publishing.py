@@ -10,10 +10,11 @@ import pytest
 from made_up_cache import ROWS, empty_cache, expected_files, files_of, full_cache, publish
 
 from pipeline.cache import store
-from pipeline.cache.commit import commit_path, read_commit
+from pipeline.cache.commit import commit_key, read_commit
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
-from pipeline.cache.writer import block_crc, claimed, is_committed, scratch_folder
+from pipeline.cache.writer import block_crc, is_committed
+from pipeline.storage.address import open_folder
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])
@@ -22,7 +23,9 @@ def test_a_cache_has_exactly_its_files(unfinished, finished):
     for unit in units[:finished]:
         assert publish(path, schema, unit)[0]
     assert set(files_of(path)) == expected_files(schema, units, finished)
-    assert sorted(entry.name for entry in path.iterdir()) == ["commits", "logs", "targets.zarr", "units.json", "views"]
+    assert sorted(entry.name for entry in path.iterdir()) == sorted(
+        {"logs", "targets.zarr", "units.json"} | ({"commits", "views"} if finished else set())
+    )
     assert [entry.name for entry in path.parent.iterdir()] == ["made.cache"]
     assert not list((path / "logs" / "scratch").glob("*"))
 
@@ -46,13 +49,13 @@ def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
 
 def test_rows_that_are_all_zero_are_stored_all_the_same(unfinished):
     path, schema, (unit, _) = unfinished
-    with scratch_folder(path) as scratch:
+    with open_folder(path).scratch() as scratch:
         (scratch / "group").mkdir()
         store.create_group(scratch / "group", schema, units=1)
         store.write_unit_array(scratch / "group", "stats", np.zeros((70, 2, 17, 3), np.float16))
         spec = array_specs(schema)["stats"]
         assert (scratch / "group" / store.shard_key(spec, 0)).stat().st_size == store.shard_bytes(spec, schema, 70)
-    assert not is_committed(path, unit)
+    assert not is_committed(open_folder(path), unit)
 
 
 def test_publishing_twice_changes_nothing(unfinished):
@@ -76,16 +79,16 @@ def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     assert sum(published for published, _ in results) == 1
     arrays = next(arrays for published, arrays in results if published)
     cache = Cache(path)
-    for name, rows in cache.read_block(cache.commits[0], 0, arrays).items():
+    for name, rows in cache.read_block(next(cache.commits()), 0, arrays).items():
         np.testing.assert_array_equal(rows, arrays[name][:64])
 
 
 def test_without_its_commit_a_unit_does_not_exist(unfinished):
     path, schema, (unit, other) = unfinished
     publish(path, schema, unit)
-    commit_path(path, unit).unlink()
+    (path / commit_key(unit)).unlink()
     publish(path, schema, other)
-    assert [commit.unit for commit in Cache(path).commits] == [other.unit]
+    assert [commit.unit for commit in tuple(Cache(path).commits())] == [other.unit]
 
 
 @pytest.mark.parametrize("orphan", ["whole", "torn", "empty"])
@@ -96,11 +99,12 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
             file = path / store.GROUP / store.shard_key(spec, unit.unit)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes({"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[orphan])
+    (path / "views").mkdir()
     (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
     published, arrays = publish(path, schema, unit)
     assert published
     cache = Cache(path)
-    for name, rows in cache.read_block(cache.commits[0], 1, arrays).items():
+    for name, rows in cache.read_block(next(cache.commits()), 1, arrays).items():
         np.testing.assert_array_equal(rows, arrays[name][64:])
     assert set(files_of(path)) == expected_files(schema, [unit], 1)
 
@@ -108,7 +112,7 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
 def test_a_commit_tells_files_and_blocks(unfinished):
     path, schema, (unit, _) = unfinished
     _, arrays = publish(path, schema, unit)
-    commit = read_commit(path, unit, schema.digest)
+    commit = read_commit(open_folder(path), unit, schema.digest)
     assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
     names = {f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows}
     assert set(commit.files) == names | {"views/a.v00.tar"}
@@ -126,9 +130,13 @@ def test_the_checksum_of_a_block_does_not_depend_on_memory_layout():
 
 def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
     path, _, _ = unfinished
-    with claimed(path, "a.tar") as first, claimed(path, "a.tar") as second, claimed(path, "b.tar") as third:
+    with (
+        open_folder(path).claimed("a.tar") as first,
+        open_folder(path).claimed("a.tar") as second,
+        open_folder(path).claimed("b.tar") as third,
+    ):
         assert (first, second, third) == (True, False, True)
-    with claimed(path, "a.tar") as again:
+    with open_folder(path).claimed("a.tar") as again:
         assert again
 
 
@@ -138,9 +146,9 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
     for name in (dead, f"{dead}-before-its-lock"):
         (path / "logs" / "scratch" / name).mkdir(parents=True)
     (path / "logs" / "scratch" / dead / "lock").touch()
-    with scratch_folder(path) as one:
+    with open_folder(path).scratch() as one:
         (one / "work").touch()
-        with scratch_folder(path) as other:
+        with open_folder(path).scratch() as other:
             assert {entry.name for entry in one.parent.iterdir()} == {one.name, other.name}
         assert (one / "work").exists()
     assert list((path / "logs" / "scratch").iterdir()) == []
@@ -150,4 +158,4 @@ def test_logs_are_not_needed(tmp_path):
     arrays = full_cache(tmp_path / "a.cache")
     shutil.rmtree(tmp_path / "a.cache" / "logs")
     cache = Cache(tmp_path / "a.cache")
-    np.testing.assert_array_equal(cache.read_block(cache.commits[0], 0, ["view"])["view"], arrays[0]["view"][:64])
+    np.testing.assert_array_equal(cache.read_block(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64])

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from pipeline.cache.files import with_digest
-from pipeline.cache.units import UNITS_FILE, extended_units, read_units, write_units
+from pipeline.cache.digests import sealed
+from pipeline.cache.units import UNITS_FILE, extended_units, read_units, units_json
 from pipeline.errors import CacheError, ConfigError
+from pipeline.storage.address import open_folder
 
 SOURCES = [("a.tar", 10), ("b.tar", 20)]
 
@@ -66,21 +67,20 @@ def test_a_tar_of_another_size_is_refused():
 
 def test_units_are_written_and_read_back(tmp_path):
     units = extended_units((), SOURCES, 3)
-    write_units(tmp_path, units)
-    assert read_units(tmp_path) == units
+    (tmp_path / UNITS_FILE).write_bytes(units_json(units))
+    assert read_units(open_folder(tmp_path)) == units
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"a"', "{}", '{"units": [], "digest": "0"}', '{"digest": 1}', "\udcff"])
 def test_a_file_that_is_not_units_is_refused(tmp_path, text):
     (tmp_path / UNITS_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CacheError, match=rf"{UNITS_FILE} of cache .* restore it from a copy"):
-        read_units(tmp_path)
+        read_units(open_folder(tmp_path))
 
 
 def test_units_of_another_form_are_refused_though_their_digest_is_right(tmp_path):
-    write_units(tmp_path, extended_units((), SOURCES, 1))
-    values = json.loads((tmp_path / UNITS_FILE).read_text())
+    values = json.loads(units_json(extended_units((), SOURCES, 1)))
     values["units"][0]["view"] = "0"
-    (tmp_path / UNITS_FILE).write_text(json.dumps(with_digest({key: values[key] for key in values if key != "digest"})))
+    (tmp_path / UNITS_FILE).write_bytes(sealed(values))
     with pytest.raises(CacheError, match="is damaged"):
-        read_units(tmp_path)
+        read_units(open_folder(tmp_path))

@@ -10,7 +10,7 @@ import typer
 from small_cache import TEACHER, picture, write_tar
 from typer.testing import CliRunner
 
-from pipeline.cache.files import with_digest
+from pipeline.cache.digests import digest_of
 from stages.extract_teacher import extract_teacher
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -138,7 +138,7 @@ def newer(cache):
     path = cache / "targets.zarr" / "zarr.json"
     values = json.loads(path.read_text())
     schema = values["attributes"]["maskalign_cache"] | {"version": "7.0"}
-    values["attributes"] |= {"maskalign_cache": schema, "digest": with_digest(schema)["digest"]}
+    values["attributes"] |= {"maskalign_cache": schema, "digest": digest_of(schema)}
     path.write_text(json.dumps(values))
 
 
@@ -147,10 +147,13 @@ def newer(cache):
     [
         (
             lambda path: path.write_text("mine"),
-            ["is not a cache (no units.json and targets.zarr): give a folder that"],
+            ["is a file or below one: give a folder, or a path where nothing is"],
         ),
-        (lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")), ["is not a cache (no units.json and targets.zarr)"]),
-        (newer, ["has schema version 7.0, this program reads 0.1", "use the version of this program that made the cache"]),
+        (
+            lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
+            ["is not a cache (no units.json): give a folder that extract-teacher made"],
+        ),
+        (newer, ["has version 7.0, this program reads 0.1", "use the version of this program that made the cache"]),
     ],
     ids=["file", "folder", "newer"],
 )
@@ -178,7 +181,10 @@ def test_a_place_that_cannot_be_is_named(tars, tmp_path):
     (tmp_path / "file").touch()
     result = run(tars, tmp_path / "file" / "a.cache")
     assert result.exit_code == 1
-    assert result.stderr == f"error: File exists ({tmp_path / 'file'})\n"
+    assert (
+        result.stderr
+        == f"error: {str(tmp_path / 'file' / 'a.cache')!r} is a file or below one: give a folder, or a path where nothing is\n"
+    )
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch, tars, tmp_path):

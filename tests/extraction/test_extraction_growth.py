@@ -33,7 +33,7 @@ def test_more_tars_and_views_extend(copy, shards, tmp_path):
         (5, "train-0001.tar", 2),
         *((6 + view, "train-0002.tar", view) for view in range(3)),
     ]
-    assert [commit.rows for commit in Cache(copy).commits] == [12] * 6 + [5] * 3
+    assert [commit.rows for commit in tuple(Cache(copy).commits())] == [12] * 6 + [5] * 3
 
 
 def test_a_trial_is_continued(finished, shards, tmp_path):

@@ -1,5 +1,7 @@
 """The forecast: near the truth, and nothing is written for it."""
 
+from pathlib import Path
+
 import pytest
 from cache_files import extract
 from small_cache import extraction_options, make_shards, picture, write_tar
@@ -24,9 +26,9 @@ def test_forecasts_what_is_written(tmp_path, changes):
     shards = [*make_shards(tmp_path / "small", tars=1, pictures_per_tar=10), *make_shards(tmp_path / "tars", 2, 70)[1:]]
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
     plan = plan_extraction(options)
-    assert not options.cache.exists()
+    assert not Path(options.cache).exists()
     extract(options.cache, shards, **changes)
-    real, files = size_of(options.cache)
+    real, files = size_of(Path(options.cache))
     assert plan.total_bytes == pytest.approx(real, rel=0.05)
     assert (plan.pictures, plan.tars, plan.views, plan.files) == (80, 2, changes["views"], files)
 

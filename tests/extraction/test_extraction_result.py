@@ -1,6 +1,7 @@
 """What an extraction leaves behind: which files, which pixels, which features, and that nothing but the options decides them."""
 
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ ARRAYS = {"features/block_03": 3, "features/block_04": 3, "features/block_05": 3
 
 def crops_of(cache, unit):
     """Return the decoded crops of a unit's tar by key, in order."""
-    with tarfile.open(cache.path / "views" / f"{unit.stem}.tar") as tar:
+    with tarfile.open(cache.folder.path / "views" / f"{unit.stem}.tar") as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
     return {name[:-4]: decode_view(data, "jpeg") for name, data in members if name.endswith(".jpg")}
 
@@ -56,7 +57,7 @@ def test_features_are_those_of_the_stored_crops(finished, shards, tmp_path, enco
         extract(path, shards, encoding=encoding)
     cache, teacher = Cache(path), build_teacher(options)
     decoder = TargetDecoder(*map(torch.from_numpy, cache.calibration()), encoding)
-    for commit in cache.commits:
+    for commit in tuple(cache.commits()):
         crops = np.stack(list(crops_of(cache, cache.units[commit.unit]).values()))
         features = teacher.features(torch.from_numpy(crops))
         truth, mean, deviation = (torch.stack(values, dim=1) for values in zip(*map(whiten, features.hidden), strict=True))
@@ -74,7 +75,7 @@ def test_features_are_those_of_the_stored_crops(finished, shards, tmp_path, enco
 def test_views_are_a_function_of_seed_key_and_number(finished, shards):
     cache, policy = Cache(finished), extraction_options(cache=finished, shards=shards).policy
     sources = sources_of(shards)
-    for commit in cache.commits:
+    for commit in tuple(cache.commits()):
         boxes = cache.read_block(commit, 0, ["view"])["view"]
         for (key, crop), row in zip(crops_of(cache, cache.units[commit.unit]).items(), boxes, strict=True):
             source = decode_image(sources[key])
@@ -94,7 +95,7 @@ def test_raw_views_are_the_pixels_that_were_cut(shards, tmp_path):
     options = extraction_options(cache=tmp_path / "raw.cache", shards=shards, views=1, view_format="raw")
     extract(options.cache, shards, views=1, view_format="raw")
     source = decode_image(sources_of(shards)["000004"])
-    with tarfile.open(options.cache / "views" / "train-0000.v00.tar") as tar:
+    with tarfile.open(Path(options.cache) / "views" / "train-0000.v00.tar") as tar:
         stored = decode_view(tar.extractfile("000004.npy").read(), "raw")
     np.testing.assert_array_equal(stored, cut_crop(source, draw_crop(options.policy, "000004", 0, source.shape[1], source.shape[0]), 64))
 
@@ -108,9 +109,9 @@ def test_the_same_bytes_however_it_is_made(finished, shards, tmp_path, changes):
 def test_the_batch_size_changes_no_view_and_the_features_by_rounding_only(finished, shards, tmp_path):
     extract(tmp_path / "b.cache", shards, batch_size=5)
     before, after = Cache(finished), Cache(tmp_path / "b.cache")
-    differing = changed(contents(finished), contents(after.path))
+    differing = changed(contents(finished), contents(after.folder.path))
     assert [name for name in differing if name.startswith("views/") or "/view/" in name or "/index/" in name] == []
-    for ours, theirs in zip(before.commits, after.commits, strict=True):
+    for ours, theirs in zip(tuple(before.commits()), tuple(after.commits()), strict=True):
         rows = (cache.read_block(commit, 0, ["stats", "attention"]) for cache, commit in ((before, ours), (after, theirs)))
         for left, right in zip(*(block.values() for block in rows), strict=True):
             np.testing.assert_allclose(left.astype(float), right.astype(float), rtol=2e-3, atol=1e-5)

@@ -9,7 +9,7 @@ import zarr
 from PIL import Image
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.writer import publish_unit, scratch_folder
+from pipeline.cache.writer import publish_unit
 from pipeline.views.tars import ViewTarWriter
 
 KEYS = [f"{number:06d}" for number in range(70)]  # of unit 0 of the small cache
@@ -52,10 +52,10 @@ def pixels_of(members, key):
 def republish(path, keys=KEYS, change=None, view_format="jpeg", spoilt=None):
     """Make unit 0 anew, every checksum right, with other keys in its view tar, changed arrays, or a crop that is no picture."""
     cache = Cache(path)
-    unit, commit, group = cache.units[0], cache.commits[0], zarr.open_group(path / "targets.zarr", mode="r")
+    unit, commit, group = cache.units[0], next(cache.commits()), zarr.open_group(path / "targets.zarr", mode="r")
     arrays = {name: group[name][: commit.rows] for name in commit.blocks}
     crops = [sample.crop for sample in stored_samples(path, 0).values()][: commit.rows]
-    with scratch_folder(path) as scratch:
+    with cache.folder.scratch() as scratch:
         writer = ViewTarWriter(scratch / "view.tar", view_format)
         for row, (key, crop) in enumerate(zip(keys, crops, strict=True)):
             buffer = io.BytesIO()
@@ -65,4 +65,4 @@ def republish(path, keys=KEYS, change=None, view_format="jpeg", spoilt=None):
         if change:
             change(arrays)
         (path / "commits" / f"{unit.stem}.json").unlink()
-        assert publish_unit(path, cache.schema, unit, arrays, scratch / "view.tar", [], scratch)
+        assert publish_unit(cache.folder, cache.schema, unit, arrays, scratch / "view.tar", [], scratch)

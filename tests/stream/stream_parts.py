@@ -20,7 +20,7 @@ def stream_spec(
 ):
     """Describe one rank's samples; levels are places among the stored ones."""
     order = SampleOrder(cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks)
-    return StreamSpec(cache.path, order, levels, MaskConfig(strategy=strategy, ratio=ratio), batch_size)
+    return StreamSpec(cache.address, order, levels, MaskConfig(strategy=strategy, ratio=ratio), batch_size)
 
 
 def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):

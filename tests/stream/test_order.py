@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.commit import Commit
+from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec, needed_pieces
@@ -17,23 +17,10 @@ from pipeline.student.masking import MaskConfig
 BLOCK = 64
 
 
-def commits_of(rows_by_view):
-    """Commits of as many tars as there are rows of a view, by tar and view as extract-teacher numbers them."""
-    tars = range(len(rows_by_view[0]))
-    pairs = [(tar, view) for tar in tars for view in range(len(rows_by_view))]
-    return tuple(
-        Commit(
-            unit=unit,
-            source=f"{tar}.tar",
-            view=view,
-            rows=rows_by_view[view][tar],
-            skipped=(),
-            files={},
-            blocks={},
-            schema_digest="",
-        )
-        for unit, (tar, view) in enumerate(pairs)
-    )
+def units_of(rows_by_view):
+    """Finished units of as many tars as there are rows of a view, by tar and view as extract-teacher numbers them."""
+    pairs = [(tar, view) for tar in range(len(rows_by_view[0])) for view in range(len(rows_by_view))]
+    return np.array([(unit, view, rows_by_view[view][tar], "") for unit, (tar, view) in enumerate(pairs)], UNIT_DTYPE)
 
 
 @st.composite
@@ -41,10 +28,10 @@ def worlds(draw):
     """All ranks' orders of some data, and a batch size that fits."""
     tars, views = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     rows = st.lists(st.integers(1, 300), min_size=tars, max_size=tars)
-    commits = commits_of([draw(rows) for _ in range(views)])
+    units = units_of([draw(rows) for _ in range(views)])
     chosen = tuple(draw(st.permutations(range(views)))[: draw(st.integers(1, views))])
     world_size, window, seed = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(0, 3))
-    return [SampleOrder(commits, chosen, seed, rank, world_size, window) for rank in range(world_size)], draw(st.integers(1, 40))
+    return [SampleOrder(units, chosen, seed, rank, world_size, window) for rank in range(world_size)], draw(st.integers(1, 40))
 
 
 def consumed(order, epoch, batch_size):
@@ -54,7 +41,9 @@ def consumed(order, epoch, batch_size):
     for current, window, first, last in stream_windows(spec, epoch, 0):
         if current > epoch:
             return samples
-        rows = [(order.commits[place].unit, block * BLOCK + row) for place, block, count in window.blocks.tolist() for row in range(count)]
+        rows = [
+            (int(order.units[place]["unit"]), block * BLOCK + row) for place, block, count in window.blocks.tolist() for row in range(count)
+        ]
         permuted = [rows[place] for place in order.permutation(epoch, window)]
         for piece in needed_pieces(window, first, last, 10):
             samples += permuted[piece.start : piece.end]
@@ -74,8 +63,8 @@ def test_an_epoch_shows_every_sample_of_its_view_at_most_once(world, epoch):
     orders, batch_size = world
     if (steps := steps_or_none(orders, batch_size)) is None:
         return
-    chosen = [unit for unit in orders[0].commits if unit.view == orders[0].views[epoch % len(orders[0].views)]]
-    existing = {(unit.unit, row) for unit in chosen for row in range(unit.rows)}
+    chosen = orders[0].units[orders[0].units["view"] == orders[0].views[epoch % len(orders[0].views)]]
+    existing = {(int(unit["unit"]), row) for unit in chosen for row in range(int(unit["rows"]))}
     parts = [consumed(order, epoch, batch_size) for order in orders]
     assert {len(part) for part in parts} == {steps * batch_size}
     seen = Counter(sample for part in parts for sample in part)
@@ -91,7 +80,7 @@ def test_all_ranks_take_as_many_steps_and_the_smallest_view_loses_less_than_a_ba
     assert len(steps) == 1
     if (count := steps.pop()) is None:
         return
-    smallest = min(sum(unit.rows for unit in orders[0].commits if unit.view == view) for view in orders[0].views)
+    smallest = min(orders[0].units["rows"][orders[0].units["view"] == view].sum() for view in orders[0].views)
     assert 0 <= smallest - count * batch_size * len(orders) < len(orders) * (batch_size + BLOCK)
 
 
@@ -104,7 +93,7 @@ def test_a_ranks_samples_do_not_vary_with_the_epoch_and_all_ranks_together_have_
         sizes = [[sum(window.size for window in order.windows(later)) for order in orders] for later in range(epoch, 3 * views, views)]
         assert sizes[0] == sizes[1] == sizes[2]
         assert max(sizes[0]) - min(sizes[0]) <= BLOCK
-        rows = sum(unit.rows for unit in orders[0].commits if unit.view == orders[0].view(epoch))
+        rows = orders[0].units["rows"][orders[0].units["view"] == orders[0].view(epoch)].sum()
         assert sum(sizes[0]) == rows
 
 
@@ -124,18 +113,18 @@ def test_a_start_in_an_epoch_gives_the_rest_of_it(world, epoch, step):
 
 
 def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
-    commits = commits_of([[200, 130, 64]])
+    units = units_of([[200, 130, 64]])
 
     def blocks(seed):
-        return [window.blocks.tolist() for window in SampleOrder(commits, (0,), seed, 1, 2, 2).windows(3)]
+        return [window.blocks.tolist() for window in SampleOrder(units, (0,), seed, 1, 2, 2).windows(3)]
 
     assert blocks(0) == blocks(0)
     assert blocks(0) != blocks(1)
 
 
 def test_blocks_change_ranks_and_windows_between_epochs():
-    commits = commits_of([[64] * 40])
-    ranks = [SampleOrder(commits, (0,), 0, rank, 4, 2) for rank in range(4)]
+    units = units_of([[64] * 40])
+    ranks = [SampleOrder(units, (0,), 0, rank, 4, 2) for rank in range(4)]
     dealt = [[{window.blocks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)]
     assert dealt[0] != dealt[1]
     assert dealt[1] != dealt[2]
@@ -144,21 +133,21 @@ def test_blocks_change_ranks_and_windows_between_epochs():
 
 
 def test_equal_blocks_are_not_always_dealt_together():
-    commits = commits_of([[64] * 8])
+    units = units_of([[64] * 8])
     first = [
-        frozenset(block for window in SampleOrder(commits, (0,), 0, 0, 2, 4).windows(e) for block in window.blocks[:, 0]) for e in range(30)
+        frozenset(block for window in SampleOrder(units, (0,), 0, 0, 2, 4).windows(e) for block in window.blocks[:, 0]) for e in range(30)
     ]
     assert len(set(first)) > 10
 
 
 def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
-    order = SampleOrder(commits_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
-    shown = [{order.commits[place].view for window in order.windows(epoch) for place in window.blocks[:, 0]} for epoch in range(5)]
+    order = SampleOrder(units_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
+    shown = [{int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.blocks[:, 0]} for epoch in range(5)]
     assert shown == [{2}, {0}, {2}, {0}, {2}]
 
 
 def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_and_rank():
-    orders = [SampleOrder(commits_of([[64] * 8]), (0,), 0, rank, 2, 2) for rank in range(2)]
+    orders = [SampleOrder(units_of([[64] * 8]), (0,), 0, rank, 2, 2) for rank in range(2)]
     permutations = [order.permutation(epoch, window) for order in orders for epoch in range(2) for window in order.windows(epoch)]
     assert all(sorted(permutation) == list(range(128)) for permutation in permutations)
     assert len({permutation.tobytes() for permutation in permutations}) == len(permutations)
@@ -166,13 +155,13 @@ def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_a
 
 
 def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_would_do():
-    order = SampleOrder(commits_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
+    order = SampleOrder(units_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
     with pytest.raises(ConfigError, match=r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$"):
         order.steps_per_epoch(100)
     assert order.steps_per_epoch(60) == 1
 
 
 def test_more_ranks_than_blocks_are_refused():
-    order = SampleOrder(commits_of([[100]]), (0,), 0, 0, 3, 1)
+    order = SampleOrder(units_of([[100]]), (0,), 0, 0, 3, 1)
     with pytest.raises(ConfigError, match=r"it has fewer blocks of 64 samples than ranks: use fewer$"):
         order.steps_per_epoch(1)

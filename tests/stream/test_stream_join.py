@@ -107,7 +107,7 @@ def test_a_changed_key_is_refused(cache_copy):
     data = tar.read_bytes()
     assert data.count(b"000065.jpg") == 1
     tar.write_bytes(data.replace(b"000065.jpg", b"000066.jpg"))
-    with pytest.raises(CacheError, match=UNIT_0 + ", row 65: the sample's bytes in the view tar do not match their checksum: delete"):
+    with pytest.raises(CacheError, match=UNIT_0 + ", row 65: the sample's bytes in the view tar do not match their checksum: inspect"):
         read_epoch(cache_copy)
 
 
@@ -131,7 +131,7 @@ def test_a_unit_republished_with_its_own_keys_is_read(cache_copy):
 
 def test_crops_in_another_order_than_the_targets_are_refused(cache_copy):
     republish(cache_copy, [*KEYS[:20], KEYS[21], KEYS[20], *KEYS[22:]])
-    with pytest.raises(CacheError, match=UNIT_0 + ", row 20: crop '000021' does not belong to the target beside it: delete"):
+    with pytest.raises(CacheError, match=UNIT_0 + ", row 20: crop '000021' does not belong to the target beside it: inspect-cache verify"):
         read_epoch(cache_copy)
 
 
@@ -146,13 +146,13 @@ def test_samples_that_do_not_follow_one_another_are_refused(cache_copy):
 
 def test_neighbours_whose_keys_differ_only_behind_a_dot_are_one_crop_for_two_targets(cache_copy):
     republish(cache_copy, [*KEYS[:21], f"{KEYS[20]}.b", *KEYS[22:]])
-    with pytest.raises(CacheError, match=UNIT_0 + ", row 0: 63 crops for 64 targets: delete commits/"):
+    with pytest.raises(CacheError, match=UNIT_0 + ", row 0: 63 crops for 64 targets: inspect-cache verify"):
         read_epoch(cache_copy)
 
 
 def test_crops_of_another_format_than_the_schema_says_are_refused(cache_copy):
     republish(cache_copy, view_format="raw")
-    with pytest.raises(CacheError, match=UNIT_0 + r", row 64: the view tar cannot be parsed \('jpg'\): delete commits/"):
+    with pytest.raises(CacheError, match=UNIT_0 + r", row 64: the view tar cannot be parsed \('jpg'\): inspect-cache verify"):
         read_epoch(cache_copy)
 
 

@@ -183,7 +183,7 @@ def test_a_run_goes_on_as_it_was_in_a_cache_that_has_grown(small_cache_path, cac
     run = killed_after(finished, 3, tmp_path / "run")
     shards = resolve_shards(str(small_cache_path.parent / "tars"))
     run_extraction(extraction_options(shards=shards, cache=cache_copy, views=3))
-    assert len(Cache(cache_copy).commits) == 6
+    assert len(tuple(Cache(cache_copy).commits())) == 6
     result = train(cache_copy, run, resume=True)
     assert result.exit_code == 0, result.output
     assert "resuming after step 3 of 6" in result.output

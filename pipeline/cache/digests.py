@@ -1,0 +1,34 @@
+"""Digests of metadata, and sealed files: one canonical JSON object each, with the SHA-256 of the rest of it inside."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_SEAL = re.compile(rb'(?<=[{,])"digest":"([0-9a-f]{64})",')  # a quote inside a JSON string is escaped: only a key looks like this
+
+
+def canonical_json(values: Mapping[str, Any]) -> bytes:
+    """Return the one JSON text of some values over which digests are taken: sorted keys, no spaces, ASCII."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the canonical JSON of `values` without their own `digest`."""
+    return hashlib.sha256(canonical_json({key: value for key, value in values.items() if key != "digest"})).hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a sealed file; some key must sort after `digest`."""
+    return canonical_json({**values, "digest": digest_of(values)}) + b"\n"
+
+
+def seal_of(data: bytes) -> str:
+    """Return the digest of a sealed file's bytes, without parsing them; raises ValueError if they do not match it."""
+    found = _SEAL.search(data)
+    if found and data.endswith(b"\n"):
+        digest = found[1].decode()
+        if hashlib.sha256(data[: found.start()] + data[found.end() : -1]).hexdigest() == digest:
+            return digest
+    raise ValueError("the file does not match its digest")

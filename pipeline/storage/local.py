@@ -1,0 +1,149 @@
+"""A folder of a disk: files appear by rename, commits by link, and locks die with their holder."""
+
+import errno
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipeline.errors import StorageError
+from pipeline.storage.files import create_file_exclusively, flush_to_disk, locked, locked_if_free, replace_file
+
+_HOST = platform.node()
+_LOCKS = "logs/locks"
+_SCRATCH = "logs/scratch"
+
+
+class LocalFolder:
+    """A Folder on a disk."""
+
+    parallel_reads = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._scratch: Path | None = None
+
+    @property
+    def address(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def exists(self, key: str) -> bool:
+        """Tell whether a file is there."""
+        return (self.path / key).exists()
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes [start, end) of a file."""
+        with (self.path / key).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else max(0, end - start))
+
+    def names(self, prefix: str = "") -> set[str]:
+        """Return the names of what is directly in a folder."""
+        try:
+            return {entry.name for entry in (self.path / prefix).iterdir()}
+        except FileNotFoundError:
+            return set()
+        except NotADirectoryError:
+            raise StorageError(f"{self.address!r} is a file or below one: give a folder, or a path where nothing is") from None
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size of every file below a folder, by key."""
+        found: dict[str, int] = {}
+        folders = [(self.path / prefix, f"{prefix}/" if prefix else "")]
+        while folders:
+            folder, start = folders.pop()
+            if not folder.is_dir():
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append((folder / entry.name, f"{start}{entry.name}/"))
+                    else:
+                        found[start + entry.name] = entry.stat().st_size
+        return found
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a file whole."""
+        replace_file(self.path / key, data, self._scratch)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Create a file whole unless it is there."""
+        return create_file_exclusively(self.path / key, data, self._scratch)
+
+    def take(self, source: Path, key: str) -> None:
+        """Move a flushed file of the same file system into place."""
+        target = self.path / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+        flush_to_disk(target.parent)
+
+    def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002 - a rename needs no order
+        """Flush a folder of the same file system and rename it into place, unless there is one."""
+        for entry in (source, *source.rglob("*")):
+            flush_to_disk(entry)
+        try:
+            source.rename(self.path / key)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        flush_to_disk(self.path)
+        return True
+
+    def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
+        """Replace a file by a function of what it holds, one process at a time."""
+        with locked(self.path / _LOCKS / f"update-{key.replace('/', '-')}"):
+            before = self.read(key)
+            after = change(before)
+            if after != before:
+                self.replace(key, after)
+
+    def remove(self, key: str) -> None:
+        """Remove a file."""
+        (self.path / key).unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Hold a lock file of that name, if it is free."""
+        with locked_if_free(self.path / _LOCKS / name) as free:
+            yield free
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Hold the lock under which files are moved into place. It may not reach every host."""
+        with locked(self.path / _LOCKS / "publish"):
+            yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Lend a folder on the same file system, and sweep those of processes of this host that died."""
+        parent, sweeping = self.path / _SCRATCH, self.path / _LOCKS / "scratch"
+        with ExitStack() as held:
+            with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
+                parent.mkdir(parents=True, exist_ok=True)
+                _sweep(parent)
+                folder = Path(tempfile.mkdtemp(prefix=f"{_HOST}-{os.getpid()}-", dir=parent))
+                held.enter_context(locked(folder / "lock"))
+            try:
+                self._scratch = folder  # for the temporary names of replace and create, so that a sweep finds them
+                yield folder
+            finally:
+                self._scratch = None
+                with locked(sweeping):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        """Return the bytes free on the disk."""
+        nearest = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        return shutil.disk_usage(nearest).free
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.glob(f"{_HOST}-*"):  # another host's locks may not be seen from here
+        with locked_if_free(folder / "lock") as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
