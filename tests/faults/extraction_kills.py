@@ -14,14 +14,17 @@ from faults.reading import Reader
 from faults.table import Row
 
 _MOMENTS = {
-    r"/\.a\.cache\.": "creation",
-    r"a\.cache/logs/scratch/.*/(\.?units|zarr|.*/zarr)\.\w+": "scratch metadata",
-    r"a\.cache/logs/scratch/": "scratch",
-    r"a\.cache/logs/": "logs",
-    r"a\.cache/commits/": "commit",
-    r"a\.cache/(targets\.zarr/.*/c/|views)": "publication",
-    r"a\.cache/(targets\.zarr|\.?units\.json|.*\.tmp)": "extension",
-    r"a\.cache$": "appearance",
+    r"/logs/scratch/[^/]+/\.units": "units.json",
+    r"/logs/scratch/[^/]+/\.[^/]+\.v\d\d\.json": "commit",
+    r"/logs/scratch/[^/]+/targets\.zarr": "creation",
+    r"/logs/scratch": "scratch",
+    r"/logs": "logs",
+    r"/commits": "commit",
+    r"/(targets\.zarr/.*/c(/.*)?|views(/.*)?)$": "publication",
+    r"/targets\.zarr$": "creation",
+    r"/targets\.zarr/": "resizing",
+    r"/units\.json$": "units.json",
+    r"/a\.cache$": "creation",
 }
 
 

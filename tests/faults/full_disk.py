@@ -38,10 +38,10 @@ def run_command(arguments):
 
 def told_in_one_sentence(code, output, sentence):
     """Return what is wrong about a failed command's exit code and output."""
-    told = [line for line in output.splitlines() if line.startswith("error: ")]
-    if code == 1 and len(told) == 1 and sentence in told[0] and "Traceback" not in output:
+    told = [line for line in output.splitlines() if sentence in line]
+    if code == 1 and len(told) == 1 and "Traceback" not in output:
         return []
-    return [f"exit code {code}, not 1 with one error of {sentence!r}: {output[-2000:]}"]
+    return [f"exit code {code}, not 1 with one sentence of {sentence!r}: {output[-2000:]}"]
 
 
 def _exit_with(function):

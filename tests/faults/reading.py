@@ -19,7 +19,7 @@ def read_everything(path, allow_partial=False):
     cache = Cache(path)
     found = dict(zip(("mean", "std"), cache.calibration(), strict=True))
     names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows and name != "index"]
-    for commit in cache.finished(None, allow_partial):
+    for commit in map(cache.pinned_commit, cache.finished(None, allow_partial)):
         for block in range(-(-commit.rows // cache.schema.block_rows)):
             joined, place = read_joined(cache, commit, block, names), (commit.source, commit.view, block)
             found |= {(*place, name): values for name, values in joined.arrays.items()}
