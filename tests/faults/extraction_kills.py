@@ -1,16 +1,15 @@
-"""extract-teacher killed at any moment, alone or beside others: a later run makes the undisturbed bytes, and no reader sees less than a unit."""
+"""extract-teacher killed at any moment, alone or beside others: a later run makes the undisturbed bytes, and readers see whole units."""
 
-import multiprocessing
 import re
 import shutil
 import signal
 import time
 from contextlib import closing
 
-from faults.events import die_at, tell_changes
 from faults.extractions import EXTENDED, FIRST, STAGES, Extractions, fresh
 from faults.processes import Child, run_forked
 from faults.reading import Reader
+from faults.sweeps import changes_of, chosen, killed_before
 from faults.table import Row
 
 _MOMENTS = {
@@ -39,73 +38,41 @@ def kill_extractions(plan):
         yield _at_random(plan, bench, reader, 2, plan.times(2, 0), workers=1)
 
 
-def moment_of(path):
-    """Say in which part of an extraction a path is changed."""
-    return next((name for pattern, name in _MOMENTS.items() if re.search(pattern, path)), "cleaning" if "/" not in path else "other")
-
-
 def _sweep(plan, bench, reader, stage, most):
     """Kill one process before each of its changes, or before `most` of them that are spread evenly; finish each time."""
     row, folder = Row(f"killed before each change while a cache is {stage.name}"), plan.folder / f"sweep {stage.name}"
-    count = len(_changes(bench, fresh(folder, 0), stage))
-    step = max(1, count // most) if most else 1
-    for number in range(plan.rng.randrange(step), count, step):
-        cache = fresh(folder, number + 1)
-        _begin_from(bench, cache, stage)
-        moment, failures = _killed_at(bench, cache, stage, number)
+    cache = _begun(bench, folder, 0, stage)
+    count = len(changes_of(cache.parent, bench.extract, cache, stage, log=_log(cache)))
+    for number in chosen(count, most, plan.rng):
+        cache = _begun(bench, folder, number + 1, stage)
+        path, failures = killed_before(number, cache.parent, bench.extract, cache, stage, log=_log(cache))
+        moment = "came through" if path is None else _moment_of(path)
         failures += reader.look(cache)[1] + _finished(bench, cache, stage)
         row.note(moment, [f"killed before change {number} ({moment}): {text}" for text in failures])
         shutil.rmtree(cache.parent)
     return row
 
 
-def _begin_from(bench, cache, stage):
+def _begun(bench, folder, number, stage):
+    """Return where a cache is to be made, or the cache that is to be extended."""
+    cache = fresh(folder, number)
     if stage is EXTENDED:
         shutil.copytree(bench.reference(FIRST), cache)
+    return cache
 
 
-def _changes(bench, cache, stage):
-    """Return the paths of the changes that an undisturbed extraction makes."""
-    _begin_from(bench, cache, stage)
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = Child(_told, bench, cache, stage, theirs, log=cache.parent.with_suffix(".log"))
-    theirs.close()
-    paths = list(iter(lambda: _received(ours), None))
-    assert child.wait() == 0, child.output()
-    return paths
+def _moment_of(path):
+    """Say in which part of an extraction a path is changed."""
+    return next((name for pattern, name in _MOMENTS.items() if re.search(pattern, path)), "other" if "/" in path else "cleaning")
 
 
-def _received(connection):
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
-
-
-def _told(bench, cache, stage, report):
-    tell_changes(cache.parent, report)
-    bench.extract(cache, stage)
-
-
-def _killed_at(bench, cache, stage, number):
-    """Run an extraction that dies before a change; return the moment and what was wrong."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = Child(_dying, bench, cache, stage, number, theirs, log=cache.parent.with_suffix(".log"))
-    theirs.close()
-    path, code = _received(ours), child.wait()
-    if path is None:  # threads take turns differently: fewer changes than last time
-        return "came through", [] if code == 0 else [child.output()]
-    return moment_of(path), child.orphans()
-
-
-def _dying(bench, cache, stage, number, report):
-    die_at(cache.parent, number, report)
-    bench.extract(cache, stage)
+def _log(cache):
+    return cache.parent.with_suffix(".log")
 
 
 def _finished(bench, cache, stage):
     """Let an extraction run to its end; return how the cache differs from an undisturbed one."""
-    code, output = run_forked(bench.extract, cache, stage, log=cache.parent.with_suffix(".log"))
+    code, output = run_forked(bench.extract, cache, stage, log=_log(cache))
     return bench.differences(cache, stage) if code == 0 else [f"exit code {code}: {output[-2000:]}"]
 
 
@@ -130,7 +97,8 @@ def _at_random(plan, bench, reader, processes, trials, workers=0):
 
 def _killed_at_random(plan, bench, cache, stage, processes, workers):
     ranks = [
-        Child(bench.extract, cache, stage, rank, processes, workers, log=cache.parent.with_suffix(f".{rank}.log")) for rank in range(processes)
+        Child(bench.extract, cache, stage, rank, processes, workers, log=cache.parent.with_suffix(f".{rank}.log"))
+        for rank in range(processes)
     ]
     time.sleep(plan.rng.uniform(0.02, bench.seconds[stage] * processes + 4 * workers))
     victims = ranks if plan.rng.random() < 0.5 else [plan.rng.choice(ranks)]

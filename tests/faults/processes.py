@@ -141,7 +141,7 @@ def _begin(parent, log, work, arguments):
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115, PTH123 - the parent's may be captured
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - the parent's may be captured
     _started.clear()
     try:
         work(*arguments)

@@ -24,9 +24,7 @@ def read_everything(path, allow_partial=False):
             joined, place = read_joined(cache, commit, block, names), (commit.source, commit.view, block)
             found |= {(*place, name): values for name, values in joined.arrays.items()}
             found[*place, "labels"], found[*place, "keys"] = joined.labels, np.array(joined.keys)
-            found[*place, "pixels"] = np.stack(
-                [decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)]
-            )
+            found[*place, "pixels"] = np.stack([decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)])
     return found
 
 

@@ -51,7 +51,7 @@ def refuse_changes(folder, number):
     """Let every change of this process below a folder, from its change `number` on, fail as on a full disk; removing goes on."""
 
     def hear(count, path):
-        if count >= number and os.path.isabs(path) and not Path(path).exists():
+        if count >= number and "/" in path and not Path(path).exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     Changes(folder, hear)

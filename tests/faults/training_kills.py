@@ -1,19 +1,19 @@
 """train-student killed at any moment and resumed: the student is bit for bit the undisturbed run's, and nothing lies about."""
 
 import json
-import multiprocessing
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
 
-from faults.events import die_at, tell_changes
+from training.training_runs import TINY
+
 from faults.extractions import WHOLE, Extractions
 from faults.processes import Child, run_forked, shared_memory_of
+from faults.sweeps import changes_of, chosen, killed_before
 from faults.table import Row
 from stages.train_student import main
-from training.training_runs import TINY
 
 _STEPS = 8
 _CHANGED = ("optim.steps=", "train.checkpoint_every=")
@@ -47,11 +47,11 @@ def _train(cache, run, workers):
 def _sweep(plan, cache, undisturbed, most):
     """Kill one run before each of its changes, or before `most` of them that are spread evenly; resume each time."""
     row, folder = Row("train-student killed before each change"), plan.folder / "sweep"
-    count = len(_changes(cache, folder / "counted"))
-    step = max(1, count // most) if most else 1
-    for number in range(plan.rng.randrange(step), count, step):
+    folder.mkdir()
+    count = len(changes_of(folder / "counted", _train, cache, folder / "counted", 0, log=folder / "counted.log"))
+    for number in chosen(count, most, plan.rng):
         run = folder / f"run_{number}"
-        path, failures = _killed_at(cache, run, number)
+        path, failures = killed_before(number, run, _train, cache, run, 0, log=run.with_suffix(".log"))
         failures += _resumed(cache, run, undisturbed)
         row.note(_moment(path), [f"killed before change {number} ({path}): {text}" for text in failures])
         shutil.rmtree(run)
@@ -62,41 +62,6 @@ def _moment(path):
     if path is None:
         return "came through"
     return next((part for part in ("checkpoints", "metrics", "student", "report", "run.json") if part in path), "other")
-
-
-def _changes(cache, run):
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    run.parent.mkdir()
-    child = Child(_told, cache, run, theirs, log=run.with_suffix(".log"))
-    theirs.close()
-    paths = list(iter(lambda: _received(ours), None))
-    assert child.wait() == 0, child.output()
-    return paths
-
-
-def _told(cache, run, report):
-    tell_changes(run, report)
-    _train(cache, run, 0)
-
-
-def _dying(cache, run, number, report):
-    die_at(run, number, report)
-    _train(cache, run, 0)
-
-
-def _killed_at(cache, run, number):
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = Child(_dying, cache, run, number, theirs, log=run.with_suffix(".log"))
-    theirs.close()
-    path, code = _received(ours), child.wait()
-    return path, child.orphans() if code in (0, -signal.SIGKILL) else [child.output()]
-
-
-def _received(connection):
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
 
 
 def _resumed(cache, run, undisturbed):
