@@ -33,7 +33,7 @@ def held_run_folder(run: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"run folder {str(run)!r} is in use by another process: wait for it or choose another --run") from None
-        for unfinished in (*run.glob(".*.tmp"), *run.glob("checkpoints/*.tmp")):
+        for unfinished in run.glob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
         yield
 

@@ -1,6 +1,7 @@
 """Reading a cache as training does, and a process that goes on doing so while others write it."""
 
 import multiprocessing
+import signal
 import traceback
 
 import numpy as np
@@ -56,16 +57,16 @@ class Reader:
         return self._requests.recv()
 
     def close(self):
-        """End the process."""
-        self._requests.send(("end", None))
+        """End the process, which has nothing to save."""
+        self._child.signal(signal.SIGKILL)
         self._child.wait()
 
 
 def _serve(requests, reference):
     expected = read_everything(reference)
-    while (order := requests.recv())[0] != "end":
-        answer = _look(order[1], expected) if order[0] == "look" else _watch(order[1], expected, requests)
-        requests.send(answer)
+    while True:
+        order, cache = requests.recv()
+        requests.send(_look(cache, expected) if order == "look" else _watch(cache, expected, requests))
 
 
 def _watch(cache, expected, requests):

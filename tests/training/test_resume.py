@@ -1,6 +1,7 @@
 """A run that was stopped goes on exactly: bit for bit what an undisturbed one does, on one thread of a CPU."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -66,6 +67,9 @@ def test_what_a_killed_run_was_writing_is_swept(small_cache_path, finished, tmp_
         path.write_bytes(b"half of it")
     trained(small_cache_path, run, resume=True)
     assert [path.name for path in unfinished if path.exists()] == []
+    shutil.copy(run / "checkpoints/step_00000003.pt", run / "checkpoints/step_00000001.pt")  # as killed before it was dropped
+    trained(small_cache_path, run, resume=True)
+    assert saved_steps(run) == [3, 6]
     assert_same_runs(finished, run, 6)
 
 
