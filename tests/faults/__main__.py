@@ -65,7 +65,7 @@ def _part(name, folder, options):
     folder.mkdir()
     for row in PARTS[name](Plan(folder, random.Random(f"{options.seed} {name}"), options.short)):
         rows.append(row)
-        print(f"{time.monotonic() - begin:6.1f} s  {render([row])}", flush=True)
+        print(f"{time.monotonic() - begin:6.1f} s  {render([row])}", *row.failures, sep="\n", flush=True)
     assert threading.active_count() == 1
     return rows
 
