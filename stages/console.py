@@ -64,6 +64,11 @@ def process_rank() -> tuple[int, int]:
     return 0, 1
 
 
+def usable_cores() -> int:
+    """Return the cores that this process may use, a share of them where a launcher has started several."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def choose_device(name: str) -> "torch.device":
     """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`; raises ConfigError for one that is not there."""
     import torch

@@ -1,13 +1,12 @@
 """extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
 
-import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, process_rank, run_command, told_in_one_sentence
+from stages.console import choose_device, process_rank, run_command, told_in_one_sentence, usable_cores
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
@@ -24,7 +23,13 @@ def extract_teacher(
     ],
     levels: Annotated[str, typer.Option(help="Teacher blocks to store: a number (the last N) or a list such as 3,7,11.")] = "5",
     views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each picture.")] = 1,
-    encoding: Annotated[str, typer.Option(help="int8 or float16.")] = "int8",
+    encoding: Annotated[str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")] = "int8",
+    keep: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the patches to store; below 1 it fixes the masks of training.")
+    ] = 1.0,
+    keep_rank: Annotated[
+        str, typer.Option(help="Which patches to store: drawn by `attention` of the teacher, or at `random`; the masks' strategy.")
+    ] = "attention",
     view_format: Annotated[str, typer.Option(help="How crops are stored: jpeg (quality 95) or raw (lossless).")] = "jpeg",
     image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = 224,
     patch_size: Annotated[
@@ -69,16 +74,19 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
     """Check what typer cannot, and resolve shards, device and rank."""
     from pipeline.cache.schema import ENCODINGS
     from pipeline.extraction.job import ExtractionOptions
+    from pipeline.student.masking import RANK_STRATEGIES
     from pipeline.views.codec import VIEW_FORMATS
     from pipeline.views.shards import resolve_shards
 
     _refuse_unknown("--encoding", given["encoding"], ENCODINGS)
     _refuse_unknown("--view-format", given["view_format"], VIEW_FORMATS)
+    _refuse_unknown("--keep-rank", given["keep_rank"], RANK_STRATEGIES)
+    _refuse_share("--keep", given["keep"])
     _refuse_scale(given["crop_scale"])
     rank, processes = process_rank()
     resolved: dict[str, Any] = {
         "shards": resolve_shards(given["shards"]),
-        "workers": _default_workers() if given["workers"] is None else given["workers"],
+        "workers": usable_cores() if given["workers"] is None else given["workers"],
         "device": choose_device(given["device"]),
         "rank": rank,
         "processes": processes,
@@ -89,16 +97,17 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
 
 def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
-        raise ConfigError(f"{option} {value!r} is unknown: give {' or '.join(accepted)}")
+        raise ConfigError(f"{option} {value!r} is unknown: give {', '.join(accepted[:-1])} or {accepted[-1]}")
+
+
+def _refuse_share(option: str, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ConfigError(f"{option} {share:g} is not a share: give more than 0 and at most 1, such as 0.3")
 
 
 def _refuse_scale(scale: tuple[float, float]) -> None:
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ConfigError(f"--crop-scale {scale[0]:g} {scale[1]:g} is not a range of shares: give 0 < least <= greatest <= 1")
-
-
-def _default_workers() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _show_plan(options: "ExtractionOptions") -> None:

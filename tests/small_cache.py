@@ -83,6 +83,8 @@ def extraction_options(**changes):
         "levels": "3",
         "views": 2,
         "encoding": "int8",
+        "keep": 1.0,
+        "keep_rank": "attention",
         "view_format": "jpeg",
         "image_size": IMAGE_SIZE,
         "patch_size": PATCH_SIZE,

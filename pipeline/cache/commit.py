@@ -1,6 +1,7 @@
 """Commits: the files that make units exist. Created last and exclusively, with sizes, digests and block checksums of what a unit owns."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -27,16 +28,13 @@ class SkippedPicture(Section):
     reason: str
 
 
-class Commit(Section):
-    """One finished unit. `blocks` has, per array, the CRC-32C of each block's decoded bytes, padded to whole blocks."""
+class CommitHead(Section):
+    """Which unit a commit makes exist: all that the order of samples needs, read without the rest."""
 
     unit: int
     source: str
     view: int
     rows: int
-    skipped: tuple[SkippedPicture, ...]
-    files: dict[str, FileRecord]
-    blocks: dict[str, tuple[int, ...]]
     schema_digest: str
     digest: str = ""
 
@@ -44,6 +42,17 @@ class Commit(Section):
     def name(self) -> str:
         """How messages name the unit."""
         return f"unit {self.unit} ({self.source}, view {self.view})"
+
+
+class Commit(CommitHead):
+    """One finished unit. `blocks` has, per array, the CRC-32C of each block's decoded bytes, padded to whole blocks."""
+
+    skipped: tuple[SkippedPicture, ...]
+    files: dict[str, FileRecord]
+    blocks: dict[str, tuple[int, ...]]
+
+
+Part = TypeVar("Part", bound=CommitHead)
 
 
 def commit_key(unit: Unit) -> str:
@@ -64,12 +73,21 @@ def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
 
 def read_commit(folder: Folder, unit: Unit, schema_digest: str) -> Commit:
     """Read a unit's commit; raises CacheError if it is damaged or of another cache, FileNotFoundError if there is none."""
+    return _read(folder, unit, schema_digest, Commit)
+
+
+def read_commit_head(folder: Folder, unit: Unit, schema_digest: str) -> CommitHead:
+    """Read which unit a commit makes exist, with the same checks."""
+    return _read(folder, unit, schema_digest, CommitHead)
+
+
+def _read(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) -> Part:
     data = folder.read(commit_key(unit))
     cure = "inspect-cache verify --repair drops it, and the same extract-teacher command makes its unit again"
     place = f"commit {f'{folder.address}/{commit_key(unit)}'!r}"
     try:
         seal_of(data)
-        commit = Commit.model_validate_json(data)
+        commit = part.model_validate_json(data, extra="ignore")  # a newer minor version may add keys
     except (ValueError, ValidationError):
         raise CacheError(f"{place} is damaged: {cure}") from None
     if (commit.schema_digest, commit.unit, commit.source, commit.view) != (schema_digest, unit.unit, unit.source, unit.view):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SEAL = re.compile(rb'(?<=[{,])"digest":"([0-9a-f]{64})",')  # a quote inside a JSON string is escaped: only a key looks like this
+_SEAL = re.compile(rb'[{,]"digest":"([0-9a-f]{64})",')  # a quote inside a JSON string is escaped: only a key looks like this
 
 
 def canonical_json(values: Mapping[str, Any]) -> bytes:
@@ -29,6 +29,6 @@ def seal_of(data: bytes) -> str:
     found = _SEAL.search(data)
     if found and data.endswith(b"\n"):
         digest = found[1].decode()
-        if hashlib.sha256(data[: found.start()] + data[found.end() : -1]).hexdigest() == digest:
+        if hashlib.sha256(data[: found.start() + 1] + data[found.end() : -1]).hexdigest() == digest:
             return digest
     raise ValueError("the file does not match its digest")

@@ -1,18 +1,18 @@
 """Whitening, channel calibration and quantisation of features, on whatever device they are.
 
-w = (h - mean) / deviation per token; z = (w - channel_mean) / channel_std; int8 q = round(z / s) with one scale s for each token
-and group of 64 channels, so |error of w| <= s * channel_std / 2. float16 stores w itself.
+w = (h - mean) / deviation per token; z = (w - channel_mean) / channel_std; codes q = round(z / s) with one scale s for each token
+and group of 64 channels, so |error of w| <= s * channel_std / 2. int4 puts two codes into a byte, float16 stores w itself.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.cache.schema import GROUP_CHANNELS, Encoding
+from pipeline.cache.schema import CODE_FORMATS, GROUP_CHANNELS, Encoding
 
 WHITENING_EPS = 1e-5
 MIN_CHANNEL_STD = 0.05  # keeps a channel that hardly varies from filling its group's scale
-_MAX_CODE = 127
+_NIBBLE_ZERO = 8  # what a code of 0 is stored as in four bits
 _MIN_SCALE = 2.0**-14  # the smallest normal half: below it a scale would lose digits
 
 
@@ -25,26 +25,40 @@ def whiten(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def encode_level(hidden: Tensor, channel_mean: Tensor, channel_std: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
-    """Encode hidden states (B, T, D) of one level to codes (B, T, D) and stats (B, T, 2 + G) float16.
+    """Encode hidden states (B, T, D) of one level to codes (B, T, W) and stats (B, T, 2 + G) float16; W is D / 2 for int4, else D.
 
     Hidden states that are not finite, or too large for the stats, give stats that are not finite.
     """
     whitened, mean, deviation = whiten(hidden)
     moments = torch.stack([mean, deviation], dim=-1)
-    if encoding == "float16":
+    code_format = CODE_FORMATS[encoding]
+    if code_format.largest_code is None:
         return whitened.half(), moments.half()
-    codes, scales = _quantise((whitened - channel_mean) / channel_std)
-    return codes, torch.cat([moments, scales], dim=-1).half()
+    codes, scales = _quantise((whitened - channel_mean) / channel_std, code_format.largest_code)
+    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
+    return stored, torch.cat([moments, scales], dim=-1).half()
 
 
-def _quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise (..., D) to int8 codes (..., D) and scales (..., G), which a half holds exactly."""
+def _quantise(values: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Quantise (..., D) to int8 codes (..., D) of at most `largest` and scales (..., G), which a half holds exactly."""
     width = values.shape[-1]
     padded = F.pad(values, (0, -width % GROUP_CHANNELS))
     grouped = padded.view(*padded.shape[:-1], -1, GROUP_CHANNELS)
-    scales = (grouped.abs().amax(-1) / _MAX_CODE).clamp(min=_MIN_SCALE).half().float()
-    codes = (grouped / scales[..., None]).round().clamp(-_MAX_CODE, _MAX_CODE).to(torch.int8)
+    scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()
+    codes = (grouped / scales[..., None]).round().clamp(-largest, largest).to(torch.int8)
     return codes.flatten(-2)[..., :width], scales
+
+
+def _pack(codes: Tensor) -> Tensor:
+    """Put codes (..., D) of -7 to 7 two into a byte (..., ceil(D / 2)) uint8: even channels low, odd ones high, code 0 after an odd D."""
+    nibbles = F.pad(codes, (0, codes.shape[-1] % 2)).add(_NIBBLE_ZERO).to(torch.uint8)
+    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+
+
+def _unpack(stored: Tensor, width: int) -> Tensor:
+    """Undo `_pack` to codes (..., D) float32."""
+    nibbles = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
+    return nibbles.float() - _NIBBLE_ZERO
 
 
 class TargetDecoder(nn.Module):
@@ -58,15 +72,29 @@ class TargetDecoder(nn.Module):
         super().__init__()
         self.register_buffer("channel_mean", channel_mean[:, None])
         self.register_buffer("channel_std", channel_std[:, None])
-        self.encoding = encoding
+        self._format = CODE_FORMATS[encoding]
 
     def forward(self, codes: Tensor, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode codes (B, M, T, D) and stats (B, M, T, 2 + G) to whitened (B, M, T, D), mean and deviation (B, M, T), float32."""
+        """Decode codes (B, M, T, W) and stats (B, M, T, 2 + G) to whitened (B, M, T, D), mean and deviation (B, M, T), float32."""
         mean, deviation = stats[..., 0].float(), stats[..., 1].float()
-        if self.encoding == "float16":
+        if self._format.largest_code is None:
             return codes.float(), mean, deviation
-        scales = stats[..., 2:].float().repeat_interleave(GROUP_CHANNELS, dim=-1)[..., : codes.shape[-1]]
-        return codes.float() * scales * self.channel_std + self.channel_mean, mean, deviation
+        width = self.channel_mean.shape[-1]
+        values = codes.float() if self._format.channels_per_value == 1 else _unpack(codes, width)
+        # Indexed, not repeated and cut to D: that, torch 2.14.1 compiles to reads past the end on a CPU unless D is a multiple of 64.
+        scales = stats[..., 2:].float()[..., torch.arange(width, device=stats.device) // GROUP_CHANNELS]
+        return values * scales * self.channel_std + self.channel_mean, mean, deviation
+
+
+def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: Encoding) -> Tensor:
+    """Return the stated bound of the error of decoded values (..., M, T, D), but for the rounding of float32.
+
+    `stats` (..., M, T, 2 + G) float16 and `channel_std` (M, D) are of the same levels.
+    """
+    if CODE_FORMATS[encoding].largest_code is None:
+        return (whitened.abs() * 2.0**-11).clamp(min=2.0**-25)
+    scales = stats[..., 2:].float().repeat_interleave(GROUP_CHANNELS, dim=-1)[..., : whitened.shape[-1]]
+    return scales * channel_std[:, None] / 2
 
 
 class Calibrator:

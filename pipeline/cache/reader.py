@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -12,15 +13,17 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.cache import store
-from pipeline.cache.commit import Commit, commit_key, committed, read_commit
+from pipeline.cache.commit import Commit, Part, commit_key, committed, read_commit, read_commit_head
 from pipeline.cache.schema import array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.cache.writer import block_crc
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.address import open_folder
+from pipeline.storage.folder import Folder
 from pipeline.storage.ordered import ordered_map
 
 REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
+_CALIBRATED_AGAIN = "the same extract-teacher command makes it again"
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
@@ -46,16 +49,15 @@ class Cache:
         """The path or URL of the cache."""
         return self.folder.address
 
-    def commits(self, views: Container[int] | None = None) -> Iterator[Commit]:
-        """Read the commits of the finished units of some views (None: all), by number, one at a time."""
-        wanted = tuple(unit for unit in self.units if views is None or unit.view in views)
-        return ordered_map(self._read_commit, committed(self.folder, wanted), self.folder.parallel_reads)
+    def commits(self) -> Iterator[Commit]:
+        """Read the commits of the finished units, by number, one at a time."""
+        return self._read_all(self.units, read_commit)
 
     def finished(self, views: Iterable[int] | None, allow_partial: bool) -> FinishedUnits:
         """Return the finished units of the chosen views (None: all); raises CacheError if some are missing and that is not allowed."""
         chosen = self._existing_views(views)
         wanted = sum(unit.view in chosen for unit in self.units)
-        found = _table(self.commits(chosen))
+        found = self._table(unit for unit in self.units if unit.view in chosen)
         if not len(found) or (len(found) < wanted and not allow_partial):
             raise CacheError(
                 f"cache {self.address!r} is not finished: {len(found)} of {wanted} units are committed; "
@@ -66,7 +68,7 @@ class Cache:
     def pinned(self, units: Iterable[int]) -> FinishedUnits:
         """Return these units; raises CacheError naming those that are missing."""
         wanted = set(units)
-        found = _table(commit for commit in self.commits() if commit.unit in wanted)
+        found = self._table(unit for unit in self.units if unit.unit in wanted)
         missing = sorted(wanted - set(found["unit"].tolist()))
         if missing:
             raise CacheError(
@@ -77,7 +79,7 @@ class Cache:
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`, from memory if it was among the last; raises CacheError if it has changed since."""
         unit = int(pinned["unit"])
-        commit = self._commits.pop(unit, None) or self._read_commit(self.units[unit])
+        commit = self._commits.pop(unit, None) or self._read_commit(read_commit, self.units[unit])
         if commit.digest.encode() != pinned["digest"]:
             raise CacheError(f"{commit.name} of cache {self.address!r} was made anew with other content while in use: start another run")
         self._commits[unit] = commit
@@ -85,9 +87,16 @@ class Cache:
             self._commits.popitem(last=False)
         return commit
 
-    def _read_commit(self, unit: Unit) -> Commit:
+    def _table(self, units: Iterable[Unit]) -> FinishedUnits:
+        heads = self._read_all(units, read_commit_head)
+        return np.array([(head.unit, head.view, head.rows, head.digest) for head in heads], UNIT_DTYPE)
+
+    def _read_all(self, units: Iterable[Unit], read: Callable[[Folder, Unit, str], Part]) -> Iterator[Part]:
+        return ordered_map(partial(self._read_commit, read), committed(self.folder, units), self.folder.parallel_reads)
+
+    def _read_commit(self, read: Callable[[Folder, Unit, str], Part], unit: Unit) -> Part:
         try:
-            return read_commit(self.folder, unit, self.digest)
+            return read(self.folder, unit, self.digest)
         except FileNotFoundError:
             raise CacheError(f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again") from None
 
@@ -105,7 +114,7 @@ class Cache:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
         mean, std = (self._read("calibration", name, ...) for name in ("channel_mean", "channel_std"))
         if calibration_digest(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: restore both arrays from a copy")
+            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}")
         return mean, std
 
     def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
@@ -130,7 +139,7 @@ class Cache:
             raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
         return values
 
-    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = "restore its file from a copy") -> store.Values:
+    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = _CALIBRATED_AGAIN) -> store.Values:
         try:
             if name not in self._arrays:
                 self._arrays[name] = store.open_array(self.folder, self._specs[name], self.schema)
@@ -152,7 +161,3 @@ class Cache:
 def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> str:
     """Return the SHA-256 of the bytes of the calibration, float32 little-endian, mean first."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))).hexdigest()
-
-
-def _table(commits: Iterable[Commit]) -> FinishedUnits:
-    return np.array([(commit.unit, commit.view, commit.rows, commit.digest) for commit in commits], UNIT_DTYPE)

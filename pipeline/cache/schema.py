@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from pipeline.cache.digests import digest_of
 from pipeline.config import Section
+from pipeline.student.masking import RankStrategy, count_of_share
 
 SCHEMA_VERSION = "0.1"
 BLOCK_ROWS: Final = 64
@@ -17,8 +19,28 @@ GROUP_CHANNELS: Final = 64
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
-Encoding = Literal["int8", "float16"]
-ENCODINGS: tuple[str, ...] = get_args(Encoding)
+Encoding = Literal["int8", "int4", "float16"]
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """How an encoding lies in its arrays: dtype, channels in one stored value, and the largest code (None: no codes but the values)."""
+
+    dtype: np.dtype[Any]
+    channels_per_value: int
+    largest_code: int | None
+
+    def stored_width(self, width: int) -> int:
+        """Return how many stored values hold `width` channels."""
+        return math.ceil(width / self.channels_per_value)
+
+
+CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
+    "int8": CodeFormat(np.dtype("int8"), 1, 127),
+    "int4": CodeFormat(np.dtype("uint8"), 2, 7),
+    "float16": CodeFormat(np.dtype("float16"), 1, None),
+}
+ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
 
 
 class TeacherSchema(Section):
@@ -68,25 +90,55 @@ class CacheSchema(Section):
     view: ViewSchema
     levels: tuple[int, ...]
     encoding: Encoding
+    keep: float
+    keep_rank: RankStrategy | None
     block_rows: Literal[64] = BLOCK_ROWS
     unit_rows: Literal[16384] = UNIT_ROWS
     group_channels: Literal[64] = GROUP_CHANNELS
     calibration: CalibrationSchema
 
+    @model_validator(mode="after")
+    def _ranked_if_and_only_if_some_are_left_out(self) -> "CacheSchema":
+        if not 1 <= self.stored_patches <= self.patches:
+            raise ValueError(f"keep {self.keep} is not a share of {self.patches} patches that leaves at least one")
+        if (self.stored_patches < self.patches) != (self.keep < 1) or (self.keep_rank is None) != (self.keep == 1):
+            raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a view."""
+        return self.view.image_size // self.view.patch_size
+
     @property
     def patches(self) -> int:
         """N, the patches of a view."""
-        return (self.view.image_size // self.view.patch_size) ** 2
+        return self.grid**2
+
+    @property
+    def stored_patches(self) -> int:
+        """K, the patches of a view whose features are stored: the first of a ranking, or all N."""
+        return count_of_share(self.patches, self.keep)
 
     @property
     def tokens(self) -> int:
-        """T, the tokens stored of a level: CLS if the teacher has one, then the patches."""
-        return self.patches + int(self.teacher.has_cls)
+        """T, the tokens stored of a level: CLS if the teacher has one, then the stored patches."""
+        return self.stored_patches + int(self.teacher.has_cls)
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """How the features lie in their arrays."""
+        return CODE_FORMATS[self.encoding]
+
+    @property
+    def stored_width(self) -> int:
+        """W, the stored values of a token."""
+        return self.code_format.stored_width(self.teacher.width)
 
     @property
     def groups(self) -> int:
         """G, the groups of channels with a scale each; none for float16."""
-        return math.ceil(self.teacher.width / self.group_channels) if self.encoding == "int8" else 0
+        return 0 if self.code_format.largest_code is None else math.ceil(self.teacher.width / self.group_channels)
 
     @property
     def digest(self) -> str:
@@ -121,11 +173,13 @@ def array_specs(schema: CacheSchema) -> dict[str, ArraySpec]:
 def _specs(schema: CacheSchema) -> Iterator[ArraySpec]:
     levels, width = len(schema.levels), schema.teacher.width
     for level in schema.levels:
-        yield ArraySpec(feature_array(level), np.dtype(schema.encoding), (schema.tokens, width))
+        yield ArraySpec(feature_array(level), schema.code_format.dtype, (schema.tokens, schema.stored_width))
     yield ArraySpec("stats", np.dtype("float16"), (levels, schema.tokens, 2 + schema.groups))
     yield ArraySpec("index", np.dtype("uint64"), (len(INDEX_COLUMNS),))
     if schema.teacher.has_importance:
         yield ArraySpec("attention", np.dtype("float32"), (schema.patches,))
+    if schema.keep < 1:
+        yield ArraySpec("tokens", np.dtype("uint16"), (schema.stored_patches,))
     yield ArraySpec("view", np.dtype("int32"), (len(VIEW_COLUMNS),))
     yield ArraySpec("channel_mean", np.dtype("float32"), (levels, width), by_rows=False)
     yield ArraySpec("channel_std", np.dtype("float32"), (levels, width), by_rows=False)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
 
 from pipeline.cache.digests import canonical_json, digest_of
 from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_specs
@@ -90,7 +91,7 @@ def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Arr
     place, cure = f"array {spec.name!r} of {folder.address!r}", "inspect-cache verify --repair writes its zarr.json anew"
     try:
         array = zarr.open_array(zarr_store(folder), path=spec.name, mode="r")
-        found = array.metadata.to_dict()
+        found = json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes())
     except DAMAGED as error:
         raise CacheError(f"{place} cannot be opened ({error}): {cure}") from None
     if found | {"shape": None} != expected_metadata(spec, schema) | {"shape": None}:
@@ -101,8 +102,18 @@ def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Arr
 def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> dict[str, Any]:
     """Return the content of an array's zarr.json for a number of units."""
     group = zarr.create_group(zarr.storage.MemoryStore())
-    metadata: dict[str, Any] = _create_array(group, spec, schema, units).metadata.to_dict()
+    buffers = _create_array(group, spec, schema, units).metadata.to_buffer_dict(default_buffer_prototype())
+    metadata: dict[str, Any] = json.loads(buffers["zarr.json"].to_bytes())
     return metadata
+
+
+def metadata_files(folder: Folder, schema: CacheSchema, units: int) -> dict[str, bytes]:
+    """Return every zarr.json of a cache with a number of units, by key, as zarr writes it."""
+    values = _read_attributes(folder)[_ATTRIBUTE]  # not of `schema`: a newer version has more keys
+    group = {"attributes": {_ATTRIBUTE: values, "digest": digest_of(values)}, "zarr_format": 3, "node_type": "group"}
+    files = {"zarr.json": group, "features/zarr.json": group | {"attributes": {}}}
+    files |= {f"{spec.name}/zarr.json": expected_metadata(spec, schema, units) for spec in array_specs(schema).values()}
+    return {f"{GROUP}/{key}": json.dumps(values, indent=2).encode() for key, values in files.items()}
 
 
 def zarr_store(folder: Folder) -> Store:

@@ -47,7 +47,7 @@ def parse_units(folder: Folder, data: bytes) -> tuple[Unit, ...]:
     """Return the units that the bytes of units.json name; raises CacheError if they are damaged."""
     try:
         seal_of(data)
-        return _Units.model_validate_json(data).units
+        return _Units.model_validate_json(data, extra="ignore").units
     except (ValueError, ValidationError):
         raise CacheError(f"{UNITS_FILE} of cache {folder.address!r} is damaged: restore it from a copy") from None
 

@@ -32,6 +32,16 @@ def create_cache(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32],
         folder.create(UNITS_FILE, units_json(()))
 
 
+def restore_calibration(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+    """Put the calibration (M, D) back in place of a damaged one."""
+    with folder.scratch() as scratch:
+        store.create_group(scratch / store.GROUP, schema, units=0)
+        store.write_calibration(scratch / store.GROUP, mean, std)
+        for key in ("channel_mean/c/0/0", "channel_std/c/0/0"):
+            flush_to_disk(scratch / store.GROUP / key)
+            folder.take(scratch / store.GROUP / key, f"{store.GROUP}/{key}")
+
+
 def extend_cache(folder: Folder, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]) -> tuple[Unit, ...]:
     """Append units for new tars and views, and return all; raises ConfigError as `extended_units` does."""
 

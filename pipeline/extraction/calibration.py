@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cache.encoding import Calibrator
-from pipeline.errors import CacheError, SourceError
+from pipeline.cache.encoding import Calibrator, whiten
+from pipeline.errors import SourceError
 from pipeline.extraction.decoding import Decoder, SampleViews, ViewMaker, in_groups
-from pipeline.extraction.encode import run_teacher
+from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard
 from pipeline.views.source import SourceSample, read_samples
@@ -23,16 +23,17 @@ def calibrate(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
     """Return channel mean and deviation (M, D) and the number of pictures they are of.
 
-    Raises SourceError if there is no picture, CacheError if the teacher's features are not finite.
+    Raises SourceError if there is no picture, CacheError that names block and picture if the teacher's features are not finite.
     """
     calibrator, count = Calibrator(), 0
     for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_PICTURES), _BATCH):
         pixels = np.stack([sample.pixels[0] for sample in samples])
-        calibrator.add(run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden)
+        hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
+        moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
+        refuse_features(torch.stack(moments, dim=2), teacher.levels, [sample.key for sample in samples])
+        calibrator.add(hidden)
         count += len(samples)
     mean, std = calibrator.result()
-    if not (mean.isfinite().all() and std.isfinite().all()):
-        raise CacheError("the teacher's features are not finite: check the teacher's weights, or run it in float32 on --device cpu")
     return mean.numpy(), std.numpy(), count
 
 

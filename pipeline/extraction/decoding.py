@@ -65,7 +65,7 @@ class ViewMaker:
 
     def _make(self, sample: SourceSample) -> SampleViews:
         if sample.image is None:
-            raise SourceError("has no picture among its members")
+            raise SourceError(sample.fault)
         label = label_of(sample.members)
         source = decode_image(sample.image)
         boxes = [draw_crop(self.policy, sample.key, view, source.shape[1], source.shape[0]) for view in self.views]

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
-from pipeline.cache.schema import Encoding, feature_array
+from pipeline.cache.schema import CacheSchema, feature_array
 from pipeline.errors import CacheError
+from pipeline.student.masking import rank_of_view
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
 from pipeline.views.codec import Pixels
+
+_LARGEST_HALF = 65504
 
 
 def precision_of(device: torch.device) -> str:
@@ -27,46 +30,83 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
         return teacher.features(pixels)
 
 
+def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str]) -> None:
+    """Raise CacheError that names the teacher's block and the picture of the first of (B, T, M, ...) float16 that is not finite."""
+    bad = ~moments.isfinite().transpose(1, 2).flatten(2).all(-1)
+    if bad.any():
+        sample, level = bad.nonzero()[0].tolist()
+        raise CacheError(
+            f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or whose mean or deviation exceeds "
+            f"{_LARGEST_HALF:g}: check the teacher's weights, run it in float32 on --device cpu, or leave the picture out"
+        )
+
+
+def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(importance).all(axis=1))
+    if len(bad):
+        raise CacheError(
+            f"the attention of the teacher's last block to the patches of {keys[bad[0]]!r} is not finite: "
+            "check the teacher's weights, run it in float32 on --device cpu, or leave the picture out"
+        )
+
+
 class FeatureEncoder:
-    """Turns batches of views into the feature, stats and attention rows of a unit."""
+    """Turns batches of views into the feature, stats, attention and token rows of a unit."""
 
     def __init__(
         self,
         teacher: Teacher,
         mean: NDArray[np.float32],
         std: NDArray[np.float32],
-        encoding: Encoding,
+        schema: CacheSchema,
         device: torch.device,
         batch_size: int,
     ) -> None:
         """Take the teacher and the calibration (M, D)."""
-        self._teacher, self._encoding, self._device, self._batch_size = teacher, encoding, device, batch_size
+        self._teacher, self._schema, self._device, self._batch_size = teacher, schema, device, batch_size
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
 
-    def encode(self, views: Sequence[Pixels]) -> dict[str, NDArray[np.generic]]:
-        """Encode up to one batch of views (S, S, 3) uint8 to arrays by name; raises CacheError for features that are not finite.
+    def encode(self, views: Sequence[Pixels], keys: Sequence[str], view: int) -> dict[str, NDArray[np.generic]]:
+        """Encode up to one batch of views (S, S, 3) uint8 to arrays by name; `keys` are their pictures', `view` is the number of all.
 
-        A short batch is padded, so that no row depends on how many come with it.
+        A short batch is padded, so that no row depends on how many come with it. Raises CacheError for features that are not finite.
         """
         pixels = np.zeros((self._batch_size, *views[0].shape), np.uint8)
         np.stack(views, out=pixels[: len(views)])
         features = run_teacher(self._teacher, torch.from_numpy(pixels).to(self._device))
-        codes, stats = zip(*map(self._encode_level, features.hidden, self._mean, self._std), strict=True)
-        arrays = {feature_array(level): part for level, part in zip(self._teacher.levels, codes, strict=True)}
-        arrays["stats"] = torch.stack(stats, dim=1)
-        if features.importance is not None:
-            arrays["attention"] = features.importance.float()
-        rows = {name: values[: len(views)].cpu().numpy() for name, values in arrays.items()}
-        self._refuse_nonfinite(rows)
-        return rows
+        importance = None if features.importance is None else features.importance[: len(views)].float().cpu().numpy()
+        codes, stats = self._encode_levels(features.hidden, len(views))
+        if importance is not None and not np.isfinite(importance).all():
+            refuse_features(stats, self._schema.levels, keys)  # names the block, which is more
+            _refuse_importance(importance, keys)
+        ranked = self._rank(importance, keys, view)  # on the host, while the device encodes
+        refuse_features(stats, self._schema.levels, keys)
+        rows = {name: values.cpu().numpy() for name, values in self._stored(codes, stats, ranked).items()}
+        return rows | {name: values for name, values in (("attention", importance), ("tokens", ranked)) if values is not None}
 
-    def _encode_level(self, hidden: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_level(hidden, mean, std, self._encoding)
+    def _encode_levels(self, hidden: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
+        """Encode M levels (B, T, D) to as many codes (n, T, W) and stats (n, T, M, 2 + G) of the first `count`, all tokens."""
+        levels = zip(hidden, self._mean, self._std, strict=True)
+        codes, stats = zip(*(encode_level(*level, self._schema.encoding) for level in levels), strict=True)
+        return [part[:count] for part in codes], torch.stack(stats, dim=2)[:count]
 
-    def _refuse_nonfinite(self, rows: dict[str, NDArray[np.generic]]) -> None:
-        for name in ("stats", "attention"):
-            if name in rows and not np.isfinite(rows[name]).all():
-                raise CacheError(
-                    f"the teacher's {name} are not finite or exceed half precision: "
-                    "check the teacher's weights, or run it in float32 on --device cpu"
-                )
+    def _rank(self, importance: NDArray[np.float32] | None, keys: Sequence[str], view: int) -> NDArray[np.uint16] | None:
+        """Return the patches (n, K) to store, in rank order; None for all."""
+        schema = self._schema
+        if schema.keep_rank is None:
+            return None
+        rates = [None] * len(keys) if importance is None else importance
+        rankings = [
+            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, key, view) for rate, key in zip(rates, keys, strict=True)
+        ]
+        return np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)
+
+    def _stored(self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.uint16] | None) -> dict[str, Tensor]:
+        """Return the feature and stats rows of the tokens that are stored: encoded with all others, so that keep changes no value."""
+        if ranked is not None:
+            places = np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0))) if self._schema.teacher.has_cls else ranked.astype(np.int64)
+            tokens = torch.from_numpy(places).to(self._device)
+            samples = torch.arange(len(tokens), device=self._device)[:, None]
+            codes, stats = [part[samples, tokens] for part in codes], stats[samples, tokens]
+        arrays = {feature_array(level): part for level, part in zip(self._schema.levels, codes, strict=True)}
+        return arrays | {"stats": stats.transpose(1, 2)}

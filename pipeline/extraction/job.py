@@ -1,6 +1,7 @@
 """One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -10,12 +11,13 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
 from pipeline.cache.units import Unit
-from pipeline.cache.writer import create_cache, extend_cache, is_uncreated
-from pipeline.errors import ConfigError
+from pipeline.cache.writer import create_cache, extend_cache, is_uncreated, restore_calibration
+from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.decoding import Decoder, ViewMaker
 from pipeline.extraction.encode import FeatureEncoder, precision_of
@@ -23,6 +25,7 @@ from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
+from pipeline.student.masking import RankStrategy, count_of_share
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.codec import DECODER, RESIZE, ViewFormat
@@ -42,6 +45,8 @@ class ExtractionOptions:
     levels: str
     views: int
     encoding: Encoding
+    keep: float
+    keep_rank: RankStrategy
     view_format: ViewFormat
     image_size: int
     patch_size: int
@@ -78,25 +83,31 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
     return teacher.to(options.device)
 
 
-def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: CalibrationSchema = _UNCALIBRATED) -> CacheSchema:
-    """Describe the cache that the options ask for."""
+def describe_teacher(teacher: Teacher, device: torch.device) -> TeacherSchema:
+    """Describe a teacher as a cache of its features does."""
+    return TeacherSchema(
+        library=teacher.identity.library,
+        name=teacher.identity.name,
+        tag=teacher.identity.tag,
+        weights_sha256=teacher.identity.weights_sha256,
+        trained=teacher.trained,
+        depth=teacher.depth,
+        width=teacher.width,
+        patch_size=teacher.patch_size,
+        input_size=teacher.input_size,
+        mean=teacher.mean,
+        std=teacher.std,
+        has_cls=teacher.has_cls,
+        has_importance=teacher.has_importance,
+        precision=precision_of(device),
+    )
+
+
+def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
+    """Describe the cache that the options ask for, before calibration; raises ConfigError for a --keep that the teacher does not allow."""
+    keep, keep_rank = _keep_of(options, teacher)
     return CacheSchema(
-        teacher=TeacherSchema(
-            library=teacher.identity.library,
-            name=teacher.identity.name,
-            tag=teacher.identity.tag,
-            weights_sha256=teacher.identity.weights_sha256,
-            trained=teacher.trained,
-            depth=teacher.depth,
-            width=teacher.width,
-            patch_size=teacher.patch_size,
-            input_size=teacher.input_size,
-            mean=teacher.mean,
-            std=teacher.std,
-            has_cls=teacher.has_cls,
-            has_importance=teacher.has_importance,
-            precision=precision_of(options.device),
-        ),
+        teacher=describe_teacher(teacher, options.device),
         view=ViewSchema(
             format=options.view_format,
             image_size=options.image_size,
@@ -109,8 +120,27 @@ def build_schema(options: ExtractionOptions, teacher: Teacher, calibration: Cali
         ),
         levels=teacher.levels,
         encoding=options.encoding,
-        calibration=calibration,
+        keep=keep,
+        keep_rank=keep_rank,
+        calibration=_UNCALIBRATED,
     )
+
+
+def _keep_of(options: ExtractionOptions, teacher: Teacher) -> tuple[float, RankStrategy | None]:
+    """Return share and ranking of the stored patches; 1 and None for a share that leaves out none."""
+    patches = (options.image_size // options.patch_size) ** 2
+    count = count_of_share(patches, options.keep)
+    if not count:
+        least = math.ceil(1e4 / patches) / 1e4
+        raise ConfigError(f"--keep {options.keep:g} leaves 0 of {patches} patches: give {least:g} to 1")
+    if count == patches:
+        return 1.0, None
+    if options.keep_rank == "attention" and not teacher.has_importance:
+        raise ConfigError(
+            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has neither CLS nor a pooling query: "
+            "give --keep-rank random, or --keep 1"
+        )
+    return options.keep, options.keep_rank
 
 
 def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> None:
@@ -129,7 +159,7 @@ def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder
     if is_uncreated(folder):
         _create(folder, options, teacher, decoder)
     refuse_other_configuration(options, teacher)
-    cache = Cache(options.cache)
+    cache = _with_calibration(options, teacher, decoder)
     present = {(shard.name, shard.size) for shard in options.shards}
     with folder.scratch():
         _record(folder, options)
@@ -137,13 +167,37 @@ def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder
 
 
 def _create(folder: Folder, options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
-    if np.dtype(options.encoding).kind == "f":
+    schema = build_schema(options, teacher)  # first: it refuses what need not be calibrated
+    mean, std, pictures = _calibration(options, teacher, decoder, schema)
+    calibration = CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std))
+    create_cache(folder, schema.model_copy(update={"calibration": calibration}), mean, std)
+
+
+def _calibration(
+    options: ExtractionOptions, teacher: Teacher, decoder: Decoder, schema: CacheSchema
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """Return channel mean and deviation (M, D) and of how many pictures they are; 0 and 1 for an encoding that needs none."""
+    if schema.code_format.largest_code is None:
         shape = (len(teacher.levels), teacher.width)
-        mean, std, pictures = np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
-    else:
-        mean, std, pictures = calibrate(options.shards, options.maker, decoder, teacher, options.device)
-    schema = build_schema(options, teacher, CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std)))
-    create_cache(folder, schema, mean, std)
+        return np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
+    return calibrate(options.shards, options.maker, decoder, teacher, options.device)
+
+
+def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> Cache:
+    """Open the cache and, if its calibration is damaged, make it again; raises CacheError if that comes out otherwise than it was."""
+    cache = Cache(options.cache)
+    try:
+        cache.calibration()
+    except CacheError:
+        mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
+        if calibration_digest(mean, std) != cache.schema.calibration.sha256:
+            raise CacheError(
+                f"the calibration of cache {options.cache!r} is damaged, and the first pictures of these tars give another: "
+                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction"
+            ) from None
+        restore_calibration(cache.folder, cache.schema, mean, std)
+        cache = Cache(options.cache)
+    return cache
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
@@ -152,7 +206,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     decoder = Decoder(options.workers)
     try:
         cache, units = prepare_cache(options, teacher, decoder)
-        encoder = FeatureEncoder(teacher, *cache.calibration(), options.encoding, options.device, options.batch_size)
+        encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]

@@ -24,6 +24,9 @@ _TAR_BLOCK = 512
 _TAR_RECORD = 20 * _TAR_BLOCK
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
 _COMMIT_BYTES_A_BLOCK = 12  # the checksum of one array's block
+_METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
+_METADATA_BYTES_AN_ARRAY = 1000
+_BYTES_A_LISTED_UNIT = 120
 _WRITE_PEAK = 3  # copies of its largest array that writing a shard holds
 
 
@@ -78,7 +81,7 @@ def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
         views=options.views,
         target_bytes=target_bytes / sum(rows),
         crop_bytes=crop_bytes,
-        total_bytes=options.views * (target_bytes + other_bytes) * scale,
+        total_bytes=options.views * (target_bytes + other_bytes) * scale + _bytes_beside_units(schema, len(shards) * options.views),
         files=len(shards) * options.views * _files_of_unit(schema),
         peak_memory=_peak_memory(schema, options.views, max(rows)),
         teacher_rate=_teacher_rate(options, teacher),
@@ -119,6 +122,13 @@ def _tar_bytes(samples: float) -> int:
 def _commit_bytes(schema: CacheSchema, rows: int) -> int:
     files = _files_of_unit(schema)
     return files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_BLOCK * -(-rows // schema.block_rows))
+
+
+def _bytes_beside_units(schema: CacheSchema, units: int) -> int:
+    """Bytes of metadata, calibration and list of units: they count where a cache is small."""
+    specs = array_specs(schema).values()
+    calibration = sum(spec.block_bytes(1) for spec in specs if not spec.by_rows)
+    return _METADATA_BYTES + _METADATA_BYTES_AN_ARRAY * len(specs) + calibration + _BYTES_A_LISTED_UNIT * units
 
 
 def _files_of_unit(schema: CacheSchema) -> int:

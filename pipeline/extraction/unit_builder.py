@@ -37,7 +37,8 @@ class UnitBuilder:
             self._boxes.append(sample.boxes[self._place])
         if len(self._index) > self._schema.unit_rows:
             raise SourceError(f"tar {self._unit.source!r} has more than {self._schema.unit_rows} pictures: split it into smaller tars")
-        for name, rows in encoder.encode([sample.pixels[self._place] for sample in samples]).items():
+        pixels, keys = [sample.pixels[self._place] for sample in samples], [sample.key for sample in samples]
+        for name, rows in encoder.encode(pixels, keys, self._unit.view).items():
             self._batches.setdefault(name, []).append(rows)
 
     def discard(self) -> None:

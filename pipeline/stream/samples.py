@@ -11,10 +11,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, feature_array
 from pipeline.config import Section
-from pipeline.seeding import generator
 from pipeline.stream.join import JoinedBlock, decode_crop, read_joined
+from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window
-from pipeline.student.masking import MaskConfig, draw_visible, visible_count
+from pipeline.student.masking import MaskConfig, visible_count
 from pipeline.student.patches import visible_patches
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -55,13 +55,13 @@ class Field:
 
 
 def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, Field]:
-    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, D), stats (M, T, 2 + G), label (); T is K and CLS if any."""
+    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, W), stats (M, T, 2 + G), label (); T is K and CLS if any."""
     count = visible_count(schema.patches, spec.mask.ratio)
     tokens, levels = count + int(schema.teacher.has_cls), len(spec.levels)
     return {
         "patches": Field((count, 3 * schema.view.patch_size**2), np.dtype(np.uint8)),
         "visible": Field((count,), np.dtype(np.int64)),
-        "codes": Field((levels, tokens, schema.teacher.width), np.dtype(schema.encoding)),
+        "codes": Field((levels, tokens, schema.stored_width), schema.code_format.dtype),
         "stats": Field((levels, tokens, 2 + schema.groups), np.dtype(np.float16)),
         "label": Field((), np.dtype(np.int64)),
     }
@@ -75,8 +75,8 @@ class WindowReader:
         self._cache, self._spec = cache, spec
         self._fields = sample_fields(cache.schema, spec)
         self._features = [feature_array(cache.schema.levels[place]) for place in spec.levels]
-        attention = ["attention"] if spec.mask.strategy == "attention" else []
-        self._names = [*self._features, "stats", *attention]
+        self._masks = MaskSource(cache.schema, spec.mask, spec.order.seed)
+        self._names = [*self._features, "stats", *self._masks.arrays]
 
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
         """Return the samples of a window, (n, ...) by field, in the window's permuted order."""
@@ -87,30 +87,22 @@ class WindowReader:
         for place, block, rows in window.blocks.tolist():
             commit = self._cache.pinned_commit(self._spec.order.units[place])
             joined = read_joined(self._cache, commit, block, self._names)
-            self._fill(arrays, places[start : start + rows], joined, epoch)
+            self._fill(arrays, places[start : start + rows], joined, commit.view, epoch)
             start += rows
         return arrays
 
-    def _fill(self, arrays: dict[str, NDArray[Any]], places: NDArray[np.int64], joined: JoinedBlock, epoch: int) -> None:
-        visible = np.stack([self._draw(joined, row, epoch) for row in range(len(places))])
-        tokens = np.pad(visible + 1, ((0, 0), (1, 0))) if self._cache.schema.teacher.has_cls else visible
+    def _fill(self, arrays: dict[str, NDArray[Any]], places: NDArray[np.int64], joined: JoinedBlock, view: int, epoch: int) -> None:
+        masks = self._masks.draw(joined.arrays, joined.keys, view, epoch)
         rows = np.arange(len(places))[:, None]
         for level, name in enumerate(self._features):
-            arrays["codes"][places, level] = joined.arrays[name][rows, tokens]
+            arrays["codes"][places, level] = joined.arrays[name][rows, masks.tokens]
         for level, stored in enumerate(self._spec.levels):
-            arrays["stats"][places, level] = joined.arrays["stats"][:, stored][rows, tokens]
-        for place, key, crop, seen in zip(places.tolist(), joined.keys, joined.crops, visible, strict=True):
+            arrays["stats"][places, level] = joined.arrays["stats"][:, stored][rows, masks.tokens]
+        for place, key, crop, seen in zip(places.tolist(), joined.keys, joined.crops, masks.visible, strict=True):
             pixels = decode_crop(self._cache, crop, key)
             arrays["patches"][place] = visible_patches(pixels, self._cache.schema.view.patch_size, seen)
-        arrays["visible"][places] = visible
+        arrays["visible"][places] = masks.visible
         arrays["label"][places] = joined.labels
-
-    def _draw(self, joined: JoinedBlock, row: int, epoch: int) -> NDArray[np.int64]:
-        schema, mask = self._cache.schema, self._spec.mask
-        rng = generator(self._spec.order.seed, "mask", epoch, joined.keys[row])
-        importance = joined.arrays["attention"][row] if mask.strategy == "attention" else None
-        count = self._fields["visible"].shape[0]
-        return draw_visible(mask.strategy, importance, schema.view.image_size // schema.view.patch_size, count, rng)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Masks: which K of the N patches a student sees (MaskAlign, arXiv 2211.08887; blocks after BEiT, arXiv 2106.08254).
 
 A mask is an ascending list of patch numbers of fixed length. It is drawn in data workers from a keyed generator, so this
-file needs only numpy.
+file needs only numpy. `attention` and `random` rank all patches and show the first K; the ranking of a view, which does not depend on the
+epoch, is also what decides which patches a cache keeps.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,11 @@ from pydantic import field_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
+from pipeline.seeding import generator
 
+RankStrategy = Literal["attention", "random"]
 Strategy = Literal["attention", "random", "block"]
+RANK_STRATEGIES: tuple[str, ...] = get_args(RankStrategy)
 
 # Below every positive float32, so that patches without importance come last, and among themselves in random order.
 LEAST_IMPORTANCE = 1e-300
@@ -24,10 +28,14 @@ FLATTEST_BLOCK = 0.3
 
 
 class MaskConfig(Section):
-    """How patches are chosen, and the share of them that is hidden."""
+    """How patches are chosen, the share of them that is hidden, and whether each epoch draws afresh or all show what --keep would store.
+
+    `redraw` auto: afresh if the cache has all patches.
+    """
 
     strategy: Strategy = "attention"
     ratio: float = 0.7
+    redraw: bool | Literal["auto"] = "auto"
 
     @field_validator("ratio")
     @classmethod
@@ -37,14 +45,24 @@ class MaskConfig(Section):
         return ratio
 
 
+def count_of_share(patches: int, share: float) -> int:
+    """Return how many of N patches a share of them is, for masks and for what a cache keeps alike."""
+    return math.floor(patches * share + 1e-6)
+
+
 def visible_count(patches: int, ratio: float) -> int:
     """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
-    count = math.floor(patches * (1 - ratio) + 1e-6)
+    count = count_of_share(patches, 1 - ratio)
     if not 1 <= count <= patches:
-        raise ConfigError(
-            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: choose a ratio from 0 to {max(0.0, 1 - 1 / patches):.4g}"
-        )
+        largest = max(0.0, math.floor((1 - 1 / patches) * 1e4 + 1e-6) / 1e4)
+        raise ConfigError(f"mask.ratio {ratio} leaves {count} of {patches} patches visible: choose a ratio from 0 to {largest:g}")
     return count
+
+
+def least_ratio(patches: int, count: int) -> float:
+    """Return the least hidden share, to four digits, that leaves no more than `count` of N patches visible."""
+    below = max(0, math.floor((1 - (count + 1) / patches) * 1e4))
+    return next(step / 1e4 for step in range(below, 10_000) if count_of_share(patches, 1 - step / 1e4) <= count)
 
 
 def draw_visible(
@@ -58,13 +76,32 @@ def draw_visible(
     patches = grid * grid
     if not 1 <= count <= patches:
         raise ConfigError(f"{count} visible patches cannot be drawn from a grid of {grid} x {grid}: choose 1 to {patches}")
-    if strategy == "attention":
-        return _draw_first(rng.standard_exponential(patches) / _checked_importance(importance, patches), count)
-    if strategy == "random":
-        return _draw_first(rng.standard_exponential(patches), count)
     if strategy == "block":
         return _draw_around_blocks(grid, count, rng)
-    raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
+    return np.sort(rank_patches(strategy, importance, patches, rng)[:count])
+
+
+def rank_patches(
+    strategy: RankStrategy, importance: NDArray[np.float32] | None, patches: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rank all patches of one picture (N,) int64; its first K, for any K, are a draw without replacement.
+
+    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those left over
+    (Efraimidis and Spirakis, 2006). The rates are the importance (N,) for `attention`, and equal for `random`.
+    """
+    arrivals = rng.standard_exponential(patches)
+    if strategy == "attention":
+        arrivals /= _checked_importance(importance, patches)
+    elif strategy != "random":
+        raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
+    return np.argsort(arrivals, kind="stable").astype(np.int64, copy=False)
+
+
+def rank_of_view(
+    strategy: RankStrategy, importance: NDArray[np.float32] | None, patches: int, seed: int, key: str, view: int
+) -> NDArray[np.int64]:
+    """Return the one ranking (N,) int64 of a view of a picture, whatever the epoch; `seed` is that of the cache's views."""
+    return rank_patches(strategy, importance, patches, generator(seed, "rank", key, view))
 
 
 def _checked_importance(importance: NDArray[np.float32] | None, patches: int) -> NDArray[np.float64]:
@@ -79,17 +116,6 @@ def _checked_importance(importance: NDArray[np.float32] | None, patches: int) ->
     if not importance.min() >= 0:
         raise ConfigError(f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from")
     return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
-
-
-def _draw_first(arrivals: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Return the `count` patches that arrive first.
-
-    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those
-    left over: a draw without replacement in one sort (Efraimidis and Spirakis, 2006).
-    """
-    first = np.argpartition(arrivals, count - 1)[:count]
-    first.sort()
-    return first.astype(np.int64, copy=False)
 
 
 def _draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -17,14 +17,13 @@ from torch.optim import AdamW
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.errors import ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.batches import BatchStream
+from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
-from pipeline.student.masking import visible_count
 from pipeline.student.model import MaskAlignStudent, build_student
 from pipeline.training.checkpoint import Checkpoint, drop_leftovers, load_newest_checkpoint, refuse_other_pins, save_checkpoint
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
@@ -96,11 +95,7 @@ def build_job(
     """
     pinned = cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    if config.mask.strategy == "attention" and not cache.schema.teacher.has_importance:
-        raise ConfigError(
-            "mask.strategy 'attention' needs a teacher with CLS or a pooling query; this cache has neither: set 'random' or 'block'"
-        )
-    visible_count(cache.schema.patches, config.mask.ratio)
+    MaskSource(cache.schema, config.mask, config.train.seed)  # refuses masks that this cache cannot serve
     order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
     levels = cache.level_indices(config.data.levels)
     spec = StreamSpec(cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))

@@ -8,10 +8,9 @@ from typing import Any
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
 from pipeline.report.page import MaskedPicture, RunReport, Score, render_page, with_scores
-from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
 from pipeline.stream.join import decode_crop, read_joined
-from pipeline.student.masking import draw_visible, visible_count
+from pipeline.stream.masks import MaskSource
 from pipeline.training.job import TrainingJob, describe_run
 from pipeline.training.run_folder import read_metrics
 
@@ -75,11 +74,11 @@ def _read_scores(run: Path) -> dict[str, Any]:
 
 def _masked_pictures(job: TrainingJob, cache: Cache) -> Iterator[MaskedPicture]:
     """Yield the first pictures of the pinned units with the masks of epoch 0."""
-    schema, mask = cache.schema, job.config.mask
-    names = ["attention"] if schema.teacher.has_importance else []
-    block = read_joined(cache, cache.pinned_commit(job.spec.order.units[0]), 0, names)
-    grid, count = schema.view.image_size // schema.view.patch_size, visible_count(schema.patches, mask.ratio)
+    schema, commit = cache.schema, cache.pinned_commit(job.spec.order.units[0])
+    masks = MaskSource(schema, job.config.mask, job.config.train.seed)
+    shown = ["attention"] if schema.teacher.has_importance else []
+    block = read_joined(cache, commit, 0, sorted({*masks.arrays, *shown}))
+    visible = masks.draw(block.arrays, block.keys, commit.view, epoch=0).visible
     for row, (key, crop) in enumerate(zip(block.keys[:_PICTURES], block.crops[:_PICTURES], strict=True)):
-        importance = block.arrays["attention"][row] if names else None
-        visible = draw_visible(mask.strategy, importance, grid, count, generator(job.config.train.seed, "mask", 0, key))
-        yield MaskedPicture(decode_crop(cache, crop, key), visible, schema.view.patch_size, importance, key)
+        importance = block.arrays["attention"][row] if shown else None
+        yield MaskedPicture(decode_crop(cache, crop, key), visible[row], schema.view.patch_size, importance, key)

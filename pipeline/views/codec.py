@@ -1,6 +1,12 @@
 """Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
 
 import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,17 +31,25 @@ JPEG_SUBSAMPLING = "420"
 Image.init()  # else only some of these are known
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # a larger picture is a decompression bomb rather than a photograph
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises at twice this, for tiles and canvases too, and only warns before
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file goes to stderr
+_BOMB = f"more than the {MAX_PIXELS} that are accepted"
+_MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
+# what libjpeg calls a warning and fills up with grey, and Pillow passes over; a few bytes too many before a marker do no harm
+_INCOMPLETE = re.compile(r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous)|Invalid SOS|Inconsistent progression")
 
 
 def decode_image(data: bytes) -> Pixels:
-    """Decode a source picture of any common format to (H, W, 3) uint8 RGB; EXIF orientation is ignored.
+    """Decode a source picture of any common format to (H, W, 3) uint8 RGB.
 
-    Raises SourceError for what cannot be decoded whole.
+    EXIF orientation and alpha are ignored (hidden colours show, as in Pillow's convert), 16 bits become their upper 8, of an animation
+    the first frame is taken. Raises SourceError for what cannot be decoded whole.
     """
     try:
-        return _decode_jpeg(data)
-    except ValueError:
-        return _decode_by_pillow(data)
+        return _decode_whole_jpeg(data)
+    except ValueError as error:
+        _refuse_incomplete(str(error))
+        return _decode_by_pillow(data, str(error))
 
 
 def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
@@ -69,25 +83,66 @@ def _decode_raw(data: bytes) -> Pixels:
 
 
 def _decode_jpeg(data: bytes) -> Pixels:
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    _refuse_bomb(height, width)
     pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     return pixels
 
 
-def _decode_by_pillow(data: bytes) -> Pixels:
+def _decode_whole_jpeg(data: bytes) -> Pixels:
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    _refuse_bomb(height, width)
+    if data.count(b"\xff\xda") > _MAX_SCANS:
+        raise SourceError(f"has more than the {_MAX_SCANS} scans that are accepted of a JPEG")
+    return _decode_jpeg(data)
+
+
+def _refuse_incomplete(reason: str) -> None:
+    if _INCOMPLETE.match(reason):
+        raise SourceError(f"cannot be decoded ({reason})")
+
+
+def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             _refuse_bomb(image.height, image.width)
-            return np.array(image.convert("RGB"))  # a writable copy, as torch wants
+            with _silent(image.format == "TIFF"):
+                return _rgb(image)
     except UnidentifiedImageError:  # its own text has the address of an object
-        raise SourceError("cannot be decoded (no picture of a known format)") from None
+        reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no picture of a known format"
+        raise SourceError(f"cannot be decoded ({reason})") from None
+    except Image.DecompressionBombError:
+        raise SourceError(f"has {_BOMB}") from None
     except (SourceError, MemoryError):
         raise
     except Exception as error:  # on hostile files Pillow raises almost anything
         raise SourceError(f"cannot be decoded ({type(error).__name__}: {error})") from None
 
 
+def _rgb(image: Image.Image) -> Pixels:
+    """Return a writable copy, as torch wants it, in 8 bits."""
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):  # which convert() clips at 255
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise SourceError("has 32 bits a channel, whose range is not known: at most 16 are accepted")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextmanager
+def _silent(wanted: bool) -> Iterator[None]:
+    """Let go what is written to stderr: libtiff tells its opinion of each damaged file there, and Pillow has no switch for it."""
+    if not wanted:
+        yield
+        return
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def _refuse_bomb(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise SourceError(f"has {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted")
+        raise SourceError(f"has {width} x {height} pixels, {_BOMB}")

@@ -1,48 +1,67 @@
 """Samples of a source tar, one by one: the picture and the small members that travel with its views."""
 
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from itertools import groupby
+from operator import attrgetter
+from typing import IO, cast
 
-from webdataset.handlers import reraise_exception
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import SourceError
 from pipeline.views.shards import Shard
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")  # of several the first is the sample's picture
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
+MAX_PICTURE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
 NO_LABEL = 2**64 - 1
 _LABEL_DIGITS = 18  # so that a label is an int64
-_END_MARKER = bytes(1024)
+_ESSENTIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls")
+_END_MARKER_BYTES = 1024
+_MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
+_COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
+_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One sample: its key, the undecoded picture (None if it has none) and the small members by extension."""
+    """One sample: its key, the undecoded picture, the small members by extension, and why there is no picture if that is None."""
 
     key: str
     image: bytes | None
     members: dict[str, bytes]
+    fault: str = "has no picture among its members"
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file of a sample; no data if that is of no use, and why if the sample is of no use without."""
+
+    key: str
+    extension: str
+    data: bytes | None
+    fault: str = ""
 
 
 def read_samples(shard: Shard) -> Iterator[SourceSample]:
-    """Yield the samples of a tar in order.
+    """Yield the samples of a tar in order: runs of files that share a key, which webdataset's rule tells from the extension.
 
-    Raises SourceError, naming the tar, if it cannot be opened, is no tar, cut or several in one, or holds a key twice or no UTF-8.
+    Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Other members than pictures and those
+    that are carried are passed over unread. Raises SourceError, naming the tar, if it cannot be opened, is no plain tar, cut, damaged or
+    several in one, or holds a key or file twice or a name that is no UTF-8 or has control characters.
     """
     with _opened(shard) as file:
-        stream = _Tail(file)
         seen: set[str] = set()
         try:
-            for members in _grouped(shard, stream):
-                sample = _sample(members)
-                _check_key(sample.key, seen)
-                seen.add(sample.key)
-                yield sample
-            stream.refuse_cut()
+            for key, members in groupby(_members(_TarStream(file)), attrgetter("key")):
+                if key in seen:
+                    raise SourceError(f"holds the key {key!r} twice, not side by side")
+                seen.add(key)
+                yield _sample(key, members)
         except SourceError as error:
             raise SourceError(f"tar {shard.name!r} {error}: make the tar again or leave it out") from None
 
@@ -64,47 +83,99 @@ def _opened(shard: Shard) -> IO[bytes]:
         raise SourceError(f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out") from None
 
 
-def _grouped(shard: Shard, stream: "_Tail") -> Iterable[dict[str, Any]]:
-    source = [{"url": str(shard.path), "stream": stream}]
+def _members(stream: "_TarStream") -> Iterator[_Member]:
     try:
-        yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:  # a doubled member is a ValueError
-        lines = str(error.args[0]).splitlines() if error.args else []
-        reason = lines[0].partition(" @ ")[0] if lines else type(error).__name__  # webdataset adds the stream after @
-        raise SourceError(f"cannot be read ({reason})") from None
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8") as tar:
+            for info in iter(tar.next, None):
+                tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
+                stream.limit = tar.offset + _MAX_HEADER_BYTES
+                yield from _member(tar, info)
+            stream.refuse_cut(tar.offset)
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:  # on hostile headers tarfile raises almost anything
+        raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
 
 
-def _check_key(key: str, seen: set[str]) -> None:
-    if key in seen:
-        raise SourceError(f"holds the key {key!r} twice, not side by side")
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
+    """Yield the member if it belongs to a sample."""
+    if info.isdir() or _IGNORED.match(info.name):
+        return
+    _check_name(info.name)
+    key, extension = base_plus_ext(info.name)
+    if key is None or key.endswith("/"):
+        return
+    extension = extension.lower()
+    fault = _fault(info, extension)
+    if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
+        yield _Member(key, extension, None, fault if extension in _ESSENTIAL_EXTENSIONS else "")
+    elif file := tar.extractfile(info):
+        yield _Member(key, extension, file.read())
+
+
+def _check_name(name: str) -> None:
     try:
-        key.encode()
+        name.encode()
     except UnicodeEncodeError:
-        raise SourceError(f"holds the key {key!r}, which is no UTF-8") from None
+        raise SourceError(f"holds the name {name!r}, which is no UTF-8") from None
+    if _CONTROL.search(name):
+        raise SourceError(f"holds the name {name!r}, which has a control character")
 
 
-def _sample(members: dict[str, Any]) -> SourceSample:
-    image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-    carried = {name: members[name] for name in CARRIED_EXTENSIONS if len(members.get(name, ())) <= MAX_CARRIED_BYTES and name in members}
-    return SourceSample(members["__key__"], image, carried)
+def _fault(info: tarfile.TarInfo, extension: str) -> str:
+    """Return why a member cannot be used, if so."""
+    limit = MAX_PICTURE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
+    if not info.isreg() or info.issparse():
+        return f"has a {extension} that is a link, device or file with holes: pack whole files (tar --dereference)"
+    if info.size > limit:
+        return f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
+    return ""
 
 
-class _Tail:
-    """A file that remembers the last bytes read, so that a tar without its end marker is known for cut."""
+def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
+    members: dict[str, _Member] = {}
+    for member in group:
+        if member.extension in members:
+            raise SourceError(f"holds the file {f'{key}.{member.extension}'!r} twice")
+        members[member.extension] = member
+    data = {extension: member.data for extension, member in members.items() if member.data is not None}
+    carried = {extension: data[extension] for extension in CARRIED_EXTENSIONS if extension in data}
+    if fault := next((member.fault for member in members.values() if member.fault), ""):
+        return SourceSample(key, None, carried, fault)
+    return SourceSample(key, next((data[extension] for extension in IMAGE_EXTENSIONS if extension in data), None), carried)
+
+
+class _TarStream:
+    """A file whose end a tar's reader must not reach, nor read far beyond the member that it is at."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._tail = b""
+        self._size = 0
+        self._content = 0  # up to the last byte that is not zero
+        self.limit = _MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._tail = (self._tail + data[-len(_END_MARKER) :])[-len(_END_MARKER) :]
+        if self._size > self.limit:
+            raise SourceError(f"has a header of more than {_MAX_HEADER_BYTES} bytes")
+        data = self._read(size)
+        if not data:
+            raise SourceError("has no end marker: it is cut")
         return data
 
-    def refuse_cut(self) -> None:
-        """Read what the tar's reader left, which must be the rest of the padding."""
-        while data := self.read(1 << 20):
-            if data.strip(b"\0"):
-                raise SourceError("goes on after its end marker, where no reader looks: it is several tars in one")
-        if self._tail != _END_MARKER:
+    def refuse_cut(self, end: int) -> None:
+        """Read what the tar's reader left from byte `end` on, which must be zeros, at least as many as the end marker's."""
+        while self._read(1 << 20):
+            pass
+        if self._content > end:
+            raise SourceError(f"goes on after byte {end}, where its reader ends: it is damaged or several tars in one")
+        if self._size - end < _END_MARKER_BYTES:
             raise SourceError("has no end marker: it is cut")
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if not self._size and _COMPRESSED.match(data):
+            raise SourceError("is compressed, where only plain tars are read")
+        if content := len(data.rstrip(b"\0")):
+            self._content = self._size + content
+        self._size += len(data)
+        return data

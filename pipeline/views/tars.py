@@ -14,7 +14,8 @@ from webdataset.writer import TarWriter
 
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
-_TAR_BLOCK = 512
+END_MARKER = bytes(1024)
+TAR_RECORD = 10_240
 
 
 class ViewTarWriter:
@@ -56,7 +57,7 @@ def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
 
     Raises ValueError if the range does not hold whole samples.
     """
-    source = [{"url": name, "stream": io.BytesIO(data + bytes(2 * _TAR_BLOCK))}]
+    source = [{"url": name, "stream": io.BytesIO(data + END_MARKER)}]
     try:
         yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
     except tarfile.TarError as error:  # which is neither an OSError nor a ValueError

@@ -24,10 +24,12 @@ def read_tables(text):
 
 
 def symbols(tables, schema, units):
-    """Return the value of every symbol of section 4 for a schema."""
+    """Return the value of every symbol of section 4 for a schema, and what its encoding's row says."""
     values = schema.model_dump(mode="json")
     names = {key: SimpleNamespace(**value) if isinstance(value, dict) else value for key, value in values.items()}
-    names |= {"units": units, "len": len, "ceil": math.ceil}
+    names |= {"units": units, "len": len, "ceil": math.ceil, "floor": math.floor}
+    (encoding,) = [row for row in tables["Encodings", "Encoding"] if row["Encoding"] == schema.encoding]
+    names |= {"dtype": encoding["Dtype"], "channels_per_value": evaluate(encoding["channels_per_value"], {})}
     for row in tables["Arrays", "Symbol"]:
         names[row["Symbol"]] = evaluate(row["Value"], names)
     return names
@@ -50,7 +52,7 @@ def described_arrays(tables, schema, units):
         if row["Present"].startswith("if ") and not evaluate(row["Present"].removeprefix("if "), names):
             continue
         shape, chunk, shard = (dimensions(row[column], names) for column in ("Shape", "Inner chunk", "Shard"))
-        dtype = schema.encoding if row["Dtype"] == "encoding" else row["Dtype"]
+        dtype = names["dtype"] if row["Dtype"] == "by encoding" else row["Dtype"]
         for level in schema.levels if "LL" in row["Array"] else (None,):
             name = row["Array"] if level is None else row["Array"].replace("LL", f"{level:02d}")
             arrays[name] = (shape, dtype, chunk, shard)

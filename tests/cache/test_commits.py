@@ -64,9 +64,14 @@ def test_what_is_no_commit_is_refused(cache, text):
         read_commit(open_folder(cache), UNIT, "right")
 
 
-def test_an_unknown_key_is_refused_though_the_digest_is_right(cache):
+def test_a_key_of_a_newer_minor_version_is_ignored(cache):
     values = COMMIT.model_dump(mode="json", exclude={"digest"}) | {"more": 1}
     (cache / commit_key(UNIT)).write_bytes(sealed(values))
+    assert read_commit(open_folder(cache), UNIT, "right").rows == 100
+
+
+def test_a_missing_key_is_refused_though_the_digest_is_right(cache):
+    (cache / commit_key(UNIT)).write_bytes(sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"})))
     with pytest.raises(CacheError, match="is damaged"):
         read_commit(open_folder(cache), UNIT, "right")
 

@@ -20,15 +20,28 @@ READ_UNIT = example(DOCUMENT.read_text(encoding="utf-8"))["read_unit"]
 NO_CLS_TEACHER = "timm:test_vit4.random"  # 96 channels, a register, neither CLS nor importance
 
 
-@pytest.fixture(scope="module", params=["int8", "float16", "int8, raw views, no CLS, 96 channels"])
+OTHERS = {
+    "float16": {"encoding": "float16"},
+    "int4": {"encoding": "int4"},
+    "int4, kept by attention": {"encoding": "int4", "keep": 0.5, "seed": 3},
+    "int8, kept at random, raw views, no CLS, 96 channels": {
+        "teacher": NO_CLS_TEACHER,
+        "view_format": "raw",
+        "levels": "2,7,8",
+        "keep": 0.3,
+        "keep_rank": "random",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=["int8", *OTHERS])
 def made(request, small_cache_path, tmp_path_factory):
     """(path of a cache, its teacher, number of its units)."""
     if request.param == "int8":
         return small_cache_path, TEACHER, 4
-    folder = tmp_path_factory.mktemp("made")
-    if request.param == "float16":
-        return small_cache(folder, tars=1, pictures_per_tar=9, encoding="float16"), TEACHER, 2
-    return small_cache(folder, tars=1, pictures_per_tar=9, teacher=NO_CLS_TEACHER, view_format="raw", levels="2,7,8"), NO_CLS_TEACHER, 2
+    changes = OTHERS[request.param]
+    path = small_cache(tmp_path_factory.mktemp("made"), tars=1, pictures_per_tar=9, **changes)
+    return path, changes.get("teacher", TEACHER), 2
 
 
 def group_of(path):
@@ -57,6 +70,11 @@ def recomputed(path, spec, unit):
     return hidden, importance
 
 
+def stored_tokens(hidden, tokens, schema):
+    """The hidden states (n, T, D) of those of all tokens whose patches `tokens` (n, T) names, -1 for CLS."""
+    return hidden[np.arange(len(hidden))[:, None], tokens + schema["teacher"]["has_cls"]]
+
+
 def whitened(hidden):
     """LayerNorm without affine by torch itself."""
     return torch.nn.functional.layer_norm(torch.from_numpy(hidden), hidden.shape[-1:], eps=1e-5).numpy()
@@ -68,19 +86,40 @@ def test_features_are_within_the_stated_bound(made):
     for number in range(units):
         hidden, _ = recomputed(path, spec, READ_UNIT(path, number, schema["levels"][0]))
         for place, level in enumerate(schema["levels"]):
-            read, true = READ_UNIT(path, number, level), whitened(hidden[place])
+            read = READ_UNIT(path, number, level)
+            states = stored_tokens(hidden[place], read["tokens"], schema)
+            true = whitened(states)
             rounding = 2.0**-20 * (abs(true) + abs(group["channel_mean"][place]))
             assert read["whitened"].shape == true.shape
             assert (abs(read["whitened"] - true) <= read["bound"] + rounding).all()
-            assert abs(read["hidden"] - hidden[place]).max() <= 0.02 * abs(hidden[place]).max()
+            assert abs(read["hidden"] - states).max() <= (0.2 if schema["encoding"] == "int4" else 0.02) * abs(states).max()
 
 
 def test_the_bound_is_not_idle(made):
     path, spec, _ = made
     read = READ_UNIT(path, 0, schema_of(path)["levels"][0])
-    error = abs(read["whitened"] - whitened(recomputed(path, spec, read)[0][0]))
+    hidden = stored_tokens(recomputed(path, spec, read)[0][0], read["tokens"], schema_of(path))
+    error = abs(read["whitened"] - whitened(hidden))
     assert (error > 0.9 * read["bound"]).any()
-    assert read["bound"].max() < 0.1
+    assert read["bound"].max() < (2 if schema_of(path)["encoding"] == "int4" else 0.1)
+
+
+def test_stored_tokens_are_the_first_of_the_ranking_of_the_document(made):
+    path, _, units = made
+    schema, group = schema_of(path), group_of(path)
+    assert ("tokens" in group) == (schema["keep"] < 1)
+    listed = json.loads((path / "units.json").read_text())["units"]
+    for number in range(units if "tokens" in group else 0):
+        read = READ_UNIT(path, number, schema["levels"][0])
+        for row, sample in enumerate(read["samples"]):
+            key = crop_of(sample)[0]
+            text = repr((schema["view"]["seed"], "rank", key, listed[number]["view"]))
+            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+            arrivals = np.random.Generator(np.random.Philox(key=seed)).standard_exponential(16)
+            if schema["keep_rank"] == "attention":
+                arrivals /= np.maximum(group["attention"][listed[number]["first_row"] + row].astype(np.float64), 1e-300)
+            stored = read["tokens"][row, schema["teacher"]["has_cls"] :]
+            assert stored.tolist() == np.argsort(arrivals)[: {0.5: 8, 0.3: 4}[schema["keep"]]].tolist()
 
 
 def test_importance_is_what_the_teacher_says(made):

@@ -21,9 +21,12 @@ TABLES = read_tables(TEXT)
 SCHEMAS = {
     "int8": make_schema(),
     "float16": make_schema(encoding="float16"),
+    "int4": make_schema(encoding="int4"),
+    "int4, odd width, kept at random": make_schema(encoding="int4", width=97, keep=0.3, keep_rank="random"),
+    "kept by attention": make_schema(keep=0.5, keep_rank="attention"),
     "no importance, no CLS": make_schema(has_cls=False, has_importance=False),
     "width 96, one level": make_schema(width=96, levels=(11,)),
-    "large": make_schema(width=1280, image_size=224, levels=(7, 8, 9, 10, 11)),
+    "large": make_schema(width=1280, image_size=224, levels=(7, 8, 9, 10, 11), keep=0.3, has_cls=False),
 }
 MODELS = {
     ("Unit", "Key"): Unit,
@@ -53,6 +56,8 @@ def type_in_words(annotation):
     """The document's name of a field's type."""
     if isinstance(annotation, types.GenericAlias):
         return container_in_words(annotation)
+    if typing.get_origin(annotation) is types.UnionType or typing.get_origin(annotation) is typing.Union:
+        return " or ".join("null" if one is type(None) else type_in_words(one) for one in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Literal:
         values = typing.get_args(annotation)
         return "integer" if isinstance(values[0], int) else " or ".join(f'"{value}"' for value in values)
@@ -92,6 +97,12 @@ def disagreements(tables):
     """Names of what the tables say otherwise than the code."""
     wrong = [key[0] for key, model in MODELS.items() if [(row["Key"], row["Type"]) for row in tables[key]] != fields(model)]
     wrong += [name for name, one in SCHEMAS.items() if described_arrays(tables, one, units=3) != arrays_of(one, units=3)]
+    formats = {name: (one.dtype.name, one.channels_per_value, one.largest_code) for name, one in schema.CODE_FORMATS.items()}
+    if {
+        row["Encoding"]: (row["Dtype"], evaluate(row["channels_per_value"], {}), evaluate(row["Largest code"], {}))
+        for row in tables["Encodings", "Encoding"]
+    } != formats:
+        wrong.append("Encodings")
     if {row["Constant"]: evaluate(row["Value"], {}) for row in tables["Constants", "Constant"]} != CONSTANTS:
         wrong.append("Constants")
     for heading, columns in (("index", schema.INDEX_COLUMNS), ("view", schema.VIEW_COLUMNS)):
@@ -128,13 +139,18 @@ def test_the_version_is_the_code_s():
         ("| `levels` | list of integers |", "| `levels` | list of numbers |"),
         ("| `source_bytes` | integer |", "| `source_size` | integer |"),
         ("| `precision` | text |", "| `precision` | number |"),
-        ("`rows, T, D` | `encoding`", "`rows, N, D` | `encoding`"),
+        ("`rows, T, W` | by encoding", "`rows, N, W` | by encoding"),
+        ("| `int4` | `uint8` |", "| `int4` | `int8` |"),
+        ("| `2` | `7` |", "| `2` | `8` |"),
+        ("if `keep < 1`", "always"),
+        ("| `floor(N * keep + 1e-6)` |", "| `ceil(N * keep)` |"),
+        ('`"random"` or null', '`"random"`'),
         ("| `attention` | `rows, N` | `float32`", "| `attention` | `rows, N` | `float16`"),
         ("if `teacher.has_importance`", "always"),
         ("| `channel_std` | `M, D`", "| `channel_dev` | `M, D`"),
         ("`unit_rows, 5`", "`block_rows, 5`"),
-        ("| `N + teacher.has_cls` |", "| `N + 1` |"),
-        ('`ceil(D / group_channels) if encoding == "int8" else 0`', "`D // group_channels`"),
+        ("| `K + teacher.has_cls` |", "| `K + 1` |"),
+        ('`0 if encoding == "float16" else ceil(D / group_channels)`', "`D // group_channels`"),
         ("| 3 | crc32c |", "| 4 | crc32c |"),
         ("| 5 | source width |", "| 5 | source height |"),
         ("| `MIN_CHANNEL_STD` | `0.05` |", "| `MIN_CHANNEL_STD` | `0.01` |"),

@@ -99,7 +99,17 @@ MISTAKES = {
     "levels": (["--levels", "7"], {}, ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"]),
     "level": (["--levels", "3,6"], {}, ["asks for block 6", "ascending block numbers from 0 to 5"]),
     "level text": (["--levels", "last"], {}, ["levels 'last' asks for 'last'"]),
-    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown: give int8 or float16"]),
+    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown: give int8, int4 or float16"]),
+    "keep 0": (["--keep", "0"], {}, ["--keep 0 is not a share: give more than 0 and at most 1, such as 0.3"]),
+    "keep 2": (["--keep", "1.01"], {}, ["--keep 1.01 is not a share"]),
+    "keep nan": (["--keep", "nan"], {}, ["--keep nan is not a share"]),
+    "keep nothing": (["--keep", "0.06"], {}, ["--keep 0.06 leaves 0 of 16 patches: give 0.0625 to 1"]),
+    "rank": (["--keep-rank", "block"], {}, ["--keep-rank 'block' is unknown: give attention or random"]),
+    "no importance": (
+        ["--keep", "0.5"],
+        {"teacher": "timm:test_vit4.random"},
+        ["--keep-rank 'attention' needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither", "give --keep-rank random"],
+    ),
     "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown: give jpeg or raw"]),
     "scale": (["--crop-scale", "0.5", "0.2"], {}, ["--crop-scale 0.5 0.2 is not a range of shares: give 0 < least <= greatest <= 1"]),
     "no scale": (["--crop-scale", "0", "1"], {}, ["--crop-scale 0 1 is not"]),
@@ -175,6 +185,13 @@ def test_a_configuration_that_differs_exits_2(tars, cache):
     assert result.exit_code == 2
     told = "another configuration (view.flip: 0.0 asked, 0.5 in the cache; encoding: 'float16' asked, 'int8' in the cache)"
     assert told in result.stderr
+
+
+def test_another_keep_is_named(tars, cache):
+    result = run(tars, cache, "--keep", "0.5", view=CACHE_VIEW)
+    assert result.exit_code == 2
+    assert "(keep: 0.5 asked, 1.0 in the cache; keep_rank: 'attention' asked, None in the cache)" in result.stderr
+    assert run(tars, cache, "--keep-rank", "random", view=CACHE_VIEW).exit_code == 0  # nothing is left out, so nothing is ranked
 
 
 def test_a_place_that_cannot_be_is_named(tars, tmp_path):

@@ -20,11 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_cache import extraction_options, make_shards, picture, write_tar
 
+from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
+from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import CacheError, MaskAlignError, SourceError, StorageError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.decoding import Decoder
-from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
 from pipeline.progress import ProgressDisplay
@@ -141,7 +143,7 @@ def test_a_tar_with_more_pictures_than_a_unit_has_rows_fails(tmp_path):
     options = extraction_options(cache=tmp_path / "a.cache", shards=make_shards(tmp_path, tars=1, pictures_per_tar=70), views=1)
     teacher, decoder = build_teacher(options), Decoder(0)
     cache, units = prepare_cache(options, teacher, decoder)
-    encoder = FeatureEncoder(teacher, *cache.calibration(), "int8", options.device, options.batch_size)
+    encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
     extractor = Extractor(open_folder(options.cache), schema, options.policy, encoder, decoder, options.batch_size, 0.01)
     with ProgressDisplay("test", 1) as progress:
@@ -149,25 +151,29 @@ def test_a_tar_with_more_pictures_than_a_unit_has_rows_fails(tmp_path):
     assert extractor.tally.failed == {"train-0000.tar": "tar 'train-0000.tar' has more than 64 pictures: split it into smaller tars"}
 
 
-@pytest.fixture
-def poisoned(tmp_path):
-    """A CLIP in a folder, with one weight that is not a number."""
+def poisoned_clip(folder, weight):
+    """Write a CLIP with one weight that is not a number; returns its address."""
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8},
         "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
     }
     weights = CLIP(**config).state_dict()
-    weights["visual.transformer.resblocks.1.mlp.c_fc.weight"][0, 0] = torch.nan
-    folder = tmp_path / "clip"
+    weights[f"visual.transformer.resblocks.1.{weight}"][0, 0] = torch.nan
     folder.mkdir()
     save_file(weights, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     return f"open_clip:local-dir:{folder}"
 
 
+@pytest.fixture
+def poisoned(tmp_path):
+    """The address of a CLIP whose last block gives no numbers."""
+    return poisoned_clip(tmp_path / "clip", "mlp.c_fc.weight")
+
+
 def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisoned, shards, tmp_path):
-    with pytest.raises(CacheError, match="the teacher's features are not finite: check the teacher's weights"):
+    with pytest.raises(CacheError, match=r"^block 1 of the teacher gives '000000' features that are not finite, or .* 65504: check"):
         extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2")
     assert not (tmp_path / "a.cache").exists()
 
@@ -175,7 +181,30 @@ def test_features_that_are_not_finite_are_refused_before_a_cache_is_made(poisone
 def test_features_that_are_not_finite_fail_their_tar(poisoned, shards, tmp_path):
     tally, missing = extract(tmp_path / "a.cache", shards, teacher=poisoned, levels="2", encoding="float16", views=1)
     assert (missing, tally.units) == (2, 0)
-    assert all("the teacher's stats are not finite or exceed half precision: check" in reason for reason in tally.failed.values())
+    for reason, key in zip(tally.failed.values(), ("000000", "000012"), strict=True):
+        assert reason.startswith(f"block 1 of the teacher gives '{key}' features that are not finite")
+        assert reason.endswith("run it in float32 on --device cpu, or leave the picture out")
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_attention_that_is_not_finite_fails_its_tar_and_names_the_picture(shards, tmp_path, keep):
+    teacher = poisoned_clip(tmp_path / "clip", "attn.in_proj_weight")
+    tally, missing = extract(tmp_path / "a.cache", shards[:1], teacher=teacher, levels="0,", views=1, keep=keep)
+    assert (missing, tally.units) == (1, 0)
+    told = "the attention of the teacher's last block to the patches of '000000' is not finite: check the teacher's weights"
+    assert tally.failed["train-0000.tar"].startswith(told)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e9])
+def test_the_first_picture_that_half_precision_cannot_hold_is_named_with_its_block(encoding, value):
+    levels = torch.randn(3, 4, 5, 70, generator=torch.Generator().manual_seed(0)).unbind()  # of four pictures
+    levels[1][2, 4, 69] = value * 70
+    levels[0][3, 0, 0] = value * 70
+    stats = torch.stack([encode_level(level, torch.zeros(70), torch.ones(70), encoding)[1] for level in levels], dim=2)
+    refuse_features(stats[:2], (4, 7, 11), ["a", "b"])
+    with pytest.raises(CacheError, match=r"^block 7 of the teacher gives 'c' features that are not finite, or .* exceeds 65504: check"):
+        refuse_features(stats, (4, 7, 11), ["a", "b", "c", "d"])
 
 
 def kill_workers(stop, killed):

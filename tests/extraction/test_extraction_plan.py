@@ -6,8 +6,10 @@ import pytest
 from cache_files import extract
 from small_cache import extraction_options, make_shards, picture, write_tar
 
+from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError
 from pipeline.extraction.plan import plan_extraction
+from pipeline.views.codec import VIEW_FORMATS
 from pipeline.views.shards import Shard
 
 
@@ -29,8 +31,18 @@ def test_forecasts_what_is_written(tmp_path, changes):
     assert not Path(options.cache).exists()
     extract(options.cache, shards, **changes)
     real, files = size_of(Path(options.cache))
-    assert plan.total_bytes == pytest.approx(real, rel=0.05)
+    assert plan.total_bytes == pytest.approx(real, rel=0.02)
     assert (plan.pictures, plan.tars, plan.views, plan.files) == (80, 2, changes["views"], files)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("view_format", VIEW_FORMATS)
+def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, keep, view_format):
+    changes = {"encoding": encoding, "keep": keep, "view_format": view_format, "views": 1}
+    plan = plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache", **changes))
+    extract(tmp_path / "a.cache", shards[:1], **changes)
+    assert plan.total_bytes == pytest.approx(size_of(tmp_path / "a.cache")[0], rel=0.02)
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):

@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def run(*command):
-    paths = os.pathsep.join(map(str, (TESTS, TESTS / "extraction")))
+    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "extraction")))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, env=environment, cwd=TESTS.parent)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -16,11 +16,22 @@ CPU = torch.device("cpu")
 
 
 def stream_spec(
-    cache, *, levels=(0, 1, 2), views=(0, 1), strategy="attention", ratio=0.5, batch_size=16, window_blocks=1, seed=0, rank=0, world_size=1
+    cache,
+    *,
+    levels=(0, 1, 2),
+    views=(0, 1),
+    strategy="attention",
+    ratio=0.5,
+    redraw="auto",
+    batch_size=16,
+    window_blocks=1,
+    seed=0,
+    rank=0,
+    world_size=1,
 ):
     """Describe one rank's samples; levels are places among the stored ones."""
     order = SampleOrder(cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks)
-    return StreamSpec(cache.address, order, levels, MaskConfig(strategy=strategy, ratio=ratio), batch_size)
+    return StreamSpec(cache.address, order, levels, MaskConfig(strategy=strategy, ratio=ratio, redraw=redraw), batch_size)
 
 
 def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
-from pipeline.student.masking import MaskConfig, draw_visible, visible_count
+from pipeline.student.masking import MaskConfig, count_of_share, draw_visible, least_ratio, rank_of_view, rank_patches, visible_count
 
 STRATEGIES = ["attention", "random", "block"]
+GOLDEN = {"attention": [9, 10, 11, 12, 14, 15], "random": [0, 1, 6, 10, 14, 15], "block": [0, 8, 9, 12, 13, 15]}
 
 
 def draw(strategy, importance, grid, count, *key):
@@ -138,3 +139,48 @@ def test_a_ratio_out_of_range_is_refused(ratio, told):
 def test_impossible_draws_are_refused(strategy, importance, count, message):
     with pytest.raises(ConfigError, match=message):
         draw_visible(strategy, importance, 2, count, np.random.default_rng(0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(grid=st.integers(1, 9), strategy=st.sampled_from(["attention", "random"]), seed=st.integers(0, 99))
+def test_a_mask_is_the_first_of_the_ranking_of_all_patches(grid, strategy, seed):
+    importance = np.random.default_rng(seed).random(grid * grid).astype(np.float32)
+    ranking = rank_patches(strategy, importance, grid * grid, np.random.default_rng(seed))
+    assert sorted(ranking) == list(range(grid * grid))
+    for count in range(1, grid * grid + 1):
+        drawn = draw_visible(strategy, importance, grid, count, np.random.default_rng(seed))
+        np.testing.assert_array_equal(drawn, np.sort(ranking[:count]))
+
+
+def test_the_ranking_of_a_view_is_a_function_of_seed_key_and_view():
+    importance = np.linspace(0.1, 1, 49, dtype=np.float32)
+    first, again, *others = (
+        rank_of_view("attention", importance, 49, *key).tolist()
+        for key in [(0, "a", 0), (0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    )
+    assert first == again
+    assert first not in others
+    assert first == rank_patches("attention", importance, 49, generator(0, "rank", "a", 0)).tolist()
+
+
+def test_masks_are_drawn_as_ever():
+    importance = (np.arange(16) ** 2).astype(np.float32)
+    drawn = {strategy: draw(strategy, importance, 4, 6, 3, "golden").tolist() for strategy in STRATEGIES}
+    assert drawn == GOLDEN
+
+
+@pytest.mark.parametrize("patches", [1, 4, 7, 16, 49, 196, 256, 1000])
+def test_the_ratios_that_refusals_name_work(patches):
+    for count in {1, 2, patches // 3, patches // 2, patches - 1} - {0}:
+        ratio = least_ratio(patches, count)
+        assert count_of_share(patches, 1 - ratio) <= count
+        assert ratio == 0 or count_of_share(patches, 1 - (ratio - 1e-4)) > count
+    with pytest.raises(ConfigError, match=r"choose a ratio from 0 to ") as error:
+        visible_count(patches, 0.99999)
+    assert visible_count(patches, float(str(error.value).rsplit(" ", 1)[1])) == 1
+
+
+def test_a_share_and_its_ratio_count_alike():
+    for patches in (16, 49, 196, 256):
+        for percent in range(1, 100):
+            assert count_of_share(patches, percent / 100) == count_of_share(patches, 1 - (100 - percent) / 100)

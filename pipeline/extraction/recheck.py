@@ -1,0 +1,123 @@
+"""A cache compared with its teacher: the teacher runs again on stored crops, and what is stored must be what it gives."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.cache.encoding import TargetDecoder, error_bound, whiten
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import Encoding, TeacherSchema, feature_array
+from pipeline.errors import CacheError, ConfigError
+from pipeline.extraction.encode import precision_of, run_teacher
+from pipeline.extraction.job import describe_teacher
+from pipeline.seeding import generator
+from pipeline.stream.join import decode_crop, read_joined
+from pipeline.teacher.load import load_teacher
+from pipeline.teacher.teacher import Teacher
+
+LEAST_COSINE: dict[Encoding, float] = {"float16": 0.999, "int8": 0.999, "int4": 0.98}
+LEAST_WITHIN = 0.99
+ROUNDING = 1e-3  # of whitened values, from one machine's float32 forward pass to another's
+_ROWS_OF_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class LevelComparison:
+    """One level: cosines and absolute errors of the stored whitened features; `within`: the share of values within the stated bound."""
+
+    level: int
+    mean_cosine: float
+    least_cosine: float
+    mean_error: float
+    largest_error: float
+    within: float
+
+
+def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Teacher:
+    """Load a cache's teacher, from `spec` if given; raises CacheError if its identity is not the cache's."""
+    schema = cache.schema
+    levels = ",".join(map(str, schema.levels))
+    wanted = spec or _spec_of(schema.teacher)
+    teacher = load_teacher(wanted, image_size=schema.view.image_size, patch_size=schema.view.patch_size, levels=levels).to(device)
+    here, there = (one.model_dump(exclude={"precision"}) for one in (describe_teacher(teacher, device), schema.teacher))
+    if differing := [f"{key}: {here[key]!r} here, {there[key]!r} in the cache" for key in here if here[key] != there[key]]:
+        found = "; ".join(differing)
+        raise CacheError(f"teacher {wanted!r} is not the one of cache {cache.address!r} ({found}): give the right one by --teacher-spec")
+    return teacher
+
+
+def _spec_of(teacher: TeacherSchema) -> str:
+    if teacher.tag == "local":
+        raise ConfigError("the cache's teacher came from a folder: say where it is, with --teacher-spec open_clip:local-dir:PATH")
+    return f"{teacher.library}:{teacher.name}{'.' if teacher.library == 'timm' else '/'}{teacher.tag}"
+
+
+def compare_with_teacher(cache: Cache, teacher: Teacher, device: torch.device, rows: int) -> list[LevelComparison]:
+    """Run the teacher on about `rows` stored crops, 16 from each of some blocks, and compare level by level."""
+    mean, std = (torch.from_numpy(values) for values in cache.calibration())
+    parts = [_compare_block(cache, teacher, device, (mean, std), *place) for place in _sampled_blocks(cache, rows)]
+    cosines, errors, within = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return [
+        LevelComparison(
+            level=level,
+            mean_cosine=cosines[place].mean().item(),
+            least_cosine=cosines[place].min().item(),
+            mean_error=errors[place].mean().item(),
+            largest_error=errors[place].max().item(),
+            within=within[place].float().mean().item(),
+        )
+        for place, level in enumerate(cache.schema.levels)
+    ]
+
+
+def refuse_differences(cache: Cache, found: list[LevelComparison], device: torch.device) -> None:
+    """Raise CacheError naming the levels that are not what the teacher gives. In other arithmetic only cosines can tell."""
+    least, same = LEAST_COSINE[cache.schema.encoding], precision_of(device) == cache.schema.teacher.precision == "float32"
+    wrong = [one.level for one in found if one.mean_cosine < least or (same and one.within < LEAST_WITHIN)]
+    if wrong:
+        raise CacheError(
+            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (mean cosine at least {least} is expected): "
+            "use the library versions in logs/, or extract again"
+        )
+
+
+def _sampled_blocks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
+    """Yield (finished unit, block) pairs, each once, drawn by a fixed seed."""
+    units = cache.finished(None, allow_partial=True)
+    blocks = [(place, block) for place, unit in enumerate(units) for block in range(-(-int(unit["rows"]) // cache.schema.block_rows))]
+    order = generator(0, "blocks to compare").permutation(len(blocks))
+    for chosen in order[: -(-rows // _ROWS_OF_BLOCK)].tolist():
+        place, block = blocks[chosen]
+        yield units[place], block
+
+
+def _compare_block(
+    cache: Cache, teacher: Teacher, device: torch.device, calibration: tuple[Tensor, Tensor], unit: np.void, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return cosines (M, n) of tokens, absolute errors and whether they are within the bound (M, n) of values."""
+    schema = cache.schema
+    names = [feature_array(level) for level in schema.levels]
+    kept = ["tokens"] if schema.keep < 1 else []
+    joined = read_joined(cache, cache.pinned_commit(unit), block, [*names, "stats", *kept])
+    pixels = np.stack([decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)][:_ROWS_OF_BLOCK])
+    hidden = torch.stack(run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden, dim=1).cpu()
+    given = whiten(hidden)[0]
+    if kept:
+        given = _stored_tokens(given, torch.from_numpy(joined.arrays["tokens"][:_ROWS_OF_BLOCK].astype(np.int64)), schema.teacher.has_cls)
+    codes = torch.from_numpy(np.stack([joined.arrays[name][:_ROWS_OF_BLOCK] for name in names], axis=1))
+    stats = torch.from_numpy(joined.arrays["stats"][:_ROWS_OF_BLOCK])
+    stored = TargetDecoder(*calibration, schema.encoding)(codes, stats)[0]
+    errors = (stored - given).abs()
+    within = errors <= error_bound(stored, stats, calibration[1], schema.encoding) + ROUNDING
+    cosines = F.cosine_similarity(stored, given, dim=-1)
+    return tuple(part.transpose(0, 1).flatten(1) for part in (cosines, errors, within))  # type: ignore[return-value]
+
+
+def _stored_tokens(values: Tensor, patches: Tensor, has_cls: bool) -> Tensor:
+    """Pick the stored tokens (n, M, T, D) of all tokens (n, M, N + CLS, D); `patches` (n, K) are in rank order."""
+    places = F.pad(patches + 1, (1, 0)) if has_cls else patches
+    return values[torch.arange(len(values))[:, None], :, places].transpose(1, 2)

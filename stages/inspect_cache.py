@@ -1,0 +1,181 @@
+"""inspect-cache: what a cache holds, what more of it would cost, and whether every byte of it is what was committed."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import CacheError
+from stages.console import choose_device, told_in_one_sentence, usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from pipeline.cache.reader import Cache
+    from pipeline.cache.verify import Finding
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+CacheAddress = Annotated[str, typer.Option("--cache", help="Folder or URL of the cache.")]
+
+
+@app.callback()
+def inspect_cache() -> None:
+    """Look into a cache: what it holds, what more of it would cost, and whether every byte is what was committed."""
+
+
+@app.command()
+def info(cache: CacheAddress) -> None:
+    """Say what is in a cache, from which teacher, how much, level by level."""
+    with told_in_one_sentence():
+        from pipeline.cache.inventory import take_inventory
+        from pipeline.cache.reader import Cache
+
+        opened = Cache(cache)
+        inventory = take_inventory(opened)
+        for name, value in _description(opened):
+            typer.echo(f"{name:<13}{value}")
+        state = "complete" if inventory.units == len(opened.units) else "unfinished"
+        typer.echo(f"{'units':<13}{inventory.units:,} of {len(opened.units):,} ({state})")
+        for view, rows in sorted(inventory.rows.items()):
+            typer.echo(f"{f'view {view}':<13}{rows:,} pictures")
+        typer.echo(f"{'skipped':<13}{inventory.skipped:,} pictures")
+        for picture in inventory.examples:
+            typer.echo(f"{'':<13}{picture.key!r}: {picture.reason}")
+        for part, size in [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]:
+            typer.echo(f"{part:<20}{size / 1e6:>14,.1f} MB{size / max(1, inventory.views):>14,.0f} bytes a view")
+
+
+@app.command()
+def verify(
+    cache: CacheAddress,
+    full: Annotated[bool, typer.Option("--full", help="Read every byte: all checksums, all tars.")] = False,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Run the teacher again on a sample of crops and compare.")] = False,
+    teacher_spec: Annotated[
+        str | None, typer.Option(help="Where the teacher is, as for extract-teacher; needed if its weights came from a folder.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Views on which --teacher runs the teacher.")] = 256,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged, so that the same extract-teacher command makes it anew.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads for --full; default: the cores that this process may use.")] = None,
+    device: Annotated[str, typer.Option(help="Where --teacher runs: auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Compare a cache with its commits: names, sizes and metadata, with --full every byte, with --teacher the features themselves."""
+    with told_in_one_sentence():
+        from pipeline.cache.reader import Cache
+        from pipeline.cache.verify import verify_quickly
+
+        opened = Cache(cache)
+        findings = _shown(verify_quickly(opened))
+        _show_strays(opened)
+        if repair and findings:
+            _repair(opened, findings)
+            opened = Cache(cache)
+        unreadable = not repair and any(finding.metadata for finding in findings)
+        if full and unreadable:
+            typer.echo("note: the arrays are read once their metadata is repaired: add --repair")
+        elif full:
+            damaged = _shown(_verify_fully(opened, {one.unit.unit for one in findings if one.unit}, workers or usable_cores()))
+            if repair and damaged:
+                _repair(opened, damaged)
+            findings += damaged
+        if findings and not repair:
+            raise CacheError(
+                f"cache {cache!r} is damaged in {len(findings)} places: add --repair to drop what is damaged, "
+                "then run the same extract-teacher command"
+            )
+        if teacher or teacher_spec:
+            _compare_with_teacher(opened, teacher_spec, rows, choose_device(device))
+        typer.echo(_verdict(cache, opened, findings, full))
+
+
+def _description(cache: "Cache") -> "Iterator[tuple[str, str]]":
+    schema = cache.schema
+    teacher, view = schema.teacher, schema.view
+    state = "" if teacher.trained else ", untrained"
+    yield "cache", f"{cache.address} (schema {schema.version}, digest {cache.digest[:16]})"
+    yield "teacher", f"{teacher.library}:{teacher.name}/{teacher.tag}{state}, weights {teacher.weights_sha256[:16]}, {teacher.precision}"
+    yield "", f"{teacher.depth} blocks of width {teacher.width}, patches of {teacher.patch_size} in {teacher.input_size} pixels"
+    yield "levels", ", ".join(map(str, schema.levels))
+    yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} pictures"
+    rank = "" if schema.keep == 1 else f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
+    yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{', and CLS' if teacher.has_cls else ''}"
+    yield (
+        "views",
+        (
+            f"{view.image_size} pixels as {view.format}, crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area, "
+            f"flipped with probability {view.flip:g}, seed {view.seed}"
+        ),
+    )
+
+
+def _shown(findings: "Iterator[Finding]") -> "list[Finding]":
+    """Print findings as they come."""
+    shown = []
+    for finding in findings:
+        typer.echo(f"damaged: {finding.text}")
+        shown.append(finding)
+    return shown
+
+
+def _show_strays(cache: "Cache") -> None:
+    from pipeline.cache.verify import count_unfinished, foreign_files
+
+    if unfinished := count_unfinished(cache):
+        typer.echo(f"note: {unfinished} files of unfinished units; the next extraction replaces them")
+    for name in foreign_files(cache):
+        typer.echo(f"note: {name!r} is no part of a cache")
+
+
+def _verify_fully(cache: "Cache", known: set[int], workers: int) -> "Iterator[Finding]":
+    """Verify the content of all units but those that are known to be damaged."""
+    from pipeline.cache.commit import committed
+    from pipeline.cache.verify_content import verify_unit
+    from pipeline.progress import ProgressDisplay
+    from pipeline.storage.ordered import ordered_map
+
+    units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
+    with ProgressDisplay("verify", len(units)) as progress:
+        results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
+        for done, findings in enumerate(results, start=1):
+            progress.update(done, "units")
+            yield from findings
+
+
+def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "torch.device") -> None:
+    from pipeline.extraction.recheck import compare_with_teacher, load_teacher_of, refuse_differences
+
+    found = compare_with_teacher(cache, load_teacher_of(cache, spec, device), device, rows)
+    typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
+    for one in found:
+        typer.echo(
+            f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}"
+        )
+    refuse_differences(cache, found, device)
+
+
+def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:
+    from pipeline.cache.commit import committed
+
+    if findings:
+        return f"cache {address!r}: what was damaged is dropped; the same extract-teacher command makes it anew"
+    units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"
+    return f"cache {address!r}, {units}: {'every byte is' if full else 'names, sizes and metadata are'} what was committed"
+
+
+def _repair(cache: "Cache", findings: "list[Finding]") -> None:
+    from pipeline.cache.repair import repair
+
+    for line in repair(cache, findings):
+        typer.echo(line)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A cache with the metadata of ImageNet and no data: 1,282 tars of 1,000 pictures, 4 views, five levels of a B/16 teacher."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+from cache_schemas import make_schema
+
+from pipeline.cache.commit import Commit, FileRecord, commit_key
+from pipeline.cache.digests import sealed
+from pipeline.cache.reader import calibration_digest
+from pipeline.cache.schema import CalibrationSchema, array_specs
+from pipeline.cache.store import GROUP, shard_bytes, shard_key
+from pipeline.cache.writer import create_cache, extend_cache
+from pipeline.storage.address import open_folder
+
+TARS, VIEWS, ROWS = 1282, 4, 1000
+
+
+def imagenet_sized(path, tars=TARS, views=VIEWS):
+    """Make the cache at `path`; its commits are true but for digests and checksums, its shards and view tars do not exist."""
+    folder, plain = open_folder(path), make_schema(levels=(7, 8, 9, 10, 11), width=768, image_size=224)
+    mean, std = (np.full((5, 768), value, np.float32) for value in (0.0, 1.0))
+    schema = plain.model_copy(update={"calibration": CalibrationSchema(pictures=256, sha256=calibration_digest(mean, std))})
+    create_cache(folder, schema, mean, std)
+    units = extend_cache(folder, schema, [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)], views, ())
+    (Path(path) / "commits").mkdir()
+    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
+    blocks = -(-ROWS // schema.block_rows)
+    for unit in units:
+        digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
+        files = {f"{GROUP}/{shard_key(spec, unit.unit)}": shard_bytes(spec, schema, ROWS) for spec in specs}
+        files[f"views/{unit.stem}.tar"] = 30_000_000
+        commit = Commit(
+            unit=unit.unit,
+            source=unit.source,
+            view=unit.view,
+            rows=ROWS,
+            skipped=(),
+            files={key: FileRecord(size=size, sha256=digest) for key, size in sorted(files.items())},
+            blocks={spec.name: tuple(range(4_000_000_000, 4_000_000_000 + blocks)) for spec in specs},
+            schema_digest=schema.digest,
+        )
+        (Path(path) / commit_key(unit)).write_bytes(sealed(commit.model_dump(mode="json", exclude={"digest"})))
+
+
+if __name__ == "__main__":
+    imagenet_sized(sys.argv[1])

@@ -1,0 +1,78 @@
+"""--keep stores the first patches of each view's ranking, with the very values that a cache of all patches has for them."""
+
+import numpy as np
+import pytest
+import zarr
+from cache_files import changed, contents, extract
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError
+from pipeline.stream.join import read_joined
+from pipeline.student.masking import rank_of_view
+
+NO_CLS_TEACHER = "timm:test_vit4.random"  # neither CLS nor importance
+LEVELS = ("features/block_03", "features/block_04", "features/block_05")
+
+
+def rows_of(path, names):
+    """Everything of some arrays and the keys, unit by unit: {(unit, view): (keys, arrays)}."""
+    cache = Cache(path)
+    joined = ((commit, read_joined(cache, commit, 0, list(names))) for commit in cache.finished(None, allow_partial=False))
+    return {(commit.unit, commit.view): (block.keys, block.arrays) for commit, block in joined}
+
+
+def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cache_has(finished, shards, tmp_path):
+    extract(tmp_path / "kept.cache", shards, keep=0.5)
+    whole = rows_of(finished, [*LEVELS, "stats", "attention"])
+    kept = rows_of(tmp_path / "kept.cache", [*LEVELS, "stats", "attention", "tokens"])
+    assert whole.keys() == kept.keys()
+    for place, (keys, arrays) in kept.items():
+        all_keys, all_arrays = whole[place]
+        assert keys == all_keys
+        np.testing.assert_array_equal(arrays["attention"], all_arrays["attention"])
+        rankings = [rank_of_view("attention", rates, 16, 0, key, place[1]) for rates, key in zip(arrays["attention"], keys, strict=True)]
+        assert arrays["tokens"].dtype == np.uint16
+        np.testing.assert_array_equal(arrays["tokens"], np.stack(rankings)[:, :8])
+        tokens, rows = np.pad(arrays["tokens"].astype(int) + 1, ((0, 0), (1, 0))), np.arange(len(keys))[:, None]
+        for level in LEVELS:
+            np.testing.assert_array_equal(arrays[level], all_arrays[level][rows, tokens])
+        for level in range(3):
+            np.testing.assert_array_equal(arrays["stats"][:, level], all_arrays["stats"][:, level][rows, tokens])
+    first, second = (kept[place][1]["tokens"] for place in ((0, 0), (1, 1)))
+    assert (first != second).any(axis=1).mean() > 0.9
+
+
+def test_calibration_and_crops_are_those_of_a_whole_cache(finished, shards, tmp_path):
+    extract(tmp_path / "kept.cache", shards, keep=0.3, keep_rank="random")
+    cache, whole = Cache(tmp_path / "kept.cache"), Cache(finished)
+    assert (cache.schema.keep, cache.schema.keep_rank, cache.schema.stored_patches) == (0.3, "random", 4)
+    np.testing.assert_array_equal(cache.calibration(), whole.calibration())
+    same = set(contents(finished)) - set(changed(contents(finished), contents(cache.path)))
+    assert {name for name in contents(finished) if name.startswith("views/")} <= same
+
+
+def test_a_share_that_leaves_out_none_is_a_whole_cache(finished, shards, tmp_path):
+    extract(tmp_path / "a.cache", shards, keep=0.99999999, keep_rank="random")
+    assert changed(contents(finished), contents(tmp_path / "a.cache")) == []
+    assert "tokens" not in zarr.open_group(finished / "targets.zarr", mode="r")
+
+
+def test_the_ranking_of_a_teacher_without_importance_is_random_or_refused(shards, tmp_path):
+    refused = r"^--keep-rank 'attention' needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither .* or --keep 1$"
+    with pytest.raises(ConfigError, match=refused):
+        extract(tmp_path / "a.cache", shards, teacher=NO_CLS_TEACHER, keep=0.5)
+    assert not (tmp_path / "a.cache").exists()
+    extract(tmp_path / "a.cache", shards[:1], teacher=NO_CLS_TEACHER, keep=0.5, keep_rank="random", views=1, encoding="int4")
+    ((keys, arrays),) = rows_of(tmp_path / "a.cache", ["tokens", *LEVELS[:0]]).values()
+    np.testing.assert_array_equal(arrays["tokens"], np.stack([rank_of_view("random", None, 16, 0, key, 0)[:8] for key in keys]))
+
+
+def test_a_cache_is_not_continued_with_another_keep(shards, tmp_path):
+    extract(tmp_path / "a.cache", shards[:1], keep=0.5, views=1)
+    for changes, told in (
+        ({"keep": 0.3}, r"\(keep: 0\.3 asked, 0\.5 in the cache\)"),
+        ({}, r"\(keep: 1\.0 asked, 0\.5 in the cache; keep_rank: None asked, 'attention' in the cache\)"),
+        ({"keep": 0.5, "keep_rank": "random"}, r"\(keep_rank: 'random' asked, 'attention' in the cache\)"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            extract(tmp_path / "a.cache", shards, **changes)

@@ -1,0 +1,100 @@
+"""Masks that do not change with the epoch: of a cache of the first patches of a ranking, and the same from a cache of all."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from small_cache import make_shards, small_cache
+from stream_parts import read_batches, stream_spec
+
+from pipeline.cache.reader import Cache
+from pipeline.stream.samples import WindowReader
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Caches of the same tar by keep and keep_rank: all patches, half by attention, half at random."""
+    folder = tmp_path_factory.mktemp("kept")
+    shards = make_shards(folder / "tars", tars=1, pictures_per_tar=12)
+    kinds = {"all": {}, "attention": {"keep": 0.5}, "random": {"keep": 0.5, "keep_rank": "random"}}
+    return {name: small_cache(folder, shards=shards, name=f"{name}.cache", encoding="int4", **kind) for name, kind in kinds.items()}
+
+
+def batches(path, epoch=0, **changes):
+    return read_batches(path, 2, epoch=epoch, batch_size=6, **changes)
+
+
+@pytest.mark.parametrize("strategy", ["attention", "random"])
+@pytest.mark.parametrize(("ratio", "count"), [(0.5, 8), (0.8, 3), (0.44, 8)])
+def test_batches_of_both_are_equal_bit_for_bit(caches, strategy, ratio, count):
+    kept = [batches(caches[strategy], epoch, strategy=strategy, ratio=ratio) for epoch in range(3)]
+    whole = [batches(caches["all"], epoch, strategy=strategy, ratio=ratio, redraw=False) for epoch in range(3)]
+    for one, other in zip(chain(*kept), chain(*whole), strict=True):
+        assert one["visible"].shape == (6, count)
+        assert one["codes"].shape == (6, 3, count + 1, 32)
+        assert (one["codes"].dtype, one["visible"].dtype) == (torch.uint8, torch.int64)
+        assert (one["visible"].diff(dim=1) > 0).all()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def masks(path, epoch, **changes):
+    """Visible patches by what tells a sample whatever its mask: CLS."""
+    rows = [(batch["codes"][row, :, 0], batch["visible"][row]) for batch in batches(path, epoch, **changes) for row in range(6)]
+    return {codes.numpy().tobytes(): tuple(visible.tolist()) for codes, visible in rows}
+
+
+@pytest.mark.parametrize("strategy", ["attention", "random"])
+def test_a_view_has_one_mask_for_all_epochs_and_seeds_and_views_have_others(caches, strategy):
+    fixed = {"strategy": strategy, "redraw": False}
+    first = masks(caches["all"], 0, views=(0,), **fixed)
+    assert len(first) == 12
+    assert masks(caches["all"], 5, views=(0,), **fixed) == first == masks(caches["all"], 0, views=(0,), seed=9, **fixed)
+    assert set(masks(caches["all"], 0, views=(1,), **fixed).values()).isdisjoint(first.values())
+    assert masks(caches["all"], 1, views=(0,), strategy=strategy, redraw=True) != first
+    for epoch in (0, 1):
+        drawn = masks(caches["all"], epoch, views=(0,), strategy=strategy)
+        assert drawn == masks(caches["all"], epoch, views=(0,), strategy=strategy, redraw=True)
+
+
+def test_a_higher_ratio_shows_the_first_of_the_same_ranking(caches):
+    few, many = (masks(caches["attention"], 0, views=(0,), ratio=ratio) for ratio in (0.75, 0.5))
+    assert all(set(few[key]) < set(many[key]) for key in few)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "read"),
+    [
+        ("all", {"strategy": "attention"}, {"attention"}),
+        ("all", {"strategy": "attention", "redraw": False}, {"attention"}),
+        ("all", {"strategy": "random", "redraw": False}, set()),
+        ("all", {"strategy": "block"}, set()),
+        ("attention", {"strategy": "attention"}, {"tokens"}),
+        ("random", {"strategy": "random", "redraw": False}, {"tokens"}),
+    ],
+)
+def test_only_what_masks_need_is_read(caches, monkeypatch, name, mask, read):
+    cache, asked = Cache(caches[name]), set()
+    read_block = Cache.read_block
+
+    def note(self, commit, block, names):
+        asked.update(names)
+        return read_block(self, commit, block, names)
+
+    monkeypatch.setattr(Cache, "read_block", note)
+    spec = stream_spec(cache, levels=(1,), **mask)
+    WindowReader(cache, spec).read(0, next(iter(spec.order.windows(0))))
+    assert asked == {"index", "stats", "features/block_04"} | read
+
+
+def test_a_kept_row_holds_the_tokens_of_its_visible_patches(caches):
+    cache = Cache(caches["attention"])
+    commit = cache.commits[0]
+    stored = cache.read_block(commit, 0, ["tokens", "features/block_03"])
+    by_cls = {row[0].tobytes(): (tokens, row) for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)}
+    for batch in read_batches(cache.path, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
+        for codes, visible in zip(batch["codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True):
+            tokens, row = by_cls[codes[0].tobytes()]
+            places = [int(np.flatnonzero(tokens == patch)[0]) + 1 for patch in visible]
+            assert max(places) <= 4
+            np.testing.assert_array_equal(codes[1:], row[places])

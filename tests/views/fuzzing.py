@@ -1,0 +1,219 @@
+"""Random damage to pictures and tars, and what may come of it: pixels or samples, or a SourceError in one sentence.
+
+For minutes instead of the suite's moment: PYTHONPATH=. python tests/views/fuzzing.py SECONDS SEED
+"""
+
+import io
+import re
+import resource
+import sys
+import tarfile
+import time
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import SourceError
+from pipeline.views.codec import decode_image
+from pipeline.views.shards import Shard
+from pipeline.views.source import NO_LABEL, label_of, read_samples
+
+MEMORY_BYTES = 3 * 2**30  # above what the process has when it starts to fuzz
+SECONDS = 60  # of one case: a header may ask for 100 million pixels
+
+
+@contextmanager
+def memory(more):
+    """Let the process take no more than `more` bytes of address space on top of what it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def pictures():
+    """Small valid pictures of many kinds."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 255, (24, 40, 3)).astype(np.uint8))
+    grey = Image.fromarray((np.arange(960) * 68).astype(np.uint16).reshape(24, 40))
+    kinds = [
+        (rgb, "JPEG", {"quality": 90}),
+        (rgb, "JPEG", {"progressive": True, "subsampling": 0}),
+        (rgb, "JPEG", {"restart_marker_blocks": 2}),
+        (rgb.convert("L"), "JPEG", {}),
+        (rgb.convert("CMYK"), "JPEG", {}),
+        (rgb, "PNG", {}),
+        (grey, "PNG", {}),
+        (rgb.convert("P"), "PNG", {"transparency": bytes(range(256))}),
+        (rgb, "PNG", {"save_all": True, "append_images": [rgb.rotate(180)]}),
+        (rgb, "WEBP", {}),
+        (rgb, "WEBP", {"lossless": True}),
+        (rgb, "WEBP", {"save_all": True, "append_images": [rgb.rotate(180)]}),
+        (rgb, "GIF", {"save_all": True, "append_images": [rgb.rotate(180)]}),
+        (rgb, "BMP", {}),
+        (rgb, "PPM", {}),
+        (grey, "TIFF", {}),
+        (rgb, "TIFF", {"compression": "tiff_lzw", "save_all": True, "append_images": [rgb]}),
+        (rgb, "TIFF", {"compression": "jpeg"}),
+        (rgb, "TIFF", {"compression": "tiff_deflate"}),
+    ]
+    return [encoded(*kind) for kind in kinds]
+
+
+def encoded(image, form, options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def tars():
+    """Small valid tars: plain, with long names of both kinds, with links, labels and other members."""
+    return [_tar(form, long) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT) for long in (False, True)]
+
+
+def _tar(form, long):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for number in range(4):
+            stem = f"{'folder/' * 20 * long}{number}"
+            for extension, size in (("jpg", 700), ("cls", 1), ("json", 30), ("npy", 600)):
+                info = tarfile.TarInfo(f"{stem}.{extension}")
+                info.size = size
+                tar.addfile(info, io.BytesIO(b"%d" % number * size))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        tar.addfile(link)
+    return buffer.getvalue()
+
+
+def damaged(data, others, rng):
+    """Return `data` with one to four random wounds."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        if data:
+            start = int(rng.integers(min(len(data), 700) if rng.random() < 0.5 else len(data)))  # headers are at the front
+            WOUNDS[int(rng.integers(len(WOUNDS)))](data, start, int(rng.integers(1, 64)), others, rng)
+    return bytes(data)
+
+
+def _flip(data, start, _length, _others, rng):
+    data[start] ^= 1 << int(rng.integers(8))
+
+
+def _set_byte(data, start, _length, _others, rng):
+    data[start] = int(rng.choice([0, 1, 127, 128, 255]))
+
+
+def _set_number(data, start, _length, _others, rng):
+    data[start : start + 4] = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"7777"][int(rng.integers(5))]
+
+
+def _remove(data, start, length, _others, _rng):
+    del data[start : start + length]
+
+
+def _insert(data, start, length, _others, rng):
+    data[start:start] = rng.bytes(length)
+
+
+def _double(data, start, length, _others, _rng):
+    data[start:start] = data[start : start + length * 16]
+
+
+def _cut(data, start, _length, _others, _rng):
+    del data[start:]
+
+
+def _splice(data, start, _length, others, rng):
+    other = others[int(rng.integers(len(others)))]
+    data[start:] = other[int(rng.integers(len(other))) :]
+
+
+WOUNDS = (_flip, _set_byte, _set_number, _remove, _insert, _double, _cut, _splice)
+
+
+def mended(tar):
+    """Return a tar whose headers have right checksums again, so that damage to them is not stopped there."""
+    data = bytearray(tar)
+    for start in range(0, len(data) - 511, 512):
+        if data[start + 257 : start + 262] == b"ustar":
+            data[start + 148 : start + 156] = b" " * 8
+            data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    return bytes(data)
+
+
+def _told(what, error):
+    assert not re.search(r"\n| at 0x", str(error)), error
+    return f"{what} refused"
+
+
+def try_picture(data):
+    """Return what became of a picture; raises whatever may not be."""
+    try:
+        pixels = decode_image(data)
+    except SourceError as error:
+        return _told("picture", error)
+    assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
+    assert pixels.size > 0
+    assert pixels.flags.writeable
+    return "picture decoded"
+
+
+def try_tar(data, path):
+    """Return what became of a tar; raises whatever may not be."""
+    path.write_bytes(data)
+    keys, labels = [], Counter()
+    try:
+        for sample in read_samples(Shard(path, len(data))):
+            keys.append(sample.key)
+            sample.key.encode()
+            try:
+                labels[label_of(sample.members) == NO_LABEL] += 1
+            except SourceError:
+                labels["refused"] += 1
+    except SourceError as error:
+        return _told("tar", error)
+    assert len(keys) == len(set(keys))
+    return "tar read"
+
+
+def fuzz(rng, folder, goes_on):
+    """Try damaged pictures and tars in turn while `goes_on(cases)`; return how often each outcome came."""
+    sound, outcomes, case = (pictures(), tars()), Counter(), 0
+    with memory(MEMORY_BYTES), warnings.catch_warnings(action="error"):
+        while goes_on(case):
+            kind = case % 3 == 0
+            data = damaged(sound[kind][int(rng.integers(len(sound[kind])))], sound[kind], rng)
+            if kind and rng.random() < 0.7:
+                data = mended(data)
+            (folder / "case").write_bytes(data)
+            begin = time.monotonic()
+            outcomes[try_tar(data, folder / "some.tar") if kind else try_picture(data)] += 1
+            assert time.monotonic() - begin < SECONDS
+            case += 1
+    return outcomes
+
+
+def main(seconds, seed):
+    """Fuzz for some seconds; a case that fails is kept."""
+    end = time.monotonic() + seconds
+    with TemporaryDirectory() as folder:
+        try:
+            print(dict(fuzz(np.random.default_rng(seed), Path(folder), lambda _: time.monotonic() < end)))
+        except BaseException:
+            kept = Path(f"fuzz-{seed}.bin")
+            kept.write_bytes((Path(folder) / "case").read_bytes())
+            print(f"the case that failed is in {kept}")
+            raise
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
