@@ -12,6 +12,7 @@ from pathlib import Path
 
 _FORK = multiprocessing.get_context("fork")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_HANDLED = (signal.SIGTERM, signal.SIGINT)
 _SECONDS = 120
 _started = []
 
@@ -27,7 +28,9 @@ class Child:
         assert threading.active_count() == 1
         self.log = log
         self._process = _FORK.Process(target=_begin, args=(os.getpid(), log, work, arguments))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # until the child has handlers of its own
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         self.pid = self._process.pid
         with suppress(OSError):  # the child does the same: whoever comes first
             os.setpgid(self.pid, self.pid)
@@ -138,6 +141,7 @@ def _begin(parent, log, work, arguments):
         os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
