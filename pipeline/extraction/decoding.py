@@ -91,6 +91,7 @@ class Decoder:
                 self.busy_seconds += seconds
                 yield from views
         except BrokenProcessPool:
+            self._kill_workers()
             raise MaskAlignError("a decoding worker died, perhaps for want of memory: give fewer --workers and run again") from None
         except TimeoutError:
             self._kill_workers()
@@ -107,7 +108,7 @@ class Decoder:
         self._owner.close()
 
     def _kill_workers(self) -> None:
-        """Kill the workers, as closing the pool would wait for one that stands still."""
+        """Kill the workers: else the pool would wait for one that stands still, or, when broken, for those that ignore its SIGTERM."""
         for worker in multiprocessing.active_children():
             worker.kill()
 

@@ -241,6 +241,16 @@ def test_a_worker_that_stands_still_is_told_and_ended(shards):
     assert multiprocessing.active_children() == []
 
 
+def test_the_other_workers_end_with_a_dead_one(shards):
+    decoder, options = Decoder(2), extraction_options(cache="none", shards=shards)
+    next(decoder.views(read_samples(shards[0]), options.maker))
+    multiprocessing.active_children()[0].kill()
+    samples = (sample for _ in range(1000) for sample in read_samples(shards[0]))  # enough to be under way when its death is noticed
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+        list(decoder.views(samples, options.maker))
+    assert multiprocessing.active_children() == []
+
+
 def refuse_views(monkeypatch, after):
     """Let os.replace fail as on a full disk once it has moved `after` view tars."""
     moved, replace = [], os.replace
