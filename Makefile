@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test faults faults-short lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv and install the package with its pinned dependencies (again when they change)
 
@@ -24,6 +24,12 @@ demo: setup ## run both stages on generated pictures, from teacher to report
 
 test: setup ## run the test suite, code quality included
 	$(BIN)/python -m pytest -n 2
+
+faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')
+	PYTHONPATH=tests $(BIN)/python -m faults $(OPTIONS)
+
+faults-short: setup ## a few of each of these, within five minutes
+	PYTHONPATH=tests $(BIN)/python -m faults --short $(OPTIONS)
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .

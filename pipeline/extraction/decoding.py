@@ -1,5 +1,6 @@
 """From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ from pipeline.workers import worker_context
 
 _SAMPLES_PER_JOB = 8
 _JOBS_AHEAD = 3  # per worker
+_PATIENCE = 900.0  # seconds for a job, which takes milliseconds
 
 Item = TypeVar("Item")
 
@@ -75,21 +77,28 @@ class ViewMaker:
 class Decoder:
     """Makes views in worker processes, in order and with bounded look-ahead; with no workers, in this process."""
 
-    def __init__(self, workers: int) -> None:
-        """Start `workers` processes."""
-        self._workers = workers
+    def __init__(self, workers: int, patience: float = _PATIENCE) -> None:
+        """Start `workers` processes; a job of which nothing is heard for `patience` seconds is given up."""
+        self._workers, self._patience = workers, patience
         self._owner, self._lifeline = worker_context().Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(workers, worker_context(), _begin_worker, (self._owner,)) if workers else None
         self.busy_seconds = 0.0
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:
-        """Yield the views of each sample, in order; raises MaskAlignError if a worker died: no tar is to blame for that."""
+        """Yield the views of each sample, in order; raises MaskAlignError if a worker died or stands still: no tar is to blame for that."""
         try:
             for views, seconds in self._results(in_groups(samples, _SAMPLES_PER_JOB), maker):
                 self.busy_seconds += seconds
                 yield from views
         except BrokenProcessPool:
+            self._kill_workers()
             raise MaskAlignError("a decoding worker died, perhaps for want of memory: give fewer --workers and run again") from None
+        except TimeoutError:
+            self._kill_workers()
+            raise MaskAlignError(
+                f"no decoding worker has finished {_SAMPLES_PER_JOB} pictures in {self._patience:g} s, "
+                "perhaps because it was stopped or the machine swaps: give fewer --workers and run again"
+            ) from None
 
     def close(self) -> None:
         """End the workers."""
@@ -97,6 +106,11 @@ class Decoder:
             self._pool.shutdown(cancel_futures=True)
         self._lifeline.close()
         self._owner.close()
+
+    def _kill_workers(self) -> None:
+        """Kill the workers: else the pool would wait for one that stands still, or, when broken, for those that ignore its SIGTERM."""
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
     def _results(self, jobs: Iterator[list[SourceSample]], maker: ViewMaker) -> Iterator[tuple[list[Decoded], float]]:
         if self._pool is None:
@@ -106,9 +120,9 @@ class Decoder:
         for job in jobs:
             pending.append(self._pool.submit(_run_job, maker, job))
             if len(pending) >= self._workers * _JOBS_AHEAD:
-                yield pending.popleft().result()
+                yield pending.popleft().result(self._patience)
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft().result(self._patience)
 
 
 def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

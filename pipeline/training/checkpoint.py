@@ -33,9 +33,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    for old in _saved(folder)[:-_KEPT]:
-        old.unlink()
+    drop_leftovers(folder)
     return path
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Remove all but the newest two checkpoints, and what a killed process had not finished."""
+    for leftover in (*_saved(folder)[:-_KEPT], *folder.glob("step_*.tmp")):
+        leftover.unlink()
 
 
 def load_newest_checkpoint(folder: Path) -> Checkpoint | None:

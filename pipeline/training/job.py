@@ -25,7 +25,7 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.student.model import MaskAlignStudent, build_student
-from pipeline.training.checkpoint import Checkpoint, load_newest_checkpoint, refuse_other_pins, save_checkpoint
+from pipeline.training.checkpoint import Checkpoint, drop_leftovers, load_newest_checkpoint, refuse_other_pins, save_checkpoint
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.export import export_student
@@ -64,7 +64,12 @@ class TrainingJob:
         }
 
     def load_checkpoint(self) -> int:
-        """Load the newest checkpoint and return its step, 0 if there is none; raises CheckpointError."""
+        """Load the newest checkpoint and return its step, 0 if there is none; raises CheckpointError.
+
+        The main rank, which holds the run folder, drops what a killed one has left.
+        """
+        if self.ranks.is_main:
+            drop_leftovers(self.run / "checkpoints")
         checkpoint = load_newest_checkpoint(self.run / "checkpoints")
         if checkpoint is None:
             return 0

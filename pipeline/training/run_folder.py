@@ -18,7 +18,10 @@ _NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "che
 
 @contextmanager
 def held_run_folder(run: Path) -> Iterator[None]:
-    """Hold a run folder, making it if need be; raises ConfigError if it cannot be made or another process has it."""
+    """Hold a run folder, making it if need be, and sweep what a killed holder was writing.
+
+    Raises ConfigError if it cannot be made or another process has it.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,6 +33,8 @@ def held_run_folder(run: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"run folder {str(run)!r} is in use by another process: wait for it or choose another --run") from None
+        for unfinished in run.glob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
         yield
 
 

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from pipeline.storage.address import open_folder
 from pipeline.storage.files import locked
 from pipeline.views.crop import draw_crop
 from pipeline.views.shards import Shard
-from pipeline.views.source import NO_LABEL
+from pipeline.views.source import NO_LABEL, read_samples
 
 
 def shard_of(path):
@@ -228,6 +230,26 @@ def test_a_dead_worker_stops_the_run_and_writes_nothing(shards, tmp_path):
     assert killed
     assert time.monotonic() - begin < 20
     assert not (tmp_path / "a.cache").exists()
+
+
+def test_a_worker_that_stands_still_is_told_and_ended(shards):
+    decoder, options = Decoder(1, patience=1), extraction_options(cache="none", shards=shards)
+    next(decoder.views(read_samples(shards[0]), options.maker))
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    with closing(decoder), pytest.raises(MaskAlignError, match="no decoding worker has finished 8 pictures in 1 s, perhaps because it was"):
+        list(decoder.views(read_samples(shards[0]), options.maker))
+    assert multiprocessing.active_children() == []
+
+
+def test_the_other_workers_end_with_a_dead_one(shards):
+    decoder, options = Decoder(2), extraction_options(cache="none", shards=shards)
+    next(decoder.views(read_samples(shards[0]), options.maker))
+    multiprocessing.active_children()[0].kill()
+    samples = (sample for _ in range(1000) for sample in read_samples(shards[0]))  # enough to be under way when its death is noticed
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+        list(decoder.views(samples, options.maker))
+    assert multiprocessing.active_children() == []
 
 
 def refuse_views(monkeypatch, after):

@@ -1,6 +1,7 @@
 """A run that was stopped goes on exactly: bit for bit what an undisturbed one does, on one thread of a CPU."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -57,6 +58,19 @@ def test_lines_beyond_the_checkpoint_and_a_torn_one_are_not_logged_twice(small_c
         file.write('{"step": 7, "lo')
     trained(small_cache_path, run, resume=True)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_killed_run_was_writing_is_swept(small_cache_path, finished, tmp_path):
+    run = killed_after(finished, 3, tmp_path / "run")
+    unfinished = [run / ".student.safetensors.0123456789abcdef.tmp", run / "checkpoints" / "step_00000005.tmp"]
+    for path in unfinished:
+        path.write_bytes(b"half of it")
+    trained(small_cache_path, run, resume=True)
+    assert [path.name for path in unfinished if path.exists()] == []
+    shutil.copy(run / "checkpoints/step_00000003.pt", run / "checkpoints/step_00000001.pt")  # as killed before it was dropped
+    trained(small_cache_path, run, resume=True)
+    assert saved_steps(run) == [3, 6]
+    assert_same_runs(finished, run, 6)
 
 
 def test_a_finished_run_resumes_to_itself(small_cache_path, finished, tmp_path):

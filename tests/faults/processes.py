@@ -1,0 +1,154 @@
+"""Processes forked from this one, which has imported everything and started no thread. None outlives the suite, however it ends."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_FORK = multiprocessing.get_context("fork")
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_HANDLED = (signal.SIGTERM, signal.SIGINT)
+_SECONDS = 120
+_started = []
+
+
+class StuckError(Exception):
+    """A process that has not ended in time."""
+
+
+class Child:
+    """A forked process in a process group of its own, with its output in a file."""
+
+    def __init__(self, work, *arguments, log):
+        assert threading.active_count() == 1
+        self.log = log
+        self._process = _FORK.Process(target=_begin, args=(os.getpid(), log, work, arguments))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # until the child has handlers of its own
+        self._process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        self.pid = self._process.pid
+        with suppress(OSError):  # the child does the same: whoever comes first
+            os.setpgid(self.pid, self.pid)
+        _started.append(self)
+
+    def signal(self, number):
+        """Send a signal to the process, if it is still there."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def signal_group(self, number):
+        """Send a signal to the process and its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, seconds=_SECONDS):
+        """Return the exit code, negative for a signal; raises StuckError."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise StuckError(f"process {self.pid} has not ended after {seconds} s:\n{self.output()}")
+        return self._process.exitcode
+
+    def runs(self):
+        """Tell whether the process has not ended."""
+        return self._process.exitcode is None
+
+    def output(self):
+        """Return what it has printed."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def orphans(self, seconds=20):
+        """Wait until all of the group have ended, and kill and return (as text) those that have not."""
+        end = time.monotonic() + seconds
+        while (left := group_members(self.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        self.signal_group(signal.SIGKILL)
+        return [f"process {pid} ({command_line(pid)}) outlives its owner" for pid in left]
+
+
+def run_forked(work, *arguments, log, seconds=_SECONDS):
+    """Run a function in a forked process; return its exit code and its output."""
+    child = Child(work, *arguments, log=log)
+    code = child.wait(seconds)
+    return code, child.output()
+
+
+def end_all():
+    """Kill whatever is left of the processes that were started."""
+    for child in _started:
+        child.signal_group(signal.SIGCONT)
+        child.signal_group(signal.SIGKILL)
+    for child in _started:
+        with suppress(StuckError):
+            child.wait(10)
+    _started.clear()
+
+
+def group_members(group):
+    """Return the living processes of a process group."""
+    return [pid for pid, fields in _processes() if int(fields[2]) == group and fields[0] not in "ZX"]
+
+
+def descendants(owner, generation):
+    """Return the processes that descend from one, `generation` steps below it."""
+    if generation == 0:
+        return [owner]
+    parents = set(descendants(owner, generation - 1))
+    return [pid for pid, fields in _processes() if int(fields[1]) in parents]
+
+
+def command_line(pid):
+    """Return the command of a process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:100]
+    except OSError:
+        return "gone"
+
+
+def shared_memory_of(pid):
+    """Return the shared memory that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split()[-1]) for line in lines if " /dev/shm/psm_" in line}
+
+
+def wait_until(condition, seconds=60, pause=0.002):
+    """Wait for a condition; tell whether it came true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(pause)
+    return bool(found)
+
+
+def _processes():
+    """Yield the number of every process with its state, parent, group ... as /proc has them."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+
+
+def _begin(parent, log, work, arguments):
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - the parent's may be captured
+    _started.clear()
+    try:
+        work(*arguments)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
