@@ -82,6 +82,9 @@ class Decoder:
         self._workers, self._patience = workers, patience
         self._owner, self._lifeline = worker_context().Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(workers, worker_context(), _begin_worker, (self._owner,)) if workers else None
+        if self._pool:  # all start now: the pool does not notice the death of a worker that it started after it last heard of anything
+            for _ in range(workers):
+                self._pool.submit(int)
         self.busy_seconds = 0.0
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:

@@ -3,8 +3,9 @@
 import errno
 import os
 import platform
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.storage.files import create_file_exclusively, flush_to_disk, locke
 _HOST = platform.node()
 _LOCKS = "logs/locks"
 _SCRATCH = "logs/scratch"
+_SECONDS_OF_OTHERS = 86_400.0
 
 
 class LocalFolder:
@@ -122,13 +124,13 @@ class LocalFolder:
     def scratch(self) -> Iterator[Path]:
         """Lend a folder on the same file system, and sweep those of processes of this host that died."""
         parent, sweeping = self.path / _SCRATCH, self.path / _LOCKS / "scratch"
+        folder = parent / f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
         with ExitStack() as held:
-            with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
-                parent.mkdir(parents=True, exist_ok=True)
-                _sweep(parent)
-                folder = Path(tempfile.mkdtemp(prefix=f"{_HOST}-{os.getpid()}-", dir=parent))
-                held.enter_context(locked(folder / "lock"))
-            try:
+            try:  # from before the folder is there: a signal may come at any moment
+                with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
+                    folder.mkdir(parents=True)
+                    held.enter_context(locked(folder / "lock"))
+                    _sweep(parent)
                 self._scratch = folder  # for the temporary names of replace and create, so that a sweep finds them
                 yield folder
             finally:
@@ -143,7 +145,10 @@ class LocalFolder:
 
 
 def _sweep(parent: Path) -> None:
-    for folder in parent.glob(f"{_HOST}-*"):  # another host's locks may not be seen from here
+    """Remove the folders of processes that died: those of this host, and of others, whose locks may not be seen from here, after a day."""
+    for folder in parent.iterdir():
+        if not folder.name.startswith(f"{_HOST}-") and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS:
+            continue
         with locked_if_free(folder / "lock") as free:
             if free:
                 shutil.rmtree(folder, ignore_errors=True)
