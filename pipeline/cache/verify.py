@@ -105,10 +105,10 @@ def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
         return False
 
 
-def _extended(metadata: bytes, rows: int, unit_rows: int) -> bytes:
+def _extended(metadata: bytes, rows: object, unit_rows: int) -> bytes:
     """Return an array's metadata with more whole units, as an extension that is under way writes it."""
     values = json.loads(metadata)
-    if rows > values["shape"][0] and rows % unit_rows == 0:
+    if isinstance(rows, int) and rows > values["shape"][0] and rows % unit_rows == 0:
         values["shape"][0] = rows
     return json.dumps(values, indent=2).encode()
 
