@@ -167,7 +167,7 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     before = files_of(damaged)
     with pytest.raises(
         CacheError,
-        match="the calibration of cache .* is damaged, and the first pictures of these tars give another: "
+        match=r"the calibration of cache .* is damaged, and the first pictures of these tars give another: "
         "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction",
     ):
         extract_again(extracted, damaged, shards=shards)

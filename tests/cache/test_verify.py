@@ -83,8 +83,8 @@ def test_foreign_commits_are_noticed(damaged):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda commit: {"schema_digest": "0" * 64},
-        lambda commit: {"rows": 0},
+        lambda _: {"schema_digest": "0" * 64},
+        lambda _: {"rows": 0},
         lambda commit: {"rows": commit["rows"] + 64},
         lambda commit: {"files": dict(list(commit["files"].items())[1:])},
         lambda commit: {"files": dict(list(commit["files"].items())[:-1])},

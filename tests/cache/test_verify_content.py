@@ -62,7 +62,7 @@ def test_a_sound_cache_gives_no_findings(extracted):
 def test_a_flipped_bit_anywhere_in_a_shard_is_named(damaged):
     files = {name: shard(damaged, name, 0) for name in arrays_of(damaged)}
     for place, rows in [
-        (lambda blocks: 0, "rows 0 to 63"),
+        (lambda _: 0, "rows 0 to 63"),
         (lambda blocks: blocks // 2 - 1, "rows 0 to 63"),  # the checksum of the first block
         (lambda blocks: blocks // 2, "rows 64 to 65"),
         (lambda blocks: blocks - 5, "rows 64 to 65"),  # the padding of the last block
@@ -160,7 +160,7 @@ def test_a_missing_file_is_named(damaged):
     assert found.text == f"{UNITS[0]}, views/train-0000.v00.tar cannot be read (No such file or directory)"
 
 
-def republish(path, write, change=lambda index: None):
+def republish(path, write, change=lambda _: None):
     """Make unit 0 anew with the crops that `write(writer, samples)` puts into its tar, and a changed index; every checksum is right."""
     cache, before = Cache(path), view_tar(path).read_bytes()
     unit, commit = cache.units[0], read_commit(cache.folder, cache.units[0], cache.digest)
@@ -199,7 +199,7 @@ def other_checksum(index):
 
 
 @pytest.mark.parametrize(
-    ("change", "rows"), [(other_key, "row 7"), (other_range, "rows 7 to 8"), (other_checksum, "row 65"), (lambda index: None, None)]
+    ("change", "rows"), [(other_key, "row 7"), (other_range, "rows 7 to 8"), (other_checksum, "row 65"), (lambda _: None, None)]
 )
 def test_an_index_that_was_wrong_from_the_start_is_noticed(damaged, change, rows):
     republish(damaged, write_samples, change)
