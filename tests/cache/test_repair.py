@@ -12,7 +12,7 @@ from pipeline.cache.commit import committed
 from pipeline.cache.reader import Cache
 from pipeline.cache.repair import repair
 from pipeline.cache.schema import array_specs
-from pipeline.cache.verify import verify_quickly
+from pipeline.cache.verify import count_unfinished, verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import extend_cache
 from pipeline.errors import CacheError
@@ -138,6 +138,7 @@ def test_damage_of_all_sorts_at_once(extracted, damaged):
     key = "targets.zarr/features/block_02/zarr.json"
     (damaged / key).unlink()
     assert mended(damaged) == [f"written anew: {key}", f"removed: {STD}", UNIT_1]
+    assert count_unfinished(Cache(damaged)) == 0
     assert extract_again(extracted, damaged) == 1
     assert files_of(damaged) == files_of(extracted.path)
 
