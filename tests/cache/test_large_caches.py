@@ -37,14 +37,20 @@ def plan_an_epoch(finished):
 
 
 def peak(function, *arguments):
-    """Return the most memory that a call held beyond what was there before, in MB."""
+    """Return the most memory that a call held beyond what was there before, in MB, and its result."""
     gc.collect()
     tracemalloc.start()
     try:
-        function(*arguments)
-        return tracemalloc.get_traced_memory()[1] / MEGABYTE
+        result = function(*arguments)
+        return tracemalloc.get_traced_memory()[1] / MEGABYTE, result
     finally:
         tracemalloc.stop()
+
+
+def plan_an_epoch_of(path):
+    cache, finished = open_it(path)
+    plan_an_epoch(finished)
+    return cache
 
 
 def count_findings(cache):
@@ -66,13 +72,11 @@ def test_opening_and_planning_take_no_time(caches):
 
 def test_memory_hardly_grows_with_the_cache(caches):
     """Each bound is over the cache of 8 units; 5,000 units cost what their names and rows do, 600 times as many findings nothing."""
-    few, many = (open_it(path) for path in caches)
-    plan_an_epoch(few[1])  # what is made once is no growth
-    count_findings(few[0])
-    assert peak(open_it, caches[1]) - peak(open_it, caches[0]) < 20  # 14.2 MB
-    assert peak(plan_an_epoch, many[1]) - peak(plan_an_epoch, few[1]) < 5  # 1.1 MB
-    assert peak(count_findings, many[0]) - peak(count_findings, few[0]) < 20  # 6.5 MB
-
-
-def test_every_missing_file_of_a_large_cache_is_told(caches):
-    assert count_findings(Cache(caches[1])) == 5000 * 10
+    count_findings(plan_an_epoch_of(caches[0]))  # what is made once is no growth
+    (few, small), (many, large) = (peak(open_it, path) for path in caches)
+    assert many - few < 20  # 14.2 MB
+    (few, _), (many, _) = (peak(plan_an_epoch, finished) for _, finished in (small, large))
+    assert many - few < 5  # 1.1 MB
+    (few, counted), (many, all_counted) = (peak(count_findings, cache) for cache, _ in (small, large))
+    assert many - few < 20  # 6.5 MB
+    assert (counted, all_counted) == (8 * 10, 5000 * 10)
