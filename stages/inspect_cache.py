@@ -70,7 +70,7 @@ def verify(
         opened = Cache(cache)
         findings = _shown(verify_quickly(opened))
         _show_strays(opened)
-        if repair and findings:
+        if repair:
             _repair(opened, findings)
             opened = Cache(cache)
         unreadable = not repair and any(finding.metadata for finding in findings)
@@ -78,14 +78,10 @@ def verify(
             typer.echo("note: the arrays are read once their metadata is repaired: add --repair")
         elif full:
             damaged = _shown(_verify_fully(opened, {one.unit.unit for one in findings if one.unit}, workers or usable_cores()))
-            if repair and damaged:
+            if repair:
                 _repair(opened, damaged)
             findings += damaged
-        if findings and not repair:
-            raise CacheError(
-                f"cache {cache!r} is damaged in {len(findings)} places: add --repair to drop what is damaged, "
-                "then run the same extract-teacher command"
-            )
+        _refuse_damage(cache, findings, repair)
         if teacher or teacher_spec:
             _compare_with_teacher(opened, teacher_spec, rows, choose_device(device))
         typer.echo(_verdict(cache, opened, findings, full))
@@ -144,6 +140,17 @@ def _verify_fully(cache: "Cache", known: set[int], workers: int) -> "Iterator[Fi
             yield from findings
 
 
+def _refuse_damage(address: str, findings: "list[Finding]", repaired: bool) -> None:
+    left = [finding for finding in findings if not (repaired and finding.curable)]
+    if left:
+        places = "1 place" if len(left) == 1 else f"{len(left)} places"
+        if repaired:
+            raise CacheError(f"cache {address!r} is damaged in {places} that --repair leaves alone: follow what is said of each")
+        raise CacheError(
+            f"cache {address!r} is damaged in {places}: add --repair to drop what is damaged, then run the same extract-teacher command"
+        )
+
+
 def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "torch.device") -> None:
     from pipeline.extraction.recheck import compare_with_teacher, load_teacher_of, refuse_differences
 
@@ -159,8 +166,10 @@ def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "
 def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:
     from pipeline.cache.commit import committed
 
-    if findings:
+    if any(finding.unit or finding.dropped for finding in findings):
         return f"cache {address!r}: what was damaged is dropped; the same extract-teacher command makes it anew"
+    if findings:
+        return f"cache {address!r}: its metadata is written anew, and nothing had to be dropped"
     units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"
     return f"cache {address!r}, {units}: {'every byte is' if full else 'names, sizes and metadata are'} what was committed"
 

@@ -6,7 +6,7 @@ from pipeline.cache import store
 from pipeline.cache.commit import commit_key
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
-from pipeline.cache.units import Unit
+from pipeline.cache.units import UNITS_FILE, Unit, parse_units
 from pipeline.cache.verify import Finding
 
 
@@ -15,12 +15,23 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     units = {finding.unit.unit: finding.unit for finding in findings if finding.unit}
     with cache.folder.moving():
         dropped = [_drop(cache, unit) for unit in units.values()]
-    metadata = store.metadata_files(cache.folder, cache.schema, len(cache.units))
-    for key in (written := sorted({finding.metadata for finding in findings if finding.metadata})):
-        cache.folder.replace(key, metadata[key])
+    _write_metadata(cache, written := sorted({finding.metadata for finding in findings if finding.metadata}))
     for key in (removed := sorted({finding.dropped for finding in findings if finding.dropped})):
         cache.folder.remove(key)
     return [*dropped, *(f"written anew: {key}" for key in written), *(f"removed: {key}" for key in removed)]
+
+
+def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
+    """Write some zarr.json anew, in turn with whoever extends the cache: the arrays must not end before units.json does."""
+
+    def written(data: bytes) -> bytes:
+        metadata = store.metadata_files(cache.folder, cache.schema, len(parse_units(cache.folder, data)))
+        for key in keys:
+            cache.folder.replace(key, metadata[key])
+        return data
+
+    if keys:
+        cache.folder.update(UNITS_FILE, written)
 
 
 def _drop(cache: Cache, unit: Unit) -> str:

@@ -77,8 +77,15 @@ def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
     rows = units * schema.unit_rows
     for spec in array_specs(schema).values():
         key = f"{GROUP}/{spec.name}/zarr.json"
-        if spec.by_rows and json.loads(folder.read(key))["shape"][0] < rows:
+        if spec.by_rows and _rows_of(folder, key) < rows:
             folder.update(key, lambda data: _with_rows(data, rows))
+
+
+def _rows_of(folder: Folder, key: str) -> int:
+    try:
+        return int(json.loads(folder.read(key))["shape"][0])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+        raise CacheError(f"{key} of cache {folder.address!r} cannot be read: inspect-cache verify --repair writes it anew") from None
 
 
 def _with_rows(data: bytes, rows: int) -> bytes:

@@ -3,10 +3,12 @@
 Memory does not grow with the cache: commits are read one at a time, and of the units only rows and tar sizes are remembered.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,9 +16,10 @@ from pipeline.cache import store
 from pipeline.cache.commit import COMMITS, Commit, committed, read_commit
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
-from pipeline.cache.units import UNITS_FILE, Unit
+from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.errors import CacheError
 
+_CALIBRATION = [f"{store.GROUP}/{name}/c/0/0" for name in ("channel_mean", "channel_std")]
 _PARTS = {store.GROUP, "views", COMMITS, "logs", UNITS_FILE}
 
 Committed = dict[int, tuple[int, int]]  # unit to its rows and the bytes of its view tar
@@ -26,13 +29,18 @@ Committed = dict[int, tuple[int, int]]  # unit to its rows and the bytes of its 
 class Finding:
     """Something that is not as it should be, and what repairs it.
 
-    `unit` is to be dropped, `metadata` is a zarr.json to be written anew, `dropped` a file to be removed; without any, a copy is needed.
+    `unit` is to be dropped, `metadata` is a zarr.json to be written anew, `dropped` a file to be removed; without any, `text` says more.
     """
 
     text: str
     unit: Unit | None = None
     metadata: str | None = None
     dropped: str | None = None
+
+    @property
+    def curable(self) -> bool:
+        """Whether `repair` can do something about it."""
+        return bool(self.unit or self.metadata or self.dropped)
 
 
 def verify_quickly(cache: Cache) -> Iterator[Finding]:
@@ -54,43 +62,61 @@ def count_unfinished(cache: Cache) -> int:
     finished = {unit.unit for unit in committed(cache.folder, cache.units)}
     stems = {f"{cache.units[unit].stem}.tar" for unit in finished}
     tars = sum(name not in stems for name in cache.folder.names("views"))
-    arrays = [spec for spec in array_specs(cache.schema).values() if spec.by_rows]
-    numbers = (cache.folder.names(f"{store.GROUP}/{spec.name}/c") for spec in arrays)
-    return tars + sum(int(name) not in finished for names in numbers for name in names if name.isdigit())
+    shards = [f"{store.GROUP}/{spec.name}/c/" for spec in array_specs(cache.schema).values() if spec.by_rows]
+    numbers = (key.removeprefix(shard).partition("/")[0] for shard in shards for key in cache.folder.sizes(shard.rstrip("/")))
+    return tars + sum(int(number) not in finished for number in numbers if number.isdecimal())
 
 
 def foreign_files(cache: Cache) -> list[str]:
     """Return what lies in the cache's folder and is no part of a cache."""
-    return sorted(cache.folder.names() - _PARTS)
+    return sorted(name for name in cache.folder.names() - _PARTS if not _is_unfinished(name))
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _verify_metadata(cache: Cache) -> Iterator[Finding]:
     for key, content in store.metadata_files(cache.folder, cache.schema, len(cache.units)).items():
         if not _is_metadata(cache, key, content):
             yield Finding(f"{key} is not what the schema says", metadata=key)
+    if not _is_calibrated(cache):
+        # A missing mean reads as zeros, which may be right; a missing deviation never is, and the extraction makes both again
+        yield Finding("the calibration does not match its digest", dropped=_CALIBRATION[1])
+
+
+def _is_calibrated(cache: Cache) -> bool:
+    """Compare the bytes of both arrays and their checksums: what their zarr.json says does not matter here."""
     try:
-        cache.calibration()
-    except CacheError as error:
-        yield Finding(str(error).rpartition(": ")[0], dropped=f"{store.GROUP}/channel_std/c/0/0")
+        files = [cache.folder.read(key) for key in _CALIBRATION]
+    except OSError:
+        return False
+    digest = hashlib.sha256(b"".join(data[:-4] for data in files)).hexdigest()
+    whole = all(google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little") for data in files)
+    return whole and digest == cache.schema.calibration.sha256
 
 
 def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
     """Tell whether a zarr.json has the expected content, at least as many rows, and zarr's own form."""
     try:
         data = cache.folder.read(key)
-        found, wanted = json.loads(data), json.loads(expected)
-        if "shape" in wanted and found["shape"][0] > wanted["shape"][0]:
-            wanted["shape"][0] = found["shape"][0]  # an extension is under way
-        return bool(found == wanted and data == json.dumps(found, indent=2).encode())
+        return data == expected or data == _extended(expected, json.loads(data)["shape"][0], cache.schema.unit_rows)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
 
 
+def _extended(metadata: bytes, rows: object, unit_rows: int) -> bytes:
+    """Return an array's metadata with more whole units, as an extension that is under way writes it."""
+    values = json.loads(metadata)
+    if isinstance(rows, int) and rows > values["shape"][0] and rows % unit_rows == 0:
+        values["shape"][0] = rows
+    return json.dumps(values, indent=2).encode()
+
+
 def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
     """Read every commit and note in `found` those that are sound."""
-    stems = {f"{unit.stem}.json" for unit in cache.units}
-    for name in sorted(cache.folder.names(COMMITS) - stems):
-        yield Finding(f"{COMMITS}/{name} belongs to no unit of {UNITS_FILE}", dropped=f"{COMMITS}/{name}")
+    for name in _unowned(cache):
+        yield Finding(f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, or extract with the tars and views of that time")
     for unit in committed(cache.folder, cache.units):
         try:
             commit = read_commit(cache.folder, unit, cache.digest)
@@ -99,18 +125,29 @@ def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
         except CacheError as error:
             yield Finding(str(error).rpartition(": ")[0], unit=unit)
             continue
-        sizes = {key: record.size for key, record in commit.files.items()}
         tar = f"views/{unit.stem}.tar"
-        if sizes != expected_sizes(cache, commit) | {tar: sizes.get(tar)}:
-            yield Finding(f"{commit.name}: the commit names other files or sizes than the schema", unit=unit)
+        if _fits(cache, commit, tar):
+            found[unit.unit] = (commit.rows, commit.files[tar].size)
         else:
-            found[unit.unit] = (commit.rows, sizes[tar])
+            yield Finding(f"{commit.name}: the commit names other files, sizes or blocks than the schema", unit=unit)
 
 
-def expected_sizes(cache: Cache, commit: Commit) -> dict[str, int]:
-    """Return the shards of a unit and their exact sizes, by key."""
-    specs = [spec for spec in array_specs(cache.schema).values() if spec.by_rows]
-    return {f"{store.GROUP}/{store.shard_key(spec, commit.unit)}": store.shard_bytes(spec, cache.schema, commit.rows) for spec in specs}
+def _unowned(cache: Cache) -> list[str]:
+    """Return the names of commits whose unit is in no units.json, not even in one that has been extended in the meantime."""
+    names = sorted(name for name in cache.folder.names(COMMITS) if not _is_unfinished(name))
+    stems = {f"{unit.stem}.json" for unit in read_units(cache.folder)}
+    return [name for name in names if name not in stems]
+
+
+def _fits(cache: Cache, commit: Commit, tar: str) -> bool:
+    """Tell whether a commit names the files, sizes and blocks that the schema asks for."""
+    schema, rows = cache.schema, commit.rows
+    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
+    shards = {f"{store.GROUP}/{store.shard_key(spec, commit.unit)}": store.shard_bytes(spec, schema, rows) for spec in specs}
+    sizes = {key: record.size for key, record in commit.files.items() if key != tar}
+    counts = {name: len(blocks) for name, blocks in commit.blocks.items()}
+    blocks = dict.fromkeys((spec.name for spec in specs), -(-rows // schema.block_rows))
+    return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
 
 
 def _verify_sizes(cache: Cache, folder: str, keys: dict[int, str], expected: dict[int, int]) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 
 import google_crc32c
-import numpy as np
 
 from pipeline.cache.commit import Commit, read_commit
 from pipeline.cache.reader import Cache
@@ -61,28 +60,33 @@ def _is_sound(cache: Cache, commit: Commit, block: int, name: str) -> bool:
 
 def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     """Parse the view tar sample by sample where the index says they are; samples must fill the tar from its first byte to its end."""
-    size, end, wrong = cache.schema.block_rows, 0, []
+    size, wrong = cache.schema.block_rows, list[int]()
+    end: int | None = 0
     for block in range(-(-commit.rows // size)):
         try:
             index = cache.read_block(commit, block, ["index"])["index"]
             data = cache.read_crops(commit, int(index[0, 1]), int(index[-1, 1] + index[-1, 2]))
         except CacheError:  # named by another check
-            return
+            end = None
+            continue
         wrong += [block * size + row for row in _wrong_samples(cache, index, data, end)]
         end = int(index[-1, 1] + index[-1, 2])
     if wrong:
         yield f"view tar, {as_ranges(wrong, 1, commit.rows)}: the sample is not the one of the index"
     record = commit.files[f"views/{cache.units[commit.unit].stem}.tar"]
-    if record.size != -(-(end + len(END_MARKER)) // TAR_RECORD) * TAR_RECORD:
+    if end is not None and record.size != -(-(end + len(END_MARKER)) // TAR_RECORD) * TAR_RECORD:
         yield "view tar: it does not end after its last sample"
 
 
-def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int) -> Iterator[int]:
-    """Yield the places of a block's samples (n, 5) that are not in `data`, which begins with the first; `end` is of the sample before."""
+def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) -> Iterator[int]:
+    """Yield the places of a block's samples (n, 5) that are not in `data`, which begins with the first.
+
+    `end` is that of the sample before, None if it is not known.
+    """
     extension = VIEW_EXTENSION[cache.schema.view.format]
-    columns = index.astype(np.int64)
-    for row, (offset, length) in enumerate(columns[:, 1:3].tolist()):
-        sample = data[offset - int(columns[0, 1]) :][:length]
+    first, end = int(index[0, 1]), int(index[0, 1]) if end is None else end
+    for row, (offset, length) in enumerate(index[:, 1:3].tolist()):
+        sample = data[offset - first : offset - first + length]
         if offset != end or google_crc32c.value(sample) != index[row, 3] or _key_of(sample, extension) != index[row, 0]:
             yield row
         end = offset + length

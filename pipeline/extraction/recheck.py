@@ -20,8 +20,6 @@ from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
 
 LEAST_COSINE: dict[Encoding, float] = {"float16": 0.999, "int8": 0.999, "int4": 0.98}
-LEAST_WITHIN = 0.99
-ROUNDING = 1e-3  # of whitened values, from one machine's float32 forward pass to another's
 _ROWS_OF_BLOCK = 16
 
 
@@ -40,7 +38,7 @@ class LevelComparison:
 def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Teacher:
     """Load a cache's teacher, from `spec` if given; raises CacheError if its identity is not the cache's."""
     schema = cache.schema
-    levels = ",".join(map(str, schema.levels))
+    levels = "".join(f"{level}," for level in schema.levels)  # without a comma, one number is a count of blocks
     wanted = spec or _spec_of(schema.teacher)
     teacher = load_teacher(wanted, image_size=schema.view.image_size, patch_size=schema.view.patch_size, levels=levels).to(device)
     here, there = (one.model_dump(exclude={"precision"}) for one in (describe_teacher(teacher, device), schema.teacher))
@@ -59,7 +57,8 @@ def _spec_of(teacher: TeacherSchema) -> str:
 def compare_with_teacher(cache: Cache, teacher: Teacher, device: torch.device, rows: int) -> list[LevelComparison]:
     """Run the teacher on about `rows` stored crops, 16 from each of some blocks, and compare level by level."""
     mean, std = (torch.from_numpy(values) for values in cache.calibration())
-    parts = [_compare_block(cache, teacher, device, (mean, std), *place) for place in _sampled_blocks(cache, rows)]
+    decoding = (mean, std, _tolerance(cache, device)[0])
+    parts = [_compare_block(cache, teacher, device, decoding, *place) for place in _sampled_blocks(cache, rows)]
     cosines, errors, within = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return [
         LevelComparison(
@@ -75,14 +74,23 @@ def compare_with_teacher(cache: Cache, teacher: Teacher, device: torch.device, r
 
 
 def refuse_differences(cache: Cache, found: list[LevelComparison], device: torch.device) -> None:
-    """Raise CacheError naming the levels that are not what the teacher gives. In other arithmetic only cosines can tell."""
-    least, same = LEAST_COSINE[cache.schema.encoding], precision_of(device) == cache.schema.teacher.precision == "float32"
-    wrong = [one.level for one in found if one.mean_cosine < least or (same and one.within < LEAST_WITHIN)]
-    if wrong:
+    """Raise CacheError naming the levels that are not what the teacher gives."""
+    cosine, (rounding, share) = LEAST_COSINE[cache.schema.encoding], _tolerance(cache, device)
+    sound = [one.level for one in found if one.mean_cosine >= cosine and one.within >= share]  # NaN is not
+    if wrong := [one.level for one in found if one.level not in sound]:
         raise CacheError(
-            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (mean cosine at least {least} is expected): "
-            "use the library versions in logs/, or extract again"
+            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (expected: a mean cosine of at least {cosine} "
+            f"and {share:.1%} of values within {rounding} of the bound): use the library versions in logs/, or extract again"
         )
+
+
+def _tolerance(cache: Cache, device: torch.device) -> tuple[float, float]:
+    """Return what rounding may add to the error of a whitened value, and the share of values that must be within bound and rounding.
+
+    bfloat16 on one of the sides gives the demo's CLIP errors of 0.006 on average and of 0.02 for one value in a hundred.
+    """
+    in_float32 = precision_of(device) == cache.schema.teacher.precision == "float32"
+    return (1e-3, 0.999) if in_float32 else (0.05, 0.95)
 
 
 def _sampled_blocks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
@@ -96,10 +104,13 @@ def _sampled_blocks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
 
 
 def _compare_block(
-    cache: Cache, teacher: Teacher, device: torch.device, calibration: tuple[Tensor, Tensor], unit: np.void, block: int
+    cache: Cache, teacher: Teacher, device: torch.device, decoding: tuple[Tensor, Tensor, float], unit: np.void, block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return cosines (M, n) of tokens, absolute errors and whether they are within the bound (M, n) of values."""
-    schema = cache.schema
+    """Return cosines (M, n) of tokens, absolute errors and whether they are within the bound (M, n) of values.
+
+    `decoding` is channel mean and deviation (M, D), and what rounding may add to the bound.
+    """
+    schema, (mean, std, rounding) = cache.schema, decoding
     names = [feature_array(level) for level in schema.levels]
     kept = ["tokens"] if schema.keep < 1 else []
     joined = read_joined(cache, cache.pinned_commit(unit), block, [*names, "stats", *kept])
@@ -110,9 +121,9 @@ def _compare_block(
         given = _stored_tokens(given, torch.from_numpy(joined.arrays["tokens"][:_ROWS_OF_BLOCK].astype(np.int64)), schema.teacher.has_cls)
     codes = torch.from_numpy(np.stack([joined.arrays[name][:_ROWS_OF_BLOCK] for name in names], axis=1))
     stats = torch.from_numpy(joined.arrays["stats"][:_ROWS_OF_BLOCK])
-    stored = TargetDecoder(*calibration, schema.encoding)(codes, stats)[0]
+    stored = TargetDecoder(mean, std, schema.encoding)(codes, stats)[0]
     errors = (stored - given).abs()
-    within = errors <= error_bound(stored, stats, calibration[1], schema.encoding) + ROUNDING
+    within = errors <= error_bound(stored, stats, std, schema.encoding) + rounding
     cosines = F.cosine_similarity(stored, given, dim=-1)
     return tuple(part.transpose(0, 1).flatten(1) for part in (cosines, errors, within))  # type: ignore[return-value]
 

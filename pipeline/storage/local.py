@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StorageError
@@ -65,7 +65,8 @@ class LocalFolder:
                     if entry.is_dir():
                         folders.append((folder / entry.name, f"{start}{entry.name}/"))
                     else:
-                        found[start + entry.name] = entry.stat().st_size
+                        with suppress(FileNotFoundError):  # a temporary name that is gone by now
+                            found[start + entry.name] = entry.stat().st_size
         return found
 
     def replace(self, key: str, data: bytes) -> None:

@@ -1,9 +1,18 @@
-"""Caches of made-up rows, finished and unfinished."""
+"""Caches of made-up rows, finished and unfinished, and small real ones of each kind."""
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from made_up_cache import empty_cache, full_cache
+from small_cache import make_shards, small_cache
+
+VARIANTS = {
+    "int8": {},
+    "int4, some patches": {"encoding": "int4", "keep": 0.5},
+    "float16, raw views": {"encoding": "float16", "view_format": "raw"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +34,25 @@ def unfinished(tmp_path):
     """(path, schema, units) of a cache without finished units."""
     path = tmp_path / "made.cache"
     return path, *empty_cache(path)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A finished cache of one tar in two views: 66 pictures, thus two blocks a unit; `options` make it again anywhere."""
+
+    path: Path
+    options: dict[str, object]
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def extracted(request, tmp_path_factory):
+    """A real cache of each kind. Not to be changed."""
+    folder = tmp_path_factory.mktemp("extracted")
+    options = {"shards": make_shards(folder / "tars", tars=1, pictures_per_tar=66), "levels": "2,3", **VARIANTS[request.param]}
+    return Extracted(small_cache(folder, **options), options)
+
+
+@pytest.fixture
+def damaged(extracted, tmp_path):
+    """A private copy of each, free to be damaged."""
+    return shutil.copytree(extracted.path, tmp_path / "small.cache")

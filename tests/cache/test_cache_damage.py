@@ -5,11 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from damage import flip, shard, swap
 from made_up_cache import ARRAYS, read_all
 
-from pipeline.cache import store
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.units import UNITS_FILE
 from pipeline.errors import CacheError
 from pipeline.stream.join import read_joined
@@ -19,17 +18,6 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for key, rows in found.items():
         np.testing.assert_array_equal(rows, expected[key])
-
-
-def shard(path, name, unit):
-    spec = array_specs(Cache(path).schema)[name]
-    return path / store.GROUP / store.shard_key(spec, unit)
-
-
-def flip(file, place):
-    data = bytearray(file.read_bytes())
-    data[place] ^= 1 << place % 8
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -63,10 +51,7 @@ def test_a_missing_or_cut_shard_is_noticed(made, name, length):
 @pytest.mark.parametrize("name", ARRAYS)
 def test_swapped_shards_are_noticed(made, name):
     path, _ = made
-    one, other = shard(path, name, 0), shard(path, name, 1)
-    data = one.read_bytes()
-    shutil.copy(other, one)
-    other.write_bytes(data)
+    swap(shard(path, name, 0), shard(path, name, 1))
     with pytest.raises(CacheError, match=rf"array '{name}' of unit 0 .* is not what was committed: inspect-cache verify --full --repair"):
         read_all(path)
 

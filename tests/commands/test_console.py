@@ -28,6 +28,7 @@ print(time.process_time(), *[name for name in {heavy} if name in sys.modules])
         ("extract_teacher", [], "--crop-scale"),
         ("train_student", [], "--resume"),
         ("evaluate_student", ["knn"], "--test-shards"),
+        ("inspect_cache", ["verify"], "--teacher-spec"),
     ],
 )
 def test_help_imports_nothing_heavy(stage, arguments, part):

@@ -1,0 +1,82 @@
+"""What a cache of the size of ImageNet costs before a byte of it is read: time of one core, and memory that hardly depends on its size."""
+
+import gc
+import time
+import tracemalloc
+
+import pytest
+from imagenet_sized import imagenet_sized
+
+from pipeline.cache.reader import Cache
+from pipeline.cache.verify import verify_quickly
+from pipeline.stream.order import SampleOrder
+
+VIEWS = (0, 1, 2, 3)
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Caches of 8 and 5,000 units: metadata alone."""
+    folder = tmp_path_factory.mktemp("large")
+    for tars in (2, 1250):
+        imagenet_sized(folder / f"{tars}.cache", tars=tars)
+    return folder / "2.cache", folder / "1250.cache"
+
+
+def open_it(path):
+    cache = Cache(path)
+    return cache, cache.finished(None, allow_partial=False)
+
+
+def plan_an_epoch(finished):
+    """Return steps and windows of a rank's epoch, each window and its permutation."""
+    order = SampleOrder(finished, VIEWS, seed=0, rank=1, world_size=8, window_blocks=16)
+    steps = order.steps_per_epoch(128)
+    return steps, sum(len(order.permutation(0, window)) for window in order.windows(0))
+
+
+def peak(function, *arguments):
+    """Return the most memory that a call held beyond what was there before, in MB, and its result."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        result = function(*arguments)
+        return tracemalloc.get_traced_memory()[1] / MEGABYTE, result
+    finally:
+        tracemalloc.stop()
+
+
+def plan_an_epoch_of(path):
+    cache, finished = open_it(path)
+    plan_an_epoch(finished)
+    return cache
+
+
+def count_findings(cache):
+    return sum(1 for _ in verify_quickly(cache))
+
+
+def test_opening_and_planning_take_no_time(caches):
+    open_it(caches[0])
+    start = time.process_time()
+    _, finished = open_it(caches[1])
+    opened = time.process_time()
+    steps, samples = plan_an_epoch(finished)
+    planned = time.process_time()
+    assert len(finished) == 5000
+    assert steps * 128 <= samples <= 1_250_000 // 8 + 64
+    assert opened - start < 1  # 0.32 s of a Xeon core
+    assert planned - opened < 0.2  # 0.02 s
+
+
+def test_memory_hardly_grows_with_the_cache(caches):
+    """Each bound is over the cache of 8 units; 5,000 units cost what their names and rows do, 600 times as many findings nothing."""
+    count_findings(plan_an_epoch_of(caches[0]))  # what is made once is no growth
+    (few, small), (many, large) = (peak(open_it, path) for path in caches)
+    assert many - few < 20  # 14.2 MB
+    (few, _), (many, _) = (peak(plan_an_epoch, finished) for _, finished in (small, large))
+    assert many - few < 5  # 1.1 MB
+    (few, counted), (many, all_counted) = (peak(count_findings, cache) for cache, _ in (small, large))
+    assert many - few < 20  # 6.5 MB
+    assert (counted, all_counted) == (8 * 10, 5000 * 10)

@@ -1,0 +1,236 @@
+"""Full verification names unit, array and rows of every wrong byte; quick verification does not see what has the right size."""
+
+import io
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from damage import flip, resealed, shard, swap
+
+from pipeline.cache.commit import committed, read_commit
+from pipeline.cache.digests import digest_of
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import array_specs
+from pipeline.cache.verify import verify_quickly
+from pipeline.cache.verify_content import verify_unit
+from pipeline.cache.writer import publish_unit
+from pipeline.views.tars import ViewTarWriter
+
+ROWS = 66
+INDEX_BYTES = 256 * 16 + 4
+UNITS = [f"unit {view} (train-0000.tar, view {view})" for view in (0, 1)]
+
+
+def full(path):
+    """Findings of all units, as texts; each belongs to the unit that it names, and none is seen quickly."""
+    cache = Cache(path)
+    assert list(verify_quickly(cache)) == []
+    found = [finding for unit in committed(cache.folder, cache.units) for finding in verify_unit(cache, unit)]
+    assert all(finding.text.startswith(f"{UNITS[finding.unit.unit]}, ") for finding in found)
+    return [finding.text for finding in found]
+
+
+def arrays_of(path):
+    return [name for name, spec in array_specs(Cache(path).schema).items() if spec.by_rows]
+
+
+def of_file(path, file, unit=0):
+    return f"{UNITS[unit]}, {file.relative_to(path)} does not match its SHA-256"
+
+
+def of_rows(name, rows, unit=0):
+    return f"{UNITS[unit]}, array {name!r}, {rows}: not what was committed"
+
+
+def view_tar(path, unit=0):
+    return path / "views" / f"train-0000.v{unit:02d}.tar"
+
+
+def places(path, unit=0):
+    """(offset, end) of each sample of a unit's view tar."""
+    cache = Cache(path)
+    commit = read_commit(cache.folder, cache.units[unit], cache.digest)
+    index = np.concatenate([cache.read_block(commit, block, ["index"])["index"] for block in range(2)])
+    return [(offset, offset + length) for offset, length in index[:, 1:3].tolist()]
+
+
+def test_a_sound_cache_gives_no_findings(extracted):
+    assert full(extracted.path) == []
+
+
+def test_a_flipped_bit_anywhere_in_a_shard_is_named(damaged):
+    files = {name: shard(damaged, name, 0) for name in arrays_of(damaged)}
+    for place, rows in [
+        (lambda _: 0, "rows 0 to 63"),
+        (lambda blocks: blocks // 2 - 1, "rows 0 to 63"),  # the checksum of the first block
+        (lambda blocks: blocks // 2, "rows 64 to 65"),
+        (lambda blocks: blocks - 5, "rows 64 to 65"),  # the padding of the last block
+        (lambda blocks: blocks + 3, "rows 0 to 65"),  # the index, under one checksum for all blocks
+        (lambda blocks: blocks + 4000, "rows 0 to 65"),  # where it has blocks that are not stored
+        (lambda blocks: blocks + INDEX_BYTES - 1, "rows 0 to 65"),
+    ]:
+        damage = {file: place(file.stat().st_size - INDEX_BYTES) for file in files.values()}
+        for file in damage:
+            flip(file, damage[file])
+        expected = [text for name, file in files.items() for text in (of_file(damaged, file), of_rows(name, rows))]
+        assert sorted(full(damaged)) == sorted(expected)
+        for file in damage:
+            flip(file, damage[file])
+    assert full(damaged) == []
+
+
+def test_a_flipped_bit_anywhere_in_a_view_tar_is_named(damaged):
+    file, samples = view_tar(damaged), places(damaged)
+    for place, rows in {
+        0: "row 0",
+        samples[3][0] + 150: "row 3",  # in a header
+        samples[64][1] - 1: "row 64",  # in the zeros after a member
+        samples[65][0] + 2000: "row 65",
+        samples[65][1]: None,  # the end marker
+        file.stat().st_size - 1: None,
+    }.items():
+        flip(file, place)
+        told = [f"{UNITS[0]}, view tar, {rows}: the sample is not the one of the index"] if rows else []
+        assert full(damaged) == [of_file(damaged, file), *told]
+        flip(file, place)
+
+
+def test_swapped_shards_are_named_in_both_units(damaged):
+    for name in arrays_of(damaged):
+        files = [shard(damaged, name, unit) for unit in (0, 1)]
+        swap(*files)
+        assert full(damaged) == [
+            text for unit in (0, 1) for text in (of_file(damaged, files[unit], unit), of_rows(name, "rows 0 to 65", unit))
+        ]
+        swap(*files)
+
+
+def test_blocks_that_changed_places_in_their_shard_are_named(damaged):
+    for name in arrays_of(damaged):
+        file = shard(damaged, name, 1)
+        data = file.read_bytes()
+        half = (len(data) - INDEX_BYTES) // 2
+        file.write_bytes(data[half : 2 * half] + data[:half] + data[2 * half :])
+        assert full(damaged) == [of_file(damaged, file, 1), of_rows(name, "rows 0 to 65", 1)]
+        file.write_bytes(data)
+
+
+def test_samples_in_another_order_are_named(damaged):
+    file, samples = view_tar(damaged), places(damaged)
+    before = file.read_bytes()
+    order = [0, 1, 5, 3, 4, 2, *range(6, ROWS)]
+    after = b"".join(before[slice(*samples[row])] for row in order) + before[samples[-1][1] :]
+    file.write_bytes(after)
+    assert len(after) == len(before)
+    with tarfile.open(file) as tar:
+        assert len(tar.getnames()) == 2 * ROWS
+    rows = [row for row, place in enumerate(samples) if after[slice(*place)] != before[slice(*place)]]
+    assert {2, 5} <= set(rows) <= {2, 3, 4, 5}
+    told = "rows 2, 5" if rows == [2, 5] else "rows 2 to 5"
+    assert full(damaged) == [of_file(damaged, file), f"{UNITS[0]}, view tar, {told}: the sample is not the one of the index"]
+
+
+def test_a_damaged_index_hides_no_damage_of_the_view_tar(damaged):
+    file, index = view_tar(damaged), shard(damaged, "index", 0)
+    samples = places(damaged)
+    flip(file, samples[65][0])
+    flip(index, 0)
+    assert set(full(damaged)) == {
+        of_file(damaged, file),
+        of_file(damaged, index),
+        of_rows("index", "rows 0 to 63"),
+        f"{UNITS[0]}, view tar, row 65: the sample is not the one of the index",
+    }
+
+
+def test_a_unit_that_goes_or_breaks_meanwhile(damaged):
+    cache = Cache(damaged)
+    flip(damaged / "commits/train-0000.v00.json", 100)
+    (damaged / "commits/train-0000.v01.json").unlink()
+    assert verify_unit(cache, cache.units[1]) == []
+    (found,) = verify_unit(cache, cache.units[0])
+    assert (found.unit, found.text.endswith("train-0000.v00.json' is damaged")) == (cache.units[0], True)
+
+
+def test_a_missing_file_is_named(damaged):
+    cache, file = Cache(damaged), view_tar(damaged)
+    file.unlink()
+    (found,) = verify_unit(cache, cache.units[0])
+    assert found.text == f"{UNITS[0]}, views/train-0000.v00.tar cannot be read (No such file or directory)"
+
+
+def republish(path, write, change=lambda _: None):
+    """Make unit 0 anew with the crops that `write(writer, samples)` puts into its tar, and a changed index; every checksum is right."""
+    cache, before = Cache(path), view_tar(path).read_bytes()
+    unit, commit = cache.units[0], read_commit(cache.folder, cache.units[0], cache.digest)
+    blocks = [cache.read_block(commit, block, commit.blocks) for block in range(2)]
+    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in commit.blocks}
+    samples = []
+    for start, end in places(path):
+        with tarfile.open(fileobj=io.BytesIO(before[start:end] + bytes(1024))) as tar:
+            members = {member.name.split(".", 1)[1]: tar.extractfile(member).read() for member in tar}
+        samples.append((f"{len(samples):06d}", members))
+    with cache.folder.scratch() as scratch:
+        writer = ViewTarWriter(scratch / "view.tar", cache.schema.view.format)
+        write(writer, samples)
+        arrays["index"][:, 1:4] = writer.close()[:ROWS]
+        change(arrays["index"])
+        (path / "commits" / f"{unit.stem}.json").unlink()
+        assert publish_unit(cache.folder, cache.schema, unit, arrays, scratch / "view.tar", [], scratch)
+
+
+def write_samples(writer, samples):
+    for key, members in samples:
+        crop = "jpg" if "jpg" in members else "npy"
+        writer.write(key, members[crop], {name: data for name, data in members.items() if name != crop})
+
+
+def other_key(index):
+    index[7, 0] += 1
+
+
+def other_range(index):
+    index[7, 2] -= 512
+
+
+def other_checksum(index):
+    index[65, 3] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"), [(other_key, "row 7"), (other_range, "rows 7 to 8"), (other_checksum, "row 65"), (lambda _: None, None)]
+)
+def test_an_index_that_was_wrong_from_the_start_is_noticed(damaged, change, rows):
+    republish(damaged, write_samples, change)
+    assert full(damaged) == ([f"{UNITS[0]}, view tar, {rows}: the sample is not the one of the index"] if rows else [])
+
+
+def test_samples_beyond_the_index_are_noticed(damaged):
+    republish(damaged, lambda writer, samples: write_samples(writer, [*samples, ("more", {"jpg": bytes(20_000), "npy": bytes(20_000)})]))
+    assert full(damaged) == [f"{UNITS[0]}, view tar: it does not end after its last sample"]
+
+
+def test_two_crops_as_one_sample_are_noticed(damaged):
+    def merge(index):
+        index[63, 2] += index[64, 2]
+
+    republish(damaged, write_samples, merge)
+    assert [text.partition("view tar, ")[2] for text in full(damaged)] == ["rows 63 to 64: the sample is not the one of the index"]
+
+
+def test_a_resealed_commit_with_another_checksum_is_noticed(damaged):
+    cache = Cache(damaged)
+    commit = read_commit(cache.folder, cache.units[0], cache.digest).model_dump(mode="json")
+    commit["blocks"]["stats"][1] ^= 1
+    resealed(damaged / "commits/train-0000.v00.json", blocks=commit["blocks"])
+    assert digest_of(commit) != commit["digest"]
+    assert full(damaged) == [of_rows("stats", "rows 64 to 65")]
+
+
+def test_nothing_is_changed_by_looking(damaged):
+    before = {file: file.stat().st_mtime_ns for file in damaged.rglob("*")}
+    full(damaged)
+    shutil.rmtree(damaged / "logs")
+    assert full(damaged) == []
+    assert {file: file.stat().st_mtime_ns for file in damaged.rglob("*") if file != damaged}.items() <= before.items()

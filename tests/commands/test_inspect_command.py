@@ -1,0 +1,219 @@
+"""inspect-cache at the command line: what info and verify say, exit codes, and that a mistake changes nothing."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from small_cache import make_shards, small_cache
+from typer.testing import CliRunner
+
+from pipeline.cache.reader import Cache
+from stages.inspect_cache import app
+
+UNIT_1 = "unit 1 (train-0000.tar, view 1)"
+TAR_1 = "views/train-0000.v01.tar"
+STD = "targets.zarr/channel_std"
+AGAIN = "what was damaged is dropped; the same extract-teacher command makes it anew"
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert "Traceback" not in result.output
+    return result
+
+
+def verify(cache, *options, code=0):
+    """Return the lines of a verification and what it says on stderr."""
+    result = call("verify", "--cache", cache, "--workers", 1, "--device", "cpu", *options)
+    assert result.exit_code == code, result.output
+    return result.stdout.splitlines(), re.sub(r"\r?verify: .*?units\n?", "", result.stderr)
+
+
+@pytest.fixture
+def copy(cache, tmp_path):
+    return shutil.copytree(cache, tmp_path / "copy.cache")
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_info_says_what_is_in_a_cache(cache):
+    opened = Cache(cache)
+    result = call("info", "--cache", cache)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    said = {line[:13].strip(): line[13:] for line in lines[:11]}
+    weights = opened.schema.teacher.weights_sha256[:16]
+    assert said == {
+        "cache": f"{cache} (schema 0.1, digest {opened.digest[:16]})",
+        "teacher": f"timm:test_vit/random, untrained, weights {weights}, float32",
+        "": "6 blocks of width 64, patches of 16 in 64 pixels",
+        "levels": "3, 4, 5",
+        "encoding": "int8, channels calibrated on 24 pictures",
+        "patches": "16 of 16 a view, and CLS",
+        "views": "64 pixels as jpeg, crops of 0.4 to 1 of the area, flipped with probability 0.5, seed 0",
+        "units": "4 of 4 (complete)",
+        "view 0": "24 pictures",
+        "view 1": "24 pictures",
+        "skipped": "0 pictures",
+    }
+    names = ["attention", "commits", "crops", "features/block_03", "features/block_04", "features/block_05", "index", "stats", "view"]
+    assert [line.split()[0] for line in lines[11:-1]] == names
+    files = (file for folder in ("views", "commits", "targets.zarr") for file in (cache / folder).rglob("*") if file.is_file())
+    on_disk = sum(file.stat().st_size for file in files)
+    megabytes, per_view = re.fullmatch(r"in all +([\d.]+) MB +([\d,]+) bytes a view", lines[-1]).groups()
+    assert float(megabytes) == pytest.approx(on_disk / 1e6, rel=0.1)
+    assert int(per_view.replace(",", "")) == pytest.approx(float(megabytes) * 1e6 / 48, rel=0.1)
+
+
+def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_picture(tmp_path):
+    shards = make_shards(tmp_path / "tars", tars=2, pictures_per_tar=4)
+    data = shards[0].path.read_bytes()
+    start = data.index(b"\xff\xd8\xff")
+    shards[0].path.write_bytes(data[:start] + bytes(400) + data[start + 400 :])
+    path = small_cache(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
+    (path / "commits/train-0001.v00.json").unlink()
+    lines = call("info", "--cache", path).stdout.splitlines()
+    assert "patches      8 of 16 a view, the first of a ranking by random (--keep 0.5), and CLS" in lines
+    assert "units        3 of 4 (unfinished)" in lines
+    assert lines[lines.index("skipped      1 pictures") + 1].startswith("             '000000': cannot be decoded")
+    assert "view 0       3 pictures" in lines
+
+
+def test_info_of_a_damaged_commit_exits_1(copy):
+    flip(copy / "commits/train-0000.v01.json", 9)
+    result = call("info", "--cache", copy)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith(
+        ".v01.json' is damaged: inspect-cache verify --repair drops it, and the same extract-teacher command makes its unit again\n"
+    )
+
+
+def test_a_sound_cache(cache):
+    assert verify(cache) == ([f"cache '{cache}', 4 of 4 units: names, sizes and metadata are what was committed"], "")
+    assert verify(cache, "--full") == ([f"cache '{cache}', 4 of 4 units: every byte is what was committed"], "")
+    assert verify(cache, "--full", "--repair")[0] == verify(cache, "--full", "--workers", 2)[0]
+
+
+def test_strays_are_notes(copy):
+    (copy / "commits/train-0000.v00.json").unlink()
+    (copy / "mine.txt").touch()
+    lines, error = verify(copy)
+    assert error == ""
+    assert lines == [
+        "note: 8 files of unfinished units; the next extraction replaces them",
+        "note: 'mine.txt' is no part of a cache",
+        f"cache '{copy}', 3 of 4 units: names, sizes and metadata are what was committed",
+    ]
+
+
+def refusal(cache, places):
+    cure = "add --repair to drop what is damaged, then run the same extract-teacher command"
+    return f"error: cache '{cache}' is damaged in {places}: {cure}\n"
+
+
+def test_quick_damage_and_its_repair(copy):
+    (copy / TAR_1).unlink()
+    said = f"damaged: {UNIT_1}: {TAR_1} is missing"
+    assert verify(copy, code=1) == ([said], refusal(copy, "1 place"))
+    assert verify(copy, "--full", code=1) == ([said], refusal(copy, "1 place"))  # the rest of the unit is not read
+    assert verify(copy, "--repair") == ([said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
+    assert verify(copy, "--full") == ([f"cache '{copy}', 3 of 4 units: every byte is what was committed"], "")
+
+
+def test_full_damage_and_its_repair(copy):
+    flip(copy / "targets.zarr/stats/c/1/0/0/0", 100)
+    assert verify(copy)[1] == ""
+    said = [
+        f"damaged: {UNIT_1}, targets.zarr/stats/c/1/0/0/0 does not match its SHA-256",
+        f"damaged: {UNIT_1}, array 'stats', rows 0 to 11: not what was committed",
+    ]
+    assert verify(copy, "--full", code=1) == (said, refusal(copy, "2 places"))
+    assert verify(copy, "--full", "--repair") == ([*said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
+    assert verify(copy, "--full")[1] == ""
+
+
+def test_damaged_metadata_never_cost_a_unit(copy):
+    (copy / "targets.zarr/stats/zarr.json").write_text("{}")
+    (copy / f"{STD}/zarr.json").write_text("{}")
+    said = [f"damaged: targets.zarr/{name}/zarr.json is not what the schema says" for name in ("stats", "channel_std")]
+    note = "note: the arrays are read once their metadata is repaired: add --repair"
+    assert verify(copy, code=1) == (said, refusal(copy, "2 places"))
+    assert verify(copy, "--full", code=1) == ([*said, note], refusal(copy, "2 places"))
+    written = [f"written anew: targets.zarr/{name}/zarr.json" for name in ("channel_std", "stats")]
+    verdict = f"cache '{copy}': its metadata is written anew, and nothing had to be dropped"
+    assert verify(copy, "--full", "--repair") == ([*said, *written, verdict], "")
+    assert verify(copy, "--full")[0] == [f"cache '{copy}', 4 of 4 units: every byte is what was committed"]
+
+
+def test_a_damaged_calibration(copy):
+    flip(copy / f"{STD}/c/0/0", 0)
+    said = "damaged: the calibration does not match its digest"
+    assert verify(copy, "--teacher", code=1) == ([said], refusal(copy, "1 place"))
+    assert verify(copy, "--repair")[0] == [said, f"removed: {STD}/c/0/0", f"cache '{copy}': {AGAIN}"]
+
+
+def test_what_repair_leaves_alone_exits_1(copy):
+    shutil.copy(copy / "commits/train-0000.v00.json", copy / "commits/other.v00.json")
+    said = "damaged: commits/other.v00.json belongs to no unit: restore a later units.json, or extract with the tars and views of that time"
+    told = f"error: cache '{copy}' is damaged in 1 place that --repair leaves alone: follow what is said of each\n"
+    assert verify(copy, "--repair", "--full", code=1) == ([said], told)
+    assert (copy / "commits/other.v00.json").exists()
+
+
+def test_the_teacher_agrees(cache):
+    lines, error = verify(cache, "--teacher", "--rows", "16")
+    assert error == ""
+    assert lines[0].split("  ") == ["level", "mean cosine", "least cosine", "mean |error|", "largest |error|", "within the bound"]
+    assert [line.split()[0] for line in lines[1:4]] == ["3", "4", "5"]
+    assert all(line.endswith(" 100.0000%") for line in lines[1:4])
+    assert [len(line) for line in lines[:4]] == [len(lines[0])] * 4
+    assert lines[4].endswith("names, sizes and metadata are what was committed")
+
+
+def test_another_teacher_is_refused(cache):
+    lines, error = verify(cache, "--teacher-spec", "timm:test_vit2.random", code=1)
+    assert lines == []
+    assert error.startswith(
+        f"error: teacher 'timm:test_vit2.random' is not the one of cache '{cache}' (name: 'test_vit2' here, 'test_vit' in"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["verify", "--cache", "{tmp}/none"], 1, "none' is not a cache (no units.json): give a folder that extract-teacher made\n"),
+        (["verify", "--cache", "{tmp}"], 1, "' is not a cache (no units.json): give a folder that extract-teacher made\n"),
+        (["info", "--cache", "{tmp}/file"], 1, "file' is not a cache (no units.json): give a folder that extract-teacher made\n"),
+        (["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"], 2, "error: --device 'gpu' is unknown: give auto, cpu, cuda"),
+        (["verify", "--cache", "{cache}", "--teacher-spec", "clip:x"], 2, "error: teacher 'clip:x' is not the address of a teacher"),
+        (["verify", "--cache", "{cache}", "--rows", "0"], 2, "Invalid value for '--rows'"),
+        (["verify", "--cache", "{cache}", "--workers", "0"], 2, "Invalid value for '--workers'"),
+        (["verify"], 2, "Missing option '--cache'"),
+        (["info"], 2, "Missing option '--cache'"),
+        (["inspect", "--cache", "{cache}"], 2, "No such command 'inspect'"),
+    ],
+)
+def test_misuse(cache, tmp_path, arguments, code, part):
+    (tmp_path / "file").touch()
+    result = call(*(argument.format(tmp=tmp_path, cache=cache) for argument in arguments))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert part in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_a_command_it_says_which_there_are():
+    result = call()
+    assert result.exit_code == 2
+    assert "info" in result.output
+    assert "verify" in result.output
+
+
+def test_the_entry_point():
+    result = subprocess.run([sys.executable, "-m", "stages.inspect_cache", "--help"], capture_output=True, text=True, check=True)
+    assert "what more of it would cost" in result.stdout
