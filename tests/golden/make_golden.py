@@ -1,0 +1,99 @@
+"""Makes the golden caches of today's schema version and what must be read of them: `PYTHONPATH=.:tests python tests/golden/make_golden.py`.
+
+They go to tests/golden/schema_MAJOR_MINOR/, once: the script refuses a folder that is there. Of a released version they are never made
+again, since they stand for the caches that its users have. A new version gets a folder of its own beside the others.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from small_cache import picture, small_cache, write_tar
+
+from pipeline.cache.encoding import TargetDecoder
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import SCHEMA_VERSION, array_specs
+from pipeline.stream.join import decode_crop, read_joined
+from pipeline.views.shards import Shard
+
+GOLDEN = Path(__file__).parent
+EXPECTED = "expected.json"
+VARIANTS = {
+    "int8": {"levels": "3,5", "views": 2},
+    "int4_keep": {"levels": "1", "views": 1, "encoding": "int4", "keep": 0.5},
+    "float16_raw": {"levels": "1", "views": 1, "encoding": "float16", "view_format": "raw"},
+}
+_SHOWN = 6  # decoded numbers of the first and of the last token
+
+
+def make_golden(folder):
+    """Extract every variant from one small tar, and write down what today's reader finds."""
+    folder.mkdir()
+    expected = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        shard = _source(Path(temporary))
+        for name, options in VARIANTS.items():
+            made = small_cache(temporary, name=f"{name}.cache", shards=[shard], image_size=32, batch_size=4, **options)
+            shutil.rmtree(made / "logs")
+            shutil.copytree(made, folder / made.name)
+            expected[name] = found_in(folder / made.name)
+    (folder / EXPECTED).write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def _source(folder):
+    """Write a tar of five pictures: one without a label, one that cannot be decoded, one with a caption."""
+    pictures = {f"gold/{number}": picture(number) for number in range(4, 9)} | {"gold/5": b"no picture"}
+    labels = {key: None if key == "gold/4" else 10 * place for place, key in enumerate(pictures)}
+    path = write_tar(folder / "gold-0.tar", pictures, labels, {"gold/8.txt": "Schlußbild".encode()})
+    return Shard(path, path.stat().st_size)
+
+
+def found_in(path):
+    """Return all that a reader finds in a cache, in JSON's types: identity, and of each unit keys, labels, digests and a few numbers."""
+    cache = Cache(path)
+    return {"digest": cache.digest, "units": [_unit(cache, commit) for commit in cache.commits()]}
+
+
+def _unit(cache, commit):
+    names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
+    joined = read_joined(cache, commit, 0, names)
+    pixels = np.stack([decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)])
+    whitened, mean, deviation = _decoded(cache, joined.arrays)
+    return {
+        "unit": commit.unit,
+        "view": commit.view,
+        "digest": commit.digest,
+        "skipped": [picture.key for picture in commit.skipped],
+        "keys": joined.keys,
+        "labels": joined.labels.tolist(),
+        "pixels": _sha256(pixels),
+        "arrays": {name: _sha256(joined.arrays[name]) for name in names},
+        "whitened": [whitened[0, 0, 0, :_SHOWN].tolist(), whitened[-1, -1, -1, -_SHOWN:].tolist()],
+        "mean": mean[0, 0].tolist(),
+        "deviation": deviation[0, 0].tolist(),
+    }
+
+
+def _decoded(cache, arrays):
+    """Return the whitened features (B, M, T, D) of a block, their mean and deviation (B, M, T)."""
+    decoder = TargetDecoder(*map(torch.from_numpy, cache.calibration()), cache.schema.encoding)
+    codes = np.stack([arrays[f"features/block_{level:02d}"] for level in cache.schema.levels], axis=1)
+    return decoder(torch.from_numpy(codes), torch.from_numpy(arrays["stats"]))
+
+
+def _sha256(values):
+    """Of the values as cache_schema.md orders them: little-endian, C order."""
+    return hashlib.sha256(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = GOLDEN / f"schema_{SCHEMA_VERSION.replace('.', '_')}"
+    if target.exists():
+        sys.exit(f"{target} exists: golden caches are never made again")
+    make_golden(target)
