@@ -26,23 +26,28 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
     create_cache(folder, schema, mean, std)
     units = extend_cache(folder, schema, [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)], views, ())
     (Path(path) / "commits").mkdir()
-    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
-    blocks = -(-ROWS // schema.block_rows)
     for unit in units:
-        digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
-        files = {f"{GROUP}/{shard_key(spec, unit.unit)}": shard_bytes(spec, schema, ROWS) for spec in specs}
-        files[f"views/{unit.stem}.tar"] = 30_000_000
-        commit = Commit(
-            unit=unit.unit,
-            source=unit.source,
-            view=unit.view,
-            rows=ROWS,
-            skipped=(),
-            files={key: FileRecord(size=size, sha256=digest) for key, size in sorted(files.items())},
-            blocks={spec.name: tuple(range(4_000_000_000, 4_000_000_000 + blocks)) for spec in specs},
-            schema_digest=schema.digest,
-        )
+        commit = made_up_commit(schema, unit, ROWS)
         (Path(path) / commit_key(unit)).write_bytes(sealed(commit.model_dump(mode="json", exclude={"digest"})))
+
+
+def made_up_commit(schema, unit, rows):
+    """The commit of a unit with so many rows, of which only digests, checksums and the size of the view tar are made up."""
+    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
+    blocks = -(-rows // schema.block_rows)
+    digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
+    files = {f"{GROUP}/{shard_key(spec, unit.unit)}": shard_bytes(spec, schema, rows) for spec in specs}
+    files[f"views/{unit.stem}.tar"] = 30_000_000
+    return Commit(
+        unit=unit.unit,
+        source=unit.source,
+        view=unit.view,
+        rows=rows,
+        skipped=(),
+        files={key: FileRecord(size=size, sha256=digest) for key, size in sorted(files.items())},
+        blocks={spec.name: tuple(range(4_000_000_000, 4_000_000_000 + blocks)) for spec in specs},
+        schema_digest=schema.digest,
+    )
 
 
 if __name__ == "__main__":
