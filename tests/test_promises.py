@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
-PROMISES, NO_PROMISES = PAGE.split("\n# What it does not promise\n")
+PROMISES, NO_PROMISES = PAGE.split("\n## What it does not promise\n")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -19,7 +19,7 @@ def bullets(text):
 
 
 @cache
-def tests_of(path):
+def collected(path):
     """The names of the test functions of a file."""
     return {node.name for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
 
@@ -34,7 +34,7 @@ def test_a_promise_is_one_sentence_and_the_tests_that_hold_it(promise):
     assert f"`tests/{tests}" == ", ".join(f"`{path}::{name}`" for path, name in named)
     for path, name in named:
         assert name.startswith("test_")
-        assert name in tests_of(path), f"{path}::{name}"
+        assert name in collected(path), f"{path}::{name}"
 
 
 def test_every_section_promises_something_and_the_rest_names_no_test():

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from stages.evaluate_student import app as evaluate_student
 from stages.extract_teacher import extract_teacher
+from stages.inspect_cache import app as inspect_cache
 from stages.train_student import train_student
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ APPS = {
     "extract-teacher": single_command(extract_teacher),
     "train-student": single_command(train_student),
     "evaluate-student": evaluate_student,
+    "inspect-cache": inspect_cache,
 }
 
 
@@ -50,7 +52,7 @@ def test_torchrun_understands_its_lines():
 
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_options_exist(words):
-    subcommand = words[1:2] if words[0] == "evaluate-student" else []
+    subcommand = words[1:2] if words[0] in ("evaluate-student", "inspect-cache") else []
     told = CliRunner().invoke(APPS[words[0]], [*subcommand, "--help"], terminal_width=200).output
     options = [word for word in words if word.startswith("--")]
     assert options
