@@ -27,9 +27,11 @@ test: setup ## run the test suite, code quality included
 
 faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')
 	PYTHONPATH=tests $(BIN)/python -m faults $(OPTIONS)
+	$(BIN)/python -m pytest -m faults
 
 faults-short: setup ## a few of each of these, within five minutes
 	PYTHONPATH=tests $(BIN)/python -m faults --short $(OPTIONS)
+	$(BIN)/python -m pytest -m faults
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,9 @@ def told_in_one_sentence() -> Iterator[None]:
         raise typer.Exit(130) from None
     except _TerminatedError:
         typer.echo(f"stopped by SIGTERM: {_GOES_ON}", err=True)
+        raise typer.Exit(1) from None
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:
         typer.echo(f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})", err=True)

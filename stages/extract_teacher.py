@@ -10,7 +10,7 @@ from stages.console import choose_device, process_rank, run_command, told_in_one
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
-    from pipeline.extraction.job import ExtractionOptions
+    from pipeline.extraction.options import ExtractionOptions
     from pipeline.extraction.plan import ExtractionPlan
 
 
@@ -73,7 +73,7 @@ def extract_teacher(
 def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
     """Check what typer cannot, and resolve shards, device and rank."""
     from pipeline.cache.schema import ENCODINGS
-    from pipeline.extraction.job import ExtractionOptions
+    from pipeline.extraction.options import ExtractionOptions
     from pipeline.student.masking import RANK_STRATEGIES
     from pipeline.views.codec import VIEW_FORMATS
     from pipeline.views.shards import resolve_shards
@@ -114,11 +114,11 @@ def _show_plan(options: "ExtractionOptions") -> None:
     from pipeline.extraction.plan import plan_extraction
 
     plan: ExtractionPlan = plan_extraction(options)
-    view_bytes = plan.target_bytes + plan.crop_bytes
+    view_bytes = plan.sizes.target_bytes + plan.sizes.crop_bytes
     for name, value in (
-        ("pictures", f"{plan.pictures:,.0f} in {plan.tars:,} tars, {plan.views} views of each"),
-        ("bytes a view", f"{plan.target_bytes:,.0f} of targets and {plan.crop_bytes:,.0f} of crop"),
-        ("cache", f"{plan.total_bytes / 1e9:,.3f} GB in {plan.files:,} files"),
+        ("pictures", f"{plan.sizes.pictures:,.0f} in {plan.tars:,} tars, {plan.views} views of each"),
+        ("bytes a view", f"{plan.sizes.target_bytes:,.0f} of targets and {plan.sizes.crop_bytes:,.0f} of crop"),
+        ("cache", f"{plan.sizes.total_bytes / 1e9:,.3f} GB in {plan.sizes.files:,} files"),
         ("memory", f"{plan.peak_memory / 1e9:,.2f} GB at most for each process's units"),
         ("teacher", f"{plan.teacher_rate:,.0f} views/s on {options.device}"),
         ("decoding", f"{plan.decode_rate:,.0f} pictures/s a worker with all their views, {plan.workers} workers"),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from stages.console import choose_device, told_in_one_sentence, usable_cores
 
 if TYPE_CHECKING:
@@ -45,6 +45,51 @@ def info(cache: CacheAddress) -> None:
             typer.echo(f"{'':<13}{picture.key!r}: {picture.reason}")
         for part, size in [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]:
             typer.echo(f"{part:<20}{size / 1e6:>14,.1f} MB{size / max(1, inventory.views):>14,.0f} bytes a view")
+
+
+@app.command()
+def plan(
+    cache: CacheAddress,
+    levels: Annotated[
+        str | None, typer.Option(help="Teacher blocks that a student uses, such as 7,11; default: all that are stored.")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
+) -> None:
+    """Say what a cache will take when it is finished, what a student reads of it, and what other encodings would take."""
+    with told_in_one_sentence():
+        from pipeline.cache.inventory import take_inventory
+        from pipeline.cache.plan import alternatives, finished_bytes, read_bytes
+        from pipeline.cache.reader import Cache
+
+        opened = Cache(cache)
+        inventory = take_inventory(opened)
+        whole = finished_bytes(opened, inventory)
+        chosen = _levels(opened, levels)
+        crop = inventory.stored["crops"] / inventory.views
+        reading = read_bytes(opened.schema, chosen, attention=True) + crop
+        pictures = inventory.views * whole / inventory.stored.total()
+        typer.echo(f"{'units':<13}{inventory.units:,} of {len(opened.units):,}, {inventory.stored.total() / 1e9:,.3f} GB")
+        typer.echo(f"{'finished':<13}about {pictures:,.0f} views, {whole / 1e9:,.3f} GB")
+        typer.echo(f"{'training':<13}reads {reading:,.0f} bytes an image of levels {', '.join(map(str, chosen))} and crop,")
+        typer.echo(f"{'':<13}{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s")
+        typer.echo("the same views under each encoding, all levels:")
+        for one in alternatives(opened.schema):
+            total = (one.target_bytes + crop) * pictures
+            typer.echo(
+                f"{one.encoding:>9}  keep {one.keep:<5g}{one.target_bytes:>12,} bytes of targets a view{total / 1e9:>12,.3f} GB in all"
+            )
+
+
+def _levels(cache: "Cache", text: str | None) -> list[int]:
+    stored = cache.schema.levels
+    if text is None:
+        return list(stored)
+    try:
+        chosen = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--levels {text!r} is no list of numbers: give some of {','.join(map(str, stored))}") from None
+    cache.level_indices(chosen)
+    return chosen
 
 
 @app.command()

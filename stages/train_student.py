@@ -54,6 +54,7 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
     from contextlib import nullcontext
 
     from pipeline.cache.reader import Cache
+    from pipeline.stream.classes import is_sorted_by_class
     from pipeline.training.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
@@ -61,6 +62,12 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
 
     units = read_run(run).get("units") if resume else None
     job = build_job(config, Cache(address), run, ranks, device, units)
+    if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order.units):
+        typer.echo(
+            f"warning: neighbours in cache {address!r} are of one class, and a batch comes from data.window_blocks="
+            f"{config.data.window_blocks} blocks of neighbours: shuffle the pictures among the source tars, or raise data.window_blocks",
+            err=True,
+        )
     with held_run_folder(run) if ranks.is_main else nullcontext():
         first = job.load_checkpoint() if resume else 0
         if resume and ranks.is_main:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.extraction.job import ExtractionOptions, run_extraction
+from pipeline.extraction.job import run_extraction
+from pipeline.extraction.options import ExtractionOptions
 from pipeline.views.shards import Shard
 
 TEACHER = "timm:test_vit.random"  # 6 blocks, 64 channels, 2 heads, CLS

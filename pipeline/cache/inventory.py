@@ -15,6 +15,7 @@ class Inventory:
     """Counts of the finished units; `stored` is bytes by array, with `crops` for the view tars and `commits`."""
 
     units: int = 0
+    source_bytes: int = 0  # of their tars, once for each view
     rows: Counter[int] = field(default_factory=Counter)  # by view
     skipped: int = 0
     examples: list[SkippedPicture] = field(default_factory=list)
@@ -31,6 +32,7 @@ def take_inventory(cache: Cache) -> Inventory:
     found, first_view = Inventory(), min((unit.view for unit in cache.units), default=0)
     for commit in cache.commits():
         found.units += 1
+        found.source_bytes += cache.units[commit.unit].source_bytes
         found.rows[commit.view] += commit.rows
         if commit.view == first_view:  # the same pictures are skipped in every view
             found.skipped += len(commit.skipped)

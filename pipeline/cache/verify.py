@@ -62,9 +62,9 @@ def count_unfinished(cache: Cache) -> int:
     finished = {unit.unit for unit in committed(cache.folder, cache.units)}
     stems = {f"{cache.units[unit].stem}.tar" for unit in finished}
     tars = sum(name not in stems for name in cache.folder.names("views"))
-    shards = [f"{store.GROUP}/{spec.name}/c/" for spec in array_specs(cache.schema).values() if spec.by_rows]
-    numbers = (key.removeprefix(shard).partition("/")[0] for shard in shards for key in cache.folder.sizes(shard.rstrip("/")))
-    return tars + sum(int(number) not in finished for number in numbers if number.isdecimal())
+    arrays = [f"{store.GROUP}/{spec.name}/c" for spec in array_specs(cache.schema).values() if spec.by_rows]
+    others = (f"{array}/{name}" for array in arrays for name in cache.folder.names(array) if name.isdecimal() and int(name) not in finished)
+    return tars + sum(len(cache.folder.sizes(folder)) for folder in others)
 
 
 def foreign_files(cache: Cache) -> list[str]:

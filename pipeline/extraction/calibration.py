@@ -41,7 +41,7 @@ def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, l
     """Yield the views of the first `limit` pictures that can be decoded; raises SourceError if there is none."""
     count = 0
     for shard in shards:
-        for sample in decoder.views(_readable(shard), maker):
+        for sample in decoder.views(whole_samples(shard), maker):
             if isinstance(sample, SampleViews):
                 yield sample
                 count += 1
@@ -53,7 +53,7 @@ def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, l
         )
 
 
-def _readable(shard: Shard) -> Iterator[SourceSample]:
+def whole_samples(shard: Shard) -> Iterator[SourceSample]:
     """Yield the samples up to where a tar breaks, whoever decodes them: its own extraction will report that."""
     try:
         yield from read_samples(shard)

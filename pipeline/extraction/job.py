@@ -1,156 +1,39 @@
 """One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
 
 import json
-import math
 import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.cache.reader import Cache, calibration_digest
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, Encoding, TeacherSchema, ViewSchema, differing_keys
+from pipeline.cache.schema import CacheSchema, CalibrationSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import create_cache, extend_cache, is_uncreated, restore_calibration
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
-from pipeline.extraction.decoding import Decoder, ViewMaker
-from pipeline.extraction.encode import FeatureEncoder, precision_of
+from pipeline.extraction.decoding import Decoder
+from pipeline.extraction.description import build_schema, refuse_other_configuration
+from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.extractor import Extractor, count_committed
+from pipeline.extraction.forecast import refuse_full_disk
+from pipeline.extraction.options import ExtractionOptions
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
-from pipeline.student.masking import RankStrategy, count_of_share
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.codec import DECODER, RESIZE, ViewFormat
-from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard
-
-_UNCALIBRATED = CalibrationSchema(pictures=0, sha256="")
-
-
-@dataclass(frozen=True)
-class ExtractionOptions:
-    """The options of extract-teacher."""
-
-    shards: Sequence[Shard]
-    cache: str
-    teacher: str
-    levels: str
-    views: int
-    encoding: Encoding
-    keep: float
-    keep_rank: RankStrategy
-    view_format: ViewFormat
-    image_size: int
-    patch_size: int
-    crop_scale: tuple[float, float]
-    flip: float
-    seed: int
-    batch_size: int
-    workers: int
-    max_bad: float
-    limit: int | None
-    device: torch.device
-    rank: int
-    processes: int
-
-    @property
-    def policy(self) -> CropPolicy:
-        """How views are drawn."""
-        return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
-
-    @property
-    def maker(self) -> ViewMaker:
-        """What makes the first view."""
-        return ViewMaker(self.policy, (0,), self.view_format)
-
-    @property
-    def sources(self) -> list[tuple[str, int]]:
-        """Names and sizes of the tars that this run covers."""
-        return [(shard.name, shard.size) for shard in self.shards[: self.limit]]
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:
     """Load the teacher onto the device."""
     teacher = load_teacher(options.teacher, image_size=options.image_size, patch_size=options.patch_size, levels=options.levels)
     return teacher.to(options.device)
-
-
-def describe_teacher(teacher: Teacher, device: torch.device) -> TeacherSchema:
-    """Describe a teacher as a cache of its features does."""
-    return TeacherSchema(
-        library=teacher.identity.library,
-        name=teacher.identity.name,
-        tag=teacher.identity.tag,
-        weights_sha256=teacher.identity.weights_sha256,
-        trained=teacher.trained,
-        depth=teacher.depth,
-        width=teacher.width,
-        patch_size=teacher.patch_size,
-        input_size=teacher.input_size,
-        mean=teacher.mean,
-        std=teacher.std,
-        has_cls=teacher.has_cls,
-        has_importance=teacher.has_importance,
-        precision=precision_of(device),
-    )
-
-
-def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
-    """Describe the cache that the options ask for, before calibration; raises ConfigError for a --keep that the teacher does not allow."""
-    keep, keep_rank = _keep_of(options, teacher)
-    return CacheSchema(
-        teacher=describe_teacher(teacher, options.device),
-        view=ViewSchema(
-            format=options.view_format,
-            image_size=options.image_size,
-            patch_size=options.patch_size,
-            crop_scale=options.crop_scale,
-            flip=options.flip,
-            seed=options.seed,
-            decoder=DECODER,
-            resize=RESIZE,
-        ),
-        levels=teacher.levels,
-        encoding=options.encoding,
-        keep=keep,
-        keep_rank=keep_rank,
-        calibration=_UNCALIBRATED,
-    )
-
-
-def _keep_of(options: ExtractionOptions, teacher: Teacher) -> tuple[float, RankStrategy | None]:
-    """Return share and ranking of the stored patches; 1 and None for a share that leaves out none."""
-    patches = (options.image_size // options.patch_size) ** 2
-    count = count_of_share(patches, options.keep)
-    if not count:
-        least = math.ceil(1e4 / patches) / 1e4
-        raise ConfigError(f"--keep {options.keep:g} leaves 0 of {patches} patches: give {least:g} to 1")
-    if count == patches:
-        return 1.0, None
-    if options.keep_rank == "attention" and not teacher.has_importance:
-        raise ConfigError(
-            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has neither CLS nor a pooling query: "
-            "give --keep-rank random, or --keep 1"
-        )
-    return options.keep, options.keep_rank
-
-
-def refuse_other_configuration(options: ExtractionOptions, teacher: Teacher) -> None:
-    """Raise ConfigError, naming the keys that differ, if the cache exists with another configuration."""
-    differences = differing_keys(build_schema(options, teacher), Cache(options.cache).schema)
-    if differences:
-        raise ConfigError(
-            f"cache {options.cache!r} was made with another configuration ({'; '.join(differences)}): "
-            "repeat its options or use another --cache"
-        )
 
 
 def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
@@ -210,6 +93,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
+        refuse_full_disk(options, cache, decoder, missing=len(wanted) - count_committed(cache.folder, wanted))
         with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:

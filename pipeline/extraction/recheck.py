@@ -12,8 +12,8 @@ from pipeline.cache.encoding import TargetDecoder, error_bound, whiten
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import Encoding, TeacherSchema, feature_array
 from pipeline.errors import CacheError, ConfigError
+from pipeline.extraction.description import describe_teacher
 from pipeline.extraction.encode import precision_of, run_teacher
-from pipeline.extraction.job import describe_teacher
 from pipeline.seeding import generator
 from pipeline.stream.join import decode_crop, read_joined
 from pipeline.teacher.load import load_teacher

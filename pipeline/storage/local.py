@@ -55,15 +55,14 @@ class LocalFolder:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every file below a folder, by key."""
         found: dict[str, int] = {}
-        folders = [(self.path / prefix, f"{prefix}/" if prefix else "")]
+        folders = [prefix]
         while folders:
-            folder, start = folders.pop()
-            if not folder.is_dir():
-                continue
-            with os.scandir(folder) as entries:
+            folder = folders.pop()
+            start = f"{folder}/" if folder else ""
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self.path}/{folder}") as entries:
                 for entry in entries:
                     if entry.is_dir():
-                        folders.append((folder / entry.name, f"{start}{entry.name}/"))
+                        folders.append(start + entry.name)
                     else:
                         with suppress(FileNotFoundError):  # a temporary name that is gone by now
                             found[start + entry.name] = entry.stat().st_size

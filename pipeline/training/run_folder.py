@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.config import parse_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.storage.files import replace_file
 from pipeline.training.config import RunConfig
@@ -56,6 +57,8 @@ def write_run(run: Path, values: Mapping[str, Any]) -> None:
 
 def refuse_run(run: Path, resume: bool) -> None:
     """Raise ConfigError for a new run in a folder that has one, or a resumed run in a folder that has none."""
+    if run.parts and run.parts[0].endswith(":"):
+        raise ConfigError(f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done")
     exists = (run / RUN_FILE).exists()
     if exists and not resume:
         raise ConfigError(f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run")
@@ -65,7 +68,8 @@ def refuse_run(run: Path, resume: bool) -> None:
 
 def refuse_other_config(config: RunConfig, run: Path) -> None:
     """Raise ConfigError naming the keys in which a resumed run differs from its run.json; how it is fed and logged may."""
-    earlier, now = read_run(run)["config"], config.model_dump(mode="json")
+    earlier = parse_config(RunConfig, read_run(run)["config"]).model_dump(mode="json")  # an older one may lack keys of now
+    now = config.model_dump(mode="json")
     differing = [
         f"{section}.{key} was {earlier[section].get(key)!r}, is {value!r}"
         for section, values in now.items()

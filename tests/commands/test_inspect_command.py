@@ -11,7 +11,6 @@ from small_cache import make_shards, small_cache
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import SCHEMA_VERSION
 from stages.inspect_cache import app
 
 UNIT_1 = "unit 1 (train-0000.tar, view 1)"
@@ -52,7 +51,7 @@ def test_info_says_what_is_in_a_cache(cache):
     said = {line[:13].strip(): line[13:] for line in lines[:11]}
     weights = opened.schema.teacher.weights_sha256[:16]
     assert said == {
-        "cache": f"{cache} (schema {SCHEMA_VERSION}, digest {opened.digest[:16]})",
+        "cache": f"{cache} (schema 1.0, digest {opened.digest[:16]})",
         "teacher": f"timm:test_vit/random, untrained, weights {weights}, float32",
         "": "6 blocks of width 64, patches of 16 in 64 pixels",
         "levels": "3, 4, 5",
@@ -75,10 +74,9 @@ def test_info_says_what_is_in_a_cache(cache):
 
 def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_picture(tmp_path):
     shards = make_shards(tmp_path / "tars", tars=2, pictures_per_tar=4)
-    tar = Path(shards[0].address)
-    data = tar.read_bytes()
+    data = Path(shards[0].address).read_bytes()
     start = data.index(b"\xff\xd8\xff")
-    tar.write_bytes(data[:start] + bytes(400) + data[start + 400 :])
+    Path(shards[0].address).write_bytes(data[:start] + bytes(400) + data[start + 400 :])
     path = small_cache(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
     (path / "commits/train-0001.v00.json").unlink()
     lines = call("info", "--cache", path).stdout.splitlines()

@@ -1,5 +1,6 @@
 """The forecast: near the truth, and nothing is written for it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from cache_files import extract
 from small_cache import extraction_options, make_shards, picture, write_tar
 
 from pipeline.cache.schema import ENCODINGS
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.extraction.plan import plan_extraction
 from pipeline.views.codec import VIEW_FORMATS
 from pipeline.views.shards import Shard
@@ -31,8 +32,8 @@ def test_forecasts_what_is_written(tmp_path, changes):
     assert not Path(options.cache).exists()
     extract(options.cache, shards, **changes)
     real, files = size_of(Path(options.cache))
-    assert plan.total_bytes == pytest.approx(real, rel=0.02)
-    assert (plan.pictures, plan.tars, plan.views, plan.files) == (80, 2, changes["views"], files)
+    assert plan.sizes.total_bytes == pytest.approx(real, rel=0.02)
+    assert (plan.sizes.pictures, plan.tars, plan.views, plan.sizes.files) == (80, 2, changes["views"], files)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -42,14 +43,14 @@ def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, ke
     changes = {"encoding": encoding, "keep": keep, "view_format": view_format, "views": 1}
     plan = plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache", **changes))
     extract(tmp_path / "a.cache", shards[:1], **changes)
-    assert plan.total_bytes == pytest.approx(size_of(tmp_path / "a.cache")[0], rel=0.02)
+    assert plan.sizes.total_bytes == pytest.approx(size_of(tmp_path / "a.cache")[0], rel=0.02)
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
     shards = make_shards(tmp_path / "tars", tars=10, pictures_per_tar=6)
     plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
-    assert plan.pictures == pytest.approx(60, rel=0.1)
-    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).pictures == 18
+    assert plan.sizes.pictures == pytest.approx(60, rel=0.1)
+    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).sizes.pictures == 18
 
 
 def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
@@ -74,6 +75,22 @@ def test_bad_first_pictures_do_not_hinder_and_none_at_all_is_told(tmp_path):
     bad = write_tar(tmp_path / "bad.tar", {f"{number:02d}": b"no picture" for number in range(70)})
     tar = write_tar(tmp_path / "good.tar", {f"{number:02d}": picture(number) for number in range(5)})
     shards = [Shard(path, path.stat().st_size) for path in (bad, tar)]
-    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).crop_bytes > 1024
+    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).sizes.crop_bytes > 1024
     with pytest.raises(SourceError, match="none of the 1 tars holds a picture"):
         plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache"))
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(tmp_path, monkeypatch, made):
+    shards = make_shards(tmp_path / "tars", 2, 20)
+    options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=1)
+    needed = plan_extraction(options).sizes.total_bytes * (2 - made) / 2
+    if made:
+        extract(tmp_path / "a.cache", shards, views=1, limit=1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed * 0.9)))
+    with pytest.raises(StorageError, match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free: make room, or"):
+        extract(tmp_path / "a.cache", shards, views=1)
+    assert len(list((tmp_path / "a.cache").glob("commits/*.json"))) == made
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed * 1.1)))
+    assert extract(tmp_path / "a.cache", shards, views=1)[1] == 0

@@ -10,9 +10,11 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_runs import checkpoint, metrics, tiny_job, trained
+from small_cache import picture, small_cache, write_tar
+from training_runs import checkpoint, metrics, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
+from pipeline.views.shards import Shard
 
 BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 
@@ -134,3 +136,18 @@ def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_
     run = trained(small_cache_path, tmp_path / "run", *settings, "loss.target='l2'", "mask.strategy='block'")
     assert {len(line["loss_per_level"]) for line in metrics(run)} == {2}
     assert torch.equal(checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("label", "warned"), [(lambda number: number // 40, True), (lambda _: 3, False), (lambda number: number % 2, False)]
+)
+def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
+    shards = []
+    for tar in range(2):
+        numbers = range(40 * tar, 40 * tar + 40)
+        pictures = {f"{number:06d}": picture(number) for number in numbers}
+        path = write_tar(tmp_path / f"{tar}.tar", pictures, {f"{number:06d}": label(number) for number in numbers})
+        shards.append(Shard(path, path.stat().st_size))
+    result = train(small_cache(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
+    assert result.exit_code == 0
+    assert ("are of one class, and a batch comes from data.window_blocks=1 blocks of neighbours" in result.stderr) is warned

@@ -179,3 +179,16 @@ def test_a_run_folder_that_is_a_file(small_cache_path, tmp_path):
     message = refusal(train(small_cache_path, tmp_path / "poem.txt"), 2)
     assert message.startswith(f"run folder {str(tmp_path / 'poem.txt')!r} cannot be made (File exists): give --run a new folder")
     assert (tmp_path / "poem.txt").read_text() == "a poem"
+
+
+def test_a_run_on_an_object_store(small_cache_path):
+    message = refusal(train(small_cache_path, "s3://bucket/run"), 2)
+    assert message == "--run 's3:/bucket/run' is the address of an object store: a run stays on a disk; copy it there when it is done"
+
+
+def test_a_run_from_before_a_key_was_added_goes_on_with_its_default(small_cache_path, tmp_path):
+    run = trained(small_cache_path, tmp_path / "run", "optim.steps=3")
+    values = json.loads((run / "run.json").read_text())
+    del values["config"]["mask"]["redraw"]
+    (run / "run.json").write_text(json.dumps(values))
+    assert train(small_cache_path, run, resume=True).exit_code == 0

@@ -1,0 +1,111 @@
+"""How large a cache will be, from a few tars that are counted and a few pictures whose views are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.store import shard_bytes
+from pipeline.errors import StorageError
+from pipeline.extraction.calibration import first_samples, whole_samples
+from pipeline.extraction.decoding import Decoder, SampleViews
+from pipeline.extraction.options import ExtractionOptions
+from pipeline.views.shards import Shard
+
+_SAMPLED_TARS = 4
+SAMPLED_PICTURES = 64
+_TAR_BLOCK = 512
+_TAR_RECORD = 20 * _TAR_BLOCK
+_COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
+_COMMIT_BYTES_A_BLOCK = 12  # the checksum of one array's block
+_METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
+_METADATA_BYTES_AN_ARRAY = 1000
+_BYTES_A_LISTED_UNIT = 120
+
+
+@dataclass(frozen=True)
+class SizeForecast:
+    """Sizes of a whole cache."""
+
+    pictures: float
+    rows: int  # of the largest unit
+    target_bytes: float  # of a view
+    crop_bytes: float  # of a view, as a sample of its tar
+    total_bytes: float
+    files: int
+
+
+def forecast_sizes(
+    schema: CacheSchema, shards: Sequence[Shard], samples: Sequence[SampleViews], views: int, sampled_tars: int = _SAMPLED_TARS
+) -> SizeForecast:
+    """Forecast from the views of some pictures and the counts of some tars; exact counts if these are all, else scaled by bytes."""
+    rows, scale = _count_pictures(shards, sampled_tars)
+    crop_bytes = sum(map(_sample_bytes, samples)) / sum(len(sample.crops) for sample in samples)
+    target_bytes = sum(_target_bytes(schema, count) for count in rows)
+    other_bytes = sum(_tar_bytes(count * crop_bytes) + _commit_bytes(schema, count) for count in rows)
+    return SizeForecast(
+        pictures=sum(rows) * scale,
+        rows=max(rows),
+        target_bytes=target_bytes / sum(rows),
+        crop_bytes=crop_bytes,
+        total_bytes=views * (target_bytes + other_bytes) * scale + _bytes_beside_units(schema, len(shards) * views),
+        files=len(shards) * views * _files_of_unit(schema),
+    )
+
+
+def refuse_full_disk(options: ExtractionOptions, cache: Cache, decoder: Decoder, missing: int) -> None:
+    """Raise StorageError if the units that are missing will not fit onto the disk; one tar is counted for that."""
+    free = cache.folder.free_bytes()
+    if free is None or not missing:
+        return
+    shards = options.shards[: options.limit]
+    samples = list(first_samples(shards, options.maker, decoder, SAMPLED_PICTURES))
+    whole = forecast_sizes(cache.schema, shards, samples, options.views, sampled_tars=1).total_bytes
+    needed = whole * missing / (len(shards) * options.views)
+    if needed > free:
+        raise StorageError(
+            f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has {free / 1e9:.3g} GB free: "
+            "make room, or extract less (--limit, --views, --keep 0.3, --encoding int4)"
+        )
+
+
+def _count_pictures(shards: Sequence[Shard], tars: int) -> tuple[list[int], float]:
+    """Count the pictures of some tars; return the counts and how many times as many all tars hold, going by bytes."""
+    sampled = shards[:: max(1, len(shards) // tars)]
+    counts = [max(1, sum(1 for _ in whole_samples(shard))) for shard in sampled]
+    return counts, sum(shard.size for shard in shards) / sum(shard.size for shard in sampled)
+
+
+def _sample_bytes(sample: SampleViews) -> int:
+    """Bytes of a picture's views in their tars: a header and whole tar blocks for each member."""
+    members = sum(_TAR_BLOCK + _padded(len(data), _TAR_BLOCK) for data in sample.members.values())
+    return sum(_TAR_BLOCK + _padded(len(crop), _TAR_BLOCK) + members for crop in sample.crops)
+
+
+def _target_bytes(schema: CacheSchema, rows: int) -> int:
+    return sum(shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows)
+
+
+def _tar_bytes(samples: float) -> int:
+    return _padded(round(samples) + 2 * _TAR_BLOCK, _TAR_RECORD)
+
+
+def _commit_bytes(schema: CacheSchema, rows: int) -> int:
+    files = _files_of_unit(schema)
+    return files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_BLOCK * -(-rows // schema.block_rows))
+
+
+def _bytes_beside_units(schema: CacheSchema, units: int) -> int:
+    """Bytes of metadata, calibration and list of units: they count where a cache is small."""
+    specs = array_specs(schema).values()
+    calibration = sum(spec.block_bytes(1) for spec in specs if not spec.by_rows)
+    return _METADATA_BYTES + _METADATA_BYTES_AN_ARRAY * len(specs) + calibration + _BYTES_A_LISTED_UNIT * units
+
+
+def _files_of_unit(schema: CacheSchema) -> int:
+    """Shards, view tar and commit."""
+    return sum(spec.by_rows for spec in array_specs(schema).values()) + 2
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

@@ -1,0 +1,59 @@
+"""What a cache will take when it is finished, what is read of it, and what other encodings would take."""
+
+import numpy as np
+import pytest
+from small_cache import extraction_options, make_shards, small_cache
+
+from pipeline.cache.inventory import take_inventory
+from pipeline.cache.plan import alternatives, finished_bytes, read_bytes
+from pipeline.cache.reader import Cache
+from pipeline.errors import CacheError
+from pipeline.extraction.job import run_extraction
+
+
+def committed_bytes(path):
+    """All bytes of units and commits."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and {"c", "views", "commits"} & set(file.parts)) - sum(
+        (path / "targets.zarr" / name / "c/0/0").stat().st_size for name in ("channel_mean", "channel_std")
+    )
+
+
+@pytest.mark.parametrize(("encoding", "keep"), [("int8", 1.0), ("int4", 0.5)])
+def test_an_unfinished_cache_forecasts_its_size_within_two_percent(tmp_path, encoding, keep):
+    shards = make_shards(tmp_path / "tars", 3, 64)
+    options = {"shards": shards, "cache": tmp_path / "a.cache", "views": 1, "encoding": encoding, "keep": keep}
+    run_extraction(extraction_options(**options))
+    for name in ("train-0001.v00", "train-0002.v00"):
+        (tmp_path / "a.cache" / "commits" / f"{name}.json").rename(tmp_path / f"{name}.json")
+    cache = Cache(tmp_path / "a.cache")
+    forecast = finished_bytes(cache, take_inventory(cache))
+    for name in ("train-0001.v00", "train-0002.v00"):
+        (tmp_path / f"{name}.json").rename(tmp_path / "a.cache" / "commits" / f"{name}.json")
+    assert forecast == pytest.approx(committed_bytes(tmp_path / "a.cache"), rel=0.02)
+    assert take_inventory(Cache(tmp_path / "a.cache")).stored.total() == committed_bytes(tmp_path / "a.cache")
+
+
+def test_without_a_unit_there_is_no_forecast(cache_copy):
+    for commit in (cache_copy / "commits").iterdir():
+        commit.unlink()
+    cache = Cache(cache_copy)
+    with pytest.raises(CacheError, match=r"has no finished unit to judge by: extract-teacher --dry-run forecasts its size"):
+        finished_bytes(cache, take_inventory(cache))
+
+
+def test_what_is_read_of_a_view_is_what_its_rows_take(small_cache_path):
+    cache = Cache(small_cache_path)
+    commit = next(cache.commits())
+    names = ["features/block_04", "stats", "index", "attention"]
+    assert read_bytes(cache.schema, [4], attention=True) * 64 == sum(rows.nbytes for rows in cache.read_block(commit, 0, names).values())
+    assert read_bytes(cache.schema, [4], attention=True) - read_bytes(cache.schema, [4], attention=False) == 16 * 4
+
+
+def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
+    schema = Cache(small_cache_path).schema
+    found = {(one.encoding, one.keep): one.target_bytes for one in alternatives(schema)}
+    assert len(found) == 6
+    shards = make_shards(tmp_path / "tars", 1, 64)
+    cache = Cache(small_cache(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
+    arrays = cache.read_block(next(cache.commits()), 0, [name for name, spec in cache._specs.items() if spec.by_rows])
+    assert found["int4", 0.3] * 64 == np.sum([rows.nbytes for rows in arrays.values()])
