@@ -20,6 +20,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each flushed to the disk in the one that holds it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_to_disk(path.parent)
+
+
 def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write a file under a temporary name, in `scratch` or beside it, flush it and rename it into place."""
     temporary = _write_temporary(path, data, scratch)
@@ -41,7 +49,7 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
 
 
 def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"  # process numbers repeat from host to host
     try:
         with temporary.open("xb") as file:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StorageError
-from pipeline.storage.files import create_file_exclusively, flush_to_disk, locked, locked_if_free, replace_file
+from pipeline.storage.files import create_file_exclusively, flush_to_disk, locked, locked_if_free, make_folder, replace_file
 
 _HOST = platform.node()
 _LOCKS = "logs/locks"
@@ -79,7 +79,7 @@ class LocalFolder:
     def take(self, source: Path, key: str) -> None:
         """Move a flushed file of the same file system into place."""
         target = self.path / key
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         source.replace(target)
         flush_to_disk(target.parent)
 
