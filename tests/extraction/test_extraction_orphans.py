@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -24,6 +26,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 def test_workers_end_with_a_killed_owner(small_cache_path, tmp_path):
     script = tmp_path / "owner.py"
     script.write_text(OWNER)

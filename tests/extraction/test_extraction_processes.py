@@ -47,6 +47,7 @@ def test_nothing_is_left_beside_the_caches(caches):
     assert sorted(path.name for path in caches[0].iterdir()) == ["alone.cache", "four.cache", "killed.cache", "tars"]
 
 
+@pytest.mark.faults
 def test_torchrun_makes_the_same_bytes(finished, shards, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.extract_teacher"]
     asked = {"--cache": tmp_path / "a.cache", "--teacher": TEACHER, "--views": "2", "--levels": "3", "--image-size": "64"}

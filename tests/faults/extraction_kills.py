@@ -28,11 +28,11 @@ _MOMENTS = {
 
 
 def kill_extractions(plan):
-    """Kill at every change of a file, and at random moments."""
+    """Kill at every change of a file while a cache is made, at every third or fourth while it grows, and at random moments."""
     bench = Extractions(plan.folder)
     with closing(Reader(bench.reference(EXTENDED), plan.folder / "reader.log")) as reader:
         yield _sweep(plan, bench, reader, FIRST, plan.times(None, 4))
-        yield _sweep(plan, bench, reader, EXTENDED, plan.times(None, 4))
+        yield _sweep(plan, bench, reader, EXTENDED, plan.times(200, 4))
         for processes in (1, 2, 3):
             yield _at_random(plan, bench, reader, processes, plan.times(12, 1))
         if not plan.short:
