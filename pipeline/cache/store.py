@@ -24,6 +24,7 @@ from pipeline.storage.local import LocalFolder
 
 GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
+_DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}  # gone, another kind of thing, a bad sector
 _INDEX_BYTES_PER_CHUNK = 16
 _CRC_BYTES = 4
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
@@ -109,10 +110,17 @@ def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Arr
 
 
 def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageError:
-    """Return the error for a part of a cache that cannot be read: damaged or gone, with its cure, or behind a server that fails."""
-    if isinstance(error, OSError) and error.errno != errno.ENOENT and is_url(str(error.filename)):
-        return StorageError(f"{what} cannot be read, {error.filename}: {error.strerror}")
+    """Return the error for a part of a cache that cannot be read: CacheError with its cure if it is damaged or gone.
+
+    StorageError if it may be sound: behind a server that fails, without the right to read, too many open files.
+    """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    if isinstance(error, OSError) and is_url(str(error.filename)) and error.errno != errno.ENOENT:
+        return StorageError(f"{what} cannot be read, {error.filename}: {reason}")
+    if isinstance(error, OSError) and error.errno not in _DAMAGED_FILE:
+        return StorageError(
+            f"{what} cannot be read ({reason}): what is stored may be sound; mend access to {error.filename!r} and run again"
+        )
     return CacheError(f"{what} cannot be read ({reason}): {cure}")
 
 

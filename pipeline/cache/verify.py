@@ -89,7 +89,7 @@ def _is_calibrated(cache: Cache) -> bool:
     """Compare the bytes of both arrays and their checksums: what their zarr.json says does not matter here."""
     try:
         files = [cache.folder.read(key) for key in _CALIBRATION]
-    except OSError:
+    except FileNotFoundError:
         return False
     digest = hashlib.sha256(b"".join(data[:-4] for data in files)).hexdigest()
     whole = all(google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little") for data in files)
@@ -101,7 +101,7 @@ def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
     try:
         data = cache.folder.read(key)
         return data == expected or data == _extended(expected, json.loads(data)["shape"][0], cache.schema.unit_rows)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
         return False
 
 

@@ -7,10 +7,10 @@ import google_crc32c
 
 from pipeline.cache.commit import Commit, read_commit
 from pipeline.cache.reader import Cache
-from pipeline.cache.store import Values
+from pipeline.cache.store import Values, unreadable
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import Finding, as_ranges
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
 from pipeline.storage.ranges import read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
@@ -36,6 +36,9 @@ def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
             for piece in read_pieces(cache.folder, key):
                 digest.update(piece)
         except OSError as error:
+            found = unreadable(key, error, "")
+            if isinstance(found, StorageError):  # no word on what is stored
+                raise found from None
             yield f"{key} cannot be read ({error.strerror})"
             continue
         if digest.hexdigest() != record.sha256:

@@ -1,8 +1,10 @@
 """Full verification names unit, array and rows of every wrong byte; quick verification does not see what has the right size."""
 
+import errno
 import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import publish_unit
+from pipeline.errors import StorageError
 from pipeline.views.tars import ViewTarWriter
 
 ROWS = 66
@@ -234,3 +237,19 @@ def test_nothing_is_changed_by_looking(damaged):
     shutil.rmtree(damaged / "logs")
     assert full(damaged) == []
     assert {file: file.stat().st_mtime_ns for file in damaged.rglob("*") if file != damaged}.items() <= before.items()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_what_may_be_sound_is_no_finding(original, monkeypatch, number):
+    cache, opened = Cache(original[0]), Path.open
+
+    def refused(path, *arguments, **options):
+        if "c" in path.parts:
+            raise OSError(number, "refused", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(
+        StorageError, match=r"cannot be read \(refused\): what is stored may be sound; mend access to '.*/c/0/.*' and run again"
+    ):
+        verify_unit(cache, cache.units[0])
