@@ -27,6 +27,7 @@ from pipeline.stream.samples import StreamSpec
 from pipeline.student.masking import MaskConfig
 from pipeline.views.shards import resolve_shards
 from stages.extract_teacher import extract_teacher
+from stages.inspect_cache import app as inspect_app
 from stages.train_student import train_student
 
 TESTS = Path(__file__).parents[1]
@@ -239,3 +240,27 @@ def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tar
     assert extract(shards, copied)[0].units == 0
     assert server.counts()["PUT"] == 1  # the record in logs/
     assert not any("logs/claims" in path for _, path in server.log)
+
+
+def test_verification_finds_damage_and_repair_with_the_same_extraction_heals_it(server, copied, tars, local):
+    def verified(*options):
+        result = CliRunner().invoke(inspect_app, ["verify", "--cache", copied, "--full", "--workers", "2", *options])
+        return result.exit_code, result.output
+
+    assert verified()[0] == 0
+    folder = open_folder(copied)
+    key = "targets.zarr/features/block_03/c/2/0/0"
+    folder.replace(key, folder.read(key)[:-5000] + bytes(5000))
+    folder.remove("views/train-0000.v01.tar")
+    code, output = verified()
+    assert code == 1
+    assert "unit 1 (train-0000.tar, view 1): views/train-0000.v01.tar is missing" in output
+    assert f"unit 2 (train-0001.tar, view 0), {key} does not match its SHA-256" in output
+    server.fail("403", method="GET", key="features/block_04/c")
+    code, output = verified("--repair")
+    assert (code, "access is denied" in output) == (1, True)
+    server.heal()
+    assert len(list(Cache(copied).commits())) == 5  # the sound units, which could not be read, are still there
+    assert verified("--repair")[0] == 0
+    assert extract(resolve_shards(tars), copied)[0].units == 2
+    assert contents(copied) == contents(local / "a.cache")
