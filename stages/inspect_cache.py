@@ -211,7 +211,7 @@ def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "
 def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:
     from pipeline.cache.commit import committed
 
-    if any(finding.unit or finding.dropped for finding in findings):
+    if any(finding.unit for finding in findings):
         return f"cache {address!r}: what was damaged is dropped; the same extract-teacher command makes it anew"
     if findings:
         return f"cache {address!r}: its metadata is written anew, and nothing had to be dropped"

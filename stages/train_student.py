@@ -56,12 +56,13 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
     from pipeline.cache.reader import Cache
     from pipeline.stream.classes import is_sorted_by_class
     from pipeline.training.export import STUDENT_FILE
-    from pipeline.training.job import build_job, finish, prepare_folder, run_job
+    from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
     from pipeline.training.summary import write_report
 
-    units = read_run(run).get("units") if resume else None
-    job = build_job(config, Cache(address), run, ranks, device, units)
+    cache = Cache(address)
+    units = read_run(run).get("units") if resume else pinned_units(cache, config, ranks)
+    job = build_job(config, cache, run, ranks, device, units)
     if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order.units):
         typer.echo(
             f"warning: neighbours in cache {address!r} are of one class, and a batch comes from data.window_blocks="

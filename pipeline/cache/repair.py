@@ -5,20 +5,24 @@ from collections.abc import Sequence
 from pipeline.cache import store
 from pipeline.cache.commit import commit_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
+from pipeline.cache.schema import SCHEMA_VERSION, array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, parse_units
 from pipeline.cache.verify import Finding
+from pipeline.cache.verify_content import is_damaged
+from pipeline.errors import CacheError
 
 
 def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
-    """Drop or rewrite what the findings name; return what was done, one line each."""
+    """Drop or rewrite what the findings name; return what was done, one line each. Raises CacheError for a cache of a newer version.
+
+    A unit is verified once more before it is dropped: a disk or server may have been away, or someone may have made the unit anew.
+    """
+    if cache.schema.version != SCHEMA_VERSION:
+        raise CacheError(f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version")
     units = {finding.unit.unit: finding.unit for finding in findings if finding.unit}
-    with cache.folder.moving():
-        dropped = [_drop(cache, unit) for unit in units.values()]
+    lines = [_drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {_name(unit)}" for unit in units.values()]
     _write_metadata(cache, written := sorted({finding.metadata for finding in findings if finding.metadata}))
-    for key in (removed := sorted({finding.dropped for finding in findings if finding.dropped})):
-        cache.folder.remove(key)
-    return [*dropped, *(f"written anew: {key}" for key in written), *(f"removed: {key}" for key in removed)]
+    return [*lines, *(f"written anew: {key}" for key in written)]
 
 
 def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
@@ -36,9 +40,18 @@ def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
 
 def _drop(cache: Cache, unit: Unit) -> str:
     """Remove a unit's commit, with which it ceases to exist, and then its files."""
-    cache.folder.remove(commit_key(unit))
+    with cache.folder.moving():
+        cache.folder.remove(commit_key(unit))
+        _remove_files(cache, unit)
+    return f"dropped: {_name(unit)}"
+
+
+def _remove_files(cache: Cache, unit: Unit) -> None:
     for spec in array_specs(cache.schema).values():
         if spec.by_rows:
             cache.folder.remove(f"{store.GROUP}/{store.shard_key(spec, unit.unit)}")
     cache.folder.remove(f"views/{unit.stem}.tar")
-    return f"dropped: unit {unit.unit} ({unit.source}, view {unit.view})"
+
+
+def _name(unit: Unit) -> str:
+    return f"unit {unit.unit} ({unit.source}, view {unit.view})"

@@ -19,6 +19,8 @@ GROUP_CHANNELS: Final = 64
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
+_MOST_PATCHES = 2**16
+
 Encoding = Literal["int8", "int4", "float16"]
 
 
@@ -99,6 +101,8 @@ class CacheSchema(Section):
 
     @model_validator(mode="after")
     def _ranked_if_and_only_if_some_are_left_out(self) -> "CacheSchema":
+        if self.patches > _MOST_PATCHES:
+            raise ValueError(f"{self.patches} patches of a view are more than the {_MOST_PATCHES} that `tokens` can number")
         if not 1 <= self.stored_patches <= self.patches:
             raise ValueError(f"keep {self.keep} is not a share of {self.patches} patches that leaves at least one")
         if (self.stored_patches < self.patches) != (self.keep < 1) or (self.keep_rank is None) != (self.keep == 1):

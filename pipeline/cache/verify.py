@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.cache import store
 from pipeline.cache.commit import COMMITS, Commit, committed, read_commit
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
+from pipeline.cache.schema import SCHEMA_VERSION, array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.errors import CacheError
 
@@ -29,18 +29,17 @@ Committed = dict[int, tuple[int, int]]  # unit to its rows and the bytes of its 
 class Finding:
     """Something that is not as it should be, and what repairs it.
 
-    `unit` is to be dropped, `metadata` is a zarr.json to be written anew, `dropped` a file to be removed; without any, `text` says more.
+    `unit` is to be dropped, `metadata` is a zarr.json to be written anew; without either, `text` says what to do.
     """
 
     text: str
     unit: Unit | None = None
     metadata: str | None = None
-    dropped: str | None = None
 
     @property
     def curable(self) -> bool:
         """Whether `repair` can do something about it."""
-        return bool(self.unit or self.metadata or self.dropped)
+        return bool(self.unit or self.metadata)
 
 
 def verify_quickly(cache: Cache) -> Iterator[Finding]:
@@ -80,12 +79,11 @@ def _verify_metadata(cache: Cache) -> Iterator[Finding]:
     for key, content in store.metadata_files(cache.folder, cache.schema, len(cache.units)).items():
         if not _is_metadata(cache, key, content):
             yield Finding(f"{key} is not what the schema says", metadata=key)
-    if not _is_calibrated(cache):
-        # A missing mean reads as zeros, which may be right; a missing deviation never is, and the extraction makes both again
-        yield Finding("the calibration does not match its digest", dropped=_CALIBRATION[1])
+    if not is_calibrated(cache):
+        yield Finding("the calibration does not match its digest: the same extract-teacher command makes it again; else restore it")
 
 
-def _is_calibrated(cache: Cache) -> bool:
+def is_calibrated(cache: Cache) -> bool:
     """Compare the bytes of both arrays and their checksums: what their zarr.json says does not matter here."""
     try:
         files = [cache.folder.read(key) for key in _CALIBRATION]
@@ -126,7 +124,7 @@ def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
             yield Finding(str(error).rpartition(": ")[0], unit=unit)
             continue
         tar = f"views/{unit.stem}.tar"
-        if _fits(cache, commit, tar):
+        if fits(cache, commit, tar):
             found[unit.unit] = (commit.rows, commit.files[tar].size)
         else:
             yield Finding(f"{commit.name}: the commit names other files, sizes or blocks than the schema", unit=unit)
@@ -139,7 +137,7 @@ def _unowned(cache: Cache) -> list[str]:
     return [name for name in names if name not in stems]
 
 
-def _fits(cache: Cache, commit: Commit, tar: str) -> bool:
+def fits(cache: Cache, commit: Commit, tar: str) -> bool:
     """Tell whether a commit names the files, sizes and blocks that the schema asks for."""
     schema, rows = cache.schema, commit.rows
     specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
@@ -147,7 +145,10 @@ def _fits(cache: Cache, commit: Commit, tar: str) -> bool:
     sizes = {key: record.size for key, record in commit.files.items() if key != tar}
     counts = {name: len(blocks) for name, blocks in commit.blocks.items()}
     blocks = dict.fromkeys((spec.name for spec in specs), -(-rows // schema.block_rows))
-    return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
+    if schema.version == SCHEMA_VERSION:
+        return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
+    newer = shards.items() <= sizes.items() and blocks.items() <= counts.items()  # a newer minor version may add arrays
+    return 1 <= rows <= schema.unit_rows and tar in commit.files and newer
 
 
 def _verify_sizes(cache: Cache, folder: str, keys: dict[int, str], expected: dict[int, int]) -> Iterator[Finding]:

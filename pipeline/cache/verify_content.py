@@ -7,9 +7,10 @@ import google_crc32c
 
 from pipeline.cache.commit import Commit, read_commit
 from pipeline.cache.reader import Cache
+from pipeline.cache.schema import array_specs
 from pipeline.cache.store import Values, unreadable
 from pipeline.cache.units import Unit
-from pipeline.cache.verify import Finding, as_ranges
+from pipeline.cache.verify import Finding, as_ranges, fits
 from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
 from pipeline.storage.ranges import read_pieces
@@ -27,6 +28,17 @@ def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
         return [Finding(str(error).rpartition(": ")[0], unit=unit)]
     problems = [*_verify_files(cache, commit), *_verify_blocks(cache, commit), *_verify_samples(cache, commit)]
     return [Finding(f"{commit.name}, {problem}", unit=unit) for problem in problems]
+
+
+def is_damaged(cache: Cache, unit: Unit) -> bool:
+    """Tell whether a unit is committed and not what its commit or the schema says, from all of its bytes."""
+    try:
+        commit = read_commit(cache.folder, unit, cache.digest)
+    except FileNotFoundError:
+        return False
+    except CacheError:
+        return True
+    return not fits(cache, commit, f"views/{unit.stem}.tar") or bool(verify_unit(cache, unit))
 
 
 def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
@@ -47,7 +59,7 @@ def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
 
 def _verify_blocks(cache: Cache, commit: Commit) -> Iterator[str]:
     size = cache.schema.block_rows
-    for name in commit.blocks:
+    for name in [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]:
         wrong = [block for block in range(-(-commit.rows // size)) if not _is_sound(cache, commit, block, name)]
         if wrong:
             yield f"array {name!r}, {as_ranges(wrong, size, commit.rows)}: not what was committed"

@@ -1,5 +1,6 @@
 """The extraction loop of one process: walks the tars, makes the missing units, and keeps count."""
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,13 @@ from pipeline.extraction.timing import Timing
 from pipeline.extraction.unit_builder import UnitBuilder
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
+from pipeline.storage.tars import tar_size
 from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard
 from pipeline.views.source import read_samples
 
 _LEAST_BAD_ALLOWED = 3
+_SECONDS_BETWEEN_COUNTS = 5.0
 
 
 @dataclass
@@ -64,19 +67,21 @@ class Extractor:
     def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
         finished = {unit.unit for unit in committed(self.folder, units)}  # to claim a tar and look again takes several round trips
-        missing = [unit for unit in units if unit.unit not in finished]
+        missing: dict[str, list[Unit]] = {}
+        for unit in units:
+            if unit.unit not in finished:
+                missing.setdefault(unit.source, []).append(unit)
         with self.folder.scratch() as scratch, ThreadPoolExecutor(1) as writer:
-            writing: deque[Future[None]] = deque()
-            for shard in shards:
-                wanted = [unit for unit in missing if unit.source == shard.name]
-                if not wanted:
-                    continue
-                made = self._make(shard, wanted, scratch)
+            writing, counted = deque[Future[None]](), 0.0
+            for shard in (shard for shard in shards if shard.name in missing):
+                made = self._make(shard, missing[shard.name], scratch)
                 if made:
                     writing.append(writer.submit(self._publish, made))
                 while len(writing) > 1:
                     writing.popleft().result()
-                progress.update(count_committed(self.folder, units), self._rate())
+                if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:  # one listing of all commits
+                    progress.update(count_committed(self.folder, units), self._rate())
+                    counted = time.monotonic()
             if writing:
                 writing.popleft().result()
         progress.update(count_committed(self.folder, units), self._rate())
@@ -106,6 +111,8 @@ class Extractor:
                     builder.add(samples, self.encoder)
             made.pictures += len(samples)
         self._refuse_bad(shard, made)
+        if tar_size(shard.address) != shard.size:
+            raise SourceError(f"tar {shard.name!r} was replaced while it was read: run the same command again")
         made.held = held.pop_all()
         return made
 

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.cache.reader import Cache
+from pipeline.cache.commit import committed
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.store import shard_bytes
+from pipeline.cache.units import UNITS_FILE, read_units
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import first_samples, whole_samples
 from pipeline.extraction.decoding import Decoder, SampleViews
 from pipeline.extraction.options import ExtractionOptions
+from pipeline.storage.address import is_url, open_folder
 from pipeline.views.shards import Shard
 
 _SAMPLED_TARS = 4
 SAMPLED_PICTURES = 64
+_SURE = 0.8  # of a forecast that goes by the bytes of a few tars
 _TAR_BLOCK = 512
 _TAR_RECORD = 20 * _TAR_BLOCK
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
@@ -53,19 +56,25 @@ def forecast_sizes(
     )
 
 
-def refuse_full_disk(options: ExtractionOptions, cache: Cache, decoder: Decoder, missing: int) -> None:
-    """Raise StorageError if the units that are missing will not fit onto the disk; one tar is counted for that."""
-    free = cache.folder.free_bytes()
-    if free is None or not missing:
+def refuse_full_disk(options: ExtractionOptions, schema: CacheSchema, decoder: Decoder) -> None:
+    """Raise StorageError if what the options ask for and does not exist yet will surely not fit onto the disk; writes nothing.
+
+    Units that exist tell the size of others, else some tars are counted; those behind URLs are not fetched for that.
+    """
+    folder, shards = open_folder(options.cache), options.shards[: options.limit]
+    free, missing = folder.free_bytes(), len(shards) * options.views
+    if folder.exists(UNITS_FILE):
+        covered = {shard.name for shard in shards}
+        made = [one for one in committed(folder, read_units(folder)) if one.source in covered and one.view < options.views]
+        missing -= len(made)
+    if free is None or not missing or (local := [shard for shard in shards if not is_url(shard.address)]) != list(shards):
         return
-    shards = options.shards[: options.limit]
-    samples = list(first_samples(shards, options.maker, decoder, SAMPLED_PICTURES))
-    whole = forecast_sizes(cache.schema, shards, samples, options.views, sampled_tars=1).total_bytes
-    needed = whole * missing / (len(shards) * options.views)
-    if needed > free:
+    samples = list(first_samples(local, options.maker, decoder, SAMPLED_PICTURES))
+    needed = forecast_sizes(schema, local, samples, options.views).total_bytes * missing / (len(shards) * options.views)
+    if needed * _SURE > free:
         raise StorageError(
             f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has {free / 1e9:.3g} GB free: "
-            "make room, or extract less (--limit, --views, --keep 0.3, --encoding int4)"
+            "make room, or extract less (--limit, --views; in a new cache --keep 0.3, --encoding int4)"
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema
 from pipeline.cache.units import Unit
+from pipeline.cache.verify import is_calibrated
 from pipeline.cache.writer import create_cache, extend_cache, is_uncreated, restore_calibration
 from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
@@ -39,6 +40,9 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
 def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
     folder = open_folder(options.cache)
+    if not is_uncreated(folder):
+        refuse_other_configuration(options, teacher)
+    refuse_full_disk(options, build_schema(options, teacher), decoder)
     if is_uncreated(folder):
         _create(folder, options, teacher, decoder)
     refuse_other_configuration(options, teacher)
@@ -69,15 +73,13 @@ def _calibration(
 def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> Cache:
     """Open the cache and, if its calibration is damaged, make it again; raises CacheError if that comes out otherwise than it was."""
     cache = Cache(options.cache)
-    try:
-        cache.calibration()
-    except CacheError:
+    if not is_calibrated(cache):
         mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
         if calibration_digest(mean, std) != cache.schema.calibration.sha256:
             raise CacheError(
                 f"the calibration of cache {options.cache!r} is damaged, and the first pictures of these tars give another: "
                 "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction"
-            ) from None
+            )
         restore_calibration(cache.folder, cache.schema, mean, std)
         cache = Cache(options.cache)
     return cache
@@ -93,7 +95,6 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
-        refuse_full_disk(options, cache, decoder, missing=len(wanted) - count_committed(cache.folder, wanted))
         with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:

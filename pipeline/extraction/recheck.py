@@ -35,6 +35,18 @@ class LevelComparison:
     within: float
 
 
+@dataclass(frozen=True)
+class _BlockComparison:
+    """The same of a block's first rows, by level: means, least and largest (M,)."""
+
+    rows: int
+    cosine: Tensor
+    least_cosine: Tensor
+    error: Tensor
+    largest_error: Tensor
+    within: Tensor
+
+
 def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Teacher:
     """Load a cache's teacher, from `spec` if given; raises CacheError if its identity is not the cache's."""
     schema = cache.schema
@@ -59,18 +71,16 @@ def compare_with_teacher(cache: Cache, teacher: Teacher, device: torch.device, r
     mean, std = (torch.from_numpy(values) for values in cache.calibration())
     decoding = (mean, std, _tolerance(cache, device)[0])
     parts = [_compare_block(cache, teacher, device, decoding, *place) for place in _sampled_blocks(cache, rows)]
-    cosines, errors, within = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    return [
-        LevelComparison(
-            level=level,
-            mean_cosine=cosines[place].mean().item(),
-            least_cosine=cosines[place].min().item(),
-            mean_error=errors[place].mean().item(),
-            largest_error=errors[place].max().item(),
-            within=within[place].float().mean().item(),
-        )
-        for place, level in enumerate(cache.schema.levels)
-    ]
+    rows_of = torch.tensor([part.rows for part in parts], dtype=torch.float64)[:, None]
+
+    def mean_of(name: str) -> list[float]:
+        values: list[float] = ((torch.stack([getattr(part, name) for part in parts]) * rows_of).sum(0) / rows_of.sum()).tolist()
+        return values
+
+    least = torch.stack([part.least_cosine for part in parts]).amin(0).tolist()
+    largest = torch.stack([part.largest_error for part in parts]).amax(0).tolist()
+    columns = zip(cache.schema.levels, mean_of("cosine"), least, mean_of("error"), largest, mean_of("within"), strict=True)
+    return [LevelComparison(*column) for column in columns]
 
 
 def refuse_differences(cache: Cache, found: list[LevelComparison], device: torch.device) -> None:
@@ -105,8 +115,8 @@ def _sampled_blocks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
 
 def _compare_block(
     cache: Cache, teacher: Teacher, device: torch.device, decoding: tuple[Tensor, Tensor, float], unit: np.void, block: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return cosines (M, n) of tokens, absolute errors and whether they are within the bound (M, n) of values.
+) -> _BlockComparison:
+    """Compare the first rows of a block.
 
     `decoding` is channel mean and deviation (M, D), and what rounding may add to the bound.
     """
@@ -125,7 +135,14 @@ def _compare_block(
     errors = (stored - given).abs()
     within = errors <= error_bound(stored, stats, std, schema.encoding) + rounding
     cosines = F.cosine_similarity(stored, given, dim=-1)
-    return tuple(part.transpose(0, 1).flatten(1) for part in (cosines, errors, within))  # type: ignore[return-value]
+    return _BlockComparison(
+        rows=len(stored),
+        cosine=cosines.double().mean((0, 2)),
+        least_cosine=cosines.amin((0, 2)),
+        error=errors.double().mean((0, 2, 3)),
+        largest_error=errors.amax((0, 2, 3)),
+        within=within.double().mean((0, 2, 3)),
+    )
 
 
 def _stored_tokens(values: Tensor, patches: Tensor, has_cls: bool) -> Tensor:

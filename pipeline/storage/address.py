@@ -38,6 +38,8 @@ def check_url(url: str, accepted: tuple[str, ...]) -> None:
         raise ConfigError(f"address {url!r} is of no known kind{only}: give a path, or {' or '.join(f'{name}://...' for name in accepted)}")
     if not rest.partition("/")[0]:
         raise ConfigError(f"address {url!r} names no bucket: give {scheme}://BUCKET/PATH")
+    if scheme in STORE_SCHEMES and (odd := sorted(set(rest) & set("?#%"))):
+        raise ConfigError(f"address {url!r} has {' '.join(odd)} in it, which tools read differently: choose a name without")
     try:
         import obstore  # noqa: F401
     except ImportError:

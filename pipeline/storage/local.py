@@ -17,6 +17,7 @@ _HOST = platform.node()
 _LOCKS = "logs/locks"
 _SCRATCH = "logs/scratch"
 _SECONDS_OF_OTHERS = 86_400.0
+_SECONDS_OF_THREADS = 0.3
 
 
 class LocalFolder:
@@ -133,10 +134,16 @@ class LocalFolder:
                     _sweep(parent)
                 self._scratch = folder  # for the temporary names of replace and create, so that a sweep finds them
                 yield folder
+            except BaseException:
+                time.sleep(_SECONDS_OF_THREADS)  # zarr writes in a thread of its own, which an exception here does not stop
+                raise
             finally:
                 self._scratch = None
-                with locked(sweeping):
-                    shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    _remove(folder, sweeping)
+                except BaseException:  # a signal came in the midst of it
+                    _remove(folder, sweeping)
+                    raise
 
     def free_bytes(self) -> int:
         """Return the bytes free on the disk."""
@@ -144,11 +151,17 @@ class LocalFolder:
         return shutil.disk_usage(nearest).free
 
 
+def _remove(folder: Path, sweeping: Path) -> None:
+    with locked(sweeping):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sweep(parent: Path) -> None:
     """Remove the folders of processes that died: those of this host, and of others, whose locks may not be seen from here, after a day."""
     for folder in parent.iterdir():
-        if not folder.name.startswith(f"{_HOST}-") and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS:
-            continue
-        with locked_if_free(folder / "lock") as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # gone by now, or of another user
+            if folder.name.rsplit("-", 2)[0] != _HOST and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS:
+                continue
+            with locked_if_free(folder / "lock") as free:
+                if free:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -128,7 +128,7 @@ class ObjectFolder:
             name for name in files if name != f"{key}/{marker}" and name not in present
         ]  # an object is whole; it may have been extended
         with ThreadPoolExecutor(self.parallel_reads) as pool:
-            list(pool.map(self._upload, [files[name] for name in missing], missing))
+            list(pool.map(lambda name: self.create(name, files[name].read_bytes()), missing))
         return made
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:

@@ -3,6 +3,7 @@
 import signal
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
@@ -64,14 +65,19 @@ def run_worker(task: WorkerTask, connection: Connection) -> None:
     except _TrainerGoneError:
         pass
     except MaskAlignError as error:
-        connection.send(Failure(str(error), expected=True))
+        _report(connection, Failure(str(error), expected=True))
     except OSError as error:
         of_server = is_url(str(error.filename))
-        connection.send(Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
+        _report(connection, Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
     except Exception:
-        connection.send(Failure(traceback.format_exc(), expected=False))
+        _report(connection, Failure(traceback.format_exc(), expected=False))
     finally:
         memory.close()
+
+
+def _report(connection: Connection, failure: Failure) -> None:
+    with suppress(OSError):  # the trainer is gone
+        connection.send(failure)
 
 
 def _fill_slots(task: WorkerTask, memory: memoryview, connection: Connection) -> None:

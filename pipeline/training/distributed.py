@@ -33,6 +33,13 @@ class Ranks:
         votes = torch.tensor([float(flag)], device="cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
         return bool(self.mean(votes).item() > 0)
 
+    def of_main(self, values: list[int] | None) -> list[int] | None:
+        """Return what the main rank gives; all must ask together."""
+        boxed = [values]
+        if self.world_size > 1:
+            dist.broadcast_object_list(boxed, src=0)
+        return boxed[0]
+
     def wait(self) -> None:
         """Return once all ranks are here."""
         if self.world_size > 1:

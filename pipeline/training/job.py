@@ -86,6 +86,14 @@ class TrainingJob:
         self.ranks.wait()
 
 
+def pinned_units(cache: Cache, config: RunConfig, ranks: Ranks) -> list[int] | None:
+    """Return the units of a new run as the main rank finds them, since a cache may grow from one look to the next; None for one rank."""
+    if ranks.world_size == 1:
+        return None
+    own = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist() if ranks.is_main else None
+    return ranks.of_main(own)
+
+
 def build_job(
     config: RunConfig, cache: Cache, run: Path, ranks: Ranks, device: torch.device, units: Sequence[int] | None = None
 ) -> TrainingJob:

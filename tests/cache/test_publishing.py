@@ -142,8 +142,8 @@ def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
     path, _, _ = unfinished
-    dead = f"{platform.node()}-dead"
-    for name in (dead, f"{dead}-before-its-lock"):
+    dead = f"{platform.node()}-1-dead"
+    for name in (dead, f"{platform.node()}-2-lockless"):
         (path / "logs" / "scratch" / name).mkdir(parents=True)
     (path / "logs" / "scratch" / dead / "lock").touch()
     with open_folder(path).scratch() as one:

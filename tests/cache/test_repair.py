@@ -137,7 +137,7 @@ def test_damage_of_all_sorts_at_once(extracted, damaged):
     (damaged / STD).unlink()
     key = "targets.zarr/features/block_02/zarr.json"
     (damaged / key).unlink()
-    assert mended(damaged) == [f"written anew: {key}", f"removed: {STD}", UNIT_1]
+    assert mended(damaged) == [f"written anew: {key}", UNIT_1]
     assert count_unfinished(Cache(damaged)) == 0
     assert extract_again(extracted, damaged) == 1
     assert files_of(damaged) == files_of(extracted.path)
@@ -152,7 +152,7 @@ def test_a_damaged_calibration_is_made_again(extracted, damaged, name, place):
         file.unlink()
     else:
         flip(file, place)
-    assert mended(damaged) == [f"removed: {STD}"]
+    assert mended(damaged) == []  # the extraction alone can make it again
     assert extract_again(extracted, damaged) == 0
     assert files_of(damaged) == files_of(extracted.path)
     assert {file.name for file, stamp in stamps(damaged).items() if before[file] != stamp} == {"0"}

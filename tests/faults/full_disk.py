@@ -4,9 +4,9 @@ import json
 import sys
 
 from faults.extractions import WHOLE, Extractions, fresh
-from faults.processes import StuckError, run_forked
+from faults.processes import Child, StuckError, run_forked, wait_until
 from faults.reading import read_everything, wrong_values
-from faults.small_disk import enlarge_disk, enter_private_mounts, may_mount, mount_disk, refuse_changes
+from faults.small_disk import enlarge_disk, enter_private_mounts, may_mount, mount_disk, refuse_changes, shrink_disk
 from faults.table import Row
 from pipeline.errors import CacheError
 from stages.extract_teacher import main
@@ -55,8 +55,11 @@ def _overflow(plan, bench, trial, share):
     by_files = trial % 3 == 2
     used = [path.stat().st_size for path in bench.reference(WHOLE).rglob("*")]
     space, files = (max(least, int(most * share)) for least, most in ((_PAGE, sum(map(_on_disk, used))), (3, len(used))))
-    mount_disk(cache.parent, *((_AMPLE, files) if by_files else (space, 10_000)))
-    code, output = _commanded(plan, bench, cache, trial)
+    mount_disk(cache.parent, _AMPLE, 10_000)  # large enough when the extraction looks; then someone else takes the space
+    child = Child(_command, bench, cache, None, log=plan.folder / f"command_{trial}.log")
+    wait_until((cache / "logs").exists, 60, 0.001)
+    shrink_disk(cache.parent, *((_AMPLE, files) if by_files else (space, 10_000)))
+    code, output = _ended(child)
     failures = _judge(plan, bench, cache, trial, code, output)
     enlarge_disk(cache.parent)
     failures += _finish(plan, bench, cache, trial)
@@ -83,6 +86,13 @@ def _commanded(plan, bench, cache, trial, refused_from=None):
     log = plan.folder / f"command_{trial}.log"
     try:
         return run_forked(_command, bench, cache, refused_from, log=log)
+    except StuckError as error:
+        return "none", str(error)
+
+
+def _ended(child):
+    try:
+        return child.wait(120), child.output()
     except StuckError as error:
         return "none", str(error)
 
