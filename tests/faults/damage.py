@@ -44,7 +44,7 @@ def damage_caches(plan):
     small_cache_made, output = run_forked(small_cache, plan.folder, 2, _PICTURES, log=plan.folder / "made.log")
     assert small_cache_made == 0, output
     log = plan.folder / "damage.log"
-    code, output = run_forked(_report, plan, plan.folder / "small.cache", plan.times(1000, 60), log=log, seconds=1200)
+    code, output = run_forked(_report, plan, plan.folder / "small.cache", plan.times(1040, 60), log=log, seconds=1200)
     if code:
         yield Row("bytes damaged", "places", 0, Counter(), [f"exit code {code}: {output[-2000:]}"])
         return
