@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from pipeline.cache.digests import seal_of, sealed
-from pipeline.cache.units import Unit
+from pipeline.cache.units import Unit, unit_name
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.storage.folder import Folder
@@ -41,7 +41,7 @@ class CommitHead(Section):
     @property
     def name(self) -> str:
         """How messages name the unit."""
-        return f"unit {self.unit} ({self.source}, view {self.view})"
+        return unit_name(self.unit, self.source, self.view)
 
 
 class Commit(CommitHead):

@@ -20,7 +20,7 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     if cache.schema.version != SCHEMA_VERSION:
         raise CacheError(f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version")
     units = {finding.unit.unit: finding.unit for finding in findings if finding.unit}
-    lines = [_drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {_name(unit)}" for unit in units.values()]
+    lines = [_drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {unit.name}" for unit in units.values()]
     _write_metadata(cache, written := sorted({finding.metadata for finding in findings if finding.metadata}))
     return [*lines, *(f"written anew: {key}" for key in written)]
 
@@ -43,7 +43,7 @@ def _drop(cache: Cache, unit: Unit) -> str:
     with cache.folder.moving():
         cache.folder.remove(commit_key(unit))
         _remove_files(cache, unit)
-    return f"dropped: {_name(unit)}"
+    return f"dropped: {unit.name}"
 
 
 def _remove_files(cache: Cache, unit: Unit) -> None:
@@ -51,7 +51,3 @@ def _remove_files(cache: Cache, unit: Unit) -> None:
         if spec.by_rows:
             cache.folder.remove(f"{store.GROUP}/{store.shard_key(spec, unit.unit)}")
     cache.folder.remove(f"views/{unit.stem}.tar")
-
-
-def _name(unit: Unit) -> str:
-    return f"unit {unit.unit} ({unit.source}, view {unit.view})"

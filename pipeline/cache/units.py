@@ -15,6 +15,11 @@ UNITS_FILE = "units.json"
 Source = tuple[str, int]  # name and bytes of a source tar
 
 
+def unit_name(unit: int, source: str, view: int) -> str:
+    """Return how messages name a unit."""
+    return f"unit {unit} ({source}, view {view})"
+
+
 class Unit(Section):
     """One source tar x one view, owner of rows [first_row, first_row + rows per unit) and of the files named by `stem`."""
 
@@ -23,6 +28,11 @@ class Unit(Section):
     source_bytes: int
     view: int
     first_row: int
+
+    @property
+    def name(self) -> str:
+        """How messages name the unit."""
+        return unit_name(self.unit, self.source, self.view)
 
     @property
     def stem(self) -> str:

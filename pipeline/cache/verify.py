@@ -157,7 +157,7 @@ def _verify_sizes(cache: Cache, folder: str, keys: dict[int, str], expected: dic
         if sizes.get(key) != expected[unit]:
             state = f"has {sizes[key]} bytes, not {expected[unit]}" if key in sizes else "is missing"
             owner = cache.units[unit]
-            yield Finding(f"unit {unit} ({owner.source}, view {owner.view}): {key} {state}", unit=owner)
+            yield Finding(f"{owner.name}: {key} {state}", unit=owner)
 
 
 def as_ranges(blocks: Iterable[int], block_rows: int, rows: int) -> str:

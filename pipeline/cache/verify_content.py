@@ -15,7 +15,7 @@ from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
 from pipeline.storage.ranges import read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
-from pipeline.views.tars import END_MARKER, TAR_RECORD, parse_samples
+from pipeline.views.tars import parse_samples, tar_bytes
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
@@ -89,7 +89,7 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     if wrong:
         yield f"view tar, {as_ranges(wrong, 1, commit.rows)}: the sample is not the one of the index"
     record = commit.files[f"views/{cache.units[commit.unit].stem}.tar"]
-    if end is not None and record.size != -(-(end + len(END_MARKER)) // TAR_RECORD) * TAR_RECORD:
+    if end is not None and record.size != tar_bytes(end):
         yield "view tar: it does not end after its last sample"
 
 

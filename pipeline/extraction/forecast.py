@@ -13,12 +13,12 @@ from pipeline.extraction.decoding import Decoder, SampleViews
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import is_url, open_folder
 from pipeline.views.shards import Shard
+from pipeline.views.tars import tar_bytes
 
 _SAMPLED_TARS = 4
 SAMPLED_PICTURES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
 _TAR_BLOCK = 512
-_TAR_RECORD = 20 * _TAR_BLOCK
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
 _COMMIT_BYTES_A_BLOCK = 12  # the checksum of one array's block
 _METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
@@ -45,7 +45,7 @@ def forecast_sizes(
     rows, scale = _count_pictures(shards, sampled_tars)
     crop_bytes = sum(map(_sample_bytes, samples)) / sum(len(sample.crops) for sample in samples)
     target_bytes = sum(_target_bytes(schema, count) for count in rows)
-    other_bytes = sum(_tar_bytes(count * crop_bytes) + _commit_bytes(schema, count) for count in rows)
+    other_bytes = sum(tar_bytes(round(count * crop_bytes)) + _commit_bytes(schema, count) for count in rows)
     return SizeForecast(
         pictures=sum(rows) * scale,
         rows=max(rows),
@@ -93,10 +93,6 @@ def _sample_bytes(sample: SampleViews) -> int:
 
 def _target_bytes(schema: CacheSchema, rows: int) -> int:
     return sum(shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows)
-
-
-def _tar_bytes(samples: float) -> int:
-    return _padded(round(samples) + 2 * _TAR_BLOCK, _TAR_RECORD)
 
 
 def _commit_bytes(schema: CacheSchema, rows: int) -> int:

@@ -40,12 +40,13 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
 def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
     folder = open_folder(options.cache)
-    if not is_uncreated(folder):
+    exists = not is_uncreated(folder)
+    if exists:
         refuse_other_configuration(options, teacher)
     refuse_full_disk(options, build_schema(options, teacher), decoder)
-    if is_uncreated(folder):
+    if not exists:
         _create(folder, options, teacher, decoder)
-    refuse_other_configuration(options, teacher)
+        refuse_other_configuration(options, teacher)  # another process may have been first
     cache = _with_calibration(options, teacher, decoder)
     present = {(shard.name, shard.size) for shard in options.shards}
     with folder.scratch():

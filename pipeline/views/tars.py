@@ -14,8 +14,8 @@ from webdataset.writer import TarWriter
 
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
-END_MARKER = bytes(1024)
-TAR_RECORD = 10_240
+_END_MARKER = bytes(1024)
+_TAR_RECORD = 10_240
 
 
 class ViewTarWriter:
@@ -52,12 +52,17 @@ class ViewTarWriter:
         return int(google_crc32c.value(self._file.read(length)))
 
 
+def tar_bytes(samples: int) -> int:
+    """Return the size of a view tar whose samples take so many bytes: with the end marker, filled up to whole records."""
+    return -(-(samples + len(_END_MARKER)) // _TAR_RECORD) * _TAR_RECORD
+
+
 def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`; `name` is for errors.
 
     Raises ValueError if the range does not hold whole samples.
     """
-    source = [{"url": name, "stream": io.BytesIO(data + END_MARKER)}]
+    source = [{"url": name, "stream": io.BytesIO(data + _END_MARKER)}]
     try:
         yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)
     except tarfile.TarError as error:  # which is neither an OSError nor a ValueError

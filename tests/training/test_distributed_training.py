@@ -84,6 +84,10 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(fol
     assert 6 <= steps.pop() < 2000
 
 
+def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
+    assert [torch.load(folder / f"units-{rank}.pt") for rank in (0, 1)] == [[0, 1, 2], [0, 1, 2]]
+
+
 def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     run = folder / "run"
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]

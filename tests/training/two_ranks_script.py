@@ -1,6 +1,7 @@
 """Run by torchrun: python two_ranks_script.py FOLDER CACHE. What two ranks compute, for a test to compare with one process."""
 
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.encoding import TargetDecoder
+from pipeline.cache.reader import Cache
 from pipeline.stream.batches import Batch
 from pipeline.training.distributed import Ranks, joined_ranks
-from pipeline.training.job import prepare_folder, run_job
+from pipeline.training.job import pinned_units, prepare_folder, run_job
 from pipeline.training.optimiser import build_schedule
 from pipeline.training.step import CachedTargets, TrainingStep
 from pipeline.training.trainer import Trainer
@@ -65,6 +67,15 @@ def stopped_on_one_rank(cache, run, ranks):
     return run_job(job, 0)
 
 
+def units_while_growing(cache, folder, ranks):
+    """The units that this rank is to take of a cache that has one fewer when the main rank looks."""
+    config = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks).config
+    if ranks.is_main:
+        cache = shutil.copytree(cache, folder / "earlier.cache")
+        max((cache / "commits").iterdir()).unlink()
+    return pinned_units(Cache(cache), config, ranks)
+
+
 def meet_elsewhere(ranks):
     """Let the next process group of these processes meet at a port of its own: torchrun's store serves only one."""
     with socket.socket() as free:
@@ -88,6 +99,7 @@ def main(folder, cache):
         run_job(job, 0)
         torch.save(job.student.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
+        torch.save(units_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
         meet_elsewhere(ranks)
     train_student(cache, folder / "run", assignments=list(TINY), device="cpu")
 
