@@ -29,6 +29,7 @@ from pipeline.workers import worker_context
 _SAMPLES_PER_JOB = 8
 _JOBS_AHEAD = 3  # per worker
 _PATIENCE = 900.0  # seconds for a job, which takes milliseconds
+_SECONDS_BETWEEN_KNOCKS = 2.0
 
 Item = TypeVar("Item")
 
@@ -82,9 +83,6 @@ class Decoder:
         self._workers, self._patience = workers, patience
         self._owner, self._lifeline = worker_context().Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(workers, worker_context(), _begin_worker, (self._owner,)) if workers else None
-        if self._pool:  # all start now: the pool does not notice the death of a worker that it started after it last heard of anything
-            for _ in range(workers):
-                self._pool.submit(int)
         self.busy_seconds = 0.0
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[Decoded]:
@@ -104,8 +102,9 @@ class Decoder:
             ) from None
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, which have nothing to save; to wait for them could last for ever if one of them was killed before."""
         if self._pool:
+            self._kill_workers()
             self._pool.shutdown(cancel_futures=True)
         self._lifeline.close()
         self._owner.close()
@@ -123,9 +122,21 @@ class Decoder:
         for job in jobs:
             pending.append(self._pool.submit(_run_job, maker, job))
             if len(pending) >= self._workers * _JOBS_AHEAD:
-                yield pending.popleft().result(self._patience)
+                yield self._result(pending.popleft())
         while pending:
-            yield pending.popleft().result(self._patience)
+            yield self._result(pending.popleft())
+
+    def _result(self, job: Future[tuple[list[Decoded], float]]) -> tuple[list[Decoded], float]:
+        """Wait for a job, knocking now and then: a pool looks at the workers that it has started since only when it hears of something."""
+        assert self._pool
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                return job.result(min(_SECONDS_BETWEEN_KNOCKS, self._patience))
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
+                self._pool.submit(int)
 
 
 def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -242,6 +242,39 @@ def test_a_worker_that_stands_still_is_told_and_ended(shards):
     assert multiprocessing.active_children() == []
 
 
+def test_the_death_of_a_worker_that_was_started_last_is_noticed(shards):
+    """The first one stands still with the lock of the queue in its hand, so that the pool hears of nothing but that death."""
+    decoder, maker = Decoder(2), extraction_options(cache="none", shards=shards).maker
+    samples = list(read_samples(shards[0]))
+    list(decoder.views(samples[:1], maker))
+    (first,) = multiprocessing.active_children()
+    os.kill(first.pid, signal.SIGSTOP)
+
+    def kill_second():
+        while not (others := [worker for worker in multiprocessing.active_children() if worker.pid != first.pid]):
+            time.sleep(0.001)
+        others[0].kill()
+
+    killer, begin = threading.Thread(target=kill_second), time.monotonic()
+    killer.start()
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+        list(decoder.views(samples[:9], maker))
+    killer.join()
+    assert time.monotonic() - begin < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_died_at_rest_does_not_keep_its_owner_from_ending(shards):
+    decoder, maker = Decoder(2), extraction_options(cache="none", shards=shards).maker
+    list(decoder.views(read_samples(shards[0]), maker))
+    for worker in multiprocessing.active_children()[:1]:
+        worker.kill()
+    begin = time.monotonic()
+    decoder.close()
+    assert time.monotonic() - begin < 5
+    assert multiprocessing.active_children() == []
+
+
 def test_the_other_workers_end_with_a_dead_one(shards):
     decoder, options = Decoder(2), extraction_options(cache="none", shards=shards)
     next(decoder.views(read_samples(shards[0]), options.maker))
