@@ -1,9 +1,69 @@
-"""Worker processes, forked from a server that has imported what they need and nothing else, so they start fast and inherit no threads."""
+"""Worker processes, forked from a server that has imported what they need and nothing else, so they start fast and inherit no threads.
+
+Each has a pipe of its own and shares no lock and no queue with another: whatever is done to one, also in the middle of a message, nobody
+else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result whose writer was killed: its owner holds that end
+of the pipe too.)
+"""
 
 import multiprocessing
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import Any
 
-_PRELOADED = ["pipeline.extraction.decoding", "pipeline.stream.worker"]
+_PRELOADED = ["pipeline.extraction.decoding_worker", "pipeline.stream.worker"]
+
+
+class WorkerDiedError(Exception):
+    """A worker process has ended by itself or been killed."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+class Worker:
+    """A process that runs `serve(pipe, *arguments)`, and the owner's end of that pipe."""
+
+    def __init__(self, name: str, serve: Callable[..., None], *arguments: Any, patience: float = 0) -> None:  # noqa: ANN401 - they are the callee's
+        """Start the process. With `patience`, no message is waited for longer than that many seconds."""
+        context = worker_context()
+        pipe, theirs = context.Pipe()
+        _limit_waiting(pipe, patience)
+        self._pipe: Connection = pipe
+        self._process = context.Process(target=_run, args=(serve, theirs, *arguments), daemon=True, name=name)
+        self._process.start()
+        theirs.close()
+        # Also when no one calls end: at its exit Python waits for daemons, and these ignore its SIGTERM.
+        self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
+
+    def send(self, message: object) -> None:
+        """Send a message; raises WorkerDiedError, or TimeoutError if the worker stands still."""
+        self._talk(self._pipe.send, message)
+
+    def receive(self) -> Any:  # noqa: ANN401 - whatever the worker sends
+        """Return the worker's next message; raises WorkerDiedError, or TimeoutError if the worker stands still."""
+        return self._talk(self._pipe.recv)
+
+    def end(self) -> None:
+        """Hang up and kill the process, which has nothing to save."""
+        self._end()
+
+    def _talk(self, part: Callable[..., Any], *message: object) -> Any:  # noqa: ANN401
+        try:
+            return part(*message)
+        except BlockingIOError:
+            raise TimeoutError from None
+        except (EOFError, OSError):  # OSError: also in the middle of a message
+            self._process.join()
+            raise WorkerDiedError(self._process.exitcode) from None
 
 
 def worker_context() -> ForkServerContext:
@@ -11,3 +71,24 @@ def worker_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def _limit_waiting(pipe: Connection, seconds: float) -> None:
+    """Let every read and write fail after a time (0: never), also within a message."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
+
+
+def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> None:
+    # Ctrl-C, and a launcher that stops a run, signal the whole process group; it is the owner who decides what follows
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
+        serve(pipe, *arguments)
+
+
+def _end(pipe: Connection, process: BaseProcess) -> None:
+    pipe.close()
+    process.kill()
+    process.join()

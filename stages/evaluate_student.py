@@ -131,10 +131,10 @@ def _embedded(
     """Return neighbours and queries, which are the same views if no test tars are given."""
     from pipeline.evaluation.embedding import embed_views
     from pipeline.evaluation.views import cached_views, centre_views
-    from pipeline.extraction.decoding import Decoder
+    from pipeline.extraction.decoder import Decoder
     from pipeline.views.shards import resolve_shards
 
-    decoder = Decoder(workers if shards or test_shards else 0)
+    decoder = Decoder(workers if shards or test_shards else 0, image_size)
     try:
         views = cached_views(cache) if cache else centre_views(resolve_shards(shards or ""), image_size, decoder)
         bank = embed_views(views, embedder, device, batch_size)

@@ -140,7 +140,11 @@ def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing:
     )
     if tally.units:
         parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in timing.seconds.items())
-        typer.echo(f"busy: {parts} ({options.workers} decoding workers side by side); the limit is: {timing.limit()}")
+        limit = timing.limit()
+        typer.echo(
+            f"busy: {parts} (decode: in each of {options.workers} workers); "
+            f"the limit is {limit}: {tally.views / timing.seconds[limit]:.3g} views/s if nothing else held it up"
+        )
     for skipped in tally.skipped:
         typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
     for source, reason in tally.failed.items():

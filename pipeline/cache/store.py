@@ -62,11 +62,6 @@ def write_calibration(path: Path, mean: NDArray[np.float32], std: NDArray[np.flo
         _open_for_writing(path, name)[...] = values
 
 
-def write_unit_array(path: Path, name: str, values: Values) -> None:
-    """Write the rows of the only unit of a group, in one assignment: a shard is written once."""
-    _open_for_writing(path, name)[: len(values)] = values
-
-
 def _open_for_writing(path: Path, name: str) -> zarr.Array[Any]:
     # write_empty_chunks is not stored with the array and open_array ignores its argument for it: without it a block of zeros would vanish
     with zarr.config.set({"array.write_empty_chunks": True}):

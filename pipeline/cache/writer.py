@@ -1,8 +1,7 @@
 """Making a cache: creating and extending it, and publishing units so that a reader sees a whole unit or none."""
 
-import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, committed, create_commit
 from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.shard_writer import ShardWriter
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
-from pipeline.storage.files import flush_to_disk
+from pipeline.storage.files import WrittenFile, flush_to_disk
 from pipeline.storage.folder import Folder
 
 
@@ -56,59 +56,72 @@ def extend_cache(folder: Folder, schema: CacheSchema, sources: Sequence[Source],
     return read_units(folder)
 
 
-def publish_unit(
-    folder: Folder,
-    schema: CacheSchema,
-    unit: Unit,
-    arrays: Mapping[str, store.Values],
-    view_tar: Path,
-    skipped: Sequence[SkippedPicture],
-    scratch: Path,
-) -> bool:
-    """Write a unit's shards in `scratch`, move them and the view tar into place and commit; False if another process was first.
-
-    `arrays` has every array with rows, by name, all of the same length.
-    """
-    if is_committed(folder, unit):
-        return False
-    group = scratch / unit.stem
-    store.create_group(group, schema, units=1)
-    blocks = {name: _write_array(group, name, values, schema) for name, values in arrays.items()}
-    moves = {shard: f"{store.GROUP}/{target}" for shard, target in _shards(group, schema, unit)} | {view_tar: f"views/{unit.stem}.tar"}
-    files = {target: FileRecord(size=shard.stat().st_size, sha256=_file_digest(shard)) for shard, target in moves.items()}
-    commit = Commit(
-        unit=unit.unit,
-        source=unit.source,
-        view=unit.view,
-        rows=len(next(iter(arrays.values()))),
-        skipped=tuple(skipped),
-        files=dict(sorted(files.items())),
-        blocks=blocks,
-        schema_digest=schema.digest,
-    )
-    for source in moves:
-        flush_to_disk(source)
-    with folder.moving():
-        published = _move_and_commit(folder, unit, moves, commit)
-    shutil.rmtree(group)
-    return published
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_committed(folder: Folder, unit: Unit) -> bool:
     """Tell whether a unit exists."""
     return folder.exists(commit_key(unit))
 
 
-def _write_array(group: Path, name: str, values: store.Values, schema: CacheSchema) -> tuple[int, ...]:
-    store.write_unit_array(group, name, values)
-    return tuple(
-        block_crc(values[start : start + schema.block_rows], schema.block_rows) for start in range(0, len(values), schema.block_rows)
-    )
+class UnitWriter:
+    """Writes the files of one unit in a scratch folder, shard by shard and block by block, and publishes them."""
+
+    def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, scratch: Path) -> None:
+        """Begin a unit; no file is made before its first row."""
+        self._folder, self._schema, self._unit, self._scratch = folder, schema, unit, scratch / unit.stem
+        self._shards: dict[str, ShardWriter] = {}
+        self._scratch.mkdir()
+
+    @property
+    def view_tar(self) -> Path:
+        """Where the unit's view tar is to be written."""
+        return self._scratch / "view.tar"
+
+    def append(self, name: str, rows: store.Values) -> None:
+        """Append rows to an array. Different arrays may be written by different threads."""
+        if name not in self._shards:
+            self._shards[name] = ShardWriter(self._scratch / name.replace("/", "."), array_specs(self._schema)[name], self._schema)
+        self._shards[name].append(rows)
+
+    def publish(self, view_tar: WrittenFile, skipped: Sequence[SkippedPicture]) -> bool:
+        """Finish the shards, move them and the view tar into place and commit; False if another process was first.
+
+        Every array with rows must have as many.
+        """
+        specs = array_specs(self._schema)
+        shards = {name: shard.close() for name, shard in self._shards.items()}
+        moves = {f"{store.GROUP}/{store.shard_key(specs[name], self._unit.unit)}": file for name, file in shards.items()}
+        moves[f"views/{self._unit.stem}.tar"] = view_tar
+        (rows,) = {shard.rows for shard in self._shards.values()}
+        commit = Commit(
+            unit=self._unit.unit,
+            source=self._unit.source,
+            view=self._unit.view,
+            rows=rows,
+            skipped=tuple(skipped),
+            files={key: FileRecord(size=file.size, sha256=file.sha256) for key, file in sorted(moves.items())},
+            blocks={name: tuple(shard.block_crcs) for name, shard in self._shards.items()},
+            schema_digest=self._schema.digest,
+        )
+        for file in moves.values():
+            flush_to_disk(file.path)
+        with self._folder.moving():
+            return self._move_and_commit(moves, commit)
+
+    def discard(self) -> None:
+        """Remove what is left of the unit in the scratch folder."""
+        for shard in self._shards.values():
+            shard.discard()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _move_and_commit(self, moves: Mapping[str, WrittenFile], commit: Commit) -> bool:
+        """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced.
+
+        Not every place lets one maker in at a time, so each step looks for another's commit first.
+        """
+        for key, file in moves.items():
+            if is_committed(self._folder, self._unit):
+                return False
+            self._folder.take(file.path, key)
+        return create_commit(self._folder, self._unit, commit)
 
 
 def block_crc(values: store.Values, block_rows: int) -> int:
@@ -116,21 +129,3 @@ def block_crc(values: store.Values, block_rows: int) -> int:
     padding = bytes((block_rows - len(values)) * values[:1].nbytes)
     contiguous = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return int(google_crc32c.extend(google_crc32c.value(contiguous.tobytes()), padding))
-
-
-def _shards(group: Path, schema: CacheSchema, unit: Unit) -> Iterator[tuple[Path, str]]:
-    for spec in array_specs(schema).values():
-        if spec.by_rows:
-            yield group / store.shard_key(spec, 0), store.shard_key(spec, unit.unit)
-
-
-def _move_and_commit(folder: Folder, unit: Unit, moves: Mapping[Path, str], commit: Commit) -> bool:
-    """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced.
-
-    Not every place lets one maker in at a time, so each step looks for another's commit first.
-    """
-    for source, target in moves.items():
-        if is_committed(folder, unit):
-            return False
-        folder.take(source, target)
-    return create_commit(folder, unit, commit)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.demo.pictures import picture
 from pipeline.views.codec import encode_view
-from pipeline.views.tars import ViewTarWriter
+from pipeline.views.tars import ViewTarWriter, tar_sample
 
 TRAIN_SEED, TEST_SEED = 10, 11
 _PICTURES_PER_TAR = 500
@@ -22,9 +22,9 @@ def write_pictures(folder: Path, seed: int, count: int) -> None:
 
 
 def _write_tar(folder: Path, seed: int, count: int, start: int) -> None:
-    tar = ViewTarWriter(folder / f"{start // _PICTURES_PER_TAR:06d}.tar", "jpeg")
+    tar = ViewTarWriter(folder / f"{start // _PICTURES_PER_TAR:06d}.tar")
     for index in range(start, min(start + _PICTURES_PER_TAR, count)):
         drawn = picture(seed, index)
         members = {"cls": str(drawn.label).encode(), "txt": drawn.caption.encode()}
-        tar.write(f"{seed:02d}_{index:06d}", encode_view(drawn.pixels, "jpeg"), members)
+        tar.append(tar_sample(f"{seed:02d}_{index:06d}", encode_view(drawn.pixels, "jpeg"), members, "jpeg"))
     tar.close()

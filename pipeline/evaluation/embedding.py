@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.extraction.decoding import in_groups
+from pipeline.extraction.decoder import in_groups
 from pipeline.student.encoder import build_encoder
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pipeline.cache.commit import SkippedPicture
 from pipeline.cache.reader import Cache
 from pipeline.evaluation.embedding import LabelledView
-from pipeline.extraction.decoding import Decoder, ViewMaker
+from pipeline.extraction.decoder import Decoder
+from pipeline.extraction.decoding import ViewMaker
 from pipeline.stream.join import decode_crop, read_joined
 from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.encoding import Calibrator, whiten
 from pipeline.errors import SourceError
-from pipeline.extraction.decoding import Decoder, SampleViews, ViewMaker, in_groups
+from pipeline.extraction.decoder import Decoder, in_groups
+from pipeline.extraction.decoding import SampleViews, ViewMaker
 from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard

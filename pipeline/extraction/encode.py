@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.schema import CacheSchema, feature_array
+from pipeline.device import DeviceMoment, SideStream, to_host
 from pipeline.errors import CacheError
 from pipeline.student.masking import rank_of_view
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
-from pipeline.views.codec import Pixels
 
 _LARGEST_HALF = 65504
 
@@ -50,8 +51,24 @@ def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> 
         )
 
 
+@dataclass
+class EncodingBatch:
+    """A batch that is on its way through a device: what is still there, and what comes to the host without being asked."""
+
+    keys: Sequence[str]
+    view: int
+    codes: list[Tensor]  # M levels (n, T, W), all tokens
+    stats: Tensor  # (n, T, M, 2 + G)
+    importance: Tensor | None  # (n, N) float32, on the host once `done` has come
+    finite: Tensor  # () bool, likewise: whether all stats are
+    done: DeviceMoment
+
+
 class FeatureEncoder:
-    """Turns batches of views into the feature, stats, attention and token rows of a unit."""
+    """Turns batches of views into the feature, stats, attention and token rows of a unit.
+
+    On a GPU `launch` returns at once; whoever launches the next batch before it collects the last one never lets the GPU wait.
+    """
 
     def __init__(
         self,
@@ -63,32 +80,41 @@ class FeatureEncoder:
         batch_size: int,
     ) -> None:
         """Take the teacher and the calibration (M, D)."""
-        self._teacher, self._schema, self._device, self._batch_size = teacher, schema, device, batch_size
+        self.device, self.batch_size = device, batch_size
+        self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
+        self._copies = SideStream(device)
 
-    def encode(self, views: Sequence[Pixels], keys: Sequence[str], view: int) -> dict[str, NDArray[np.generic]]:
-        """Encode up to one batch of views (S, S, 3) uint8 to arrays by name; `keys` are their pictures', `view` is the number of all.
+    def launch(self, pixels: Tensor, keys: Sequence[str], view: int) -> EncodingBatch:
+        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the pictures', `view` is the number of all.
 
-        A short batch is padded, so that no row depends on how many come with it. Raises CacheError for features that are not finite.
+        What lies behind them fills up the batch.
         """
-        pixels = np.zeros((self._batch_size, *views[0].shape), np.uint8)
-        np.stack(views, out=pixels[: len(views)])
-        features = run_teacher(self._teacher, torch.from_numpy(pixels).to(self._device))
-        importance = None if features.importance is None else features.importance[: len(views)].float().cpu().numpy()
-        codes, stats = self._encode_levels(features.hidden, len(views))
-        if importance is not None and not np.isfinite(importance).all():
-            refuse_features(stats, self._schema.levels, keys)  # names the block, which is more
-            _refuse_importance(importance, keys)
-        ranked = self._rank(importance, keys, view)  # on the host, while the device encodes
-        refuse_features(stats, self._schema.levels, keys)
-        rows = {name: values.cpu().numpy() for name, values in self._stored(codes, stats, ranked).items()}
-        return rows | {name: values for name, values in (("attention", importance), ("tokens", ranked)) if values is not None}
-
-    def _encode_levels(self, hidden: Sequence[Tensor], count: int) -> tuple[list[Tensor], Tensor]:
-        """Encode M levels (B, T, D) to as many codes (n, T, W) and stats (n, T, M, 2 + G) of the first `count`, all tokens."""
-        levels = zip(hidden, self._mean, self._std, strict=True)
+        begun = DeviceMoment(self.device)
+        features = run_teacher(self._teacher, pixels)
+        count = len(keys)
+        levels = zip(features.hidden, self._mean, self._std, strict=True)
         codes, stats = zip(*(encode_level(*level, self._schema.encoding) for level in levels), strict=True)
-        return [part[:count] for part in codes], torch.stack(stats, dim=2)[:count]
+        moments = torch.stack(stats, dim=2)[:count]
+        importance = None if features.importance is None else to_host(features.importance[:count].float())
+        finite = to_host(moments.isfinite().all())
+        done = DeviceMoment(self.device, since=begun)
+        return EncodingBatch(keys, view, [part[:count] for part in codes], moments, importance, finite, done)
+
+    def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
+        """Wait for a batch and return its rows by array; raises CacheError for features that are not finite."""
+        batch.done.wait()
+        importance = None if batch.importance is None else batch.importance.numpy()
+        if not batch.finite:
+            refuse_features(batch.stats, self._schema.levels, batch.keys)
+        if importance is not None:
+            _refuse_importance(importance, batch.keys)
+        ranked = self._rank(importance, batch.keys, batch.view)  # on the host, while the device is at the next batch
+        with self._copies.running():
+            copied = {name: to_host(values) for name, values in self._stored(batch.codes, batch.stats, ranked).items()}
+        self._copies.wait()
+        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copied.items()}
+        return rows | {name: values for name, values in (("attention", importance), ("tokens", ranked)) if values is not None}
 
     def _rank(self, importance: NDArray[np.float32] | None, keys: Sequence[str], view: int) -> NDArray[np.uint16] | None:
         """Return the patches (n, K) to store, in rank order; None for all."""
@@ -105,8 +131,8 @@ class FeatureEncoder:
         """Return the feature and stats rows of the tokens that are stored: encoded with all others, so that keep changes no value."""
         if ranked is not None:
             places = np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0))) if self._schema.teacher.has_cls else ranked.astype(np.int64)
-            tokens = torch.from_numpy(places).to(self._device)
-            samples = torch.arange(len(tokens), device=self._device)[:, None]
+            tokens = torch.from_numpy(places).to(self.device)
+            samples = torch.arange(len(tokens), device=self.device)[:, None]
             codes, stats = [part[samples, tokens] for part in codes], stats[samples, tokens]
         arrays = {feature_array(level): part for level, part in zip(self._schema.levels, codes, strict=True)}
         return arrays | {"stats": stats.transpose(1, 2)}

@@ -1,8 +1,8 @@
-"""The extraction loop of one process: walks the tars, makes the missing units, and keeps count."""
+"""The extraction of one process: tars in, units out, and the count of both. All parts overlap, also from one tar to the next."""
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,19 +13,24 @@ from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_committed
 from pipeline.errors import CacheError, SourceError
-from pipeline.extraction.decoding import Decoded, Decoder, SampleViews, ViewMaker, in_groups
-from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.decoder import DecodedJob, Decoder, Group, in_groups
+from pipeline.extraction.decoding import ViewMaker
+from pipeline.extraction.decoding_worker import SAMPLES_PER_JOB
+from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
+from pipeline.extraction.pixel_input import PixelInput
 from pipeline.extraction.timing import Timing
 from pipeline.extraction.unit_builder import UnitBuilder
+from pipeline.extraction.writer_threads import WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.storage.tars import tar_size
 from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard
-from pipeline.views.source import read_samples
+from pipeline.views.source import SourceSample, read_samples
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
+_BATCHES_UNDER_WAY = 1  # that the device has been asked for, beside the one that is being collected
 
 
 @dataclass
@@ -41,106 +46,171 @@ class Tally:
 
 
 @dataclass
-class _Made:
-    """A tar whose units are encoded and wait to be written, and what is held until they are: the claim on it, open files."""
+class _Tar:
+    """A tar whose units are being made, and what is held until they are: the claim on it, open files."""
 
+    shard: Shard
     builders: list[UnitBuilder]
-    skipped: list[SkippedPicture]
-    pictures: int
     held: ExitStack
+    skipped: list[SkippedPicture] = field(default_factory=list)
+    pictures: int = 0
+    fault: str = ""  # why it is left out
 
 
-@dataclass(frozen=True)
 class Extractor:
-    """Makes units of a cache with one teacher; decoding, teacher and writing overlap."""
+    """Makes units of a cache with one teacher."""
 
-    folder: Folder
-    schema: CacheSchema
-    policy: CropPolicy
-    encoder: FeatureEncoder
-    decoder: Decoder
-    batch_size: int
-    max_bad: float
-    timing: Timing = field(default_factory=Timing)
-    tally: Tally = field(default_factory=Tally)
+    def __init__(
+        self, folder: Folder, schema: CacheSchema, policy: CropPolicy, encoder: FeatureEncoder, decoder: Decoder, max_bad: float
+    ) -> None:
+        """Take what makes views and features; `max_bad` is the share of a tar's pictures that may be bad."""
+        self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
+        self._encoder, self._decoder = encoder, decoder
+        self._inputs: list[PixelInput] = []
+        self._under_way: deque[tuple[_Tar, UnitBuilder | None, EncodingBatch | None]] = deque()
+        self._open: list[_Tar] = []
+        self.timing = Timing()
+        self.tally = Tally()
 
     def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
-        finished = {unit.unit for unit in committed(self.folder, units)}  # to claim a tar and look again takes several round trips
+        with self._folder.scratch() as scratch, WriterThreads() as threads, ThreadPoolExecutor(1, "publish") as publisher:
+            try:
+                publishing, counted = deque[Future[None]](), 0.0
+                for tar in self._encoded(self._groups(shards, units, scratch, threads)):
+                    publishing.append(publisher.submit(self._publish, tar))
+                    while len(publishing) > 1:
+                        publishing.popleft().result()
+                    if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:  # one listing of all commits
+                        progress.update(count_committed(self._folder, units), self._rate())
+                        counted = time.monotonic()
+                while publishing:
+                    publishing.popleft().result()
+            finally:
+                publisher.shutdown()
+                for tar in self._open:
+                    tar.held.close()
+                self.timing.seconds["write"] += threads.seconds
+        progress.update(count_committed(self._folder, units), self._rate())
+
+    def _groups(self, shards: Sequence[Shard], units: Sequence[Unit], scratch: Path, threads: WriterThreads) -> Iterator[Group[_Tar]]:
+        """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
+        finished = {unit.unit for unit in committed(self._folder, units)}  # to claim a tar and look again takes several round trips
         missing: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
-        with self.folder.scratch() as scratch, ThreadPoolExecutor(1) as writer:
-            writing, counted = deque[Future[None]](), 0.0
-            for shard in (shard for shard in shards if shard.name in missing):
-                made = self._make(shard, missing[shard.name], scratch)
-                if made:
-                    writing.append(writer.submit(self._publish, made))
-                while len(writing) > 1:
-                    writing.popleft().result()
-                if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:  # one listing of all commits
-                    progress.update(count_committed(self.folder, units), self._rate())
-                    counted = time.monotonic()
-            if writing:
-                writing.popleft().result()
-        progress.update(count_committed(self.folder, units), self._rate())
+        for shard in (shard for shard in shards if shard.name in missing):
+            if begun := self._begin(shard, missing[shard.name], scratch, threads):
+                tar, maker = begun
+                yield from ((tar, maker, samples) for samples in self._read(tar))
+                yield tar, maker, ()
 
-    def _make(self, shard: Shard, units: Sequence[Unit], scratch: Path) -> _Made | None:
+    def _begin(self, shard: Shard, units: Sequence[Unit], scratch: Path, threads: WriterThreads) -> tuple[_Tar, ViewMaker] | None:
+        """Claim a tar and begin its missing units; None if another process is at it or has made them."""
         with ExitStack() as held:
-            if not held.enter_context(self.folder.claimed(shard.name)):
+            if not held.enter_context(self._folder.claimed(shard.name)):
                 self.tally.elsewhere.append(shard.name)
                 return None
-            missing = [unit for unit in units if not is_committed(self.folder, unit)]
+            if not (missing := [unit for unit in units if not is_committed(self._folder, unit)]):
+                return None
+            tar = _Tar(shard, [], held)
+            for place, unit in enumerate(missing):
+                tar.builders.append(UnitBuilder(self._folder, self._schema, unit, place, scratch, threads))
+                held.callback(tar.builders[-1].discard)
+            tar.held = held.pop_all()
+        self._open.append(tar)
+        return tar, ViewMaker(self._policy, tuple(unit.view for unit in missing), self._schema.view.format)
+
+    def _read(self, tar: _Tar) -> Iterator[list[SourceSample]]:
+        """Yield a tar's samples in groups, as far as it can be read and nothing else is wrong with it."""
+        groups = in_groups(read_samples(tar.shard), SAMPLES_PER_JOB)
+        while not tar.fault:
+            with self.timing.measure("read"):
+                try:
+                    group = next(groups, None)
+                except SourceError as error:
+                    tar.fault = str(error)
+                    return
+            if group is None:
+                return
+            yield group
+
+    def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
+        """Send groups through decoding and teacher; yields each tar once all its rows are on their way to its files."""
+        for job in self._decoder.jobs(groups):
+            self._feed(job)
+            yield from self._collect(_BATCHES_UNDER_WAY)
+        yield from self._collect(0)
+
+    def _feed(self, job: DecodedJob[_Tar]) -> None:
+        """Copy a job's pixels to the device and launch what is full; a job without samples ends its tar."""
+        tar = job.of
+        tar.skipped += [one for one in job.results if isinstance(one, SkippedPicture)]
+        tar.pictures += len(job.good)
+        for builder in tar.builders:
+            pixels = self._input(builder.place)
+            if not tar.fault:
+                self._launch(tar, builder, job, pixels)
+            if tar.fault or not job.results:
+                pixels.begin()
+        if not job.results:
+            self._under_way.append((tar, None, None))
+
+    def _launch(self, tar: _Tar, builder: UnitBuilder, job: DecodedJob[_Tar], pixels: PixelInput) -> None:
+        try:
+            launched = builder.add(job, self._encoder, pixels) if job.results else builder.end(self._encoder, pixels)
+            self._under_way.extend((tar, builder, batch) for batch in launched)
+        except SourceError as error:
+            tar.fault = str(error)
+
+    def _collect(self, keep: int) -> Iterator[_Tar]:
+        """Take rows off the device until `keep` batches are under way; yields the tars that this ends."""
+        while self._under_way and (len(self._under_way) > keep or not self._under_way[0][1]):
+            tar, builder, batch = self._under_way.popleft()
+            if not builder or not batch:
+                yield tar
+                continue
             try:
-                return self._encode(shard, missing, scratch, held) if missing else None
-            except (SourceError, CacheError) as error:
-                self.tally.failed[shard.name] = str(error)
-        return None
+                rows = self._encoder.collect(batch)
+                self.timing.seconds["teacher"] += batch.done.seconds
+                if not tar.fault:
+                    builder.take(rows)
+            except CacheError as error:
+                tar.fault = tar.fault or str(error)
 
-    def _encode(self, shard: Shard, units: Sequence[Unit], scratch: Path, held: ExitStack) -> _Made:
-        """Encode the units of a tar; what `held` holds goes with them, or is let go if that fails."""
-        builders = [UnitBuilder(self.folder, self.schema, unit, place, scratch) for place, unit in enumerate(units)]
-        for builder in builders:
-            held.callback(builder.discard)
-        made = _Made(builders, [], 0, ExitStack())
-        maker = ViewMaker(self.policy, tuple(unit.view for unit in units), self.schema.view.format)
-        for samples in in_groups(self._good(self.decoder.views(read_samples(shard), maker), made.skipped), self.batch_size):
-            with self.timing.measure("teacher"):
-                for builder in builders:
-                    builder.add(samples, self.encoder)
-            made.pictures += len(samples)
-        self._refuse_bad(shard, made)
-        if tar_size(shard.address) != shard.size:
-            raise SourceError(f"tar {shard.name!r} was replaced while it was read: run the same command again")
-        made.held = held.pop_all()
-        return made
+    def _input(self, place: int) -> PixelInput:
+        while len(self._inputs) <= place:
+            self._inputs.append(PixelInput(self._encoder.batch_size, self._schema.view.image_size, self._encoder.device))
+        return self._inputs[place]
 
-    def _good(self, decoded: Iterable[Decoded], skipped: list[SkippedPicture]) -> Iterator[SampleViews]:
-        for sample in decoded:
-            if isinstance(sample, SkippedPicture):
-                skipped.append(sample)
-            else:
-                yield sample
+    def _publish(self, tar: _Tar) -> None:
+        """Publish a tar's units, or note why they are left out."""
+        self._open.remove(tar)
+        with tar.held, self.timing.measure("publish"):
+            if fault := tar.fault or self._fault_of(tar):
+                self.tally.failed[tar.shard.name] = fault
+                return
+            for builder in tar.builders:
+                self.tally.units += builder.publish(tar.skipped)
+        self.tally.pictures += tar.pictures
+        self.tally.views += tar.pictures * len(tar.builders)
+        self.tally.skipped.extend(tar.skipped)
 
-    def _refuse_bad(self, shard: Shard, made: _Made) -> None:
-        bad, total = len(made.skipped), made.pictures + len(made.skipped)
-        if not made.pictures:
-            raise SourceError(f"tar {shard.name!r} holds no picture that can be decoded: leave it out or make it again")
-        if bad > max(_LEAST_BAD_ALLOWED, self.max_bad * total):
-            first = made.skipped[0]
-            raise SourceError(
-                f"tar {shard.name!r} has {bad} bad pictures of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self.max_bad:g}); "
+    def _fault_of(self, tar: _Tar) -> str:
+        """Return what is wrong with a tar that has been read to its end."""
+        name, bad, total = tar.shard.name, len(tar.skipped), tar.pictures + len(tar.skipped)
+        if not tar.pictures:
+            return f"tar {name!r} holds no picture that can be decoded: leave it out or make it again"
+        if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
+            first = tar.skipped[0]
+            return (
+                f"tar {name!r} has {bad} bad pictures of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
                 f"the first: {first.key!r} {first.reason}; make the tar again or raise --max-bad"
             )
-
-    def _publish(self, made: _Made) -> None:
-        with made.held, self.timing.measure("write"):
-            for builder in made.builders:
-                self.tally.units += builder.publish(made.skipped)
-        self.tally.pictures += made.pictures
-        self.tally.views += made.pictures * len(made.builders)
-        self.tally.skipped.extend(made.skipped)
+        if tar_size(tar.shard.address) != tar.shard.size:
+            return f"tar {name!r} was replaced while it was read: run the same command again"
+        return ""
 
     def _rate(self) -> str:
         rate = f"{self.tally.pictures / self.timing.wall:.3g} pictures/s" if self.tally.pictures else "first tars under way"

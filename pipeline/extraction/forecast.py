@@ -9,7 +9,8 @@ from pipeline.cache.store import shard_bytes
 from pipeline.cache.units import UNITS_FILE, read_units
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import first_samples, whole_samples
-from pipeline.extraction.decoding import Decoder, SampleViews
+from pipeline.extraction.decoder import Decoder
+from pipeline.extraction.decoding import SampleViews
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import is_url, open_folder
 from pipeline.views.shards import Shard
@@ -18,7 +19,6 @@ from pipeline.views.tars import tar_bytes
 _SAMPLED_TARS = 4
 SAMPLED_PICTURES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
-_TAR_BLOCK = 512
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
 _COMMIT_BYTES_A_BLOCK = 12  # the checksum of one array's block
 _METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
@@ -43,7 +43,7 @@ def forecast_sizes(
 ) -> SizeForecast:
     """Forecast from the views of some pictures and the counts of some tars; exact counts if these are all, else scaled by bytes."""
     rows, scale = _count_pictures(shards, sampled_tars)
-    crop_bytes = sum(map(_sample_bytes, samples)) / sum(len(sample.crops) for sample in samples)
+    crop_bytes = sum(map(_sample_bytes, samples)) / sum(len(sample.tar_samples) for sample in samples)
     target_bytes = sum(_target_bytes(schema, count) for count in rows)
     other_bytes = sum(tar_bytes(round(count * crop_bytes)) + _commit_bytes(schema, count) for count in rows)
     return SizeForecast(
@@ -86,9 +86,8 @@ def _count_pictures(shards: Sequence[Shard], tars: int) -> tuple[list[int], floa
 
 
 def _sample_bytes(sample: SampleViews) -> int:
-    """Bytes of a picture's views in their tars: a header and whole tar blocks for each member."""
-    members = sum(_TAR_BLOCK + _padded(len(data), _TAR_BLOCK) for data in sample.members.values())
-    return sum(_TAR_BLOCK + _padded(len(crop), _TAR_BLOCK) + members for crop in sample.crops)
+    """Bytes of a picture's views in their tars."""
+    return sum(map(len, sample.tar_samples))
 
 
 def _target_bytes(schema: CacheSchema, rows: int) -> int:
@@ -110,7 +109,3 @@ def _bytes_beside_units(schema: CacheSchema, units: int) -> int:
 def _files_of_unit(schema: CacheSchema) -> int:
     """Shards, view tar and commit."""
     return sum(spec.by_rows for spec in array_specs(schema).values()) + 2
-
-
-def _padded(size: int, unit: int) -> int:
-    return -(-size // unit) * unit

@@ -17,7 +17,7 @@ from pipeline.cache.verify import is_calibrated
 from pipeline.cache.writer import create_cache, extend_cache, is_uncreated, restore_calibration
 from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
-from pipeline.extraction.decoding import Decoder
+from pipeline.extraction.decoder import Decoder
 from pipeline.extraction.description import build_schema, refuse_other_configuration
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.extractor import Extractor, count_committed
@@ -89,11 +89,11 @@ def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Dec
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
     teacher = build_teacher(options)
-    decoder = Decoder(options.workers)
+    decoder = Decoder(options.workers, options.image_size, options.views)
     try:
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.batch_size, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
         with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:

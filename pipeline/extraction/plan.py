@@ -9,7 +9,9 @@ import torch
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.writer import is_uncreated
 from pipeline.extraction.calibration import first_samples
-from pipeline.extraction.decoding import Decoder, SampleViews
+from pipeline.extraction.decoder import JOBS_AHEAD, Decoder
+from pipeline.extraction.decoding import SampleViews
+from pipeline.extraction.decoding_worker import JobRoom
 from pipeline.extraction.description import build_schema, refuse_other_configuration
 from pipeline.extraction.encode import run_teacher
 from pipeline.extraction.forecast import SAMPLED_PICTURES, SizeForecast, forecast_sizes
@@ -19,7 +21,8 @@ from pipeline.storage.address import open_folder
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard
 
-_WRITE_PEAK = 3  # copies of its largest array that writing a shard holds
+_BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
+_OPEN_TARS = 3  # one is read, one encoded, one published: each has a block of every array that is not full
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
         sizes=sizes,
         tars=len(shards),
         views=options.views,
-        peak_memory=_peak_memory(schema, options.views, sizes.rows),
+        peak_memory=_peak_memory(schema, options.views, options.batch_size, options.workers),
         teacher_rate=_teacher_rate(options, teacher),
         decode_rate=len(samples) / decode_seconds,
         workers=options.workers,
@@ -74,15 +77,17 @@ def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
 
 def _sample_views(options: ExtractionOptions, shards: Sequence[Shard]) -> tuple[list[SampleViews], float]:
     """Return the first pictures with all their views, and the seconds that one process took to make them."""
-    decoder = Decoder(workers=0)
+    decoder = Decoder(0, options.image_size)
     maker = replace(options.maker, views=tuple(range(options.views)))
     return list(first_samples(shards, maker, decoder, SAMPLED_PICTURES)), decoder.busy_seconds
 
 
-def _peak_memory(schema: CacheSchema, views: int, rows: int) -> float:
-    """Bytes: two tars' units wait or are written while a third array copy is assembled."""
-    arrays = [spec.block_bytes(rows) for spec in array_specs(schema).values() if spec.by_rows]
-    return 2 * views * sum(arrays) + _WRITE_PEAK * max(arrays)
+def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
+    """Bytes, whatever the length of a tar: batches and unfinished blocks of every view, the teacher's input and the decoders' memory."""
+    view_bytes = sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
+    rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
+    pixels = batch_size * 3 * schema.view.image_size**2
+    return views * (rows * view_bytes + pixels) + workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
 
 
 def _teacher_rate(options: ExtractionOptions, teacher: Teacher) -> float:

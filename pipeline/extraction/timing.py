@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+PARTS = ("read", "decode", "teacher", "write", "publish")
+
 
 @dataclass
 class Timing:
-    """Busy seconds by part: decode (one worker's share), teacher, write; and the wall-clock seconds of all."""
+    """Busy seconds by part, and the wall-clock seconds of all.
 
-    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "teacher": 0.0, "write": 0.0})
+    read: tars, in the main thread; decode: the share of one worker; teacher: the device, with whitening and quantisation; write: the
+    busiest of the writing threads; publish: flushing to the disk, moving into place and committing.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     begin: float = field(default_factory=time.perf_counter)
 
     @contextmanager

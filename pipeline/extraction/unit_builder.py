@@ -1,5 +1,9 @@
-"""What accumulates while a unit is made: its view tar on disk and its rows in memory."""
+"""What accumulates while a unit is made: its view tar and its shards in a scratch folder, its index in memory."""
 
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,49 +12,91 @@ from numpy.typing import NDArray
 from pipeline.cache.commit import SkippedPicture
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
-from pipeline.cache.writer import publish_unit
+from pipeline.cache.writer import UnitWriter
 from pipeline.errors import SourceError
-from pipeline.extraction.decoding import SampleViews
-from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.decoder import DecodedJob, Of
+from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
+from pipeline.extraction.pixel_input import PixelInput
+from pipeline.extraction.writer_threads import WriterThreads
 from pipeline.seeding import key_hash
 from pipeline.storage.folder import Folder
 from pipeline.views.tars import ViewTarWriter
+
+_BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 
 
 class UnitBuilder:
     """Builds one unit in a scratch folder and publishes it."""
 
-    def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, place: int, scratch: Path) -> None:
+    def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, place: int, scratch: Path, threads: WriterThreads) -> None:
         """Begin a unit; `place` is its view's place among those that a sample comes with."""
-        self._folder, self._schema, self._unit, self._place, self._scratch = folder, schema, unit, place, scratch
-        self._tar_path = scratch / f"{unit.stem}.tar"
-        self._tar = ViewTarWriter(self._tar_path, schema.view.format)
-        self._batches: dict[str, list[NDArray[np.generic]]] = {}
-        self._index: list[tuple[int, int]] = []
+        self.place = place
+        self._schema, self._unit, self._threads = schema, unit, threads
+        self._files = UnitWriter(folder, schema, unit, scratch)
+        self._tar = ViewTarWriter(self._files.view_tar)
+        self._writing: deque[list[Future[None]]] = deque()
+        self._keys: list[str] = []
+        self._labels: list[int] = []
         self._boxes: list[NDArray[np.int32]] = []
+        self._launched = 0
 
-    def add(self, samples: list[SampleViews], encoder: FeatureEncoder) -> None:
-        """Take one batch of samples."""
-        for sample in samples:
-            self._tar.write(sample.key, sample.crops[self._place], sample.members)
-            self._index.append((key_hash(sample.key), sample.label))
-            self._boxes.append(sample.boxes[self._place])
-        if len(self._index) > self._schema.unit_rows:
+    def add(self, job: DecodedJob[Of], encoder: FeatureEncoder, pixels: PixelInput) -> Iterator[EncodingBatch]:
+        """Take the samples of a job; yields the batches that these fill up, launched."""
+        for sample in job.good:
+            self._tar.append(sample.tar_samples[self.place])
+            self._keys.append(sample.key)
+            self._labels.append(sample.label)
+            self._boxes.append(sample.boxes[self.place])
+        if len(self._keys) > self._schema.unit_rows:
             raise SourceError(f"tar {self._unit.source!r} has more than {self._schema.unit_rows} pictures: split it into smaller tars")
-        pixels, keys = [sample.pixels[self._place] for sample in samples], [sample.key for sample in samples]
-        for name, rows in encoder.encode(pixels, keys, self._unit.view).items():
-            self._batches.setdefault(name, []).append(rows)
+        rest = job.pixels[self.place]
+        while len(rest):
+            count = min(len(rest), pixels.room)
+            if copied := pixels.add(rest[:count]):
+                job.copied = copied
+            rest = rest[count:]
+            if not pixels.room:
+                yield self._launch(encoder, pixels)
+
+    def end(self, encoder: FeatureEncoder, pixels: PixelInput) -> Iterator[EncodingBatch]:
+        """Launch the last, short batch, if there is one."""
+        if pixels.filled:
+            yield self._launch(encoder, pixels)
+
+    def take(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
+        """Let the rows of a batch be written."""
+        self._writing.append([self._submit(number, name, values) for number, (name, values) in enumerate(rows.items())])
+        while len(self._writing) > _BATCHES_TO_WRITE:
+            self._wait()
+
+    def publish(self, skipped: Sequence[SkippedPicture]) -> bool:
+        """Finish and commit the unit; False if another process was first."""
+        while self._writing:
+            self._wait()
+        view_tar = self._tar.close()
+        rows = [(key_hash(key), *where, label) for key, where, label in zip(self._keys, self._tar.ranges, self._labels, strict=True)]
+        self._files.append("index", np.array(rows, np.uint64))
+        self._files.append("view", np.stack(self._boxes))
+        return self._files.publish(view_tar, skipped)
 
     def discard(self) -> None:
         """Give the unit up, or let go of what a published one no longer needs."""
+        while self._writing:
+            with suppress(Exception):  # whatever it was, the unit is given up
+                self._wait()
         self._tar.discard()
-        self._tar_path.unlink(missing_ok=True)
+        self._files.discard()
 
-    def publish(self, skipped: list[SkippedPicture]) -> bool:
-        """Finish and commit the unit; False if another process was first."""
-        ranges = self._tar.close()
-        arrays = {name: np.concatenate(self._batches.pop(name)) for name in list(self._batches)}
-        rows = [(key, *where, label) for (key, label), where in zip(self._index, ranges, strict=True)]
-        arrays["index"] = np.array(rows, np.uint64)
-        arrays["view"] = np.stack(self._boxes)
-        return publish_unit(self._folder, self._schema, self._unit, arrays, self._tar_path, skipped, self._scratch)
+    def _launch(self, encoder: FeatureEncoder, pixels: PixelInput) -> EncodingBatch:
+        keys = self._keys[self._launched : self._launched + pixels.filled]
+        self._launched += len(keys)
+        batch = encoder.launch(pixels.batch(), keys, self._unit.view)
+        pixels.begin()
+        return batch
+
+    def _submit(self, number: int, name: str, rows: NDArray[np.generic]) -> Future[None]:
+        return self._threads.submit(self.place + number, self._files.append, name, rows)
+
+    def _wait(self) -> None:
+        for future in self._writing.popleft():
+            future.result()

@@ -1,14 +1,53 @@
 """Local files that appear whole or not at all, and locks that die with their holder."""
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import StorageError
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A whole file: its size in bytes and SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+class DigestedFile:
+    """A new file that is written from front to back, and its digest with it, so that nobody need read it again for that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._digest = hashlib.sha256()
+        self._file = path.open("xb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        rest = memoryview(data).cast("B")
+        self._digest.update(rest)
+        self.size += len(rest)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def close(self) -> WrittenFile:
+        """Finish the file; it may not be on the disk yet."""
+        self._file.close()
+        return WrittenFile(self.path, self.size, self._digest.hexdigest())
+
+    def discard(self) -> None:
+        """Close and remove the file; a disk too full to finish it does not matter."""
+        with suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,43 @@ from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
+from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
 _END_MARKER = bytes(1024)
 _TAR_RECORD = 10_240
 
 
+def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
+    """Return the bytes of a sample in a view tar, a function of the sample alone: the encoded crop and the members carried along."""
+    buffer = io.BytesIO()
+    tar = TarWriter(buffer, mtime=0, user="root", group="root", mode=0o444, encoder=False)
+    tar.write({"__key__": key, VIEW_EXTENSION[view_format]: crop, **members})
+    size = tar.tarstream.offset
+    tar.close()
+    return buffer.getvalue()[:size]
+
+
 class ViewTarWriter:
-    """Write samples to a tar whose bytes depend on its samples alone, and note where each lies."""
+    """Puts samples into a tar, one after the other, and notes where each lies."""
 
-    def __init__(self, path: Path, view_format: ViewFormat) -> None:
-        self._path = path
-        self._file = path.open("w+b")
-        self._tar = TarWriter(self._file, mtime=0, user="root", group="root", mode=0o444, encoder=False)
-        self._extension = VIEW_EXTENSION[view_format]
-        self._ends = [0]
+    def __init__(self, path: Path) -> None:
+        self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
+        self._file = DigestedFile(path)
 
-    def write(self, key: str, crop: bytes, members: dict[str, bytes]) -> None:
-        """Append a sample: the encoded crop and the members carried along."""
-        self._tar.write({"__key__": key, self._extension: crop, **members})
-        self._ends.append(self._tar.tarstream.offset)
+    def append(self, sample: bytes) -> None:
+        """Append a sample as `tar_sample` gives it."""
+        self.ranges.append((self._file.size, len(sample), google_crc32c.value(sample)))
+        self._file.write(sample)
 
-    def close(self) -> list[tuple[int, int, int]]:
-        """Finish the tar and return (offset, length, crc32c) of each sample."""
-        self._tar.close()
-        self._file.flush()
-        ranges = [(start, end - start, self._crc(start, end - start)) for start, end in zip(self._ends, self._ends[1:], strict=False)]
-        self._file.close()
-        return ranges
+    def close(self) -> WrittenFile:
+        """Finish the tar."""
+        self._file.write(bytes(tar_bytes(self._file.size) - self._file.size))
+        return self._file.close()
 
     def discard(self) -> None:
-        """Close the file of a tar that will not be used; a disk too full to finish it does not matter."""
-        for part in (self._tar, self._file):
-            with suppress(OSError):
-                part.close()
-
-    def _crc(self, offset: int, length: int) -> int:
-        self._file.seek(offset)
-        return int(google_crc32c.value(self._file.read(length)))
+        """Close and remove a tar that will not be used."""
+        self._file.discard()
 
 
 def tar_bytes(samples: int) -> int:

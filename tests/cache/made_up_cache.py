@@ -4,11 +4,12 @@ import hashlib
 
 import numpy as np
 from cache_schemas import made_up_rows, make_schema
+from published_units import publish_arrays
 
 from pipeline.cache import store
 from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CalibrationSchema, array_specs
-from pipeline.cache.writer import create_cache, extend_cache, publish_unit
+from pipeline.cache.writer import create_cache, extend_cache
 from pipeline.storage.address import open_folder
 
 SOURCES = [("a.tar", 1000), ("b.tar", 2000)]
@@ -30,9 +31,8 @@ def publish(path, schema, unit, rows=ROWS, seed=None):
     arrays = made_up_rows(schema, rows, unit.unit if seed is None else seed)
     folder = open_folder(path)
     with folder.scratch() as scratch:
-        view_tar = scratch / "made.tar"
-        view_tar.write_bytes(f"crops of unit {unit.unit}".encode() * 100)
-        return publish_unit(folder, schema, unit, arrays, view_tar, (), scratch), arrays
+        view_tar = f"crops of unit {unit.unit}".encode() * 100
+        return publish_arrays(folder, schema, unit, arrays, view_tar, (), scratch), arrays
 
 
 def full_cache(path, **changes):

@@ -105,14 +105,14 @@ def request_table():
         "PUT and POST",
         "GET a block",
         "largest GET, MB",
-        "GB to extract 1,000",
-        "GB to extract 16,384",
+        "GB to extract 1 view",
+        "GB to extract 4 views",
     )
     yield from heading("encoding", "keep", *columns)
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
         largest = max(spec.block_bytes(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows)
-        memory = [f"{_peak_memory(schema, 1, rows) / 1e9:.1f}" for rows in (1_000, 16_384)]
+        memory = [f"{_peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
         counts = [len(files_of_unit(schema, 1_000)) + 1, commit_of(schema, 1_000)[0], write_requests(schema, 1_000), block_requests(schema)]
         yield line(encoding, f"{keep:g}", *(f"{count:,}" for count in counts), f"{largest / 1e6:.1f}", *memory)
 

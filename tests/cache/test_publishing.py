@@ -1,5 +1,6 @@
 """Publishing units: once, whole, and over what a dead maker left."""
 
+import hashlib
 import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -7,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import google_crc32c
 import numpy as np
 import pytest
+import zarr
+from cache_schemas import made_up_rows, make_schema
 from made_up_cache import ROWS, empty_cache, expected_files, files_of, full_cache, publish
 
 from pipeline.cache import store
 from pipeline.cache.commit import commit_key, read_commit
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
-from pipeline.cache.writer import block_crc, is_committed
+from pipeline.cache.schema import ENCODINGS, array_specs
+from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.writer import block_crc
 from pipeline.storage.address import open_folder
 
 
@@ -47,15 +51,32 @@ def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
             assert file.stat().st_size == store.shard_bytes(spec, schema, rows)
 
 
-def test_rows_that_are_all_zero_are_stored_all_the_same(unfinished):
-    path, schema, (unit, _) = unfinished
-    with open_folder(path).scratch() as scratch:
-        (scratch / "group").mkdir()
-        store.create_group(scratch / "group", schema, units=1)
-        store.write_unit_array(scratch / "group", "stats", np.zeros((70, 2, 17, 3), np.float16))
-        spec = array_specs(schema)["stats"]
-        assert (scratch / "group" / store.shard_key(spec, 0)).stat().st_size == store.shard_bytes(spec, schema, 70)
-    assert not is_committed(open_folder(path), unit)
+def written_by_zarr(path, schema, arrays):
+    """Write a unit's arrays by stock zarr; returns the bytes of their shards by name."""
+    store.create_group(path, schema, units=1)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        for name, rows in arrays.items():
+            zarr.open_array(path / name, mode="r+")[: len(rows)] = rows
+    return {name: (path / store.shard_key(array_specs(schema)[name], 0)).read_bytes() for name in arrays}
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
+    schema = make_schema(encoding=encoding, width=72)
+    arrays = made_up_rows(schema, rows)
+    arrays["stats"] = np.zeros_like(arrays["stats"])  # which zarr leaves out unless told otherwise
+    expected = written_by_zarr(tmp_path / "group", schema, arrays)
+    for name, values in arrays.items():
+        shard = ShardWriter(tmp_path / "shard", array_specs(schema)[name], schema)
+        for start in range(0, rows, 50):  # rows come as they come
+            shard.append(values[start : start + 50])
+        written = shard.close()
+        assert written.path.read_bytes() == expected[name]
+        assert (written.size, written.sha256) == (len(expected[name]), hashlib.sha256(expected[name]).hexdigest())
+        blocks = [values[start : start + 64] for start in range(0, rows, 64)]
+        assert shard.block_crcs == [block_crc(block, 64) for block in blocks]
+        written.path.unlink()
 
 
 def test_publishing_twice_changes_nothing(unfinished):

@@ -59,11 +59,11 @@ def crop_of(sample):
 
 
 def recomputed(path, spec, unit):
-    """The teacher's features of a unit's crops, computed in the extraction's batches of 8."""
+    """The teacher's features of a unit's crops, computed in the extraction's batches of 8, the last filled up to a multiple of 2."""
     schema = schema_of(path)
     teacher = load_teacher(spec, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, levels=",".join(map(str, schema["levels"])) + ",")
     pixels = np.stack([crop_of(sample)[1] for sample in unit["samples"]])
-    padded = np.concatenate([pixels, np.zeros((-len(pixels) % 8, *pixels.shape[1:]), np.uint8)])
+    padded = np.concatenate([pixels, np.zeros((-len(pixels) % 2, *pixels.shape[1:]), np.uint8)])
     batches = [teacher.features(torch.from_numpy(padded[start : start + 8])) for start in range(0, len(padded), 8)]
     hidden = [torch.cat(parts)[: len(pixels)].numpy() for parts in zip(*(batch.hidden for batch in batches), strict=True)]
     importance = None if batches[0].importance is None else torch.cat([batch.importance for batch in batches])[: len(pixels)].numpy()

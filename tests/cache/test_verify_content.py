@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import flip, resealed, shard, swap
+from published_units import publish_arrays
 
 from pipeline.cache.commit import committed, read_commit
 from pipeline.cache.digests import digest_of
@@ -16,9 +17,8 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
-from pipeline.cache.writer import publish_unit
 from pipeline.errors import StorageError
-from pipeline.views.tars import ViewTarWriter
+from pipeline.views.tars import ViewTarWriter, tar_sample
 
 ROWS = 66
 INDEX_BYTES = 256 * 16 + 4
@@ -175,18 +175,20 @@ def republish(path, write, change=lambda _: None):
             members = {member.name.split(".", 1)[1]: tar.extractfile(member).read() for member in tar}
         samples.append((f"{len(samples):06d}", members))
     with cache.folder.scratch() as scratch:
-        writer = ViewTarWriter(scratch / "view.tar", cache.schema.view.format)
+        writer = ViewTarWriter(scratch / "view.tar")
         write(writer, samples)
-        arrays["index"][:, 1:4] = writer.close()[:ROWS]
+        view_tar_file = writer.close()
+        arrays["index"][:, 1:4] = writer.ranges[:ROWS]
         change(arrays["index"])
         (path / "commits" / f"{unit.stem}.json").unlink()
-        assert publish_unit(cache.folder, cache.schema, unit, arrays, scratch / "view.tar", [], scratch)
+        assert publish_arrays(cache.folder, cache.schema, unit, arrays, view_tar_file, [], scratch)
 
 
 def write_samples(writer, samples):
     for key, members in samples:
         crop = "jpg" if "jpg" in members else "npy"
-        writer.write(key, members[crop], {name: data for name, data in members.items() if name != crop})
+        others = {name: data for name, data in members.items() if name != crop}
+        writer.append(tar_sample(key, members[crop], others, "jpeg" if crop == "jpg" else "raw"))
 
 
 def other_key(index):

@@ -37,8 +37,9 @@ def test_makes_a_cache_says_what_it_did_and_goes_on_where_it_stopped(tars, tmp_p
     summary, busy, last = result.stdout.splitlines()
     assert summary.startswith("2 units made of 12 pictures (24 views) in ")
     assert summary.endswith(" views/s; 0 pictures skipped")
-    assert busy.startswith("busy: decode ")
-    assert "(0 decoding workers side by side); the limit is: " in busy
+    assert busy.startswith("busy: read ")
+    assert "(decode: in each of 0 workers); the limit is " in busy
+    assert busy.endswith(" views/s if nothing else held it up")
     assert last == f"cache '{cache}': complete"
     assert run(tars, cache, "--views", 2).stdout.startswith("2 units made of 12 pictures (24 views) in ")
     again = run(tars, cache, "--views", 2)

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -24,18 +25,19 @@ from small_cache import extraction_options, make_shards, picture, write_tar
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
-from pipeline.errors import CacheError, MaskAlignError, SourceError, StorageError
+from pipeline.errors import CacheError, ConfigError, MaskAlignError, SourceError, StorageError
 from pipeline.extraction.calibration import calibrate
-from pipeline.extraction.decoding import Decoder
+from pipeline.extraction.decoder import Decoder
+from pipeline.extraction.decoding import ViewMaker
 from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.address import open_folder
 from pipeline.storage.files import locked
-from pipeline.views.crop import draw_crop
+from pipeline.views.crop import CropPolicy, draw_crop
 from pipeline.views.shards import Shard
-from pipeline.views.source import NO_LABEL, read_samples
+from pipeline.views.source import NO_LABEL, SourceSample, read_samples
 
 
 def shard_of(path):
@@ -131,7 +133,7 @@ def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_p
     cut.write_bytes(Path(shards[0].address).read_bytes()[:40_000])
     whole = shard_of(write_tar(tmp_path / "whole.tar", good(6)))
     options = extraction_options(cache=tmp_path / "a.cache", shards=[shard_of(cut)])
-    teacher, decoder, serial = build_teacher(options), Decoder(workers), Decoder(0)
+    teacher, decoder, serial = build_teacher(options), Decoder(workers, 64), Decoder(0, 64)
     mean, std, count = calibrate(options.shards, options.maker, decoder, teacher, options.device)
     decoder.close()
     assert 4 < count < 9
@@ -142,11 +144,11 @@ def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_p
 
 def test_a_tar_with_more_pictures_than_a_unit_has_rows_fails(tmp_path):
     options = extraction_options(cache=tmp_path / "a.cache", shards=make_shards(tmp_path, tars=1, pictures_per_tar=70), views=1)
-    teacher, decoder = build_teacher(options), Decoder(0)
+    teacher, decoder = build_teacher(options), Decoder(0, 64)
     cache, units = prepare_cache(options, teacher, decoder)
     encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
-    extractor = Extractor(open_folder(options.cache), schema, options.policy, encoder, decoder, options.batch_size, 0.01)
+    extractor = Extractor(open_folder(options.cache), schema, options.policy, encoder, decoder, 0.01)
     with ProgressDisplay("test", 1) as progress:
         extractor.run(options.shards, units, progress)
     assert extractor.tally.failed == {"train-0000.tar": "tar 'train-0000.tar' has more than 64 pictures: split it into smaller tars"}
@@ -233,7 +235,7 @@ def test_a_dead_worker_stops_the_run_and_writes_nothing(shards, tmp_path):
 
 
 def test_a_worker_that_stands_still_is_told_and_ended(shards):
-    decoder, options = Decoder(1, patience=1), extraction_options(cache="none", shards=shards)
+    decoder, options = Decoder(1, 64, patience=1), extraction_options(cache="none", shards=shards)
     next(decoder.views(read_samples(shards[0]), options.maker))
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGSTOP)
@@ -242,30 +244,66 @@ def test_a_worker_that_stands_still_is_told_and_ended(shards):
     assert multiprocessing.active_children() == []
 
 
-def test_the_death_of_a_worker_that_was_started_last_is_noticed(shards):
-    """The first one stands still with the lock of the queue in its hand, so that the pool hears of nothing but that death."""
-    decoder, maker = Decoder(2), extraction_options(cache="none", shards=shards).maker
+def test_the_death_of_one_worker_is_noticed_while_another_stands_still(shards):
+    decoder, maker = Decoder(2, 64), extraction_options(cache="none", shards=shards).maker
     samples = list(read_samples(shards[0]))
-    list(decoder.views(samples[:1], maker))
-    (first,) = multiprocessing.active_children()
-    os.kill(first.pid, signal.SIGSTOP)
-
-    def kill_second():
-        while not (others := [worker for worker in multiprocessing.active_children() if worker.pid != first.pid]):
-            time.sleep(0.001)
-        others[0].kill()
-
-    killer, begin = threading.Thread(target=kill_second), time.monotonic()
-    killer.start()
+    first, second = sorted(multiprocessing.active_children(), key=lambda worker: worker.name)
+    os.kill(second.pid, signal.SIGSTOP)
+    first.kill()
+    begin = time.monotonic()
     with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
         list(decoder.views(samples[:9], maker))
-    killer.join()
     assert time.monotonic() - begin < 20
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("taken", range(0, 20, 3))
+def test_workers_that_are_in_the_middle_of_an_answer_can_be_ended(taken):
+    """More is asked of them than is taken, and what is asked last does not fit into their shared memory."""
+    maker = ViewMaker(CropPolicy(600, (0.2, 1.0), 0.5, 0), (0,), "raw")
+    samples = [SourceSample(str(number), picture(number, 700, 700), {}) for number in range(20)]
+    decoder = Decoder(2, 600)
+    views = decoder.views(samples, maker)
+    for _ in range(taken):
+        next(views)
+    decoder.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_pass_that_was_given_up_had_asked_for_is_not_taken_for_the_next(shards):
+    maker = extraction_options(cache="none", shards=shards).maker
+    first, second = (list(read_samples(shard)) for shard in shards)
+    with closing(Decoder(2, 64)) as decoder:
+        next(decoder.views(first * 10, maker))
+        assert [one.key for one in decoder.views(second, maker)] == [one.key for one in second]
+
+
+def test_pictures_and_crops_that_do_not_fit_into_the_shared_memory_come_all_the_same():
+    samples = [SourceSample(str(number), picture(number, 1800, 1800, "png"), {"txt": b"x" * 60_000}) for number in range(3)]
+    assert sum(len(sample.image) for sample in samples) > 8 * 256 * 1024
+    maker = ViewMaker(CropPolicy(400, (0.2, 1.0), 0.5, 0), (0, 1), "raw")
+    with closing(Decoder(1, 400, views=2)) as workers, closing(Decoder(0, 400)) as here:
+        for one, other in zip(workers.views(samples, maker), here.views(samples, maker), strict=True):
+            assert (one.key, one.label, one.tar_samples) == (other.key, other.label, other.tar_samples)
+            np.testing.assert_array_equal(one.pixels, other.pixels)
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+def test_an_error_of_ours_in_a_worker_comes_with_its_traceback(shards):
+    samples = list(read_samples(shards[0]))
+    with closing(Decoder(1, 64)) as decoder, pytest.raises(RuntimeError, match=r"(?s)decoding worker 0 failed:\nTraceback .*NoneType"):
+        list(decoder.views(samples, None))
+
+
+def test_too_little_shared_memory_is_told_before_the_start():
+    free = shutil.disk_usage("/dev/shm").free
+    workers = free // (3 * 4 * 8 * 4096 * 4096 * 3) + 1
+    with pytest.raises(ConfigError, match=r"MB of shared memory are needed, /dev/shm has .* MB free: lower --workers, or give the machine"):
+        Decoder(workers, 4096, views=4)
+
+
 def test_a_worker_that_died_at_rest_does_not_keep_its_owner_from_ending(shards):
-    decoder, maker = Decoder(2), extraction_options(cache="none", shards=shards).maker
+    decoder, maker = Decoder(2, 64), extraction_options(cache="none", shards=shards).maker
     list(decoder.views(read_samples(shards[0]), maker))
     for worker in multiprocessing.active_children()[:1]:
         worker.kill()
@@ -276,7 +314,7 @@ def test_a_worker_that_died_at_rest_does_not_keep_its_owner_from_ending(shards):
 
 
 def test_the_other_workers_end_with_a_dead_one(shards):
-    decoder, options = Decoder(2), extraction_options(cache="none", shards=shards)
+    decoder, options = Decoder(2, 64), extraction_options(cache="none", shards=shards)
     next(decoder.views(read_samples(shards[0]), options.maker))
     multiprocessing.active_children()[0].kill()
     samples = (sample for _ in range(1000) for sample in read_samples(shards[0]))  # enough to be under way when its death is noticed

@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 OWNER = """
-import sys, time
+import multiprocessing, sys, time
 from pathlib import Path
-from pipeline.extraction.decoding import Decoder, ViewMaker
+from pipeline.extraction.decoder import Decoder
+from pipeline.extraction.decoding import ViewMaker
 from pipeline.views.crop import CropPolicy
 from pipeline.views.source import read_samples
 from pipeline.views.shards import resolve_shards
 
 if __name__ == "__main__":
-    decoder = Decoder(1)
+    decoder = Decoder(1, 32)
     maker = ViewMaker(CropPolicy(32, (1.0, 1.0), 0.0, 0), (0,), "raw")
     next(iter(decoder.views(read_samples(resolve_shards(sys.argv[1])[0]), maker)))
-    print(*decoder._pool._processes, flush=True)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 """
 

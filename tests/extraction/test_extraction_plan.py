@@ -59,7 +59,17 @@ def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
     assert plan.picture_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
     assert plan.hours == pytest.approx(24 / plan.picture_rate / 3600)
     assert plan.paid_after_epochs >= 2
-    assert plan.peak_memory > 2 * 2 * 12 * 3 * 17 * 64  # two tars, two views, twelve pictures, three levels of 17 tokens of 64 bytes
+
+
+def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
+    short, long = (make_shards(tmp_path / f"{size}", tars=1, pictures_per_tar=size) for size in (5, 100))
+
+    def memory(shards, **changes):
+        return plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)).peak_memory
+
+    assert memory(short, views=1) == memory(long, views=1) > 5 * 8 * 3 * 17 * 64  # five batches of 8, three levels of 17 tokens
+    assert memory(short, views=2) == 2 * memory(short, views=1)
+    assert memory(short, views=1, workers=2) > memory(short, views=1) + 2 * 3 * 8 * 64 * 64 * 3
 
 
 def test_nothing_is_written_where_a_cache_is_or_will_be(finished, shards, tmp_path):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from cache_files import extract
+from published_units import publish_arrays
 from small_cache import TEACHER, make_shards
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.writer import publish_unit
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.recheck import compare_with_teacher, load_teacher_of, refuse_differences
 from pipeline.teacher.load import load_teacher
@@ -134,8 +134,8 @@ def republish(path, change):
     change(arrays)
     (path / "commits" / f"{unit.stem}.json").unlink()
     with cache.folder.scratch() as scratch:
-        tar = shutil.copy(path / "views" / f"{unit.stem}.tar", scratch / "view.tar")
-        assert publish_unit(cache.folder, cache.schema, unit, arrays, tar, [], scratch)
+        tar = (path / "views" / f"{unit.stem}.tar").read_bytes()
+        assert publish_arrays(cache.folder, cache.schema, unit, arrays, tar, [], scratch)
 
 
 def levels_swapped(arrays):

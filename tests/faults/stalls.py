@@ -13,7 +13,8 @@ from faults.extractions import WHOLE, Extractions, fresh
 from faults.processes import Child, StuckError, descendants, run_forked, wait_until
 from faults.table import Row
 from pipeline.errors import MaskAlignError
-from pipeline.extraction.decoding import Decoder, ViewMaker
+from pipeline.extraction.decoder import Decoder
+from pipeline.extraction.decoding import ViewMaker
 from pipeline.views.crop import CropPolicy
 from pipeline.views.source import read_samples
 
@@ -111,7 +112,7 @@ def _worker_for_ever(plan, bench):
 
 
 def _decode_with_stopped_worker(shard):
-    decoder = Decoder(1, patience=2)
+    decoder = Decoder(1, 32, patience=2)
     maker = ViewMaker(CropPolicy(32, (1.0, 1.0), 0.0, 0), (0,), "raw")
     next(decoder.views(read_samples(shard), maker))
     (worker,) = descendants(os.getpid(), 2)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import zarr
 from PIL import Image
+from published_units import publish_arrays
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.writer import publish_unit
-from pipeline.views.tars import ViewTarWriter
+from pipeline.views.tars import ViewTarWriter, tar_sample
 
 KEYS = [f"{number:06d}" for number in range(70)]  # of unit 0 of the small cache
 
@@ -56,13 +56,15 @@ def republish(path, keys=KEYS, change=None, view_format="jpeg", spoilt=None):
     arrays = {name: group[name][: commit.rows] for name in commit.blocks}
     crops = [sample.crop for sample in stored_samples(path, 0).values()][: commit.rows]
     with cache.folder.scratch() as scratch:
-        writer = ViewTarWriter(scratch / "view.tar", view_format)
+        writer = ViewTarWriter(scratch / "view.tar")
         for row, (key, crop) in enumerate(zip(keys, crops, strict=True)):
             buffer = io.BytesIO()
             Image.fromarray(crop).save(buffer, "JPEG")
-            writer.write(key, b"no picture" if row == spoilt else buffer.getvalue(), {"cls": b"0"})
-        arrays["index"][:, 1:4] = writer.close()
+            crop = b"no picture" if row == spoilt else buffer.getvalue()
+            writer.append(tar_sample(key, crop, {"cls": b"0"}, view_format))
+        view_tar = writer.close()
+        arrays["index"][:, 1:4] = writer.ranges
         if change:
             change(arrays)
         (path / "commits" / f"{unit.stem}.json").unlink()
-        assert publish_unit(cache.folder, cache.schema, unit, arrays, scratch / "view.tar", [], scratch)
+        assert publish_arrays(cache.folder, cache.schema, unit, arrays, view_tar, [], scratch)

@@ -6,8 +6,9 @@ import time
 
 import google_crc32c
 import pytest
+from published_units import write_view_tar
 
-from pipeline.views.tars import ViewTarWriter, parse_samples
+from pipeline.views.tars import ViewTarWriter, parse_samples, tar_sample
 
 SAMPLES = [
     ("000001", b"picture one", {"cls": b"3"}),
@@ -18,10 +19,7 @@ SAMPLES = [
 
 
 def write(path, samples=SAMPLES, view_format="jpeg"):
-    tar = ViewTarWriter(path, view_format)
-    for sample in samples:
-        tar.write(*sample)
-    return tar.close()
+    return write_view_tar(path, samples, view_format)[1]
 
 
 def contents(data):
@@ -90,7 +88,7 @@ def test_a_range_that_ends_inside_a_sample_is_refused(tmp_path, missing):
 
 
 def test_a_discarded_tar_can_be_discarded_twice(tmp_path):
-    tar = ViewTarWriter(tmp_path / "a.tar", "jpeg")
-    tar.write(*SAMPLES[0])
+    tar = ViewTarWriter(tmp_path / "a.tar")
+    tar.append(tar_sample(*SAMPLES[0], "jpeg"))
     tar.discard()
     tar.discard()
