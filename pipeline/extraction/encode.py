@@ -1,7 +1,7 @@
 """The teacher's part: batches of fixed composition in, encoded arrays out."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +26,14 @@ def precision_of(device: torch.device) -> str:
 
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
     """Run the teacher on views (B, S, S, 3) uint8 in the device's precision."""
-    autocast: AbstractContextManager[object] = torch.autocast("cuda", torch.bfloat16) if pixels.is_cuda else nullcontext()
-    with torch.inference_mode(), autocast:
+    with _in_precision_of(pixels.device):
         return teacher.features(pixels)
+
+
+@contextmanager
+def _in_precision_of(device: torch.device) -> Iterator[None]:
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) == "bfloat16"):
+        yield
 
 
 def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str]) -> None:
@@ -84,6 +89,8 @@ class FeatureEncoder:
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
+        # One graph, a variant for each size of batch. No choice of kernels by their timing, which could differ from process to process.
+        self._features = torch.compile(self.features, fullgraph=True, dynamic=False) if device.type == "cuda" else self.features
 
     def launch(self, pixels: Tensor, keys: Sequence[str], view: int) -> EncodingBatch:
         """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the pictures', `view` is the number of all.
@@ -91,15 +98,20 @@ class FeatureEncoder:
         What lies behind them fills up the batch.
         """
         begun = DeviceMoment(self.device)
-        features = run_teacher(self._teacher, pixels)
         count = len(keys)
-        levels = zip(features.hidden, self._mean, self._std, strict=True)
-        codes, stats = zip(*(encode_level(*level, self._schema.encoding) for level in levels), strict=True)
-        moments = torch.stack(stats, dim=2)[:count]
-        importance = None if features.importance is None else to_host(features.importance[:count].float())
-        finite = to_host(moments.isfinite().all())
+        with _in_precision_of(self.device):
+            codes, stats, importance = self._features(pixels)
+            on_host = None if importance is None else to_host(importance[:count].float())
+            finite = to_host(stats[:count].isfinite().all())
         done = DeviceMoment(self.device, since=begun)
-        return EncodingBatch(keys, view, [part[:count] for part in codes], moments, importance, finite, done)
+        return EncodingBatch(keys, view, [part[:count] for part in codes], stats[:count], on_host, finite, done)
+
+    def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Return codes, M of (b, T, W), stats (b, T, M, 2 + G) float16 and importance (b, N) of views (b, S, S, 3) uint8, all tokens."""
+        features = self._teacher.features(pixels)
+        levels = zip(features.hidden, self._mean, self._std, strict=True)
+        encoded = [encode_level(*level, self._schema.encoding) for level in levels]
+        return [codes for codes, _ in encoded], torch.stack([stats for _, stats in encoded], dim=2), features.importance
 
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError for features that are not finite."""

@@ -96,11 +96,12 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered]
+        decoded = decoder.busy_seconds  # for the calibration
         with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:
         decoder.close()
-    extractor.timing.seconds["decode"] = decoder.busy_seconds / max(1, options.workers)
+    extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
     return extractor, len(wanted) - count_committed(cache.folder, wanted)
 
 
