@@ -1,0 +1,73 @@
+"""The teacher's part of the extraction: one graph, batches whose composition depends on the unit alone, rows on nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from small_cache import extraction_options
+
+from pipeline.extraction.description import build_schema
+from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.job import build_teacher
+from pipeline.extraction.pixel_input import PixelInput
+
+CPU = torch.device("cpu")
+
+
+def encoder_of(batch_size=8, teacher="timm:test_vit.random", **changes):
+    options = extraction_options(cache="none", shards=[], teacher=teacher, **changes)
+    made = build_teacher(options)
+    mean, std = (np.full((len(made.levels), made.width), value, np.float32) for value in (0.1, 0.9))
+    return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size)
+
+
+def pictures(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "encoding"), [("timm:test_vit.random", "int8"), ("timm:test_vit.random", "int4"), ("timm:test_vit4.random", "float16")]
+)
+def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
+    graphs = []
+
+    def counted(module, _inputs):
+        graphs.append(module)
+        return module.forward
+
+    encoder = encoder_of(teacher=teacher, encoding=encoding)
+    torch._dynamo.reset()
+    pixels, others = torch.from_numpy(pictures(16)).chunk(2)
+    compiled = torch.compile(encoder.features, fullgraph=True, dynamic=False, backend=counted)
+    with torch.inference_mode():
+        codes, stats, importance = compiled(pixels)
+        compiled(others)
+        expected = encoder.features(pixels)
+    assert len(graphs) == 1
+    assert all(torch.equal(one, other) for one, other in zip(codes, expected[0], strict=True))
+    assert torch.equal(stats, expected[1])
+    assert importance is expected[2] or torch.equal(importance, expected[2])
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (7, 8), (8, 8)])
+def test_a_short_batch_is_filled_up_with_black_to_one_of_four_sizes(count, size):
+    pixels = PixelInput(8, 64, CPU)
+    pixels.add(pictures(8))
+    assert pixels.room == 0
+    pixels.begin()
+    pixels.add(pictures(count))
+    batch = pixels.batch()
+    assert len(batch) == size
+    np.testing.assert_array_equal(batch[:count], pictures(count))
+    assert not batch[count:].any()
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_a_batch_gives_the_same_rows_whichever_is_launched_before_it_is_collected(keep):
+    encoder = encoder_of(keep=keep)
+    first, second = pictures(16).reshape(2, 8, 64, 64, 3)
+    keys = [str(number) for number in range(16)]
+    alone = encoder.collect(encoder.launch(torch.from_numpy(first), keys[:8], 0))
+    batch = encoder.launch(torch.from_numpy(first), keys[:8], 0)
+    encoder.launch(torch.from_numpy(second), keys[8:], 0)
+    for name, rows in encoder.collect(batch).items():
+        np.testing.assert_array_equal(rows, alone[name])
