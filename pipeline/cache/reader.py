@@ -5,18 +5,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import EllipsisType
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, Part, commit_key, committed, read_commit, read_commit_head
 from pipeline.cache.schema import array_specs
+from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
-from pipeline.cache.writer import block_crc
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
@@ -41,7 +38,8 @@ class Cache:
         self.schema, self.digest = store.read_schema(self.folder)
         self.units: tuple[Unit, ...] = read_units(self.folder)
         self._specs = array_specs(self.schema)
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._shards = ShardReader(self.folder, self.schema)
+        self._checked: set[str] = set()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
 
     @property
@@ -112,7 +110,7 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = (self._read("calibration", name, ...) for name in ("channel_mean", "channel_std"))
+        mean, std = (self._read_calibration(name) for name in ("channel_mean", "channel_std"))
         if calibration_digest(mean, std) != self.schema.calibration.sha256:
             raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}")
         return mean, std
@@ -121,10 +119,9 @@ class Cache:
         """Read the rows of one block of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
         first = block * self.schema.block_rows
         rows = min(self.schema.block_rows, commit.rows - first)
-        start = commit.unit * self.schema.unit_rows + first
         place = f"{commit.name}, rows {first} to {first + rows - 1}"
         wanted = list(names)
-        values = ordered_map(lambda name: self._read_rows(place, commit, name, block, start)[:rows], wanted, self.folder.parallel_reads)
+        values = ordered_map(lambda name: self._read_rows(place, commit, name, block)[:rows], wanted, self.folder.parallel_reads)
         return dict(zip(wanted, values, strict=True))
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
@@ -135,20 +132,27 @@ class Cache:
         except OSError as error:
             raise store.unreadable(f"view tar {f'{self.address}/{key}'!r}", error, REMEDY) from None
 
-    def _read_rows(self, place: str, commit: Commit, name: str, block: int, start: int) -> store.Values:
-        values = self._read(place, name, slice(start, start + self.schema.block_rows), REMEDY)
-        if block_crc(values, self.schema.block_rows) != commit.blocks[name][block]:
+    def _read_rows(self, place: str, commit: Commit, name: str, block: int) -> store.Values:
+        self._check_array(name)
+        try:
+            values, crc = self._shards.read(self._specs[name], commit, block)
+        except (ValueError, OSError) as error:
+            raise store.unreadable(f"array {name!r} of {place}", error, REMEDY) from None
+        if crc != commit.blocks[name][block]:
             raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
         return values
 
-    def _read(self, place: str, name: str, rows: slice | EllipsisType, cure: str = _CALIBRATED_AGAIN) -> store.Values:
+    def _read_calibration(self, name: str) -> NDArray[np.float32]:
+        self._check_array(name)
         try:
-            if name not in self._arrays:
-                self._arrays[name] = store.open_array(self.folder, self._specs[name], self.schema)
-            values: store.Values = np.asarray(self._arrays[name][rows])
-            return values
+            return store.read_calibration(self.folder, self._specs[name])
         except (ValueError, OSError) as error:
-            raise store.unreadable(f"array {name!r} of {place}", error, cure) from None
+            raise store.unreadable(f"array {name!r} of calibration", error, _CALIBRATED_AGAIN) from None
+
+    def _check_array(self, name: str) -> None:
+        if name not in self._checked:
+            store.check_array(self.folder, self._specs[name], self.schema, len(self.units))
+            self._checked.add(name)
 
     def _existing_views(self, views: Iterable[int] | None) -> set[int]:
         stored = {unit.view for unit in self.units}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 import zarr.storage
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
@@ -20,13 +20,12 @@ from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_
 from pipeline.errors import CacheError, StorageError
 from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
-from pipeline.storage.local import LocalFolder
 
 GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
 _DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}  # gone, another kind of thing, a bad sector
 _INDEX_BYTES_PER_CHUNK = 16
-_CRC_BYTES = 4
+CRC_BYTES = 4
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
 
 Values = NDArray[Any]
@@ -91,17 +90,41 @@ def _with_rows(data: bytes, rows: int) -> bytes:
     return json.dumps(metadata, indent=2).encode()
 
 
-def open_array(folder: Folder, spec: ArraySpec, schema: CacheSchema) -> zarr.Array[Any]:
-    """Open an array to read; raises CacheError if its metadata is not what the schema says."""
+def check_array(folder: Folder, spec: ArraySpec, schema: CacheSchema, units: int) -> None:
+    """Raise CacheError if an array's metadata is not what the schema says, with the rows of so many units or more."""
     place, cure = f"array {spec.name!r} of {folder.address!r}", "inspect-cache verify --repair writes its zarr.json anew"
     try:
-        array = zarr.open_array(zarr_store(folder), path=spec.name, mode="r")
-        found = json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())["zarr.json"].to_bytes())
+        found = _as_zarr_reads_it(folder.read(f"{GROUP}/{spec.name}/zarr.json"))
+        wrong = found["shape"][0] < units * schema.unit_rows if spec.by_rows else False
     except DAMAGED as error:
         raise unreadable(place, error, cure) from None
-    if found | {"shape": None} != expected_metadata(spec, schema) | {"shape": None}:
+    expected = expected_metadata(spec, schema, units)
+    if spec.by_rows:
+        expected["shape"][0] = found["shape"][0]  # more, where the cache has grown meanwhile
+    if wrong or found != expected:
         raise CacheError(f"{place} is not what the schema says: {cure}")
-    return array
+
+
+def _as_zarr_reads_it(data: bytes) -> dict[str, Any]:
+    """Return an array's metadata in the form of this version of zarr, whichever wrote it."""
+    prototype = default_buffer_prototype()
+    files = zarr.storage.MemoryStore({"zarr.json": prototype.buffer.from_bytes(data)})
+    buffers = zarr.open_array(files, mode="r").metadata.to_buffer_dict(prototype)
+    metadata: dict[str, Any] = json.loads(buffers["zarr.json"].to_bytes())
+    return metadata
+
+
+def read_calibration(folder: Folder, spec: ArraySpec) -> Values:
+    """Read an array without shards, one small file; raises ValueError if it is damaged, OSError if it cannot be read."""
+    data = without_checksum(folder.read(f"{GROUP}/{spec.name}/c" + "/0" * len(spec.item_shape)))
+    return np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(spec.item_shape).copy()  # writable
+
+
+def without_checksum(data: bytes) -> bytes:
+    """Return what stands before the CRC-32C at the end of a chunk or an index; raises ValueError if that is not of these bytes."""
+    if google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        raise ValueError("its bytes do not match their checksum")
+    return data[:-CRC_BYTES]
 
 
 def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageError:
@@ -134,19 +157,6 @@ def metadata_files(folder: Folder, schema: CacheSchema, units: int) -> dict[str,
     files = {"zarr.json": group, "features/zarr.json": group | {"attributes": {}}}
     files |= {f"{spec.name}/zarr.json": expected_metadata(spec, schema, units) for spec in array_specs(schema).values()}
     return {f"{GROUP}/{key}": json.dumps(values, indent=2).encode() for key, values in files.items()}
-
-
-def zarr_store(folder: Folder) -> Store:
-    """Return the group of a cache as a zarr store to read."""
-    if isinstance(folder, LocalFolder):
-        return zarr.storage.LocalStore(folder.path / GROUP, read_only=True)
-    from pipeline.cache.remote_store import RemoteStore
-    from pipeline.storage.objects import ObjectFolder
-
-    assert isinstance(folder, ObjectFolder)
-    store = RemoteStore(folder.store_below(GROUP), read_only=True)
-    store.address = f"{folder.address}/{GROUP}"
-    return store
 
 
 def read_schema(folder: Folder) -> tuple[CacheSchema, str]:
@@ -193,5 +203,9 @@ def shard_key(spec: ArraySpec, unit: int) -> str:
 def shard_bytes(spec: ArraySpec, schema: CacheSchema, rows: int) -> int:
     """Return the exact size of a shard that holds `rows` rows."""
     blocks = -(-rows // schema.block_rows)
-    index = schema.unit_rows // schema.block_rows * _INDEX_BYTES_PER_CHUNK + _CRC_BYTES
-    return blocks * (spec.block_bytes(schema.block_rows) + _CRC_BYTES) + index
+    return blocks * (spec.block_bytes(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
+
+
+def index_bytes(schema: CacheSchema) -> int:
+    """Return the size of the index at the end of a shard, with its checksum."""
+    return schema.unit_rows // schema.block_rows * _INDEX_BYTES_PER_CHUNK + CRC_BYTES

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -86,17 +86,6 @@ def patiently(work: Callable[[], Result]) -> Result:
             if not _broke_off(error):
                 raise
     return work()
-
-
-async def patiently_awaited(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Do the same with an asynchronous function."""
-    for _ in range(_BROKEN_TRIES - 1):
-        try:
-            return await work()
-        except GenericError as error:
-            if not _broke_off(error):
-                raise
-    return await work()
 
 
 def _broke_off(error: GenericError) -> bool:

@@ -26,6 +26,9 @@ class Folder(Protocol):
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of a file, fewer if it is shorter; raises FileNotFoundError."""
 
+    def read_into(self, key: str, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes of a file from `start` on; returns how many there were. Raises FileNotFoundError."""
+
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of the files and folders directly in a folder, the place itself by default; nothing if there is none."""
 

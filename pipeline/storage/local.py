@@ -44,6 +44,14 @@ class LocalFolder:
             file.seek(start)
             return file.read(-1 if end is None else max(0, end - start))
 
+    def read_into(self, key: str, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes of a file from `start` on."""
+        with (self.path / key).open("rb", buffering=0) as file:
+            done = 0
+            while done < len(buffer) and (count := os.preadv(file.fileno(), [buffer[done:]], start + done)):
+                done += count
+            return done
+
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of what is directly in a folder."""
         try:

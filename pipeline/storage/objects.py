@@ -49,10 +49,6 @@ class ObjectFolder:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.address,)
 
-    def store_below(self, key: str) -> ObjectStore:
-        """Return the obstore store of a folder, for libraries that take one; `told` turns its errors into OSErrors."""
-        return connect(self._url(key), self._retries)
-
     def exists(self, key: str) -> bool:
         """Tell whether an object is there."""
         try:
@@ -76,6 +72,12 @@ class ObjectFolder:
                 if out_of_range(error):
                     return b""
                 raise
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes of an object from `start` on."""
+        data = self.read(key, start, start + len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of what is directly in a folder."""

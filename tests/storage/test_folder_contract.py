@@ -62,6 +62,16 @@ def test_a_file_is_read_whole_and_by_ranges(folder):
     assert [folder.read("views/a.tar", *limits) for limits in ranges] == [b"0123456789"[slice(*limits)] for limits in ranges]
 
 
+def test_a_range_is_read_into_memory_that_is_there(folder):
+    put(folder, "views/a.tar", b"0123456789")
+    for start, size, expected in [(0, 4, b"0123"), (3, 7, b"3456789"), (8, 5, b"89..."), (12, 2, b".."), (2, 0, b"")]:
+        memory = bytearray(b"." * size)
+        assert folder.read_into("views/a.tar", start, memoryview(memory)) == len(expected.rstrip(b"."))
+        assert memory == expected
+    with pytest.raises(FileNotFoundError):
+        folder.read_into("b.tar", 0, memoryview(bytearray(2)))
+
+
 @pytest.mark.parametrize("limits", [(0, None), (3, None), (0, 4), (4, 4)])
 def test_a_range_of_what_is_not_there_is_not_found(folder, limits):
     with pytest.raises(FileNotFoundError):

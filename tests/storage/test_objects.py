@@ -17,7 +17,6 @@ from object_server import QUICK
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import address as address_module
 from pipeline.storage.address import open_folder
-from pipeline.storage.connection import told
 from pipeline.storage.objects import PART_BYTES, ObjectFolder
 
 
@@ -225,16 +224,6 @@ def test_a_claim_ends_its_thread(objects):
     with objects.claimed("a.tar"):
         assert threads() == 1
     assert threads() == 0
-
-
-def test_the_store_below_a_key_is_for_libraries(objects):
-    import obstore
-
-    objects.replace("targets.zarr/zarr.json", b"{}")
-    assert bytes(obstore.get(objects.store_below("targets.zarr"), "zarr.json").bytes()) == b"{}"
-    with pytest.raises(FileNotFoundError) as error, told("s3://x/y"):
-        obstore.get(objects.store_below("targets.zarr"), "nothing")
-    assert error.value.filename == "s3://x/y"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Blocks read straight out of the shards of a cache: one range of a file into memory that is used again.
+
+zarr-python reads a shard's index anew for every block and copies each block two times; what it checks is checked here too.
+"""
+
+from collections import OrderedDict
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.commit import Commit
+from pipeline.cache.memory import SpareMemory
+from pipeline.cache.schema import ArraySpec, CacheSchema
+from pipeline.cache.store import CRC_BYTES, GROUP, Values, index_bytes, shard_bytes, shard_key, without_checksum
+from pipeline.storage.folder import Folder
+
+_ABSENT = 2**64 - 1
+_INDEXES_HELD = 8192  # at most 4 kB each; those of ImageNet's units take 3 MB
+
+ShardIndex = NDArray[np.uint64]  # (blocks, 2): offset and bytes of each block with its checksum
+
+
+class ShardReader:
+    """Reads blocks, and keeps the indexes of the shards that were read last."""
+
+    def __init__(self, folder: Folder, schema: CacheSchema) -> None:
+        self._folder, self._schema = folder, schema
+        self._memory = SpareMemory()
+        self._indexes: OrderedDict[tuple[str, str], ShardIndex] = OrderedDict()
+
+    def read(self, spec: ArraySpec, commit: Commit, block: int) -> tuple[Values, int]:
+        """Return a block (block_rows, ...) and the CRC-32C of its bytes; raises ValueError if it is damaged, OSError if it cannot be read.
+
+        The chunk's own checksum is of the same bytes as the commit's of the block, so the caller need only compare the two numbers.
+        """
+        key, size = f"{GROUP}/{shard_key(spec, commit.unit)}", spec.block_bytes(self._schema.block_rows)
+        offset, stored = self._index(key, spec, commit)[block].tolist()
+        if offset == stored == _ABSENT:
+            raise ValueError("the shard does not have the block")
+        if stored != size + CRC_BYTES or offset + stored > shard_bytes(spec, self._schema, commit.rows):
+            raise ValueError(f"its index has {stored} bytes at {offset} for the block")
+        memory = self._memory.take(stored)
+        if self._folder.read_into(key, offset, memory.data) < stored:
+            raise ValueError("the shard ends within the block")
+        crc = google_crc32c.value(memory[:size])
+        if crc != int.from_bytes(memory[size:].tobytes(), "little"):
+            raise ValueError("its bytes do not match their checksum")
+        values = memory[:size].view(spec.dtype.newbyteorder("<"))
+        return values.reshape(self._schema.block_rows, *spec.item_shape), crc
+
+    def _index(self, key: str, spec: ArraySpec, commit: Commit) -> ShardIndex:
+        """Return a shard's index, by its commit: a unit that was made anew has another."""
+        name = (commit.digest, spec.name)
+        index = self._indexes.pop(name, None)
+        if index is None:
+            index = self._read_index(key, spec, commit)
+        self._indexes[name] = index
+        if len(self._indexes) > _INDEXES_HELD:
+            self._indexes.popitem(last=False)
+        return index
+
+    def _read_index(self, key: str, spec: ArraySpec, commit: Commit) -> ShardIndex:
+        size = index_bytes(self._schema)
+        start = shard_bytes(spec, self._schema, commit.rows) - size
+        data = self._folder.read(key, start, start + size + 1)  # a byte more, to notice a longer file
+        if len(data) != size:
+            raise ValueError(f"the shard does not have the {start + size} bytes of its unit's {commit.rows} rows")
+        blocks = -(-commit.rows // self._schema.block_rows)
+        return np.frombuffer(without_checksum(data), "<u8").reshape(-1, 2)[:blocks].copy()
