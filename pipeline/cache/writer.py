@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -122,10 +121,3 @@ class UnitWriter:
                 return False
             self._folder.take(file.path, key)
         return create_commit(self._folder, self._unit, commit)
-
-
-def block_crc(values: store.Values, block_rows: int) -> int:
-    """Return the CRC-32C of a block's bytes, little-endian, padded with zero rows to a whole block."""
-    padding = bytes((block_rows - len(values)) * values[:1].nbytes)
-    contiguous = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    return int(google_crc32c.extend(google_crc32c.value(contiguous.tobytes()), padding))
