@@ -76,6 +76,12 @@ class TargetDecoder(nn.Module):
 
     def forward(self, codes: Tensor, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decode codes (B, M, T, W) and stats (B, M, T, 2 + G) to whitened (B, M, T, D), mean and deviation (B, M, T), float32."""
+        levels = [self.level(place, codes[:, place], stats[:, place]) for place in range(codes.shape[1])]
+        whitened, mean, deviation = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))
+        return whitened, mean, deviation
+
+    def level(self, place: int, codes: Tensor, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode codes (B, T, W) and stats (B, T, 2 + G) of the level at a place to whitened (B, T, D), mean and deviation (B, T)."""
         mean, deviation = stats[..., 0].float(), stats[..., 1].float()
         if self._format.largest_code is None:
             return codes.float(), mean, deviation
@@ -83,7 +89,7 @@ class TargetDecoder(nn.Module):
         values = codes.float() if self._format.channels_per_value == 1 else _unpack(codes, width)
         # Indexed, not repeated and cut to D: that, torch 2.14.1 compiles to reads past the end on a CPU unless D is a multiple of 64.
         scales = stats[..., 2:].float()[..., torch.arange(width, device=stats.device) // GROUP_CHANNELS]
-        return values * scales * self.channel_std + self.channel_mean, mean, deviation
+        return values * scales * self.channel_std[place] + self.channel_mean[place], mean, deviation
 
 
 def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: Encoding) -> Tensor:

@@ -44,16 +44,21 @@ def alignment_loss(predictions: Sequence[Tensor], targets: Tensor | Sequence[Ten
 
 
 def _distance(prediction: Tensor, target: Tensor, kind: LossKind) -> Tensor:
-    """Return the mean distance () of predictions and targets (B, K', D)."""
+    """Return the mean distance () of predictions and targets (B, K', D).
+
+    Channels come first: sums along rows are compiled into the kernel that decodes the target, one sum over all would read it from memory.
+    """
     assert prediction.shape == target.shape, f"predictions {tuple(prediction.shape)} for targets {tuple(target.shape)}"
     prediction, target = _exact(prediction), _exact(target)
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
     if kind == "smooth_l1":
-        return 2 * F.smooth_l1_loss(prediction, target, beta=1.0)
-    if kind == "l1":
-        return F.l1_loss(prediction, target)
-    if kind == "l2":
-        return F.mse_loss(prediction, target)
-    return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+        distances = 2 * F.smooth_l1_loss(prediction, target, reduction="none", beta=1.0)
+    elif kind == "l1":
+        distances = F.l1_loss(prediction, target, reduction="none")
+    else:
+        distances = F.mse_loss(prediction, target, reduction="none")
+    return distances.mean(-1).mean()
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -8,16 +8,19 @@ from pipeline.student.model import MaskAlignStudent
 
 
 class CachedTargets(nn.Module):
-    """Codes (B, M, T, D) and stats (B, M, T, 2 + G) of the cache to targets (B, M, T, D) of one kind."""
+    """Codes (B, M, T, W) and stats (B, M, T, 2 + G) of the cache to M targets (B, T, D) of one kind.
+
+    Level by level, so that compiled each is made where the loss reads it: values that several levels share would be written first.
+    """
 
     def __init__(self, decoder: TargetDecoder, kind: TargetKind) -> None:
         super().__init__()
         self.decoder, self.kind = decoder, kind
 
-    def forward(self, codes: Tensor, stats: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, stats: Tensor) -> list[Tensor]:
         """Decode and normalise."""
-        whitened, mean, deviation = self.decoder(codes, stats)
-        return normalise_target(whitened, mean, deviation, self.kind)
+        levels = zip(codes.unbind(1), stats.unbind(1), strict=True)
+        return [normalise_target(*self.decoder.level(place, *level), self.kind) for place, level in enumerate(levels)]
 
 
 class TrainingStep(nn.Module):
