@@ -5,31 +5,30 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from pipeline.cache.reader import Cache
 from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
+from pipeline.stream.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.samples import StreamSpec, sample_fields
-from pipeline.stream.slots import shared_buffer
 
-_MOST_PENDING = 4  # pieces under way to the GPU; fewer than the slots of one worker
+_MOST_PENDING = 1  # pieces whose copies need not have passed when another comes; fewer than the slots of one worker
 
 
 @dataclass(frozen=True)
 class Batch:
     """B samples on the device. Valid until the batch after the next is asked for.
 
-    patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, D), stats (B, M, T, 2 + G) float16, label (B,) int64 with -1 for none.
+    patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, W), stats (B, M, T, 2 + G) float16.
     """
 
     patches: Tensor
     visible: Tensor
     codes: Tensor
     stats: Tensor
-    label: Tensor
 
     def micro_batches(self, count: int) -> Iterator["Batch"]:
         """Split into `count` equal parts."""
@@ -121,7 +120,7 @@ class _GpuCopier(_Copier):
         self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
         self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
-        self._locked = _lock_pages(feed)
+        self._locked = lock_pages(feed.memories, cuda_runtime()) if isinstance(feed, WorkerFeed) else []
 
     def begin(self, turn: int) -> None:
         """Let copies wait for the step that last used this batch."""
@@ -130,10 +129,18 @@ class _GpuCopier(_Copier):
         else:  # the memory of a new buffer may still be in use by whatever had it before
             self._copies.wait_stream(torch.cuda.current_stream())
 
+    def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
+        """Begin to copy, and give back what has been copied meanwhile."""
+        super().copy(piece, start, batch, position, count)
+        self._give_back(len(self._pending))
+
     def release(self, piece: FedPiece) -> None:
         """Give back the pieces whose copies have passed, and wait for older ones so that no worker runs out of slots."""
         self._pending.append((self._copies.record_event(), piece))
-        while self._pending and (len(self._pending) > _MOST_PENDING or self._pending[0][0].query()):  # type: ignore[no-untyped-call]
+        self._give_back(_MOST_PENDING)
+
+    def _give_back(self, most_pending: int) -> None:
+        while self._pending and (len(self._pending) > most_pending or self._pending[0][0].query()):  # type: ignore[no-untyped-call]
             event, copied = self._pending.popleft()
             event.synchronize()
             self._feed.release(copied)
@@ -149,22 +156,8 @@ class _GpuCopier(_Copier):
     def close(self) -> None:
         """Unlock the pages once no copy reads them."""
         self._copies.synchronize()
-        for address in self._locked:
-            _cuda_runtime().cudaHostUnregister(address)
+        if self._locked:
+            unlock_pages(self._locked, cuda_runtime())
 
     def _stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._copies)
-
-
-def _cuda_runtime() -> Any:  # noqa: ANN401 - torch gives the CUDA runtime without types
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
-
-
-def _lock_pages(feed: Feed) -> list[int]:
-    """Page-lock the slots of a feed and return their addresses; where the driver refuses, copies are slower but right."""
-    locked = []
-    for memory in feed.memories if isinstance(feed, WorkerFeed) else []:
-        tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
-        if int(_cuda_runtime().cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)) == 0:
-            locked.append(tensor.data_ptr())
-    return locked

@@ -1,8 +1,10 @@
-"""The trainer's end of the workers: pieces of samples in the order of the stream, whoever made them and however many workers there are."""
+"""The trainer's end of the workers: windows of samples in the order of the stream, whoever made them and however many workers there are."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -11,18 +13,15 @@ from typing import Protocol
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import StreamError
-from pipeline.stream.samples import Arrays, StreamSpec, WindowReader, needed_pieces, sample_fields
-from pipeline.stream.slots import SlotLayout, allocate_slots, shared_buffer
-from pipeline.stream.worker import Failure, WorkerTask, run_worker, stream_windows
+from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
+from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, shared_buffer, slot_layout
+from pipeline.stream.worker import Failure, WorkerTask, run_worker
 from pipeline.workers import worker_context
-
-PIECE_SAMPLES = 64
-SLOTS_PER_WORKER = 6
 
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Some consecutive samples of the stream. Its arrays are valid until its `slot` is released."""
+    """Consecutive samples of the stream: the needed part of a window. Its arrays (count, ...) are valid until it is released."""
 
     arrays: Arrays
     count: int
@@ -47,17 +46,18 @@ class InlineFeed:
 
     def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int) -> None:
         """Begin at a step of an epoch."""
-        self._reader, self._spec, self._epoch, self._step = WindowReader(cache, spec), spec, epoch, step
+        self._layout = slot_layout(cache.schema, spec)
+        self._parts = spec.order.parts(spec.batch_size, epoch, step)
+        self._reader = WindowReader(cache, spec)
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Read windows as they are asked for."""
-        for epoch, window, first, last in stream_windows(self._spec, self._epoch, self._step):
-            samples = self._reader.read(epoch, window)
-            for piece in needed_pieces(window, first, last, PIECE_SAMPLES):
-                yield FedPiece({name: array[piece.start : piece.end] for name, array in samples.items()}, piece.end - piece.start)
+        """Read windows as they are asked for, each over the one before."""
+        arrays = self._layout.arrays(memoryview(bytearray(self._layout.slot_bytes)), 0)
+        for part in self._reader.fill(self._parts, lambda: arrays):
+            yield FedPiece({name: array[: part.count] for name, array in arrays.items()}, part.count)
 
     def release(self, piece: FedPiece) -> None:
-        """Do nothing: the arrays are the piece's own."""
+        """Do nothing: a copy from memory that is not page-locked is done when the call returns."""
 
     def close(self) -> None:
         """Do nothing: there is no worker."""
@@ -69,8 +69,8 @@ class WorkerFeed:
     def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> None:
         """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
         self._spec, self._epoch, self._step = spec, epoch, step
-        self.layout = SlotLayout(sample_fields(cache.schema, spec), PIECE_SAMPLES)
-        self.memories = allocate_slots(self.layout, SLOTS_PER_WORKER, workers)
+        self.layout = slot_layout(cache.schema, spec)
+        self.memories = allocate_slots(self.layout, workers)
         started = [self._start(worker, workers) for worker in range(workers)]
         self._channels, self._processes = [channel for channel, _ in started], [process for _, process in started]
         # Also when no one calls close: at its exit Python waits for workers, which ignore its SIGTERM.
@@ -79,12 +79,11 @@ class WorkerFeed:
     def pieces(self) -> Iterator[FedPiece]:
         """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
         workers = len(self._processes)
-        for number, (_, window, first, last) in enumerate(stream_windows(self._spec, self._epoch, self._step)):
+        for number in count():
             worker = number % workers
-            for _ in needed_pieces(window, first, last, PIECE_SAMPLES):
-                slot, count = self._receive(worker)
-                arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
-                yield FedPiece({name: array[:count] for name, array in arrays.items()}, count, (worker, slot))
+            slot, samples = self._receive(worker)
+            arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
+            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (worker, slot))
 
     def release(self, piece: FedPiece) -> None:
         """Hand the slot of a copied piece back to its worker."""
@@ -133,6 +132,33 @@ def _end_workers(channels: list[Connection], processes: list[ForkServerProcess],
         with suppress(BufferError):  # a batch may still look at it; the memory goes with the process
             memory.close()
         memory.unlink()
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """What the workers of one rank take beside the program itself, in bytes; without workers, the trainer takes as much as one."""
+
+    workers: int
+    slots: int  # of a worker, in shared memory
+    block: int  # of a worker: what it reads at a time
+    most_ahead: int  # blocks of a worker that are read ahead at the most, if the disk is slow
+
+    def __str__(self) -> str:
+        each = f"{self.slots / 1e6:.0f} MB of shared memory and {self.block / 1e6:.0f} MB of its own"
+        ahead = f"up to {self.block * self.most_ahead / 1e6:.0f} MB more on a slow disk"
+        return f"{max(1, self.workers)} x ({each}, {ahead})" if self.workers else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
+
+
+def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:
+    """Return the memory that a stream of one rank takes."""
+    slots = slot_layout(cache.schema, spec).slot_bytes * (SLOTS_PER_WORKER if workers else 1)
+    reader = WindowReader(cache, spec)
+    return StreamMemory(workers, slots, reader.block_bytes, reader.most_ahead)
+
+
+def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
+    """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
+    refuse_too_little_memory(slot_layout(cache.schema, spec), workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
-from pipeline.student.masking import MaskConfig, draw_visible, least_ratio, rank_of_view, visible_count
+from pipeline.student.masking import MaskConfig, draw_visible, least_ratio, rank_by_arrival, rank_generator, visible_count
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,21 @@ class MaskSource:
             kept = arrays["tokens"][:, : self.count].astype(np.int64)
             places = np.argsort(kept, axis=1)
             return BlockMasks(np.take_along_axis(kept, places, axis=1), self._after_cls(places))
-        importances = arrays["attention"] if self.arrays else [None] * len(keys)
-        draws = [self._draw(importance, key, view, epoch) for importance, key in zip(importances, keys, strict=True)]
-        visible = np.stack(draws)
+        importance = arrays["attention"] if self.arrays else None
+        if self._strategy == "block":
+            visible = np.stack([draw_visible("block", None, self._schema.grid, self.count, self._draws(key, view, epoch)) for key in keys])
+            return BlockMasks(visible, self._after_cls(visible))
+        arrivals = np.empty((len(keys), self._schema.patches))
+        for row, key in enumerate(keys):
+            self._draws(key, view, epoch).standard_exponential(out=arrivals[row])
+        visible = np.sort(rank_by_arrival(self._strategy, importance, arrivals)[:, : self.count], axis=1)
         return BlockMasks(visible, self._after_cls(visible))
 
-    def _draw(self, importance: NDArray[np.float32] | None, key: str, view: int, epoch: int) -> NDArray[np.int64]:
-        schema = self._schema
+    def _draws(self, key: str, view: int, epoch: int) -> np.random.Generator:
+        """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
         if self._redraw or self._strategy == "block":
-            return draw_visible(self._strategy, importance, schema.grid, self.count, generator(self._seed, "mask", epoch, key))
-        return np.sort(rank_of_view(self._strategy, importance, schema.patches, schema.view.seed, key, view)[: self.count])
+            return generator(self._seed, "mask", epoch, key)
+        return rank_generator(self._schema.view.seed, key, view)
 
     def _after_cls(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.pad(places + 1, ((0, 0), (1, 0))) if self._schema.teacher.has_cls else places

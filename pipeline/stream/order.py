@@ -6,6 +6,7 @@ read in windows of some blocks, within which samples are permuted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,21 @@ class Window:
 
 
 @dataclass(frozen=True)
+class WindowPart:
+    """The samples [first, last) of an epoch's window, places in its permuted order: all but where a run begins or an epoch ends."""
+
+    epoch: int
+    window: Window
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """Samples in the part."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
 class SampleOrder:
     """The order of all epochs for one rank."""
 
@@ -57,6 +73,21 @@ class SampleOrder:
             window = Window(number, start, blocks[first : first + self.window_blocks])
             yield window
             start = window.end
+
+    def parts(self, batch_size: int, epoch: int, step: int) -> Iterator[WindowPart]:
+        """Yield for ever what batches of `batch_size` samples are made of, from a step of an epoch on."""
+        last = self.steps_per_epoch(batch_size) * batch_size
+        for current in count(epoch):
+            first = step * batch_size if current == epoch else 0
+            for window in self.windows(current):
+                if window.end > first and window.start < last:
+                    yield WindowPart(current, window, max(0, first - window.start), min(window.size, last - window.start))
+
+    @property
+    def largest_window(self) -> int:
+        """The most samples that a window may have."""
+        rows = max(int(self.units["rows"][self.units["view"] == view].sum()) for view in self.views)
+        return min(self.window_blocks * BLOCK_ROWS, rows)
 
     def permutation(self, epoch: int, window: Window) -> NDArray[np.int64]:
         """Return the order of a window's samples, as places in the concatenation of its blocks."""

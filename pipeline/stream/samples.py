@@ -1,7 +1,9 @@
 """What leaves a worker: of each sample only the visible patches and their targets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,20 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, feature_array
+from pipeline.cache.schema import CacheSchema, array_specs, feature_array
 from pipeline.config import Section
-from pipeline.storage.ordered import ordered_map
+from pipeline.errors import CacheError
+from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.join import JoinedBlock, decode_crop, read_joined
 from pipeline.stream.masks import MaskSource
-from pipeline.stream.order import SampleOrder, Window
+from pipeline.stream.order import SampleOrder, Window, WindowPart
 from pipeline.student.masking import MaskConfig, visible_count
 from pipeline.student.patches import visible_patches
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_MOST_AHEAD = 16  # blocks
+_BYTES_AHEAD = 256 << 20
 
 
 class DataConfig(Section):
@@ -56,7 +62,7 @@ class Field:
 
 
 def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, Field]:
-    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, W), stats (M, T, 2 + G), label (); T is K and CLS if any."""
+    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, W), stats (M, T, 2 + G); T is K and CLS if any."""
     count = visible_count(schema.patches, spec.mask.ratio)
     tokens, levels = count + int(schema.teacher.has_cls), len(spec.levels)
     return {
@@ -64,63 +70,92 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, Field]:
         "visible": Field((count,), np.dtype(np.int64)),
         "codes": Field((levels, tokens, schema.stored_width), schema.code_format.dtype),
         "stats": Field((levels, tokens, 2 + schema.groups), np.dtype(np.float16)),
-        "label": Field((), np.dtype(np.int64)),
     }
 
 
 class WindowReader:
-    """Reads windows of blocks and cuts out what is visible."""
+    """Reads windows of blocks and cuts out what is visible, straight into the arrays that leave the worker."""
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
         self._cache, self._spec = cache, spec
-        self._fields = sample_fields(cache.schema, spec)
         self._features = [feature_array(cache.schema.levels[place]) for place in spec.levels]
+        self._all_levels = spec.levels == tuple(range(len(cache.schema.levels)))
         self._masks = MaskSource(cache.schema, spec.mask, spec.order.seed)
         self._names = [*self._features, "stats", *self._masks.arrays]
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block as it is read; of the crops, the most that they can be but for headers."""
+        schema, specs = self._cache.schema, array_specs(self._cache.schema)
+        crops = schema.block_rows * 3 * schema.view.image_size**2
+        return crops + sum(specs[name].block_bytes(schema.block_rows) for name in ("index", *self._names))
+
+    @property
+    def most_ahead(self) -> int:
+        """How many blocks are read ahead at the most, if the disk is slow."""
+        return max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.block_bytes))
+
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
-        """Return the samples of a window, (n, ...) by field, in the window's permuted order."""
-        arrays = {name: np.empty((window.size, *field.shape), field.dtype) for name, field in self._fields.items()}
-        # places[i]: where the i-th sample as read goes
-        places = np.argsort(self._spec.order.permutation(epoch, window))
-        start = 0
-        # several arrays of a block are read side by side; a second block hides the waiting between one and the next
-        for joined, view in ordered_map(self._read_block, window.blocks.tolist(), min(2, self._cache.folder.parallel_reads)):
-            rows = len(joined.keys)
-            self._fill(arrays, places[start : start + rows], joined, view, epoch)
-            start += rows
+        """Return the samples of a window, (n, ...) by field, in the window's permuted order, in arrays of their own."""
+        fields = sample_fields(self._cache.schema, self._spec).items()
+        arrays = {name: np.empty((window.size, *field.shape), field.dtype) for name, field in fields}
+        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda: arrays))
         return arrays
 
-    def _read_block(self, found: list[int]) -> tuple[JoinedBlock, int]:
-        place, block, _ = found
-        commit = self._cache.pinned_commit(self._spec.order.units[place])
-        return read_joined(self._cache, commit, block, self._names), commit.view
+    def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
+        """Yield each part once its samples are in the arrays that `empty` gave for it, (count or more, ...) by field, from 0 on."""
+        ours, theirs = tee(parts)
+        blocks = ((part.window, block) for part in theirs for block in part.window.blocks.tolist())
+        # from an object store a second block hides the waiting between one and the next
+        ahead = ReadAhead(self._read_block, blocks, min(2, self._cache.folder.parallel_reads), self.most_ahead)
+        with closing(ahead):
+            for part in ours:
+                arrays = empty()
+                for places in self._places(part):
+                    self._scatter(next(ahead), places, arrays, part.epoch)
+                yield part
 
-    def _fill(self, arrays: dict[str, NDArray[Any]], places: NDArray[np.int64], joined: JoinedBlock, view: int, epoch: int) -> None:
-        masks = self._masks.draw(joined.arrays, joined.keys, view, epoch)
-        rows = np.arange(len(places))[:, None]
-        for level, name in enumerate(self._features):
-            arrays["codes"][places, level] = joined.arrays[name][rows, masks.tokens]
-        for level, stored in enumerate(self._spec.levels):
-            arrays["stats"][places, level] = joined.arrays["stats"][:, stored][rows, masks.tokens]
-        for place, key, crop, seen in zip(places.tolist(), joined.keys, joined.crops, masks.visible, strict=True):
-            pixels = decode_crop(self._cache, crop, key)
-            arrays["patches"][place] = visible_patches(pixels, self._cache.schema.view.patch_size, seen)
-        arrays["visible"][places] = masks.visible
-        arrays["label"][places] = joined.labels
+    def _places(self, part: WindowPart) -> list[NDArray[np.int64]]:
+        """Return, for each block of a window, where each of its rows goes; -1 if it is not needed."""
+        places = np.argsort(self._spec.order.permutation(part.epoch, part.window)) - part.first
+        places[(places < 0) | (places >= part.count)] = -1
+        return np.split(places, np.cumsum(part.window.blocks[:-1, 2]))
+
+    def _read_block(self, found: tuple[Window, list[int]]) -> JoinedBlock:
+        place, block, rows = found[1]
+        pinned, first = self._spec.order.units[place], block * self._cache.schema.block_rows
+        with named(f"in {self._cache.units[int(pinned['unit'])].name}, rows {first} to {first + rows - 1}"):
+            return read_joined(self._cache, self._cache.pinned_commit(pinned), block, self._names)
+
+    def _scatter(self, block: JoinedBlock, places: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
+        """Copy the visible part of a block's rows to their places: each value once, from where it was read."""
+        with named(f"in {block.name}"):
+            masks = self._masks.draw(block.arrays, block.keys, block.view, epoch)
+        features, stats = [block.arrays[name] for name in self._features], block.arrays["stats"]
+        stats = stats if self._all_levels else stats[:, list(self._spec.levels)]
+        row = 0
+        try:
+            for row in np.flatnonzero(places >= 0).tolist():
+                place, seen, tokens = places[row], masks.visible[row], masks.tokens[row]
+                for level, values in enumerate(features):
+                    values[row].take(tokens, 0, arrays["codes"][place, level], "clip")  # else numpy writes to a buffer first
+                stats[row].take(tokens, 1, arrays["stats"][place], "clip")
+                arrays["visible"][place] = seen
+                pixels = decode_crop(self._cache, block.crops[row], block.keys[row])
+                visible_patches(pixels, self._cache.schema.view.patch_size, seen, arrays["patches"][place])
+        except Exception as error:  # a context for each row would take as long as its copy
+            error.add_note(f"in {block.unit}, row {block.first_row + row}")
+            raise
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Part of a window that one copy moves: its samples [start, end)."""
-
-    start: int
-    end: int
-
-
-def needed_pieces(window: Window, first: int, last: int, size: int) -> Iterator[Piece]:
-    """Cut the samples of a window that lie at positions [first, last) of the epoch into pieces of at most `size`."""
-    start, end = max(0, first - window.start), min(window.size, last - window.start)
-    for begin in range(start, end, size):
-        yield Piece(begin, min(begin + size, end))
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Note on an error where it happened, unless it says so itself."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except Exception as error:
+        error.add_note(place)
+        raise

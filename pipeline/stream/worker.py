@@ -1,21 +1,17 @@
-"""A worker process: reads every W-th window and writes its samples, piece by piece, into slots that the trainer has emptied."""
+"""A worker process: reads every W-th window and writes its samples straight into a slot that the trainer has emptied."""
 
 import signal
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
-
-import numpy as np
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError
 from pipeline.storage.address import is_url
-from pipeline.stream.order import Window
-from pipeline.stream.samples import StreamSpec, WindowReader, needed_pieces
+from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SlotLayout, shared_buffer
 
 
@@ -40,16 +36,6 @@ class Failure:
     expected: bool
 
 
-def stream_windows(spec: StreamSpec, epoch: int, step: int) -> Iterator[tuple[int, Window, int, int]]:
-    """Yield (epoch, window, first, last) from a step on, for ever: the windows that hold a position in [first, last) of their epoch."""
-    last = spec.steps_per_epoch * spec.batch_size
-    for current in count(epoch):
-        first = step * spec.batch_size if current == epoch else 0
-        for window in spec.order.windows(current):
-            if window.end > first and window.start < last:
-                yield current, window, first, last
-
-
 class _TrainerGoneError(Exception):
     """The other end of the pipe has been closed."""
 
@@ -65,7 +51,8 @@ def run_worker(task: WorkerTask, connection: Connection) -> None:
     except _TrainerGoneError:
         pass
     except MaskAlignError as error:
-        _report(connection, Failure(str(error), expected=True))
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        _report(connection, Failure(f"{error}{where}", expected=True))
     except OSError as error:
         of_server = is_url(str(error.filename))
         _report(connection, Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
@@ -81,24 +68,27 @@ def _report(connection: Connection, failure: Failure) -> None:
 
 
 def _fill_slots(task: WorkerTask, memory: memoryview, connection: Connection) -> None:
+    empty = _EmptySlots(task.layout, memory, connection)
+    parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
     reader = WindowReader(Cache(task.spec.cache), task.spec)
-    for number, (epoch, window, first, last) in enumerate(stream_windows(task.spec, task.epoch, task.step)):
-        if number % task.workers != task.worker:
-            continue
-        samples = reader.read(epoch, window)
-        for piece in needed_pieces(window, first, last, task.layout.samples):
-            slot = _empty_slot(connection)
-            for name, array in task.layout.arrays(memory, slot).items():
-                np.copyto(array[: piece.end - piece.start], samples[name][piece.start : piece.end])
-            _hand_over(connection, slot, piece.end - piece.start)
+    for part in reader.fill(islice(parts, task.worker, None, task.workers), empty.next_arrays):
+        _hand_over(connection, empty.slot, part.count)
 
 
-def _empty_slot(connection: Connection) -> int:
-    try:
-        slot: int = connection.recv()
-    except (EOFError, ConnectionResetError):
-        raise _TrainerGoneError from None
-    return slot
+class _EmptySlots:
+    """The slots that the trainer has emptied, one after the other."""
+
+    def __init__(self, layout: SlotLayout, memory: memoryview, connection: Connection) -> None:
+        self.slot = -1
+        self._layout, self._memory, self._connection = layout, memory, connection
+
+    def next_arrays(self) -> Arrays:
+        """Wait for a slot, note its number and return its arrays."""
+        try:
+            self.slot = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise _TrainerGoneError from None
+        return self._layout.arrays(self._memory, self.slot)
 
 
 def _hand_over(connection: Connection, slot: int, count: int) -> None:

@@ -89,30 +89,39 @@ def rank_patches(
     The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those left over
     (Efraimidis and Spirakis, 2006). The rates are the importance (N,) for `attention`, and equal for `random`.
     """
-    arrivals = rng.standard_exponential(patches)
+    return rank_by_arrival(strategy, importance, rng.standard_exponential(patches))
+
+
+def rank_by_arrival(strategy: RankStrategy, importance: NDArray[np.float32] | None, arrivals: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rank the patches of any number of pictures (..., N) int64 by exponential times (..., N) of rate 1, which are overwritten."""
     if strategy == "attention":
-        arrivals /= _checked_importance(importance, patches)
+        arrivals /= _checked_importance(importance, arrivals.shape)
     elif strategy != "random":
         raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
-    return np.argsort(arrivals, kind="stable").astype(np.int64, copy=False)
+    return np.argsort(arrivals, axis=-1, kind="stable").astype(np.int64, copy=False)
 
 
 def rank_of_view(
     strategy: RankStrategy, importance: NDArray[np.float32] | None, patches: int, seed: int, key: str, view: int
 ) -> NDArray[np.int64]:
     """Return the one ranking (N,) int64 of a view of a picture, whatever the epoch; `seed` is that of the cache's views."""
-    return rank_patches(strategy, importance, patches, generator(seed, "rank", key, view))
+    return rank_patches(strategy, importance, patches, rank_generator(seed, key, view))
 
 
-def _checked_importance(importance: NDArray[np.float32] | None, patches: int) -> NDArray[np.float64]:
-    """Return the importance (N,) as float64 above zero."""
+def rank_generator(seed: int, key: str, view: int) -> np.random.Generator:
+    """Return what the ranking of a view of a picture is drawn from."""
+    return generator(seed, "rank", key, view)
+
+
+def _checked_importance(importance: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the importance (..., N) as float64 above zero."""
     if importance is None:
         raise ConfigError(
             "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher with neither CLS nor query "
             "has none): choose 'random' or 'block'"
         )
-    if importance.shape != (patches,):
-        raise ConfigError(f"importance has shape {importance.shape}, but the grid has {patches} patches: give one value for each patch")
+    if importance.shape != shape:
+        raise ConfigError(f"importance has shape {importance.shape}, but the grid has {shape[-1]} patches: give one value for each patch")
     if not importance.min() >= 0:
         raise ConfigError(f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from")
     return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)

@@ -5,6 +5,8 @@ Data workers cut numpy pictures and evaluation cuts tensors by the same function
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-Pixels = TypeVar("Pixels", "NDArray[np.uint8]", "torch.Tensor")
+Pixels = TypeVar("Pixels", "NDArray[np.uint8]", "NDArray[np.int64]", "torch.Tensor")
 
 
 def cut_patches(pictures: Pixels, patch: int) -> Pixels:
@@ -24,11 +26,21 @@ def cut_patches(pictures: Pixels, patch: int) -> Pixels:
     return _by_patch(pictures, patch).reshape((*leading, -1, patch * patch * 3))
 
 
-def visible_patches(picture: NDArray[np.uint8], patch: int, visible: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the patches (K, P) of one picture (H, W, 3) that `visible` (K,) names; no other pixel is copied."""
-    by_patch = _by_patch(picture, patch)
-    row, column = np.divmod(visible, by_patch.shape[1])
-    return by_patch[row, column].reshape(len(visible), -1)
+def visible_patches(
+    picture: NDArray[np.uint8], patch: int, visible: NDArray[np.int64], out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Return the patches (K, P) of one picture (H, W, 3) that `visible` (K,) names, in `out` if given; no other pixel is copied."""
+    strips = _strips(picture.shape, patch)[visible]
+    patches = np.empty((len(visible), patch * patch * 3), np.uint8) if out is None else out
+    np.take(picture.reshape(-1, patch * 3), strips, axis=0, out=patches.reshape(len(visible), patch, patch * 3), mode="clip")
+    return patches
+
+
+@lru_cache
+def _strips(shape: tuple[int, int, int], patch: int) -> NDArray[np.int64]:
+    """Return the numbers (N, patch) of the strips, one patch wide and one pixel high, that the patches of a picture consist of."""
+    first_values = _by_patch(np.arange(math.prod(shape)).reshape(shape), patch)[..., 0, 0]
+    return (first_values // (3 * patch)).reshape(-1, patch)
 
 
 def _by_patch(pictures: Pixels, patch: int) -> Pixels:

@@ -74,5 +74,4 @@ def test_training_reads_a_batch(path):
         (batch,) = islice(stream, 1)
         assert batch.patches.shape[:2] == (4, 2)
         assert batch.codes.shape[:3] == (4, len(levels), 3)
-        assert set(batch.label.tolist()) <= set(expected_of(path)["units"][0]["labels"])
         assert all(math.isfinite(value) for value in batch.stats.flatten().tolist())

@@ -11,7 +11,7 @@ from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.student.masking import MaskConfig
 
-FIELDS = ("patches", "visible", "codes", "stats", "label")
+FIELDS = ("patches", "visible", "codes", "stats")
 CPU = torch.device("cpu")
 
 

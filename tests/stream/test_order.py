@@ -1,6 +1,7 @@
 """The order of samples: every sample at most once, ranks alike, nothing but a remainder left out, for any units, ranks and windows."""
 
 from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -10,9 +11,6 @@ from hypothesis import strategies as st
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
 from pipeline.stream.order import SampleOrder
-from pipeline.stream.samples import StreamSpec, needed_pieces
-from pipeline.stream.worker import stream_windows
-from pipeline.student.masking import MaskConfig
 
 BLOCK = 64
 
@@ -35,18 +33,18 @@ def worlds(draw):
 
 
 def consumed(order, epoch, batch_size):
-    """The samples (unit, row) of one rank's epoch in order, by the same windows and pieces as a worker reads."""
-    spec = StreamSpec(None, order, (0,), MaskConfig(), batch_size)
+    """The samples (unit, row) of one rank's epoch in order, by the same parts of windows as a worker reads."""
     samples = []
-    for current, window, first, last in stream_windows(spec, epoch, 0):
-        if current > epoch:
+    for part in order.parts(batch_size, epoch, 0):
+        if part.epoch > epoch:
             return samples
         rows = [
-            (int(order.units[place]["unit"]), block * BLOCK + row) for place, block, count in window.blocks.tolist() for row in range(count)
+            (int(order.units[place]["unit"]), block * BLOCK + row)
+            for place, block, count in part.window.blocks.tolist()
+            for row in range(count)
         ]
-        permuted = [rows[place] for place in order.permutation(epoch, window)]
-        for piece in needed_pieces(window, first, last, 10):
-            samples += permuted[piece.start : piece.end]
+        assert len(rows) <= order.largest_window
+        samples += [rows[place] for place in order.permutation(epoch, part.window)][part.first : part.last]
     return None
 
 
@@ -105,11 +103,12 @@ def test_a_start_in_an_epoch_gives_the_rest_of_it(world, epoch, step):
     if steps is None or step >= steps:
         return
     order = orders[-1]
-    spec = StreamSpec(None, order, (0,), MaskConfig(), batch_size)
-    windows = stream_windows(spec, epoch, step)
-    current, window, first, last = next(windows)
-    assert (current, first, last) == (epoch, step * batch_size, steps * batch_size)
-    assert window.start <= first < window.end
+    whole = [part for part in takewhile(lambda part: part.epoch == epoch, order.parts(batch_size, epoch, 0))]
+    rest = [part for part in takewhile(lambda part: part.epoch == epoch, order.parts(batch_size, epoch, step))]
+    assert rest[0].window.start + rest[0].first == step * batch_size
+    assert rest[-1].window.start + rest[-1].last == steps * batch_size
+    assert sum(part.count for part in rest) == (steps - step) * batch_size
+    assert [part.window.number for part in rest] == [part.window.number for part in whole][-len(rest) :]
 
 
 def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():

@@ -76,7 +76,6 @@ def test_fields_have_the_documented_shapes_and_dtypes(small_cache_path):
         "visible": ((16, 8), torch.int64),
         "codes": ((16, 2, 9, 64), torch.int8),
         "stats": ((16, 2, 9, 3), torch.float16),
-        "label": ((16,), torch.int64),
     }
 
 
@@ -85,7 +84,7 @@ def test_a_subset_of_levels_is_the_same_data_in_the_order_asked_for(small_cache_
     for batch, part in zip(everything, some, strict=True):
         assert torch.equal(part["codes"], batch["codes"][:, [2, 0]])
         assert torch.equal(part["stats"], batch["stats"][:, [2, 0]])
-        assert all(torch.equal(part[name], batch[name]) for name in ("patches", "visible", "label"))
+        assert all(torch.equal(part[name], batch[name]) for name in ("patches", "visible"))
 
 
 def test_micro_batches_are_the_batch_in_equal_parts(small_cache_path):
@@ -93,7 +92,7 @@ def test_micro_batches_are_the_batch_in_equal_parts(small_cache_path):
     with BatchStream(cache, stream_spec(cache), CPU, workers=0) as stream:
         batch = next(iter(stream))
         parts = list(batch.micro_batches(4))
-        assert [len(part.label) for part in parts] == [4] * 4
+        assert [len(part.visible) for part in parts] == [4] * 4
         assert digest({name: torch.cat([getattr(part, name) for part in parts]) for name in vars(batch)}) == digest(vars(batch))
 
 

@@ -1,4 +1,4 @@
-"""What a batch joins belongs together: pixels, targets and label of one sample are those that lie in the cache under its key."""
+"""What a batch joins belongs together: pixels and targets of one sample are those that lie in the cache under its key."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,8 @@ from stream_parts import read_batches
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
+from pipeline.stream.join import decode_crop, read_joined
+from pipeline.views.codec import encode_view
 from pipeline.views.shards import Shard
 
 UNIT_0 = r"unit 0 \(train-0000\.tar, view 0\)"
@@ -37,12 +39,11 @@ def check_batches(batches, stored, levels, prefix):
             sample, tokens = stored[keys[-1]], [*range(prefix), *(visible + prefix)]
             assert np.array_equal(batch["codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
             assert np.array_equal(batch["stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
-            assert batch["label"][row] == sample.label
     return keys
 
 
 @pytest.mark.parametrize(("levels", "views"), [((0, 1, 2), (0, 1)), ((2,), (1,)), ((1, 0), (1, 0))])
-def test_pixels_targets_and_labels_of_a_batch_are_those_of_one_key(small_cache_path, levels, views):
+def test_pixels_and_targets_of_a_batch_are_those_of_one_key(small_cache_path, levels, views):
     batches = read_batches(small_cache_path, 14, levels=levels, views=views, batch_size=20)
     for epoch in range(2):
         stored = stored_samples(small_cache_path, views[epoch % len(views)])
@@ -56,11 +57,13 @@ def test_a_teacher_without_cls_half_precision_raw_crops_and_missing_labels(tmp_p
     teacher = {"teacher": "timm:test_vit3.random", "encoding": "float16", "view_format": "raw"}
     path = small_cache(tmp_path, shards=[Shard(tar, tar.stat().st_size)], views=1, **teacher)
     batches = read_batches(path, 1, views=(0,), batch_size=6)
-    width = Cache(path).schema.teacher.width
+    cache = Cache(path)
+    width = cache.schema.teacher.width
     assert (batches[0]["codes"].shape, batches[0]["stats"].shape) == ((6, 3, 8, width), (6, 3, 8, 2))
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(pictures)
-    assert {key: label for key, label in zip(keys, batches[0]["label"].tolist(), strict=True) if label >= 0} == {"a/1": 700}
+    joined = read_joined(cache, next(cache.commits()), 0, [])
+    assert dict(zip(joined.keys, joined.labels.tolist(), strict=True)) == {key: 700 if key == "a/1" else -1 for key in pictures}
 
 
 def read_epoch(path):
@@ -144,15 +147,18 @@ def test_samples_that_do_not_follow_one_another_are_refused(cache_copy):
         read_epoch(cache_copy)
 
 
-def test_neighbours_whose_keys_differ_only_behind_a_dot_are_one_crop_for_two_targets(cache_copy):
+def test_a_sample_whose_key_has_a_dot_is_without_a_crop(cache_copy):
     republish(cache_copy, [*KEYS[:21], f"{KEYS[20]}.b", *KEYS[22:]])
-    with pytest.raises(CacheError, match=UNIT_0 + ", row 0: 63 crops for 64 targets: inspect-cache verify"):
+    with pytest.raises(CacheError, match=UNIT_0 + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)"):
         read_epoch(cache_copy)
 
 
 def test_crops_of_another_format_than_the_schema_says_are_refused(cache_copy):
     republish(cache_copy, view_format="raw")
-    with pytest.raises(CacheError, match=UNIT_0 + r", row 64: the view tar cannot be parsed \('jpg'\): inspect-cache verify"):
+    with pytest.raises(
+        CacheError,
+        match=UNIT_0 + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\): inspect-cache verify",
+    ):
         read_epoch(cache_copy)
 
 
@@ -160,3 +166,9 @@ def test_a_crop_that_cannot_be_decoded_is_named(cache_copy):
     republish(cache_copy, spoilt=33)
     with pytest.raises(CacheError, match=r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract"):
         read_epoch(cache_copy)
+
+
+def test_a_crop_of_another_size_is_refused(small_cache_path):
+    crop = encode_view(np.zeros((48, 64, 3), np.uint8), "jpeg")
+    with pytest.raises(CacheError, match=r"the crop of 'a' in cache .* cannot be decoded \(it is 64 x 48, not 64 x 64\): extract"):
+        decode_crop(Cache(small_cache_path), crop, "a")

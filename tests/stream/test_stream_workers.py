@@ -1,5 +1,6 @@
 """Workers of the stream that die, fail, are signalled or are no longer needed, and the shared memory between them and the trainer."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -7,20 +8,23 @@ import re
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_cache import small_cache
+from stored_samples import KEYS, republish
 from stream_parts import CPU, digest, digests, stream_spec
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, StreamError
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.feed import PIECE_SAMPLES, SLOTS_PER_WORKER
+from pipeline.stream.feed import refuse_too_large_stream
+from pipeline.stream.page_lock import lock_pages, unlock_pages
 from pipeline.stream.samples import sample_fields
-from pipeline.stream.slots import SlotLayout, allocate_slots, shared_buffer
+from pipeline.stream.slots import SLOTS_PER_WORKER, SlotLayout, allocate_slots, shared_buffer, slot_layout
 
 SHARED_MEMORY = Path("/dev/shm")
 ENDLESS = 10_000
@@ -135,10 +139,38 @@ def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_pa
         next(iter(stream))
 
 
+def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
+    path = small_cache(tmp_path, tars=1, pictures_per_tar=9, views=1, keep=0.5)
+
+    def misplace(arrays):
+        arrays["tokens"][5, 0] = 999
+
+    republish(path, KEYS[:9], change=misplace)
+    cache = Cache(path)
+    with (
+        BatchStream(cache, stream_spec(cache, views=(0,), batch_size=4), CPU, workers=1) as stream,
+        pytest.raises(
+            RuntimeError,
+            match=r"^stream worker 0 failed:\nTraceback (.|\n)*IndexError: (.|\n)*\nin unit 0 \(train-0000\.tar, view 0\), row 5\n$",
+        ),
+    ):
+        list(islice(stream, 3))
+
+
+def test_a_crop_that_cannot_be_decoded_comes_with_unit_and_row(cache_copy):
+    republish(cache_copy, spoilt=33)
+    cache = Cache(cache_copy)
+    with (
+        BatchStream(cache, stream_spec(cache, views=(0,)), CPU, workers=2) as stream,
+        pytest.raises(StreamError, match=r"^the crop of '000033' in cache .* \(in unit 0 \(train-0000\.tar, view 0\), row 33\)$"),
+    ):
+        list(islice(stream, 10))
+
+
 def slot_bytes(path):
     """What the slots of one worker take."""
     cache = Cache(path)
-    return SlotLayout(sample_fields(cache.schema, stream_spec(cache)), PIECE_SAMPLES).slot_bytes * SLOTS_PER_WORKER
+    return slot_layout(cache.schema, stream_spec(cache)).slot_bytes * SLOTS_PER_WORKER
 
 
 @pytest.mark.parametrize(("workers", "share"), [(1, 0.9), (2, 1.9)])
@@ -147,15 +179,82 @@ def test_too_little_shared_memory_for_all_workers_is_refused(small_cache_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     cache = Cache(small_cache_path)
     needed, there = f"{slot_bytes(small_cache_path) * workers / 1e6:.0f} MB", f"{free / 1e6:.0f} MB"
-    message = f"the stream needs {needed} of shared memory, /dev/shm has {there} free: lower data.workers, or give the machine more"
+    message = f"the stream needs {needed} of shared memory, /dev/shm has {there} free: lower data.workers or data.window_blocks, or give"
     with pytest.raises(ConfigError, match=re.escape(message)):
         BatchStream(cache, stream_spec(cache), CPU, workers)
+
+
+def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(small_cache_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(slot_bytes(small_cache_path) * 6.5)))
+    cache = Cache(small_cache_path)
+    spec = stream_spec(cache)
+    refuse_too_large_stream(cache, spec, workers=3)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    refuse_too_large_stream(cache, spec, workers=3)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(
+        ConfigError, match=r"needs \d+ MB of shared memory for the 4 ranks of this machine, /dev/shm has \d+ MB free: lower"
+    ):
+        refuse_too_large_stream(cache, spec, workers=3)
+
+
+def test_memory_that_another_took_in_the_meantime_is_refused_and_none_is_kept(small_cache_path, monkeypatch):
+    allocate, calls, before = os.posix_fallocate, [], set(SHARED_MEMORY.iterdir())
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = Cache(small_cache_path)
+    with pytest.raises(ConfigError, match=r"the stream needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower data\.workers"):
+        BatchStream(cache, stream_spec(cache), CPU, workers=4)
+    assert len(calls) == 3
+    assert set(SHARED_MEMORY.iterdir()) <= before
+
+
+@dataclass
+class Driver:
+    """The part of the CUDA runtime that locks pages; refuses from a call on."""
+
+    refuses: int
+    locked: list = field(default_factory=list)
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802, ARG002
+        if len(self.locked) == self.refuses:
+            return 2
+        self.locked.append(address)
+        return 0
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        self.locked.remove(address)
+
+
+def test_a_driver_that_does_not_lock_pages_is_told_of_once(small_cache_path, capfd):
+    cache = Cache(small_cache_path)
+    memories = allocate_slots(slot_layout(cache.schema, stream_spec(cache)), workers=3)
+    try:
+        for refuses, told in ((3, 0), (1, 2 * memories[0].size), (0, 3 * memories[0].size)):
+            driver = Driver(refuses)
+            locked = lock_pages(memories, driver)
+            assert locked == driver.locked
+            unlock_pages(locked, driver)
+            assert driver.locked == []
+            said = f"warning: the driver does not page-lock {told / 1e6:.0f} MB of the stream's memory (CUDA error 2), so copies"
+            err = capfd.readouterr().err
+            assert (err.count("\n"), err.startswith(said)) == ((1, True) if told else (0, False))
+    finally:
+        for memory in memories:
+            memory.close()
+            memory.unlink()
 
 
 def test_shared_memory_is_taken_when_it_is_allocated(small_cache_path):
     cache = Cache(small_cache_path)
     layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=8)
-    memories = allocate_slots(layout, count=2, workers=2)
+    memories = allocate_slots(layout, workers=2)
     try:
         for memory in memories:
             assert (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 2 * layout.slot_bytes
@@ -168,12 +267,12 @@ def test_shared_memory_is_taken_when_it_is_allocated(small_cache_path):
 def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path):
     cache = Cache(small_cache_path)
     layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=5)
-    (memory,) = allocate_slots(layout, count=3, workers=1)
+    (memory,) = allocate_slots(layout, workers=1)
     try:
-        for number in range(3):
+        for number in range(2):
             for array in layout.arrays(shared_buffer(memory), number).values():
                 array[...] = number + 1
-        for number in range(3):
+        for number in range(2):
             assert {value for array in layout.arrays(shared_buffer(memory), number).values() for value in set(array.ravel())} == {
                 number + 1
             }

@@ -6,9 +6,11 @@ import time
 
 import google_crc32c
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from published_units import write_view_tar
 
-from pipeline.views.tars import ViewTarWriter, parse_samples, tar_sample
+from pipeline.views.tars import ViewTarWriter, parse_samples, read_sample, tar_sample
 
 SAMPLES = [
     ("000001", b"picture one", {"cls": b"3"}),
@@ -64,6 +66,40 @@ def test_a_range_of_samples_is_parsed(tmp_path, first, last):
     data = (tmp_path / "a.tar").read_bytes()[ranges[first][0] : ranges[last - 1][0] + ranges[last - 1][1]]
     parsed = [{name: value for name, value in sample.items() if name != "__url__"} for sample in parse_samples(data, "any")]
     assert parsed == [{"__key__": key, "jpg": crop, **members} for key, crop, members in SAMPLES[first:last]]
+
+
+KEYS = st.lists(st.text("aB0_-/ .~é", min_size=1, max_size=70), min_size=1, max_size=3).map("x".join)
+MEMBERS = st.dictionaries(st.sampled_from(["cls", "txt", "json", "CAPTION"]), st.binary(max_size=600))
+
+
+@given(key=KEYS, crop=st.binary(max_size=1200), members=MEMBERS)
+def test_one_sample_is_read_as_webdataset_reads_it(tmp_path_factory, key, crop, members):
+    path = tmp_path_factory.mktemp("tars") / "a.tar"
+    ((start, length, _),) = write(path, [(key, crop, members)])
+    data = path.read_bytes()[start : start + length]
+    samples = list(parse_samples(data, "any"))
+    if len(samples) == 1 and "jpg" in samples[0]:
+        assert read_sample(data, "jpg") == (samples[0]["__key__"], samples[0]["jpg"])
+    else:
+        with pytest.raises(ValueError, match=r"\d samples, or none with a member 'jpg', in the place of one"):
+            read_sample(data, "jpg")
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_plain_and_other_names_are_read(tmp_path, sample):
+    ((start, length, _),) = write(tmp_path / "a.tar", [sample])
+    data = (tmp_path / "a.tar").read_bytes()[start : start + length]
+    assert read_sample(data, "jpg") == sample[:2]
+    with pytest.raises(ValueError, match="1 samples, or none with a member 'npy', in the place of one"):
+        read_sample(data, "npy")
+
+
+def test_what_is_not_one_whole_sample_is_refused(tmp_path):
+    ranges = write(tmp_path / "a.tar", [("a", b"p" * 3000, {"cls": b"1"}), ("b", b"q", {})])
+    data = (tmp_path / "a.tar").read_bytes()
+    for start, end in [(0, sum(ranges[1][:2])), (512, ranges[1][0]), (0, ranges[1][0] - 512), (0, 700), (0, 0), (7, ranges[1][0])]:
+        with pytest.raises(ValueError, match=r".+"):
+            read_sample(data[start:end], "jpg")
 
 
 def test_raw_views_are_named_npy(tmp_path):
