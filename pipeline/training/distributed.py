@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
+    hosts: dist.ProcessGroup | None = field(default=None, compare=False)  # on which processes talk without waiting for their devices
 
     @property
     def is_main(self) -> bool:
@@ -30,8 +31,10 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return whether any rank says so; all must ask together."""
-        votes = torch.tensor([float(flag)], device="cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
-        return bool(self.mean(votes).item() > 0)
+        votes = torch.tensor([float(flag)])
+        if self.world_size > 1:
+            dist.all_reduce(votes, group=self.hosts)
+        return bool(votes.item() > 0)
 
     def of_main(self, values: list[int] | None) -> list[int] | None:
         """Return what the main rank gives; all must ask together."""
@@ -55,6 +58,6 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
     try:
-        yield Ranks(dist.get_rank(), world_size)
+        yield Ranks(dist.get_rank(), world_size, dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()

@@ -196,7 +196,7 @@ def _decoder(job: TrainingJob) -> TargetDecoder:
 def _wrapped(job: TrainingJob, targets: nn.Module) -> nn.Module:
     model: nn.Module = TrainingStep(job.student, targets)
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
-        model.compile(dynamic=False)
+        model.compile(fullgraph=True, dynamic=False)
     return _distributed(model, job.device) if job.ranks.world_size > 1 else model
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.errors import DivergedError
+from pipeline.errors import ConfigError, DivergedError
 from pipeline.seeding import derived_seed
 from pipeline.stream.batches import Batch
 from pipeline.training.config import RunConfig
@@ -104,7 +105,7 @@ class Trainer:
         return step
 
     def _stops(self, stop: StopSignal, step: int) -> bool:
-        """Tell whether SIGTERM ends the run here; ranks vote now and then, since a vote waits for the device."""
+        """Tell whether SIGTERM ends the run here; ranks vote now and then, since a vote waits for the slowest."""
         if self.ranks.world_size == 1:
             return stop.received
         return step % _STEPS_BETWEEN_VOTES == 0 and self.ranks.any(stop.received)
@@ -129,9 +130,21 @@ class Trainer:
             if isinstance(self.model, DistributedDataParallel) and not is_last:
                 contexts.enter_context(self.model.no_sync())
             contexts.enter_context(self._autocast())
-            loss, per_level = self.model(batch.patches, batch.visible, batch.codes, batch.stats)
+            loss, per_level = self._losses(batch)
             (loss / self.config.train.accumulate).backward()
         return torch.cat([loss.detach()[None], per_level])
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model; raises ConfigError if it cannot be compiled, since steps that are slow for no visible reason would be worse."""
+        try:
+            loss, per_level = self.model(batch.patches, batch.visible, batch.codes, batch.stats)
+        except TorchDynamoException as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"the training step cannot be compiled as one graph ({type(error).__name__}: {cause}): "
+                "set train.compile=false to run it as it is, slower, or leave out the student.options that it fails on"
+            ) from error
+        return loss, per_level
 
     def _autocast(self) -> AbstractContextManager[object]:
         precision = self.config.train.precision
@@ -160,4 +173,15 @@ class Trainer:
             "wait_share": interval.wait_seconds / seconds,
             "data_seconds": interval.wait_seconds,
             "step_seconds": seconds - interval.wait_seconds,
+            **self._memory(),
         }
+
+    def _memory(self) -> dict[str, float]:
+        """Return the most GPU memory so far by image of a micro-batch, weights and optimiser included; nothing on a CPU.
+
+        The allocator's own count: the device is not asked.
+        """
+        if self.device.type != "cuda":
+            return {}
+        images = self.config.train.global_batch // (self.ranks.world_size * self.config.train.accumulate)
+        return {"bytes_per_image": torch.cuda.max_memory_allocated(self.device) / images}

@@ -1,0 +1,184 @@
+"""The step compiles as one graph, once for a whole run, and asks nothing of the device."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import CPU, TINY, losses, tiny_job, trained
+
+from pipeline.cache.encoding import TargetDecoder
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.stream.batches import BatchStream
+from pipeline.student.losses import alignment_loss
+from pipeline.student.model import build_student
+from pipeline.training.config import RunConfig
+from pipeline.training.job import run_job
+from pipeline.training.optimiser import build_schedule
+from pipeline.training.step import CachedTargets, TrainingStep
+from pipeline.training.trainer import Trainer
+
+TEACHER = {"teacher_levels": (1, 3), "teacher_depth": 4, "teacher_width": 70}
+BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
+NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
+REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
+WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch._dynamo.reset()
+
+
+def graphs_of(*settings, encoding="int8", has_cls=True):
+    """Compile a step of these settings without code generation; returns its graphs after two forward and backward passes."""
+    config = load_config(RunConfig, None, [*TINY, *settings])
+    student = build_student(config.student, config.alignment, config.loss, image_size=32, patch_size=8, teacher_has_cls=has_cls, **TEACHER)
+    step = TrainingStep(student, CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding), config.loss.target))
+    graphs = []
+
+    def note(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    step.compile(backend=note, fullgraph=True, dynamic=False)
+    for _ in range(2):
+        step(*stored_batch(encoding, VISIBLE + has_cls))[0].backward()
+    return graphs
+
+
+def stored_batch(encoding, tokens):
+    """Patches, places, codes and stats as the stream gives them, of a teacher 70 channels wide."""
+    visible = torch.rand(BATCH, PATCHES).argsort(1)[:, :VISIBLE]
+    width, dtype = {"int8": (70, torch.int8), "int4": (35, torch.uint8), "float16": (70, torch.float16)}[encoding]
+    codes = torch.randint(0, 8, (BATCH, 2, tokens, width)).to(dtype)
+    return torch.zeros(BATCH, VISIBLE, PATCH_PIXELS, dtype=torch.uint8), visible, codes, torch.rand(BATCH, 2, tokens, 4).half()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *((f"alignment.mode={mode!r}",) for mode in ("dynamic", "layerwise", "uniform", "last")),
+        *((f"alignment.head={head!r}",) for head in ("norm_linear", "mlp")),
+        *((f"loss.kind={kind!r}",) for kind in ("l1", "l2", "cosine")),
+        *((f"loss.target={target!r}",) for target in ("none", "l2")),
+        ("student.drop_path=0.5",),
+        (NO_CLS,),
+        (REGISTERS,),
+    ],
+    ids=lambda settings: settings[0].partition("=")[2][:30],
+)
+def test_every_step_is_one_graph(settings):
+    assert len(graphs_of(*settings)) == 1
+
+
+@pytest.mark.parametrize(("encoding", "has_cls"), [("int4", True), ("float16", True), ("int8", False)])
+def test_every_encoding_is_one_graph(encoding, has_cls):
+    assert len(graphs_of(encoding=encoding, has_cls=has_cls)) == 1
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "l2"])
+@pytest.mark.parametrize("target", ["whiten", "none"])
+def test_neither_targets_nor_differences_are_kept_for_the_backward_pass(kind, target):
+    """What is kept is half-precision predictions and stored codes: decoding again costs less than a float32 target would."""
+    targets = CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), "int8"), target)
+    _, _, codes, stats = stored_batch("int8", 5)
+    predictions = [torch.randn(BATCH, 5, 70, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
+    kept = []
+
+    def loss(predictions, codes, stats):
+        return alignment_loss(predictions, targets(codes, stats), kind)[0]
+
+    compiled = torch.compile(loss, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        compiled(predictions, codes, stats)
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= predictions[0].numel()} <= {torch.bfloat16, torch.int8}
+    assert kept
+
+
+def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_cache_path, tmp_path):
+    settings = ("train.compile=true", "train.accumulate=2", "student.drop_path=0.5", "optim.steps=20")  # 8 steps are an epoch
+    job = tiny_job(small_cache_path, tmp_path / "run", *settings)
+    job.run.mkdir()
+    graphs = []
+
+    def note(graph, _inputs):
+        graphs.append(graph)
+        return graph
+
+    def evaluate(*_):
+        job.student.encoder.eval()
+        with torch.no_grad():
+            job.student.encoder.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+        job.student.train()
+
+    job.optimiser.register_step_post_hook(evaluate)
+    with torch.compiler.set_stance(force_backend=note), torch._dynamo.config.patch(error_on_recompile=True):
+        assert run_job(job, 0) == 20
+        assert job.load_checkpoint() == 20
+    assert len(graphs) == 1
+
+
+def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
+    """As it is compiled for a GPU, but for the code generation: taken apart, and parts of it computed again in the backward pass."""
+    settings = ("student.drop_path=0.0", "optim.base_lr=0.001")
+    eager = trained(small_cache_path, tmp_path / "eager", *settings)
+    with torch.compiler.set_stance(force_backend="aot_eager_decomp_partition"):
+        compiled = trained(small_cache_path, tmp_path / "compiled", *settings, "train.compile=true")
+    for ours, theirs in zip(losses(compiled), losses(eager), strict=True):
+        assert ours["loss_per_level"] == pytest.approx(theirs["loss_per_level"], rel=1e-4)
+    found, expected = (load_file(run / "student.safetensors") for run in (compiled, eager))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+
+
+def test_generated_code_gives_the_same_loss():
+    """torch's own code generation for CPUs, at a width that ends within a group of channels."""
+    targets = CachedTargets(TargetDecoder(torch.randn(2, 70), torch.ones(2, 70), "int8"), "none")
+    _, _, codes, stats = stored_batch("int8", 5)
+    predictions = torch.randn(2, BATCH, 5, 70)
+
+    def loss(predictions, codes, stats):
+        return alignment_loss(predictions.unbind(0), targets(codes, stats), "smooth_l1")[1]
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(predictions, codes, stats), loss(predictions, codes, stats))
+
+
+def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_path, tmp_path):
+    job = tiny_job(small_cache_path, tmp_path, "train.compile=true")
+    job.student.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    cause = r"\(Unsupported: Call to `torch._dynamo.graph_break\(\)`\)"
+    with pytest.raises(ConfigError, match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false"):
+        run_job(job, 0)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what would make the host wait for a GPU: values read from a tensor, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in WAITING, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [(), ("optim.clip_grad=0.01",), ("train.accumulate=2", "train.precision='bfloat16'")])
+def test_no_step_waits_for_the_device(small_cache_path, tmp_path, settings):
+    job = tiny_job(small_cache_path, tmp_path, "student.drop_path=0.5", *settings)
+    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
+    model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target)).train()
+    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+    trainer = Trainer(model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print)
+    with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
+        batches = iter(stream)
+        for step in range(2):
+            batch = next(batches)
+            with NoWaiting():
+                trainer.step(batch, step)
+
+
+@pytest.mark.parametrize("waits", [lambda: torch.ones(1).item(), lambda: bool(torch.ones(1) > 0), lambda: torch.ones(2).nonzero()])
+def test_what_waits_is_noticed(waits):
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        waits()
