@@ -1,5 +1,6 @@
 """Memory that processes share: asked for at once, refused before the start where the machine has too little, and freed with its owner."""
 
+import errno
 import os
 import shutil
 from contextlib import suppress
@@ -11,16 +12,26 @@ from pipeline.errors import ConfigError
 _FOLDER = Path("/dev/shm")
 
 
-def allocate_shared(size: int, count: int, cure: str) -> list[SharedMemory]:
-    """Allocate `count` stretches of `size` bytes; raises ConfigError, with what the user may do, if the machine has too little."""
-    if _FOLDER.is_dir() and (free := shutil.disk_usage(_FOLDER).free) < size * count:
-        raise ConfigError(
-            f"{size * count / 1e6:.0f} MB of shared memory are needed, {_FOLDER} has {free / 1e6:.0f} MB free: "
-            f"{cure}, or give the machine more (docker: --shm-size)"
-        )
-    memories = [SharedMemory(create=True, size=size) for _ in range(count)]
-    for memory in memories:
-        _reserve(memory)
+def refuse_too_little_shared(size: int, purpose: str, cure: str) -> None:
+    """Raise ConfigError, with what it is for and what the user may do, if the machine has fewer than `size` bytes to share."""
+    if _FOLDER.is_dir() and shutil.disk_usage(_FOLDER).free < size:
+        raise _too_little(size, purpose, cure)
+
+
+def allocate_shared(size: int, count: int, purpose: str, cure: str) -> list[SharedMemory]:
+    """Allocate `count` stretches of `size` bytes; raises ConfigError as `refuse_too_little_shared` does."""
+    refuse_too_little_shared(size * count, purpose, cure)
+    memories: list[SharedMemory] = []
+    try:
+        for _ in range(count):
+            memories.append(SharedMemory(create=True, size=size))
+            _reserve(memories[-1])
+    except OSError as error:
+        for memory in memories:
+            free_shared(memory)
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _too_little(size * count, purpose, cure) from None  # another process was quicker
     return memories
 
 
@@ -35,6 +46,14 @@ def free_shared(memory: SharedMemory) -> None:
     with suppress(BufferError):
         memory.close()
     memory.unlink()
+
+
+def _too_little(size: int, purpose: str, cure: str) -> ConfigError:
+    free = shutil.disk_usage(_FOLDER).free
+    return ConfigError(
+        f"{purpose} needs {size / 1e6:.0f} MB of shared memory, {_FOLDER} has {free / 1e6:.0f} MB free: "
+        f"{cure}, or give the machine more (docker: --shm-size)"
+    )
 
 
 def _reserve(memory: SharedMemory) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -29,8 +28,29 @@ class WorkerDiedError(Exception):
         self.exit_code = exit_code
 
 
+class Owner:
+    """A worker's end of the pipe. When the owner has gone, however it went, the worker ends."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def send(self, message: object) -> None:
+        """Send a message."""
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise SystemExit from None
+
+    def receive(self) -> Any:  # noqa: ANN401 - whatever the owner sends
+        """Wait for the owner's next message."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise SystemExit from None
+
+
 class Worker:
-    """A process that runs `serve(pipe, *arguments)`, and the owner's end of that pipe."""
+    """A process that runs `serve(owner, *arguments)`, and the owner's end of the pipe between them."""
 
     def __init__(self, name: str, serve: Callable[..., None], *arguments: Any, patience: float = 0) -> None:  # noqa: ANN401 - they are the callee's
         """Start the process. With `patience`, no message is waited for longer than that many seconds."""
@@ -84,8 +104,7 @@ def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> No
     # Ctrl-C, and a launcher that stops a run, signal the whole process group; it is the owner who decides what follows
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
-        serve(pipe, *arguments)
+    serve(Owner(pipe), *arguments)
 
 
 def _end(pipe: Connection, process: BaseProcess) -> None:

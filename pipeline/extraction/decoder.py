@@ -13,6 +13,7 @@ from pipeline.cache.commit import SkippedPicture
 from pipeline.errors import MaskAlignError
 from pipeline.extraction.decoding import SampleViews, ViewMaker
 from pipeline.extraction.decoding_worker import SAMPLES_PER_JOB, JobRoom, SentJob, SentResult, SentViews, serve_jobs
+from pipeline.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.shared_memory import allocate_shared, free_shared, shared_buffer
 from pipeline.views.codec import Pixels
 from pipeline.views.source import SourceSample
@@ -61,13 +62,14 @@ class Decoder:
         """
         self._patience = patience
         self._room = JobRoom(views, image_size)
-        self._memories = allocate_shared(self._room.job_bytes * JOBS_AHEAD, workers, "lower --workers")
+        self._memories = allocate_shared(self._room.job_bytes * JOBS_AHEAD, workers, "decoding", "lower --workers")
         self._crew = [
             Worker(f"decode-{number}", serve_jobs, memory.name, self._room, patience=patience)
             for number, memory in enumerate(self._memories)
         ]
         self._asked, self._answered = 0, 0  # jobs, over all passes
         self._copies: dict[int, Passed] = {}  # by number of the job
+        self._locked: list[int] = []
         self.busy_seconds = 0.0  # of all workers
 
     def views(self, samples: Iterable[SourceSample], maker: ViewMaker) -> Iterator[SampleViews | SkippedPicture]:
@@ -93,8 +95,15 @@ class Decoder:
                 "perhaps because it was stopped or the machine swaps: give fewer --workers and run again"
             ) from None
 
+    def lock_pages(self) -> None:
+        """Page-lock the workers' memory, for a GPU that copies pixels from it."""
+        self._locked = lock_pages(self._memories, cuda_runtime(), "lower --workers")
+
     def close(self) -> None:
         """End the workers, which have nothing to save, and free their memory."""
+        if self._locked:
+            unlock_pages(self._locked, cuda_runtime())
+            self._locked = []
         for worker in self._crew:
             worker.end()
         for memory in self._memories:

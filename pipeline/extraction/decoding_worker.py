@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.cache.commit import SkippedPicture
 from pipeline.extraction.decoding import SampleViews, ViewMaker
 from pipeline.views.codec import Pixels
 from pipeline.views.source import SourceSample
+from pipeline.workers import Owner
 
 SAMPLES_PER_JOB = 8
 _ARENA_BYTES = SAMPLES_PER_JOB * 256 * 1024  # a photograph of ImageNet takes 110 kB, a crop of 224 pixels 25 kB
@@ -98,19 +98,17 @@ class SentResult:
     failure: str = ""
 
 
-def serve_jobs(pipe: Connection, memory_name: str, room: JobRoom) -> None:
+def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
     """Do jobs until the owner hangs up."""
     torch.set_num_threads(1)
     memory = SharedMemory(memory_name)
     assert memory.buf is not None
     while True:
-        job: SentJob = pipe.recv()
+        job: SentJob = owner.receive()
         try:
-            pipe.send(_do(job, memory.buf, room))
-        except (BrokenPipeError, ConnectionResetError):
-            raise
+            owner.send(_do(job, memory.buf, room))
         except Exception:
-            pipe.send(SentResult(failure=traceback.format_exc()))
+            owner.send(SentResult(failure=traceback.format_exc()))
 
 
 def _do(job: SentJob, memory: memoryview, room: JobRoom) -> SentResult:

@@ -91,6 +91,8 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     teacher = build_teacher(options)
     decoder = Decoder(options.workers, options.image_size, options.views)
     try:
+        if options.device.type == "cuda":
+            decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)

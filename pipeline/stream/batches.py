@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.reader import Cache
+from pipeline.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
-from pipeline.stream.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.samples import StreamSpec, sample_fields
+from pipeline.stream.slots import SMALLER
 
 _MOST_PENDING = 1  # pieces whose copies need not have passed when another comes; fewer than the slots of one worker
 
@@ -120,7 +121,7 @@ class _GpuCopier(_Copier):
         self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
         self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
-        self._locked = lock_pages(feed.memories, cuda_runtime()) if isinstance(feed, WorkerFeed) else []
+        self._locked = lock_pages(feed.memories, cuda_runtime(), SMALLER) if isinstance(feed, WorkerFeed) else []
 
     def begin(self, turn: int) -> None:
         """Let copies wait for the step that last used this batch."""

@@ -5,18 +5,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
-from multiprocessing.shared_memory import SharedMemory
-from multiprocessing.util import Finalize
 from typing import Protocol
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import StreamError
+from pipeline.shared_memory import free_shared, shared_buffer
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, shared_buffer, slot_layout
+from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, slot_layout
 from pipeline.stream.worker import Failure, WorkerTask, run_worker
-from pipeline.workers import worker_context
+from pipeline.workers import Worker, WorkerDiedError
 
 
 @dataclass(frozen=True)
@@ -68,70 +65,48 @@ class WorkerFeed:
 
     def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> None:
         """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
-        self._spec, self._epoch, self._step = spec, epoch, step
         self.layout = slot_layout(cache.schema, spec)
         self.memories = allocate_slots(self.layout, workers)
-        started = [self._start(worker, workers) for worker in range(workers)]
-        self._channels, self._processes = [channel for channel, _ in started], [process for _, process in started]
-        # Also when no one calls close: at its exit Python waits for workers, which ignore its SIGTERM.
-        self._end = Finalize(self, _end_workers, (self._channels, self._processes, self.memories), exitpriority=0)
+        tasks = [WorkerTask(spec, self.layout, memory.name, place, workers, epoch, step) for place, memory in enumerate(self.memories)]
+        self._workers = [Worker(f"stream-{task.worker}", run_worker, task) for task in tasks]
+        for worker in self._workers:
+            for slot in range(SLOTS_PER_WORKER):
+                worker.send(slot)
 
     def pieces(self) -> Iterator[FedPiece]:
         """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
-        workers = len(self._processes)
         for number in count():
-            worker = number % workers
-            slot, samples = self._receive(worker)
-            arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
-            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (worker, slot))
+            place = number % len(self._workers)
+            slot, samples = self._receive(place)
+            arrays = self.layout.arrays(shared_buffer(self.memories[place]), slot)
+            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (place, slot))
 
     def release(self, piece: FedPiece) -> None:
         """Hand the slot of a copied piece back to its worker."""
         if piece.slot:
-            worker, slot = piece.slot
-            with suppress(OSError):  # a worker that failed will be heard of when its next piece is due
-                self._channels[worker].send(slot)
+            place, slot = piece.slot
+            with suppress(WorkerDiedError):  # which will be heard of when its next piece is due
+                self._workers[place].send(slot)
 
     def close(self) -> None:
-        """Hang up, end the workers and free the memory."""
-        self._end()
+        """End the workers and free the memory."""
+        for worker in self._workers:
+            worker.end()
+        for memory in self.memories:
+            free_shared(memory)
 
-    def _start(self, worker: int, workers: int) -> tuple[Connection, ForkServerProcess]:
-        context = worker_context()
-        ours, theirs = context.Pipe()
-        task = WorkerTask(self._spec, self.layout, self.memories[worker].name, worker, workers, self._epoch, self._step)
-        process = context.Process(target=run_worker, args=(task, theirs), daemon=True, name=f"stream-{worker}")
-        process.start()
-        theirs.close()
-        for slot in range(SLOTS_PER_WORKER):
-            ours.send(slot)
-        return ours, process
-
-    def _receive(self, worker: int) -> tuple[int, int]:
-        try:  # not the process's sentinel: it would also report the death of the server that forked the worker
-            message = self._channels[worker].recv()
-        except (EOFError, OSError):
-            self._processes[worker].join()
+    def _receive(self, place: int) -> tuple[int, int]:
+        try:
+            message = self._workers[place].receive()
+        except WorkerDiedError as error:
             raise StreamError(
-                f"stream worker {worker} died (exit code {self._processes[worker].exitcode}), perhaps for want of memory: "
+                f"stream worker {place} died ({error}), perhaps for want of memory: "
                 "continue with --resume --set data.workers=N, fewer than now"
             ) from None
         if isinstance(message, Failure):
-            raise StreamError(message.text) if message.expected else RuntimeError(f"stream worker {worker} failed:\n{message.text}")
-        slot, count = message
-        return slot, count
-
-
-def _end_workers(channels: list[Connection], processes: list[ForkServerProcess], memories: list[SharedMemory]) -> None:
-    for channel in channels:
-        channel.close()
-    for process in processes:
-        process.kill()  # it has nothing to save
-        process.join()
-    for memory in memories:
-        with suppress(BufferError):  # a batch may still look at it; the memory goes with the process
-            memory.close()
-        memory.unlink()
+            raise StreamError(message.text) if message.expected else RuntimeError(f"stream worker {place} failed:\n{message.text}")
+        slot, samples = message
+        return slot, samples
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """A worker process: reads every W-th window and writes its samples straight into a slot that the trainer has emptied."""
 
-import signal
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError
+from pipeline.shared_memory import shared_buffer
 from pipeline.storage.address import is_url
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import SlotLayout, shared_buffer
+from pipeline.stream.slots import SlotLayout
+from pipeline.workers import Owner
 
 
 @dataclass(frozen=True)
@@ -36,63 +35,36 @@ class Failure:
     expected: bool
 
 
-class _TrainerGoneError(Exception):
-    """The other end of the pipe has been closed."""
-
-
-def run_worker(task: WorkerTask, connection: Connection) -> None:
+def run_worker(owner: Owner, task: WorkerTask) -> None:
     """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
-    # Ctrl-C, and torchrun when it is told to stop, signal the whole process group; it is the trainer who decides what follows
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    memory = SharedMemory(task.memory)
+    slots = _Slots(task, owner)
+    parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
     try:
-        _fill_slots(task, shared_buffer(memory), connection)
-    except _TrainerGoneError:
-        pass
+        reader = WindowReader(Cache(task.spec.cache), task.spec)
+        for part in reader.fill(islice(parts, task.worker, None, task.workers), slots.next_arrays):
+            slots.hand_over(part.count)
     except MaskAlignError as error:
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        _report(connection, Failure(f"{error}{where}", expected=True))
+        owner.send(Failure(f"{error}{where}", expected=True))
     except OSError as error:
         of_server = is_url(str(error.filename))
-        _report(connection, Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
+        owner.send(Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
     except Exception:
-        _report(connection, Failure(traceback.format_exc(), expected=False))
-    finally:
-        memory.close()
+        owner.send(Failure(traceback.format_exc(), expected=False))
 
 
-def _report(connection: Connection, failure: Failure) -> None:
-    with suppress(OSError):  # the trainer is gone
-        connection.send(failure)
-
-
-def _fill_slots(task: WorkerTask, memory: memoryview, connection: Connection) -> None:
-    empty = _EmptySlots(task.layout, memory, connection)
-    parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
-    reader = WindowReader(Cache(task.spec.cache), task.spec)
-    for part in reader.fill(islice(parts, task.worker, None, task.workers), empty.next_arrays):
-        _hand_over(connection, empty.slot, part.count)
-
-
-class _EmptySlots:
+class _Slots:
     """The slots that the trainer has emptied, one after the other."""
 
-    def __init__(self, layout: SlotLayout, memory: memoryview, connection: Connection) -> None:
-        self.slot = -1
-        self._layout, self._memory, self._connection = layout, memory, connection
+    def __init__(self, task: WorkerTask, owner: Owner) -> None:
+        self._layout, self._owner, self._slot = task.layout, owner, -1
+        self._memory = SharedMemory(task.memory)
 
     def next_arrays(self) -> Arrays:
         """Wait for a slot, note its number and return its arrays."""
-        try:
-            self.slot = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise _TrainerGoneError from None
-        return self._layout.arrays(self._memory, self.slot)
+        self._slot = self._owner.receive()
+        return self._layout.arrays(shared_buffer(self._memory), self._slot)
 
-
-def _hand_over(connection: Connection, slot: int, count: int) -> None:
-    try:
-        connection.send((slot, count))
-    except (BrokenPipeError, ConnectionResetError):
-        raise _TrainerGoneError from None
+    def hand_over(self, samples: int) -> None:
+        """Tell the trainer that the slot holds so many."""
+        self._owner.send((self._slot, samples))

@@ -20,11 +20,12 @@ from stream_parts import CPU, digest, digests, stream_spec
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, StreamError
+from pipeline.page_lock import lock_pages, unlock_pages
+from pipeline.shared_memory import shared_buffer
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
-from pipeline.stream.page_lock import lock_pages, unlock_pages
 from pipeline.stream.samples import sample_fields
-from pipeline.stream.slots import SLOTS_PER_WORKER, SlotLayout, allocate_slots, shared_buffer, slot_layout
+from pipeline.stream.slots import SLOTS_PER_WORKER, SlotLayout, allocate_slots, slot_layout
 
 SHARED_MEMORY = Path("/dev/shm")
 ENDLESS = 10_000
@@ -193,7 +194,7 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
     refuse_too_large_stream(cache, spec, workers=3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(
-        ConfigError, match=r"needs \d+ MB of shared memory for the 4 ranks of this machine, /dev/shm has \d+ MB free: lower"
+        ConfigError, match=r"the stream of the 4 ranks of this machine needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower"
     ):
         refuse_too_large_stream(cache, spec, workers=3)
 
@@ -238,11 +239,11 @@ def test_a_driver_that_does_not_lock_pages_is_told_of_once(small_cache_path, cap
     try:
         for refuses, told in ((3, 0), (1, 2 * memories[0].size), (0, 3 * memories[0].size)):
             driver = Driver(refuses)
-            locked = lock_pages(memories, driver)
+            locked = lock_pages(memories, driver, "lower data.workers")
             assert locked == driver.locked
             unlock_pages(locked, driver)
             assert driver.locked == []
-            said = f"warning: the driver does not page-lock {told / 1e6:.0f} MB of the stream's memory (CUDA error 2), so copies"
+            said = f"warning: the driver does not page-lock {told / 1e6:.0f} MB of shared memory (CUDA error 2), so copies"
             err = capfd.readouterr().err
             assert (err.count("\n"), err.startswith(said)) == ((1, True) if told else (0, False))
     finally:

@@ -1,4 +1,4 @@
-"""Page-locked slots: the driver copies from them to the GPU while the program goes on."""
+"""Page-locked shared memory: the driver copies from it to the GPU while the program goes on."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.stream.slots import shared_buffer
+from pipeline.shared_memory import shared_buffer
 
 
 def cuda_runtime() -> Any:  # noqa: ANN401 - torch gives the CUDA runtime without types
@@ -16,24 +16,24 @@ def cuda_runtime() -> Any:  # noqa: ANN401 - torch gives the CUDA runtime withou
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def lock_pages(memories: Sequence[SharedMemory], runtime: Any) -> list[int]:  # noqa: ANN401
-    """Page-lock shared memory and return the addresses; from where the driver refuses, which is said once, copies are slower but right."""
+def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> list[int]:  # noqa: ANN401
+    """Page-lock shared memory and return the addresses; from where the driver refuses, copies are slower but right.
+
+    That is said once, with what the user may do.
+    """
     locked: list[int] = []
     for memory in memories:
         tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
         if code := int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)):
             _forget_error()
-            sys.stderr.write(_refusal(sum(other.size for other in memories[len(locked) :]), code))
+            size = sum(other.size for other in memories[len(locked) :])
+            sys.stderr.write(
+                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory (CUDA error {code}), so copies to the GPU "
+                f"are slower: {cure}, or raise the limit of locked memory (ulimit -l)\n"
+            )
             break
         locked.append(tensor.data_ptr())
     return locked
-
-
-def _refusal(size: int, code: int) -> str:
-    return (
-        f"warning: the driver does not page-lock {size / 1e6:.0f} MB of the stream's memory (CUDA error {code}), so copies to the GPU are "
-        "slower: lower data.workers or data.window_blocks, or raise the limit of locked memory (ulimit -l)\n"
-    )
 
 
 def _forget_error() -> None:
