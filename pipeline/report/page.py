@@ -77,6 +77,9 @@ def _numbers(report: RunReport) -> str:
         ("images per second", _rounded(float(np.median(rates))) if len(rates) else "none", "median"),
         ("waiting for data", f"{waits.mean():.1%}" if len(waits) else "none", "of the time, on average"),
     ]
+    _, memory = plots.column(report.metrics, "bytes_per_image")
+    if len(memory):  # of a GPU
+        numbers.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     cells = (f'<div class="card"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>' for name, value, note in numbers)
     return f'<dl class="numbers">{"".join(cells)}</dl>'
 

@@ -20,13 +20,14 @@ Option = int | float | bool | str
 MODULES = ("vision_transformer", "deit")
 RESERVED = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only",
-    "num_classes", "in_chans", "img_size", "patch_size", "drop_path_rate", "patch_drop_rate",
+    "num_classes", "in_chans", "img_size", "patch_size", "drop_path_rate", "patch_drop_rate", "weight_init",
 )  # fmt: skip
 
 
 def create_backbone(model: str, options: Mapping[str, Option], drop_path: float, image_size: int, patch_size: int) -> VisionTransformer:
-    """Return an untrained timm model without classifier for pictures of `image_size` pixels a side.
+    """Return a timm model without classifier for pictures of `image_size` pixels a side.
 
+    Its weights, CLS, registers and positions have no values yet: `initialise` sets them. timm's own would cost seconds for nothing.
     Raises ConfigError for a model that is unknown or no plain vision transformer, for options that it does not take and for sizes that
     do not divide.
     """
@@ -34,7 +35,7 @@ def create_backbone(model: str, options: Mapping[str, Option], drop_path: float,
     _check_sizes(image_size, patch_size)
     _check_reserved(options)
     sizes = {"img_size": image_size, "patch_size": patch_size}
-    vit = _create(model, options, {"num_classes": 0, "drop_path_rate": drop_path, **sizes})
+    vit = _create(model, options, {"num_classes": 0, "drop_path_rate": drop_path, "weight_init": "skip", **sizes})
     _check_plain(model, vit)
     return vit
 

@@ -58,6 +58,8 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
     try:
-        yield Ranks(dist.get_rank(), world_size, dist.new_group(backend="gloo"))
+        hosts = dist.new_group(backend="gloo")
+        assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"
+        yield Ranks(dist.get_rank(), world_size, hosts)
     finally:
         dist.destroy_process_group()

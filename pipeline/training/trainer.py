@@ -131,7 +131,7 @@ class Trainer:
                 contexts.enter_context(self.model.no_sync())
             contexts.enter_context(self._autocast())
             loss, per_level = self._losses(batch)
-            (loss / self.config.train.accumulate).backward()
+            (loss / self.config.train.accumulate).backward()  # type: ignore[no-untyped-call]
         return torch.cat([loss.detach()[None], per_level])
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -117,6 +117,12 @@ def test_headline_and_tables_tell_the_numbers():
         assert expected in words
 
 
+def test_memory_per_image_is_told_where_it_was_measured():
+    metrics = [line(10, bytes_per_image=24_000_000.0), line(20, bytes_per_image=25_640_000.0)]
+    assert "25.6 MB" in Page(render_page(report(metrics=metrics))).words
+    assert "memory per image" not in render_page(report())
+
+
 def test_pictures_and_charts_are_told_in_words(text):
     page = Page(text)
     assert page.images == [

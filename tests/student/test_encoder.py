@@ -114,6 +114,17 @@ def test_initial_values_are_maes(tiny_encoder):
     assert vit.blocks[0].ls1.gamma.mean().item() == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("options", [*MODELS.values(), NO_CLS | {"global_pool": "map"}], ids=[*MODELS, "attention pool"])
+def test_no_value_is_left_as_the_memory_had_it(tiny_encoder, options):
+    torch.use_deterministic_algorithms(True)  # memory that is not set is then filled with NaN
+    try:
+        state = tiny_encoder(**options).state_dict()
+        assert torch.empty(1).isnan()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def test_the_global_seed_decides_the_values(tiny_encoder):
     first, again, other = (tiny_encoder(seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)

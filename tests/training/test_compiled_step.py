@@ -122,7 +122,7 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
 
 def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
     """As it is compiled for a GPU, but for the code generation: taken apart, and parts of it computed again in the backward pass."""
-    settings = ("student.drop_path=0.0", "optim.base_lr=0.001")
+    settings = ("student.drop_path=0.0", "optim.base_lr=0.001", "student.options={depth=1, embed_dim=32, num_heads=2}")
     eager = trained(small_cache_path, tmp_path / "eager", *settings)
     with torch.compiler.set_stance(force_backend="aot_eager_decomp_partition"):
         compiled = trained(small_cache_path, tmp_path / "compiled", *settings, "train.compile=true")

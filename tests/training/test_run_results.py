@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import time
 from importlib.metadata import version
 
 import pytest
@@ -14,6 +15,9 @@ from small_cache import picture, small_cache, write_tar
 from training_runs import checkpoint, metrics, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
+from pipeline.progress import ProgressDisplay
+from pipeline.training.job import run_job
+from pipeline.training.run_folder import MetricsLog
 from pipeline.views.shards import Shard
 
 BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
@@ -74,6 +78,25 @@ def test_metrics_have_these_keys_and_values(run):
     peak = 0.05 * 16 / 256
     assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([peak / 2, peak])
     assert lines[-1]["learning_rate"] == pytest.approx(1e-5)
+
+
+def test_a_thousand_lines_of_the_log_take_no_time(tmp_path, run):
+    """At one line in 50 steps: below a thousandth of the quickest of them."""
+    line, log, begin = metrics(run)[-1], MetricsLog(tmp_path, 0), time.process_time()
+    with ProgressDisplay("train-student", 1000) as progress:
+        for step in range(1, 1001):
+            log.write(line | {"step": step})
+            progress.update(step, "loss 0.5")
+    log.close()
+    assert len(metrics(tmp_path)) == 1000
+    assert time.process_time() - begin < 5  # 0.4 s of an EPYC core, nearly all of it TensorBoard's
+
+
+def test_while_it_trains_a_run_writes_its_log_and_checkpoints_alone(small_cache_path, tmp_path):
+    job = tiny_job(small_cache_path, tmp_path, "train.log_every=2")
+    run_job(job, 0)
+    assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl", "checkpoints", "tensorboard"}
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 6]
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
