@@ -1,9 +1,11 @@
-"""Blocks read straight out of the shards of a cache: one range of a file into memory that is used again.
+"""Shards, in the layout of zarr's sharding codec (cache_schema.md): written from front to back, read by blocks.
 
-zarr-python reads a shard's index anew for every block and copies each block two times; what it checks is checked here too.
+zarr-python assembles a shard in memory, several times over, before it writes a byte; it reads the index anew for every block and copies
+each block two times. What it checks is checked here too, and what it writes a test compares byte by byte.
 """
 
 from collections import OrderedDict
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -13,9 +15,10 @@ from pipeline.cache.commit import Commit
 from pipeline.cache.memory import SpareMemory
 from pipeline.cache.schema import ArraySpec, CacheSchema
 from pipeline.cache.store import CRC_BYTES, GROUP, Values, index_bytes, shard_bytes, shard_key, without_checksum
+from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.storage.folder import Folder
 
-_ABSENT = 2**64 - 1
+_ABSENT = 2**64 - 1  # offset and length of a block that does not exist
 _INDEXES_HELD = 8192  # at most 4 kB each; those of ImageNet's units take 3 MB
 
 ShardIndex = NDArray[np.uint64]  # (blocks, 2): offset and bytes of each block with its checksum
@@ -68,3 +71,55 @@ class ShardReader:
             raise ValueError(f"the shard does not have the {start + size} bytes of its unit's {commit.rows} rows")
         blocks = -(-commit.rows // self._schema.block_rows)
         return np.frombuffer(without_checksum(data), "<u8").reshape(-1, 2)[:blocks].copy()
+
+
+class ShardWriter:
+    """One array's shard of one unit. `rows` and `block_crcs` are those written so far; the last block is written by `close`."""
+
+    def __init__(self, path: Path, spec: ArraySpec, schema: CacheSchema) -> None:
+        self.rows = 0
+        self.block_crcs: list[int] = []
+        self._file = DigestedFile(path)
+        self._dtype = spec.dtype.newbyteorder("<")
+        self._block_rows, self._blocks = schema.block_rows, schema.unit_rows // schema.block_rows
+        self._waiting = np.zeros((schema.block_rows, *spec.item_shape), self._dtype)  # rows of a block that is not full yet
+
+    def append(self, rows: Values) -> None:
+        """Append rows (n, ...)."""
+        assert rows.dtype == self._dtype, f"rows of {rows.dtype} for a shard of {self._dtype}"
+        while len(rows):
+            place = self.rows % self._block_rows
+            taken = rows[: self._block_rows - place]
+            self.rows += len(taken)
+            rows = rows[len(taken) :]
+            if len(taken) == self._block_rows:
+                self._write_block(np.ascontiguousarray(taken))
+                continue
+            self._waiting[place : place + len(taken)] = taken
+            if self.rows % self._block_rows == 0:
+                self._write_block(self._waiting)
+
+    def close(self) -> WrittenFile:
+        """Fill the last block up with zeros, and write it and the index."""
+        if place := self.rows % self._block_rows:
+            self._waiting[place:] = 0
+            self._write_block(self._waiting)
+        index = np.full((self._blocks, 2), _ABSENT, "<u8")
+        written, size = len(self.block_crcs), self._waiting.nbytes + CRC_BYTES
+        index[:written, 0], index[:written, 1] = np.arange(written) * size, size
+        self._write_with_crc(index)
+        return self._file.close()
+
+    def discard(self) -> None:
+        """Close and remove a shard that will not be used."""
+        self._file.discard()
+
+    def _write_block(self, values: Values) -> None:
+        self.block_crcs.append(self._write_with_crc(values))
+
+    def _write_with_crc(self, values: NDArray[np.generic]) -> int:
+        data = values.reshape(-1).view(np.uint8)
+        crc = int(google_crc32c.value(data))
+        self._file.write(data.data)
+        self._file.write(crc.to_bytes(CRC_BYTES, "little"))
+        return crc

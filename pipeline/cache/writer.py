@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, committed, create_commit
 from pipeline.cache.schema import CacheSchema, array_specs
-from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.shards import ShardWriter
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
 from pipeline.storage.files import WrittenFile, flush_to_disk
 from pipeline.storage.folder import Folder

@@ -16,7 +16,7 @@ from pipeline.cache import store
 from pipeline.cache.commit import commit_key, read_commit
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS, array_specs
-from pipeline.cache.shard_writer import ShardWriter
+from pipeline.cache.shards import ShardWriter
 from pipeline.storage.address import open_folder
 
 
