@@ -19,6 +19,8 @@ def bench(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read and decode; default: from the number of cores.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a step; default: the recipe's for this kind of device.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of a round; default: 200 on a GPU, fewer on a CPU.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement; default: 3 to 7.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=2, help="Pictures that are drawn; more make the extraction steadier.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds and steps: within a minute on two cores.")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="PART", help="Measure this part; repeat for several.")] = None,
     scaling: Annotated[
@@ -51,6 +53,8 @@ def bench(
             workers=workers,
             batch_size=batch_size,
             steps=steps,
+            rounds=rounds,
+            pictures=pictures,
             only=[*(only or []), *([SCALING] if scaling else [])],
             quick=quick,
             shards=shards,

@@ -11,7 +11,7 @@ import torch
 from pipeline.benchmark.measure import wall_seconds
 
 _VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
-_GPU_SIDE, _CPU_SIDE = 8192, 2048
+_GPU_SIDE, _CPU_SIDE = 8192, 1024
 _SECONDS = 0.2  # of a measurement
 
 

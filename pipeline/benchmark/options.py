@@ -1,7 +1,7 @@
 """What a benchmark measures, with how much of it, and the defaults that follow from recipe and machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,11 @@ class Effort:
     warm_up: int
     pictures: int
 
+    @property
+    def short_rounds(self) -> int:
+        """Rounds of what takes a fraction of a second."""
+        return min(9, 3 * self.rounds)
+
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -69,6 +74,8 @@ def choose_options(
     workers: int | None,
     batch_size: int | None,
     steps: int | None,
+    rounds: int | None,
+    pictures: int | None,
     only: Sequence[str],
     quick: bool,
     shards: str | None,
@@ -81,6 +88,7 @@ def choose_options(
         raise ConfigError(f"--only {unknown[0]!r} is no part of the benchmark: give {', '.join((*PARTS, SCALING))}")
     chosen, gpu = RECIPES[recipe], device.type == "cuda"
     batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch)
+    given = {"rounds": rounds, "steps": steps, "pictures": pictures}
     count = workers if workers is not None else max(1, cores - 2 if gpu else cores // 8)
     return BenchOptions(
         recipe=recipe,
@@ -89,19 +97,19 @@ def choose_options(
         workers=count,
         threads=max(1, cores - count),
         batch_size=batch,
-        effort=_effort(recipe, gpu, quick, batch, steps),
+        effort=replace(_effort(recipe, gpu, quick, batch), **{name: value for name, value in given.items() if value}),
         parts=tuple(part for part in (*PARTS, SCALING) if part in only) or PARTS,
         shards=shards,
         cache=cache,
     )
 
 
-def _effort(recipe: str, gpu: bool, quick: bool, batch: int, steps: int | None) -> Effort:
-    """Return how much is measured: a GPU takes thousands of pictures a second, a CPU tens of them."""
+def _effort(recipe: str, gpu: bool, quick: bool, batch: int) -> Effort:
+    """Return how much is measured by default: a GPU takes thousands of pictures a second, a CPU tens of them."""
     if gpu:
-        rounds, default, warm_up = (3, 20, 5) if quick else (5, 200, 20)
+        rounds, steps, warm_up = (3, 20, 5) if quick else (5, 200, 20)
     elif recipe == "tiny":
-        rounds, default, warm_up = (3, 4, 2) if quick else (7, 20, 8)
+        rounds, steps, warm_up = (3, 4, 2) if quick else (7, 20, 8)
     else:
-        rounds, default, warm_up = (2, 1, 1) if quick else (3, 2, 1)
-    return Effort(rounds, steps or default, warm_up, max(4 * batch, 128 if quick else 512))
+        rounds, steps, warm_up = (2, 1, 1) if quick else (3, 2, 1)
+    return Effort(rounds, steps, warm_up, max(4 * batch, 128 if quick else 512))

@@ -1,5 +1,6 @@
 """What a benchmark says in words: which part limits, how long the step waits, and which bars are reached."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from pipeline.benchmark.bars import bars_of
@@ -15,6 +16,7 @@ def read_result(options: BenchOptions, result: Result) -> Iterator[str]:
     figures = result.figures
     yield from _training(figures)
     yield from _extraction(figures)
+    yield from _growth(figures)
     for bar in bars_of(options, figures):
         figure = figures[bar.figure]
         verdict = "reached" if bar.is_reached(figure) else "missed"
@@ -46,3 +48,16 @@ def _extraction(figures: Mapping[str, Figure]) -> Iterator[str]:
     whole = parts.pop("extraction.whole")
     slowest = min(parts.values(), key=lambda figure: figure.median)
     yield f"extraction makes {shown(whole)}; its busiest part is {slowest.name.removeprefix('extraction.')}, {shown(slowest)}"
+
+
+def _growth(figures: Mapping[str, Figure]) -> Iterator[str]:
+    """Say how much more an image costs among many, and beside other processes, than among the fewest."""
+    for work in ("extraction", "stream"):
+        sizes, processes = (
+            [figure.median for name, figure in figures.items() if re.fullmatch(rf"scaling\.{work}_\d+{unit}", name)] for unit in "kp"
+        )
+        if sizes and processes:
+            yield (
+                f"{work}: an image takes {sizes[-1] / sizes[0]:.2f} times as long among 100,000 as among 1,000, "
+                f"and {processes[-1] / processes[0]:.2f} times the core time in 4 processes as in 1"
+            )

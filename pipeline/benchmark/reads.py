@@ -21,7 +21,6 @@ from pipeline.cache.store import GROUP, shard_key
 from pipeline.errors import ConfigError
 
 _MOST_BLOCKS = 4
-_ROUNDS = 9  # each takes tens of milliseconds
 _CRC_BYTES = 4
 _HOST = torch.device("cpu")
 
@@ -54,7 +53,7 @@ def measure_reads(bench: Workbench) -> Iterator[Figure]:
             for of_block in ranges:
                 read_raw(of_block, buffer)
 
-        rounds = max(_ROUNDS, bench.options.effort.rounds)
+        rounds = bench.options.effort.short_rounds
         seconds = take_turns({name: partial(wall_seconds, read, _HOST) for name, read in (("cache", checked), ("raw", raw))}, rounds)
     rates = {name: [sum(sizes) / one / 1e9 for one in values] for name, values in seconds.items()}
     yield Figure("reads.cache", tuple(rates["cache"]), "GB/s", "blocks of the cache, checked, one process")

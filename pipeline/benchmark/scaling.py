@@ -106,7 +106,7 @@ def _reading(bench: Workbench) -> Iterator[Figure]:
         cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * 1000 // _ROWS, 1)
         caches[f"{thousands}k"] = build_job(_small_config(bench), cache, bench.folder / "no-run", Ranks(), _CPU).spec
     bench.tell("reading caches of 1,000 to 100,000 images")
-    rounds = max(5, bench.options.effort.rounds)
+    rounds = bench.options.effort.short_rounds
     for name, values in take_turns({name: partial(_read_some, spec) for name, spec in caches.items()}, rounds).items():
         title = f"stream of {int(name[:-1]) * 1000:,} images, core time"
         yield Figure(f"scaling.stream_{name}", tuple(values), "us/image", title)

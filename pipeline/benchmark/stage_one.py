@@ -15,8 +15,7 @@ from pipeline.extraction.encode import run_teacher
 
 _PICTURES = 48
 _MANY = 4
-_ROUNDS = 5
-_DISK_BYTES = 256 << 20
+_DISK_BYTES = 128 << 20
 _DISK_CHUNK = 8 << 20
 
 
@@ -29,7 +28,7 @@ def measure_decoding(bench: Workbench) -> Iterator[Figure]:
         return core_seconds(lambda: [maker(sample) for sample in samples])
 
     with threads(1):
-        rounds = max(_ROUNDS, bench.options.effort.rounds)
+        rounds = bench.options.effort.short_rounds
         found = take_turns({str(views): partial(seconds, maker) for views, maker in makers.items()}, rounds)
     one, many = ([views * len(samples) / taken for taken in found[str(views)]] for views in makers)
     yield Figure("decode.one_view", tuple(one), "images/s", "decode, crop, encode: one view, one core")

@@ -181,7 +181,7 @@ def _operations(model: nn.Module, batch: Batch) -> float:
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
-    """Return the megabytes of GPU memory that an image takes while its step runs, beyond weights, optimiser and data."""
+    """Return the megabytes of GPU memory that an image takes while its step runs, beyond weights, optimiser and data; gradients count."""
     wait_for(trainer.device)
     torch.cuda.reset_peak_memory_stats(trainer.device)
     before = torch.cuda.memory_allocated(trainer.device)

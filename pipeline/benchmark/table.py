@@ -1,5 +1,6 @@
 """The table of a benchmark for people."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,7 +12,7 @@ _WIDTH = 120
 
 
 def print_result(options: BenchOptions, result: Result) -> None:
-    """Print machine, figures and what they say to stdout, plain and 120 wide where that is no terminal."""
+    """Print machine, figures and what they say to stdout; where that is no terminal, the table is Markdown."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
@@ -21,14 +22,14 @@ def print_result(options: BenchOptions, result: Result) -> None:
     console.print(
         f"recipe {options.recipe}, teacher {result.configuration['teacher']}, batch {options.batch_size}, {options.workers} workers"
     )
-    console.print(_table(result))
+    console.print(_table(result, console.is_terminal))
     for line in read_result(options, result):
         console.print(line)
     console.print(f"{result.seconds:.0f} s in all")
 
 
-def _table(result: Result) -> Table:
-    table = Table("what", "median", "quartiles", "unit", "rounds")
+def _table(result: Result, terminal: bool) -> Table:
+    table = Table("what", "median", "quartiles", "unit", "rounds", box=box.HEAVY_HEAD if terminal else box.MARKDOWN)
     for column in table.columns[1:3]:
         column.justify = "right"
     for figure in result.figures.values():

@@ -1,8 +1,8 @@
 """What the parts of a benchmark share: pictures, teacher, caches and configuration, each made when it is first needed."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from pipeline.benchmark.options import RECIPES, BenchOptions
@@ -39,17 +39,19 @@ class Workbench:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """The source tars: the user's or drawn ones."""
-        if self.options.shards:
-            return resolve_shards(self.options.shards)
+        """The source tars: the first of the user's, as many as hold enough pictures, or drawn ones."""
         pictures = self.options.effort.pictures
+        if self.options.shards:
+            found = resolve_shards(self.options.shards)
+            before = itertools.accumulate((shard.size for shard in found), initial=0)
+            return [shard for shard, size in zip(found, before, strict=False) if size < pictures * PICTURE_BYTES]
         self.tell(f"drawing {pictures} pictures, {pictures * PICTURE_BYTES / 1e6:.0f} MB, in {self.folder}")
         write_photographs(self.folder / "pictures", pictures, max(2, pictures // _PICTURES_OF_A_TAR))
         return resolve_shards(str(self.folder / "pictures"))
 
     def samples(self, count: int) -> list[SourceSample]:
         """Return the first samples of the source tars."""
-        return list(islice((sample for shard in self.shards for sample in read_samples(shard)), count))
+        return list(itertools.islice((sample for shard in self.shards for sample in read_samples(shard)), count))
 
     @cached_property
     def teacher(self) -> Teacher:
