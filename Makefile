@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults faults-short lint clean
+.PHONY: help setup demo test bench bench-check bench-baseline faults faults-short lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv and install the package with its pinned dependencies (again when they change)
 
@@ -24,6 +24,15 @@ demo: setup ## run both stages on generated pictures, from teacher to report
 
 test: setup ## run the test suite, code quality included
 	$(BIN)/python -m pytest -n 2
+
+bench: setup ## measure the parts of both stages side by side on this machine (OPTIONS='--quick')
+	$(BIN)/python -m stages.bench $(OPTIONS)
+
+bench-check: setup ## fail if a ratio has fallen by more than a quarter since tests/benchmark/baseline.json; with nothing else at work
+	$(BIN)/python -m pytest -m bench
+
+bench-baseline: setup ## measure those ratios anew, with nothing else at work
+	PYTHONPATH=tests/benchmark $(BIN)/python tests/benchmark/make_baseline.py
 
 faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')
 	PYTHONPATH=tests $(BIN)/python -m faults $(OPTIONS)

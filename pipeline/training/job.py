@@ -169,7 +169,7 @@ def run_job(job: TrainingJob, first: int) -> int:
                 )
 
         batches = stack.enter_context(BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step))
-        model = _wrapped(job, CachedTargets(_decoder(job), job.config.loss.target))
+        model = build_step(job, cached_targets(job))
         trainer = Trainer(
             model, job.optimiser, schedule, job.config, job.ranks, job.device, job.spec.steps_per_epoch, log, job.save_checkpoint
         )
@@ -188,12 +188,14 @@ def finish(job: TrainingJob) -> None:
     export_student(job.student.encoder, job.config.student, job.run)
 
 
-def _decoder(job: TrainingJob) -> TargetDecoder:
+def cached_targets(job: TrainingJob) -> CachedTargets:
+    """Return what makes targets of what the cache holds."""
     mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
-    return TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device)
+    return CachedTargets(TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target)
 
 
-def _wrapped(job: TrainingJob, targets: nn.Module) -> nn.Module:
+def build_step(job: TrainingJob, targets: nn.Module) -> nn.Module:
+    """Return the module of one step, compiled if the configuration says so, and shared by the ranks if there are several."""
     model: nn.Module = TrainingStep(job.student, targets)
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
         model.compile(fullgraph=True, dynamic=False)

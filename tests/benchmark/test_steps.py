@@ -1,0 +1,73 @@
+"""The steps that are compared do the same work: with the teacher in the loop, from the cache, and as the paper has it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
+from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.steps import _operations, _resident_batch, measure_steps
+from pipeline.student.losses import alignment_loss
+from pipeline.training.job import cached_targets
+from pipeline.training.step import TrainingStep
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def test_the_teacher_in_the_loop_gives_what_the_cache_has(bench):
+    """The first batch of the stream and the whole views hold nearly the same pictures, in another order."""
+    job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
+    views, resident = whole_view_batch(job), _resident_batch(job)
+    in_loop = TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats)
+    cached = cached_targets(job)(resident.codes, resident.stats)
+    ours, theirs = ([row.numpy().tobytes() for row in batch.patches] for batch in (views, resident))
+    shared = [(ours.index(row), place) for place, row in enumerate(theirs) if row in ours]
+    assert len(shared) >= 116  # of 140 pictures both have 128
+    places, of_stream = (list(column) for column in zip(*shared, strict=True))
+    assert torch.nn.functional.cosine_similarity(in_loop[places], cached[of_stream], dim=-1).min() > 0.999
+
+
+def test_the_published_algorithm_predicts_what_this_projects_student_does(bench):
+    student, teacher, batch = bench.job.student.eval(), bench.teacher, whole_view_batch(bench.job)
+    reference = ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.width).eval()
+    reference.vit.load_state_dict(student.encoder.vit.state_dict())
+    reference.heads.load_state_dict(student.alignment.heads.state_dict())
+    reference.mixture.data.copy_(student.alignment.weights)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    images = (batch.codes.permute(0, 3, 1, 2) / 255 - mean) / deviation
+    targets = TeacherTargets(teacher, "whiten")(batch.codes, batch.stats)
+    loss, _ = student(batch.patches, batch.visible, targets)
+    expected, _ = alignment_loss(reference(images, batch.visible), targets, "smooth_l1")
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_published_algorithm_learns(bench):
+    teacher, pixels = bench.teacher, whole_view_batch(bench.job).codes
+    step = ReferenceStep(ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.width), teacher, visible=4)
+    losses = [step.step(pixels).item() for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+def test_operations_are_counted_as_by_hand(bench):
+    """Three times the forward pass's products, but for the first layer, of which no gradient of pixels is taken."""
+    model, batch = TrainingStep(bench.job.student, cached_targets(bench.job)), _resident_batch(bench.job)
+    width, blocks, visible = 192, 4, batch.visible.shape[1]
+    tokens, levels, target = visible + 1, 3, 64
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    forward = blocks * block + levels * tokens * width * target
+    by_hand = 2 * (3 * forward + 2 * visible * 768 * width)
+    assert _operations(model, batch) == pytest.approx(by_hand, rel=0.01)
+
+
+def test_the_figures_of_the_step_belong_together(bench):
+    figures = {figure.name: figure for figure in measure_steps(bench)}
+    values = [figures[f"step.{name}"].values for name in ("resident", "streamed", "teacher_in_loop", "reference")]
+    assert figures["ratio.streamed_to_resident"].values == tuple(b / a for a, b in zip(values[0], values[1], strict=True))
+    assert figures["ratio.cached_to_teacher_in_loop"].values == tuple(a / b for a, b in zip(values[0], values[2], strict=True))
+    assert figures["ratio.step_to_reference"].values == tuple(a / b for a, b in zip(values[0], values[3], strict=True))
+    assert all(0 <= value < 100 for value in figures["step.wait_share"].values)
+    assert figures["start.first_batch"].median > figures["start.open"].median
