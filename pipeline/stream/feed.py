@@ -121,7 +121,7 @@ class StreamMemory:
     def __str__(self) -> str:
         each = f"{self.slots / 1e6:.0f} MB of shared memory and {self.block / 1e6:.0f} MB of its own"
         ahead = f"up to {self.block * self.most_ahead / 1e6:.0f} MB more on a slow disk"
-        return f"{max(1, self.workers)} x ({each}, {ahead})" if self.workers else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
+        return f"{self.workers} x ({each}, {ahead})" if self.workers else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
 
 
 def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:

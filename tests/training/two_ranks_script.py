@@ -33,7 +33,7 @@ def joint_batch(step):
 
     visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
     codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
-    return Batch(draw(256, 8, 768).to(torch.uint8), visible, codes.to(torch.int8), stats.half(), draw(4))
+    return Batch(draw(256, 8, 768).to(torch.uint8), visible, codes.to(torch.int8), stats.half())
 
 
 def steps_on_joint_batches(cache, run, ranks, accumulate=1):
