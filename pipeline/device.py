@@ -1,12 +1,22 @@
 """What lets host and device work side by side: moments, a second stream, copies through page-locked memory. On a CPU all is at once."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Return a function compiled as one graph, again for each new shape of its arguments: give batches of few sizes.
+
+    No kernel is chosen by timing, since the choice, and with it the last bits, could differ from process to process.
+    """
+    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False, options={"deterministic": True}))
 
 
 class DeviceMoment:

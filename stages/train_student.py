@@ -55,6 +55,7 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
 
     from pipeline.cache.reader import Cache
     from pipeline.stream.classes import is_sorted_by_class
+    from pipeline.stream.feed import stream_memory
     from pipeline.training.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
@@ -74,6 +75,8 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
         if resume and ranks.is_main:
             typer.echo(f"resuming after step {first} of {job.steps}")
         prepare_folder(job)
+        if ranks.is_main:
+            typer.echo(f"memory of the stream: {stream_memory(job.cache, job.spec, config.data.workers)}")
         done = run_job(job, first)
         if ranks.is_main:
             finish(job)

@@ -10,8 +10,9 @@ import torch
 
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, threads, wall_seconds
 from pipeline.benchmark.workbench import Workbench
+from pipeline.device import compiled
 from pipeline.extraction.decoding import ViewMaker
-from pipeline.extraction.encode import run_teacher
+from pipeline.extraction.encode import in_precision_of
 from pipeline.storage.local import LocalFolder
 
 _PICTURES = 48
@@ -44,9 +45,12 @@ def measure_teacher(bench: Workbench) -> Iterator[Figure]:
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(options.device)
     count = max(1, min(8, bench.options.effort.steps // 4))
 
+    features = compiled(bench.teacher.features) if options.device.type == "cuda" else bench.teacher.features
+
     def forward() -> None:
-        for _ in range(count):
-            run_teacher(bench.teacher, pixels)
+        with in_precision_of(options.device):
+            for _ in range(count):
+                features(pixels)
 
     seconds = take_turns({"teacher": lambda: wall_seconds(forward, options.device)}, bench.options.effort.rounds)["teacher"]
     yield Figure("teacher.forward", tuple(count * len(pixels) / one for one in seconds), "views/s", "teacher, bare forward")

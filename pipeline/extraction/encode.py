@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.schema import CacheSchema, feature_array
-from pipeline.device import DeviceMoment, SideStream, to_host
+from pipeline.device import DeviceMoment, SideStream, compiled, to_host
 from pipeline.errors import CacheError
 from pipeline.student.masking import rank_of_view
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
@@ -26,12 +26,13 @@ def precision_of(device: torch.device) -> str:
 
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
     """Run the teacher on views (B, S, S, 3) uint8 in the device's precision."""
-    with _in_precision_of(pixels.device):
+    with in_precision_of(pixels.device):
         return teacher.features(pixels)
 
 
 @contextmanager
-def _in_precision_of(device: torch.device) -> Iterator[None]:
+def in_precision_of(device: torch.device) -> Iterator[None]:
+    """Run a teacher in the device's precision, without gradients."""
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) == "bfloat16"):
         yield
 
@@ -89,8 +90,7 @@ class FeatureEncoder:
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
-        # One graph, a variant for each size of batch. No choice of kernels by their timing, which could differ from process to process.
-        self._features = torch.compile(self.features, fullgraph=True, dynamic=False) if device.type == "cuda" else self.features
+        self._features = compiled(self.features) if device.type == "cuda" else self.features
 
     def launch(self, pixels: Tensor, keys: Sequence[str], view: int) -> EncodingBatch:
         """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the pictures', `view` is the number of all.
@@ -99,7 +99,7 @@ class FeatureEncoder:
         """
         begun = DeviceMoment(self.device)
         count = len(keys)
-        with _in_precision_of(self.device):
+        with in_precision_of(self.device):
             codes, stats, importance = self._features(pixels)
             on_host = None if importance is None else to_host(importance[:count].float())
             finite = to_host(stats[:count].isfinite().all())

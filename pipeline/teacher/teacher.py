@@ -1,6 +1,5 @@
 """The frozen teacher: uint8 views in, hidden states of the chosen blocks and the importance of each patch out (arXiv 2211.08887)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,13 +85,6 @@ class Teacher:
         outputs = dict(zip(blocks, self.tower.outputs(images, blocks), strict=True))
         hidden = tuple(self._stored(outputs[level]) for level in self.levels)
         return TeacherFeatures(hidden, importance.of(outputs[importance.block]) if importance else None)
-
-    def compiled(self) -> Callable[[Tensor], TeacherFeatures]:
-        """Return `features` compiled as one graph, again for each new shape of its pixels: give batches of one size.
-
-        No kernel is chosen by timing, since the choice, and with it the last bits, could differ from process to process.
-        """
-        return torch.compile(self.features, fullgraph=True, dynamic=False, options={"deterministic": True})
 
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.batches import BatchStream
+from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
@@ -107,6 +108,7 @@ def build_job(
     order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
     levels = cache.level_indices(config.data.levels)
     spec = StreamSpec(cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))
+    refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     student = initial_student(config, cache).to(device)
     optimiser = build_optimiser(student, student.no_weight_decay(), config.optim, config.train.global_batch)

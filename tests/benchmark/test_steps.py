@@ -22,8 +22,8 @@ def test_the_teacher_in_the_loop_gives_what_the_cache_has(bench):
     """The first batch of the stream and the whole views hold nearly the same pictures, in another order."""
     job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
     views, resident = whole_view_batch(job), _resident_batch(job)
-    in_loop = TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats)
-    cached = cached_targets(job)(resident.codes, resident.stats)
+    in_loop = torch.stack(TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats), dim=1)
+    cached = torch.stack(cached_targets(job)(resident.codes, resident.stats), dim=1)
     ours, theirs = ([row.numpy().tobytes() for row in batch.patches] for batch in (views, resident))
     shared = [(ours.index(row), place) for place, row in enumerate(theirs) if row in ours]
     assert len(shared) >= 116  # of 140 pictures both have 128

@@ -5,6 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from tiny_clip import load_clip, peaky, write_clip
 
+from pipeline.device import compiled
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.source import TeacherIdentity
 from pipeline.teacher.teacher import Teacher
@@ -55,9 +56,9 @@ def test_a_teacher_is_one_graph_for_all_batches_of_a_size(tmp_path, pixels, name
         graphs.append(graph)
         return graph
 
-    compiled, batches = teacher.compiled(), (pixels, pixels.flip(0))
+    features, batches = compiled(teacher.features), (pixels, pixels.flip(0))
     with torch.compiler.set_stance(force_backend=note), torch.inference_mode():
-        found = [compiled(batch) for batch in batches]
+        found = [features(batch) for batch in batches]
     assert len(graphs) == 1
     for ours, batch in zip(found, batches, strict=True):
         assert_close(ours, teacher.features(batch))

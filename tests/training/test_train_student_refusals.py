@@ -17,9 +17,9 @@ def existing(small_cache_path, tmp_path_factory):
 def refusal(result, code):
     """The one line of an error, after its `error: `; nothing else is printed and there is no traceback."""
     assert result.exit_code == code, result.output
-    assert result.output.startswith("error: ")
+    assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.output
-    return result.output.removeprefix("error: ").strip()
+    return result.stderr.removeprefix("error: ").strip()
 
 
 def test_a_folder_that_holds_a_run_without_resume(small_cache_path, existing):

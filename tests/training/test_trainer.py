@@ -115,7 +115,7 @@ def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_p
     run = tmp_path / "run"
     result = train(small_cache_path, run, "optim.steps=40", "optim.warmup_steps=30", "optim.base_lr=1e38", "train.checkpoint_every=1")
     assert result.exit_code == 1
-    assert result.output.startswith(("error: the loss is nan somewhere in steps", "error: a weight is not finite after step"))
+    assert result.stderr.startswith(("error: the loss is nan somewhere in steps", "error: a weight is not finite after step"))
     assert not (run / "student.safetensors").exists()
     for step in saved_steps(run):
         assert all(value.isfinite().all() for value in checkpoint(run, step)["student"].values())
