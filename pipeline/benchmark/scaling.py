@@ -36,9 +36,10 @@ from pipeline.workers import worker_context
 SIZES = (1, 10, 100)  # tars of a thousand pictures
 PROCESSES = (1, 2, 4)
 IMAGENET_TARS, IMAGENET_VIEWS = 1282, 4
-_ROWS = 500  # of a tar of the demo's pictures
+THOUSAND = 1000
+ROWS = 500  # of a tar of the demo's pictures
 _SEED = 13
-_READ = 4096  # images a round
+READ = 4096  # images a round
 _CPU = torch.device("cpu")
 
 Argument = TypeVar("Argument")
@@ -46,8 +47,8 @@ Argument = TypeVar("Argument")
 
 def measure_scaling(bench: Workbench) -> Iterator[Figure]:
     """Yield core time an image over sizes and processes, and the start-up on a cache of ImageNet's number of units."""
-    bench.tell(f"drawing {_ROWS} small pictures; what follows takes minutes and about 3 GB in {bench.folder}")
-    write_pictures(bench.folder / "small", _SEED, _ROWS)
+    bench.tell(f"drawing {ROWS} small pictures; what follows takes minutes and about 3 GB in {bench.folder}")
+    write_pictures(bench.folder / "small", _SEED, ROWS)
     (tar,) = resolve_shards(str(bench.folder / "small"))
     yield from _extraction_by_size(bench, tar)
     yield from _extraction_by_processes(bench, tar)
@@ -58,7 +59,7 @@ def measure_scaling(bench: Workbench) -> Iterator[Figure]:
 def _linked_tars(folder: Path, tar: Shard, thousands: int) -> list[Shard]:
     """Return as many tars as hold so many thousand pictures: hard links to one."""
     folder.mkdir()
-    for number in range(thousands * 1000 // _ROWS):
+    for number in range(thousands * THOUSAND // ROWS):
         os.link(tar.address, folder / f"linked-{number:06d}.tar")
     return resolve_shards(str(folder))
 
@@ -87,7 +88,7 @@ def _extraction_by_processes(bench: Workbench, tar: Shard) -> Iterator[Figure]:
         options = _small_options(bench, f"processes-{count}.cache", shards)
         run_extraction(replace(options, shards=shards[:1]))  # what comes once, such as the calibration, is no part of it
         seconds = _side_by_side(_extract_as_rank, [replace(options, rank=rank, processes=count) for rank in range(count)])
-        micros = sum(seconds) / (len(shards) - 1) / _ROWS * 1e6
+        micros = sum(seconds) / (len(shards) - 1) / ROWS * 1e6
         yield Figure(f"scaling.extraction_{count}p", (micros,), "us/image", f"extraction, core time, {count} processes side by side")
         shutil.rmtree(options.cache)
 
@@ -103,7 +104,7 @@ def _reading(bench: Workbench) -> Iterator[Figure]:
     original = Cache(bench.folder / "size-1.cache")
     caches = {}
     for thousands in SIZES:
-        cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * 1000 // _ROWS, 1)
+        cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * THOUSAND // ROWS, 1)
         caches[f"{thousands}k"] = build_job(_small_config(bench), cache, bench.folder / "no-run", Ranks(), _CPU).spec
     bench.tell("reading caches of 1,000 to 100,000 images")
     rounds = bench.options.effort.short_rounds
@@ -119,13 +120,13 @@ def _read_some(spec: StreamSpec) -> float:
     """Return the processor time of an image in microseconds, read in this process from the middle of an epoch on."""
     reader = WindowReader(Cache(spec.cache), spec)
     windows = list(spec.order.windows(0))
-    chosen = (windows * (_READ // 500))[len(windows) // 2 :]
+    chosen = (windows * (READ // ROWS))[len(windows) // 2 :]
     reader.read(0, chosen[0])  # opens the arrays
     images, begin = 0, time.process_time()
     for window in chosen:
         reader.read(0, window)
         images += window.size
-        if images >= _READ:
+        if images >= READ:
             break
     return (time.process_time() - begin) / images * 1e6
 
@@ -136,7 +137,7 @@ def _start_up(bench: Workbench) -> Iterator[Figure]:
     bench.tell(f"linking a cache of {units:,} units")
     cache = linked_cache(bench.folder / "imagenet.cache", Cache(bench.folder / "size-1.cache"), IMAGENET_TARS, IMAGENET_VIEWS)
     start = partial(_start_once, cache.address, _small_config(bench))
-    seconds = take_turns({"start": start}, 3)["start"]
+    seconds = take_turns({"start": start}, bench.options.effort.rounds)["start"]
     yield Figure("scaling.start", tuple(seconds), "s", f"start-up on {units:,} units: interpreter to first batch")
 
 
@@ -156,7 +157,7 @@ def _first_batch(address: str, config: RunConfig) -> None:
 
 
 def _small_config(bench: Workbench) -> RunConfig:
-    """Return the configuration with a batch that a thousand images fill; masks as deep as the small views allow."""
+    """Return the configuration with a batch that a thousand images fill."""
     config = bench.config
     return config.model_copy(update={"train": config.train.model_copy(update={"global_batch": 64})})
 

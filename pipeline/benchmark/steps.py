@@ -44,8 +44,8 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the training step."""
     job, effort, device = bench.job, bench.options.effort, bench.options.device
-    resident, views = _resident_batch(job), whole_view_batch(job)
-    cached, in_loop = _trainer(job, _cached_targets(job)), _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
+    resident, views = resident_batch(job), whole_view_batch(job)
+    cached, in_loop = _trainer(job, cached_targets(job)), _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
     few = max(min(_FEW, effort.steps), effort.steps // 4)  # steps of the slow ones
     variants: dict[str, Callable[[], Turn]] = {
         "resident": partial(_take_steps, cached, repeat(resident), effort.steps, device),
@@ -60,7 +60,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     yield (peak := Figure("peak.matrix", tuple(turn.rate for turn in turns.pop("peak")), "TFLOP/s", product.title))
     yield from _rates(turns, min(len(views.codes), _REFERENCE_BATCH))
     yield from _start_up(turns["streamed"])
-    yield from _shares(turns["resident"], peak, _operations(cached.model, resident))
+    yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
     if device.type == "cuda":
         yield _memory(cached, resident)
 
@@ -71,16 +71,20 @@ def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
         model.compile(dynamic=False)
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    keep_quiet = lambda _: None  # noqa: E731
-    return Trainer(model, job.optimiser, schedule, job.config, Ranks(), job.device, job.spec.steps_per_epoch, keep_quiet, keep_quiet)
+    return Trainer(model, job.optimiser, schedule, job.config, Ranks(), job.device, job.spec.steps_per_epoch, _ignore, _ignore)
 
 
-def _cached_targets(job: TrainingJob) -> CachedTargets:
+def _ignore(_: object) -> None:
+    """Log and save nothing."""
+
+
+def cached_targets(job: TrainingJob) -> CachedTargets:
+    """Return the targets of training: decoded from the cache's codes."""
     mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
     return CachedTargets(TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target)
 
 
-def _resident_batch(job: TrainingJob) -> Batch:
+def resident_batch(job: TrainingJob) -> Batch:
     """Return a copy of the first batch of the stream."""
     with BatchStream(job.cache, job.spec, job.device, workers=0) as stream:
         batch = next(iter(stream))
@@ -171,7 +175,7 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
     yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
 
 
-def _operations(model: nn.Module, batch: Batch) -> float:
+def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
     few = next(islice(batch.micro_batches(max(1, len(batch.label) // _COUNTED)), 1))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products it knows on every device

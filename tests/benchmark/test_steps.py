@@ -7,7 +7,7 @@ import torch
 
 from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
 from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
-from pipeline.benchmark.steps import _cached_targets, _operations, _resident_batch, measure_steps
+from pipeline.benchmark.steps import cached_targets, count_operations, measure_steps, resident_batch
 from pipeline.student.losses import alignment_loss
 from pipeline.training.step import TrainingStep
 
@@ -20,9 +20,9 @@ def _seeded():
 def test_the_teacher_in_the_loop_gives_what_the_cache_has(bench):
     """The first batch of the stream and the whole views hold nearly the same pictures, in another order."""
     job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
-    views, resident = whole_view_batch(job), _resident_batch(job)
+    views, resident = whole_view_batch(job), resident_batch(job)
     in_loop = TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats)
-    cached = _cached_targets(job)(resident.codes, resident.stats)
+    cached = cached_targets(job)(resident.codes, resident.stats)
     ours, theirs = ([row.numpy().tobytes() for row in batch.patches] for batch in (views, resident))
     shared = [(ours.index(row), place) for place, row in enumerate(theirs) if row in ours]
     assert len(shared) >= 116  # of 140 pictures both have 128
@@ -53,13 +53,13 @@ def test_the_published_algorithm_learns(bench):
 
 def test_operations_are_counted_as_by_hand(bench):
     """Three times the forward pass's products, but for the first layer, of which no gradient of pixels is taken."""
-    model, batch = TrainingStep(bench.job.student, _cached_targets(bench.job)), _resident_batch(bench.job)
+    model, batch = TrainingStep(bench.job.student, cached_targets(bench.job)), resident_batch(bench.job)
     width, blocks, visible = 192, 4, batch.visible.shape[1]
     tokens, levels, target = visible + 1, 3, 64
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     forward = blocks * block + levels * tokens * width * target
     by_hand = 2 * (3 * forward + 2 * visible * 768 * width)
-    assert _operations(model, batch) == pytest.approx(by_hand, rel=0.01)
+    assert count_operations(model, batch) == pytest.approx(by_hand, rel=0.01)
 
 
 def test_the_figures_of_the_step_belong_together(bench):
