@@ -4,7 +4,6 @@ Pictures and views are small and the teacher tiny, so that what is measured is t
 to the tars and units of small ones, read and written like any others.
 """
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -12,20 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from pipeline.benchmark.measure import Figure, core_seconds, take_turns
+from pipeline.benchmark.start import seconds_to_first_batch
 from pipeline.benchmark.synthetic import linked_cache
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.demo.dataset import write_pictures
 from pipeline.extraction.job import build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.stream.batches import BatchStream
 from pipeline.stream.samples import StreamSpec, WindowReader
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
@@ -136,24 +134,9 @@ def _start_up(bench: Workbench) -> Iterator[Figure]:
     units = IMAGENET_TARS * IMAGENET_VIEWS
     bench.tell(f"linking a cache of {units:,} units")
     cache = linked_cache(bench.folder / "imagenet.cache", Cache(bench.folder / "size-1.cache"), IMAGENET_TARS, IMAGENET_VIEWS)
-    start = partial(_start_once, cache.address, _small_config(bench))
+    start = partial(seconds_to_first_batch, cache.address, _small_config(bench))
     seconds = take_turns({"start": start}, bench.options.effort.rounds)["start"]
     yield Figure("scaling.start", tuple(seconds), "s", f"start-up on {units:,} units: interpreter to first batch")
-
-
-def _start_once(address: str, config: RunConfig) -> float:
-    begin = time.perf_counter()
-    process = multiprocessing.get_context("spawn").Process(target=_first_batch, args=(address, config))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return time.perf_counter() - begin
-
-
-def _first_batch(address: str, config: RunConfig) -> None:
-    job = build_job(config, Cache(address), Path("no-run"), Ranks(), _CPU)
-    with BatchStream(job.cache, job.spec, _CPU, config.data.workers) as stream:
-        list(islice(stream, 1))
 
 
 def _small_config(bench: Workbench) -> RunConfig:
