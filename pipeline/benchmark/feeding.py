@@ -33,9 +33,9 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
         size = sum(getattr(first, name).nbytes for name in first.__dataclass_fields__)
         list(islice(batches, options.effort.warm_up))
         rates = [_rate(batches, count, bench) for _ in range(options.effort.rounds)]
-    workers = f"loader alone, {options.workers} worker{'s' if options.workers != 1 else ''}"
-    yield Figure("loader.images", tuple(rates), "images/s", workers)
-    yield Figure("loader.bytes", tuple(rate * size / options.batch_size / 1e6 for rate in rates), "MB/s", f"{workers}, what it delivers")
+    yield Figure("loader.images", tuple(rates), "images/s", f"loader alone, {options.crew}")
+    delivered = tuple(rate * size / options.batch_size / 1e6 for rate in rates)
+    yield Figure("loader.bytes", delivered, "MB/s", f"loader alone, {options.crew}: what it delivers")
 
 
 def _rate(batches: Iterator[object], count: int, bench: Workbench) -> float:
@@ -53,19 +53,22 @@ def array_names(cache: Cache, spec: StreamSpec) -> list[str]:
     return ["index", *(feature_array(cache.schema.levels[place]) for place in spec.levels), "stats", *masks.arrays]
 
 
-def first_blocks(job: TrainingJob, most: int) -> list[tuple[Commit, int]]:
-    """Return the first blocks of an epoch: their commits and their numbers in their units."""
-    blocks = (block for window in job.spec.order.windows(0) for block in window.blocks.tolist())
-    return [(job.cache.pinned_commit(job.spec.order.units[place]), block) for place, block, _ in islice(blocks, most)]
+def first_window(job: TrainingJob) -> Window:
+    """Return the first window of an epoch with few blocks."""
+    window = next(job.spec.order.windows(0))
+    return Window(window.number, window.start, window.blocks[:_MOST_BLOCKS])
+
+
+def blocks_of(job: TrainingJob, window: Window) -> list[tuple[Commit, int]]:
+    """Return the blocks of a window: their commits and their numbers in their units."""
+    return [(job.cache.pinned_commit(job.spec.order.units[place]), block) for place, block, _ in window.blocks.tolist()]
 
 
 def measure_overhead(bench: Workbench) -> Iterator[Figure]:
     """Yield the stream's own time a sample: parsing, joining, masking and gathering, on one core, without reads and JPEG decoding."""
-    job = bench.job_on(bench.block_cache)
-    reader, names, blocks = WindowReader(job.cache, job.spec), array_names(job.cache, job.spec), first_blocks(job, _MOST_BLOCKS)
-    window = next(job.spec.order.windows(0))
-    window = Window(window.number, window.start, window.blocks[:_MOST_BLOCKS])
-    blocks = blocks[: len(window.blocks)]
+    job = bench.block_job
+    reader, names, window = WindowReader(job.cache, job.spec), array_names(job.cache, job.spec), first_window(job)
+    blocks = blocks_of(job, window)
     crops = [crop for commit, block in blocks for crop in _crops(job.cache, commit, block)]
     work: dict[str, Callable[[], object]] = {
         "whole": lambda: reader.read(0, window),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.storage.address import is_url
 
 PARTS = ("step", "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk")
 SCALING = "scaling"  # a part that takes minutes, and only comes when it is asked for
@@ -60,6 +61,11 @@ class BenchOptions:
     cache: str | None
 
     @property
+    def crew(self) -> str:
+        """How a table calls the workers."""
+        return "1 worker" if self.workers == 1 else f"{self.workers} workers"
+
+    @property
     def extracts(self) -> bool:
         """Whether the cache is made by the teacher: for large ones on a CPU that would take hours, so their features are made up."""
         return self.recipe == "tiny" or self.device.type == "cuda"
@@ -81,11 +87,14 @@ def choose_options(
     shards: str | None,
     cache: str | None,
 ) -> BenchOptions:
-    """Fill in what was not given; raises ConfigError for an unknown recipe or part."""
+    """Fill in what was not given; raises ConfigError for an unknown recipe or part, and for raw reads of a cache behind a URL."""
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe!r} is unknown: give {', '.join(RECIPES)}")
     if unknown := [part for part in only if part not in (*PARTS, SCALING)]:
         raise ConfigError(f"--only {unknown[0]!r} is no part of the benchmark: give {', '.join((*PARTS, SCALING))}")
+    remote = cache is not None and is_url(cache)
+    if remote and "reads" in only:
+        raise ConfigError(f"--only reads compares with raw reads from a disk, and --cache {cache!r} is on none: leave it out")
     chosen, gpu = RECIPES[recipe], device.type == "cuda"
     batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch)
     given = {"rounds": rounds, "steps": steps, "pictures": pictures}
@@ -98,7 +107,7 @@ def choose_options(
         threads=max(1, cores - count),
         batch_size=batch,
         effort=replace(_effort(recipe, gpu, quick, batch), **{name: value for name, value in given.items() if value}),
-        parts=tuple(part for part in (*PARTS, SCALING) if part in only) or PARTS,
+        parts=tuple(part for part in (*PARTS, SCALING) if part in (only or PARTS) and not (remote and part == "reads")),
         shards=shards,
         cache=cache,
     )
@@ -109,7 +118,8 @@ def _effort(recipe: str, gpu: bool, quick: bool, batch: int) -> Effort:
     if gpu:
         rounds, steps, warm_up = (3, 20, 5) if quick else (5, 200, 20)
     elif recipe == "tiny":
-        rounds, steps, warm_up = (3, 4, 2) if quick else (7, 20, 8)
+        rounds, steps, warm_up = (3, 4, 2) if quick else (5, 12, 6)
     else:
         rounds, steps, warm_up = (2, 1, 1) if quick else (3, 2, 1)
-    return Effort(rounds, steps, warm_up, max(4 * batch, 128 if quick else 512))
+    few = quick or not (gpu or recipe == "tiny")
+    return Effort(rounds, steps, warm_up, max(4 * batch, 128 if few else 512))

@@ -16,7 +16,7 @@ def read_result(options: BenchOptions, result: Result) -> Iterator[str]:
     figures = result.figures
     yield from _training(figures)
     yield from _extraction(figures)
-    yield from _growth(figures)
+    yield from read_growth(figures)
     for bar in bars_of(options, figures):
         figure = figures[bar.figure]
         verdict = "reached" if bar.is_reached(figure) else "missed"
@@ -50,7 +50,7 @@ def _extraction(figures: Mapping[str, Figure]) -> Iterator[str]:
     yield f"extraction makes {shown(whole)}; its busiest part is {slowest.name.removeprefix('extraction.')}, {shown(slowest)}"
 
 
-def _growth(figures: Mapping[str, Figure]) -> Iterator[str]:
+def read_growth(figures: Mapping[str, Figure]) -> Iterator[str]:
     """Say how much more an image costs among many, and beside other processes, than among the fewest."""
     for work in ("extraction", "stream"):
         sizes, processes = (

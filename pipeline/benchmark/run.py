@@ -57,7 +57,7 @@ def run_benchmark(options: BenchOptions, recipe: RunConfig, tell: Callable[[str]
         for part in options.parts:
             tell(f"measuring: {part}")
             figures |= {figure.name: figure for figure in _MEASURES[part](bench)}
-        figures |= {figure.name: figure for figure in compare_extraction(figures, options.workers)}
+        figures |= {figure.name: figure for figure in compare_extraction(figures, options)}
         configuration = _configuration(bench)
     return Result(describe_machine(options.device), configuration, figures, time.perf_counter() - begin)
 

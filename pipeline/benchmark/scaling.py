@@ -4,7 +4,6 @@ Pictures and views are small and the teacher tiny, so that what is measured is t
 to the tars and units of small ones, read and written like any others.
 """
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -12,20 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from pipeline.benchmark.measure import Figure, core_seconds, take_turns
+from pipeline.benchmark.start import seconds_to_first_batch
 from pipeline.benchmark.synthetic import linked_cache
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.demo.dataset import write_pictures
 from pipeline.extraction.job import build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.stream.batches import BatchStream
 from pipeline.stream.samples import StreamSpec, WindowReader
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
@@ -36,9 +34,10 @@ from pipeline.workers import worker_context
 SIZES = (1, 10, 100)  # tars of a thousand pictures
 PROCESSES = (1, 2, 4)
 IMAGENET_TARS, IMAGENET_VIEWS = 1282, 4
-_ROWS = 500  # of a tar of the demo's pictures
+THOUSAND = 1000
+ROWS = 500  # of a tar of the demo's pictures
 _SEED = 13
-_READ = 4096  # images a round
+READ = 4096  # images a round
 _CPU = torch.device("cpu")
 
 Argument = TypeVar("Argument")
@@ -46,8 +45,8 @@ Argument = TypeVar("Argument")
 
 def measure_scaling(bench: Workbench) -> Iterator[Figure]:
     """Yield core time an image over sizes and processes, and the start-up on a cache of ImageNet's number of units."""
-    bench.tell(f"drawing {_ROWS} small pictures; what follows takes minutes and about 3 GB in {bench.folder}")
-    write_pictures(bench.folder / "small", _SEED, _ROWS)
+    bench.tell(f"drawing {ROWS} small pictures; what follows takes minutes and about 3 GB in {bench.folder}")
+    write_pictures(bench.folder / "small", _SEED, ROWS)
     (tar,) = resolve_shards(str(bench.folder / "small"))
     yield from _extraction_by_size(bench, tar)
     yield from _extraction_by_processes(bench, tar)
@@ -58,7 +57,7 @@ def measure_scaling(bench: Workbench) -> Iterator[Figure]:
 def _linked_tars(folder: Path, tar: Shard, thousands: int) -> list[Shard]:
     """Return as many tars as hold so many thousand pictures: hard links to one."""
     folder.mkdir()
-    for number in range(thousands * 1000 // _ROWS):
+    for number in range(thousands * THOUSAND // ROWS):
         os.link(tar.address, folder / f"linked-{number:06d}.tar")
     return resolve_shards(str(folder))
 
@@ -87,7 +86,7 @@ def _extraction_by_processes(bench: Workbench, tar: Shard) -> Iterator[Figure]:
         options = _small_options(bench, f"processes-{count}.cache", shards)
         run_extraction(replace(options, shards=shards[:1]))  # what comes once, such as the calibration, is no part of it
         seconds = _side_by_side(_extract_as_rank, [replace(options, rank=rank, processes=count) for rank in range(count)])
-        micros = sum(seconds) / (len(shards) - 1) / _ROWS * 1e6
+        micros = sum(seconds) / (len(shards) - 1) / ROWS * 1e6
         yield Figure(f"scaling.extraction_{count}p", (micros,), "us/image", f"extraction, core time, {count} processes side by side")
         shutil.rmtree(options.cache)
 
@@ -103,7 +102,7 @@ def _reading(bench: Workbench) -> Iterator[Figure]:
     original = Cache(bench.folder / "size-1.cache")
     caches = {}
     for thousands in SIZES:
-        cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * 1000 // _ROWS, 1)
+        cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * THOUSAND // ROWS, 1)
         caches[f"{thousands}k"] = build_job(_small_config(bench), cache, bench.folder / "no-run", Ranks(), _CPU).spec
     bench.tell("reading caches of 1,000 to 100,000 images")
     rounds = bench.options.effort.short_rounds
@@ -119,13 +118,13 @@ def _read_some(spec: StreamSpec) -> float:
     """Return the processor time of an image in microseconds, read in this process from the middle of an epoch on."""
     reader = WindowReader(Cache(spec.cache), spec)
     windows = list(spec.order.windows(0))
-    chosen = (windows * (_READ // 500))[len(windows) // 2 :]
+    chosen = (windows * (READ // ROWS))[len(windows) // 2 :]
     reader.read(0, chosen[0])  # opens the arrays
     images, begin = 0, time.process_time()
     for window in chosen:
         reader.read(0, window)
         images += window.size
-        if images >= _READ:
+        if images >= READ:
             break
     return (time.process_time() - begin) / images * 1e6
 
@@ -135,28 +134,13 @@ def _start_up(bench: Workbench) -> Iterator[Figure]:
     units = IMAGENET_TARS * IMAGENET_VIEWS
     bench.tell(f"linking a cache of {units:,} units")
     cache = linked_cache(bench.folder / "imagenet.cache", Cache(bench.folder / "size-1.cache"), IMAGENET_TARS, IMAGENET_VIEWS)
-    start = partial(_start_once, cache.address, _small_config(bench))
-    seconds = take_turns({"start": start}, 3)["start"]
+    start = partial(seconds_to_first_batch, cache.address, _small_config(bench))
+    seconds = take_turns({"start": start}, bench.options.effort.rounds)["start"]
     yield Figure("scaling.start", tuple(seconds), "s", f"start-up on {units:,} units: interpreter to first batch")
 
 
-def _start_once(address: str, config: RunConfig) -> float:
-    begin = time.perf_counter()
-    process = multiprocessing.get_context("spawn").Process(target=_first_batch, args=(address, config))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return time.perf_counter() - begin
-
-
-def _first_batch(address: str, config: RunConfig) -> None:
-    job = build_job(config, Cache(address), Path("no-run"), Ranks(), _CPU)
-    with BatchStream(job.cache, job.spec, _CPU, config.data.workers) as stream:
-        list(islice(stream, 1))
-
-
 def _small_config(bench: Workbench) -> RunConfig:
-    """Return the configuration with a batch that a thousand images fill; masks as deep as the small views allow."""
+    """Return the configuration with a batch that a thousand images fill."""
     config = bench.config
     return config.model_copy(update={"train": config.train.model_copy(update={"global_batch": 64})})
 

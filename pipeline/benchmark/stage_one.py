@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, threads, wall_seconds
+from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.workbench import Workbench
 from pipeline.device import compiled
 from pipeline.extraction.decoding import ViewMaker
@@ -70,18 +71,18 @@ def measure_extraction(bench: Workbench) -> Iterator[Figure]:
         size = sum(LocalFolder(bench.folder / name).sizes().values()) / views
         shutil.rmtree(bench.folder / name)
     yield Figure("extraction.bytes", (size / 1e3,), "kB/view", "extraction: what a view takes of the cache")
-    yield Figure("extraction.whole", tuple(rates), "views/s", f"extraction, {bench.options.workers} decoding workers")
+    yield Figure("extraction.whole", tuple(rates), "views/s", f"extraction, {bench.options.crew}")
     for part, values in parts.items():
         yield Figure(f"extraction.{part}", tuple(values), "views/s", f"extraction: {part}, while busy")
 
 
-def compare_extraction(figures: Mapping[str, Figure], workers: int) -> Iterator[Figure]:
+def compare_extraction(figures: Mapping[str, Figure], options: BenchOptions) -> Iterator[Figure]:
     """Yield the extraction's rate over that of its slowest need: the bare teacher, the workers' decoding, or the disk's writing."""
     if not {"extraction.whole", "teacher.forward", "decode.one_view", "disk.write"} <= figures.keys():
         return
     views_a_second = {
         "teacher": figures["teacher.forward"].median,
-        f"decoding by {workers} workers": figures["decode.one_view"].median * max(1, workers),
+        f"decoding by {options.crew}": figures["decode.one_view"].median * max(1, options.workers),
         "disk": figures["disk.write"].median * 1e6 / figures["extraction.bytes"].median,
     }
     least = min(views_a_second, key=lambda need: views_a_second[need])

@@ -42,7 +42,7 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the training step."""
     job, effort, device = bench.job, bench.options.effort, bench.options.device
-    resident, views = _resident_batch(job), whole_view_batch(job)
+    resident, views = resident_batch(job), whole_view_batch(job)
     cached, in_loop = _trainer(job, cached_targets(job)), _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
     few = max(min(_FEW, effort.steps), effort.steps // 4)  # steps of the slow ones
     variants: dict[str, Callable[[], Turn]] = {
@@ -58,7 +58,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     yield (peak := Figure("peak.matrix", tuple(turn.rate for turn in turns.pop("peak")), "TFLOP/s", product.title))
     yield from _rates(turns, min(len(views.codes), _REFERENCE_BATCH))
     yield from _start_up(turns["streamed"])
-    yield from _shares(turns["resident"], peak, _operations(cached.model, resident))
+    yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
     if device.type == "cuda":
         yield _memory(cached, resident)
 
@@ -67,11 +67,14 @@ def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     """Build the loop whose steps are measured: compiled where training would be."""
     model = build_step(job, targets).train()
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    keep_quiet = lambda _: None  # noqa: E731
-    return Trainer(model, job.optimiser, schedule, job.config, Ranks(), job.device, job.spec.steps_per_epoch, keep_quiet, keep_quiet)
+    return Trainer(model, job.optimiser, schedule, job.config, Ranks(), job.device, job.spec.steps_per_epoch, _ignore, _ignore)
 
 
-def _resident_batch(job: TrainingJob) -> Batch:
+def _ignore(_: object) -> None:
+    """Log and save nothing."""
+
+
+def resident_batch(job: TrainingJob) -> Batch:
     """Return a copy of the first batch of the stream."""
     with BatchStream(job.cache, job.spec, job.device, workers=0) as stream:
         batch = next(iter(stream))
@@ -162,7 +165,7 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
     yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
 
 
-def _operations(model: nn.Module, batch: Batch) -> float:
+def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
     few = next(islice(batch.micro_batches(max(1, len(batch.patches) // _COUNTED)), 1))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products it knows on every device

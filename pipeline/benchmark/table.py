@@ -19,9 +19,7 @@ def print_result(options: BenchOptions, result: Result) -> None:
     hardware = result.machine["hardware"]
     name = f"{hardware['gpu']}, {hardware['cpu']}" if "gpu" in hardware else hardware["cpu"]
     console.print(f"{name}, {hardware['cores']} cores; torch {result.machine['versions']['torch']}")
-    console.print(
-        f"recipe {options.recipe}, teacher {result.configuration['teacher']}, batch {options.batch_size}, {options.workers} workers"
-    )
+    console.print(f"recipe {options.recipe}, teacher {result.configuration['teacher']}, batch {options.batch_size}, {options.crew}")
     console.print(_table(result, console.is_terminal))
     for line in read_result(options, result):
         console.print(line)

@@ -16,7 +16,6 @@ from pipeline.extraction.description import build_schema
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.storage.local import LocalFolder
 from pipeline.teacher.source import LOCAL, RANDOM
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.config import RunConfig
@@ -29,6 +28,7 @@ _PICTURES_OF_A_TAR = 512
 _BLOCK_PICTURES = 128  # of the cache on which reads are measured with the tiny recipe
 _LARGEST_TEACHER_BATCH = 256
 _CROP_BYTES = 27_000
+_LEAST_BATCH = 64
 
 
 class Workbench:
@@ -85,11 +85,14 @@ class Workbench:
     @cached_property
     def job(self) -> TrainingJob:
         """Student, optimiser and stream of a training on the cache."""
-        return self.job_on(self.cache)
+        return build_job(self.config, self.cache, self.folder / "no-run", Ranks(), self.options.device)
 
-    def job_on(self, cache: Cache) -> TrainingJob:
-        """Build a training on a cache, on one rank and without a run folder."""
-        return build_job(self.config, cache, self.folder / "no-run", Ranks(), self.options.device)
+    @cached_property
+    def block_job(self) -> TrainingJob:
+        """The same on the cache whose reads are measured; its batch, which nothing is measured of, fits few blocks."""
+        train = self.config.train.model_copy(update={"global_batch": min(_LEAST_BATCH, self.options.batch_size)})
+        config = self.config.model_copy(update={"train": train})
+        return build_job(config, self.block_cache, self.folder / "no-run", Ranks(), self.options.device)
 
     @property
     def config(self) -> RunConfig:
@@ -148,11 +151,6 @@ class Workbench:
         pictures = sum(shard.size for shard in shards) / PICTURE_BYTES
         view = _CROP_BYTES + sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
         self.tell(f"making {name}, about {pictures * view / 1e6:,.0f} MB, in {self.folder}")
-
-
-def is_local(cache: Cache) -> bool:
-    """Tell whether a cache lies on a disk of this machine."""
-    return isinstance(cache.folder, LocalFolder)
 
 
 def untrained_twin(teacher: TeacherSchema) -> str:

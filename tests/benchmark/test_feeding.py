@@ -5,13 +5,12 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from pipeline.benchmark.feeding import array_names, first_blocks, measure_loader, measure_overhead
+from pipeline.benchmark.feeding import array_names, blocks_of, first_window, measure_loader, measure_overhead
 from pipeline.benchmark.reads import chunk_ranges, measure_reads, read_raw
-from pipeline.errors import ConfigError
 
 
 def test_raw_reads_are_of_the_bytes_that_the_cache_gives(bench):
-    cache, ((commit, block), *_) = bench.cache, first_blocks(bench.job, 2)
+    cache, ((commit, block), *_) = bench.cache, blocks_of(bench.job, first_window(bench.job))
     names = array_names(cache, bench.job.spec)
     assert names == ["index", "features/block_03", "features/block_04", "features/block_05", "stats", "attention"]
     with ExitStack() as opened:
@@ -33,9 +32,3 @@ def test_the_figures_of_reading_are_there(bench):
     assert figures["stream.decode"].median > 10
     assert figures["loader.images"].median > 100
     assert figures["loader.bytes"].median == pytest.approx(figures["loader.images"].median * 0.0072, rel=0.5)
-
-
-def test_reads_of_a_cache_behind_a_url_are_refused(bench, monkeypatch):
-    monkeypatch.setattr("pipeline.benchmark.reads.is_local", lambda _: False)
-    with pytest.raises(ConfigError, match=r"--only reads compares with raw reads from a disk, and cache .* is not on one"):
-        list(measure_reads(bench))

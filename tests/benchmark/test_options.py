@@ -55,6 +55,12 @@ def test_quick_is_less(recipe):
     assert quick.rounds < whole.rounds
 
 
+def test_a_cache_behind_a_url_has_no_raw_reads():
+    assert "reads" not in choose(cache="s3://bucket/a.cache").parts
+    with pytest.raises(ConfigError, match=r"--only reads compares with raw reads from a disk, and --cache 's3://.*' is on none"):
+        choose(cache="s3://bucket/a.cache", only=["reads"])
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"--recipe 'xl' is unknown: give tiny, s, b, l"):
         choose(recipe="xl")

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
 from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
-from pipeline.benchmark.steps import _operations, _resident_batch, measure_steps
+from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch
 from pipeline.student.losses import alignment_loss
 from pipeline.training.job import cached_targets
 from pipeline.training.step import TrainingStep
@@ -21,7 +21,7 @@ def _seeded():
 def test_the_teacher_in_the_loop_gives_what_the_cache_has(bench):
     """The first batch of the stream and the whole views hold nearly the same pictures, in another order."""
     job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
-    views, resident = whole_view_batch(job), _resident_batch(job)
+    views, resident = whole_view_batch(job), resident_batch(job)
     in_loop = torch.stack(TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats), dim=1)
     cached = torch.stack(cached_targets(job)(resident.codes, resident.stats), dim=1)
     ours, theirs = ([row.numpy().tobytes() for row in batch.patches] for batch in (views, resident))
@@ -54,13 +54,13 @@ def test_the_published_algorithm_learns(bench):
 
 def test_operations_are_counted_as_by_hand(bench):
     """Three times the forward pass's products, but for the first layer, of which no gradient of pixels is taken."""
-    model, batch = TrainingStep(bench.job.student, cached_targets(bench.job)), _resident_batch(bench.job)
+    model, batch = TrainingStep(bench.job.student, cached_targets(bench.job)), resident_batch(bench.job)
     width, blocks, visible = 192, 4, batch.visible.shape[1]
     tokens, levels, target = visible + 1, 3, 64
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     forward = blocks * block + levels * tokens * width * target
     by_hand = 2 * (3 * forward + 2 * visible * 768 * width)
-    assert _operations(model, batch) == pytest.approx(by_hand, rel=0.01)
+    assert count_operations(model, batch) == pytest.approx(by_hand, rel=0.01)
 
 
 def test_the_figures_of_the_step_belong_together(bench):
