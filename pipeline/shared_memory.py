@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -42,8 +41,11 @@ def shared_buffer(memory: SharedMemory) -> memoryview:
 
 
 def free_shared(memory: SharedMemory) -> None:
-    """Give memory back; an array that still looks at it keeps it until the process ends."""
-    with suppress(BufferError):
+    """Give memory back; an array that still looks at it keeps it until the last one has gone."""
+    try:
+        memory.close()
+    except BufferError:
+        vars(memory).update(_buf=None, _mmap=None)  # which that array holds; else __del__ would try again and complain
         memory.close()
     memory.unlink()
 
