@@ -96,7 +96,7 @@ def choose_options(
     if remote and "reads" in only:
         raise ConfigError(f"--only reads compares with raw reads from a disk, and --cache {cache!r} is on none: leave it out")
     chosen, gpu = RECIPES[recipe], device.type == "cuda"
-    batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch)
+    batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch // (2 if quick else 1))
     given = {"rounds": rounds, "steps": steps, "pictures": pictures}
     count = workers if workers is not None else max(1, cores - 2 if gpu else cores // 8)
     return BenchOptions(
