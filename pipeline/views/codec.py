@@ -68,11 +68,12 @@ def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
     return _decode_jpeg(data)
 
 
-def resize_crop(pixels: Pixels, size: int) -> Pixels:
-    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    resized = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+def resize_crop(pixels: Pixels, size: int, flip: bool = False) -> Pixels:
+    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing, and mirror it if `flip`."""
+    # numpy takes four times as long as torch to copy a part of a picture, and as np.stack to put channels last
+    image = torch.from_numpy(pixels).contiguous().permute(2, 0, 1)
+    channels = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
+    return np.stack(channels[..., ::-1] if flip else channels, axis=-1)
 
 
 def _decode_raw(data: bytes) -> Pixels:
@@ -90,7 +91,7 @@ def _decode_jpeg(data: bytes) -> Pixels:
 def _decode_whole_jpeg(data: bytes) -> Pixels:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     _refuse_bomb(height, width)
-    if data.count(b"\xff\xda") > _MAX_SCANS:
+    if data.count(b"\xda") > _MAX_SCANS and data.count(b"\xff\xda") > _MAX_SCANS:  # the first takes a third of the time
         raise SourceError(f"has more than the {_MAX_SCANS} scans that are accepted of a JPEG")
     return _decode_jpeg(data)
 

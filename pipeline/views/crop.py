@@ -49,8 +49,7 @@ def draw_crop(policy: CropPolicy, key: str, view: int, width: int, height: int) 
 
 def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
     """Cut a box from a picture (H, W, 3), resize it to (size, size, 3) and mirror it if it says so."""
-    crop = resize_crop(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size)
-    return np.ascontiguousarray(crop[:, ::-1]) if box.flip else crop
+    return resize_crop(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip)
 
 
 def _draw_box(policy: CropPolicy, rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
