@@ -51,10 +51,9 @@ def free_shared(memory: SharedMemory) -> None:
 
 
 def _too_little(size: int, purpose: str, cure: str) -> ConfigError:
-    free = shutil.disk_usage(_FOLDER).free
+    place = f"{_FOLDER} has {shutil.disk_usage(_FOLDER).free / 1e6:.0f} MB free" if _FOLDER.is_dir() else "the machine has less"
     return ConfigError(
-        f"{purpose} needs {size / 1e6:.0f} MB of shared memory, {_FOLDER} has {free / 1e6:.0f} MB free: "
-        f"{cure}, or give the machine more (docker: --shm-size)"
+        f"{purpose} needs {size / 1e6:.0f} MB of shared memory, {place}: {cure}, or give the machine more (docker: --shm-size)"
     )
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,10 @@ class WorkerDiedError(Exception):
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(f"exit code {exit_code}")
         self.exit_code = exit_code
+
+
+class WorkerStalledError(Exception):
+    """A worker process has neither said nor taken anything for too long."""
 
 
 class Owner:
@@ -65,11 +70,11 @@ class Worker:
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
 
     def send(self, message: object) -> None:
-        """Send a message; raises WorkerDiedError, or TimeoutError if the worker stands still."""
+        """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker itself is sending a long one."""
         self._talk(self._pipe.send, message)
 
     def receive(self) -> Any:  # noqa: ANN401 - whatever the worker sends
-        """Return the worker's next message; raises WorkerDiedError, or TimeoutError if the worker stands still."""
+        """Return the worker's next message; raises WorkerDiedError or WorkerStalledError."""
         return self._talk(self._pipe.recv)
 
     def end(self) -> None:
@@ -80,7 +85,7 @@ class Worker:
         try:
             return part(*message)
         except BlockingIOError:
-            raise TimeoutError from None
+            raise WorkerStalledError from None
         except (EOFError, OSError):  # OSError: also in the middle of a message
             self._process.join()
             raise WorkerDiedError(self._process.exitcode) from None
@@ -91,6 +96,12 @@ def worker_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def start_early() -> None:
+    """Start the server that forks workers, so that it imports what they need while this process imports its own."""
+    worker_context()
+    forkserver.ensure_running()
 
 
 def _limit_waiting(pipe: Connection, seconds: float) -> None:

@@ -58,6 +58,9 @@ def extract_teacher(
     """
     given = dict(locals())
     with told_in_one_sentence():
+        from pipeline.workers import start_early
+
+        start_early()
         from pipeline.extraction.job import run_extraction
 
         options = _read_options(given)

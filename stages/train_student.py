@@ -30,6 +30,9 @@ def train_student(
     Start it with torchrun for several GPUs.
     """
     with told_in_one_sentence():
+        from pipeline.workers import start_early
+
+        start_early()
         from pipeline.training.distributed import joined_ranks
 
         chosen = choose_device(device)

@@ -16,6 +16,7 @@ SCHEMA_VERSION = "1.0"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
+NO_LABEL: Final = 2**64 - 1  # in the column `label`
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.cache.commit import SkippedPicture
 from pipeline.cache.reader import Cache
+from pipeline.cache.schema import NO_LABEL
 from pipeline.evaluation.embedding import LabelledView
 from pipeline.extraction.decoder import Decoder
 from pipeline.extraction.decoding import ViewMaker
 from pipeline.stream.join import decode_crop, read_joined
 from pipeline.views.crop import CropPolicy
 from pipeline.views.shards import Shard
-from pipeline.views.source import NO_LABEL, read_samples
+from pipeline.views.source import read_samples
 
 
 def cached_views(cache: Cache) -> Iterator[LabelledView]:

@@ -3,8 +3,8 @@
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -17,10 +17,11 @@ from pipeline.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.shared_memory import allocate_shared, free_shared, shared_buffer
 from pipeline.views.codec import Pixels
 from pipeline.views.source import SourceSample
-from pipeline.workers import Worker, WorkerDiedError
+from pipeline.workers import Worker, WorkerDiedError, WorkerStalledError
 
 JOBS_AHEAD = 3  # of each worker
 _PATIENCE = 900.0  # seconds for a job, which takes milliseconds
+_SHORT_MESSAGE = 32 * 1024  # bytes of which a pipe surely takes several
 
 Item = TypeVar("Item")
 Of = TypeVar("Of")
@@ -38,13 +39,13 @@ class Passed(Protocol):
 class DecodedJob(Generic[Of]):
     """Some consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are those of the n good ones.
 
-    They are overwritten when further jobs are asked for; whoever copies them beyond that says so in `copied`.
+    They are overwritten when further jobs are asked for; whoever copies them beyond that puts the copies into `copies`.
     """
 
     of: Of
     results: Sequence[SampleViews | SkippedPicture]
     pixels: Pixels
-    copied: Passed | None = None
+    copies: list[Passed] = field(default_factory=list)
 
     @property
     def good(self) -> list[SampleViews]:
@@ -68,7 +69,8 @@ class Decoder:
             for number, memory in enumerate(self._memories)
         ]
         self._asked, self._answered = 0, 0  # jobs, over all passes
-        self._copies: dict[int, Passed] = {}  # by number of the job
+        self._answers: dict[int, SentResult] = {}  # that were taken before they were due, by number of the job
+        self._copies: dict[int, list[Passed]] = {}  # likewise
         self._locked: list[int] = []
         self.busy_seconds = 0.0  # of all workers
 
@@ -88,7 +90,7 @@ class Decoder:
         except WorkerDiedError:
             self.close()
             raise MaskAlignError("a decoding worker died, perhaps for want of memory: give fewer --workers and run again") from None
-        except TimeoutError:
+        except WorkerStalledError:
             self.close()
             raise MaskAlignError(
                 f"no decoding worker has finished {SAMPLES_PER_JOB} pictures in {self._patience:g} s, "
@@ -100,15 +102,19 @@ class Decoder:
         self._locked = lock_pages(self._memories, cuda_runtime(), "lower --workers")
 
     def close(self) -> None:
-        """End the workers, which have nothing to save, and free their memory."""
-        if self._locked:
-            unlock_pages(self._locked, cuda_runtime())
-            self._locked = []
+        """End the workers, which have nothing to save, and free their memory once nothing is copied from it any more."""
         for worker in self._crew:
             worker.end()
-        for memory in self._memories:
-            free_shared(memory)
-        self._memories = []
+        try:
+            for copy in chain.from_iterable(self._copies.values()):
+                copy.wait()
+            if self._locked:
+                unlock_pages(self._locked, cuda_runtime())
+        finally:
+            self._locked, self._copies = [], {}
+            for memory in self._memories:
+                free_shared(memory)
+            self._memories = []
 
     def _made_here(self, group: Group[Of]) -> DecodedJob[Of]:
         of, maker, samples = group
@@ -140,23 +146,31 @@ class Decoder:
         results, pixels = self._receive()
         job = DecodedJob(of, results, pixels)
         yield job
-        if job.copied:
-            self._copies[number] = job.copied
+        self._copies[number] = job.copies
 
     def _send(self, maker: ViewMaker, samples: Sequence[SourceSample]) -> None:
         """Give a job to the worker whose turn it is."""
-        if copied := self._copies.pop(self._asked - JOBS_AHEAD * len(self._crew), None):
-            copied.wait()
+        for copy in self._copies.pop(self._asked - JOBS_AHEAD * len(self._crew), ()):
+            copy.wait()
         worker, slot = self._place(self._asked)
         arena = self._room.arena(shared_buffer(self._memories[worker]), slot)
         pictures = [None if sample.image is None else arena.put(sample.image) for sample in samples]
+        members = (data for sample in samples for data in sample.members.values())
+        if sum(len(data) for data in (*pictures, *members) if isinstance(data, bytes)) > _SHORT_MESSAGE:
+            self._take_answers(worker)
         self._crew[worker].send(SentJob(slot, maker, [replace(sample, image=None) for sample in samples], pictures))
         self._asked += 1
+
+    def _take_answers(self, worker: int) -> None:
+        """Take what a worker still has to say: it could not take a long message while it is sending one itself."""
+        for number in range(self._answered, self._asked):
+            if self._place(number)[0] == worker and number not in self._answers:
+                self._answers[number] = self._crew[worker].receive()
 
     def _receive(self) -> tuple[list[SampleViews | SkippedPicture], Pixels]:
         """Wait for the job that is due: its results and the pixels (V, n, S, S, 3) of the good ones."""
         worker, slot = self._place(self._answered)
-        sent: SentResult = self._crew[worker].receive()
+        sent = self._answers.pop(self._answered, None) or self._crew[worker].receive()
         if sent.failure:
             raise RuntimeError(f"decoding worker {worker} failed:\n{sent.failure}")
         self._answered += 1

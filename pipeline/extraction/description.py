@@ -11,7 +11,8 @@ from pipeline.extraction.encode import precision_of
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.student.masking import RankStrategy, count_of_share
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.codec import DECODER, RESIZE
+from pipeline.views.codec import DECODER
+from pipeline.views.crop import RESIZE
 
 _UNCALIBRATED = CalibrationSchema(pictures=0, sha256="")
 

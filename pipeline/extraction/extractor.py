@@ -152,7 +152,7 @@ class Extractor:
             pixels = self._input(builder.place)
             if not tar.fault:
                 self._launch(tar, builder, job, pixels)
-            if tar.fault or not job.results:
+            if pixels.filled and (tar.fault or not job.results):
                 pixels.begin()
         if not job.results:
             self._under_way.append((tar, None, None))
@@ -166,7 +166,7 @@ class Extractor:
 
     def _collect(self, keep: int) -> Iterator[_Tar]:
         """Take rows off the device until `keep` batches are under way; yields the tars that this ends."""
-        while self._under_way and (len(self._under_way) > keep or not self._under_way[0][1]):
+        while self._under_way and (not self._under_way[0][1] or sum(1 for entry in self._under_way if entry[1]) > keep):
             tar, builder, batch = self._under_way.popleft()
             if not builder or not batch:
                 yield tar

@@ -97,7 +97,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         covered = {name for name, _ in options.sources}
-        wanted = [unit for unit in units if unit.source in covered]
+        wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
         decoded = decoder.busy_seconds  # for the calibration
         with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
             extractor.run(_rotated(options), wanted, progress)

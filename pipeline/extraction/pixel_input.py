@@ -21,6 +21,8 @@ class PixelInput:
         self._buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2 if device.type == "cuda" else 1)]
         self._used: list[Any] = [None, None]  # by batch: when the device was done with it
         self._copies: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._copies is not None:  # the zeros come first
+            self._copies.wait_stream(torch.cuda.current_stream())
 
     @property
     def room(self) -> int:

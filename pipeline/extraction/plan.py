@@ -22,7 +22,7 @@ from pipeline.teacher.teacher import Teacher
 from pipeline.views.shards import Shard
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
-_OPEN_TARS = 3  # one is read, one encoded, one published: each has a block of every array that is not full
+_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few pictures: each has a block of every array
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def _sample_views(options: ExtractionOptions, shards: Sequence[Shard]) -> tuple[
 
 
 def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
-    """Bytes, whatever the length of a tar: batches and unfinished blocks of every view, the teacher's input and the decoders' memory."""
+    """Bytes, whatever the length of a tar: batches and unfinished blocks of every view, the teacher's input, what decoders share with it.
+
+    Beside it come the programs themselves, and on a GPU what page-locked copies are rounded up by.
+    """
     view_bytes = sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class UnitBuilder:
         rest = job.pixels[self.place]
         while len(rest):
             count = min(len(rest), pixels.room)
-            if copied := pixels.add(rest[:count]):
-                job.copied = copied
+            if copy := pixels.add(rest[:count]):
+                job.copies.append(copy)
             rest = rest[count:]
             if not pixels.room:
                 yield self._launch(encoder, pixels)
@@ -98,5 +98,7 @@ class UnitBuilder:
         return self._threads.submit(self.place + number, self._files.append, name, rows)
 
     def _wait(self) -> None:
-        for future in self._writing.popleft():
+        batch = self._writing.popleft()
+        wait(batch)  # for all: files are not given up while another thread still writes
+        for future in batch:
             future.result()

@@ -21,7 +21,7 @@ _MOST_PENDING = 1  # pieces whose copies need not have passed when another comes
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples on the device. Valid until the batch after the next is asked for.
+    """B samples on the device, for work that is launched before the next batch is asked for.
 
     patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, W), stats (B, M, T, 2 + G) float16.
     """
@@ -42,10 +42,10 @@ class BatchStream:
 
     def __init__(self, cache: Cache, spec: StreamSpec, device: torch.device, workers: int, epoch: int = 0, step: int = 0) -> None:
         """Start reading at a step of an epoch."""
+        self._buffers = [_empty_batch(cache, spec, device) for _ in range(2)]  # first: there may be no room on the device
         self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
         self._size = spec.batch_size
         self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
-        self._buffers = [_empty_batch(cache, spec, device) for _ in range(2)]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches in the order of the stream."""
@@ -70,8 +70,10 @@ class BatchStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._copier.close()
-        self._feed.close()
+        try:
+            self._copier.close()
+        finally:
+            self._feed.close()
 
 
 def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from typing import Protocol
 
 from pipeline.cache.reader import Cache
@@ -13,7 +13,9 @@ from pipeline.shared_memory import free_shared, shared_buffer
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, slot_layout
 from pipeline.stream.worker import Failure, WorkerTask, run_worker
-from pipeline.workers import Worker, WorkerDiedError
+from pipeline.workers import Worker, WorkerDiedError, WorkerStalledError
+
+_PATIENCE = 900.0  # seconds for a window, which takes less than one
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,9 @@ class WorkerFeed:
         self.layout = slot_layout(cache.schema, spec)
         self.memories = allocate_slots(self.layout, workers)
         tasks = [WorkerTask(spec, self.layout, memory.name, place, workers, epoch, step) for place, memory in enumerate(self.memories)]
-        self._workers = [Worker(f"stream-{task.worker}", run_worker, task) for task in tasks]
-        for worker in self._workers:
-            for slot in range(SLOTS_PER_WORKER):
-                worker.send(slot)
+        self._workers = [Worker(f"stream-{task.worker}", run_worker, task, patience=_PATIENCE) for task in tasks]
+        for place, slot in product(range(workers), range(SLOTS_PER_WORKER)):
+            self._release(place, slot)
 
     def pieces(self) -> Iterator[FedPiece]:
         """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
@@ -84,9 +85,7 @@ class WorkerFeed:
     def release(self, piece: FedPiece) -> None:
         """Hand the slot of a copied piece back to its worker."""
         if piece.slot:
-            place, slot = piece.slot
-            with suppress(WorkerDiedError):  # which will be heard of when its next piece is due
-                self._workers[place].send(slot)
+            self._release(*piece.slot)
 
     def close(self) -> None:
         """End the workers and free the memory."""
@@ -95,9 +94,18 @@ class WorkerFeed:
         for memory in self.memories:
             free_shared(memory)
 
+    def _release(self, place: int, slot: int) -> None:
+        with suppress(WorkerDiedError):  # which will be heard of when its next piece is due
+            self._workers[place].send(slot)
+
     def _receive(self, place: int) -> tuple[int, int]:
         try:
             message = self._workers[place].receive()
+        except WorkerStalledError:
+            raise StreamError(
+                f"stream worker {place} has sent nothing for {_PATIENCE:g} s, perhaps because it was stopped, its disk does not answer or "
+                "the machine swaps: continue with --resume"
+            ) from None
         except WorkerDiedError as error:
             raise StreamError(
                 f"stream worker {place} died ({error}), perhaps for want of memory: "

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit
 from pipeline.cache.reader import REMEDY, Cache
+from pipeline.cache.schema import NO_LABEL
 from pipeline.cache.store import Values
 from pipeline.errors import CacheError
 from pipeline.seeding import key_hash
 from pipeline.views.codec import VIEW_EXTENSION, Pixels, decode_view
-from pipeline.views.source import NO_LABEL
 from pipeline.views.tars import read_sample
 
 _KEY, _OFFSET, _LENGTH, _CRC, _LABEL = 0, 1, 2, 3, 4

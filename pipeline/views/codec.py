@@ -1,4 +1,7 @@
-"""Pictures to pixels and back. Whatever decides the pixels of a crop is named in DECODER and RESIZE, which every cache records."""
+"""Pictures to pixels and back, without torch, which a worker of the stream need not wait for.
+
+Whatever decides the pixels of a crop is named in DECODER, or in RESIZE of crop.py, and every cache records both.
+"""
 
 import io
 import logging
@@ -11,11 +14,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from pipeline.errors import SourceError
 
@@ -25,7 +25,6 @@ ViewFormat = Literal["jpeg", "raw"]
 VIEW_FORMATS: tuple[str, ...] = get_args(ViewFormat)
 VIEW_EXTENSION: dict[str, str] = {"jpeg": "jpg", "raw": "npy"}
 DECODER = "libjpeg-turbo exact DCT and upsampling, else Pillow"
-RESIZE = "torchvision bicubic antialias uint8"
 JPEG_QUALITY = 95
 JPEG_SUBSAMPLING = "420"
 Image.init()  # else only some of these are known
@@ -66,14 +65,6 @@ def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
     if view_format == "raw":
         return _decode_raw(data)
     return _decode_jpeg(data)
-
-
-def resize_crop(pixels: Pixels, size: int, flip: bool = False) -> Pixels:
-    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing, and mirror it if `flip`."""
-    # numpy takes four times as long as torch to copy a part of a picture, and as np.stack to put channels last
-    image = torch.from_numpy(pixels).contiguous().permute(2, 0, 1)
-    channels = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
-    return np.stack(channels[..., ::-1] if flip else channels, axis=-1)
 
 
 def _decode_raw(data: bytes) -> Pixels:

@@ -11,6 +11,7 @@ from typing import IO, cast
 
 from webdataset.tariterators import base_plus_ext
 
+from pipeline.cache.schema import NO_LABEL
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage.address import is_url
 from pipeline.storage.tars import open_tar
@@ -20,7 +21,6 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
 MAX_PICTURE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
-NO_LABEL = 2**64 - 1
 _LABEL_DIGITS = 18  # so that a label is an int64
 _ESSENTIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls")
 _END_MARKER_BYTES = 1024

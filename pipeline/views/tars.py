@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-from webdataset.handlers import reraise_exception
-from webdataset.tariterators import group_by_keys, tar_file_expander
-from webdataset.writer import TarWriter
 
 from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
@@ -23,6 +20,8 @@ _PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
     """Return the bytes of a sample in a view tar, a function of the sample alone: the encoded crop and the members carried along."""
+    from webdataset.writer import TarWriter  # which imports torch, and a worker of the stream need not wait for that
+
     buffer = io.BytesIO()
     tar = TarWriter(buffer, mtime=0, user="root", group="root", mode=0o444, encoder=False)
     tar.write({"__key__": key, VIEW_EXTENSION[view_format]: crop, **members})
@@ -95,6 +94,9 @@ def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
 
     Raises ValueError if the range does not hold whole samples.
     """
+    from webdataset.handlers import reraise_exception
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     source = [{"url": name, "stream": io.BytesIO(data + _END_MARKER)}]
     try:
         yield from group_by_keys(tar_file_expander(source, handler=reraise_exception), handler=reraise_exception)

@@ -25,6 +25,7 @@ from small_cache import extraction_options, make_shards, picture, write_tar
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
+from pipeline.cache.shards import ShardWriter
 from pipeline.errors import CacheError, ConfigError, MaskAlignError, SourceError, StorageError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.decoder import Decoder
@@ -106,13 +107,18 @@ def test_three_bad_pictures_are_always_allowed(tmp_path):
     assert (tally.pictures, missing) == (9, 0)
 
 
-def test_a_broken_tar_fails_alone(shards, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_tar_fails_alone(finished, shards, tmp_path, workers):
     cut = tmp_path / "cut.tar"
     cut.write_bytes(Path(shards[0].address).read_bytes()[:40_000])
     empty = write_tar(tmp_path / "empty.tar", {})
     gone = Shard(tmp_path / "gone.tar", 1000)
-    tally, missing = extract(tmp_path / "a.cache", [shard_of(cut), shard_of(empty), gone, *shards], views=1)
-    assert (tally.units, missing) == (2, 3)
+    tally, missing = extract(
+        tmp_path / "a.cache", [shards[0], shard_of(cut), shard_of(empty), gone, shards[1]], workers=workers, batch_size=8
+    )
+    assert (tally.units, missing) == (4, 6)
+    units = {name.rsplit("/", 1)[-1]: data for name, data in contents(finished).items() if name.startswith("views/")}
+    assert {name.rsplit("/", 1)[-1]: data for name, data in contents(tmp_path / "a.cache").items() if name.startswith("views/")} == units
     assert tally.failed["cut.tar"].startswith("tar 'cut.tar' ")
     assert tally.failed["cut.tar"].endswith("make the tar again or leave it out")
     assert tally.failed["empty.tar"] == "tar 'empty.tar' holds no picture that can be decoded: leave it out or make it again"
@@ -279,10 +285,12 @@ def test_what_a_pass_that_was_given_up_had_asked_for_is_not_taken_for_the_next(s
 
 
 def test_pictures_and_crops_that_do_not_fit_into_the_shared_memory_come_all_the_same():
-    samples = [SourceSample(str(number), picture(number, 1800, 1800, "png"), {"txt": b"x" * 60_000}) for number in range(3)]
-    assert sum(len(sample.image) for sample in samples) > 8 * 256 * 1024
-    maker = ViewMaker(CropPolicy(400, (0.2, 1.0), 0.5, 0), (0, 1), "raw")
-    with closing(Decoder(1, 400, views=2)) as workers, closing(Decoder(0, 400)) as here:
+    """Several jobs ahead, of which neither the questions nor the answers fit into a pipe."""
+    large = picture(4, 700, 700, "png")
+    samples = [SourceSample(str(number), large, {"txt": b"x" * 60_000}) for number in range(40)]
+    assert 8 * len(large) > 1.1 * 8 * 256 * 1024
+    maker = ViewMaker(CropPolicy(256, (0.2, 1.0), 0.5, 0), (0, 1), "raw")
+    with closing(Decoder(1, 256, views=2, patience=30)) as workers, closing(Decoder(0, 256)) as here:
         for one, other in zip(workers.views(samples, maker), here.views(samples, maker), strict=True):
             assert (one.key, one.label, one.tar_samples) == (other.key, other.label, other.tar_samples)
             np.testing.assert_array_equal(one.pixels, other.pixels)
@@ -365,6 +373,56 @@ def test_a_file_that_cannot_grow_leaves_no_unit(finished, shards, tmp_path, limi
     assert list((cache / "logs" / "scratch").iterdir()) == []
     assert extract(cache, shards)[1] == 0
     assert changed(contents(finished), contents(cache)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_fewer_views_than_an_unfinished_cache_has_make_those_alone(finished, shards, tmp_path, workers):
+    cache = tmp_path / "a.cache"
+    extract(cache, shards, limit=1)
+    with locked(cache / "logs" / "locks" / "train-0001.tar"):
+        assert extract(cache, shards)[1] == 2
+    tally, missing = extract(cache, shards, views=1, workers=workers)
+    assert (tally.units, missing) == (1, 0)
+    assert extract(cache, shards)[0].units == 1
+    assert changed(contents(finished), contents(cache)) == []
+
+
+class SlowShard(ShardWriter):
+    """A shard that is written slowly, or whose disk is full."""
+
+    def append(self, rows):
+        if self._file.path.name.startswith("features"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(0.3)
+        assert not self._file._file.closed
+        super().append(rows)
+
+
+def test_a_unit_that_is_given_up_waits_for_all_that_write_it(monkeypatch, shards, tmp_path):
+    monkeypatch.setattr("pipeline.cache.writer.ShardWriter", SlowShard)
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="No space left"):
+        extract(tmp_path / "a.cache", shards)
+    assert threading.active_count() == threads
+    assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
+
+
+def test_the_teacher_goes_on_from_one_tar_to_the_next(monkeypatch, tmp_path):
+    """The last batch of a tar is collected when the first one of the next has been launched."""
+    calls = []
+
+    class Noted(FeatureEncoder):
+        def launch(self, pixels, keys, view):
+            calls.append(("launch", keys[0]))
+            return super().launch(pixels, keys, view)
+
+        def collect(self, batch):
+            calls.append(("collect", batch.keys[0]))
+            return super().collect(batch)
+
+    monkeypatch.setattr("pipeline.extraction.job.FeatureEncoder", Noted)
+    extract(tmp_path / "a.cache", make_shards(tmp_path, tars=2, pictures_per_tar=40), views=1, workers=1, batch_size=16)
+    assert calls.index(("launch", "000040")) < calls.index(("collect", "000032"))
 
 
 def test_a_tar_that_another_process_is_at_is_left_to_it(shards, tmp_path):

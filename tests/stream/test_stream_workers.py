@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -231,6 +232,25 @@ class Driver:
 
     def cudaHostUnregister(self, address):  # noqa: N802
         self.locked.remove(address)
+
+
+def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_path):
+    cache, before, stop = Cache(small_cache_path), set(SHARED_MEMORY.iterdir()), threading.Event()
+
+    def kill_all():
+        while not stop.is_set():
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with BatchStream(cache, stream_spec(cache), CPU, workers=3) as stream, pytest.raises(StreamError, match=r"stream worker 0 died"):
+            next(iter(stream))
+    finally:
+        stop.set()
+        killer.join()
+    assert set(SHARED_MEMORY.iterdir()) <= before
 
 
 def test_a_driver_that_does_not_lock_pages_is_told_of_once(small_cache_path, capfd):

@@ -10,7 +10,8 @@ from PIL import Image
 from small_cache import picture
 
 from pipeline.errors import SourceError
-from pipeline.views.codec import MAX_PIXELS, decode_image, decode_view, encode_view, resize_crop
+from pipeline.views.codec import MAX_PIXELS, decode_image, decode_view, encode_view
+from pipeline.views.crop import resize_crop
 
 
 def pixels_of(width=50, height=40):
