@@ -23,7 +23,7 @@ demo: setup ## run both stages on generated pictures, from teacher to report
 	$(BIN)/python -m stages.demo
 
 test: setup ## run the test suite, code quality included
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 bench: setup ## measure the parts of both stages side by side on this machine (OPTIONS='--quick')
 	$(BIN)/python -m stages.bench $(OPTIONS)

@@ -30,6 +30,7 @@ def whole(small_cache_path, tmp_path_factory):
     return result, temporary
 
 
+@pytest.mark.bench
 def test_the_last_line_is_json_of_every_part(whole):
     values = json.loads(whole[0].stdout.splitlines()[-1])
     assert {name.partition(".")[0] for name in values["figures"]} >= {"step", "loader", "reads", "stream", "decode", "teacher", "disk"}

@@ -63,6 +63,7 @@ def test_operations_are_counted_as_by_hand(bench):
     assert count_operations(model, batch) == pytest.approx(by_hand, rel=0.01)
 
 
+@pytest.mark.bench
 def test_the_figures_of_the_step_belong_together(bench):
     figures = {figure.name: figure for figure in measure_steps(bench)}
     values = [figures[f"step.{name}"].values for name in ("resident", "streamed", "teacher_in_loop", "reference")]

@@ -120,6 +120,7 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
     assert len(graphs) == 1
 
 
+@pytest.mark.bench
 def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
     """As it is compiled for a GPU, but for the code generation: taken apart, and parts of it computed again in the backward pass."""
     settings = ("student.drop_path=0.0", "optim.base_lr=0.001", "student.options={depth=1, embed_dim=32, num_heads=2}")
@@ -133,6 +134,7 @@ def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
 
 
+@pytest.mark.bench
 def test_generated_code_gives_the_same_loss():
     """torch's own code generation for CPUs, at a width that ends within a group of channels."""
     targets = CachedTargets(TargetDecoder(torch.randn(2, 70), torch.ones(2, 70), "int8"), "none")
