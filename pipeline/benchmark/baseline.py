@@ -54,7 +54,7 @@ def fallen(baseline: Mapping[str, float], found: Mapping[str, float]) -> dict[st
     return worse
 
 
-def check_ratios(baseline: Mapping[str, float], measure: Callable[[set[str]], Mapping[str, float]], tries: int = 3) -> list[str]:
+def check_ratios(baseline: Mapping[str, float], measure: Callable[[set[str]], Mapping[str, float]], tries: int = 5) -> list[str]:
     """Measure until nothing has fallen, at most `tries` times, each time only what had; return the sentences on what still has.
 
     Noise of the machine lowers a ratio once, a slower program each time: so the best of the tries counts.
