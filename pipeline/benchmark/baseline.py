@@ -27,18 +27,12 @@ def measure_ratios(recipe: RunConfig, parts: set[str], tell: Callable[[str], Non
     """Return the ratios of some parts as medians: of the tiny recipe, with one thread and one worker on a CPU."""
     options = choose_options(
         recipe="tiny",
-        teacher=None,
         device=torch.device("cpu"),
         cores=2,
         workers=1,
         batch_size=_BATCH,
-        steps=None,
-        rounds=None,
-        pictures=None,
         only=sorted(parts),
         quick=True,
-        shards=None,
-        cache=None,
     )
     figures = run_benchmark(replace(options, effort=effort), recipe, tell).figures
     return {name: figures[name].median for name, part in RATIOS.items() if part in parts}

@@ -74,18 +74,18 @@ class BenchOptions:
 def choose_options(
     *,
     recipe: str,
-    teacher: str | None,
     device: torch.device,
     cores: int,
-    workers: int | None,
-    batch_size: int | None,
-    steps: int | None,
-    rounds: int | None,
-    pictures: int | None,
-    only: Sequence[str],
-    quick: bool,
-    shards: str | None,
-    cache: str | None,
+    teacher: str | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    rounds: int | None = None,
+    pictures: int | None = None,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    shards: str | None = None,
+    cache: str | None = None,
 ) -> BenchOptions:
     """Fill in what was not given; raises ConfigError for an unknown recipe or part, and for raw reads of a cache behind a URL."""
     if recipe not in RECIPES:

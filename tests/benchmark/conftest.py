@@ -17,15 +17,12 @@ def bench(small_cache_path, tmp_path):
     """Reads the small cache and its tars, and writes to `tmp_path`."""
     options = choose_options(
         recipe="tiny",
-        teacher=None,
         device=torch.device("cpu"),
         cores=2,
         workers=1,
         batch_size=16,
         steps=1,
         rounds=1,
-        pictures=None,
-        only=[],
         quick=True,
         shards=str(small_cache_path.parent / "tars"),
         cache=str(small_cache_path),
