@@ -42,6 +42,7 @@ def test_the_last_line_is_json_of_every_part(whole):
     assert values["versions"]["torch"]
 
 
+@pytest.mark.bench
 def test_the_table_has_every_figure_and_says_what_it_means(whole):
     table = whole[0].stdout
     assert "streamed / resident" in table
@@ -51,6 +52,7 @@ def test_the_table_has_every_figure_and_says_what_it_means(whole):
     assert re.search(r"(reached|missed): decode, crop, encode: four views, one core [\d,]+ views/s, at least 550", table)
 
 
+@pytest.mark.bench
 def test_nothing_is_left_behind(whole):
     assert list(whole[1].glob("maskalign-bench-*")) == []
 
