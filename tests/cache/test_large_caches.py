@@ -70,6 +70,7 @@ def test_opening_and_planning_take_no_time(caches):
     assert planned - opened < 0.2  # 0.02 s
 
 
+@pytest.mark.bench
 def test_memory_hardly_grows_with_the_cache(caches):
     """Each bound is over the cache of 8 units; 5,000 units cost what their names and rows do, 600 times as many findings nothing."""
     count_findings(plan_an_epoch_of(caches[0]))  # what is made once is no growth

@@ -11,6 +11,8 @@ from small_cache import TEACHER, make_shards
 
 TESTS = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.faults
+
 
 def run(*command):
     paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "extraction")))

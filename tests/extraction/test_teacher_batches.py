@@ -24,6 +24,7 @@ def pictures(count):
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("teacher", "encoding"), [("timm:test_vit.random", "int8"), ("timm:test_vit.random", "int4"), ("timm:test_vit4.random", "float16")]
 )

@@ -201,7 +201,7 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
 
 
 def test_memory_that_another_took_in_the_meantime_is_refused_and_none_is_kept(small_cache_path, monkeypatch):
-    allocate, calls, before = os.posix_fallocate, [], set(SHARED_MEMORY.iterdir())
+    allocate, calls, before = os.posix_fallocate, [], segments()
 
     def full(*arguments):
         calls.append(arguments)
@@ -214,7 +214,7 @@ def test_memory_that_another_took_in_the_meantime_is_refused_and_none_is_kept(sm
     with pytest.raises(ConfigError, match=r"the stream needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower data\.workers"):
         BatchStream(cache, stream_spec(cache), CPU, workers=4)
     assert len(calls) == 3
-    assert set(SHARED_MEMORY.iterdir()) <= before
+    assert segments() <= before
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Driver:
 
 
 def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_path):
-    cache, before, stop = Cache(small_cache_path), set(SHARED_MEMORY.iterdir()), threading.Event()
+    cache, before, stop = Cache(small_cache_path), segments(), threading.Event()
 
     def kill_all():
         while not stop.is_set():
@@ -250,7 +250,7 @@ def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_pa
     finally:
         stop.set()
         killer.join()
-    assert set(SHARED_MEMORY.iterdir()) <= before
+    assert segments() <= before
 
 
 def test_a_driver_that_does_not_lock_pages_is_told_of_once(small_cache_path, capfd):

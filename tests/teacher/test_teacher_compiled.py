@@ -47,6 +47,7 @@ def assert_close(found, expected):
     torch.testing.assert_close(found.importance, expected.importance, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_teacher_is_one_graph_for_all_batches_of_a_size(tmp_path, pixels, name):
     teacher = TEACHERS[name](tmp_path / "clip")

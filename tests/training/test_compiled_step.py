@@ -56,6 +56,7 @@ def stored_batch(encoding, tokens):
     return torch.zeros(BATCH, VISIBLE, PATCH_PIXELS, dtype=torch.uint8), visible, codes, torch.rand(BATCH, 2, tokens, 4).half()
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     "settings",
     [
