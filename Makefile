@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,cloud,tensorboard]'
 	touch $@
 
-demo: setup ## run both stages on generated pictures, from teacher to report
+demo: setup ## run both stages on generated images, from teacher to report
 	$(BIN)/python -m stages.demo
 
 test: setup ## run the test suite, code quality included

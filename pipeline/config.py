@@ -23,7 +23,12 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=Section)
 
 
-def load_config(model: type[Model], file: Path | None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Model:
+def load_config(
+    model: type[Model],
+    file: Path | None,
+    assignments: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> Model:
     """Read a recipe (without one: the values of `base`, else the defaults) and apply `key=value` assignments, dotted keys and TOML values.
 
     Raises ConfigError with a line for each key that is unknown or has a wrong value.
@@ -46,18 +51,26 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"configuration file {str(file)!r} does not exist: give the path of a TOML recipe") from None
+        raise ConfigError(
+            f"configuration file {str(file)!r} does not exist: give the path of a TOML recipe"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"configuration file {str(file)!r} cannot be read ({error.strerror}): give the path of a TOML recipe") from None
+        raise ConfigError(
+            f"configuration file {str(file)!r} cannot be read ({error.strerror}): give the path of a TOML recipe"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {str(file)!r} is not valid TOML ({error}): correct it at that place") from None
+        raise ConfigError(
+            f"configuration file {str(file)!r} is not valid TOML ({error}): correct it at that place"
+        ) from None
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
     """Set one dotted key; text that is no TOML value counts as a string."""
     name, separator, text = assignment.partition("=")
     if not separator or not name.strip():
-        raise ConfigError(f"--set {assignment!r} is not of the form section.key=value, such as --set mask.ratio=0.6")
+        raise ConfigError(
+            f"--set {assignment!r} is not of the form section.key=value, such as --set mask.ratio=0.6"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -70,7 +83,9 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     values[key] = value
 
 
-def _explain(model: type[Section], values: Mapping[str, Any], details: Iterable[ErrorDetails]) -> Iterator[str]:
+def _explain(
+    model: type[Section], values: Mapping[str, Any], details: Iterable[ErrorDetails]
+) -> Iterator[str]:
     """Put the findings of pydantic into one line for each key: name, value, what is accepted."""
     wrong: dict[str, list[ErrorDetails]] = {}
     for detail in details:
@@ -79,7 +94,7 @@ def _explain(model: type[Section], values: Mapping[str, Any], details: Iterable[
         yield _explain_key(model, name, found)
 
 
-def _name(values: Any, detail: ErrorDetails) -> str:  # noqa: ANN401 - whatever TOML can hold
+def _name(values: Any, detail: ErrorDetails) -> str:
     """Return the key as it is written; what follows it in pydantic's location are the alternatives of a union."""
     name = ""
     for part in detail["loc"]:
@@ -103,7 +118,9 @@ def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> 
     if detail["type"] == "missing":
         return f"configuration key {name!r} is missing: set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
     first, *others = (each["msg"].removeprefix("Value error, ") for each in found)
-    accepted = " or ".join([f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)])
+    accepted = " or ".join(
+        [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
+    )
     return f"configuration key {name!r} is {detail['input']!r}: {accepted}"
 
 

@@ -14,7 +14,7 @@ class ConfigError(MaskAlignError):
 
 
 class SourceError(MaskAlignError):
-    """A source tar or picture that cannot be read."""
+    """A source tar or image that cannot be read."""
 
 
 class CacheError(MaskAlignError):

@@ -5,7 +5,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -35,7 +42,11 @@ class ProgressDisplay:
         self._bar.update(self._task, completed=done, text=text)
         if self._bar.disable and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._console.print(f"{self._title}: {done} of {self._total}, {self._left()}, {text}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{self._title}: {done} of {self._total}, {self._left()}, {text}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _left(self) -> str:
         made = self._done - self._first
@@ -48,5 +59,7 @@ class ProgressDisplay:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()

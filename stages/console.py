@@ -24,7 +24,7 @@ class _TerminatedError(BaseException):
 
 
 @contextmanager
-def told_in_one_sentence() -> Iterator[None]:
+def cli_errors() -> Iterator[None]:
     """Turn a user's mistake into one sentence on stderr and its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -42,7 +42,10 @@ def told_in_one_sentence() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:
-        typer.echo(f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})", err=True)
+        typer.echo(
+            f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})",
+            err=True,
+        )
         raise typer.Exit(1) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -62,7 +65,11 @@ def run_command(command: Callable[..., None]) -> None:
 
 def process_rank() -> tuple[int, int]:
     """Return this process's rank and how many there are, as torchrun or a Slurm array tells."""
-    for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    for rank, count in (
+        ("RANK", "WORLD_SIZE"),
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+    ):
         if rank in os.environ and count in os.environ:
             return int(os.environ[rank]), int(os.environ[count])
     return 0, 1
@@ -86,6 +93,8 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("cpu")
     index = int(number or os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name!r}: this machine shows {torch.cuda.device_count()} GPUs; give --device cpu or auto")
+        raise ConfigError(
+            f"--device {name!r}: this machine shows {torch.cuda.device_count()} GPUs; give --device cpu or auto"
+        )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

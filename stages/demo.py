@@ -1,4 +1,4 @@
-"""The demo: makes pictures, runs both stages through their command lines, and compares untrained student, trained student and teacher."""
+"""The demo: makes images, runs both stages through their command lines, and compares untrained student, trained student and teacher."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from pipeline.errors import ConfigError, MaskAlignError
-from stages.console import run_command, told_in_one_sentence
+from stages.console import cli_errors, run_command
 
 _TEACHER_VIEW = ("--image-size", "64", "--patch-size", "8")
 _MARKER = ".maskalign-demo"
@@ -25,16 +25,21 @@ Result = TypeVar("Result")
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Everything is written here; an earlier demo is replaced.")] = Path("demo"),
-    pictures: Annotated[int, typer.Option(min=1, help="Training pictures.")] = 4000,
-    test_pictures: Annotated[int, typer.Option(min=1, help="Test pictures.")] = 1000,
-    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of recipes/demo.toml.")] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Everything is written here; an earlier demo is replaced.")
+    ] = Path("demo"),
+    images: Annotated[int, typer.Option(min=1, help="Training images.")] = 4000,
+    test_images: Annotated[int, typer.Option(min=1, help="Test images.")] = 1000,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of recipes/demo.toml."),
+    ] = None,
 ) -> None:
-    """Pretrain a small student from a small CLIP teacher on generated pictures, in minutes on a CPU."""
-    with told_in_one_sentence():
+    """Pretrain a small student from a small CLIP teacher on generated images, in minutes on a CPU."""
+    with cli_errors():
         seconds: dict[str, float] = {}
         _clear(folder)
-        _timed(seconds, "pictures", partial(_make_pictures, folder, pictures, test_pictures))
+        _timed(seconds, "images", partial(_make_images, folder, images, test_images))
         _timed(seconds, "extract", partial(_extract, folder))
         _timed(seconds, "train", partial(_train, folder, assignments or []))
         result: dict[str, Any] = {}
@@ -48,11 +53,15 @@ def demo(
 
 def _clear(folder: Path) -> None:
     """Remove an earlier demo, and nothing that is not one; raises ConfigError for a folder that has other things in it."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).exists())):
-        raise ConfigError(f"--folder {str(folder)!r} exists and is no earlier demo: give a new or empty folder")
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).exists())
+    ):
+        raise ConfigError(
+            f"--folder {str(folder)!r} exists and is no earlier demo: give a new or empty folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
-    for part in ("pictures", "demo.cache", "run", "knn"):
+    for part in ("images", "demo.cache", "run", "knn"):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "result.json").unlink(missing_ok=True)
 
@@ -64,32 +73,56 @@ def _timed(seconds: dict[str, float], part: str, work: Callable[[], Result]) -> 
     return result
 
 
-def _make_pictures(folder: Path, train: int, test: int) -> None:
-    from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_pictures
+def _make_images(folder: Path, train: int, test: int) -> None:
+    from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_images
 
-    typer.echo(f"drawing {train} pictures to learn from and {test} to test with")
-    write_pictures(folder / "pictures" / "train", TRAIN_SEED, train)
-    write_pictures(folder / "pictures" / "test", TEST_SEED, test)
+    typer.echo(f"drawing {train} images to learn from and {test} to test with")
+    write_images(folder / "images" / "train", TRAIN_SEED, train)
+    write_images(folder / "images" / "test", TEST_SEED, test)
 
 
 def _extract(folder: Path) -> None:
-    options = ("--teacher", _teacher(), "--views", "2", "--crop-scale", "0.5", "1", "--batch-size", "64", *_TEACHER_VIEW)
-    _command("extract_teacher", str(folder / "pictures" / "train"), "--cache", str(folder / "demo.cache"), *options)
+    options = (
+        "--teacher",
+        _teacher(),
+        "--views",
+        "2",
+        "--crop-scale",
+        "0.5",
+        "1",
+        "--batch-size",
+        "64",
+        *_TEACHER_VIEW,
+    )
+    _command(
+        "extract_teacher", str(folder / "images" / "train"), "--cache", str(folder / "demo.cache"), *options
+    )
 
 
 def _train(folder: Path, assignments: list[str]) -> None:
     recipe = str(files("stages") / "recipes" / "demo.toml")
     changes = [part for assignment in assignments for part in ("--set", assignment)]
-    _command("train_student", "--cache", str(folder / "demo.cache"), "--run", str(folder / "run"), "--config", recipe, *changes)
+    _command(
+        "train_student",
+        "--cache",
+        str(folder / "demo.cache"),
+        "--run",
+        str(folder / "run"),
+        "--config",
+        recipe,
+        *changes,
+    )
 
 
 def _evaluate(folder: Path, subject: str) -> dict[str, float]:
-    """Classify the test pictures by their neighbours among the cache's views."""
+    """Classify the test images by their neighbours among the cache's views."""
     run = ("--run", str(folder / "run"))
-    judged = {"teacher": ("--teacher", _teacher()), "untrained": (*run, "--untrained"), "student": run}[subject]
+    judged = {"teacher": ("--teacher", _teacher()), "untrained": (*run, "--untrained"), "student": run}[
+        subject
+    ]
     out = folder / "knn" / f"{subject}.json"
     out.parent.mkdir(exist_ok=True)
-    queries = ("--test-shards", str(folder / "pictures" / "test"), "--workers", "0")
+    queries = ("--test-shards", str(folder / "images" / "test"), "--workers", "0")
     results = ("--report", str(folder / "run"), "--out", str(out))
     _command("evaluate_student", "knn", *judged, "--cache", str(folder / "demo.cache"), *queries, *results)
     scores: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
@@ -108,10 +141,12 @@ def _command(stage: str, *arguments: str) -> None:
 
 
 def _show(folder: Path, result: Mapping[str, Any], seconds: float) -> None:
-    typer.echo("\nk-NN accuracy on unseen pictures      mean patch token     CLS")
+    typer.echo("\nk-NN accuracy on unseen images      mean patch token     CLS")
     for subject in _SUBJECTS:
         typer.echo(f"{subject:<38}{result[f'{subject}_knn']:>16.1%}{result[f'{subject}_knn_cls']:>8.1%}")
-    typer.echo(f"\n{seconds:.0f} s in all; {folder / 'result.json'} has the figures, open {folder / 'run' / 'report.html'} in a browser")
+    typer.echo(
+        f"\n{seconds:.0f} s in all; {folder / 'result.json'} has the figures, open {folder / 'run' / 'report.html'} in a browser"
+    )
 
 
 def main() -> None:

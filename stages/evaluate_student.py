@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, told_in_one_sentence
+from stages.console import choose_device, cli_errors
 
 if TYPE_CHECKING:
     import torch
@@ -27,27 +27,44 @@ def evaluate() -> None:
 def knn(
     run: Annotated[Path | None, typer.Option(help="Run whose student is judged.")] = None,
     untrained: Annotated[
-        bool, typer.Option("--untrained", help="Judge the student before its first step: of --run, or of --config.")
+        bool,
+        typer.Option(
+            "--untrained", help="Judge the student before its first step: of --run, or of --config."
+        ),
     ] = False,
-    teacher: Annotated[str | None, typer.Option(help="Judge a teacher instead, such as open_clip:ViT-B-16-quickgelu/openai.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Judge a teacher instead, such as open_clip:ViT-B-16-quickgelu/openai.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe of an untrained student without a run.")] = None,
     cache: Annotated[str | None, typer.Option(help="Neighbours are the views of this cache.")] = None,
-    shards: Annotated[str | None, typer.Option(help="Neighbours are the centre views of these labelled tars.")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Neighbours are the centre views of these labelled tars.")
+    ] = None,
     test_shards: Annotated[
-        str | None, typer.Option(help="Queries are of these labelled tars; default: each picture against all others.")
+        str | None,
+        typer.Option(help="Queries are of these labelled tars; default: each image against all others."),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(min=1e-6, help="Votes are weighted by exp(cosine / temperature).")] = 0.07,
-    image_size: Annotated[int, typer.Option(min=1, help="Side of a view where neither a cache nor a run says it.")] = 224,
-    patch_size: Annotated[int, typer.Option(min=1, help="Side of a patch where neither a cache nor a run says it.")] = 16,
+    temperature: Annotated[
+        float, typer.Option(min=1e-6, help="Votes are weighted by exp(cosine / temperature).")
+    ] = 0.07,
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Side of a view where neither a cache nor a run says it.")
+    ] = 224,
+    patch_size: Annotated[
+        int, typer.Option(min=1, help="Side of a patch where neither a cache nor a run says it.")
+    ] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Views in a batch.")] = 128,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    report: Annotated[Path | None, typer.Option(help="Run in whose report the result is noted, too; default: --run, if trained.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Run in whose report the result is noted, too; default: --run, if trained."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
 ) -> None:
     """Classify by the k nearest neighbours in cosine similarity, on mean patch tokens after the final norm and on CLS."""
-    with told_in_one_sentence():
+    with cli_errors():
         from pipeline.cache.reader import Cache
         from pipeline.training.summary import note_score, read_report
 
@@ -58,8 +75,15 @@ def knn(
         chosen, opened = choose_device(device), Cache(cache) if cache else None
         sizes = _sizes(opened, run, (image_size, patch_size))
         embedder = _embedder(run, untrained, teacher, config, sizes, chosen)
-        bank, queries = _embedded(opened, shards, test_shards, embedder, sizes[0], chosen, batch_size, workers)
-        result = {"k": k, "neighbours": len(bank.labels), "queries": len(queries.labels), **_accuracies(bank, queries, k, temperature)}
+        bank, queries = _embedded(
+            opened, shards, test_shards, embedder, sizes[0], chosen, batch_size, workers
+        )
+        result = {
+            "k": k,
+            "neighbours": len(bank.labels),
+            "queries": len(queries.labels),
+            **_accuracies(bank, queries, k, temperature),
+        }
         cls = f", CLS {result['cls']:.1%}" if "cls" in result else ""
         count = f"k {k}, {result['queries']} queries, {result['neighbours']} neighbours"
         typer.echo(f"k-NN accuracy: mean patch token {result['mean']:.1%}{cls} ({count})")
@@ -77,12 +101,21 @@ def _subject(teacher: str | None, untrained: bool) -> str:
 
 
 def _refuse_choice(
-    run: Path | None, untrained: bool, teacher: str | None, config: Path | None, cache: str | None, shards: str | None
+    run: Path | None,
+    untrained: bool,
+    teacher: str | None,
+    config: Path | None,
+    cache: str | None,
+    shards: str | None,
 ) -> None:
     if (teacher is not None) + (run is not None or untrained) != 1:
-        raise ConfigError("give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC")
+        raise ConfigError(
+            "give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC"
+        )
     if config is not None and (run is not None or teacher is not None):
-        raise ConfigError("--config is for an untrained student without a run: leave it out, or leave out --run and --teacher")
+        raise ConfigError(
+            "--config is for an untrained student without a run: leave it out, or leave out --run and --teacher"
+        )
     if (cache is None) == (shards is None):
         raise ConfigError("give the neighbours either as --cache DIR or as --shards SHARDS")
 
@@ -105,7 +138,12 @@ def _sizes(cache: "Cache | None", run: Path | None, asked: tuple[int, int]) -> t
 
 
 def _embedder(
-    run: Path | None, untrained: bool, teacher: str | None, config: Path | None, sizes: tuple[int, int], device: "torch.device"
+    run: Path | None,
+    untrained: bool,
+    teacher: str | None,
+    config: Path | None,
+    sizes: tuple[int, int],
+    device: "torch.device",
 ) -> "Embedder":
     from pipeline.config import load_config, parse_config
     from pipeline.evaluation.embedding import student_embedder, teacher_embedder
@@ -131,28 +169,41 @@ def _embedded(
     """Return neighbours and queries, which are the same views if no test tars are given."""
     from pipeline.evaluation.embedding import embed_views
     from pipeline.evaluation.views import cached_views, centre_views
-    from pipeline.extraction.decoder import Decoder
-    from pipeline.views.shards import resolve_shards
+    from pipeline.views.decoder import Decoder
+    from pipeline.views.source_tars import resolve_tars
 
     decoder = Decoder(workers if shards or test_shards else 0, image_size)
     try:
-        views = cached_views(cache) if cache else centre_views(resolve_shards(shards or ""), image_size, decoder)
+        views = (
+            cached_views(cache) if cache else centre_views(resolve_tars(shards or ""), image_size, decoder)
+        )
         bank = embed_views(views, embedder, device, batch_size)
         if test_shards is None:
             return bank, bank
-        return bank, embed_views(centre_views(resolve_shards(test_shards), image_size, decoder), embedder, device, batch_size)
+        return bank, embed_views(
+            centre_views(resolve_tars(test_shards), image_size, decoder), embedder, device, batch_size
+        )
     finally:
         decoder.close()
 
 
-def _accuracies(bank: "EmbeddedViews", queries: "EmbeddedViews", k: int, temperature: float) -> dict[str, float]:
+def _accuracies(
+    bank: "EmbeddedViews", queries: "EmbeddedViews", k: int, temperature: float
+) -> dict[str, float]:
     from pipeline.evaluation.knn import knn_accuracy
 
-    own = (bank.pictures, queries.pictures) if queries is bank else (None, None)
+    own = (bank.images, queries.images) if queries is bank else (None, None)
     pairs = {"mean": (bank.mean, queries.mean), "cls": (bank.cls, queries.cls)}
     return {
         name: knn_accuracy(
-            neighbours, bank.labels, asked, queries.labels, k=k, temperature=temperature, bank_groups=own[0], query_groups=own[1]
+            neighbours,
+            bank.labels,
+            asked,
+            queries.labels,
+            k=k,
+            temperature=temperature,
+            bank_groups=own[0],
+            query_groups=own[1],
         )
         for name, (neighbours, asked) in pairs.items()
         if neighbours is not None and asked is not None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import MaskAlignError
-from stages.console import choose_device, run_command, told_in_one_sentence
+from stages.console import choose_device, cli_errors, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -16,21 +16,33 @@ if TYPE_CHECKING:
 
 
 def train_student(
-    cache: Annotated[str, typer.Option(help="Cache that extract-teacher made: a folder, or an address such as s3://BUCKET/PATH.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")],
-    config: Annotated[Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as mask.ratio=0.6.")
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="Cache that extract-teacher made: a folder, or an address such as s3://BUCKET/PATH."
+        ),
+    ],
+    run: Annotated[
+        Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run exactly, from its newest checkpoint.")] = False,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as mask.ratio=0.6."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run exactly, from its newest checkpoint.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Train a masked student and its dynamic alignment on cached teacher features.
 
     Start it with torchrun for several GPUs.
     """
-    with told_in_one_sentence():
-        from pipeline.workers import start_early
+    with cli_errors():
+        from pipeline.runtime.workers import start_early
 
         start_early()
         from pipeline.training.distributed import joined_ranks
@@ -53,13 +65,15 @@ def _configured(run: Path, file: Path | None, assignments: list[str], resume: bo
     return config
 
 
-def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device") -> None:
+def _train(
+    address: str, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device"
+) -> None:
     from contextlib import nullcontext
 
     from pipeline.cache.reader import Cache
     from pipeline.stream.classes import is_sorted_by_class
     from pipeline.stream.feed import stream_memory
-    from pipeline.training.export import STUDENT_FILE
+    from pipeline.student.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
     from pipeline.training.summary import write_report
@@ -70,7 +84,7 @@ def _train(address: str, run: Path, config: "RunConfig", resume: bool, ranks: "R
     if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order.units):
         typer.echo(
             f"warning: neighbours in cache {address!r} are of one class, and a batch comes from data.window_blocks="
-            f"{config.data.window_blocks} blocks of neighbours: shuffle the pictures among the source tars, or raise data.window_blocks",
+            f"{config.data.window_blocks} blocks of neighbours: shuffle the images among the source tars, or raise data.window_blocks",
             err=True,
         )
     with held_run_folder(run) if ranks.is_main else nullcontext():

@@ -8,13 +8,15 @@ from hypothesis import HealthCheck, settings
 from small_cache import small_cache
 
 torch.set_num_threads(1)
-settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
 def small_cache_path(tmp_path_factory):
-    """A finished cache of 2 tars x 2 views with 70 pictures each, int8, and its tars beside it in tars/. Shared: change nothing in it."""
+    """A finished cache of 2 tars x 2 views with 70 images each, int8, and its tars beside it in tars/. Shared: change nothing in it."""
     return small_cache(tmp_path_factory.mktemp("small"))
 
 

@@ -25,10 +25,16 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 QUICK = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=5),
-    "backoff": {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=20), "base": 2},
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=5),
+        "max_backoff": timedelta(milliseconds=20),
+        "base": 2,
+    },
 }  # retries for tests
 _WRITES = {"PUT", "POST", "DELETE"}
-_SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+_SIGNED = (
+    "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+)
 _SLOW_SECONDS = 0.3
 _ANSWERS = {"500": "500 Internal Server Error", "503": "503 Slow Down", "403": "403 Forbidden"}
 
@@ -63,7 +69,9 @@ class ObjectServer:
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self.faults = []
         self.log = []
@@ -159,7 +167,9 @@ class ObjectServer:
         answer = []
         application = self._application
         with self._writing if environ["REQUEST_METHOD"] in _WRITES else _no_lock:
-            body = b"".join(application(environ, lambda status, headers, _=None: answer.extend((status, headers))))
+            body = b"".join(
+                application(environ, lambda status, headers, _=None: answer.extend((status, headers)))
+            )
         return *answer, body
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.cache.writer import UnitWriter, is_committed
 from pipeline.storage.files import DigestedFile
-from pipeline.views.tars import ViewTarWriter, tar_sample
+from pipeline.views.view_tars import ViewTarWriter, tar_sample
 
 
 def publish_arrays(folder, schema, unit, arrays, view_tar, skipped, scratch):

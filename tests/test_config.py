@@ -15,7 +15,12 @@ def refusal(*assignments, file=None):
 
 def test_without_anything_it_is_the_papers_recipe():
     config = load_config(RunConfig, None)
-    assert (config.mask.ratio, config.train.global_batch, config.optim.epochs, config.optim.betas) == (0.7, 1024, 200, (0.9, 0.95))
+    assert (config.mask.ratio, config.train.global_batch, config.optim.epochs, config.optim.betas) == (
+        0.7,
+        1024,
+        200,
+        (0.9, 0.95),
+    )
     assert config == RunConfig()
 
 
@@ -34,8 +39,16 @@ def test_without_anything_it_is_the_papers_recipe():
         ('mask.strategy="block"', lambda c: c.mask.strategy, "block"),
         (" mask.strategy = block ", lambda c: c.mask.strategy, "block"),
         ("student.options.depth=6", lambda c: c.student.options, {"depth": 6}),
-        ("student.options={depth = 6, global_pool = 'avg'}", lambda c: c.student.options, {"depth": 6, "global_pool": "avg"}),
-        ("mask={ratio = 0.5, strategy = 'random'}", lambda c: (c.mask.ratio, c.mask.strategy), (0.5, "random")),
+        (
+            "student.options={depth = 6, global_pool = 'avg'}",
+            lambda c: c.student.options,
+            {"depth": 6, "global_pool": "avg"},
+        ),
+        (
+            "mask={ratio = 0.5, strategy = 'random'}",
+            lambda c: (c.mask.ratio, c.mask.strategy),
+            (0.5, "random"),
+        ),
     ],
 )
 def test_an_assignment_takes_toml_values_or_plain_text(assignment, read, value):
@@ -45,12 +58,20 @@ def test_an_assignment_takes_toml_values_or_plain_text(assignment, read, value):
 def test_assignments_go_over_the_recipe_and_the_last_one_wins(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[mask]\nratio = 0.5\nstrategy = "random"\n[student.options]\ndepth = 4\n')
-    config = load_config(RunConfig, recipe, ["mask.ratio=0.6", "mask.ratio=0.8", "student.options.num_heads=2"])
-    assert (config.mask.ratio, config.mask.strategy, config.student.options) == (0.8, "random", {"depth": 4, "num_heads": 2})
+    config = load_config(
+        RunConfig, recipe, ["mask.ratio=0.6", "mask.ratio=0.8", "student.options.num_heads=2"]
+    )
+    assert (config.mask.ratio, config.mask.strategy, config.student.options) == (
+        0.8,
+        "random",
+        {"depth": 4, "num_heads": 2},
+    )
 
 
 def test_a_configuration_survives_json():
-    config = load_config(RunConfig, None, ["data.levels=[1]", "student.options.depth=3", "train.compile=true"])
+    config = load_config(
+        RunConfig, None, ["data.levels=[1]", "student.options.depth=3", "train.compile=true"]
+    )
     assert parse_config(RunConfig, config.model_dump(mode="json")) == config
 
 
@@ -59,17 +80,44 @@ def test_a_configuration_survives_json():
     [
         ("mask.ratoi=0.6", "unknown configuration key 'mask.ratoi': did you mean 'ratio'?"),
         ("maks.ratio=0.6", "unknown configuration key 'maks': did you mean 'mask'?"),
-        ("zzz=1", "unknown configuration key 'zzz': known are data, mask, student, alignment, loss, optim, train"),
+        (
+            "zzz=1",
+            "unknown configuration key 'zzz': known are data, mask, student, alignment, loss, optim, train",
+        ),
         ("mask.ratio=much", "configuration key 'mask.ratio' is 'much': input should be a valid number"),
         ("mask.ratio=", "configuration key 'mask.ratio' is '': input should be a valid number"),
-        ("mask.ratio=1.0", "configuration key 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such as 0.7"),
-        ("train.global_batch=2.5", "configuration key 'train.global_batch' is 2.5: input should be a valid integer"),
-        ("train.global_batch=true", "configuration key 'train.global_batch' is True: input should be a valid integer"),
-        ("train.global_batch='64'", "configuration key 'train.global_batch' is '64': input should be a valid integer"),
-        ("mask.strategy=blok", "configuration key 'mask.strategy' is 'blok': input should be 'attention', 'random' or 'block'"),
-        ("train.compile=maybe", "configuration key 'train.compile' is 'maybe': input should be a valid boolean or 'auto'"),
-        ("data.levels=[1, 'x']", "configuration key 'data.levels[1]' is 'x': input should be a valid integer"),
-        ("optim.betas=[0.9]", "configuration key 'optim.betas[1]' is missing: set it in the recipe or by --set optim.betas=VALUE"),
+        (
+            "mask.ratio=1.0",
+            "configuration key 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such as 0.7",
+        ),
+        (
+            "train.global_batch=2.5",
+            "configuration key 'train.global_batch' is 2.5: input should be a valid integer",
+        ),
+        (
+            "train.global_batch=true",
+            "configuration key 'train.global_batch' is True: input should be a valid integer",
+        ),
+        (
+            "train.global_batch='64'",
+            "configuration key 'train.global_batch' is '64': input should be a valid integer",
+        ),
+        (
+            "mask.strategy=blok",
+            "configuration key 'mask.strategy' is 'blok': input should be 'attention', 'random' or 'block'",
+        ),
+        (
+            "train.compile=maybe",
+            "configuration key 'train.compile' is 'maybe': input should be a valid boolean or 'auto'",
+        ),
+        (
+            "data.levels=[1, 'x']",
+            "configuration key 'data.levels[1]' is 'x': input should be a valid integer",
+        ),
+        (
+            "optim.betas=[0.9]",
+            "configuration key 'optim.betas[1]' is missing: set it in the recipe or by --set optim.betas=VALUE",
+        ),
         ("optim.epochs=inf", "configuration key 'optim.epochs' is inf: input should be a finite number"),
         ("optim.base_lr=nan", "configuration key 'optim.base_lr' is nan: input should be a finite number"),
         ("mask=3", "configuration key 'mask' is 3: input should be an object"),
@@ -78,7 +126,10 @@ def test_a_configuration_survives_json():
             "configuration key 'student.options.depth' is [1]: "
             "input should be a valid integer or a valid number or a valid boolean or a valid string",
         ),
-        ("mask.ratio", "--set 'mask.ratio' is not of the form section.key=value, such as --set mask.ratio=0.6"),
+        (
+            "mask.ratio",
+            "--set 'mask.ratio' is not of the form section.key=value, such as --set mask.ratio=0.6",
+        ),
         ("=0.6", "--set '=0.6' is not of the form section.key=value, such as --set mask.ratio=0.6"),
     ],
 )
@@ -87,7 +138,10 @@ def test_a_wrong_assignment_is_told_in_one_line(assignment, message):
 
 
 def test_a_key_below_a_value_is_refused():
-    assert refusal("mask.ratio=0.5", "mask.ratio.x=1") == "--set 'mask.ratio.x=1': 'ratio' is a value, not a section"
+    assert (
+        refusal("mask.ratio=0.5", "mask.ratio.x=1")
+        == "--set 'mask.ratio.x=1': 'ratio' is a value, not a section"
+    )
 
 
 def test_each_wrong_key_has_a_line_of_its_own():
@@ -111,4 +165,7 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path, content, message):
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    assert refusal(file=tmp_path) == f"configuration file '{tmp_path}' cannot be read (Is a directory): give the path of a TOML recipe"
+    assert (
+        refusal(file=tmp_path)
+        == f"configuration file '{tmp_path}' cannot be read (Is a directory): give the path of a TOML recipe"
+    )

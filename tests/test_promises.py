@@ -21,7 +21,11 @@ def bullets(text):
 @cache
 def collected(path):
     """The names of the test functions of a file."""
-    return {node.name for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 @pytest.mark.parametrize("promise", bullets(PROMISES), ids=lambda promise: promise[:50])

@@ -43,7 +43,12 @@ def command_lines():
 
 
 def test_torchrun_understands_its_lines():
-    lines = [shlex.split(line) for _, block in BLOCKS for line in block.splitlines() if line.startswith("torchrun ")]
+    lines = [
+        shlex.split(line)
+        for _, block in BLOCKS
+        for line in block.splitlines()
+        if line.startswith("torchrun ")
+    ]
     assert lines
     for words in lines:
         parsed = get_args_parser().parse_args(words[1:])
@@ -76,7 +81,9 @@ def test_file_map_is_that_of_the_project():
     named = {line.split()[0].rstrip("/") for line in file_map.splitlines()}
     for path in named:
         assert (ROOT / path).is_dir(), path
-    folders = {f"pipeline/{path.name}" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").exists()}
+    folders = {
+        f"pipeline/{path.name}" for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").exists()
+    }
     assert folders <= named
 
 

@@ -34,7 +34,9 @@ def bars_of(options: BenchOptions, figures: Mapping[str, Figure]) -> list[Bar]:
 
 
 def _gpu_bars(options: BenchOptions) -> Iterator[Bar]:
-    yield Bar("ratio.streamed_to_resident", _GPU_STREAMED if options.workers >= _FEW_WORKERS else 0.95, "at least")
+    yield Bar(
+        "ratio.streamed_to_resident", _GPU_STREAMED if options.workers >= _FEW_WORKERS else 0.95, "at least"
+    )
     yield Bar("ratio.extraction_to_least", 0.95, "at least")
     if options.recipe == "b":
         yield Bar("step.peak_share", 50.0, "at least")
@@ -52,6 +54,6 @@ def _cpu_bars(options: BenchOptions) -> Iterator[Bar]:
 
 
 def _decoding_bars(options: BenchOptions) -> Iterator[Bar]:
-    if options.shards:  # they are of photographs; drawn pictures take as many pixels and bytes, but other ones
+    if options.shards:  # they are of photographs; drawn images take as many pixels and bytes, but other ones
         yield Bar("decode.one_view", 300.0, "at least")
         yield Bar("decode.four_views", 550.0, "at least")

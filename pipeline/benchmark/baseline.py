@@ -19,11 +19,13 @@ RATIOS = {
     "ratio.four_views_to_one": "decode",
 }
 LARGEST_FALL = 0.25
-EFFORT = Effort(rounds=7, steps=3, warm_up=1, pictures=128)
+EFFORT = Effort(rounds=7, steps=3, warm_up=1, images=128)
 _BATCH = 16
 
 
-def measure_ratios(recipe: RunConfig, parts: set[str], tell: Callable[[str], None], effort: Effort = EFFORT) -> dict[str, float]:
+def measure_ratios(
+    recipe: RunConfig, parts: set[str], tell: Callable[[str], None], effort: Effort = EFFORT
+) -> dict[str, float]:
     """Return the ratios of some parts as medians: of the tiny recipe, with one thread and one worker on a CPU."""
     options = choose_options(
         recipe="tiny",
@@ -44,11 +46,15 @@ def fallen(baseline: Mapping[str, float], found: Mapping[str, float]) -> dict[st
     for name, before in baseline.items():
         now = found.get(name, 0.0)
         if now < (1 - LARGEST_FALL) * before:
-            worse[name] = f"{name} is {now:.3g}, {1 - now / before:.0%} below the {before:.3g} of the baseline"
+            worse[name] = (
+                f"{name} is {now:.3g}, {1 - now / before:.0%} below the {before:.3g} of the baseline"
+            )
     return worse
 
 
-def check_ratios(baseline: Mapping[str, float], measure: Callable[[set[str]], Mapping[str, float]], tries: int = 5) -> list[str]:
+def check_ratios(
+    baseline: Mapping[str, float], measure: Callable[[set[str]], Mapping[str, float]], tries: int = 5
+) -> list[str]:
     """Measure until nothing has fallen, at most `tries` times, each time only what had; return the sentences on what still has.
 
     Noise of the machine lowers a ratio once, a slower program each time: so the best of the tries counts.

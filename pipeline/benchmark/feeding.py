@@ -16,7 +16,7 @@ from pipeline.stream.order import Window
 from pipeline.stream.samples import StreamSpec, WindowReader
 from pipeline.training.job import TrainingJob
 from pipeline.views.codec import VIEW_EXTENSION, decode_view
-from pipeline.views.tars import parse_samples
+from pipeline.views.view_tars import parse_samples
 
 _OFFSET, _LENGTH = 1, 2  # columns of the array `index`
 _LEAST_SAMPLES = 2048
@@ -50,7 +50,12 @@ def _rate(batches: Iterator[object], count: int, bench: Workbench) -> float:
 def array_names(cache: Cache, spec: StreamSpec) -> list[str]:
     """Return the arrays of a cache of which training reads every block."""
     masks = MaskSource(cache.schema, spec.mask, spec.order.seed)
-    return ["index", *(feature_array(cache.schema.levels[place]) for place in spec.levels), "stats", *masks.arrays]
+    return [
+        "index",
+        *(feature_array(cache.schema.levels[place]) for place in spec.levels),
+        "stats",
+        *masks.arrays,
+    ]
 
 
 def first_window(job: TrainingJob) -> Window:
@@ -61,13 +66,20 @@ def first_window(job: TrainingJob) -> Window:
 
 def blocks_of(job: TrainingJob, window: Window) -> list[tuple[Commit, int]]:
     """Return the blocks of a window: their commits and their numbers in their units."""
-    return [(job.cache.pinned_commit(job.spec.order.units[place]), block) for place, block, _ in window.blocks.tolist()]
+    return [
+        (job.cache.pinned_commit(job.spec.order.units[place]), block)
+        for place, block, _ in window.blocks.tolist()
+    ]
 
 
 def measure_overhead(bench: Workbench) -> Iterator[Figure]:
     """Yield the stream's own time a sample: parsing, joining, masking and gathering, on one core, without reads and JPEG decoding."""
     job = bench.block_job
-    reader, names, window = WindowReader(job.cache, job.spec), array_names(job.cache, job.spec), first_window(job)
+    reader, names, window = (
+        WindowReader(job.cache, job.spec),
+        array_names(job.cache, job.spec),
+        first_window(job),
+    )
     blocks = blocks_of(job, window)
     crops = [crop for commit, block in blocks for crop in _crops(job.cache, commit, block)]
     work: dict[str, Callable[[], object]] = {
@@ -81,9 +93,18 @@ def measure_overhead(bench: Workbench) -> Iterator[Figure]:
     own = [whole - reads - decode for whole, reads, decode in zip(*micros.values(), strict=True)]
     yield Figure("stream.overhead", tuple(own), "us/sample", "stream: parse, join, mask, gather, one core")
     yield Figure("stream.reads", tuple(micros["reads"]), "us/sample", "stream: checked reads, one core")
-    yield Figure("stream.decode", tuple(micros["decode"]), "us/sample", "stream: JPEG decoding of the crop, one core")
-    whole, reads, decode = (min(values) for values in micros.values())  # a difference of noisy times would be all noise
-    yield Figure("ratio.decode_to_overhead", (decode / (whole - reads - decode),), "x", "crop's decoding / stream overhead, fastest rounds")
+    yield Figure(
+        "stream.decode", tuple(micros["decode"]), "us/sample", "stream: JPEG decoding of the crop, one core"
+    )
+    whole, reads, decode = (
+        min(values) for values in micros.values()
+    )  # a difference of noisy times would be all noise
+    yield Figure(
+        "ratio.decode_to_overhead",
+        (decode / (whole - reads - decode),),
+        "x",
+        "crop's decoding / stream overhead, fastest rounds",
+    )
 
 
 def _read(cache: Cache, commit: Commit, block: int, names: list[str]) -> bytes:

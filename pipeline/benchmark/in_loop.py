@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cache.encoding import whiten
+from pipeline.cache.join import decode_crop, read_joined
+from pipeline.objectives.losses import TargetKind, normalise_target
 from pipeline.stream.batches import Batch
-from pipeline.stream.join import decode_crop, read_joined
 from pipeline.stream.masks import MaskSource
-from pipeline.student.losses import TargetKind, normalise_target
 from pipeline.student.patches import cut_patches
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.job import TrainingJob
@@ -21,7 +21,10 @@ class TeacherTargets(nn.Module):
 
     def __init__(self, teacher: Teacher, kind: TargetKind) -> None:
         super().__init__()
-        self.teacher, self.kind = teacher, kind  # which is no module of this one: it must neither train nor be trained
+        self.teacher, self.kind = (
+            teacher,
+            kind,
+        )  # which is no module of this one: it must neither train nor be trained
 
     def forward(self, views: Tensor, visible: Tensor) -> list[Tensor]:
         """Run the teacher on views (B, S, S, 3) uint8; return M targets (B, T, D) at `visible` (B, K), after CLS if there is one."""
@@ -54,6 +57,8 @@ def _blocks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
         for place, block, _ in window.blocks.tolist():
             commit = cache.pinned_commit(order.units[place])
             joined = read_joined(cache, commit, block, list(masks.arrays))
-            pixels = np.stack([decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)])
+            pixels = np.stack(
+                [decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)]
+            )
             seen = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0).visible
             yield torch.from_numpy(pixels), torch.from_numpy(seen)

@@ -34,7 +34,12 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"median": self.median, "quartiles": list(self.quartiles), "rounds": len(self.values), "unit": self.unit}
+        return {
+            "median": self.median,
+            "quartiles": list(self.quartiles),
+            "rounds": len(self.values),
+            "unit": self.unit,
+        }
 
 
 def ratio(name: str, over: Sequence[float], under: Sequence[float], title: str) -> Figure:
@@ -42,7 +47,9 @@ def ratio(name: str, over: Sequence[float], under: Sequence[float], title: str) 
     return Figure(name, tuple(a / b for a, b in zip(over, under, strict=True)), "x", title)
 
 
-def take_turns(variants: Mapping[str, Callable[[], Result]], rounds: int, warm_up: bool = True) -> dict[str, list[Result]]:
+def take_turns(
+    variants: Mapping[str, Callable[[], Result]], rounds: int, warm_up: bool = True
+) -> dict[str, list[Result]]:
     """Call each variant once a round, in turned order in every other round, and return what they gave; the first calls may not count."""
     results: dict[str, list[Result]] = {name: [] for name in variants}
     if warm_up:

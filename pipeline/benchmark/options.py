@@ -32,12 +32,12 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: rounds, training steps of a round and before it, and pictures."""
+    """How much is measured: rounds, training steps of a round and before it, and images."""
 
     rounds: int
     steps: int
     warm_up: int
-    pictures: int
+    images: int
 
     @property
     def short_rounds(self) -> int:
@@ -81,7 +81,7 @@ def choose_options(
     batch_size: int | None = None,
     steps: int | None = None,
     rounds: int | None = None,
-    pictures: int | None = None,
+    images: int | None = None,
     only: Sequence[str] = (),
     quick: bool = False,
     shards: str | None = None,
@@ -91,13 +91,17 @@ def choose_options(
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe!r} is unknown: give {', '.join(RECIPES)}")
     if unknown := [part for part in only if part not in (*PARTS, SCALING)]:
-        raise ConfigError(f"--only {unknown[0]!r} is no part of the benchmark: give {', '.join((*PARTS, SCALING))}")
+        raise ConfigError(
+            f"--only {unknown[0]!r} is no part of the benchmark: give {', '.join((*PARTS, SCALING))}"
+        )
     remote = cache is not None and is_url(cache)
     if remote and "reads" in only:
-        raise ConfigError(f"--only reads compares with raw reads from a disk, and --cache {cache!r} is on none: leave it out")
+        raise ConfigError(
+            f"--only reads compares with raw reads from a disk, and --cache {cache!r} is on none: leave it out"
+        )
     chosen, gpu = RECIPES[recipe], device.type == "cuda"
     batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch // (2 if quick else 1))
-    given = {"rounds": rounds, "steps": steps, "pictures": pictures}
+    given = {"rounds": rounds, "steps": steps, "images": images}
     count = workers if workers is not None else max(1, cores - 2 if gpu else cores // 8)
     return BenchOptions(
         recipe=recipe,
@@ -106,15 +110,19 @@ def choose_options(
         workers=count,
         threads=max(1, cores - count),
         batch_size=batch,
-        effort=replace(_effort(recipe, gpu, quick, batch), **{name: value for name, value in given.items() if value}),
-        parts=tuple(part for part in (*PARTS, SCALING) if part in (only or PARTS) and not (remote and part == "reads")),
+        effort=replace(
+            _effort(recipe, gpu, quick, batch), **{name: value for name, value in given.items() if value}
+        ),
+        parts=tuple(
+            part for part in (*PARTS, SCALING) if part in (only or PARTS) and not (remote and part == "reads")
+        ),
         shards=shards,
         cache=cache,
     )
 
 
 def _effort(recipe: str, gpu: bool, quick: bool, batch: int) -> Effort:
-    """Return how much is measured by default: a GPU takes thousands of pictures a second, a CPU tens of them."""
+    """Return how much is measured by default: a GPU takes thousands of images a second, a CPU tens of them."""
     if gpu:
         rounds, steps, warm_up = (3, 20, 5) if quick else (5, 200, 20)
     elif recipe == "tiny":

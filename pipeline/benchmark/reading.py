@@ -33,7 +33,11 @@ def _training(figures: Mapping[str, Figure]) -> Iterator[str]:
     if "step.streamed" not in figures:
         return
     waits, streamed = figures["step.wait_share"].median, figures["ratio.streamed_to_resident"].median
-    limit = "data: give more workers, or see which of reads, decoding and overhead is slow" if waits > _WAITS else "the step itself"
+    limit = (
+        "data: give more workers, or see which of reads, decoding and overhead is slow"
+        if waits > _WAITS
+        else "the step itself"
+    )
     yield f"training waits for data {waits:.1f}% of its time and runs at {streamed:.2f} of the resident rate; the limit is {limit}"
     if "loader.images" in figures:
         surplus = figures["loader.images"].median / figures["step.resident"].median
@@ -44,7 +48,11 @@ def _extraction(figures: Mapping[str, Figure]) -> Iterator[str]:
     """Name the part that is busiest in an extraction."""
     if "extraction.whole" not in figures:
         return
-    parts = {name: figure for name, figure in figures.items() if name.startswith("extraction.") and figure.unit == "views/s"}
+    parts = {
+        name: figure
+        for name, figure in figures.items()
+        if name.startswith("extraction.") and figure.unit == "views/s"
+    }
     whole = parts.pop("extraction.whole")
     slowest = min(parts.values(), key=lambda figure: figure.median)
     yield f"extraction makes {shown(whole)}; its busiest part is {slowest.name.removeprefix('extraction.')}, {shown(slowest)}"
@@ -54,7 +62,12 @@ def read_growth(figures: Mapping[str, Figure]) -> Iterator[str]:
     """Say how much more an image costs among many, and beside other processes, than among the fewest."""
     for work in ("extraction", "stream"):
         sizes, processes = (
-            [figure.median for name, figure in figures.items() if re.fullmatch(rf"scaling\.{work}_\d+{unit}", name)] for unit in "kp"
+            [
+                figure.median
+                for name, figure in figures.items()
+                if re.fullmatch(rf"scaling\.{work}_\d+{unit}", name)
+            ]
+            for unit in "kp"
         )
         if sizes and processes:
             yield (

@@ -50,14 +50,19 @@ def measure_reads(bench: Workbench) -> Iterator[Figure]:
                 read_raw(of_block, buffer)
 
         rounds = bench.options.effort.short_rounds
-        seconds = take_turns({name: partial(wall_seconds, read, _HOST) for name, read in (("cache", checked), ("raw", raw))}, rounds)
+        seconds = take_turns(
+            {name: partial(wall_seconds, read, _HOST) for name, read in (("cache", checked), ("raw", raw))},
+            rounds,
+        )
     rates = {name: [sum(sizes) / one / 1e9 for one in values] for name, values in seconds.items()}
     yield Figure("reads.cache", tuple(rates["cache"]), "GB/s", "blocks of the cache, checked, one process")
     yield Figure("reads.raw", tuple(rates["raw"]), "GB/s", "the same bytes by preadv")
     yield ratio("ratio.reads_to_raw", rates["cache"], rates["raw"], "reads / raw reads")
 
 
-def chunk_ranges(cache: Cache, commit: Commit, block: int, names: list[str], opened: ExitStack) -> Iterator[Range]:
+def chunk_ranges(
+    cache: Cache, commit: Commit, block: int, names: list[str], opened: ExitStack
+) -> Iterator[Range]:
     """Yield where the chunks of a block lie, by the index at the end of each shard (cache_schema.md, section 4)."""
     specs, chunks = array_specs(cache.schema), cache.schema.unit_rows // cache.schema.block_rows
     for name in names:
@@ -65,7 +70,9 @@ def chunk_ranges(cache: Cache, commit: Commit, block: int, names: list[str], ope
         file = os.open(path, os.O_RDONLY)
         opened.callback(os.close, file)
         start = os.fstat(file).st_size - _CRC_BYTES - chunks * 16
-        index: NDArray[np.uint64] = np.frombuffer(os.pread(file, chunks * 16, start), "<u8").reshape(chunks, 2)
+        index: NDArray[np.uint64] = np.frombuffer(os.pread(file, chunks * 16, start), "<u8").reshape(
+            chunks, 2
+        )
         offset, length = index[block].tolist()
         yield Range(file, offset, length)
 

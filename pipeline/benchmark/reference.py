@@ -1,7 +1,7 @@
 """The step of the published algorithm, written plainly and apart from this project's: the baseline of the comparison, and nothing else.
 
-The whole picture is embedded and then gathered, the teacher runs in the step, block outputs are stacked and then mixed, nothing is
-compiled, half precision on a GPU (MaskAlign, arXiv 2211.08887). Pictures lie on the device: reading is not part of it.
+The whole image is embedded and then gathered, the teacher runs in the step, block outputs are stacked and then mixed, nothing is
+compiled, half precision on a GPU (MaskAlign, arXiv 2211.08887). Images lie on the device: reading is not part of it.
 """
 
 import timm
@@ -18,10 +18,14 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ReferenceStudent(nn.Module):
     """A timm vision transformer C wide with L blocks, and one linear head to D channels for each of M levels."""
 
-    def __init__(self, student: StudentConfig, image_size: int, patch_size: int, levels: int, width: int) -> None:
+    def __init__(
+        self, student: StudentConfig, image_size: int, patch_size: int, levels: int, width: int
+    ) -> None:
         super().__init__()
         sizes = {"img_size": image_size, "patch_size": patch_size, "num_classes": 0}
-        self.vit = timm.create_model(student.model, drop_path_rate=student.drop_path, **sizes, **student.options)
+        self.vit = timm.create_model(
+            student.model, drop_path_rate=student.drop_path, **sizes, **student.options
+        )
         self.mixture = nn.Parameter(torch.full((levels, len(self.vit.blocks)), 0.01))
         self.heads = nn.ModuleList(nn.Linear(self.vit.embed_dim, width) for _ in range(levels))
 
@@ -39,15 +43,19 @@ class ReferenceStudent(nn.Module):
 
 
 class ReferenceStep:
-    """One optimiser step after another on pictures (B, S, S, 3) uint8 that lie on the device."""
+    """One optimiser step after another on images (B, S, S, 3) uint8 that lie on the device."""
 
     def __init__(self, student: ReferenceStudent, teacher: Teacher, visible: int) -> None:
         """Take a student and a teacher, both with CLS, on the device; `visible` is K."""
         self._student, self._teacher, self._visible = student.train(), teacher, visible
-        self._optimiser = torch.optim.AdamW(student.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05)
+        self._optimiser = torch.optim.AdamW(
+            student.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05
+        )
         device = student.mixture.device
         self._scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        self._mean, self._deviation = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _DEVIATION))
+        self._mean, self._deviation = (
+            torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _DEVIATION)
+        )
 
     def step(self, pixels: Tensor) -> Tensor:
         """Take one step; returns the loss ()."""
@@ -67,7 +75,10 @@ class ReferenceStep:
         images = (pixels.permute(0, 3, 1, 2) / 255 - self._mean) / self._deviation
         predictions = self._student(images, visible)
         targets = [self._target(hidden, visible) for hidden in features.hidden]
-        losses = [2 * F.smooth_l1_loss(one.float(), target) for one, target in zip(predictions, targets, strict=True)]
+        losses = [
+            2 * F.smooth_l1_loss(one.float(), target)
+            for one, target in zip(predictions, targets, strict=True)
+        ]
         return torch.stack(losses).mean()
 
     def _target(self, hidden: Tensor, visible: Tensor) -> Tensor:

@@ -15,7 +15,13 @@ from pipeline.benchmark.measure import Figure, threads
 from pipeline.benchmark.options import SCALING, BenchOptions
 from pipeline.benchmark.reads import measure_reads
 from pipeline.benchmark.scaling import measure_scaling
-from pipeline.benchmark.stage_one import compare_extraction, measure_decoding, measure_disk, measure_extraction, measure_teacher
+from pipeline.benchmark.stage_one import (
+    compare_extraction,
+    measure_decoding,
+    measure_disk,
+    measure_extraction,
+    measure_teacher,
+)
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
 from pipeline.training.config import RunConfig
@@ -45,7 +51,12 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         figures = {name: figure.as_json() for name, figure in self.figures.items()}
-        return {**self.machine, "configuration": self.configuration, "figures": figures, "seconds": round(self.seconds, 1)}
+        return {
+            **self.machine,
+            "configuration": self.configuration,
+            "figures": figures,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def run_benchmark(options: BenchOptions, recipe: RunConfig, tell: Callable[[str], None]) -> Result:
@@ -63,5 +74,8 @@ def run_benchmark(options: BenchOptions, recipe: RunConfig, tell: Callable[[str]
 
 
 def _configuration(bench: Workbench) -> dict[str, Any]:
-    options = asdict(bench.options) | {"device": str(bench.options.device), "teacher": bench.extraction_options().teacher}
+    options = asdict(bench.options) | {
+        "device": str(bench.options.device),
+        "teacher": bench.extraction_options().teacher,
+    }
     return options | {"config": bench.config.model_dump(mode="json")}

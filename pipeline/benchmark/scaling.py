@@ -1,6 +1,6 @@
 """Costs that must grow as they should: time an image from 1,000 to 100,000 images and from 1 to 4 processes, start-up on many units.
 
-Pictures and views are small and the teacher tiny, so that what is measured is this project's own work. Large collections are hard links
+Images and views are small and the teacher tiny, so that what is measured is this project's own work. Large collections are hard links
 to the tars and units of small ones, read and written like any others.
 """
 
@@ -21,21 +21,21 @@ from pipeline.benchmark.start import seconds_to_first_batch
 from pipeline.benchmark.synthetic import linked_cache
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
-from pipeline.demo.dataset import write_pictures
+from pipeline.demo.dataset import write_images
 from pipeline.extraction.job import build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
+from pipeline.runtime.workers import worker_context
 from pipeline.stream.samples import StreamSpec, WindowReader
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
-from pipeline.views.shards import Shard, resolve_shards
-from pipeline.workers import worker_context
+from pipeline.views.source_tars import SourceTar, resolve_tars
 
-SIZES = (1, 10, 100)  # tars of a thousand pictures
+SIZES = (1, 10, 100)  # tars of a thousand images
 PROCESSES = (1, 2, 4)
 IMAGENET_TARS, IMAGENET_VIEWS = 1282, 4
 THOUSAND = 1000
-ROWS = 500  # of a tar of the demo's pictures
+ROWS = 500  # of a tar of the demo's images
 _SEED = 13
 READ = 4096  # images a round
 _CPU = torch.device("cpu")
@@ -45,49 +45,71 @@ Argument = TypeVar("Argument")
 
 def measure_scaling(bench: Workbench) -> Iterator[Figure]:
     """Yield core time an image over sizes and processes, and the start-up on a cache of ImageNet's number of units."""
-    bench.tell(f"drawing {ROWS} small pictures; what follows takes minutes and about 3 GB in {bench.folder}")
-    write_pictures(bench.folder / "small", _SEED, ROWS)
-    (tar,) = resolve_shards(str(bench.folder / "small"))
+    bench.tell(f"drawing {ROWS} small images; what follows takes minutes and about 3 GB in {bench.folder}")
+    write_images(bench.folder / "small", _SEED, ROWS)
+    (tar,) = resolve_tars(str(bench.folder / "small"))
     yield from _extraction_by_size(bench, tar)
     yield from _extraction_by_processes(bench, tar)
     yield from _reading(bench)
     yield from _start_up(bench)
 
 
-def _linked_tars(folder: Path, tar: Shard, thousands: int) -> list[Shard]:
-    """Return as many tars as hold so many thousand pictures: hard links to one."""
+def _linked_tars(folder: Path, tar: SourceTar, thousands: int) -> list[SourceTar]:
+    """Return as many tars as hold so many thousand images: hard links to one."""
     folder.mkdir()
     for number in range(thousands * THOUSAND // ROWS):
         os.link(tar.address, folder / f"linked-{number:06d}.tar")
-    return resolve_shards(str(folder))
+    return resolve_tars(str(folder))
 
 
-def _small_options(bench: Workbench, cache: str, shards: Sequence[Shard]) -> ExtractionOptions:
+def _small_options(bench: Workbench, cache: str, shards: Sequence[SourceTar]) -> ExtractionOptions:
     plain = bench.extraction_options(cache, shards)
-    return replace(plain, teacher="timm:test_vit.random", image_size=64, levels="3", batch_size=64, workers=0, device=_CPU)
+    return replace(
+        plain,
+        teacher="timm:test_vit.random",
+        image_size=64,
+        levels="3",
+        batch_size=64,
+        workers=0,
+        device=_CPU,
+    )
 
 
-def _extraction_by_size(bench: Workbench, tar: Shard) -> Iterator[Figure]:
+def _extraction_by_size(bench: Workbench, tar: SourceTar) -> Iterator[Figure]:
     for thousands in SIZES:
         name = f"size-{thousands}"
         options = _small_options(bench, f"{name}.cache", _linked_tars(bench.folder / name, tar, thousands))
-        bench.tell(f"extracting {thousands * 1000:,} small pictures")
+        bench.tell(f"extracting {thousands * 1000:,} small images")
         extractor, _ = run_extraction(options)
         micros = extractor.timing.wall / extractor.tally.views * 1e6
-        yield Figure(f"scaling.extraction_{thousands}k", (micros,), "us/image", f"extraction of {thousands * 1000:,} images, one process")
+        yield Figure(
+            f"scaling.extraction_{thousands}k",
+            (micros,),
+            "us/image",
+            f"extraction of {thousands * 1000:,} images, one process",
+        )
         if thousands != SIZES[0]:
             shutil.rmtree(options.cache)
 
 
-def _extraction_by_processes(bench: Workbench, tar: Shard) -> Iterator[Figure]:
+def _extraction_by_processes(bench: Workbench, tar: SourceTar) -> Iterator[Figure]:
     shards = _linked_tars(bench.folder / "shared", tar, PROCESSES[-1])
     for count in PROCESSES:
         bench.tell(f"extracting with {count} processes")
         options = _small_options(bench, f"processes-{count}.cache", shards)
-        run_extraction(replace(options, shards=shards[:1]))  # what comes once, such as the calibration, is no part of it
-        seconds = _side_by_side(_extract_as_rank, [replace(options, rank=rank, processes=count) for rank in range(count)])
+        run_extraction(
+            replace(options, shards=shards[:1])
+        )  # what comes once, such as the calibration, is no part of it
+        seconds = _side_by_side(
+            _extract_as_rank, [replace(options, rank=rank, processes=count) for rank in range(count)]
+        )
         micros = sum(seconds) / (len(shards) - 1) / ROWS * 1e6
-        yield Figure(f"scaling.extraction_{count}p", (micros,), "us/image", f"extraction, core time, {count} processes side by side")
+        yield Figure(
+            f"scaling.extraction_{count}p",
+            (micros,),
+            "us/image",
+            f"extraction, core time, {count} processes side by side",
+        )
         shutil.rmtree(options.cache)
 
 
@@ -102,16 +124,27 @@ def _reading(bench: Workbench) -> Iterator[Figure]:
     original = Cache(bench.folder / "size-1.cache")
     caches = {}
     for thousands in SIZES:
-        cache = linked_cache(bench.folder / f"linked-{thousands}.cache", original, thousands * THOUSAND // ROWS, 1)
-        caches[f"{thousands}k"] = build_job(_small_config(bench), cache, bench.folder / "no-run", Ranks(), _CPU).spec
+        cache = linked_cache(
+            bench.folder / f"linked-{thousands}.cache", original, thousands * THOUSAND // ROWS, 1
+        )
+        caches[f"{thousands}k"] = build_job(
+            _small_config(bench), cache, bench.folder / "no-run", Ranks(), _CPU
+        ).spec
     bench.tell("reading caches of 1,000 to 100,000 images")
     rounds = bench.options.effort.short_rounds
-    for name, values in take_turns({name: partial(_read_some, spec) for name, spec in caches.items()}, rounds).items():
+    for name, values in take_turns(
+        {name: partial(_read_some, spec) for name, spec in caches.items()}, rounds
+    ).items():
         title = f"stream of {int(name[:-1]) * 1000:,} images, core time"
         yield Figure(f"scaling.stream_{name}", tuple(values), "us/image", title)
     for count in PROCESSES:
         values = _side_by_side(_read_some, [caches[f"{SIZES[-1]}k"]] * count)
-        yield Figure(f"scaling.stream_{count}p", tuple(values), "us/image", f"stream, core time, {count} processes side by side")
+        yield Figure(
+            f"scaling.stream_{count}p",
+            tuple(values),
+            "us/image",
+            f"stream, core time, {count} processes side by side",
+        )
 
 
 def _read_some(spec: StreamSpec) -> float:
@@ -133,10 +166,14 @@ def _start_up(bench: Workbench) -> Iterator[Figure]:
     """Start a training in a fresh interpreter, imports included, up to its first batch."""
     units = IMAGENET_TARS * IMAGENET_VIEWS
     bench.tell(f"linking a cache of {units:,} units")
-    cache = linked_cache(bench.folder / "imagenet.cache", Cache(bench.folder / "size-1.cache"), IMAGENET_TARS, IMAGENET_VIEWS)
+    cache = linked_cache(
+        bench.folder / "imagenet.cache", Cache(bench.folder / "size-1.cache"), IMAGENET_TARS, IMAGENET_VIEWS
+    )
     start = partial(seconds_to_first_batch, cache.address, _small_config(bench))
     seconds = take_turns({"start": start}, bench.options.effort.rounds)["start"]
-    yield Figure("scaling.start", tuple(seconds), "s", f"start-up on {units:,} units: interpreter to first batch")
+    yield Figure(
+        "scaling.start", tuple(seconds), "s", f"start-up on {units:,} units: interpreter to first batch"
+    )
 
 
 def _small_config(bench: Workbench) -> RunConfig:

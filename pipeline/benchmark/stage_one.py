@@ -11,20 +11,20 @@ import torch
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, threads, wall_seconds
 from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.workbench import Workbench
-from pipeline.device import compiled
-from pipeline.extraction.decoding import ViewMaker
 from pipeline.extraction.encode import in_precision_of
+from pipeline.runtime.device import compiled
 from pipeline.storage.local import LocalFolder
+from pipeline.views.maker import ViewMaker
 
-_PICTURES = 48
+_IMAGES = 48
 _MANY = 4
 _DISK_BYTES = 128 << 20
 _DISK_CHUNK = 8 << 20
 
 
 def measure_decoding(bench: Workbench) -> Iterator[Figure]:
-    """Yield pictures and views a second that one core decodes, crops and encodes, at one view and at four."""
-    samples, policy = bench.samples(_PICTURES), bench.extraction_options().policy
+    """Yield images and views a second that one core decodes, crops and encodes, at one view and at four."""
+    samples, policy = bench.samples(_IMAGES), bench.extraction_options().policy
     makers = {views: ViewMaker(policy, tuple(range(views)), bench.maker.view_format) for views in (1, _MANY)}
 
     def seconds(maker: ViewMaker) -> float:
@@ -53,8 +53,15 @@ def measure_teacher(bench: Workbench) -> Iterator[Figure]:
             for _ in range(count):
                 features(pixels)
 
-    seconds = take_turns({"teacher": lambda: wall_seconds(forward, options.device)}, bench.options.effort.rounds)["teacher"]
-    yield Figure("teacher.forward", tuple(count * len(pixels) / one for one in seconds), "views/s", "teacher, bare forward")
+    seconds = take_turns(
+        {"teacher": lambda: wall_seconds(forward, options.device)}, bench.options.effort.rounds
+    )["teacher"]
+    yield Figure(
+        "teacher.forward",
+        tuple(count * len(pixels) / one for one in seconds),
+        "views/s",
+        "teacher, bare forward",
+    )
 
 
 def measure_extraction(bench: Workbench) -> Iterator[Figure]:
@@ -87,19 +94,35 @@ def compare_extraction(figures: Mapping[str, Figure], options: BenchOptions) -> 
     }
     least = min(views_a_second, key=lambda need: views_a_second[need])
     rates = [rate / views_a_second[least] for rate in figures["extraction.whole"].values]
-    yield Figure("ratio.extraction_to_least", tuple(rates), "x", f"extraction / the least of its needs, {least}")
+    yield Figure(
+        "ratio.extraction_to_least", tuple(rates), "x", f"extraction / the least of its needs, {least}"
+    )
 
 
 def measure_disk(bench: Workbench) -> Iterator[Figure]:
     """Yield what the disk takes and gives, of one large file: written and flushed, and read after it has left the page cache."""
     path, data = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK)
     rounds = bench.options.effort.rounds
-    found = take_turns({"write": lambda: wall_seconds(lambda: _write(path, data), torch.device("cpu"))}, rounds, warm_up=False)
+    found = take_turns(
+        {"write": lambda: wall_seconds(lambda: _write(path, data), torch.device("cpu"))},
+        rounds,
+        warm_up=False,
+    )
     buffer = memoryview(bytearray(_DISK_CHUNK))
     found |= take_turns({"read": lambda: _read_cold(path, buffer)}, rounds, warm_up=False)
     path.unlink()
-    yield Figure("disk.write", tuple(_DISK_BYTES / one / 1e9 for one in found["write"]), "GB/s", "disk: write and flush")
-    yield Figure("disk.read", tuple(_DISK_BYTES / one / 1e9 for one in found["read"]), "GB/s", "disk: read past the page cache")
+    yield Figure(
+        "disk.write",
+        tuple(_DISK_BYTES / one / 1e9 for one in found["write"]),
+        "GB/s",
+        "disk: write and flush",
+    )
+    yield Figure(
+        "disk.read",
+        tuple(_DISK_BYTES / one / 1e9 for one in found["read"]),
+        "GB/s",
+        "disk: read past the page cache",
+    )
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -116,6 +139,8 @@ def _read_cold(path: Path, buffer: memoryview) -> float:
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         offsets = range(0, _DISK_BYTES, len(buffer))
-        return wall_seconds(lambda: [os.preadv(file, [buffer], offset) for offset in offsets], torch.device("cpu"))
+        return wall_seconds(
+            lambda: [os.preadv(file, [buffer], offset) for offset in offsets], torch.device("cpu")
+        )
     finally:
         os.close(file)

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.workers import start_early
+from pipeline.runtime.workers import start_early
 
 if TYPE_CHECKING:
     from pipeline.training.config import RunConfig
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def seconds_to_first_batch(address: str, config: "RunConfig") -> float:
     """Return how long a fresh interpreter takes to the first batch of a training on a cache, and to its end."""
     begin = time.perf_counter()
-    process = multiprocessing.get_context("spawn").Process(target=_take_first_batch, args=(address, config.model_dump(mode="json")))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_take_first_batch, args=(address, config.model_dump(mode="json"))
+    )
     process.start()
     process.join()
     assert process.exitcode == 0

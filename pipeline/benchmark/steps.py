@@ -18,11 +18,11 @@ from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.stream.batches import Batch, BatchStream
-from pipeline.student.masking import visible_count
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_step, cached_targets
 from pipeline.training.optimiser import build_schedule
 from pipeline.training.trainer import Trainer
+from pipeline.views.masking import visible_count
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
@@ -43,7 +43,10 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the training step."""
     job, effort, device = bench.job, bench.options.effort, bench.options.device
     resident, views = resident_batch(job), whole_view_batch(job)
-    cached, in_loop = _trainer(job, cached_targets(job)), _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
+    cached, in_loop = (
+        _trainer(job, cached_targets(job)),
+        _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target)),
+    )
     few = max(min(_FEW, effort.steps), effort.steps // 4)  # steps of the slow ones
     variants: dict[str, Callable[[], Turn]] = {
         "resident": partial(_take_steps, cached, repeat(resident), effort.steps, device),
@@ -51,11 +54,17 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
         "teacher_in_loop": partial(_take_steps, in_loop, repeat(views), few, device),
     }
     if bench.teacher.has_cls:  # the published algorithm knows no other
-        variants["reference"] = partial(_reference_turn, _reference_step(bench), views.codes[:_REFERENCE_BATCH], few)
+        variants["reference"] = partial(
+            _reference_turn, _reference_step(bench), views.codes[:_REFERENCE_BATCH], few
+        )
     product = MatrixProduct(device)
     variants["peak"] = lambda: Turn(product.rate())
     turns = take_turns(variants, effort.rounds)
-    yield (peak := Figure("peak.matrix", tuple(turn.rate for turn in turns.pop("peak")), "TFLOP/s", product.title))
+    yield (
+        peak := Figure(
+            "peak.matrix", tuple(turn.rate for turn in turns.pop("peak")), "TFLOP/s", product.title
+        )
+    )
     yield from _rates(turns, min(len(views.codes), _REFERENCE_BATCH))
     yield from _start_up(turns["streamed"])
     yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
@@ -67,7 +76,17 @@ def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     """Build the loop whose steps are measured: compiled where training would be."""
     model = build_step(job, targets).train()
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    return Trainer(model, job.optimiser, schedule, job.config, Ranks(), job.device, job.spec.steps_per_epoch, _ignore, _ignore)
+    return Trainer(
+        model,
+        job.optimiser,
+        schedule,
+        job.config,
+        Ranks(),
+        job.device,
+        job.spec.steps_per_epoch,
+        _ignore,
+        _ignore,
+    )
 
 
 def _ignore(_: object) -> None:
@@ -119,9 +138,15 @@ def _streamed_turn(bench: Workbench, trainer: Trainer) -> Turn:
 def _reference_step(bench: Workbench) -> ReferenceStep:
     schema, config = bench.cache.schema, bench.config
     student = ReferenceStudent(
-        config.student, schema.view.image_size, schema.view.patch_size, len(bench.teacher.levels), bench.teacher.width
+        config.student,
+        schema.view.image_size,
+        schema.view.patch_size,
+        len(bench.teacher.levels),
+        bench.teacher.width,
     )
-    return ReferenceStep(student.to(bench.options.device), bench.teacher, visible_count(schema.patches, config.mask.ratio))
+    return ReferenceStep(
+        student.to(bench.options.device), bench.teacher, visible_count(schema.patches, config.mask.ratio)
+    )
 
 
 def _reference_turn(reference: ReferenceStep, pixels: torch.Tensor, count: int) -> Turn:
@@ -144,17 +169,34 @@ def _rates(turns: dict[str, list[Turn]], reference_batch: int) -> Iterator[Figur
     for name, values in rates.items():
         yield Figure(f"step.{name}", tuple(values), "images/s", titles[name])
     yield ratio("ratio.streamed_to_resident", rates["streamed"], rates["resident"], "streamed / resident")
-    yield ratio("ratio.cached_to_teacher_in_loop", rates["resident"], rates["teacher_in_loop"], "cached / teacher in the loop")
+    yield ratio(
+        "ratio.cached_to_teacher_in_loop",
+        rates["resident"],
+        rates["teacher_in_loop"],
+        "cached / teacher in the loop",
+    )
     if "reference" in rates:
-        yield ratio("ratio.step_to_reference", rates["resident"], rates["reference"], "resident / published algorithm")
+        yield ratio(
+            "ratio.step_to_reference", rates["resident"], rates["reference"], "resident / published algorithm"
+        )
     yield Figure(
-        "step.wait_share", tuple(100 * turn.wait_share for turn in turns["streamed"]), "%", "share of the step that waits for data"
+        "step.wait_share",
+        tuple(100 * turn.wait_share for turn in turns["streamed"]),
+        "%",
+        "share of the step that waits for data",
     )
 
 
 def _start_up(turns: list[Turn]) -> Iterator[Figure]:
-    yield Figure("start.open", tuple(turn.opening for turn in turns), "s", "start-up: cache opened, units listed")
-    yield Figure("start.first_batch", tuple(turn.first_batch for turn in turns), "s", "start-up: first batch on the device")
+    yield Figure(
+        "start.open", tuple(turn.opening for turn in turns), "s", "start-up: cache opened, units listed"
+    )
+    yield Figure(
+        "start.first_batch",
+        tuple(turn.first_batch for turn in turns),
+        "s",
+        "start-up: first batch on the device",
+    )
 
 
 def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figure]:
@@ -168,7 +210,10 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
 def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
     few = next(islice(batch.micro_batches(max(1, len(batch.patches) // _COUNTED)), 1))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products it knows on every device
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # whose products it knows on every device
         model.forward(few.patches, few.visible, few.codes, few.stats)[0].backward()
     model.zero_grad()
     return float(counter.get_total_flops() / len(few.patches))

@@ -16,27 +16,32 @@ from pipeline.cache.schema import CacheSchema, CalibrationSchema, array_specs
 from pipeline.cache.store import GROUP, Values, shard_key
 from pipeline.cache.units import Source, Unit
 from pipeline.cache.writer import UnitWriter, create_cache, extend_cache
-from pipeline.extraction.decoding import SampleViews, ViewMaker
 from pipeline.seeding import generator, key_hash
 from pipeline.storage.address import open_folder
 from pipeline.storage.files import WrittenFile
 from pipeline.storage.folder import Folder
-from pipeline.views.shards import Shard
+from pipeline.views.maker import SampleViews, ViewMaker
 from pipeline.views.source import read_samples
-from pipeline.views.tars import ViewTarWriter
+from pipeline.views.source_tars import SourceTar
+from pipeline.views.view_tars import ViewTarWriter
 
 _SCALE = 2.0**-6  # with codes of about one deviation in 127
 
 
-def made_up_cache(path: Path, plain: CacheSchema, shards: Sequence[Shard], maker: ViewMaker) -> Cache:
-    """Make a finished cache of one view of the pictures of some tars: their crops, and random features of the shape of `plain`."""
+def made_up_cache(path: Path, plain: CacheSchema, shards: Sequence[SourceTar], maker: ViewMaker) -> Cache:
+    """Make a finished cache of one view of the images of some tars: their crops, and random features of the shape of `plain`."""
     folder, schema = _created(path, plain)
-    for shard, unit in zip(shards, extend_cache(folder, schema, [(one.name, one.size) for one in shards], 1, ()), strict=True):
+    for shard, unit in zip(
+        shards, extend_cache(folder, schema, [(one.name, one.size) for one in shards], 1, ()), strict=True
+    ):
         views = [made for made in map(maker, read_samples(shard)) if isinstance(made, SampleViews)]
         with folder.scratch() as scratch:
             writer = UnitWriter(folder, schema, unit, scratch)
             view_tar, index = _write_crops(writer.view_tar, views)
-            arrays = _made_up_rows(schema, len(views), unit.unit) | {"index": index, "view": np.stack([one.boxes[0] for one in views])}
+            arrays = _made_up_rows(schema, len(views), unit.unit) | {
+                "index": index,
+                "view": np.stack([one.boxes[0] for one in views]),
+            }
             for name, rows in arrays.items():
                 writer.append(name, rows)
             writer.publish(view_tar, ())
@@ -54,7 +59,12 @@ def linked_cache(path: Path, original: Cache, tars: int, views: int) -> Cache:
             (path / mine).parent.mkdir(parents=True, exist_ok=True)
             os.link(Path(original.address) / theirs, path / mine)
         files = {mine: commit.files[theirs] for mine, theirs in linked.items()}
-        owner = {"unit": unit.unit, "source": unit.source, "view": unit.view, "files": dict(sorted(files.items()))}
+        owner = {
+            "unit": unit.unit,
+            "source": unit.source,
+            "view": unit.view,
+            "files": dict(sorted(files.items())),
+        }
         create_commit(folder, unit, commit.model_copy(update=owner))
     return Cache(path)
 

@@ -19,7 +19,9 @@ def print_result(options: BenchOptions, result: Result) -> None:
     hardware = result.machine["hardware"]
     name = f"{hardware['gpu']}, {hardware['cpu']}" if "gpu" in hardware else hardware["cpu"]
     console.print(f"{name}, {hardware['cores']} cores; torch {result.machine['versions']['torch']}")
-    console.print(f"recipe {options.recipe}, teacher {result.configuration['teacher']}, batch {options.batch_size}, {options.crew}")
+    console.print(
+        f"recipe {options.recipe}, teacher {result.configuration['teacher']}, batch {options.batch_size}, {options.crew}"
+    )
     console.print(_table(result, console.is_terminal))
     for line in read_result(options, result):
         console.print(line)
@@ -27,12 +29,20 @@ def print_result(options: BenchOptions, result: Result) -> None:
 
 
 def _table(result: Result, terminal: bool) -> Table:
-    table = Table("what", "median", "quartiles", "unit", "rounds", box=box.HEAVY_HEAD if terminal else box.MARKDOWN)
+    table = Table(
+        "what", "median", "quartiles", "unit", "rounds", box=box.HEAVY_HEAD if terminal else box.MARKDOWN
+    )
     for column in table.columns[1:3]:
         column.justify = "right"
     for figure in result.figures.values():
         low, high = figure.quartiles
-        table.add_row(figure.title, _digits(figure.median), f"{_digits(low)} to {_digits(high)}", figure.unit, str(len(figure.values)))
+        table.add_row(
+            figure.title,
+            _digits(figure.median),
+            f"{_digits(low)} to {_digits(high)}",
+            figure.unit,
+            str(len(figure.values)),
+        )
     return table
 
 

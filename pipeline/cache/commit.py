@@ -10,6 +10,7 @@ from pipeline.cache.units import Unit, unit_name
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.storage.folder import Folder
+from pipeline.views.sample import SkippedImage
 
 COMMITS = "commits"
 
@@ -19,13 +20,6 @@ class FileRecord(Section):
 
     size: int
     sha256: str
-
-
-class SkippedPicture(Section):
-    """A sample that is in the source tar but not in the cache."""
-
-    key: str
-    reason: str
 
 
 class CommitHead(Section):
@@ -47,7 +41,7 @@ class CommitHead(Section):
 class Commit(CommitHead):
     """One finished unit. `blocks` has, per array, the CRC-32C of each block's decoded bytes, padded to whole blocks."""
 
-    skipped: tuple[SkippedPicture, ...]
+    skipped: tuple[SkippedImage, ...]
     files: dict[str, FileRecord]
     blocks: dict[str, tuple[int, ...]]
 
@@ -90,6 +84,11 @@ def _read(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) -> P
         commit = part.model_validate_json(data, extra="ignore")  # a newer minor version may add keys
     except (ValueError, ValidationError):
         raise CacheError(f"{place} is damaged: {cure}") from None
-    if (commit.schema_digest, commit.unit, commit.source, commit.view) != (schema_digest, unit.unit, unit.source, unit.view):
+    if (commit.schema_digest, commit.unit, commit.source, commit.view) != (
+        schema_digest,
+        unit.unit,
+        unit.source,
+        unit.view,
+    ):
         raise CacheError(f"{place} belongs to another cache or unit: {cure}")
     return commit

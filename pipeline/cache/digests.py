@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SEAL = re.compile(rb'[{,]"digest":"([0-9a-f]{64})",')  # a quote inside a JSON string is escaped: only a key looks like this
+_SEAL = re.compile(
+    rb'[{,]"digest":"([0-9a-f]{64})",'
+)  # a quote inside a JSON string is escaped: only a key looks like this
 
 
 def canonical_json(values: Mapping[str, Any]) -> bytes:
@@ -16,7 +18,9 @@ def canonical_json(values: Mapping[str, Any]) -> bytes:
 
 def digest_of(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the canonical JSON of `values` without their own `digest`."""
-    return hashlib.sha256(canonical_json({key: value for key, value in values.items() if key != "digest"})).hexdigest()
+    return hashlib.sha256(
+        canonical_json({key: value for key, value in values.items() if key != "digest"})
+    ).hexdigest()
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:

@@ -24,7 +24,9 @@ def whiten(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (hidden - mean[..., None]) / deviation[..., None], mean, deviation
 
 
-def encode_level(hidden: Tensor, channel_mean: Tensor, channel_std: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
+def encode_level(
+    hidden: Tensor, channel_mean: Tensor, channel_std: Tensor, encoding: Encoding
+) -> tuple[Tensor, Tensor]:
     """Encode hidden states (B, T, D) of one level to codes (B, T, W) and stats (B, T, 2 + G) float16; W is D / 2 for int4, else D.
 
     Hidden states that are not finite, or too large for the stats, give stats that are not finite.

@@ -3,9 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.cache.commit import COMMITS, SkippedPicture
+from pipeline.cache.commit import COMMITS
 from pipeline.cache.reader import Cache
 from pipeline.cache.store import GROUP
+from pipeline.views.sample import SkippedImage
 
 _SKIPPED_SHOWN = 5
 
@@ -18,12 +19,12 @@ class Inventory:
     source_bytes: int = 0  # of their tars, once for each view
     rows: Counter[int] = field(default_factory=Counter)  # by view
     skipped: int = 0
-    examples: list[SkippedPicture] = field(default_factory=list)
+    examples: list[SkippedImage] = field(default_factory=list)
     stored: Counter[str] = field(default_factory=Counter)
 
     @property
     def views(self) -> int:
-        """All views of all pictures."""
+        """All views of all images."""
         return self.rows.total()
 
 
@@ -34,7 +35,7 @@ def take_inventory(cache: Cache) -> Inventory:
         found.units += 1
         found.source_bytes += cache.units[commit.unit].source_bytes
         found.rows[commit.view] += commit.rows
-        if commit.view == first_view:  # the same pictures are skipped in every view
+        if commit.view == first_view:  # the same images are skipped in every view
             found.skipped += len(commit.skipped)
             found.examples += commit.skipped[: _SKIPPED_SHOWN - len(found.examples)]
         for key, record in commit.files.items():

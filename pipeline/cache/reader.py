@@ -15,9 +15,9 @@ from pipeline.cache.schema import array_specs
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.errors import CacheError, ConfigError
+from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
-from pipeline.storage.ordered import ordered_map
 
 REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
 _CALIBRATED_AGAIN = "the same extract-teacher command makes it again"
@@ -34,7 +34,9 @@ class Cache:
         """Open the cache at a path or URL; raises CacheError if it is none, damaged or of another version."""
         self.folder = open_folder(address)
         if not self.folder.exists(UNITS_FILE):
-            raise CacheError(f"{self.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made")
+            raise CacheError(
+                f"{self.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made"
+            )
         self.schema, self.digest = store.read_schema(self.folder)
         self.units: tuple[Unit, ...] = read_units(self.folder)
         self._specs = array_specs(self.schema)
@@ -59,7 +61,8 @@ class Cache:
         if not len(found) or (len(found) < wanted and not allow_partial):
             raise CacheError(
                 f"cache {self.address!r} is not finished: {len(found)} of {wanted} units are committed; "
-                "run the same extract-teacher command until it is" + (", or set data.allow_partial=true" if len(found) else "")
+                "run the same extract-teacher command until it is"
+                + (", or set data.allow_partial=true" if len(found) else "")
             )
         return found
 
@@ -79,7 +82,9 @@ class Cache:
         unit = int(pinned["unit"])
         commit = self._commits.pop(unit, None) or self._read_commit(read_commit, self.units[unit])
         if commit.digest.encode() != pinned["digest"]:
-            raise CacheError(f"{commit.name} of cache {self.address!r} was made anew with other content while in use: start another run")
+            raise CacheError(
+                f"{commit.name} of cache {self.address!r} was made anew with other content while in use: start another run"
+            )
         self._commits[unit] = commit
         if len(self._commits) > _COMMITS_HELD:
             self._commits.popitem(last=False)
@@ -90,13 +95,17 @@ class Cache:
         return np.array([(head.unit, head.view, head.rows, head.digest) for head in heads], UNIT_DTYPE)
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Folder, Unit, str], Part]) -> Iterator[Part]:
-        return ordered_map(partial(self._read_commit, read), committed(self.folder, units), self.folder.parallel_reads)
+        return ordered_map(
+            partial(self._read_commit, read), committed(self.folder, units), self.folder.parallel_reads
+        )
 
     def _read_commit(self, read: Callable[[Folder, Unit, str], Part], unit: Unit) -> Part:
         try:
             return read(self.folder, unit, self.digest)
         except FileNotFoundError:
-            raise CacheError(f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again") from None
+            raise CacheError(
+                f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again"
+            ) from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
         """Return the places of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
@@ -112,7 +121,9 @@ class Cache:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
         mean, std = (self._read_calibration(name) for name in ("channel_mean", "channel_std"))
         if calibration_digest(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}")
+            raise CacheError(
+                f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}"
+            )
         return mean, std
 
     def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
@@ -121,7 +132,11 @@ class Cache:
         rows = min(self.schema.block_rows, commit.rows - first)
         place = f"{commit.name}, rows {first} to {first + rows - 1}"
         wanted = list(names)
-        values = ordered_map(lambda name: self._read_rows(place, commit, name, block)[:rows], wanted, self.folder.parallel_reads)
+        values = ordered_map(
+            lambda name: self._read_rows(place, commit, name, block)[:rows],
+            wanted,
+            self.folder.parallel_reads,
+        )
         return dict(zip(wanted, values, strict=True))
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
@@ -166,4 +181,6 @@ class Cache:
 
 def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> str:
     """Return the SHA-256 of the bytes of the calibration, float32 little-endian, mean first."""
-    return hashlib.sha256(b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))).hexdigest()
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))
+    ).hexdigest()

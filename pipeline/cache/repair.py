@@ -18,9 +18,14 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     A unit is verified once more before it is dropped: a disk or server may have been away, or someone may have made the unit anew.
     """
     if cache.schema.version != SCHEMA_VERSION:
-        raise CacheError(f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version")
+        raise CacheError(
+            f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version"
+        )
     units = {finding.unit.unit: finding.unit for finding in findings if finding.unit}
-    lines = [_drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {unit.name}" for unit in units.values()]
+    lines = [
+        _drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {unit.name}"
+        for unit in units.values()
+    ]
     _write_metadata(cache, written := sorted({finding.metadata for finding in findings if finding.metadata}))
     return [*lines, *(f"written anew: {key}" for key in written)]
 

@@ -10,13 +10,12 @@ from pydantic import model_validator
 
 from pipeline.cache.digests import digest_of
 from pipeline.config import Section
-from pipeline.student.masking import RankStrategy, count_of_share
+from pipeline.views.masking import RankStrategy, count_of_share
 
 SCHEMA_VERSION = "1.0"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
-NO_LABEL: Final = 2**64 - 1  # in the column `label`
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
@@ -79,7 +78,7 @@ class ViewSchema(Section):
 
 
 class CalibrationSchema(Section):
-    """The channel statistics: of how many pictures, and the SHA-256 of the two arrays' bytes, mean first."""
+    """The channel statistics: of how many images, and the SHA-256 of the two arrays' bytes, mean first."""
 
     pictures: int
     sha256: str
@@ -103,10 +102,16 @@ class CacheSchema(Section):
     @model_validator(mode="after")
     def _ranked_if_and_only_if_some_are_left_out(self) -> "CacheSchema":
         if self.patches > _MOST_PATCHES:
-            raise ValueError(f"{self.patches} patches of a view are more than the {_MOST_PATCHES} that `tokens` can number")
+            raise ValueError(
+                f"{self.patches} patches of a view are more than the {_MOST_PATCHES} that `tokens` can number"
+            )
         if not 1 <= self.stored_patches <= self.patches:
-            raise ValueError(f"keep {self.keep} is not a share of {self.patches} patches that leaves at least one")
-        if (self.stored_patches < self.patches) != (self.keep < 1) or (self.keep_rank is None) != (self.keep == 1):
+            raise ValueError(
+                f"keep {self.keep} is not a share of {self.patches} patches that leaves at least one"
+            )
+        if (self.stored_patches < self.patches) != (self.keep < 1) or (self.keep_rank is None) != (
+            self.keep == 1
+        ):
             raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
         return self
 
@@ -143,7 +148,11 @@ class CacheSchema(Section):
     @property
     def groups(self) -> int:
         """G, the groups of channels with a scale each; none for float16."""
-        return 0 if self.code_format.largest_code is None else math.ceil(self.teacher.width / self.group_channels)
+        return (
+            0
+            if self.code_format.largest_code is None
+            else math.ceil(self.teacher.width / self.group_channels)
+        )
 
     @property
     def digest(self) -> str:
@@ -192,8 +201,12 @@ def _specs(schema: CacheSchema) -> Iterator[ArraySpec]:
 
 def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:
     """Return 'key: value here, value there' for every configured difference; the calibration follows from the rest."""
-    here, there = (_flat(schema.model_dump(mode="json", exclude={"calibration"})) for schema in (ours, theirs))
-    return [f"{key}: {here[key]!r} asked, {there[key]!r} in the cache" for key in here if here[key] != there[key]]
+    here, there = (
+        _flat(schema.model_dump(mode="json", exclude={"calibration"})) for schema in (ours, theirs)
+    )
+    return [
+        f"{key}: {here[key]!r} asked, {there[key]!r} in the cache" for key in here if here[key] != there[key]
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

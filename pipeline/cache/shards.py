@@ -4,6 +4,7 @@ zarr-python assembles a shard in memory, several times over, before it writes a 
 each block two times. What it checks is checked here too, and what it writes a test compares byte by byte.
 """
 
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,16 +13,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit
-from pipeline.cache.memory import SpareMemory
 from pipeline.cache.schema import ArraySpec, CacheSchema
-from pipeline.cache.store import CRC_BYTES, GROUP, Values, index_bytes, shard_bytes, shard_key, without_checksum
+from pipeline.cache.store import (
+    CRC_BYTES,
+    GROUP,
+    Values,
+    index_bytes,
+    shard_bytes,
+    shard_key,
+    without_checksum,
+)
 from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.storage.folder import Folder
 
 _ABSENT = 2**64 - 1  # offset and length of a block that does not exist
-_INDEXES_HELD = 12_288  # at most 4 kB each; the 10,256 that a student reads of ImageNet in one view take 6 MB in all
+_INDEXES_HELD = (
+    12_288  # at most 4 kB each; the 10,256 that a student reads of ImageNet in one view take 6 MB in all
+)
+
+_LEAST_BYTES = 1 << 20  # smaller ones the allocator itself uses again
+_SPARE_BYTES = 128 << 20
 
 ShardIndex = NDArray[np.uint64]  # (blocks, 2): offset and bytes of each block with its checksum
+
+
+class BufferPool:
+    """Lends memory, of any thread to any thread, and keeps at most 128 MiB of what has come back."""
+
+    def __init__(self) -> None:
+        self._spare: dict[int, list[NDArray[np.uint8]]] = {}
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Return `size` bytes, whatever is in them; they come back by themselves with the last array that looks at them."""
+        if size < _LEAST_BYTES:
+            return np.empty(size, np.uint8)
+        try:
+            memory = self._spare.setdefault(size, []).pop()
+        except IndexError:
+            memory = np.empty(size, np.uint8)
+        lent = np.frombuffer(
+            memory.data, np.uint8
+        )  # by way of a memoryview: views of `lent` then hold `lent`, not what is below it
+        weakref.finalize(lent, self._give_back, memory).atexit = False
+        return lent
+
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        if (
+            memory.nbytes + sum(size * len(spare) for size, spare in list(self._spare.items()))
+            <= _SPARE_BYTES
+        ):
+            self._spare[memory.nbytes].append(memory)
 
 
 class ShardReader:
@@ -29,7 +70,7 @@ class ShardReader:
 
     def __init__(self, folder: Folder, schema: CacheSchema) -> None:
         self._folder, self._schema = folder, schema
-        self._memory = SpareMemory()
+        self._memory = BufferPool()
         self._indexes: OrderedDict[tuple[str, str], ShardIndex] = OrderedDict()
 
     def read(self, spec: ArraySpec, commit: Commit, block: int) -> tuple[Values, int]:
@@ -68,7 +109,9 @@ class ShardReader:
         start = shard_bytes(spec, self._schema, commit.rows) - size
         data = self._folder.read(key, start, start + size + 1)  # a byte more, to notice a longer file
         if len(data) != size:
-            raise ValueError(f"the shard does not have the {start + size} bytes of its unit's {commit.rows} rows")
+            raise ValueError(
+                f"the shard does not have the {start + size} bytes of its unit's {commit.rows} rows"
+            )
         blocks = -(-commit.rows // self._schema.block_rows)
         return np.frombuffer(without_checksum(data), "<u8").reshape(-1, 2)[:blocks].copy()
 
@@ -82,7 +125,9 @@ class ShardWriter:
         self._file = DigestedFile(path)
         self._dtype = spec.dtype.newbyteorder("<")
         self._block_rows, self._blocks = schema.block_rows, schema.unit_rows // schema.block_rows
-        self._waiting = np.zeros((schema.block_rows, *spec.item_shape), self._dtype)  # rows of a block that is not full yet
+        self._waiting = np.zeros(
+            (schema.block_rows, *spec.item_shape), self._dtype
+        )  # rows of a block that is not full yet
 
     def append(self, rows: Values) -> None:
         """Append rows (n, ...)."""

@@ -23,10 +23,22 @@ from pipeline.storage.folder import Folder
 
 GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
-_DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}  # gone, another kind of thing, a bad sector
+_DAMAGED_FILE = {
+    None,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+}  # gone, another kind of thing, a bad sector
 _INDEX_BYTES_PER_CHUNK = 16
 CRC_BYTES = 4
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what zarr raises for a damaged zarr.json
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what zarr raises for a damaged zarr.json
 
 Values = NDArray[Any]
 
@@ -40,7 +52,11 @@ def create_group(path: Path, schema: CacheSchema, units: int) -> None:
 
 
 def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units: int) -> zarr.Array[Any]:
-    by_rows = ((units * schema.unit_rows,), (schema.block_rows,), (schema.unit_rows,)) if spec.by_rows else ((), (), ())
+    by_rows = (
+        ((units * schema.unit_rows,), (schema.block_rows,), (schema.unit_rows,))
+        if spec.by_rows
+        else ((), (), ())
+    )
     rows, block, shard = (lead + spec.item_shape for lead in by_rows)
     return group.create_array(
         spec.name,
@@ -80,7 +96,9 @@ def _rows_of(folder: Folder, key: str) -> int:
     try:
         return int(json.loads(folder.read(key))["shape"][0])
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        raise CacheError(f"{key} of cache {folder.address!r} cannot be read: inspect-cache verify --repair writes it anew") from None
+        raise CacheError(
+            f"{key} of cache {folder.address!r} cannot be read: inspect-cache verify --repair writes it anew"
+        ) from None
 
 
 def _with_rows(data: bytes, rows: int) -> bytes:
@@ -92,7 +110,10 @@ def _with_rows(data: bytes, rows: int) -> bytes:
 
 def check_array(folder: Folder, spec: ArraySpec, schema: CacheSchema, units: int) -> None:
     """Raise CacheError if an array's metadata is not what the schema says, with the rows of so many units or more."""
-    place, cure = f"array {spec.name!r} of {folder.address!r}", "inspect-cache verify --repair writes its zarr.json anew"
+    place, cure = (
+        f"array {spec.name!r} of {folder.address!r}",
+        "inspect-cache verify --repair writes its zarr.json anew",
+    )
     try:
         found = _as_zarr_reads_it(folder.read(f"{GROUP}/{spec.name}/zarr.json"))
         wrong = found["shape"][0] < units * schema.unit_rows if spec.by_rows else False
@@ -153,9 +174,16 @@ def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> d
 def metadata_files(folder: Folder, schema: CacheSchema, units: int) -> dict[str, bytes]:
     """Return every zarr.json of a cache with a number of units, by key, as zarr writes it."""
     values = _read_attributes(folder)[_ATTRIBUTE]  # not of `schema`: a newer version has more keys
-    group = {"attributes": {_ATTRIBUTE: values, "digest": digest_of(values)}, "zarr_format": 3, "node_type": "group"}
+    group = {
+        "attributes": {_ATTRIBUTE: values, "digest": digest_of(values)},
+        "zarr_format": 3,
+        "node_type": "group",
+    }
     files = {"zarr.json": group, "features/zarr.json": group | {"attributes": {}}}
-    files |= {f"{spec.name}/zarr.json": expected_metadata(spec, schema, units) for spec in array_specs(schema).values()}
+    files |= {
+        f"{spec.name}/zarr.json": expected_metadata(spec, schema, units)
+        for spec in array_specs(schema).values()
+    }
     return {f"{GROUP}/{key}": json.dumps(values, indent=2).encode() for key, values in files.items()}
 
 
@@ -169,9 +197,13 @@ def read_schema(folder: Folder) -> tuple[CacheSchema, str]:
     if digest != attributes.get("digest"):
         raise CacheError(f"{place} does not match its digest: restore {GROUP}/zarr.json from a copy")
     try:
-        return CacheSchema.model_validate_json(canonical_json(values), extra="ignore" if newer else "forbid"), digest
+        return CacheSchema.model_validate_json(
+            canonical_json(values), extra="ignore" if newer else "forbid"
+        ), digest
     except ValidationError as error:
-        raise CacheError(f"{place} is not valid ({error.error_count()} wrong keys): restore {GROUP}/zarr.json from a copy") from None
+        raise CacheError(
+            f"{place} is not valid ({error.error_count()} wrong keys): restore {GROUP}/zarr.json from a copy"
+        ) from None
 
 
 def _read_attributes(folder: Folder) -> Mapping[str, Any]:
@@ -181,13 +213,17 @@ def _read_attributes(folder: Folder) -> Mapping[str, Any]:
             return attributes
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    raise CacheError(f"{folder.address!r} has no readable {GROUP}/zarr.json: give a cache that extract-teacher made, or restore the file")
+    raise CacheError(
+        f"{folder.address!r} has no readable {GROUP}/zarr.json: give a cache that extract-teacher made, or restore the file"
+    )
 
 
 def _is_newer(place: str, version: str) -> bool:
     """Tell whether a version that can be read is newer than ours; raises CacheError for one that cannot."""
     ours, theirs = SCHEMA_VERSION.split("."), version.split(".")
-    if version != SCHEMA_VERSION and (ours[0] == "0" or theirs[0] != ours[0] or len(theirs) != 2 or not theirs[1].isdigit()):
+    if version != SCHEMA_VERSION and (
+        ours[0] == "0" or theirs[0] != ours[0] or len(theirs) != 2 or not theirs[1].isdigit()
+    ):
         raise CacheError(
             f"{place} has version {version}, this program reads {SCHEMA_VERSION}: "
             "use the version of this program that made the cache, or extract it again"

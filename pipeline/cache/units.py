@@ -59,7 +59,9 @@ def parse_units(folder: Folder, data: bytes) -> tuple[Unit, ...]:
         seal_of(data)
         return _Units.model_validate_json(data, extra="ignore").units
     except (ValueError, ValidationError):
-        raise CacheError(f"{UNITS_FILE} of cache {folder.address!r} is damaged: restore it from a copy") from None
+        raise CacheError(
+            f"{UNITS_FILE} of cache {folder.address!r} is damaged: restore it from a copy"
+        ) from None
 
 
 def units_json(units: Sequence[Unit]) -> bytes:
@@ -68,7 +70,11 @@ def units_json(units: Sequence[Unit]) -> bytes:
 
 
 def extended_units(
-    units: Sequence[Unit], sources: Sequence[Source], views: int, present: Iterable[Source] = (), made: Container[str] | None = None
+    units: Sequence[Unit],
+    sources: Sequence[Source],
+    views: int,
+    present: Iterable[Source] = (),
+    made: Container[str] | None = None,
 ) -> tuple[Unit, ...]:
     """Append the units of new tars and views to those that exist.
 
@@ -96,7 +102,9 @@ def _refuse_changed(units: Sequence[Unit], sizes: dict[str, int]) -> None:
     for unit in units:
         size = sizes.get(unit.source)
         if size is None:
-            raise ConfigError(f"tar {unit.source!r} is in the cache but not among the shards: name all its tars, with any new ones")
+            raise ConfigError(
+                f"tar {unit.source!r} is in the cache but not among the shards: name all its tars, with any new ones"
+            )
         if size != unit.source_bytes:
             raise ConfigError(
                 f"tar {unit.source!r} has {size} bytes, but had {unit.source_bytes} when the cache was made: use another --cache"

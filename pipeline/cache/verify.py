@@ -49,7 +49,9 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
     yield from _verify_commits(cache, commits)
     for spec in array_specs(cache.schema).values():
         if spec.by_rows:
-            expected = {unit: store.shard_bytes(spec, cache.schema, rows) for unit, (rows, _) in commits.items()}
+            expected = {
+                unit: store.shard_bytes(spec, cache.schema, rows) for unit, (rows, _) in commits.items()
+            }
             keys = {unit: f"{store.GROUP}/{store.shard_key(spec, unit)}" for unit in expected}
             yield from _verify_sizes(cache, f"{store.GROUP}/{spec.name}/c", keys, expected)
     tars = {unit: f"views/{cache.units[unit].stem}.tar" for unit in commits}
@@ -62,7 +64,12 @@ def count_unfinished(cache: Cache) -> int:
     stems = {f"{cache.units[unit].stem}.tar" for unit in finished}
     tars = sum(name not in stems for name in cache.folder.names("views"))
     arrays = [f"{store.GROUP}/{spec.name}/c" for spec in array_specs(cache.schema).values() if spec.by_rows]
-    others = (f"{array}/{name}" for array in arrays for name in cache.folder.names(array) if name.isdecimal() and int(name) not in finished)
+    others = (
+        f"{array}/{name}"
+        for array in arrays
+        for name in cache.folder.names(array)
+        if name.isdecimal() and int(name) not in finished
+    )
     return tars + sum(len(cache.folder.sizes(folder)) for folder in others)
 
 
@@ -80,7 +87,9 @@ def _verify_metadata(cache: Cache) -> Iterator[Finding]:
         if not _is_metadata(cache, key, content):
             yield Finding(f"{key} is not what the schema says", metadata=key)
     if not is_calibrated(cache):
-        yield Finding("the calibration does not match its digest: the same extract-teacher command makes it again; else restore it")
+        yield Finding(
+            "the calibration does not match its digest: the same extract-teacher command makes it again; else restore it"
+        )
 
 
 def is_calibrated(cache: Cache) -> bool:
@@ -98,7 +107,9 @@ def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
     """Tell whether a zarr.json has the expected content, at least as many rows, and zarr's own form."""
     try:
         data = cache.folder.read(key)
-        return data == expected or data == _extended(expected, json.loads(data)["shape"][0], cache.schema.unit_rows)
+        return data == expected or data == _extended(
+            expected, json.loads(data)["shape"][0], cache.schema.unit_rows
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
         return False
 
@@ -114,7 +125,9 @@ def _extended(metadata: bytes, rows: object, unit_rows: int) -> bytes:
 def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
     """Read every commit and note in `found` those that are sound."""
     for name in _unowned(cache):
-        yield Finding(f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, or extract with the tars and views of that time")
+        yield Finding(
+            f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, or extract with the tars and views of that time"
+        )
     for unit in committed(cache.folder, cache.units):
         try:
             commit = read_commit(cache.folder, unit, cache.digest)
@@ -127,7 +140,9 @@ def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
         if fits(cache, commit, tar):
             found[unit.unit] = (commit.rows, commit.files[tar].size)
         else:
-            yield Finding(f"{commit.name}: the commit names other files, sizes or blocks than the schema", unit=unit)
+            yield Finding(
+                f"{commit.name}: the commit names other files, sizes or blocks than the schema", unit=unit
+            )
 
 
 def _unowned(cache: Cache) -> list[str]:
@@ -141,17 +156,24 @@ def fits(cache: Cache, commit: Commit, tar: str) -> bool:
     """Tell whether a commit names the files, sizes and blocks that the schema asks for."""
     schema, rows = cache.schema, commit.rows
     specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
-    shards = {f"{store.GROUP}/{store.shard_key(spec, commit.unit)}": store.shard_bytes(spec, schema, rows) for spec in specs}
+    shards = {
+        f"{store.GROUP}/{store.shard_key(spec, commit.unit)}": store.shard_bytes(spec, schema, rows)
+        for spec in specs
+    }
     sizes = {key: record.size for key, record in commit.files.items() if key != tar}
     counts = {name: len(blocks) for name, blocks in commit.blocks.items()}
     blocks = dict.fromkeys((spec.name for spec in specs), -(-rows // schema.block_rows))
     if schema.version == SCHEMA_VERSION:
         return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
-    newer = shards.items() <= sizes.items() and blocks.items() <= counts.items()  # a newer minor version may add arrays
+    newer = (
+        shards.items() <= sizes.items() and blocks.items() <= counts.items()
+    )  # a newer minor version may add arrays
     return 1 <= rows <= schema.unit_rows and tar in commit.files and newer
 
 
-def _verify_sizes(cache: Cache, folder: str, keys: dict[int, str], expected: dict[int, int]) -> Iterator[Finding]:
+def _verify_sizes(
+    cache: Cache, folder: str, keys: dict[int, str], expected: dict[int, int]
+) -> Iterator[Finding]:
     sizes = cache.folder.sizes(folder)
     for unit, key in keys.items():
         if sizes.get(key) != expected[unit]:

@@ -15,7 +15,7 @@ from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
 from pipeline.storage.ranges import read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
-from pipeline.views.tars import parse_samples, tar_bytes
+from pipeline.views.view_tars import parse_samples, tar_bytes
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
@@ -26,7 +26,11 @@ def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
         return []
     except CacheError as error:
         return [Finding(str(error).rpartition(": ")[0], unit=unit)]
-    problems = [*_verify_files(cache, commit), *_verify_blocks(cache, commit), *_verify_samples(cache, commit)]
+    problems = [
+        *_verify_files(cache, commit),
+        *_verify_blocks(cache, commit),
+        *_verify_samples(cache, commit),
+    ]
     return [Finding(f"{commit.name}, {problem}", unit=unit) for problem in problems]
 
 
@@ -60,7 +64,9 @@ def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
 def _verify_blocks(cache: Cache, commit: Commit) -> Iterator[str]:
     size = cache.schema.block_rows
     for name in [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]:
-        wrong = [block for block in range(-(-commit.rows // size)) if not _is_sound(cache, commit, block, name)]
+        wrong = [
+            block for block in range(-(-commit.rows // size)) if not _is_sound(cache, commit, block, name)
+        ]
         if wrong:
             yield f"array {name!r}, {as_ranges(wrong, size, commit.rows)}: not what was committed"
 
@@ -102,7 +108,11 @@ def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) ->
     first, end = int(index[0, 1]), int(index[0, 1]) if end is None else end
     for row, (offset, length) in enumerate(index[:, 1:3].tolist()):
         sample = data[offset - first : offset - first + length]
-        if offset != end or google_crc32c.value(sample) != index[row, 3] or _key_of(sample, extension) != index[row, 0]:
+        if (
+            offset != end
+            or google_crc32c.value(sample) != index[row, 3]
+            or _key_of(sample, extension) != index[row, 0]
+        ):
             yield row
         end = offset + length
 

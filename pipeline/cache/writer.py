@@ -8,20 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import store
-from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, committed, create_commit
+from pipeline.cache.commit import Commit, FileRecord, commit_key, committed, create_commit
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.shards import ShardWriter
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
 from pipeline.storage.files import WrittenFile, flush_to_disk
 from pipeline.storage.folder import Folder
+from pipeline.views.sample import SkippedImage
 
 
-def is_uncreated(folder: Folder) -> bool:
+def is_empty(folder: Folder) -> bool:
     """Tell whether a cache can be created here: nothing is there but what a maker that died left behind."""
     return folder.names() <= {store.GROUP, "logs"}
 
 
-def create_cache(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+def create_cache(
+    folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> None:
     """Create a cache without units; what another process has made already stays as it is. The cache exists when units.json does."""
     with folder.scratch() as scratch:
         draft = scratch / store.GROUP
@@ -31,7 +34,9 @@ def create_cache(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32],
         folder.create(UNITS_FILE, units_json(()))
 
 
-def restore_calibration(folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+def restore_calibration(
+    folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> None:
     """Put the calibration (M, D) back in place of a damaged one."""
     with folder.scratch() as scratch:
         store.create_group(scratch / store.GROUP, schema, units=0)
@@ -41,7 +46,9 @@ def restore_calibration(folder: Folder, schema: CacheSchema, mean: NDArray[np.fl
             folder.take(scratch / store.GROUP / key, f"{store.GROUP}/{key}")
 
 
-def extend_cache(folder: Folder, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]) -> tuple[Unit, ...]:
+def extend_cache(
+    folder: Folder, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]
+) -> tuple[Unit, ...]:
     """Append units for new tars and views, and return all; raises ConfigError as `extended_units` does."""
 
     def extended(data: bytes) -> bytes:
@@ -77,17 +84,22 @@ class UnitWriter:
     def append(self, name: str, rows: store.Values) -> None:
         """Append rows to an array. Different arrays may be written by different threads."""
         if name not in self._shards:
-            self._shards[name] = ShardWriter(self._scratch / name.replace("/", "."), array_specs(self._schema)[name], self._schema)
+            self._shards[name] = ShardWriter(
+                self._scratch / name.replace("/", "."), array_specs(self._schema)[name], self._schema
+            )
         self._shards[name].append(rows)
 
-    def publish(self, view_tar: WrittenFile, skipped: Sequence[SkippedPicture]) -> bool:
+    def publish(self, view_tar: WrittenFile, skipped: Sequence[SkippedImage]) -> bool:
         """Finish the shards, move them and the view tar into place and commit; False if another process was first.
 
         Every array with rows must have as many.
         """
         specs = array_specs(self._schema)
         shards = {name: shard.close() for name, shard in self._shards.items()}
-        moves = {f"{store.GROUP}/{store.shard_key(specs[name], self._unit.unit)}": file for name, file in shards.items()}
+        moves = {
+            f"{store.GROUP}/{store.shard_key(specs[name], self._unit.unit)}": file
+            for name, file in shards.items()
+        }
         moves[f"views/{self._unit.stem}.tar"] = view_tar
         (rows,) = {shard.rows for shard in self._shards.values()}
         commit = Commit(
@@ -96,7 +108,9 @@ class UnitWriter:
             view=self._unit.view,
             rows=rows,
             skipped=tuple(skipped),
-            files={key: FileRecord(size=file.size, sha256=file.sha256) for key, file in sorted(moves.items())},
+            files={
+                key: FileRecord(size=file.size, sha256=file.sha256) for key, file in sorted(moves.items())
+            },
             blocks={name: tuple(shard.block_crcs) for name, shard in self._shards.items()},
             schema_digest=self._schema.digest,
         )

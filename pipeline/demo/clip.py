@@ -1,4 +1,4 @@
-"""The demo's CLIP: an open_clip image and text tower, trained on captioned pictures (Radford et al. 2021, arXiv 2103.00020)."""
+"""The demo's CLIP: an open_clip image and text tower, trained on captioned images (Radford et al. 2021, arXiv 2103.00020)."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.demo.pictures import SIDE, picture, prompts
+from pipeline.demo.images import SIDE, image, prompts
 from pipeline.errors import ConfigError
 
 TEACHER_DIR = Path(__file__).parent / "teacher"
@@ -30,7 +30,7 @@ MODEL_CONFIG = {
     "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 PREPROCESS_CONFIG = {"size": IMAGE_SIZE, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-TEST_SEED = 2  # the series of pictures for zero-shot accuracy; the demo's own are 10 and 11
+TEST_SEED = 2  # the series of images for zero-shot accuracy; the demo's own are 10 and 11
 _MAX_LOGIT_SCALE = math.log(100)
 
 
@@ -38,27 +38,31 @@ _MAX_LOGIT_SCALE = math.log(100)
 class ClipRecipe:
     """How the demo's CLIP is trained."""
 
-    pictures: int = 80_000
+    images: int = 80_000
     steps: int = 5_000
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.05
-    min_crop: float = 0.65  # least side of a training crop, of the picture's
-    patch_dropout: float = 0.5  # share of the patches that a training picture loses (Li et al. 2023, FLIP)
+    min_crop: float = 0.65  # least side of a training crop, of the image's
+    patch_dropout: float = 0.5  # share of the patches that a training image loses (Li et al. 2023, FLIP)
     full_from: float = 0.75  # share of the steps after which all patches are seen
     seed: int = 1
-    test_pictures: int = 1_000
+    test_images: int = 1_000
 
 
 def train_clip(recipe: ClipRecipe, out: Path, log: Callable[[str], None]) -> float:
-    """Train the CLIP, write it to `out` in open_clip's local-dir form and return its zero-shot accuracy on unseen pictures."""
+    """Train the CLIP, write it to `out` in open_clip's local-dir form and return its zero-shot accuracy on unseen images."""
     torch.manual_seed(recipe.seed)
     vision = {**MODEL_CONFIG["vision_cfg"], "patch_dropout": recipe.patch_dropout}  # type: ignore[dict-item]
     model = CLIP(**{**MODEL_CONFIG, "vision_cfg": vision})
-    pixels, tokens, _ = _pictures(recipe.seed, recipe.pictures)
-    optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_warmup_cosine, warmup=recipe.warmup, steps=recipe.steps))
+    pixels, tokens, _ = _images(recipe.seed, recipe.images)
+    optimizer = torch.optim.AdamW(
+        _groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, partial(_warmup_cosine, warmup=recipe.warmup, steps=recipe.steps)
+    )
     for step, chosen in enumerate(_batches(recipe)):
         if step == int(recipe.full_from * recipe.steps):
             model.visual.patch_dropout = torch.nn.Identity()
@@ -73,10 +77,10 @@ def train_clip(recipe: ClipRecipe, out: Path, log: Callable[[str], None]) -> flo
         if step % 100 == 99:
             log(f"step {step + 1} of {recipe.steps}: loss {loss.item():.3f}")
         if step % 500 == 499:
-            log(f"zero-shot accuracy on unseen pictures: {zero_shot_accuracy(model, recipe.test_pictures):.1%}")
+            log(f"zero-shot accuracy on unseen images: {zero_shot_accuracy(model, recipe.test_images):.1%}")
             _save(model, out)
     _save(model, out)
-    return zero_shot_accuracy(model, recipe.test_pictures)
+    return zero_shot_accuracy(model, recipe.test_images)
 
 
 def load_clip(folder: Path) -> CLIP:
@@ -84,28 +88,34 @@ def load_clip(folder: Path) -> CLIP:
     try:
         return open_clip.create_model(f"local-dir:{folder}")
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"folder {str(folder)!r} holds no CLIP that open_clip can load ({error}): train one first") from None
+        raise ConfigError(
+            f"folder {str(folder)!r} holds no CLIP that open_clip can load ({error}): train one first"
+        ) from None
 
 
 @torch.inference_mode()
 def zero_shot_accuracy(model: CLIP, count: int = 1_000) -> float:
-    """Share of unseen pictures whose nearest class text is their own."""
+    """Share of unseen images whose nearest class text is their own."""
     model.eval()
-    pixels, _, labels = _pictures(TEST_SEED, count)
+    pixels, _, labels = _images(TEST_SEED, count)
     tokenize = open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
     texts = torch.stack([model.encode_text(tokenize(lines), normalize=True).mean(0) for lines in prompts()])
-    images = _normalize(F.interpolate(pixels.permute(0, 3, 1, 2) / 255, IMAGE_SIZE, mode="bicubic", antialias=True))
-    scores = torch.cat([model.encode_image(part, normalize=True) @ texts.T for part in torch.split(images, 250)])
+    images = _normalize(
+        F.interpolate(pixels.permute(0, 3, 1, 2) / 255, IMAGE_SIZE, mode="bicubic", antialias=True)
+    )
+    scores = torch.cat(
+        [model.encode_image(part, normalize=True) @ texts.T for part in torch.split(images, 250)]
+    )
     model.train()
     return (scores.argmax(1) == labels).float().mean().item()
 
 
-def _pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw pictures (count, SIDE, SIDE, 3) uint8, their captions' tokens (count, CONTEXT_LENGTH) and labels (count,)."""
+def _images(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw images (count, SIDE, SIDE, 3) uint8, their captions' tokens (count, CONTEXT_LENGTH) and labels (count,)."""
     pixels = torch.empty((count, SIDE, SIDE, 3), dtype=torch.uint8)
     captions, labels = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for index, one in enumerate(pool.map(partial(picture, seed), range(count), chunksize=256)):
+        for index, one in enumerate(pool.map(partial(image, seed), range(count), chunksize=256)):
             pixels[index] = torch.from_numpy(one.pixels)
             captions.append(one.caption)
             labels.append(one.label)
@@ -115,7 +125,7 @@ def _pictures(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def _batches(recipe: ClipRecipe) -> Iterator[NDArray[np.int64]]:
     rng = np.random.default_rng(recipe.seed)
     for _ in range(recipe.steps):
-        yield rng.integers(recipe.pictures, size=recipe.batch_size)
+        yield rng.integers(recipe.images, size=recipe.batch_size)
 
 
 def _normalize(images: Tensor) -> Tensor:
@@ -124,7 +134,7 @@ def _normalize(images: Tensor) -> Tensor:
 
 
 def _augment(pixels: Tensor, min_crop: float) -> Tensor:
-    """Crop, stretch and flip each picture at random: (B, SIDE, SIDE, 3) uint8 to (B, 3, IMAGE_SIZE, IMAGE_SIZE)."""
+    """Crop, stretch and flip each image at random: (B, SIDE, SIDE, 3) uint8 to (B, 3, IMAGE_SIZE, IMAGE_SIZE)."""
     count = len(pixels)
     size = torch.empty(count, 2).uniform_(min_crop, 1)
     offset = (torch.rand(count, 2) * 2 - 1) * (1 - size)
@@ -132,11 +142,13 @@ def _augment(pixels: Tensor, min_crop: float) -> Tensor:
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size[:, 0] * flip, size[:, 1], offset
     grid = F.affine_grid(theta, [count, 3, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
-    return _normalize(F.grid_sample(pixels.permute(0, 3, 1, 2) / 255, grid, padding_mode="border", align_corners=False))
+    return _normalize(
+        F.grid_sample(pixels.permute(0, 3, 1, 2) / 255, grid, padding_mode="border", align_corners=False)
+    )
 
 
 def _contrastive_loss(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """Symmetric cross-entropy over the batch's pictures and captions."""
+    """Symmetric cross-entropy over the batch's images and captions."""
     with torch.autocast("cpu", torch.bfloat16):
         image_features, text_features = model.encode_image(images), model.encode_text(tokens)
     image_features, text_features = (F.normalize(x.float(), dim=-1) for x in (image_features, text_features))
@@ -161,6 +173,9 @@ def _warmup_cosine(step: int, warmup: int, steps: int) -> float:
 
 def _save(model: CLIP, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, out / "open_clip_model.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in model.state_dict().items()},
+        out / "open_clip_model.safetensors",
+    )
     config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")

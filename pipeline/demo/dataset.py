@@ -1,30 +1,30 @@
-"""The demo's input: captioned pictures as JPEGs in webdataset tars, as a data set on disk would be."""
+"""The demo's input: captioned images as JPEGs in webdataset tars, as a data set on disk would be."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pipeline.demo.pictures import picture
+from pipeline.demo.images import image
 from pipeline.views.codec import encode_view
-from pipeline.views.tars import ViewTarWriter, tar_sample
+from pipeline.views.view_tars import ViewTarWriter, tar_sample
 
 TRAIN_SEED, TEST_SEED = 10, 11
-_PICTURES_PER_TAR = 500
+_IMAGES_PER_TAR = 500
 
 
-def write_pictures(folder: Path, seed: int, count: int) -> None:
-    """Write pictures 0 to `count` - 1 of a series as FOLDER/000000.tar and on, each with its class (.cls) and caption (.txt)."""
+def write_images(folder: Path, seed: int, count: int) -> None:
+    """Write images 0 to `count` - 1 of a series as FOLDER/000000.tar and on, each with its class (.cls) and caption (.txt)."""
     folder.mkdir(parents=True)
-    starts = range(0, count, _PICTURES_PER_TAR)
+    starts = range(0, count, _IMAGES_PER_TAR)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(partial(_write_tar, folder, seed, count), starts))
 
 
 def _write_tar(folder: Path, seed: int, count: int, start: int) -> None:
-    tar = ViewTarWriter(folder / f"{start // _PICTURES_PER_TAR:06d}.tar")
-    for index in range(start, min(start + _PICTURES_PER_TAR, count)):
-        drawn = picture(seed, index)
+    tar = ViewTarWriter(folder / f"{start // _IMAGES_PER_TAR:06d}.tar")
+    for index in range(start, min(start + _IMAGES_PER_TAR, count)):
+        drawn = image(seed, index)
         members = {"cls": str(drawn.label).encode(), "txt": drawn.caption.encode()}
         tar.append(tar_sample(f"{seed:02d}_{index:06d}", encode_view(drawn.pixels, "jpeg"), members, "jpeg"))
     tar.close()

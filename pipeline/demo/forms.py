@@ -1,4 +1,4 @@
-"""The forms that are the classes of the demo's pictures, as strokes and patches in the unit square [-1, 1] x [-1, 1], y downwards.
+"""The forms that are the classes of the demo's images, as strokes and patches in the unit square [-1, 1] x [-1, 1], y downwards.
 
 No form changes its class under a horizontal flip or a small rotation, since training views do both.
 """
@@ -30,7 +30,9 @@ class Stroke:
 Shape = list[Patch | Stroke]
 
 
-def _arc(radius: float, start: float, end: float, centre: Point = (0.0, 0.0), steps: int = 32) -> tuple[Point, ...]:
+def _arc(
+    radius: float, start: float, end: float, centre: Point = (0.0, 0.0), steps: int = 32
+) -> tuple[Point, ...]:
     """Points on a circle between two angles in turns."""
     angles = [2 * math.pi * (start + (end - start) * i / steps) for i in range(steps + 1)]
     return tuple((centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angles)
@@ -62,7 +64,13 @@ def _triangle() -> Shape:
 
 def _star() -> Shape:
     radii = [1.0 if i % 2 == 0 else 0.4 for i in range(10)]
-    return [Patch(tuple((r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate(radii)))]
+    return [
+        Patch(
+            tuple(
+                (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate(radii)
+            )
+        )
+    ]
 
 
 def _plus() -> Shape:
@@ -75,7 +83,13 @@ def _crescent() -> Shape:
 
 def _heart() -> Shape:
     angles = [2 * math.pi * i / 40 for i in range(40)]
-    outline = [(16 * math.sin(a) ** 3, -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a)) for a in angles]
+    outline = [
+        (
+            16 * math.sin(a) ** 3,
+            -13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a),
+        )
+        for a in angles
+    ]
     return [Patch(tuple((x / 17, (y - 2) / 17) for x, y in outline))]
 
 
@@ -85,7 +99,10 @@ def _arrow() -> Shape:
 
 def _spiral() -> Shape:
     turns = [i / 60 for i in range(61)]
-    path = tuple(((0.05 + 0.85 * t) * math.cos(4.4 * math.pi * t), (0.05 + 0.85 * t) * math.sin(4.4 * math.pi * t)) for t in turns)
+    path = tuple(
+        ((0.05 + 0.85 * t) * math.cos(4.4 * math.pi * t), (0.05 + 0.85 * t) * math.sin(4.4 * math.pi * t))
+        for t in turns
+    )
     return [Stroke(path, 0.2)]
 
 

@@ -1,1 +1,1 @@
-"""What features are worth: k-nearest neighbours over a bank of labelled pictures."""
+"""What features are worth: k-nearest neighbours over a bank of labelled images."""

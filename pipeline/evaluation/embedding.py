@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.extraction.decoder import in_groups
 from pipeline.student.encoder import build_encoder
+from pipeline.student.export import STUDENT_FILE
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
-from pipeline.training.export import STUDENT_FILE
 from pipeline.training.job import seed_initial_weights
+from pipeline.views.decoder import in_groups
 
 Pooled = tuple[Tensor, Tensor | None]  # mean patch token (B, F), CLS (B, F) if there is one
 Embedder = Callable[[Tensor], Pooled]  # of views (B, S, S, 3) uint8
@@ -26,7 +26,7 @@ Embedder = Callable[[Tensor], Pooled]  # of views (B, S, S, 3) uint8
 
 @dataclass(frozen=True)
 class LabelledView:
-    """One view: pixels (S, S, 3) uint8, class index (-1 for none), and the key of its picture."""
+    """One view: pixels (S, S, 3) uint8, class index (-1 for none), and the key of its image."""
 
     pixels: NDArray[np.uint8]
     label: int
@@ -35,15 +35,17 @@ class LabelledView:
 
 @dataclass(frozen=True)
 class EmbeddedViews:
-    """Features of n views: mean patch tokens (n, F), CLS (n, F) if there is one, labels (n,), and numbers that tell pictures apart (n,)."""
+    """Features of n views: mean patch tokens (n, F), CLS (n, F) if there is one, labels (n,), and numbers that tell images apart (n,)."""
 
     mean: Tensor
     cls: Tensor | None
     labels: Tensor
-    pictures: Tensor
+    images: Tensor
 
 
-def student_embedder(config: RunConfig, run: Path | None, image_size: int, patch_size: int, device: torch.device) -> Embedder:
+def student_embedder(
+    config: RunConfig, run: Path | None, image_size: int, patch_size: int, device: torch.device
+) -> Embedder:
     """Return the embedder of a run's student, or with no run of the untrained one; raises CheckpointError for weights that do not fit."""
     seed_initial_weights(config)
     encoder = build_encoder(config.student, image_size, patch_size)
@@ -58,7 +60,9 @@ def student_embedder(config: RunConfig, run: Path | None, image_size: int, patch
     encoder.eval().to(device)
 
     def embed(pixels: Tensor) -> Pooled:
-        tokens = encoder.vit.fc_norm(encoder.encode_images(pixels))  # timm's final norm where an average pool puts it there
+        tokens = encoder.vit.fc_norm(
+            encoder.encode_images(pixels)
+        )  # timm's final norm where an average pool puts it there
         return tokens[:, encoder.prefix_tokens :].mean(1), tokens[:, 0] if encoder.has_cls else None
 
     return embed
@@ -76,23 +80,25 @@ def teacher_embedder(spec: str, image_size: int, patch_size: int, device: torch.
 
 
 @torch.inference_mode()
-def embed_views(views: Iterable[LabelledView], embedder: Embedder, device: torch.device, batch_size: int) -> EmbeddedViews:
+def embed_views(
+    views: Iterable[LabelledView], embedder: Embedder, device: torch.device, batch_size: int
+) -> EmbeddedViews:
     """Embed views in batches."""
     means: list[Tensor] = []
     classes: list[Tensor] = []
     labels: list[int] = []
     numbers: dict[str, int] = {}
-    pictures: list[int] = []
+    images: list[int] = []
     for batch in in_groups(views, batch_size):
         mean, cls = embedder(torch.from_numpy(np.stack([view.pixels for view in batch])).to(device))
         means.append(mean.float().cpu())
         classes += [cls.float().cpu()] if cls is not None else []
         labels += [view.label for view in batch]
-        pictures += [numbers.setdefault(view.key, len(numbers)) for view in batch]
+        images += [numbers.setdefault(view.key, len(numbers)) for view in batch]
     empty = torch.empty(0, 1)
     return EmbeddedViews(
         torch.cat(means or [empty]),
         torch.cat(classes) if classes else None,
         torch.tensor(labels, dtype=torch.int64),
-        torch.tensor(pictures),
+        torch.tensor(images),
     )

@@ -23,7 +23,7 @@ def knn_accuracy(
     """Share of `queries` (m, F) whose k most similar entries of `bank` (n, F) vote for their label, in [0, 1].
 
     Labels (n,) and (m,) are integers from 0. A neighbour's vote is exp(cosine / temperature). Groups (n,) and (m,) are integers that
-    name the picture behind a row: entries of the query's own group have no vote. A `k` beyond the bank is cut to it. All on one device.
+    name the image behind a row: entries of the query's own group have no vote. A `k` beyond the bank is cut to it. All on one device.
     Raises ConfigError for a wrong option and CacheError for features that cannot be scored: none, unlabelled, not finite, no neighbour.
     """
     _check_options(k, temperature, bank_groups, query_groups)
@@ -56,28 +56,40 @@ def _without_own_group(scores: Tensor, query_groups: Tensor, bank_groups: Tensor
     alone = own.all(1)
     if alone.any():
         group = int(query_groups[alone][0])
-        raise CacheError(f"the bank holds nothing but group {group}, which is a query's own: give a bank with other pictures")
+        raise CacheError(
+            f"the bank holds nothing but group {group}, which is a query's own: give a bank with other images"
+        )
     return scores.masked_fill(own, -torch.inf)
 
 
-def _check_options(k: int, temperature: float, bank_groups: Tensor | None, query_groups: Tensor | None) -> None:
+def _check_options(
+    k: int, temperature: float, bank_groups: Tensor | None, query_groups: Tensor | None
+) -> None:
     if k < 1:
         raise ConfigError(f"k is {k}: give a number of neighbours from 1")
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}: give a number above 0, such as 0.07")
     if (bank_groups is None) != (query_groups is None):
         given = "query_groups" if bank_groups is None else "bank_groups"
-        raise ConfigError(f"{given} alone is given: give the groups of both the bank and the queries, or of neither")
+        raise ConfigError(
+            f"{given} alone is given: give the groups of both the bank and the queries, or of neither"
+        )
 
 
 def _check_rows(name: str, features: Tensor, labels: Tensor, groups: Tensor | None) -> None:
     if len(features) == 0:
-        raise CacheError(f"no pictures in the {name}: give at least one")
+        raise CacheError(f"no images in the {name}: give at least one")
     for what, values in (("labels", labels), ("groups", groups)):
         if values is not None and values.shape != features.shape[:1]:
-            raise ConfigError(f"{what} of the {name} have shape {tuple(values.shape)}: give one for each of the {len(features)} rows")
+            raise ConfigError(
+                f"{what} of the {name} have shape {tuple(values.shape)}: give one for each of the {len(features)} rows"
+            )
     missing = int((labels < 0).sum())
     if missing:
-        raise CacheError(f"{missing} of {len(labels)} pictures of the {name} have no label: k-NN needs a .cls member for each picture")
+        raise CacheError(
+            f"{missing} of {len(labels)} images of the {name} have no label: k-NN needs a .cls member for each image"
+        )
     if not features.isfinite().all():
-        raise CacheError(f"features of the {name} are not finite: the model that made them has diverged or its weights are damaged")
+        raise CacheError(
+            f"features of the {name} are not finite: the model that made them has diverged or its weights are damaged"
+        )

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.cache.commit import SkippedPicture
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import NO_LABEL
 from pipeline.evaluation.embedding import LabelledView
-from pipeline.extraction.decoder import Decoder
-from pipeline.extraction.decoding import ViewMaker
-from pipeline.stream.join import decode_crop, read_joined
 from pipeline.views.crop import CropPolicy
-from pipeline.views.shards import Shard
+from pipeline.views.decoder import Decoder
+from pipeline.views.maker import ViewMaker
+from pipeline.views.sample import NO_LABEL, SkippedImage
 from pipeline.views.source import read_samples
+from pipeline.views.source_tars import SourceTar
 
 
 def cached_views(cache: Cache) -> Iterator[LabelledView]:
@@ -24,11 +23,11 @@ def cached_views(cache: Cache) -> Iterator[LabelledView]:
                 yield LabelledView(decode_crop(cache, crop, key), label, f"{commit.source}/{key}")
 
 
-def centre_views(shards: Sequence[Shard], image_size: int, decoder: Decoder) -> Iterator[LabelledView]:
-    """Yield the resized centre view of every picture that can be decoded."""
+def centre_views(shards: Sequence[SourceTar], image_size: int, decoder: Decoder) -> Iterator[LabelledView]:
+    """Yield the resized centre view of every image that can be decoded."""
     maker = ViewMaker(CropPolicy(image_size, (1.0, 1.0), 0.0, 0), (0,), "raw")
     for shard in shards:
         for sample in decoder.views(read_samples(shard), maker):
-            if not isinstance(sample, SkippedPicture):
+            if not isinstance(sample, SkippedImage):
                 label = -1 if sample.label == NO_LABEL else sample.label
                 yield LabelledView(sample.pixels[0], label, f"{shard.name}/{sample.key}")

@@ -1,4 +1,4 @@
-"""The channel statistics of a cache: of the first pictures of its first tars, so that every process finds the same."""
+"""The channel statistics of a cache: of the first images of its first tars, so that every process finds the same."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,26 +8,27 @@ from numpy.typing import NDArray
 
 from pipeline.cache.encoding import Calibrator, whiten
 from pipeline.errors import SourceError
-from pipeline.extraction.decoder import Decoder, in_groups
-from pipeline.extraction.decoding import SampleViews, ViewMaker
 from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.shards import Shard
-from pipeline.views.source import SourceSample, read_samples
+from pipeline.views.decoder import Decoder, in_groups
+from pipeline.views.maker import SampleViews, ViewMaker
+from pipeline.views.sample import SourceSample
+from pipeline.views.source import read_samples
+from pipeline.views.source_tars import SourceTar
 
-CALIBRATION_PICTURES = 256
+CALIBRATION_IMAGES = 256
 _BATCH = 32
 
 
 def calibrate(
-    shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, teacher: Teacher, device: torch.device
+    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, teacher: Teacher, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Return channel mean and deviation (M, D) and the number of pictures they are of.
+    """Return channel mean and deviation (M, D) and the number of images they are of.
 
-    Raises SourceError if there is no picture, CacheError that names block and picture if the teacher's features are not finite.
+    Raises SourceError if there is no image, CacheError that names block and image if the teacher's features are not finite.
     """
     calibrator, count = Calibrator(), 0
-    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_PICTURES), _BATCH):
+    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_IMAGES), _BATCH):
         pixels = np.stack([sample.pixels[0] for sample in samples])
         hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
         moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
@@ -38,8 +39,10 @@ def calibrate(
     return mean.numpy(), std.numpy(), count
 
 
-def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, limit: int) -> Iterator[SampleViews]:
-    """Yield the views of the first `limit` pictures that can be decoded; raises SourceError if there is none."""
+def first_samples(
+    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, limit: int
+) -> Iterator[SampleViews]:
+    """Yield the views of the first `limit` images that can be decoded; raises SourceError if there is none."""
     count = 0
     for shard in shards:
         for sample in decoder.views(whole_samples(shard), maker):
@@ -50,11 +53,11 @@ def first_samples(shards: Sequence[Shard], maker: ViewMaker, decoder: Decoder, l
                 return
     if not count:
         raise SourceError(
-            f"none of the {len(shards)} tars holds a picture that can be decoded, the first is {shards[0].address!r}: check SHARDS"
+            f"none of the {len(shards)} tars holds an image that can be decoded, the first is {shards[0].address!r}: check SHARDS"
         )
 
 
-def whole_samples(shard: Shard) -> Iterator[SourceSample]:
+def whole_samples(shard: SourceTar) -> Iterator[SourceSample]:
     """Yield the samples up to where a tar breaks, whoever decodes them: its own extraction will report that."""
     try:
         yield from read_samples(shard)

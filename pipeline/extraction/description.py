@@ -9,10 +9,10 @@ from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherSchema,
 from pipeline.errors import ConfigError
 from pipeline.extraction.encode import precision_of
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.student.masking import RankStrategy, count_of_share
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.codec import DECODER
 from pipeline.views.crop import RESIZE
+from pipeline.views.masking import RankStrategy, count_of_share
 
 _UNCALIBRATED = CalibrationSchema(pictures=0, sha256="")
 

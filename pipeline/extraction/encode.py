@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.schema import CacheSchema, feature_array
-from pipeline.device import DeviceMoment, SideStream, compiled, to_host
 from pipeline.errors import CacheError
-from pipeline.student.masking import rank_of_view
+from pipeline.runtime.device import DeviceEvent, SideStream, compiled, to_host
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
+from pipeline.views.masking import rank_of_view
 
 _LARGEST_HALF = 65504
 
@@ -33,18 +33,21 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 @contextmanager
 def in_precision_of(device: torch.device) -> Iterator[None]:
     """Run a teacher in the device's precision, without gradients."""
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) == "bfloat16"):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) == "bfloat16"),
+    ):
         yield
 
 
 def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str]) -> None:
-    """Raise CacheError that names the teacher's block and the picture of the first of (B, T, M, ...) float16 that is not finite."""
+    """Raise CacheError that names the teacher's block and the image of the first of (B, T, M, ...) float16 that is not finite."""
     bad = ~moments.isfinite().transpose(1, 2).flatten(2).all(-1)
     if bad.any():
         sample, level = bad.nonzero()[0].tolist()
         raise CacheError(
             f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or whose mean or deviation exceeds "
-            f"{_LARGEST_HALF:g}: check the teacher's weights, run it in float32 on --device cpu, or leave the picture out"
+            f"{_LARGEST_HALF:g}: check the teacher's weights, run it in float32 on --device cpu, or leave the image out"
         )
 
 
@@ -53,7 +56,7 @@ def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> 
     if len(bad):
         raise CacheError(
             f"the attention of the teacher's last block to the patches of {keys[bad[0]]!r} is not finite: "
-            "check the teacher's weights, run it in float32 on --device cpu, or leave the picture out"
+            "check the teacher's weights, run it in float32 on --device cpu, or leave the image out"
         )
 
 
@@ -67,7 +70,7 @@ class EncodingBatch:
     stats: Tensor  # (n, T, M, 2 + G)
     importance: Tensor | None  # (n, N) float32, on the host once `done` has come
     finite: Tensor  # () bool, likewise: whether all stats are
-    done: DeviceMoment
+    done: DeviceEvent
 
 
 class FeatureEncoder:
@@ -93,25 +96,31 @@ class FeatureEncoder:
         self._features = compiled(self.features) if device.type == "cuda" else self.features
 
     def launch(self, pixels: Tensor, keys: Sequence[str], view: int) -> EncodingBatch:
-        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the pictures', `view` is the number of all.
+        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the images', `view` is the number of all.
 
         What lies behind them fills up the batch.
         """
-        begun = DeviceMoment(self.device)
+        begun = DeviceEvent(self.device)
         count = len(keys)
         with in_precision_of(self.device):
             codes, stats, importance = self._features(pixels)
             on_host = None if importance is None else to_host(importance[:count].float())
             finite = to_host(stats[:count].isfinite().all())
-        done = DeviceMoment(self.device, since=begun)
-        return EncodingBatch(keys, view, [part[:count] for part in codes], stats[:count], on_host, finite, done)
+        done = DeviceEvent(self.device, since=begun)
+        return EncodingBatch(
+            keys, view, [part[:count] for part in codes], stats[:count], on_host, finite, done
+        )
 
     def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Return codes, M of (b, T, W), stats (b, T, M, 2 + G) float16 and importance (b, N) of views (b, S, S, 3) uint8, all tokens."""
         features = self._teacher.features(pixels)
         levels = zip(features.hidden, self._mean, self._std, strict=True)
         encoded = [encode_level(*level, self._schema.encoding) for level in levels]
-        return [codes for codes, _ in encoded], torch.stack([stats for _, stats in encoded], dim=2), features.importance
+        return (
+            [codes for codes, _ in encoded],
+            torch.stack([stats for _, stats in encoded], dim=2),
+            features.importance,
+        )
 
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError for features that are not finite."""
@@ -121,28 +130,46 @@ class FeatureEncoder:
             refuse_features(batch.stats, self._schema.levels, batch.keys)
         if importance is not None:
             _refuse_importance(importance, batch.keys)
-        ranked = self._rank(importance, batch.keys, batch.view)  # on the host, while the device is at the next batch
+        ranked = self._rank(
+            importance, batch.keys, batch.view
+        )  # on the host, while the device is at the next batch
         with self._copies.running():
-            copied = {name: to_host(values) for name, values in self._stored(batch.codes, batch.stats, ranked).items()}
+            copied = {
+                name: to_host(values)
+                for name, values in self._stored(batch.codes, batch.stats, ranked).items()
+            }
         self._copies.wait()
         rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copied.items()}
-        return rows | {name: values for name, values in (("attention", importance), ("tokens", ranked)) if values is not None}
+        return rows | {
+            name: values
+            for name, values in (("attention", importance), ("tokens", ranked))
+            if values is not None
+        }
 
-    def _rank(self, importance: NDArray[np.float32] | None, keys: Sequence[str], view: int) -> NDArray[np.uint16] | None:
+    def _rank(
+        self, importance: NDArray[np.float32] | None, keys: Sequence[str], view: int
+    ) -> NDArray[np.uint16] | None:
         """Return the patches (n, K) to store, in rank order; None for all."""
         schema = self._schema
         if schema.keep_rank is None:
             return None
         rates = [None] * len(keys) if importance is None else importance
         rankings = [
-            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, key, view) for rate, key in zip(rates, keys, strict=True)
+            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, key, view)
+            for rate, key in zip(rates, keys, strict=True)
         ]
         return np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)
 
-    def _stored(self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.uint16] | None) -> dict[str, Tensor]:
+    def _stored(
+        self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.uint16] | None
+    ) -> dict[str, Tensor]:
         """Return the feature and stats rows of the tokens that are stored: encoded with all others, so that keep changes no value."""
         if ranked is not None:
-            places = np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0))) if self._schema.teacher.has_cls else ranked.astype(np.int64)
+            places = (
+                np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0)))
+                if self._schema.teacher.has_cls
+                else ranked.astype(np.int64)
+            )
             tokens = torch.from_numpy(places).to(self.device)
             samples = torch.arange(len(tokens), device=self.device)[:, None]
             codes, stats = [part[samples, tokens] for part in codes], stats[samples, tokens]

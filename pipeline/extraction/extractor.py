@@ -8,14 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cache.commit import SkippedPicture, committed
+from pipeline.cache.commit import committed
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_committed
 from pipeline.errors import CacheError, SourceError
-from pipeline.extraction.decoder import DecodedJob, Decoder, Group, in_groups
-from pipeline.extraction.decoding import ViewMaker
-from pipeline.extraction.decoding_worker import SAMPLES_PER_JOB
 from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
 from pipeline.extraction.pixel_input import PixelInput
 from pipeline.extraction.timing import Timing
@@ -23,10 +20,14 @@ from pipeline.extraction.unit_builder import UnitBuilder
 from pipeline.extraction.writer_threads import WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
-from pipeline.storage.tars import tar_size
+from pipeline.storage.tar_streams import tar_size
 from pipeline.views.crop import CropPolicy
-from pipeline.views.shards import Shard
-from pipeline.views.source import SourceSample, read_samples
+from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
+from pipeline.views.decoding_worker import SAMPLES_PER_JOB
+from pipeline.views.maker import ViewMaker
+from pipeline.views.sample import SkippedImage, SourceSample
+from pipeline.views.source import read_samples
+from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
@@ -38,9 +39,9 @@ class Tally:
     """What one process has done."""
 
     units: int = 0
-    pictures: int = 0
+    images: int = 0
     views: int = 0
-    skipped: list[SkippedPicture] = field(default_factory=list)
+    skipped: list[SkippedImage] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
     failed: dict[str, str] = field(default_factory=dict)  # tar to reason
 
@@ -49,11 +50,11 @@ class Tally:
 class _Tar:
     """A tar whose units are being made, and what is held until they are: the claim on it, open files."""
 
-    shard: Shard
+    shard: SourceTar
     builders: list[UnitBuilder]
     held: ExitStack
-    skipped: list[SkippedPicture] = field(default_factory=list)
-    pictures: int = 0
+    skipped: list[SkippedImage] = field(default_factory=list)
+    images: int = 0
     fault: str = ""  # why it is left out
 
 
@@ -61,9 +62,15 @@ class Extractor:
     """Makes units of a cache with one teacher."""
 
     def __init__(
-        self, folder: Folder, schema: CacheSchema, policy: CropPolicy, encoder: FeatureEncoder, decoder: Decoder, max_bad: float
+        self,
+        folder: Folder,
+        schema: CacheSchema,
+        policy: CropPolicy,
+        encoder: FeatureEncoder,
+        decoder: Decoder,
+        max_bad: float,
     ) -> None:
-        """Take what makes views and features; `max_bad` is the share of a tar's pictures that may be bad."""
+        """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
         self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
         self._encoder, self._decoder = encoder, decoder
         self._inputs: list[PixelInput] = []
@@ -72,9 +79,13 @@ class Extractor:
         self.timing = Timing()
         self.tally = Tally()
 
-    def run(self, shards: Sequence[Shard], units: Sequence[Unit], progress: ProgressDisplay) -> None:
+    def run(self, shards: Sequence[SourceTar], units: Sequence[Unit], progress: ProgressDisplay) -> None:
         """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
-        with self._folder.scratch() as scratch, WriterThreads() as threads, ThreadPoolExecutor(1, "publish") as publisher:
+        with (
+            self._folder.scratch() as scratch,
+            WriterThreads() as threads,
+            ThreadPoolExecutor(1, "publish") as publisher,
+        ):
             try:
                 publishing, counted = deque[Future[None]](), 0.0
                 for tar in self._encoded(self._groups(shards, units, scratch, threads)):
@@ -93,9 +104,13 @@ class Extractor:
                 self.timing.seconds["write"] += threads.seconds
         progress.update(count_committed(self._folder, units), self._rate())
 
-    def _groups(self, shards: Sequence[Shard], units: Sequence[Unit], scratch: Path, threads: WriterThreads) -> Iterator[Group[_Tar]]:
+    def _groups(
+        self, shards: Sequence[SourceTar], units: Sequence[Unit], scratch: Path, threads: WriterThreads
+    ) -> Iterator[Group[_Tar]]:
         """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
-        finished = {unit.unit for unit in committed(self._folder, units)}  # to claim a tar and look again takes several round trips
+        finished = {
+            unit.unit for unit in committed(self._folder, units)
+        }  # to claim a tar and look again takes several round trips
         missing: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.unit not in finished:
@@ -106,7 +121,9 @@ class Extractor:
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 
-    def _begin(self, shard: Shard, units: Sequence[Unit], scratch: Path, threads: WriterThreads) -> tuple[_Tar, ViewMaker] | None:
+    def _begin(
+        self, shard: SourceTar, units: Sequence[Unit], scratch: Path, threads: WriterThreads
+    ) -> tuple[_Tar, ViewMaker] | None:
         """Claim a tar and begin its missing units; None if another process is at it or has made them."""
         with ExitStack() as held:
             if not held.enter_context(self._folder.claimed(shard.name)):
@@ -146,8 +163,8 @@ class Extractor:
     def _feed(self, job: DecodedJob[_Tar]) -> None:
         """Copy a job's pixels to the device and launch what is full; a job without samples ends its tar."""
         tar = job.of
-        tar.skipped += [one for one in job.results if isinstance(one, SkippedPicture)]
-        tar.pictures += len(job.good)
+        tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
+        tar.images += len(job.good)
         for builder in tar.builders:
             pixels = self._input(builder.place)
             if not tar.fault:
@@ -159,14 +176,18 @@ class Extractor:
 
     def _launch(self, tar: _Tar, builder: UnitBuilder, job: DecodedJob[_Tar], pixels: PixelInput) -> None:
         try:
-            launched = builder.add(job, self._encoder, pixels) if job.results else builder.end(self._encoder, pixels)
+            launched = (
+                builder.add(job, self._encoder, pixels) if job.results else builder.end(self._encoder, pixels)
+            )
             self._under_way.extend((tar, builder, batch) for batch in launched)
         except SourceError as error:
             tar.fault = str(error)
 
     def _collect(self, keep: int) -> Iterator[_Tar]:
         """Take rows off the device until `keep` batches are under way; yields the tars that this ends."""
-        while self._under_way and (not self._under_way[0][1] or sum(1 for entry in self._under_way if entry[1]) > keep):
+        while self._under_way and (
+            not self._under_way[0][1] or sum(1 for entry in self._under_way if entry[1]) > keep
+        ):
             tar, builder, batch = self._under_way.popleft()
             if not builder or not batch:
                 yield tar
@@ -181,7 +202,9 @@ class Extractor:
 
     def _input(self, place: int) -> PixelInput:
         while len(self._inputs) <= place:
-            self._inputs.append(PixelInput(self._encoder.batch_size, self._schema.view.image_size, self._encoder.device))
+            self._inputs.append(
+                PixelInput(self._encoder.batch_size, self._schema.view.image_size, self._encoder.device)
+            )
         return self._inputs[place]
 
     def _publish(self, tar: _Tar) -> None:
@@ -193,19 +216,19 @@ class Extractor:
                 return
             for builder in tar.builders:
                 self.tally.units += builder.publish(tar.skipped)
-        self.tally.pictures += tar.pictures
-        self.tally.views += tar.pictures * len(tar.builders)
+        self.tally.images += tar.images
+        self.tally.views += tar.images * len(tar.builders)
         self.tally.skipped.extend(tar.skipped)
 
     def _fault_of(self, tar: _Tar) -> str:
         """Return what is wrong with a tar that has been read to its end."""
-        name, bad, total = tar.shard.name, len(tar.skipped), tar.pictures + len(tar.skipped)
-        if not tar.pictures:
-            return f"tar {name!r} holds no picture that can be decoded: leave it out or make it again"
+        name, bad, total = tar.shard.name, len(tar.skipped), tar.images + len(tar.skipped)
+        if not tar.images:
+            return f"tar {name!r} holds no image that can be decoded: leave it out or make it again"
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
             first = tar.skipped[0]
             return (
-                f"tar {name!r} has {bad} bad pictures of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
+                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
                 f"the first: {first.key!r} {first.reason}; make the tar again or raise --max-bad"
             )
         if tar_size(tar.shard.address) != tar.shard.size:
@@ -213,7 +236,11 @@ class Extractor:
         return ""
 
     def _rate(self) -> str:
-        rate = f"{self.tally.pictures / self.timing.wall:.3g} pictures/s" if self.tally.pictures else "first tars under way"
+        rate = (
+            f"{self.tally.images / self.timing.wall:.3g} images/s"
+            if self.tally.images
+            else "first tars under way"
+        )
         return f"{rate}, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
 
 

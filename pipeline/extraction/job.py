@@ -14,10 +14,9 @@ from pipeline.cache.reader import Cache, calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import is_calibrated
-from pipeline.cache.writer import create_cache, extend_cache, is_uncreated, restore_calibration
+from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_calibration
 from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
-from pipeline.extraction.decoder import Decoder
 from pipeline.extraction.description import build_schema, refuse_other_configuration
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.extractor import Extractor, count_committed
@@ -28,19 +27,24 @@ from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.shards import Shard
+from pipeline.views.decoder import Decoder
+from pipeline.views.source_tars import SourceTar
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:
     """Load the teacher onto the device."""
-    teacher = load_teacher(options.teacher, image_size=options.image_size, patch_size=options.patch_size, levels=options.levels)
+    teacher = load_teacher(
+        options.teacher, image_size=options.image_size, patch_size=options.patch_size, levels=options.levels
+    )
     return teacher.to(options.device)
 
 
-def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> tuple[Cache, tuple[Unit, ...]]:
+def prepare_cache(
+    options: ExtractionOptions, teacher: Teacher, decoder: Decoder
+) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
     folder = open_folder(options.cache)
-    exists = not is_uncreated(folder)
+    exists = not is_empty(folder)
     if exists:
         refuse_other_configuration(options, teacher)
     refuse_full_disk(options, build_schema(options, teacher), decoder)
@@ -56,15 +60,15 @@ def prepare_cache(options: ExtractionOptions, teacher: Teacher, decoder: Decoder
 
 def _create(folder: Folder, options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
     schema = build_schema(options, teacher)  # first: it refuses what need not be calibrated
-    mean, std, pictures = _calibration(options, teacher, decoder, schema)
-    calibration = CalibrationSchema(pictures=pictures, sha256=calibration_digest(mean, std))
+    mean, std, images = _calibration(options, teacher, decoder, schema)
+    calibration = CalibrationSchema(pictures=images, sha256=calibration_digest(mean, std))
     create_cache(folder, schema.model_copy(update={"calibration": calibration}), mean, std)
 
 
 def _calibration(
     options: ExtractionOptions, teacher: Teacher, decoder: Decoder, schema: CacheSchema
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Return channel mean and deviation (M, D) and of how many pictures they are; 0 and 1 for an encoding that needs none."""
+    """Return channel mean and deviation (M, D) and of how many images they are; 0 and 1 for an encoding that needs none."""
     if schema.code_format.largest_code is None:
         shape = (len(teacher.levels), teacher.width)
         return np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
@@ -78,7 +82,7 @@ def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Dec
         mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
         if calibration_digest(mean, std) != cache.schema.calibration.sha256:
             raise CacheError(
-                f"the calibration of cache {options.cache!r} is damaged, and the first pictures of these tars give another: "
+                f"the calibration of cache {options.cache!r} is damaged, and the first images of these tars give another: "
                 "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction"
             )
         restore_calibration(cache.folder, cache.schema, mean, std)
@@ -94,12 +98,16 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         if options.device.type == "cuda":
             decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder)
-        encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
+        encoder = FeatureEncoder(
+            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size
+        )
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         covered = {name for name, _ in options.sources}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
         decoded = decoder.busy_seconds  # for the calibration
-        with ProgressDisplay("extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)) as progress:
+        with ProgressDisplay(
+            "extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)
+        ) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:
         decoder.close()
@@ -109,14 +117,29 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
 
 def _record(folder: Folder, options: ExtractionOptions) -> None:
     """Note in logs/ what may differ from process to process: it decides no content, but who looks into a difference will ask for it."""
-    noted = {"batch_size": options.batch_size, "workers": options.workers, "device": str(options.device), "rank": options.rank}
-    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")}
-    values = {"host": platform.node(), "shards": [shard.address for shard in options.shards], **noted, "versions": versions}
+    noted = {
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "device": str(options.device),
+        "rank": options.rank,
+    }
+    versions = {
+        name: version(name)
+        for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
+    }
+    values = {
+        "host": platform.node(),
+        "shards": [shard.address for shard in options.shards],
+        **noted,
+        "versions": versions,
+    }
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}.json"
     folder.create(f"logs/{name}", (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _rotated(options: ExtractionOptions) -> Sequence[Shard]:
+def _rotated(options: ExtractionOptions) -> Sequence[SourceTar]:
     shards = options.shards[: options.limit]
-    start = len(shards) * options.rank // options.processes % len(shards)  # a Slurm array may count from any number
+    start = (
+        len(shards) * options.rank // options.processes % len(shards)
+    )  # a Slurm array may count from any number
     return [*shards[start:], *shards[:start]]

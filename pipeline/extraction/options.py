@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.cache.schema import Encoding
-from pipeline.extraction.decoding import ViewMaker
-from pipeline.student.masking import RankStrategy
 from pipeline.views.codec import ViewFormat
 from pipeline.views.crop import CropPolicy
-from pipeline.views.shards import Shard
+from pipeline.views.maker import ViewMaker
+from pipeline.views.masking import RankStrategy
+from pipeline.views.source_tars import SourceTar
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
     """The options of extract-teacher."""
 
-    shards: Sequence[Shard]
+    shards: Sequence[SourceTar]
     cache: str
     teacher: str
     levels: str

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.device import DeviceMoment
+from pipeline.runtime.device import DeviceEvent
 from pipeline.views.codec import Pixels
 
 _STEPS = 4  # a short batch is filled up to one of so many sizes
@@ -18,7 +18,10 @@ class PixelInput:
         self.filled = 0
         self._batch_size, self._device, self._turn = batch_size, device, 0
         shape = (batch_size, image_size, image_size, 3)
-        self._buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2 if device.type == "cuda" else 1)]
+        self._buffers = [
+            torch.zeros(shape, dtype=torch.uint8, device=device)
+            for _ in range(2 if device.type == "cuda" else 1)
+        ]
         self._used: list[Any] = [None, None]  # by batch: when the device was done with it
         self._copies: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if self._copies is not None:  # the zeros come first
@@ -29,16 +32,19 @@ class PixelInput:
         """How many views still fit into the batch."""
         return self._batch_size - self.filled
 
-    def add(self, pixels: Pixels) -> DeviceMoment | None:
+    def add(self, pixels: Pixels) -> DeviceEvent | None:
         """Copy views (n, S, S, 3) behind those that are there; returns when `pixels` may be overwritten, None for now."""
-        place, source = self._buffers[self._turn][self.filled : self.filled + len(pixels)], torch.from_numpy(pixels)
+        place, source = (
+            self._buffers[self._turn][self.filled : self.filled + len(pixels)],
+            torch.from_numpy(pixels),
+        )
         self.filled += len(pixels)
         if self._copies is None:
             place.copy_(source)
             return None
         with torch.cuda.stream(self._copies):
             place.copy_(source, non_blocking=True)
-            return DeviceMoment(self._device)
+            return DeviceEvent(self._device)
 
     def batch(self) -> Tensor:
         """Return the batch (b, S, S, 3), a short one filled up to one of few sizes: which, depends on its own number of views alone."""

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.cache.schema import CacheSchema, array_specs
-from pipeline.cache.writer import is_uncreated
+from pipeline.cache.writer import is_empty
 from pipeline.extraction.calibration import first_samples
-from pipeline.extraction.decoder import JOBS_AHEAD, Decoder
-from pipeline.extraction.decoding import SampleViews
-from pipeline.extraction.decoding_worker import JobRoom
 from pipeline.extraction.description import build_schema, refuse_other_configuration
 from pipeline.extraction.encode import run_teacher
-from pipeline.extraction.forecast import SAMPLED_PICTURES, SizeForecast, forecast_sizes
+from pipeline.extraction.forecast import SAMPLED_IMAGES, SizeForecast, forecast_sizes
 from pipeline.extraction.job import build_teacher
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import open_folder
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.shards import Shard
+from pipeline.views.decoder import JOBS_AHEAD, Decoder
+from pipeline.views.decoding_worker import JobRoom
+from pipeline.views.maker import SampleViews
+from pipeline.views.source_tars import SourceTar
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
-_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few pictures: each has a block of every array
+_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few images: each has a block of every array
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,30 @@ class ExtractionPlan:
     views: int
     peak_memory: float
     teacher_rate: float  # views a second of one device
-    decode_rate: float  # pictures with all their views a second of one worker
+    decode_rate: float  # images with all their views a second of one worker
     workers: int
     processes: int
 
     @property
-    def picture_rate(self) -> float:
-        """Pictures a second of all processes together: the slower of teacher and decoding."""
+    def image_rate(self) -> float:
+        """Images a second of all processes together: the slower of teacher and decoding."""
         return self.processes * min(self.teacher_rate / self.views, self.decode_rate * max(1, self.workers))
 
     @property
     def hours(self) -> float:
         """Hours for all."""
-        return self.sizes.pictures / self.picture_rate / 3600
+        return self.sizes.images / self.image_rate / 3600
 
     @property
     def paid_after_epochs(self) -> float:
         """Student epochs after which extracting was cheaper than running the teacher in each."""
-        return self.teacher_rate * self.processes / self.picture_rate
+        return self.teacher_rate * self.processes / self.image_rate
 
 
 def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
     """Sample a few tars and time decoding and teacher; writes nothing. Counts are exact up to four tars, else scaled by bytes."""
     teacher = build_teacher(options)
-    if not is_uncreated(open_folder(options.cache)):
+    if not is_empty(open_folder(options.cache)):
         refuse_other_configuration(options, teacher)
     schema = build_schema(options, teacher)
     shards = options.shards[: options.limit]
@@ -75,11 +75,11 @@ def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
     )
 
 
-def _sample_views(options: ExtractionOptions, shards: Sequence[Shard]) -> tuple[list[SampleViews], float]:
-    """Return the first pictures with all their views, and the seconds that one process took to make them."""
+def _sample_views(options: ExtractionOptions, shards: Sequence[SourceTar]) -> tuple[list[SampleViews], float]:
+    """Return the first images with all their views, and the seconds that one process took to make them."""
     decoder = Decoder(0, options.image_size)
     maker = replace(options.maker, views=tuple(range(options.views)))
-    return list(first_samples(shards, maker, decoder, SAMPLED_PICTURES)), decoder.busy_seconds
+    return list(first_samples(shards, maker, decoder, SAMPLED_IMAGES)), decoder.busy_seconds
 
 
 def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
@@ -90,7 +90,10 @@ def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int)
     view_bytes = sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
-    return views * (rows * view_bytes + pixels) + workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
+    return (
+        views * (rows * view_bytes + pixels)
+        + workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
+    )
 
 
 def _teacher_rate(options: ExtractionOptions, teacher: Teacher) -> float:

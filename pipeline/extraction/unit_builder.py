@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.commit import SkippedPicture
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import UnitWriter
 from pipeline.errors import SourceError
-from pipeline.extraction.decoder import DecodedJob, Of
 from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
 from pipeline.extraction.pixel_input import PixelInput
 from pipeline.extraction.writer_threads import WriterThreads
 from pipeline.seeding import key_hash
 from pipeline.storage.folder import Folder
-from pipeline.views.tars import ViewTarWriter
+from pipeline.views.decoder import DecodedJob, Of
+from pipeline.views.sample import SkippedImage
+from pipeline.views.view_tars import ViewTarWriter
 
 _BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 
@@ -28,7 +28,15 @@ _BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 class UnitBuilder:
     """Builds one unit in a scratch folder and publishes it."""
 
-    def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, place: int, scratch: Path, threads: WriterThreads) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        schema: CacheSchema,
+        unit: Unit,
+        place: int,
+        scratch: Path,
+        threads: WriterThreads,
+    ) -> None:
         """Begin a unit; `place` is its view's place among those that a sample comes with."""
         self.place = place
         self._schema, self._unit, self._threads = schema, unit, threads
@@ -40,7 +48,9 @@ class UnitBuilder:
         self._boxes: list[NDArray[np.int32]] = []
         self._launched = 0
 
-    def add(self, job: DecodedJob[Of], encoder: FeatureEncoder, pixels: PixelInput) -> Iterator[EncodingBatch]:
+    def add(
+        self, job: DecodedJob[Of], encoder: FeatureEncoder, pixels: PixelInput
+    ) -> Iterator[EncodingBatch]:
         """Take the samples of a job; yields the batches that these fill up, launched."""
         for sample in job.good:
             self._tar.append(sample.tar_samples[self.place])
@@ -48,7 +58,9 @@ class UnitBuilder:
             self._labels.append(sample.label)
             self._boxes.append(sample.boxes[self.place])
         if len(self._keys) > self._schema.unit_rows:
-            raise SourceError(f"tar {self._unit.source!r} has more than {self._schema.unit_rows} pictures: split it into smaller tars")
+            raise SourceError(
+                f"tar {self._unit.source!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
+            )
         rest = job.pixels[self.place]
         while len(rest):
             count = min(len(rest), pixels.room)
@@ -65,16 +77,21 @@ class UnitBuilder:
 
     def take(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
         """Let the rows of a batch be written."""
-        self._writing.append([self._submit(number, name, values) for number, (name, values) in enumerate(rows.items())])
+        self._writing.append(
+            [self._submit(number, name, values) for number, (name, values) in enumerate(rows.items())]
+        )
         while len(self._writing) > _BATCHES_TO_WRITE:
             self._wait()
 
-    def publish(self, skipped: Sequence[SkippedPicture]) -> bool:
+    def publish(self, skipped: Sequence[SkippedImage]) -> bool:
         """Finish and commit the unit; False if another process was first."""
         while self._writing:
             self._wait()
         view_tar = self._tar.close()
-        rows = [(key_hash(key), *where, label) for key, where, label in zip(self._keys, self._tar.ranges, self._labels, strict=True)]
+        rows = [
+            (key_hash(key), *where, label)
+            for key, where, label in zip(self._keys, self._tar.ranges, self._labels, strict=True)
+        ]
         self._files.append("index", np.array(rows, np.uint64))
         self._files.append("view", np.stack(self._boxes))
         return self._files.publish(view_tar, skipped)

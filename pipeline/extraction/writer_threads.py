@@ -28,7 +28,9 @@ class WriterThreads:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for thread in self._threads:
             thread.shutdown(cancel_futures=error is not None)
 

@@ -1,1 +1,1 @@
-"""What a run leaves to look at: a self-contained page of charts and pictures."""
+"""What a run leaves to look at: a self-contained page of charts and images."""

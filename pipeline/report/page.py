@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.report import plots
-from pipeline.report.pictures import MaskedPicture, strip
+from pipeline.report.images import MaskedImage, strip
 from pipeline.report.theme import STYLE_SHEET
 
-__all__ = ["MaskedPicture", "RunReport", "Score", "render_page", "with_scores"]
+__all__ = ["MaskedImage", "RunReport", "Score", "render_page", "with_scores"]
 
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
 _MAX_ROWS = 12  # of the table of metrics
@@ -29,7 +29,7 @@ class Score:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is told of a run: its nested configuration, facts by name, metrics, alignment (M, L) of `levels` (M,), pictures, scores."""
+    """What is told of a run: its nested configuration, facts by name, metrics, alignment (M, L) of `levels` (M,), images, scores."""
 
     title: str
     config: Mapping[str, Any]
@@ -38,14 +38,14 @@ class RunReport:
     alignment: NDArray[np.floating[Any]]
     levels: Sequence[int]
     mode: str
-    pictures: Sequence[MaskedPicture]
+    images: Sequence[MaskedImage]
     scores: Sequence[Score] = ()
 
 
 def render_page(report: RunReport) -> str:
     """Return the page as HTML; the same report gives the same text."""
     title = html.escape(report.title)
-    makers = (_numbers, _scores, _charts, _alignment, _pictures, _facts, _config, _log)
+    makers = (_numbers, _scores, _charts, _alignment, _images, _facts, _config, _log)
     body = "\n".join(part for part in (maker(report) for maker in makers) if part)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -72,15 +72,26 @@ def _numbers(report: RunReport) -> str:
     _, rates = plots.column(report.metrics, "images_per_second")
     _, waits = plots.column(report.metrics, "wait_share")
     numbers = [
-        ("final loss", f"{losses[-1]:.4f}" if len(losses) else "none", f"from {losses[0]:.4f}" if len(losses) > 1 else ""),
-        ("steps", f"{steps[-1]:,.0f}" if len(steps) else "none", f"{epochs[-1]:.4g} epochs" if len(epochs) else ""),
+        (
+            "final loss",
+            f"{losses[-1]:.4f}" if len(losses) else "none",
+            f"from {losses[0]:.4f}" if len(losses) > 1 else "",
+        ),
+        (
+            "steps",
+            f"{steps[-1]:,.0f}" if len(steps) else "none",
+            f"{epochs[-1]:.4g} epochs" if len(epochs) else "",
+        ),
         ("images per second", _rounded(float(np.median(rates))) if len(rates) else "none", "median"),
         ("waiting for data", f"{waits.mean():.1%}" if len(waits) else "none", "of the time, on average"),
     ]
     _, memory = plots.column(report.metrics, "bytes_per_image")
     if len(memory):  # of a GPU
         numbers.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
-    cells = (f'<div class="card"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>' for name, value, note in numbers)
+    cells = (
+        f'<div class="card"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>'
+        for name, value, note in numbers
+    )
     return f'<dl class="numbers">{"".join(cells)}</dl>'
 
 
@@ -110,7 +121,9 @@ def _score_table(scores: Sequence[Score]) -> str:
 
 
 def _score_rows(score: Score) -> str:
-    named = [("mean patch token", score.mean, "bar")] + ([("CLS", score.cls, "bar cls")] if score.cls is not None else [])
+    named = [("mean patch token", score.mean, "bar")] + (
+        [("CLS", score.cls, "bar cls")] if score.cls is not None else []
+    )
     subjects = [html.escape(score.subject), *[""] * (len(named) - 1)]
     return "".join(
         f'<tr><th scope="row">{subject}</th><td>{name}</td>'
@@ -142,16 +155,18 @@ def _alignment(report: RunReport) -> str:
     return f'<h2>Alignment</h2><p>{told}</p><div class="card wide" tabindex="0">{chart}</div>'
 
 
-def _pictures(report: RunReport) -> str:
-    if not report.pictures:
+def _images(report: RunReport) -> str:
+    if not report.images:
         return ""
-    told = "The whole picture" + (", the teacher's importance of its patches (light is high)" if _have_importance(report) else "")
-    strips = "".join(strip(picture) for picture in report.pictures)
-    return f'<h2>Pictures</h2><p>{told}, and what the student sees of it.</p><div class="card strips">{strips}</div>'
+    told = "The whole image" + (
+        ", the teacher's importance of its patches (light is high)" if _have_importance(report) else ""
+    )
+    strips = "".join(strip(image) for image in report.images)
+    return f'<h2>Images</h2><p>{told}, and what the student sees of it.</p><div class="card strips">{strips}</div>'
 
 
 def _have_importance(report: RunReport) -> bool:
-    return any(picture.importance is not None for picture in report.pictures)
+    return any(image.importance is not None for image in report.images)
 
 
 def _facts(report: RunReport) -> str:
@@ -162,7 +177,9 @@ def _config(report: RunReport) -> str:
     """Return a table for each section of the configuration, the keys without a section first."""
     sections = {name: _flat(value) for name, value in report.config.items() if isinstance(value, Mapping)}
     general = {name: value for name, value in report.config.items() if not isinstance(value, Mapping)}
-    tables = ([_table(general, "general")] if general else []) + [_table(values, name) for name, values in sections.items()]
+    tables = ([_table(general, "general")] if general else []) + [
+        _table(values, name) for name, values in sections.items()
+    ]
     cards = "".join(f'<div class="card">{table}</div>' for table in tables)
     return f'<h2>Configuration</h2><div class="grid tables">{cards}</div>' if tables else ""
 
@@ -176,7 +193,10 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _table(values: Mapping[str, Any], caption: str = "") -> str:
-    rows = (f'<tr><th scope="row">{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>' for name, value in values.items())
+    rows = (
+        f'<tr><th scope="row">{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>'
+        for name, value in values.items()
+    )
     return f"<table>{f'<caption>{html.escape(caption)}</caption>' if caption else ''}{''.join(rows)}</table>"
 
 
@@ -187,7 +207,9 @@ def _log(report: RunReport) -> str:
     names = [name for name, value in report.metrics[-1].items() if isinstance(value, int | float)]
     chosen = np.unique(np.linspace(0, len(report.metrics) - 1, _MAX_ROWS).round().astype(int))
     head = "".join(f'<th scope="col">{html.escape(name.replace("_", " "))}</th>' for name in names)
-    rows = ("".join(f"<td>{_cell(report.metrics[place].get(name))}</td>" for name in names) for place in chosen)
+    rows = (
+        "".join(f"<td>{_cell(report.metrics[place].get(name))}</td>" for name in names) for place in chosen
+    )
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f'<div class="card wide log" tabindex="0"><table><tr>{head}</tr>{body}</table></div>'
     return f"<details><summary>Numbers of the charts</summary>{table}</details>"

@@ -23,7 +23,13 @@ Metrics = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
 
 _INK, _MUTED, _LINE, _ACCENT, _WARM = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05"
-_CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)", _ACCENT: "var(--accent)", _WARM: "var(--warm)"}
+_CSS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _LINE: "var(--line)",
+    _ACCENT: "var(--accent)",
+    _WARM: "var(--warm)",
+}
 _LEVEL = "#0b0b{:02x}"  # the colour of a teacher level, by its place
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6
@@ -73,9 +79,14 @@ def loss_chart(metrics: Metrics, levels: Sequence[int]) -> str:
         steps, values = column(metrics, "loss")
         _line(axes, steps, values, color=_INK, linewidth=1.8, label="all levels")
         if len(steps):
-            axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+            axes.legend(
+                ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4
+            )
         return _svg(
-            figure, "loss", f"Line chart of the loss against steps{_from_to(values)}, in all and for each teacher level.", len(levels)
+            figure,
+            "loss",
+            f"Line chart of the loss against steps{_from_to(values)}, in all and for each teacher level.",
+            len(levels),
         )
 
 
@@ -107,12 +118,18 @@ def time_chart(metrics: Metrics) -> str:
         if len(steps):
             # A line tells of the steps up to its own, so the first interval starts at 0.
             edges, shares = np.concatenate([[0], steps]), 100 * np.concatenate([waits[:1], waits])
-            axes.fill_between(edges, 0, shares, step="pre", color=_WARM, alpha=0.85, linewidth=0, label="waiting for data")
-            axes.fill_between(edges, shares, 100, step="pre", color=_ACCENT, alpha=0.35, linewidth=0, label="in the step")
+            axes.fill_between(
+                edges, 0, shares, step="pre", color=_WARM, alpha=0.85, linewidth=0, label="waiting for data"
+            )
+            axes.fill_between(
+                edges, shares, 100, step="pre", color=_ACCENT, alpha=0.35, linewidth=0, label="in the step"
+            )
             axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.0)
             axes.set(xlim=(0, 1.02 * max(steps[-1], 1)), ylim=(0, 100))
         told = f": {100 * waits.mean():.1f} % waiting for data on average" if len(waits) else ""
-        return _svg(figure, "time", f"Area chart of the share of time spent waiting for data and in the step{told}.")
+        return _svg(
+            figure, "time", f"Area chart of the share of time spent waiting for data and in the step{told}."
+        )
 
 
 def alignment_chart(alignment: Values, levels: Sequence[int]) -> str:
@@ -134,10 +151,21 @@ def _cells(axes: Axes, alignment: Values) -> None:
     top = max(float(np.abs(alignment).max()), 1e-12)
     for (row, place), weight in np.ndenumerate(alignment):
         colour, alpha = _ACCENT if weight >= 0 else _WARM, 0.75 * abs(weight) / top
-        axes.add_patch(Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, linewidth=0, facecolor=colour, alpha=alpha))
+        axes.add_patch(
+            Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, linewidth=0, facecolor=colour, alpha=alpha)
+        )
         largest = place == _largest(alignment[row])
         edge = _INK if largest else _LINE
-        axes.add_patch(Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor=edge, linewidth=1.2 if largest else 0.5))
+        axes.add_patch(
+            Rectangle(
+                (place - 0.47, row - 0.46),
+                0.94,
+                0.92,
+                fill=False,
+                edgecolor=edge,
+                linewidth=1.2 if largest else 0.5,
+            )
+        )
         if alignment.size <= _MAX_ANNOTATED:
             text = f"{weight:.2f}".replace("-0.00", "0.00")
             axes.text(place, row, text, ha="center", va="center", fontsize=7.5)
@@ -151,7 +179,11 @@ def _largest(weights: Values) -> int | None:
 
 def _told(alignment: Values, levels: Sequence[int]) -> str:
     found = [(level, _largest(weights)) for level, weights in zip(levels, alignment, strict=True)]
-    strongest = [f"; teacher block {level} draws most on student block {block}" for level, block in found if block is not None]
+    strongest = [
+        f"; teacher block {level} draws most on student block {block}"
+        for level, block in found
+        if block is not None
+    ]
     return f"Heat map of the weights of {alignment.shape[1]} student blocks for {len(levels)} teacher blocks{''.join(strongest)}."
 
 
@@ -168,7 +200,15 @@ def _line(axes: Axes, steps: Values, values: Values, color: str, linewidth: floa
     if not len(steps):
         return
     marker = "o" if len(steps) == 1 else None
-    axes.plot(_thin(steps), _thin(values), marker=marker, markersize=4, color=color, linewidth=linewidth, label=label)
+    axes.plot(
+        _thin(steps),
+        _thin(values),
+        marker=marker,
+        markersize=4,
+        color=color,
+        linewidth=linewidth,
+        label=label,
+    )
     axes.set_xlim(0, 1.02 * max(steps[-1], 1))
 
 
@@ -191,11 +231,16 @@ def _from_to(values: Values) -> str:
 def _svg(figure: Figure, name: str, alt: str, levels: int = 0) -> str:
     """Render a figure as an SVG element with CSS colours, an accessible name and ids of its own."""
     text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    FigureCanvasSVG(figure).print_svg(
+        text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
-    hues = {_LEVEL.format(place): f"hsl({170 + 180 * place / max(levels - 1, 1):.0f} 60% var(--tone))" for place in range(levels)}
+    hues = {
+        _LEVEL.format(place): f"hsl({170 + 180 * place / max(levels - 1, 1):.0f} 60% var(--tone))"
+        for place in range(levels)
+    }
     for marker, css in (_CSS | hues).items():
         svg = svg.replace(marker, css)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

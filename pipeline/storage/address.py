@@ -35,11 +35,15 @@ def check_url(url: str, accepted: tuple[str, ...]) -> None:
     scheme, _, rest = url.partition("://")
     if scheme not in accepted:
         only = " (http:// and https:// are for source tars only)" if scheme in WEB_SCHEMES else ""
-        raise ConfigError(f"address {url!r} is of no known kind{only}: give a path, or {' or '.join(f'{name}://...' for name in accepted)}")
+        raise ConfigError(
+            f"address {url!r} is of no known kind{only}: give a path, or {' or '.join(f'{name}://...' for name in accepted)}"
+        )
     if not rest.partition("/")[0]:
         raise ConfigError(f"address {url!r} names no bucket: give {scheme}://BUCKET/PATH")
     if scheme in STORE_SCHEMES and (odd := sorted(set(rest) & set("?#%"))):
-        raise ConfigError(f"address {url!r} has {' '.join(odd)} in it, which tools read differently: choose a name without")
+        raise ConfigError(
+            f"address {url!r} has {' '.join(odd)} in it, which tools read differently: choose a name without"
+        )
     try:
         import obstore  # noqa: F401
     except ImportError:

@@ -54,7 +54,8 @@ class Claim:
         if not mode:
             return False
         try:
-            self._version = version_of(obstore.put(self._store, self._key, self._data, mode=mode, use_multipart=False))  # type: ignore[arg-type]
+            put = obstore.put(self._store, self._key, self._data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
+            self._version = version_of(put)
         except (AlreadyExistsError, PreconditionError):
             return False
         return True

@@ -9,7 +9,13 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from obstore.exceptions import BaseError, GenericError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import HTTPStore, ObjectStore, from_url
 
 from pipeline.errors import ConfigError
@@ -43,11 +49,13 @@ def connect(address: str, retries: "RetryConfig | None" = None) -> ObjectStore:
     """Return the store whose keys are below `address`, configured by the environment; raises ConfigError for an address it cannot use."""
     if retries:
         return _connected(address, retries)
-    return _connection(address, tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS))))
+    return _connection(
+        address, tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
+    )
 
 
 @lru_cache(maxsize=64)
-def _connection(address: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:  # noqa: ARG001 - other settings, another connection
+def _connection(address: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:  # noqa: ARG001
     return _connected(address, RETRIES)
 
 
@@ -61,7 +69,9 @@ def _connected(address: str, retries: "RetryConfig") -> ObjectStore:
             return HTTPStore.from_url(address, client_options=client, retry_config=retries)
         return from_url(address, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"address {address!r} cannot be used ({_first_line(error)}): {_remedy(address)}") from None
+        raise ConfigError(
+            f"address {address!r} cannot be used ({_first_line(error)}): {_remedy(address)}"
+        ) from None
 
 
 @contextmanager
@@ -71,7 +81,9 @@ def told(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if "<Code>NoSuchBucket</Code>" in str(error):
-            raise FileNotFoundError(errno.ENOENT, "the bucket does not exist: make it, or correct the address", url) from None
+            raise FileNotFoundError(
+                errno.ENOENT, "the bucket does not exist: make it, or correct the address", url
+            ) from None
         raise FileNotFoundError(errno.ENOENT, "no such object", url) from None
     except BaseError as error:
         raise OSError(*_reason(error, url), url) from None
@@ -105,13 +117,18 @@ def _reason(error: BaseError, url: str) -> tuple[int, str]:
     if "<Code>NoSuchBucket</Code>" in text:
         return errno.ENOENT, "the bucket does not exist: make it, or correct the address"
     if "non-partial response" in text or "Content-Range" in text:
-        return errno.ENOTSUP, "the server does not serve ranges of a file: copy the file to a disk or an object store first"
+        return (
+            errno.ENOTSUP,
+            "the server does not serve ranges of a file: copy the file to a disk or an object store first",
+        )
     retried = f" after {found[1]} retries" if (found := _RETRIED.search(text)) else ""
     status = _status(text)
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status[:3] in ("401", "403"):
         return errno.EACCES, f"access is denied ({_with_code(status, text)}): {_remedy(url)}"
     if status:
-        return _NUMBERS.get(status[:3], errno.EIO), f"the server answered {_with_code(status, text)}{retried}: {_remedy(url)}"
+        return _NUMBERS.get(
+            status[:3], errno.EIO
+        ), f"the server answered {_with_code(status, text)}{retried}: {_remedy(url)}"
     return errno.EIO, f"the server cannot be reached ({_first_line(error)}): {_remedy(url)}"
 
 

@@ -89,7 +89,9 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
 
 def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
     make_folder(path.parent)
-    temporary = (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"  # process numbers repeat from host to host
+    temporary = (
+        scratch or path.parent
+    ) / f".{path.name}.{secrets.token_hex(8)}.tmp"  # process numbers repeat from host to host
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -132,4 +134,6 @@ def _flock(file: IO[str], operation: int) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise StorageError(f"the file system of {file.name!r} has no file locks ({error.strerror}): use one that has") from None
+        raise StorageError(
+            f"the file system of {file.name!r} has no file locks ({error.strerror}): use one that has"
+        ) from None

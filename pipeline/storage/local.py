@@ -11,7 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StorageError
-from pipeline.storage.files import create_file_exclusively, flush_to_disk, locked, locked_if_free, make_folder, replace_file
+from pipeline.storage.files import (
+    create_file_exclusively,
+    flush_to_disk,
+    locked,
+    locked_if_free,
+    make_folder,
+    replace_file,
+)
 
 _HOST = platform.node()
 _LOCKS = "logs/locks"
@@ -59,7 +66,9 @@ class LocalFolder:
         except FileNotFoundError:
             return set()
         except NotADirectoryError:
-            raise StorageError(f"{self.address!r} is a file or below one: give a folder, or a path where nothing is") from None
+            raise StorageError(
+                f"{self.address!r} is a file or below one: give a folder, or a path where nothing is"
+            ) from None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every file below a folder, by key."""
@@ -68,7 +77,10 @@ class LocalFolder:
         while folders:
             folder = folders.pop()
             start = f"{folder}/" if folder else ""
-            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self.path}/{folder}") as entries:
+            with (
+                suppress(FileNotFoundError, NotADirectoryError),
+                os.scandir(f"{self.path}/{folder}") as entries,
+            ):
                 for entry in entries:
                     if entry.is_dir():
                         folders.append(start + entry.name)
@@ -92,7 +104,7 @@ class LocalFolder:
         source.replace(target)
         flush_to_disk(target.parent)
 
-    def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002 - a rename needs no order
+    def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
         """Flush a folder of the same file system and rename it into place, unless there is one."""
         for entry in (source, *source.rglob("*")):
             flush_to_disk(entry)
@@ -136,14 +148,20 @@ class LocalFolder:
         folder = parent / f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
         with ExitStack() as held:
             try:  # from before the folder is there: a signal may come at any moment
-                with locked(sweeping):  # else another's sweep could meet the folder before it is locked, or half removed
+                with locked(
+                    sweeping
+                ):  # else another's sweep could meet the folder before it is locked, or half removed
                     folder.mkdir(parents=True)
                     held.enter_context(locked(folder / "lock"))
                     _sweep(parent)
-                self._scratch = folder  # for the temporary names of replace and create, so that a sweep finds them
+                self._scratch = (
+                    folder  # for the temporary names of replace and create, so that a sweep finds them
+                )
                 yield folder
             except BaseException:
-                time.sleep(_SECONDS_OF_THREADS)  # zarr writes in a thread of its own, which an exception here does not stop
+                time.sleep(
+                    _SECONDS_OF_THREADS
+                )  # zarr writes in a thread of its own, which an exception here does not stop
                 raise
             finally:
                 self._scratch = None
@@ -155,7 +173,9 @@ class LocalFolder:
 
     def free_bytes(self) -> int:
         """Return the bytes free on the disk."""
-        nearest = next(folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists())
+        nearest = next(
+            folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists()
+        )
         return shutil.disk_usage(nearest).free
 
 
@@ -168,7 +188,10 @@ def _sweep(parent: Path) -> None:
     """Remove the folders of processes that died: those of this host, and of others, whose locks may not be seen from here, after a day."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
-            if folder.name.rsplit("-", 2)[0] != _HOST and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS:
+            if (
+                folder.name.rsplit("-", 2)[0] != _HOST
+                and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS
+            ):
                 continue
             with locked_if_free(folder / "lock") as free:
                 if free:

@@ -40,7 +40,9 @@ class ObjectFolder:
 
     parallel_reads = 16
 
-    def __init__(self, address: str, retries: "RetryConfig | None" = None, claim_expiry: timedelta = CLAIM_EXPIRY) -> None:
+    def __init__(
+        self, address: str, retries: "RetryConfig | None" = None, claim_expiry: timedelta = CLAIM_EXPIRY
+    ) -> None:
         """Take the URL; nothing is asked yet. Raises ConfigError for one that cannot be used."""
         self.address = address.rstrip("/")
         self._retries, self._claim_expiry = retries, claim_expiry
@@ -89,7 +91,13 @@ class ObjectFolder:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every object below a folder, by key."""
         with self._told(prefix):
-            return patiently(lambda: {meta["path"]: meta["size"] for batch in obstore.list(self._store, prefix) for meta in batch})
+            return patiently(
+                lambda: {
+                    meta["path"]: meta["size"]
+                    for batch in obstore.list(self._store, prefix)
+                    for meta in batch
+                }
+            )
 
     def replace(self, key: str, data: bytes) -> None:
         """Write an object whole."""
@@ -102,13 +110,26 @@ class ObjectFolder:
         for _ in range(_CREATE_TRIES):
             with self._told(key):
                 try:
-                    obstore.put(self._store, key, data, mode="create", attributes={_WRITER: writer}, use_multipart=False)
+                    obstore.put(
+                        self._store,
+                        key,
+                        data,
+                        mode="create",
+                        attributes={_WRITER: writer},
+                        use_multipart=False,
+                    )
                     return True
                 except AlreadyExistsError:  # or it was this put, tried again after its first answer got lost
-                    with suppress(FileNotFoundError):  # S3 may refuse one of two puts before the other is there
+                    with suppress(
+                        FileNotFoundError
+                    ):  # S3 may refuse one of two puts before the other is there
                         return obstore.get(self._store, key).attributes.get(_WRITER) == writer
             time.sleep(random.uniform(0, 0.1))
-        raise OSError(errno.EAGAIN, "the store neither creates the object nor has it: run the same command again", self._url(key))
+        raise OSError(
+            errno.EAGAIN,
+            "the store neither creates the object nor has it: run the same command again",
+            self._url(key),
+        )
 
     def take(self, source: Path, key: str) -> None:
         """Upload a file, a large one in parts side by side, and unlink it."""
@@ -125,7 +146,11 @@ class ObjectFolder:
                 "run the command again once that one is under way, or remove the folder if none is"
             )
         present = {} if made else self.sizes(key)
-        files = {f"{key}/{path.relative_to(source).as_posix()}": path for path in sorted(source.rglob("*")) if path.is_file()}
+        files = {
+            f"{key}/{path.relative_to(source).as_posix()}": path
+            for path in sorted(source.rglob("*"))
+            if path.is_file()
+        }
         missing = [
             name for name in files if name != f"{key}/{marker}" and name not in present
         ]  # an object is whole; it may have been extended
@@ -139,16 +164,29 @@ class ObjectFolder:
         for attempt in range(_UPDATE_TRIES):
             with self._told(key):
                 found, before = patiently(partial(_fetched, self._store, key))
-                after = change(before) if found.attributes.get(_WRITER) != writer else before  # ours: its answer was lost
+                after = (
+                    change(before) if found.attributes.get(_WRITER) != writer else before
+                )  # ours: its answer was lost
                 if after == before:
                     return
                 try:
                     version: Any = version_of(found.meta)
-                    obstore.put(self._store, key, after, mode=version, attributes={_WRITER: writer}, use_multipart=False)
+                    obstore.put(
+                        self._store,
+                        key,
+                        after,
+                        mode=version,
+                        attributes={_WRITER: writer},
+                        use_multipart=False,
+                    )
                     return
                 except (PreconditionError, AlreadyExistsError):
                     time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
-        raise OSError(errno.EAGAIN, f"others changed the object {_UPDATE_TRIES} times in a row: run the same command again", self._url(key))
+        raise OSError(
+            errno.EAGAIN,
+            f"others changed the object {_UPDATE_TRIES} times in a row: run the same command again",
+            self._url(key),
+        )
 
     def remove(self, key: str) -> None:
         """Remove an object."""

@@ -11,7 +11,9 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_WAIT_SHARE = 0.1  # of the time between two looks, above which more is read ahead if it was so at the look before, too
+_WAIT_SHARE = (
+    0.1  # of the time between two looks, above which more is read ahead if it was so at the look before, too
+)
 _RESULTS_BETWEEN_LOOKS = 8
 _OF_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS has only the latter
 
@@ -22,7 +24,9 @@ class ReadAhead(Generic[Item, Result]):
     `depth` doubles, up to `most`, as often as the caller waited for more than a small share of its time.
     """
 
-    def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], depth: int, most: int) -> None:
+    def __init__(
+        self, function: Callable[[Item], Result], items: Iterable[Item], depth: int, most: int
+    ) -> None:
         """Begin with 1 (no thread) or more; nothing is read yet."""
         self.depth = depth
         self._function, self._items, self._most = function, iter(items), most
@@ -59,7 +63,11 @@ class ReadAhead(Generic[Item, Result]):
 
     def _read_here(self, item: Item) -> Result:
         """Read in this thread, and note how long it slept: a thread that is only kept from a core waits for no disk."""
-        sleeps, begin, worked = resource.getrusage(_OF_THREAD).ru_nvcsw, time.perf_counter(), time.thread_time()
+        sleeps, begin, worked = (
+            resource.getrusage(_OF_THREAD).ru_nvcsw,
+            time.perf_counter(),
+            time.thread_time(),
+        )
         try:
             return self._function(item)
         finally:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from pipeline.cache.reader import Cache
-from pipeline.page_lock import cuda_runtime, lock_pages, unlock_pages
+from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
 from pipeline.stream.samples import StreamSpec, sample_fields
 from pipeline.stream.slots import SMALLER
 
-_MOST_PENDING = 1  # pieces whose copies need not have passed when another comes; fewer than the slots of one worker
+_MOST_PENDING = (
+    1  # pieces whose copies need not have passed when another comes; fewer than the slots of one worker
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,19 @@ class Batch:
 class BatchStream:
     """The batches of one rank from a position on, for ever; a context manager that ends the workers."""
 
-    def __init__(self, cache: Cache, spec: StreamSpec, device: torch.device, workers: int, epoch: int = 0, step: int = 0) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        spec: StreamSpec,
+        device: torch.device,
+        workers: int,
+        epoch: int = 0,
+        step: int = 0,
+    ) -> None:
         """Start reading at a step of an epoch."""
-        self._buffers = [_empty_batch(cache, spec, device) for _ in range(2)]  # first: there may be no room on the device
+        self._buffers = [
+            _empty_batch(cache, spec, device) for _ in range(2)
+        ]  # first: there may be no room on the device
         self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
         self._size = spec.batch_size
         self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
@@ -69,7 +81,9 @@ class BatchStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._copier.close()
         finally:
@@ -79,7 +93,12 @@ class BatchStream:
 def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
     fields = sample_fields(cache.schema, spec).items()
     dtypes = {name: getattr(torch, field.dtype.name) for name, field in fields}
-    return Batch(**{name: torch.empty((spec.batch_size, *field.shape), dtype=dtypes[name], device=device) for name, field in fields})
+    return Batch(
+        **{
+            name: torch.empty((spec.batch_size, *field.shape), dtype=dtypes[name], device=device)
+            for name, field in fields
+        }
+    )
 
 
 class _Copier:
@@ -123,7 +142,9 @@ class _GpuCopier(_Copier):
         self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
         self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
-        self._locked = lock_pages(feed.memories, cuda_runtime(), SMALLER) if isinstance(feed, WorkerFeed) else []
+        self._locked = (
+            lock_pages(feed.memories, cuda_runtime(), SMALLER) if isinstance(feed, WorkerFeed) else []
+        )
 
     def begin(self, turn: int) -> None:
         """Let copies wait for the step that last used this batch."""

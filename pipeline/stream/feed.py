@@ -9,11 +9,11 @@ from typing import Protocol
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import StreamError
-from pipeline.shared_memory import free_shared, shared_buffer
+from pipeline.runtime.memory import free_shared, shared_buffer
+from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, slot_layout
 from pipeline.stream.worker import Failure, WorkerTask, run_worker
-from pipeline.workers import Worker, WorkerDiedError, WorkerStalledError
 
 _PATIENCE = 900.0  # seconds for a window, which takes less than one
 
@@ -69,8 +69,13 @@ class WorkerFeed:
         """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
         self.layout = slot_layout(cache.schema, spec)
         self.memories = allocate_slots(self.layout, workers)
-        tasks = [WorkerTask(spec, self.layout, memory.name, place, workers, epoch, step) for place, memory in enumerate(self.memories)]
-        self._workers = [Worker(f"stream-{task.worker}", run_worker, task, patience=_PATIENCE) for task in tasks]
+        tasks = [
+            WorkerTask(spec, self.layout, memory.name, place, workers, epoch, step)
+            for place, memory in enumerate(self.memories)
+        ]
+        self._workers = [
+            Worker(f"stream-{task.worker}", run_worker, task, patience=_PATIENCE) for task in tasks
+        ]
         for place, slot in product(range(workers), range(SLOTS_PER_WORKER)):
             self._release(place, slot)
 
@@ -112,7 +117,11 @@ class WorkerFeed:
                 "continue with --resume --set data.workers=N, fewer than now"
             ) from None
         if isinstance(message, Failure):
-            raise StreamError(message.text) if message.expected else RuntimeError(f"stream worker {place} failed:\n{message.text}")
+            raise (
+                StreamError(message.text)
+                if message.expected
+                else RuntimeError(f"stream worker {place} failed:\n{message.text}")
+            )
         slot, samples = message
         return slot, samples
 
@@ -129,7 +138,11 @@ class StreamMemory:
     def __str__(self) -> str:
         each = f"{self.slots / 1e6:.0f} MB of shared memory and {self.block / 1e6:.0f} MB of its own"
         ahead = f"up to {self.block * self.most_ahead / 1e6:.0f} MB more on a slow disk"
-        return f"{self.workers} x ({each}, {ahead})" if self.workers else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
+        return (
+            f"{self.workers} x ({each}, {ahead})"
+            if self.workers
+            else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
+        )
 
 
 def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:
@@ -141,7 +154,9 @@ def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:
 
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
     """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
-    refuse_too_little_memory(slot_layout(cache.schema, spec), workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    refuse_too_little_memory(
+        slot_layout(cache.schema, spec), workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    )
 
 
 def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
-from pipeline.student.masking import MaskConfig, draw_visible, least_ratio, rank_by_arrival, rank_generator, visible_count
+from pipeline.views.masking import (
+    MaskConfig,
+    draw_visible,
+    least_ratio,
+    rank_by_arrival,
+    rank_generator,
+    visible_count,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,12 @@ class MaskSource:
             return BlockMasks(np.take_along_axis(kept, places, axis=1), self._after_cls(places))
         importance = arrays["attention"] if self.arrays else None
         if self._strategy == "block":
-            visible = np.stack([draw_visible("block", None, self._schema.grid, self.count, self._draws(key, view, epoch)) for key in keys])
+            visible = np.stack(
+                [
+                    draw_visible("block", None, self._schema.grid, self.count, self._draws(key, view, epoch))
+                    for key in keys
+                ]
+            )
             return BlockMasks(visible, self._after_cls(visible))
         arrivals = np.empty((len(keys), self._schema.patches))
         for row, key in enumerate(keys):
@@ -87,7 +99,9 @@ def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, count: int) -> None:
             f"or extract with --keep 1{'' if mask.strategy == 'block' else f' or --keep-rank {mask.strategy}'}"
         )
     if mask.redraw is True:
-        raise ConfigError(f"mask.redraw true: {stored}, and no others can be drawn: leave mask.redraw out, or extract with --keep 1")
+        raise ConfigError(
+            f"mask.redraw true: {stored}, and no others can be drawn: leave mask.redraw out, or extract with --keep 1"
+        )
     if count > schema.stored_patches:
         least = least_ratio(schema.patches, schema.stored_patches)
         raise ConfigError(

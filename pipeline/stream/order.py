@@ -1,6 +1,6 @@
 """The order of samples: a pure function of (pinned units, views, seed, epoch, ranks, window). Workers and resumption follow it.
 
-An epoch shows one view of every picture. Its blocks are permuted, dealt to the ranks so that each gets as many samples in every epoch, and
+An epoch shows one view of every image. Its blocks are permuted, dealt to the ranks so that each gets as many samples in every epoch, and
 read in windows of some blocks, within which samples are permuted.
 """
 
@@ -81,7 +81,9 @@ class SampleOrder:
             first = step * batch_size if current == epoch else 0
             for window in self.windows(current):
                 if window.end > first and window.start < last:
-                    yield WindowPart(current, window, max(0, first - window.start), min(window.size, last - window.start))
+                    yield WindowPart(
+                        current, window, max(0, first - window.start), min(window.size, last - window.start)
+                    )
 
     @property
     def largest_window(self) -> int:
@@ -113,7 +115,9 @@ class SampleOrder:
         """Refuse views of an unfinished cache of which one would cut the epochs of all to less than half."""
         samples = {view: int(self.units["rows"][self.units["view"] == view].sum()) for view in self.views}
         if 2 * min(samples.values()) < max(samples.values()):
-            raise ConfigError(f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache")
+            raise ConfigError(
+                f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache"
+            )
 
     def _rank_blocks(self, epoch: int) -> NDArray[np.int64]:
         rng = generator(self.seed, "blocks", epoch, self.world_size)
@@ -134,4 +138,6 @@ class SampleOrder:
         counts = -(-rows // BLOCK_ROWS)
         unit = np.repeat(np.arange(len(places)), counts)
         block = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack([places[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1)
+        return np.stack(
+            [places[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1
+        )

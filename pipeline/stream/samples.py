@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
+from pipeline.cache.join import JoinedBlock, decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, array_specs, feature_array
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.stream.ahead import ReadAhead
-from pipeline.stream.join import JoinedBlock, decode_crop, read_joined
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
-from pipeline.student.masking import MaskConfig, visible_count
 from pipeline.student.patches import visible_patches
+from pipeline.views.masking import MaskConfig, visible_count
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -108,7 +108,9 @@ class WindowReader:
         ours, theirs = tee(parts)
         blocks = ((part.window, block) for part in theirs for block in part.window.blocks.tolist())
         # from an object store a second block hides the waiting between one and the next
-        ahead = ReadAhead(self._read_block, blocks, min(2, self._cache.folder.parallel_reads), self.most_ahead)
+        ahead = ReadAhead(
+            self._read_block, blocks, min(2, self._cache.folder.parallel_reads), self.most_ahead
+        )
         with closing(ahead):
             for part in ours:
                 arrays = empty()
@@ -139,7 +141,9 @@ class WindowReader:
             for row in np.flatnonzero(places >= 0).tolist():
                 place, seen, tokens = places[row], masks.visible[row], masks.tokens[row]
                 for level, values in enumerate(features):
-                    values[row].take(tokens, 0, arrays["codes"][place, level], "clip")  # else numpy writes to a buffer first
+                    values[row].take(
+                        tokens, 0, arrays["codes"][place, level], "clip"
+                    )  # else numpy writes to a buffer first
                 stats[row].take(tokens, 1, arrays["stats"][place], "clip")
                 arrays["visible"][place] = seen
                 pixels = decode_crop(self._cache, block.crops[row], block.keys[row])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.schema import CacheSchema
-from pipeline.shared_memory import allocate_shared, refuse_too_little_shared
+from pipeline.runtime.memory import allocate_shared, refuse_too_little_shared
 from pipeline.stream.samples import Field, StreamSpec, sample_fields
 
 SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
@@ -53,7 +53,9 @@ def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
 def refuse_too_little_memory(layout: SlotLayout, workers: int, ranks: int) -> None:
     """Raise ConfigError if the machine has too little shared memory for the slots of so many workers of each of so many ranks."""
     whose = f" of the {ranks} ranks of this machine" if ranks > 1 else ""
-    refuse_too_little_shared(layout.slot_bytes * SLOTS_PER_WORKER * workers * ranks, f"the stream{whose}", SMALLER)
+    refuse_too_little_shared(
+        layout.slot_bytes * SLOTS_PER_WORKER * workers * ranks, f"the stream{whose}", SMALLER
+    )
 
 
 def allocate_slots(layout: SlotLayout, workers: int) -> list[SharedMemory]:

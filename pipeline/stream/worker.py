@@ -7,11 +7,11 @@ from multiprocessing.shared_memory import SharedMemory
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError
-from pipeline.shared_memory import shared_buffer
+from pipeline.runtime.memory import shared_buffer
+from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SlotLayout
-from pipeline.workers import Owner
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ def run_worker(owner: Owner, task: WorkerTask) -> None:
         owner.send(Failure(f"{error}{where}", expected=True))
     except OSError as error:
         of_server = is_url(str(error.filename))
-        owner.send(Failure(f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(), expected=of_server))
+        owner.send(
+            Failure(
+                f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(),
+                expected=of_server,
+            )
+        )
     except Exception:
         owner.send(Failure(traceback.format_exc(), expected=False))
 

@@ -24,8 +24,10 @@ RESERVED = (
 )  # fmt: skip
 
 
-def create_backbone(model: str, options: Mapping[str, Option], drop_path: float, image_size: int, patch_size: int) -> VisionTransformer:
-    """Return a timm model without classifier for pictures of `image_size` pixels a side.
+def create_backbone(
+    model: str, options: Mapping[str, Option], drop_path: float, image_size: int, patch_size: int
+) -> VisionTransformer:
+    """Return a timm model without classifier for images of `image_size` pixels a side.
 
     Its weights, CLS, registers and positions have no values yet: `initialise` sets them. timm's own would cost seconds for nothing.
     Raises ConfigError for a model that is unknown or no plain vision transformer, for options that it does not take and for sizes that
@@ -35,12 +37,16 @@ def create_backbone(model: str, options: Mapping[str, Option], drop_path: float,
     _check_sizes(image_size, patch_size)
     _check_reserved(options)
     sizes = {"img_size": image_size, "patch_size": patch_size}
-    vit = _create(model, options, {"num_classes": 0, "drop_path_rate": drop_path, "weight_init": "skip", **sizes})
+    vit = _create(
+        model, options, {"num_classes": 0, "drop_path_rate": drop_path, "weight_init": "skip", **sizes}
+    )
     _check_plain(model, vit)
     return vit
 
 
-def _create(model: str, options: Mapping[str, Option], fixed: Mapping[str, Any]) -> Any:  # noqa: ANN401  # anything that timm makes
+def _create(
+    model: str, options: Mapping[str, Option], fixed: Mapping[str, Any]
+) -> Any:  # anything that timm makes
     try:
         return timm.create_model(model, pretrained=False, **fixed, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -53,7 +59,11 @@ def _create(model: str, options: Mapping[str, Option], fixed: Mapping[str, Any])
 def _check_name(model: str) -> None:
     if ":" in model or not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
+        )
         raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
     if not is_model_in_modules(model, MODULES):
         _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")
@@ -81,7 +91,9 @@ def _check_plain(model: str, vit: VisionTransformer) -> None:
     if vit.pos_embed is None:
         _refuse(model, "it has no added position embedding")
     if vit.embed_dim % 4:
-        raise ConfigError(f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4")
+        raise ConfigError(
+            f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4"
+        )
 
 
 def _refuse(model: str, reason: str) -> None:

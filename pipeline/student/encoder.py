@@ -55,8 +55,12 @@ class MaskedEncoder(nn.Module):
         self.has_cls = vit.cls_token is not None
         self.prefix_tokens: int = vit.num_prefix_tokens
         pixels = self.patch_size**2
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).repeat(pixels), persistent=False)
-        self.register_buffer("pixel_deviation", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).repeat(pixels), persistent=False
+        )
+        self.register_buffer(
+            "pixel_deviation", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False
+        )
 
     def embed(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Return the first block's input (B, prefix + K, C) for patches (B, K, P) at places visible (B, K) int64.
@@ -83,14 +87,14 @@ class MaskedEncoder(nn.Module):
         return self.vit.blocks(self.embed(patches, visible))  # type: ignore[no-any-return]
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return all tokens (B, prefix + N, C) after the final norm for whole pictures (B, H, W, 3) uint8.
+        """Return all tokens (B, prefix + N, C) after the final norm for whole images (B, H, W, 3) uint8.
 
-        Raises ConfigError for pictures of another size.
+        Raises ConfigError for images of another size.
         """
         side = self.grid * self.patch_size
         if images.shape[1:] != (side, side, 3):
             raise ConfigError(
-                f"pictures of shape {tuple(images.shape[1:])} do not fit the student: give {side} x {side} pixels, three channels last"
+                f"images of shape {tuple(images.shape[1:])} do not fit the student: give {side} x {side} pixels, three channels last"
             )
         patches = cut_patches(images, self.patch_size)
         everything = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
@@ -114,7 +118,7 @@ class MaskedEncoder(nn.Module):
 
 
 def build_encoder(config: StudentConfig, image_size: int, patch_size: int) -> MaskedEncoder:
-    """Return an untrained encoder for square pictures, its values drawn from torch's global generator; raises ConfigError."""
+    """Return an untrained encoder for square images, its values drawn from torch's global generator; raises ConfigError."""
     vit = create_backbone(config.model, config.options, config.drop_path, image_size, patch_size)
     initialise(vit)
     freeze_unused(vit)

@@ -1,6 +1,6 @@
-"""Cut square pictures into rows of patch pixels: (row, column, RGB) order within a patch, patches in reading order.
+"""Cut square images into rows of patch pixels: (row, column, RGB) order within a patch, patches in reading order.
 
-Data workers cut numpy pictures and evaluation cuts tensors by the same function, and numpy's is used without loading torch.
+Data workers cut numpy images and evaluation cuts tensors by the same function, and numpy's is used without loading torch.
 """
 
 from __future__ import annotations
@@ -20,36 +20,42 @@ if TYPE_CHECKING:
 Pixels = TypeVar("Pixels", "NDArray[np.uint8]", "NDArray[np.int64]", "torch.Tensor")
 
 
-def cut_patches(pictures: Pixels, patch: int) -> Pixels:
-    """Cut pictures (..., H, W, 3) into patches (..., N, P) of the same dtype; raises ConfigError if the size does not divide."""
-    leading: tuple[int, ...] = pictures.shape[:-3]
-    return _by_patch(pictures, patch).reshape((*leading, -1, patch * patch * 3))
+def cut_patches(images: Pixels, patch: int) -> Pixels:
+    """Cut images (..., H, W, 3) into patches (..., N, P) of the same dtype; raises ConfigError if the size does not divide."""
+    leading: tuple[int, ...] = images.shape[:-3]
+    return _by_patch(images, patch).reshape((*leading, -1, patch * patch * 3))
 
 
 def visible_patches(
-    picture: NDArray[np.uint8], patch: int, visible: NDArray[np.int64], out: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8], patch: int, visible: NDArray[np.int64], out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Return the patches (K, P) of one picture (H, W, 3) that `visible` (K,) names, in `out` if given; no other pixel is copied."""
-    strips = _strips(picture.shape, patch)[visible]
+    """Return the patches (K, P) of one image (H, W, 3) that `visible` (K,) names, in `out` if given; no other pixel is copied."""
+    strips = _strips(image.shape, patch)[visible]
     patches = np.empty((len(visible), patch * patch * 3), np.uint8) if out is None else out
-    np.take(picture.reshape(-1, patch * 3), strips, axis=0, out=patches.reshape(len(visible), patch, patch * 3), mode="clip")
+    np.take(
+        image.reshape(-1, patch * 3),
+        strips,
+        axis=0,
+        out=patches.reshape(len(visible), patch, patch * 3),
+        mode="clip",
+    )
     return patches
 
 
 @lru_cache
 def _strips(shape: tuple[int, int, int], patch: int) -> NDArray[np.int64]:
-    """Return the numbers (N, patch) of the strips, one patch wide and one pixel high, that the patches of a picture consist of."""
+    """Return the numbers (N, patch) of the strips, one patch wide and one pixel high, that the patches of an image consist of."""
     first_values = _by_patch(np.arange(math.prod(shape)).reshape(shape), patch)[..., 0, 0]
     return (first_values // (3 * patch)).reshape(-1, patch)
 
 
-def _by_patch(pictures: Pixels, patch: int) -> Pixels:
-    """View pictures (..., H, W, 3) as (..., rows, columns, patch, patch, 3)."""
-    height, width, channels = pictures.shape[-3:]
+def _by_patch(images: Pixels, patch: int) -> Pixels:
+    """View images (..., H, W, 3) as (..., rows, columns, patch, patch, 3)."""
+    height, width, channels = images.shape[-3:]
     if height % patch or width % patch or channels != 3:
         raise ConfigError(
-            f"a picture of height {height}, width {width} and {channels} channels cannot be cut into patches of {patch} pixels: "
+            f"an image of height {height}, width {width} and {channels} channels cannot be cut into patches of {patch} pixels: "
             f"height and width must be multiples of {patch}, with three channels last"
         )
-    split = (*pictures.shape[:-3], height // patch, patch, width // patch, patch, channels)
-    return pictures.reshape(split).swapaxes(-4, -3)
+    split = (*images.shape[:-3], height // patch, patch, width // patch, patch, channels)
+    return images.reshape(split).swapaxes(-4, -3)

@@ -31,7 +31,9 @@ def timm_attention(block: Block) -> SelfAttention:
     """Read a timm block."""
     attention = block.attn
     qkv = attention.qkv
-    return SelfAttention(block.norm1, qkv.weight, qkv.bias, attention.num_heads, attention.q_norm, attention.k_norm)
+    return SelfAttention(
+        block.norm1, qkv.weight, qkv.bias, attention.num_heads, attention.q_norm, attention.k_norm
+    )
 
 
 def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
@@ -39,7 +41,14 @@ def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
     attention = block.attn
     own = isinstance(attention, OpenClipAttention)
     query_norm, key_norm = (attention.ln_q, attention.ln_k) if own else (nn.Identity(), nn.Identity())
-    return SelfAttention(block.ln_1, attention.in_proj_weight, attention.in_proj_bias, attention.num_heads, query_norm, key_norm)
+    return SelfAttention(
+        block.ln_1,
+        attention.in_proj_weight,
+        attention.in_proj_bias,
+        attention.num_heads,
+        query_norm,
+        key_norm,
+    )
 
 
 def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Tensor:
@@ -51,7 +60,9 @@ def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Ten
         return _mean_attention(query, keys)[:, prefix:]
 
 
-def query_importance(pool: AttentionPoolLatent, norm: nn.Module, tokens: Tensor, skipped: int, prefix: int) -> Tensor:
+def query_importance(
+    pool: AttentionPoolLatent, norm: nn.Module, tokens: Tensor, skipped: int, prefix: int
+) -> Tensor:
     """Attention of a pooling query to the patches: tokens (B, prefix + N, D) that leave the last block, returns (B, N) float32.
 
     The pool attends to the normed tokens from `skipped` on.

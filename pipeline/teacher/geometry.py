@@ -45,11 +45,15 @@ def _bad_levels(levels: str, depth: int, found: str) -> ConfigError:
 def student_grid(image_size: int, patch_size: int) -> int:
     """Return the patches along a side of the student's image; raises ConfigError that names the sizes that would do."""
     if patch_size < 1 or image_size < 1:
-        raise ConfigError(f"image size {image_size} and patch size {patch_size} must be positive, such as 224 and 16")
+        raise ConfigError(
+            f"image size {image_size} and patch size {patch_size} must be positive, such as 224 and 16"
+        )
     grid, rest = divmod(image_size, patch_size)
     if rest or not grid:
         sizes = " or ".join(str(count * patch_size) for count in (grid, grid + 1) if count)
-        raise ConfigError(f"image size {image_size} is not a multiple of patch size {patch_size}: image size {sizes} would do")
+        raise ConfigError(
+            f"image size {image_size} is not a multiple of patch size {patch_size}: image size {sizes} would do"
+        )
     return grid
 
 

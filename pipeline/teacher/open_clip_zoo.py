@@ -10,7 +10,17 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.source import LOCAL, RANDOM, Source, TeacherIdentity, build, freeze, not_plain, suggestion, weights_sha256
+from pipeline.teacher.source import (
+    LOCAL,
+    RANDOM,
+    Source,
+    TeacherIdentity,
+    build,
+    freeze,
+    not_plain,
+    suggestion,
+    weights_sha256,
+)
 from pipeline.teacher.timm_zoo import require_plain_timm
 
 Config = dict[str, Any]
@@ -27,7 +37,9 @@ def load_open_clip(spec: str, name: str) -> Source:
     if name.startswith(_FOLDER):
         return _load_folder(spec, name, Path(name.removeprefix(_FOLDER)))
     if ":" in name:
-        raise ConfigError(f"teacher {spec!r} names a place that is not accepted: download the model and give open_clip:local-dir:PATH")
+        raise ConfigError(
+            f"teacher {spec!r} names a place that is not accepted: download the model and give open_clip:local-dir:PATH"
+        )
     model_name, _, tag = name.partition("/")
     config = _model_config(spec, model_name)
     _require_plain(spec, config)
@@ -40,16 +52,24 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
     config = _folder_config(spec, folder)
     _require_plain(spec, config)
     if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
-        raise ConfigError(f"teacher {spec!r} has no weights: the folder needs one of {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}")
+        raise ConfigError(
+            f"teacher {spec!r} has no weights: the folder needs one of {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}"
+        )
     remedy = f"the weights must be those of the model in {_CONFIG_FILE}, as open_clip saves them"
-    model = build(spec, remedy, lambda: open_clip.create_model(name, require_pretrained=True, pretrained_text=False))
+    model = build(
+        spec, remedy, lambda: open_clip.create_model(name, require_pretrained=True, pretrained_text=False)
+    )
     return _source(model, _local_name(config), LOCAL)
 
 
 def _local_name(config: Config) -> str:
     """Name a model by its vision configuration: where its folder lies must not matter, its activation and heads must."""
     vision = config["vision_cfg"]
-    shape = "".join(f"-{key.removesuffix('_size')}{vision[key]}" for key in ("patch_size", "width", "layers") if key in vision)
+    shape = "".join(
+        f"-{key.removesuffix('_size')}{vision[key]}"
+        for key in ("patch_size", "width", "layers")
+        if key in vision
+    )
     told = json.dumps([vision, config.get("embed_dim"), bool(config.get("quick_gelu"))], sort_keys=True)
     return f"{vision.get('timm_model_name', 'ViT')}{shape}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
@@ -68,7 +88,9 @@ def _create(config: Config, model_name: str, tag: str) -> nn.Module:
         multimodal = {"multimodal_cfg": _TINY_TEXT} if "multimodal_cfg" in config else {}
         model = open_clip.create_model(model_name, pretrained_text=False, text_cfg=_TINY_TEXT, **multimodal)
     else:
-        model = open_clip.create_model(model_name, pretrained=tag, require_pretrained=True, pretrained_text=False)
+        model = open_clip.create_model(
+            model_name, pretrained=tag, require_pretrained=True, pretrained_text=False
+        )
     return model
 
 
@@ -90,10 +112,16 @@ def _folder_config(spec: str, folder: Path) -> Config:
     try:
         config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}") from None
+        raise ConfigError(
+            f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}"
+        ) from None
     model: Config | None = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")):
-        raise ConfigError(f"teacher {spec!r} has a {_CONFIG_FILE} without model_cfg, or that without vision_cfg and text_cfg: {needed}")
+    if not isinstance(model, dict) or not all(
+        isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")
+    ):
+        raise ConfigError(
+            f"teacher {spec!r} has a {_CONFIG_FILE} without model_cfg, or that without vision_cfg and text_cfg: {needed}"
+        )
     return model
 
 
@@ -119,8 +147,12 @@ def _require_tag(spec: str, config: Config, model_name: str, tag: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     if tag not in tags and tag not in open_clip.list_pretrained_tags_by_model(_sibling(model_name)):
         accepted = ", ".join(f"open_clip:{model_name}/{one}" for one in (*tags, RANDOM))
-        raise ConfigError(f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
-    if tag not in tags or bool(get_pretrained_cfg(model_name, tag).get("quick_gelu")) != bool(config.get("quick_gelu")):
+        raise ConfigError(
+            f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
+        )
+    if tag not in tags or bool(get_pretrained_cfg(model_name, tag).get("quick_gelu")) != bool(
+        config.get("quick_gelu")
+    ):
         raise _wrong_activation(spec, config, model_name, tag)
 
 
@@ -137,4 +169,6 @@ def _wrong_activation(spec: str, config: Config, model_name: str, tag: str) -> C
         if right in open_clip.list_models()
         else "open_clip has no right model for them, choose another tag"
     )
-    return ConfigError(f"teacher {spec!r} has {model_has} where its weights were trained with {weights_want} (quick_gelu): {remedy}")
+    return ConfigError(
+        f"teacher {spec!r} has {model_has} where its weights were trained with {weights_want} (quick_gelu): {remedy}"
+    )

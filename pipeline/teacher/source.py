@@ -57,7 +57,9 @@ def _bytes(value: Tensor) -> memoryview:
 def seeded() -> Iterator[None]:
     """Draw the same weights in every process and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the accelerators too, which fork_rng does not restore here
+        torch.default_generator.manual_seed(
+            0
+        )  # torch.manual_seed would seed the accelerators too, which fork_rng does not restore here
         yield
 
 
@@ -101,4 +103,6 @@ def suggestion(value: str, known: Iterable[str]) -> str:
 
 def not_plain(spec: str, fault: str) -> ConfigError:
     """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
-    return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as {EXAMPLES}")
+    return ConfigError(
+        f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as {EXAMPLES}"
+    )

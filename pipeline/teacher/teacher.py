@@ -12,7 +12,7 @@ from pipeline.teacher.tower import Tower
 
 @dataclass(frozen=True, eq=False)
 class TeacherFeatures:
-    """What a teacher says of B pictures.
+    """What a teacher says of B images.
 
     hidden: M tensors (B, T, D), outputs of the levels' blocks before any final norm, CLS first if there is one, then the patches in
     row-major order. importance: (B, N) float32, or None for a tower that has neither CLS nor a pooling query.

@@ -35,13 +35,17 @@ def _resolve(spec: str, name: str) -> tuple[str, str]:
     """Split into a model that timm has and a tag of it."""
     model_name, dot, tag = name.partition(".")
     if model_name not in (known := timm.list_models()):
-        raise ConfigError(f"teacher {spec!r} names no model of timm: {suggestion(model_name, known)}timm.list_models() has all names")
+        raise ConfigError(
+            f"teacher {spec!r} names no model of timm: {suggestion(model_name, known)}timm.list_models() has all names"
+        )
     tags = [entry.partition(".")[2] for entry in timm.list_pretrained(model_name)]
     if not dot and tags:
         return model_name, get_pretrained_cfg(model_name).tag
     if tag not in (*tags, RANDOM):
         accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
-        raise ConfigError(f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
+        raise ConfigError(
+            f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
+        )
     return model_name, tag
 
 
@@ -50,15 +54,25 @@ def _require_activation(spec: str, model: VisionTransformer, model_name: str, ta
     notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
     native = any("natively quickgelu" in note.lower() for note in notes)
     if native != any(isinstance(part, QuickGELU) for part in model.modules()):
-        right = model_name.replace("_clip_", "_clip_quickgelu_") if native else model_name.replace("_quickgelu", "")
+        right = (
+            model_name.replace("_clip_", "_clip_quickgelu_")
+            if native
+            else model_name.replace("_quickgelu", "")
+        )
         activation = "QuickGELU" if native else "GELU"
-        raise ConfigError(f"teacher {spec!r} has the wrong activation, its weights are {activation} weights: give 'timm:{right}.{tag}'")
+        raise ConfigError(
+            f"teacher {spec!r} has the wrong activation, its weights are {activation} weights: give 'timm:{right}.{tag}'"
+        )
 
 
 def _create(model_name: str, tag: str) -> nn.Module:
     """Build with the classifier, so that trained weights load strictly, then drop it."""
     model: nn.Module
-    model = timm.create_model(model_name) if tag == RANDOM else timm.create_model(f"{model_name}.{tag}", pretrained=True)
+    model = (
+        timm.create_model(model_name)
+        if tag == RANDOM
+        else timm.create_model(f"{model_name}.{tag}", pretrained=True)
+    )
     model.reset_classifier(0)  # type: ignore[operator]
     return model
 

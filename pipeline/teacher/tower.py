@@ -59,7 +59,9 @@ def _fault(model: TimmViT) -> str | None:
         return f"is a {name} with a {type(model.patch_embed).__name__} stem"
     if model.pos_embed is None:
         return f"is a {name} without position embeddings"
-    odd = [block for block in model.blocks if type(block) is not Block] or [b.attn for b in model.blocks if type(b.attn) is not Attention]
+    odd = [block for block in model.blocks if type(block) is not Block] or [
+        b.attn for b in model.blocks if type(b.attn) is not Attention
+    ]
     return f"is a {name} made of {type(odd[0]).__name__}" if odd else None
 
 
@@ -103,7 +105,13 @@ def _fit_timm(model: TimmViT, grid: int) -> None:
 
 def _timm_outputs(model: TimmViT, images: Tensor, blocks: list[int]) -> list[Tensor]:
     found = model.forward_intermediates(
-        images, blocks, return_prefix_tokens=True, output_fmt="NLC", output_dict=True, intermediates_only=True, stop_early=True
+        images,
+        blocks,
+        return_prefix_tokens=True,
+        output_fmt="NLC",
+        output_dict=True,
+        intermediates_only=True,
+        stop_early=True,
     )
     return _joined(found)
 
@@ -111,15 +119,21 @@ def _timm_outputs(model: TimmViT, images: Tensor, blocks: list[int]) -> list[Ten
 def _timm_importance(model: TimmViT) -> Importance | None:
     prefix, last = model.num_prefix_tokens, len(model.blocks) - 1
     if model.has_class_token:
-        return Importance(last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix))
+        return Importance(
+            last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix)
+        )
     if isinstance(model.attn_pool, AttentionPoolLatent):
         skipped = 0 if model.pool_include_prefix else prefix
-        return Importance(last, lambda tokens: query_importance(model.attn_pool, model.norm, tokens, skipped, prefix))
+        return Importance(
+            last, lambda tokens: query_importance(model.attn_pool, model.norm, tokens, skipped, prefix)
+        )
     return None
 
 
 def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
-    visual.positional_embedding = _frozen(resize_positions(visual.positional_embedding, visual.grid_size, grid))
+    visual.positional_embedding = _frozen(
+        resize_positions(visual.positional_embedding, visual.grid_size, grid)
+    )
     visual.grid_size = (grid, grid)
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
@@ -133,7 +147,9 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
         # with an attention pool (CoCa), ln_post follows the pool and the tokens are normed by the pool itself
         final_norm=visual.ln_post if visual.attn_pool is None else visual.attn_pool.ln_k,
         outputs=partial(_open_clip_outputs, visual),
-        importance=Importance(last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)),
+        importance=Importance(
+            last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)
+        ),
     )
 
 
@@ -148,7 +164,11 @@ def _joined(found: dict[str, list[Tensor]]) -> list[Tensor]:
     """Put prefix tokens and patches together again, block by block."""
     prefixes = found.get("image_intermediates_prefix")
     patches = found["image_intermediates"]
-    return patches if prefixes is None else [torch.cat(pair, dim=1) for pair in zip(prefixes, patches, strict=True)]
+    return (
+        patches
+        if prefixes is None
+        else [torch.cat(pair, dim=1) for pair in zip(prefixes, patches, strict=True)]
+    )
 
 
 def _frozen(value: Tensor) -> nn.Parameter:

@@ -61,9 +61,15 @@ def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise CheckpointError naming both values of whatever a resumed run does not find as it was."""
-    differences = [f"{key} was {found.get(key)!r}, is {value!r}" for key, value in expected.items() if found.get(key) != value]
+    differences = [
+        f"{key} was {found.get(key)!r}, is {value!r}"
+        for key, value in expected.items()
+        if found.get(key) != value
+    ]
     if differences:
-        raise CheckpointError(f"the run cannot be resumed exactly: {'; '.join(differences)}; restore these or start another --run")
+        raise CheckpointError(
+            f"the run cannot be resumed exactly: {'; '.join(differences)}; restore these or start another --run"
+        )
 
 
 def _refuse_flipped_bits(path: Path) -> None:

@@ -6,11 +6,11 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
+from pipeline.objectives.alignment import AlignmentConfig
+from pipeline.objectives.losses import LossConfig
 from pipeline.stream.samples import DataConfig
-from pipeline.student.alignment import AlignmentConfig
 from pipeline.student.encoder import StudentConfig
-from pipeline.student.losses import LossConfig
-from pipeline.student.masking import MaskConfig
+from pipeline.views.masking import MaskConfig
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -76,7 +76,9 @@ def batch_of_rank(train: TrainConfig, world_size: int) -> int:
 def steps_of_run(optim: OptimConfig, steps_per_epoch: int) -> tuple[int, int]:
     """Return all steps and the warm-up steps among them; raises ConfigError if the warm-up is not shorter."""
     steps = optim.steps or max(1, round(optim.epochs * steps_per_epoch))
-    warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * steps_per_epoch)
+    warmup = (
+        optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * steps_per_epoch)
+    )
     if warmup >= steps:
         raise ConfigError(
             f"the warm-up of {warmup} steps is not shorter than the run of {steps}: "

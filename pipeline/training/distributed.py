@@ -16,7 +16,9 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    hosts: dist.ProcessGroup | None = field(default=None, compare=False)  # on which processes talk without waiting for their devices
+    hosts: dist.ProcessGroup | None = field(
+        default=None, compare=False
+    )  # on which processes talk without waiting for their devices
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +58,9 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+    )
     try:
         hosts = dist.new_group(backend="gloo")
         assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"

@@ -17,6 +17,8 @@ from torch.optim import AdamW
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
+from pipeline.objectives.maskalign import MaskAlignStudent, build_student
+from pipeline.objectives.targets import CachedTargets, TrainingStep
 from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
@@ -25,14 +27,18 @@ from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
-from pipeline.student.model import MaskAlignStudent, build_student
-from pipeline.training.checkpoint import Checkpoint, drop_leftovers, load_newest_checkpoint, refuse_other_pins, save_checkpoint
+from pipeline.student.export import export_student
+from pipeline.training.checkpoint import (
+    Checkpoint,
+    drop_leftovers,
+    load_newest_checkpoint,
+    refuse_other_pins,
+    save_checkpoint,
+)
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
-from pipeline.training.export import export_student
 from pipeline.training.optimiser import build_optimiser, build_schedule
 from pipeline.training.run_folder import MetricsLog, write_run
-from pipeline.training.step import CachedTargets, TrainingStep
 from pipeline.training.trainer import Metrics, Trainer
 
 _VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
@@ -91,23 +97,38 @@ def pinned_units(cache: Cache, config: RunConfig, ranks: Ranks) -> list[int] | N
     """Return the units of a new run as the main rank finds them, since a cache may grow from one look to the next; None for one rank."""
     if ranks.world_size == 1:
         return None
-    own = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist() if ranks.is_main else None
+    own = (
+        cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
+        if ranks.is_main
+        else None
+    )
     return ranks.of_main(own)
 
 
 def build_job(
-    config: RunConfig, cache: Cache, run: Path, ranks: Ranks, device: torch.device, units: Sequence[int] | None = None
+    config: RunConfig,
+    cache: Cache,
+    run: Path,
+    ranks: Ranks,
+    device: torch.device,
+    units: Sequence[int] | None = None,
 ) -> TrainingJob:
     """Build student, optimiser and stream for one rank; raises ConfigError or CacheError for what does not fit.
 
     `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
-    pinned = cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
+    pinned = (
+        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
+    )
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
     MaskSource(cache.schema, config.mask, config.train.seed)  # refuses masks that this cache cannot serve
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks)
+    order = SampleOrder(
+        pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks
+    )
     levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size))
+    spec = StreamSpec(
+        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size)
+    )
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     student = initial_student(config, cache).to(device)
@@ -142,7 +163,11 @@ def describe_run(job: TrainingJob) -> dict[str, Any]:
     teacher = job.cache.schema.teacher
     return {
         "config": job.config.model_dump(mode="json"),
-        "cache": {"path": absolute(job.cache.address), "digest": job.cache.digest, "teacher": teacher.model_dump(mode="json")},
+        "cache": {
+            "path": absolute(job.cache.address),
+            "digest": job.cache.digest,
+            "teacher": teacher.model_dump(mode="json"),
+        },
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
         "units": job.spec.order.units["unit"].tolist(),
@@ -158,7 +183,11 @@ def run_job(job: TrainingJob, first: int) -> int:
     epoch, step = divmod(first, job.spec.steps_per_epoch)
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
     with ExitStack() as stack:
-        progress = stack.enter_context(ProgressDisplay("train-student", job.steps, first)) if job.ranks.is_main else None
+        progress = (
+            stack.enter_context(ProgressDisplay("train-student", job.steps, first))
+            if job.ranks.is_main
+            else None
+        )
         metrics = MetricsLog(job.run, first) if job.ranks.is_main else None
         if metrics:
             stack.callback(metrics.close)
@@ -167,13 +196,24 @@ def run_job(job: TrainingJob, first: int) -> int:
             if metrics and progress:
                 metrics.write(line)
                 progress.update(
-                    line["step"], f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, {line['wait_share']:.0%} waiting"
+                    line["step"],
+                    f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, {line['wait_share']:.0%} waiting",
                 )
 
-        batches = stack.enter_context(BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step))
+        batches = stack.enter_context(
+            BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
+        )
         model = build_step(job, cached_targets(job))
         trainer = Trainer(
-            model, job.optimiser, schedule, job.config, job.ranks, job.device, job.spec.steps_per_epoch, log, job.save_checkpoint
+            model,
+            job.optimiser,
+            schedule,
+            job.config,
+            job.ranks,
+            job.device,
+            job.spec.steps_per_epoch,
+            log,
+            job.save_checkpoint,
         )
         return trainer.run(iter(batches), first, job.steps)
 
@@ -193,7 +233,9 @@ def finish(job: TrainingJob) -> None:
 def cached_targets(job: TrainingJob) -> CachedTargets:
     """Return what makes targets of what the cache holds."""
     mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
-    return CachedTargets(TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target)
+    return CachedTargets(
+        TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target
+    )
 
 
 def build_step(job: TrainingJob, targets: nn.Module) -> nn.Module:

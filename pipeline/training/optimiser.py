@@ -10,7 +10,9 @@ from pipeline.training.config import OptimConfig
 _REFERENCE_BATCH = 256
 
 
-def build_optimiser(model: nn.Module, no_weight_decay: set[str], optim: OptimConfig, global_batch: int) -> AdamW:
+def build_optimiser(
+    model: nn.Module, no_weight_decay: set[str], optim: OptimConfig, global_batch: int
+) -> AdamW:
     """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
     return AdamW(groups, lr=optim.base_lr * global_batch / _REFERENCE_BATCH, betas=optim.betas, fused=True)
@@ -19,5 +21,10 @@ def build_optimiser(model: nn.Module, no_weight_decay: set[str], optim: OptimCon
 def build_schedule(optimiser: AdamW, optim: OptimConfig, steps: int, warmup: int) -> CosineLRScheduler:
     """Return a schedule without state: linear warm-up from zero, then a cosine to min_lr, a function of the step alone."""
     return CosineLRScheduler(
-        optimiser, t_initial=steps - warmup, lr_min=optim.min_lr, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
+        optimiser,
+        t_initial=steps - warmup,
+        lr_min=optim.min_lr,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        t_in_epochs=False,
     )

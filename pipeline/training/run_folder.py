@@ -33,7 +33,9 @@ def held_run_folder(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"run folder {str(run)!r} is in use by another process: wait for it or choose another --run") from None
+            raise ConfigError(
+                f"run folder {str(run)!r} is in use by another process: wait for it or choose another --run"
+            ) from None
         for unfinished in run.glob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
         yield
@@ -58,17 +60,25 @@ def write_run(run: Path, values: Mapping[str, Any]) -> None:
 def refuse_run(run: Path, resume: bool) -> None:
     """Raise ConfigError for a new run in a folder that has one, or a resumed run in a folder that has none."""
     if run.parts and run.parts[0].endswith(":"):
-        raise ConfigError(f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done")
+        raise ConfigError(
+            f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done"
+        )
     exists = (run / RUN_FILE).exists()
     if exists and not resume:
-        raise ConfigError(f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run")
+        raise ConfigError(
+            f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run"
+        )
     if resume and not exists:
-        raise ConfigError(f"run folder {str(run)!r} holds no run to resume: leave out --resume, or check --run")
+        raise ConfigError(
+            f"run folder {str(run)!r} holds no run to resume: leave out --resume, or check --run"
+        )
 
 
 def refuse_other_config(config: RunConfig, run: Path) -> None:
     """Raise ConfigError naming the keys in which a resumed run differs from its run.json; how it is fed and logged may."""
-    earlier = parse_config(RunConfig, read_run(run)["config"]).model_dump(mode="json")  # an older one may lack keys of now
+    earlier = parse_config(RunConfig, read_run(run)["config"]).model_dump(
+        mode="json"
+    )  # an older one may lack keys of now
     now = config.model_dump(mode="json")
     differing = [
         f"{section}.{key} was {earlier[section].get(key)!r}, is {value!r}"
@@ -77,7 +87,9 @@ def refuse_other_config(config: RunConfig, run: Path) -> None:
         if value != earlier[section].get(key) and key not in _NOT_PINNED.get(section, ())
     ]
     if differing:
-        raise ConfigError(f"the run was configured otherwise: {'; '.join(differing)}; resume with the same values or start another --run")
+        raise ConfigError(
+            f"the run was configured otherwise: {'; '.join(differing)}; resume with the same values or start another --run"
+        )
 
 
 class MetricsLog:
@@ -116,7 +128,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _tensorboard(run: Path, step: int) -> Any:  # noqa: ANN401 - the type exists only where TensorBoard does
+def _tensorboard(run: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
-from pipeline.report.page import MaskedPicture, RunReport, Score, render_page, with_scores
+from pipeline.report.page import MaskedImage, RunReport, Score, render_page, with_scores
 from pipeline.storage.files import replace_file
-from pipeline.stream.join import decode_crop, read_joined
 from pipeline.stream.masks import MaskSource
 from pipeline.training.job import TrainingJob, describe_run
 from pipeline.training.run_folder import read_metrics
 
 REPORT_FILE = "report.html"
 SCORES_FILE = "scores.json"
-_PICTURES = 6
+_IMAGES = 6
 
 
 def write_report(job: TrainingJob) -> Path:
@@ -38,7 +38,7 @@ def write_report(job: TrainingJob) -> Path:
         alignment=job.student.alignment.weights.detach().float().cpu().numpy(),
         levels=levels,
         mode=job.config.alignment.mode,
-        pictures=list(_masked_pictures(job, job.cache)),
+        images=list(_masked_images(job, job.cache)),
         scores=_scores(job.run),
     )
     path = job.run / REPORT_FILE
@@ -59,7 +59,9 @@ def read_report(run: Path) -> str:
     try:
         return (run / REPORT_FILE).read_text(encoding="utf-8")
     except OSError:
-        raise CheckpointError(f"{str(run)!r} has no {REPORT_FILE}: give a run that train-student finished") from None
+        raise CheckpointError(
+            f"{str(run)!r} has no {REPORT_FILE}: give a run that train-student finished"
+        ) from None
 
 
 def _scores(run: Path) -> list[Score]:
@@ -72,13 +74,15 @@ def _read_scores(run: Path) -> dict[str, Any]:
     return scores
 
 
-def _masked_pictures(job: TrainingJob, cache: Cache) -> Iterator[MaskedPicture]:
-    """Yield the first pictures of the pinned units with the masks of epoch 0."""
+def _masked_images(job: TrainingJob, cache: Cache) -> Iterator[MaskedImage]:
+    """Yield the first images of the pinned units with the masks of epoch 0."""
     schema, commit = cache.schema, cache.pinned_commit(job.spec.order.units[0])
     masks = MaskSource(schema, job.config.mask, job.config.train.seed)
     shown = ["attention"] if schema.teacher.has_importance else []
     block = read_joined(cache, commit, 0, sorted({*masks.arrays, *shown}))
     visible = masks.draw(block.arrays, block.keys, commit.view, epoch=0).visible
-    for row, (key, crop) in enumerate(zip(block.keys[:_PICTURES], block.crops[:_PICTURES], strict=True)):
+    for row, (key, crop) in enumerate(zip(block.keys[:_IMAGES], block.crops[:_IMAGES], strict=True)):
         importance = block.arrays["attention"][row] if shown else None
-        yield MaskedPicture(decode_crop(cache, crop, key), visible[row], schema.view.patch_size, importance, key)
+        yield MaskedImage(
+            decode_crop(cache, crop, key), visible[row], schema.view.patch_size, importance, key
+        )

@@ -45,7 +45,9 @@ class StopSignal:
         self.received = False
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -92,7 +94,10 @@ class Trainer:
                 interval.wait_seconds += time.perf_counter() - begin
                 interval.losses.append(self.step(batch, step))
                 step += 1
-                due_log, due_save = step % self.config.train.log_every == 0, step % self.config.train.checkpoint_every == 0
+                due_log, due_save = (
+                    step % self.config.train.log_every == 0,
+                    step % self.config.train.checkpoint_every == 0,
+                )
                 ending = step == last or (self._stops(stop, step))
                 if due_log or due_save or ending:
                     self.log(self._measure(interval, step))
@@ -161,7 +166,9 @@ class Trainer:
         """Reduce an interval to a line of metrics; the only place that waits for the device."""
         losses = self.ranks.mean(torch.stack(interval.losses).mean(0)).tolist()
         if not all(math.isfinite(loss) for loss in losses):
-            raise DivergedError(f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}")
+            raise DivergedError(
+                f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}"
+            )
         seconds = time.perf_counter() - interval.begin
         return {
             "step": step,

@@ -1,1 +1,1 @@
-"""Source tars, the crops drawn from their pictures, and the tars of those crops."""
+"""Source tars, the crops drawn from their images, and the tars of those crops."""

@@ -1,4 +1,4 @@
-"""Pictures to pixels and back, without torch, which a worker of the stream need not wait for.
+"""Images to pixels and back, without torch, which a worker of the stream need not wait for.
 
 Whatever decides the pixels of a crop is named in DECODER, or in RESIZE of crop.py, and every cache records both.
 """
@@ -29,17 +29,23 @@ JPEG_QUALITY = 95
 JPEG_SUBSAMPLING = "420"
 Image.init()  # else only some of these are known
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-MAX_PIXELS = 100_000_000  # a larger picture is a decompression bomb rather than a photograph
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises at twice this, for tiles and canvases too, and only warns before
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a damaged file goes to stderr
+MAX_PIXELS = 100_000_000  # a larger image is a decompression bomb rather than a photograph
+Image.MAX_IMAGE_PIXELS = (
+    MAX_PIXELS // 2
+)  # Pillow raises at twice this, for tiles and canvases too, and only warns before
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
 # what libjpeg calls a warning and fills up with grey, and Pillow passes over; a few bytes too many before a marker do no harm
-_INCOMPLETE = re.compile(r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous)|Invalid SOS|Inconsistent progression")
+_INCOMPLETE = re.compile(
+    r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous)|Invalid SOS|Inconsistent progression"
+)
 
 
 def decode_image(data: bytes) -> Pixels:
-    """Decode a source picture of any common format to (H, W, 3) uint8 RGB.
+    """Decode a source image of any common format to (H, W, 3) uint8 RGB.
 
     EXIF orientation and alpha are ignored (hidden colours show, as in Pillow's convert), 16 bits become their upper 8, of an animation
     the first frame is taken. Raises SourceError for what cannot be decoded whole.
@@ -57,7 +63,11 @@ def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
         buffer = io.BytesIO()
         np.save(buffer, pixels)
         return buffer.getvalue()
-    return bytes(simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING, fastdct=False))
+    return bytes(
+        simplejpeg.encode_jpeg(
+            pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING, fastdct=False
+        )
+    )
 
 
 def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
@@ -70,7 +80,7 @@ def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
 def _decode_raw(data: bytes) -> Pixels:
     pixels: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is no picture")
+        raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is no image")
     return pixels
 
 
@@ -82,7 +92,9 @@ def _decode_jpeg(data: bytes) -> Pixels:
 def _decode_whole_jpeg(data: bytes) -> Pixels:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     _refuse_bomb(height, width)
-    if data.count(b"\xda") > _MAX_SCANS and data.count(b"\xff\xda") > _MAX_SCANS:  # the first takes a third of the time
+    if (
+        data.count(b"\xda") > _MAX_SCANS and data.count(b"\xff\xda") > _MAX_SCANS
+    ):  # the first takes a third of the time
         raise SourceError(f"has more than the {_MAX_SCANS} scans that are accepted of a JPEG")
     return _decode_jpeg(data)
 
@@ -94,12 +106,15 @@ def _refuse_incomplete(reason: str) -> None:
 
 def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image,
+        ):
             _refuse_bomb(image.height, image.width)
             with _silent(image.format == "TIFF"):
                 return _rgb(image)
     except UnidentifiedImageError:  # its own text has the address of an object
-        reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no picture of a known format"
+        reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no image of a known format"
         raise SourceError(f"cannot be decoded ({reason})") from None
     except Image.DecompressionBombError:
         raise SourceError(f"has {_BOMB}") from None
@@ -111,7 +126,10 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
 
 def _rgb(image: Image.Image) -> Pixels:
     """Return a writable copy, as torch wants it, in 8 bits."""
-    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):  # which convert() clips at 255
+    if image.mode.startswith("I;16") or (image.mode, image.format) == (
+        "I",
+        "PPM",
+    ):  # which convert() clips at 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):

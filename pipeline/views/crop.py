@@ -18,7 +18,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class CropBox:
-    """Where a view lies in its source picture, in pixels, and whether it is mirrored."""
+    """Where a view lies in its source image, in pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -30,7 +30,15 @@ class CropBox:
 
     def as_row(self) -> tuple[int, ...]:
         """Return the row of the cache's array `view`: (left, top, width, height, flip, source width, source height)."""
-        return (self.left, self.top, self.width, self.height, int(self.flip), self.source_width, self.source_height)
+        return (
+            self.left,
+            self.top,
+            self.width,
+            self.height,
+            int(self.flip),
+            self.source_width,
+            self.source_height,
+        )
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,23 @@ def draw_crop(policy: CropPolicy, key: str, view: int, width: int, height: int) 
 
 
 def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
-    """Cut a box from a picture (H, W, 3), resize it to (size, size, 3) and mirror it if it says so."""
-    return resize_crop(pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip)
+    """Cut a box from an image (H, W, 3), resize it to (size, size, 3) and mirror it if it says so."""
+    return resize_crop(
+        pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip
+    )
 
 
 def resize_crop(pixels: Pixels, size: int, flip: bool = False) -> Pixels:
     """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing, and mirror it if `flip`."""
-    # numpy takes four times as long as torch to copy a part of a picture, and as np.stack to put channels last
+    # numpy takes four times as long as torch to copy a part of an image, and as np.stack to put channels last
     image = torch.from_numpy(pixels).contiguous().permute(2, 0, 1)
     channels = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
     return np.stack(channels[..., ::-1] if flip else channels, axis=-1)
 
 
-def _draw_box(policy: CropPolicy, rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+def _draw_box(
+    policy: CropPolicy, rng: np.random.Generator, width: int, height: int
+) -> tuple[int, int, int, int]:
     if policy.scale == (1.0, 1.0):
         return _centred(width, height, 1.0, 1.0)
     for _ in range(_TRIES):

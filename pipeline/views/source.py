@@ -1,4 +1,4 @@
-"""Samples of a source tar, one by one: the picture and the small members that travel with its views."""
+"""Samples of a source tar, one by one: the image and the small members that travel with its views."""
 
 import errno
 import re
@@ -11,33 +11,32 @@ from typing import IO, cast
 
 from webdataset.tariterators import base_plus_ext
 
-from pipeline.cache.schema import NO_LABEL
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage.address import is_url
-from pipeline.storage.tars import open_tar
-from pipeline.views.shards import Shard
+from pipeline.storage.tar_streams import open_tar
+from pipeline.views.sample import SourceSample
+from pipeline.views.source_tars import SourceTar
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")  # of several the first is the sample's picture
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "ppm",
+    "tif",
+    "tiff",
+    "gif",
+)  # of several the first is the sample's image
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
-MAX_PICTURE_BYTES = 256 * 2**20
+MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
-_LABEL_DIGITS = 18  # so that a label is an int64
 _ESSENTIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls")
 _END_MARKER_BYTES = 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
-
-
-@dataclass(frozen=True)
-class SourceSample:
-    """One sample: its key, the undecoded picture, the small members by extension, and why there is no picture if that is None."""
-
-    key: str
-    image: bytes | None
-    members: dict[str, bytes]
-    fault: str = "has no picture among its members"
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class _Member:
     fault: str = ""
 
 
-def read_samples(shard: Shard) -> Iterator[SourceSample]:
+def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
     """Yield the samples of a tar in order: runs of files that share a key, which webdataset's rule tells from the extension.
 
-    Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Other members than pictures and those
+    Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Other members than images and those
     that are carried are passed over unread. Raises SourceError, naming the tar, if it cannot be opened, is no plain tar, cut, damaged or
     several in one, or holds a key or file twice or a name that is no UTF-8 or has control characters;
     StorageError if it is behind a URL whose server does not answer.
@@ -70,31 +69,23 @@ def read_samples(shard: Shard) -> Iterator[SourceSample]:
             raise SourceError(f"tar {shard.name!r} {error}: make the tar again or leave it out") from None
 
 
-def label_of(members: dict[str, bytes]) -> int:
-    """Return the class index of member `cls`, or NO_LABEL; raises SourceError if it is no whole number from 0 of at most 18 digits."""
-    text = members.get("cls")
-    if text is None:
-        return NO_LABEL
-    if not text.strip().isdigit() or len(text.strip()) > _LABEL_DIGITS:
-        raise SourceError(f"has the label {text[:40]!r}, which is no whole number from 0 of at most {_LABEL_DIGITS} digits")
-    return int(text)
-
-
-def _opened(shard: Shard) -> IO[bytes]:
+def _opened(shard: SourceTar) -> IO[bytes]:
     try:
         return open_tar(shard.address)
     except OSError as error:
         _refuse_silent_server(shard, error)
-        raise SourceError(f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out") from None
+        raise SourceError(
+            f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out"
+        ) from None
 
 
-def _refuse_silent_server(shard: Shard, error: OSError) -> None:
+def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
     """Raise StorageError for a server that fails after all retries: the next tar would only take as long to fail."""
     if is_url(shard.address) and error.errno == errno.EIO:
         raise StorageError(f"tar {shard.address!r} cannot be read: {error.strerror}") from None
 
 
-def _members(shard: Shard, stream: "_TarStream") -> Iterator[_Member]:
+def _members(shard: SourceTar, stream: "_TarStream") -> Iterator[_Member]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8") as tar:
             for info in iter(tar.next, None):
@@ -138,7 +129,7 @@ def _check_name(name: str) -> None:
 
 def _fault(info: tarfile.TarInfo, extension: str) -> str:
     """Return why a member cannot be used, if so."""
-    limit = MAX_PICTURE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
+    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
     if not info.isreg() or info.issparse():
         return f"has a {extension} that is a link, device or file with holes: pack whole files (tar --dereference)"
     if info.size > limit:
@@ -156,7 +147,9 @@ def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
     carried = {extension: data[extension] for extension in CARRIED_EXTENSIONS if extension in data}
     if fault := next((member.fault for member in members.values() if member.fault), ""):
         return SourceSample(key, None, carried, fault)
-    return SourceSample(key, next((data[extension] for extension in IMAGE_EXTENSIONS if extension in data), None), carried)
+    return SourceSample(
+        key, next((data[extension] for extension in IMAGE_EXTENSIONS if extension in data), None), carried
+    )
 
 
 class _TarStream:
@@ -181,7 +174,9 @@ class _TarStream:
         while self._read(1 << 20):
             pass
         if self._content > end:
-            raise SourceError(f"goes on after byte {end}, where its reader ends: it is damaged or several tars in one")
+            raise SourceError(
+                f"goes on after byte {end}, where its reader ends: it is damaged or several tars in one"
+            )
         if self._size - end < _END_MARKER_BYTES:
             raise SourceError("has no end marker: it is cut")
 

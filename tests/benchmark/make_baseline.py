@@ -23,7 +23,10 @@ def main():
         "made": time.strftime("%Y-%m-%d"),
         **describe_machine(torch.device("cpu")),
         "ratios": {name: round(statistics.median(run[name] for run in runs), 4) for name in RATIOS},
-        "spread": {name: [round(min(run[name] for run in runs), 4), round(max(run[name] for run in runs), 4)] for name in RATIOS},
+        "spread": {
+            name: [round(min(run[name] for run in runs), 4), round(max(run[name] for run in runs), 4)]
+            for name in RATIOS
+        },
     }
     BASELINE.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(values["ratios"], indent=2))

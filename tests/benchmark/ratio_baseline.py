@@ -20,4 +20,6 @@ def committed_ratios():
 
 def measured_ratios(parts, effort=EFFORT):
     """{name: ratio} of some parts, now."""
-    return measure_ratios(load_config(RunConfig, RECIPE), parts, lambda line: print(line, file=sys.stderr), effort)
+    return measure_ratios(
+        load_config(RunConfig, RECIPE), parts, lambda line: print(line, file=sys.stderr), effort
+    )

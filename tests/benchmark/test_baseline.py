@@ -21,12 +21,14 @@ def test_a_fall_by_more_than_a_quarter_is_named_with_both_values():
 
 
 def test_a_ratio_that_is_not_measured_any_more_has_fallen():
-    assert fallen({"ratio.reads_to_raw": 0.8}, {}) == {"ratio.reads_to_raw": "ratio.reads_to_raw is 0, 100% below the 0.8 of the baseline"}
+    assert fallen({"ratio.reads_to_raw": 0.8}, {}) == {
+        "ratio.reads_to_raw": "ratio.reads_to_raw is 0, 100% below the 0.8 of the baseline"
+    }
 
 
 def test_a_real_measurement_passes_and_is_caught_when_it_was_better_before():
     """Four views are decoded about 1.7 times as fast as one; had it been twice that, something would be wrong now."""
-    name, effort = "ratio.four_views_to_one", Effort(rounds=1, steps=1, warm_up=1, pictures=8)
+    name, effort = "ratio.four_views_to_one", Effort(rounds=1, steps=1, warm_up=1, images=8)
     found = measured_ratios({"decode"}, effort)
     before = committed_ratios()[name]
     assert check_ratios({name: before * 0.7}, lambda _: found) == []
@@ -35,10 +37,18 @@ def test_a_real_measurement_passes_and_is_caught_when_it_was_better_before():
 
 
 def test_only_what_has_fallen_is_measured_again_and_the_best_counts():
-    baseline = {"ratio.reads_to_raw": 1.0, "ratio.step_to_reference": 2.0, "ratio.cached_to_teacher_in_loop": 2.0}
+    baseline = {
+        "ratio.reads_to_raw": 1.0,
+        "ratio.step_to_reference": 2.0,
+        "ratio.cached_to_teacher_in_loop": 2.0,
+    }
     tries = iter(
         [
-            {"ratio.reads_to_raw": 0.9, "ratio.step_to_reference": 1.0, "ratio.cached_to_teacher_in_loop": 1.9},
+            {
+                "ratio.reads_to_raw": 0.9,
+                "ratio.step_to_reference": 1.0,
+                "ratio.cached_to_teacher_in_loop": 1.9,
+            },
             {"ratio.step_to_reference": 1.8, "ratio.cached_to_teacher_in_loop": 0.1},
         ]
     )

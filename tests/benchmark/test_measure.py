@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from pipeline.benchmark.machine import MatrixProduct, describe_machine
-from pipeline.benchmark.measure import Figure, WaitMeter, core_seconds, ratio, take_turns, threads, wall_seconds
+from pipeline.benchmark.measure import (
+    Figure,
+    WaitMeter,
+    core_seconds,
+    ratio,
+    take_turns,
+    threads,
+    wall_seconds,
+)
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ PLAIN = {
     "batch_size": None,
     "steps": None,
     "rounds": None,
-    "pictures": None,
+    "images": None,
     "only": [],
     "quick": False,
     "shards": None,
@@ -29,8 +29,13 @@ def choose(**changes):
 
 def test_a_gpu_takes_the_papers_batch_many_steps_and_all_but_two_cores():
     options = choose()
-    assert (options.batch_size, options.workers, options.effort.steps, options.parts) == (1024, 14, 200, PARTS)
-    assert options.effort.pictures >= 4 * 1024
+    assert (options.batch_size, options.workers, options.effort.steps, options.parts) == (
+        1024,
+        14,
+        200,
+        PARTS,
+    )
+    assert options.effort.images >= 4 * 1024
     assert options.extracts
 
 
@@ -42,9 +47,9 @@ def test_a_cpu_shares_its_cores_among_step_and_workers():
 
 
 def test_what_is_given_is_taken():
-    options = choose(batch_size=7, workers=3, steps=5, rounds=2, pictures=9, only=["reads", "step"])
+    options = choose(batch_size=7, workers=3, steps=5, rounds=2, images=9, only=["reads", "step"])
     assert (options.batch_size, options.workers, options.effort.steps, options.effort.rounds) == (7, 3, 5, 2)
-    assert options.effort.pictures == 9
+    assert options.effort.images == 9
     assert options.parts == ("step", "reads")
 
 
@@ -57,12 +62,17 @@ def test_quick_is_less(recipe):
 
 def test_a_cache_behind_a_url_has_no_raw_reads():
     assert "reads" not in choose(cache="s3://bucket/a.cache").parts
-    with pytest.raises(ConfigError, match=r"--only reads compares with raw reads from a disk, and --cache 's3://.*' is on none"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--only reads compares with raw reads from a disk, and --cache 's3://.*' is on none",
+    ):
         choose(cache="s3://bucket/a.cache", only=["reads"])
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"--recipe 'xl' is unknown: give tiny, s, b, l"):
         choose(recipe="xl")
-    with pytest.raises(ConfigError, match=r"--only 'stepp' is no part of the benchmark: give step, loader, .*, scaling"):
+    with pytest.raises(
+        ConfigError, match=r"--only 'stepp' is no part of the benchmark: give step, loader, .*, scaling"
+    ):
         choose(only=["stepp"])

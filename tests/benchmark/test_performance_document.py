@@ -27,10 +27,16 @@ def test_a_command_has_options_recipes_and_parts_that_exist(command):
     words = shlex.split(command)
     for option in (word for word in words if word.startswith("--")):
         assert re.search(rf"{option}\b", told), option
-    chosen = {word: [value for name, value in pairwise(words) if name == word] for word in ("--recipe", "--only")}
+    chosen = {
+        word: [value for name, value in pairwise(words) if name == word] for word in ("--recipe", "--only")
+    }
     for recipe in chosen["--recipe"] or ["tiny"]:
-        plain = dict.fromkeys(("teacher", "workers", "batch_size", "steps", "rounds", "pictures", "shards", "cache"))
-        choose_options(recipe=recipe, device=torch.device("cuda"), cores=2, only=chosen["--only"], quick=False, **plain)
+        plain = dict.fromkeys(
+            ("teacher", "workers", "batch_size", "steps", "rounds", "images", "shards", "cache")
+        )
+        choose_options(
+            recipe=recipe, device=torch.device("cuda"), cores=2, only=chosen["--only"], quick=False, **plain
+        )
 
 
 def test_there_are_commands_and_every_part_is_named():

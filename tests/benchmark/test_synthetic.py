@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from small_cache import make_shards
 
-from pipeline.benchmark.photographs import HEIGHT, PICTURE_BYTES, WIDTH, write_photographs
+from pipeline.benchmark.photographs import HEIGHT, IMAGE_BYTES, WIDTH, write_photographs
 from pipeline.benchmark.synthetic import linked_cache, made_up_cache
 from pipeline.cache.reader import Cache
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
-from pipeline.extraction.decoding import ViewMaker
 from pipeline.views.codec import decode_image
 from pipeline.views.crop import CropPolicy
-from pipeline.views.shards import resolve_shards
+from pipeline.views.maker import ViewMaker
 from pipeline.views.source import read_samples
+from pipeline.views.source_tars import resolve_tars
 
 
 def findings(cache):
@@ -24,7 +24,9 @@ def findings(cache):
 def test_a_made_up_cache_is_sound_and_has_real_crops(small_cache_path, tmp_path, kept):
     plain = Cache(small_cache_path).schema.model_copy(update=kept)
     maker = ViewMaker(CropPolicy(64, (0.4, 1.0), 0.5, 0), (0,), "jpeg")
-    cache = made_up_cache(tmp_path / "made.cache", plain, make_shards(tmp_path / "tars", tars=2, pictures_per_tar=66), maker)
+    cache = made_up_cache(
+        tmp_path / "made.cache", plain, make_shards(tmp_path / "tars", tars=2, images_per_tar=66), maker
+    )
     assert findings(cache) == []
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [66, 66]
     rows = cache.read_block(next(cache.commits()), 0, ["features/block_05", "stats", "index"])
@@ -45,11 +47,11 @@ def test_a_linked_cache_has_one_units_rows_in_every_unit(small_cache_path, tmp_p
         np.testing.assert_array_equal(cache.read_block(commit, 1, [name])[name], expected[name])
 
 
-def test_drawn_pictures_are_as_large_as_photographs(tmp_path):
-    write_photographs(tmp_path / "pictures", 6, 2)
-    shards = resolve_shards(str(tmp_path / "pictures"))
+def test_drawn_images_are_as_large_as_photographs(tmp_path):
+    write_photographs(tmp_path / "images", 6, 2)
+    shards = resolve_tars(str(tmp_path / "images"))
     samples = [sample for shard in shards for sample in read_samples(shard)]
     assert [sample.key for sample in samples] == [f"{number:06d}" for number in range(6)]
     assert {decode_image(sample.image).shape for sample in samples} == {(HEIGHT, WIDTH, 3)}
     assert len({sample.image for sample in samples}) == 6
-    assert sum(len(sample.image) for sample in samples) / 6 == pytest.approx(PICTURE_BYTES, rel=0.2)
+    assert sum(len(sample.image) for sample in samples) / 6 == pytest.approx(IMAGE_BYTES, rel=0.2)

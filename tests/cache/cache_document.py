@@ -16,7 +16,9 @@ def read_tables(text):
             continue
         if block:
             columns, _, *rows = block
-            tables[heading, columns[0]] = tables.get((heading, columns[0]), []) + [dict(zip(columns, row, strict=True)) for row in rows]
+            tables[heading, columns[0]] = tables.get((heading, columns[0]), []) + [
+                dict(zip(columns, row, strict=True)) for row in rows
+            ]
             block = []
         if line.startswith("#"):
             heading = line.lstrip("# ").split(". ")[-1]
@@ -26,7 +28,9 @@ def read_tables(text):
 def symbols(tables, schema, units):
     """Return the value of every symbol of section 4 for a schema, and what its encoding's row says."""
     values = schema.model_dump(mode="json")
-    names = {key: SimpleNamespace(**value) if isinstance(value, dict) else value for key, value in values.items()}
+    names = {
+        key: SimpleNamespace(**value) if isinstance(value, dict) else value for key, value in values.items()
+    }
     names |= {"units": units, "len": len, "ceil": math.ceil, "floor": math.floor}
     (encoding,) = [row for row in tables["Encodings", "Encoding"] if row["Encoding"] == schema.encoding]
     names |= {"dtype": encoding["Dtype"], "channels_per_value": evaluate(encoding["channels_per_value"], {})}
@@ -51,7 +55,9 @@ def described_arrays(tables, schema, units):
     for row in tables["Arrays", "Array"]:
         if row["Present"].startswith("if ") and not evaluate(row["Present"].removeprefix("if "), names):
             continue
-        shape, chunk, shard = (dimensions(row[column], names) for column in ("Shape", "Inner chunk", "Shard"))
+        shape, chunk, shard = (
+            dimensions(row[column], names) for column in ("Shape", "Inner chunk", "SourceTar")
+        )
         dtype = names["dtype"] if row["Dtype"] == "by encoding" else row["Dtype"]
         for level in schema.levels if "LL" in row["Array"] else (None,):
             name = row["Array"] if level is None else row["Array"].replace("LL", f"{level:02d}")

@@ -38,7 +38,7 @@ def unfinished(tmp_path):
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished cache of one tar in two views: 66 pictures, thus two blocks a unit; `options` make it again anywhere."""
+    """A finished cache of one tar in two views: 66 images, thus two blocks a unit; `options` make it again anywhere."""
 
     path: Path
     options: dict[str, object]
@@ -48,7 +48,11 @@ class Extracted:
 def extracted(request, tmp_path_factory):
     """A real cache of each kind. Not to be changed."""
     folder = tmp_path_factory.mktemp("extracted")
-    options = {"shards": make_shards(folder / "tars", tars=1, pictures_per_tar=66), "levels": "2,3", **VARIANTS[request.param]}
+    options = {
+        "shards": make_shards(folder / "tars", tars=1, images_per_tar=66),
+        "levels": "2,3",
+        **VARIANTS[request.param],
+    }
     return Extracted(small_cache(folder, **options), options)
 
 

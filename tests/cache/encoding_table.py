@@ -28,12 +28,18 @@ def b16_schema(encoding, keep):
 
 def row_bytes(schema):
     """Bytes of one row of features and stats, without the checksum of its block."""
-    return sum(spec.block_bytes(1) for name, spec in array_specs(schema).items() if name.startswith("features/") or name == "stats")
+    return sum(
+        spec.block_bytes(1)
+        for name, spec in array_specs(schema).items()
+        if name.startswith("features/") or name == "stats"
+    )
 
 
 def view_bytes(schema):
     """Bytes of all shards of a unit of UNIT rows, for each row: last block filled up, checksums and indices included."""
-    return sum(shard_bytes(spec, schema, UNIT) for spec in array_specs(schema).values() if spec.by_rows) / UNIT
+    return (
+        sum(shard_bytes(spec, schema, UNIT) for spec in array_specs(schema).values() if spec.by_rows) / UNIT
+    )
 
 
 def byte_cells(encoding, keep):
@@ -46,7 +52,11 @@ def decoded(features, encoding):
     """Encode and decode features (B, T, D) with their own calibration: (true, found, bound) of the whitened ones."""
     calibrator = Calibrator()
     calibrator.add((features,))
-    mean, std = (values[0] for values in calibrator.result()) if encoding != "float16" else (torch.zeros(1), torch.ones(1))
+    mean, std = (
+        (values[0] for values in calibrator.result())
+        if encoding != "float16"
+        else (torch.zeros(1), torch.ones(1))
+    )
     codes, stats = encode_level(features, mean, std, encoding)
     found = TargetDecoder(mean[None], std[None], encoding)(codes[:, None], stats[:, None])[0][:, 0]
     true = whiten(features)[0]

@@ -47,7 +47,12 @@ def heavy_tails(rng, shape):
     return mean + deviation * rng.standard_t(_DEGREES, size=shape)
 
 
-SETS = {"plain": plain, "constant outliers": constant_outliers, "rare outliers": rare_outliers, "heavy tails": heavy_tails}
+SETS = {
+    "plain": plain,
+    "constant outliers": constant_outliers,
+    "rare outliers": rare_outliers,
+    "heavy tails": heavy_tails,
+}
 
 
 def feature_set(name, *shape, seed=0):

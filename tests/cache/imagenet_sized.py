@@ -1,4 +1,4 @@
-"""A cache with the metadata of ImageNet and no data: 1,282 tars of 1,000 pictures, 4 views, five levels of a B/16 teacher."""
+"""A cache with the metadata of ImageNet and no data: 1,282 tars of 1,000 images, 4 views, five levels of a B/16 teacher."""
 
 import hashlib
 import sys
@@ -22,13 +22,23 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
     """Make the cache at `path`; its commits are true but for digests and checksums, its shards and view tars do not exist."""
     folder, plain = open_folder(path), make_schema(levels=(7, 8, 9, 10, 11), width=768, image_size=224)
     mean, std = (np.full((5, 768), value, np.float32) for value in (0.0, 1.0))
-    schema = plain.model_copy(update={"calibration": CalibrationSchema(pictures=256, sha256=calibration_digest(mean, std))})
+    schema = plain.model_copy(
+        update={"calibration": CalibrationSchema(pictures=256, sha256=calibration_digest(mean, std))}
+    )
     create_cache(folder, schema, mean, std)
-    units = extend_cache(folder, schema, [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)], views, ())
+    units = extend_cache(
+        folder,
+        schema,
+        [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)],
+        views,
+        (),
+    )
     (Path(path) / "commits").mkdir()
     for unit in units:
         commit = made_up_commit(schema, unit, ROWS)
-        (Path(path) / commit_key(unit)).write_bytes(sealed(commit.model_dump(mode="json", exclude={"digest"})))
+        (Path(path) / commit_key(unit)).write_bytes(
+            sealed(commit.model_dump(mode="json", exclude={"digest"}))
+        )
 
 
 def made_up_commit(schema, unit, rows):

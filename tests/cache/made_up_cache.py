@@ -21,7 +21,9 @@ def empty_cache(path, sources=SOURCES, views=1, **changes):
     """Create a cache without finished units; returns its schema and units."""
     plain = make_schema(**changes)
     mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
-    schema = plain.model_copy(update={"calibration": CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))})
+    schema = plain.model_copy(
+        update={"calibration": CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))}
+    )
     create_cache(open_folder(path), schema, mean, std)
     return schema, extend_cache(open_folder(path), schema, sources, views, ())
 
@@ -69,5 +71,8 @@ def read_all(path):
     found = {"calibration": np.stack(cache.calibration())}
     for commit in cache.commits():
         for block in range(2):
-            found |= {(commit.unit, block, name): rows for name, rows in cache.read_block(commit, block, ARRAYS).items()}
+            found |= {
+                (commit.unit, block, name): rows
+                for name, rows in cache.read_block(commit, block, ARRAYS).items()
+            }
     return found

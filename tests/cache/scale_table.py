@@ -60,7 +60,9 @@ COLLECTIONS = (
 def schema_of(encoding="int8", keep=1.0):
     """Five levels of a B/16 teacher on 224 pixels."""
     rank = {} if keep == 1 else {"keep_rank": "attention"}
-    return make_schema(width=768, image_size=224, levels=(7, 8, 9, 10, 11), encoding=encoding, keep=keep, **rank)
+    return make_schema(
+        width=768, image_size=224, levels=(7, 8, 9, 10, 11), encoding=encoding, keep=keep, **rank
+    )
 
 
 def files_of_unit(schema, rows):
@@ -71,14 +73,22 @@ def files_of_unit(schema, rows):
 
 def commit_of(schema, rows):
     """The bytes of a unit's commit, and of its entry in units.json."""
-    unit = Unit(unit=123_456, source="train-123456.tar", source_bytes=123_456_789, view=0, first_row=123_456 * schema.unit_rows)
+    unit = Unit(
+        unit=123_456,
+        source="train-123456.tar",
+        source_bytes=123_456_789,
+        view=0,
+        first_row=123_456 * schema.unit_rows,
+    )
     commit = len(sealed(made_up_commit(schema, unit, rows).model_dump(mode="json", exclude={"digest"})))
     return commit, len(units_json((unit, unit))) - len(units_json((unit,)))
 
 
 def write_requests(schema, rows):
     """PUT and POST of a unit: its files, the large ones in parts that are begun and completed, and its commit."""
-    return 1 + sum(1 if size <= PART_BYTES else 2 + math.ceil(size / PART_BYTES) for size in files_of_unit(schema, rows))
+    return 1 + sum(
+        1 if size <= PART_BYTES else 2 + math.ceil(size / PART_BYTES) for size in files_of_unit(schema, rows)
+    )
 
 
 def block_requests(schema):
@@ -89,12 +99,20 @@ def block_requests(schema):
 
 def size_table():
     """Yield the lines of the table of bytes."""
-    yield from heading("encoding", "keep", "bytes a view", *(f"{one.name}, TB" for one in COLLECTIONS), "GB/s at that rate")
+    yield from heading(
+        "encoding", "keep", "bytes a view", *(f"{one.name}, TB" for one in COLLECTIONS), "GB/s at that rate"
+    )
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
         stored = [one.units * sum(files_of_unit(schema, one.rows)) / 1e12 for one in COLLECTIONS]
         view = sum(files_of_unit(schema, 1_000)) / 1_000
-        yield line(encoding, f"{keep:g}", f"{view:,.0f}", *(f"{size:,.2f}" for size in stored), f"{view * VIEWS_A_SECOND / 1e9:.1f}")
+        yield line(
+            encoding,
+            f"{keep:g}",
+            f"{view:,.0f}",
+            *(f"{size:,.2f}" for size in stored),
+            f"{view * VIEWS_A_SECOND / 1e9:.1f}",
+        )
 
 
 def request_table():
@@ -111,10 +129,19 @@ def request_table():
     yield from heading("encoding", "keep", *columns)
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
-        largest = max(spec.block_bytes(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows)
+        largest = max(
+            spec.block_bytes(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows
+        )
         memory = [f"{_peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
-        counts = [len(files_of_unit(schema, 1_000)) + 1, commit_of(schema, 1_000)[0], write_requests(schema, 1_000), block_requests(schema)]
-        yield line(encoding, f"{keep:g}", *(f"{count:,}" for count in counts), f"{largest / 1e6:.1f}", *memory)
+        counts = [
+            len(files_of_unit(schema, 1_000)) + 1,
+            commit_of(schema, 1_000)[0],
+            write_requests(schema, 1_000),
+            block_requests(schema),
+        ]
+        yield line(
+            encoding, f"{keep:g}", *(f"{count:,}" for count in counts), f"{largest / 1e6:.1f}", *memory
+        )
 
 
 def metadata_table():
@@ -122,7 +149,7 @@ def metadata_table():
     schema = schema_of()
     columns = ("files", "commits, MB", "units.json, MB", "MB in each process", "PUT and POST", "GET an epoch")
     times = (f"hours on 1 and {DEVICES} devices", "s to read commits, disk", "s, object store")
-    yield from heading("pictures", "units", *columns, *times)
+    yield from heading("images", "units", *columns, *times)
     for one in COLLECTIONS:
         commit, entry = commit_of(schema, one.rows)
         writes = one.units * write_requests(schema, one.rows)
@@ -130,7 +157,12 @@ def metadata_table():
         hours = one.units * one.rows / VIEWS_A_SECOND / 3600
         megabytes = [one.units * size / 1e6 for size in (commit, entry, UNIT_MEMORY)]
         counts = [one.units, one.units * (len(files_of_unit(schema, one.rows)) + 1)]
-        cells = [*(f"{count:,}" for count in counts), *(f"{size:,.1f}" for size in megabytes), f"{writes:,}", f"{reads:,}"]
+        cells = [
+            *(f"{count:,}" for count in counts),
+            *(f"{size:,.1f}" for size in megabytes),
+            f"{writes:,}",
+            f"{reads:,}",
+        ]
         seconds = [f"{one.units * COMMIT_SECONDS:,.1f}", f"{one.units * ROUND_TRIP / AT_ONCE:,.0f}"]
         yield line(one.name, *cells, f"{hours:.2f} and {hours / DEVICES:.3f}", *seconds)
 

@@ -8,10 +8,10 @@ import pytest
 from damage import flip, shard, swap
 from made_up_cache import ARRAYS, read_all
 
+from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.units import UNITS_FILE
 from pipeline.errors import CacheError
-from pipeline.stream.join import read_joined
 
 
 def assert_same(found, expected):
@@ -27,9 +27,20 @@ def test_a_flipped_bit_in_a_shard_is_noticed_wherever_it_is(made, name):
     size = file.stat().st_size
     block, crc = (size - 4 - 256 * 16) // 2, 4
     # the first block and its checksum, the second with its padding, the index's entries for both, the index's checksum
-    for place in (0, block // 3, block - crc, block + 5, 2 * block - crc - 1, 2 * block, 2 * block + 17, size - 3):
+    for place in (
+        0,
+        block // 3,
+        block - crc,
+        block + 5,
+        2 * block - crc - 1,
+        2 * block,
+        2 * block + 17,
+        size - 3,
+    ):
         flip(file, place)
-        with pytest.raises(CacheError, match=rf"array '{name}' of unit 1 \(b\.tar, view 0\), rows (0 to 63|64 to 99) "):
+        with pytest.raises(
+            CacheError, match=rf"array '{name}' of unit 1 \(b\.tar, view 0\), rows (0 to 63|64 to 99) "
+        ):
             read_all(path)
         flip(file, place)
     assert len(read_all(path)) == 2 * 2 * len(ARRAYS) + 1
@@ -52,7 +63,10 @@ def test_a_missing_or_cut_shard_is_noticed(made, name, length):
 def test_swapped_shards_are_noticed(made, name):
     path, _ = made
     swap(shard(path, name, 0), shard(path, name, 1))
-    with pytest.raises(CacheError, match=rf"array '{name}' of unit 0 .* is not what was committed: inspect-cache verify --full --repair"):
+    with pytest.raises(
+        CacheError,
+        match=rf"array '{name}' of unit 0 .* is not what was committed: inspect-cache verify --full --repair",
+    ):
         read_all(path)
 
 
@@ -112,9 +126,12 @@ def test_what_is_no_metadata_is_refused(made, name, text):
 
 def test_the_metadata_of_another_array_is_refused(made):
     path, _ = made
-    shutil.copy(path / "targets.zarr/features/block_03/zarr.json", path / "targets.zarr/features/block_05/zarr.json")
+    shutil.copy(
+        path / "targets.zarr/features/block_03/zarr.json", path / "targets.zarr/features/block_05/zarr.json"
+    )
     with pytest.raises(
-        CacheError, match=r"array 'features/block_05' of .* is not what the schema says: inspect-cache verify --repair writes"
+        CacheError,
+        match=r"array 'features/block_05' of .* is not what the schema says: inspect-cache verify --repair writes",
     ):
         read_all(path)
 

@@ -53,7 +53,11 @@ def test_the_bound_holds_for_any_features_with_their_own_calibration(hidden):
     assert_bound_holds(hidden, *calibrated(hidden))
 
 
-@given(hidden_states(70), hnp.arrays(np.float32, 70, elements=st.floats(-8, 8, width=32)), st.floats(0.0625, 100, width=32))
+@given(
+    hidden_states(70),
+    hnp.arrays(np.float32, 70, elements=st.floats(-8, 8, width=32)),
+    st.floats(0.0625, 100, width=32),
+)
 def test_the_bound_holds_for_any_calibration(hidden, mean, std):
     assert_bound_holds(hidden, torch.from_numpy(mean), torch.full((70,), std))
 
@@ -93,7 +97,9 @@ def test_mean_and_deviation_undo_the_whitening(encoding):
 def test_whitening_is_torch_s_layer_norm():
     hidden = features(3, 4, 96) * 7 + 2
     whitened, mean, deviation = whiten(hidden)
-    torch.testing.assert_close(whitened, torch.nn.functional.layer_norm(hidden, (96,), eps=1e-5), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        whitened, torch.nn.functional.layer_norm(hidden, (96,), eps=1e-5), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(mean, hidden.mean(-1))
     torch.testing.assert_close(deviation, (hidden.var(-1, correction=0) + 1e-5).sqrt())
 
@@ -130,7 +136,9 @@ def test_one_bad_channel_shows_in_the_stats_of_its_token(value):
 
 
 def test_calibration_is_of_all_tokens_of_all_batches_level_by_level():
-    parts = [[features(3, 5, 32, seed=seed + 10 * level) * (level + 1) for level in range(2)] for seed in range(4)]
+    parts = [
+        [features(3, 5, 32, seed=seed + 10 * level) * (level + 1) for level in range(2)] for seed in range(4)
+    ]
     calibrator = Calibrator()
     for levels in parts:
         calibrator.add(tuple(levels))
@@ -147,7 +155,7 @@ def test_a_channel_that_never_varies_has_the_least_deviation():
     assert torch.equal(calibrated(hidden)[1], torch.full((16,), MIN_CHANNEL_STD))
 
 
-def test_encoding_does_not_depend_on_what_comes_with_a_picture():
+def test_encoding_does_not_depend_on_what_comes_with_a_image():
     hidden = features(6, 4, 96)
     mean, std = calibrated(hidden)
     whole = encode_level(hidden, mean, std, "int8")

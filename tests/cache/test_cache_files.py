@@ -43,7 +43,9 @@ def test_an_exclusive_file_is_made_once(tmp_path):
 
 def test_of_many_makers_at_once_one_wins_with_a_whole_file(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: create_file_exclusively(tmp_path / "a", b"%d" % number * 5000), range(8)))
+        won = list(
+            pool.map(lambda number: create_file_exclusively(tmp_path / "a", b"%d" % number * 5000), range(8))
+        )
     assert sum(won) == 1
     assert (tmp_path / "a").read_bytes() == b"%d" % won.index(True) * 5000
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -66,7 +68,9 @@ def test_a_sealed_file_is_its_canonical_json():
     assert seal_of(sealed({"z": 1})) == digest_of({"z": 1})
 
 
-@pytest.mark.parametrize("change", [(b"}", b"} "), (b"\n", b""), (b"{", b" {"), (b"1", b"2"), (b"digest", b"digits")])
+@pytest.mark.parametrize(
+    "change", [(b"}", b"} "), (b"\n", b""), (b"{", b" {"), (b"1", b"2"), (b"digest", b"digits")]
+)
 def test_a_sealed_file_of_another_form_is_refused(change):
     with pytest.raises(ValueError, match="does not match its digest"):
         seal_of(sealed({"b": 1, "z": 2}).replace(*change))

@@ -13,7 +13,11 @@ from pipeline.extraction.job import run_extraction
 
 def committed_bytes(path):
     """All bytes of units and commits."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and {"c", "views", "commits"} & set(file.parts)) - sum(
+    return sum(
+        file.stat().st_size
+        for file in path.rglob("*")
+        if file.is_file() and {"c", "views", "commits"} & set(file.parts)
+    ) - sum(
         (path / "targets.zarr" / name / "c/0/0").stat().st_size for name in ("channel_mean", "channel_std")
     )
 
@@ -21,7 +25,13 @@ def committed_bytes(path):
 @pytest.mark.parametrize(("encoding", "keep"), [("int8", 1.0), ("int4", 0.5)])
 def test_an_unfinished_cache_forecasts_its_size_within_two_percent(tmp_path, encoding, keep):
     shards = make_shards(tmp_path / "tars", 3, 64)
-    options = {"shards": shards, "cache": tmp_path / "a.cache", "views": 1, "encoding": encoding, "keep": keep}
+    options = {
+        "shards": shards,
+        "cache": tmp_path / "a.cache",
+        "views": 1,
+        "encoding": encoding,
+        "keep": keep,
+    }
     run_extraction(extraction_options(**options))
     for name in ("train-0001.v00", "train-0002.v00"):
         (tmp_path / "a.cache" / "commits" / f"{name}.json").rename(tmp_path / f"{name}.json")
@@ -37,7 +47,9 @@ def test_without_a_unit_there_is_no_forecast(cache_copy):
     for commit in (cache_copy / "commits").iterdir():
         commit.unlink()
     cache = Cache(cache_copy)
-    with pytest.raises(CacheError, match=r"has no finished unit to judge by: extract-teacher --dry-run forecasts its size"):
+    with pytest.raises(
+        CacheError, match=r"has no finished unit to judge by: extract-teacher --dry-run forecasts its size"
+    ):
         finished_bytes(cache, take_inventory(cache))
 
 
@@ -45,8 +57,13 @@ def test_what_is_read_of_a_view_is_what_its_rows_take(small_cache_path):
     cache = Cache(small_cache_path)
     commit = next(cache.commits())
     names = ["features/block_04", "stats", "index", "attention"]
-    assert read_bytes(cache.schema, [4], attention=True) * 64 == sum(rows.nbytes for rows in cache.read_block(commit, 0, names).values())
-    assert read_bytes(cache.schema, [4], attention=True) - read_bytes(cache.schema, [4], attention=False) == 16 * 4
+    assert read_bytes(cache.schema, [4], attention=True) * 64 == sum(
+        rows.nbytes for rows in cache.read_block(commit, 0, names).values()
+    )
+    assert (
+        read_bytes(cache.schema, [4], attention=True) - read_bytes(cache.schema, [4], attention=False)
+        == 16 * 4
+    )
 
 
 def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
@@ -55,5 +72,7 @@ def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
     assert len(found) == 6
     shards = make_shards(tmp_path / "tars", 1, 64)
     cache = Cache(small_cache(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
-    arrays = cache.read_block(next(cache.commits()), 0, [name for name, spec in cache._specs.items() if spec.by_rows])
+    arrays = cache.read_block(
+        next(cache.commits()), 0, [name for name, spec in cache._specs.items() if spec.by_rows]
+    )
     assert found["int4", 0.3] * 64 == np.sum([rows.nbytes for rows in arrays.values()])

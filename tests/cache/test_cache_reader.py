@@ -18,7 +18,9 @@ from pipeline.errors import CacheError, ConfigError
 
 def test_what_was_written_is_read(original):
     path, arrays = original
-    for (unit, block, name), rows in ((key, rows) for key, rows in read_all(path).items() if key != "calibration"):
+    for (unit, block, name), rows in (
+        (key, rows) for key, rows in read_all(path).items() if key != "calibration"
+    ):
         assert rows.dtype == arrays[unit][name].dtype
         np.testing.assert_array_equal(rows, arrays[unit][name][block * 64 : (block + 1) * 64])
     mean, std = Cache(path).calibration()
@@ -34,7 +36,9 @@ def test_another_version_is_refused_by_name(made, version):
     schema |= {"version": version, "a key of that version": 1}
     values["attributes"]["digest"] = digest_of(schema)
     file.write_text(json.dumps(values))
-    with pytest.raises(CacheError, match=rf"has version {version}, this program reads 1\.0: use the version of this program"):
+    with pytest.raises(
+        CacheError, match=rf"has version {version}, this program reads 1\.0: use the version of this program"
+    ):
         Cache(path)
 
 
@@ -49,11 +53,15 @@ def test_a_newer_minor_version_is_read_without_what_it_adds(made):
     file.write_text(json.dumps(values, indent=2))
     for unit in Cache(path).units:
         commit = json.loads((path / commit_key(unit)).read_text())
-        (path / commit_key(unit)).write_bytes(sealed({**commit, "schema_digest": digest_of(schema), "added": {}}))
+        (path / commit_key(unit)).write_bytes(
+            sealed({**commit, "schema_digest": digest_of(schema), "added": {}})
+        )
     cache = Cache(path)
     assert (cache.schema.version, cache.digest) == ("1.7", digest_of(schema))
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [ROWS, ROWS]
-    np.testing.assert_array_equal(cache.read_block(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64])
+    np.testing.assert_array_equal(
+        cache.read_block(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64]
+    )
     assert list(verify_quickly(cache)) == []
 
 
@@ -77,14 +85,23 @@ def test_what_is_no_cache_is_refused(tmp_path, kind, original):
         path.mkdir()
     elif kind == "zarr group":
         shutil.copytree(original[0] / "targets.zarr", path)
-    with pytest.raises(CacheError, match=r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"):
+    with pytest.raises(
+        CacheError, match=r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"
+    ):
         Cache(path)
 
 
 def test_levels_that_are_not_held_are_named(original):
     cache = Cache(original[0])
-    assert (cache.level_indices(None), cache.level_indices([5]), cache.level_indices([5, 3])) == ((0, 1), (1,), (1, 0))
-    with pytest.raises(ConfigError, match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose of these, or extract again"):
+    assert (cache.level_indices(None), cache.level_indices([5]), cache.level_indices([5, 3])) == (
+        (0, 1),
+        (1,),
+        (1, 0),
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose of these, or extract again",
+    ):
         cache.level_indices([4, 5, 11])
 
 
@@ -92,18 +109,26 @@ def test_views_that_are_not_held_are_named(small_cache_path):
     cache = Cache(small_cache_path)
     assert cache.finished([1], allow_partial=False)["view"].tolist() == [1, 1]
     assert len(cache.finished(None, allow_partial=False)) == 4
-    with pytest.raises(ConfigError, match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views"):
+    with pytest.raises(
+        ConfigError,
+        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views",
+    ):
         cache.finished([1, 2], allow_partial=True)
 
 
 def test_an_unfinished_cache_is_refused_unless_that_is_allowed(made):
     path, _ = made
     (path / commit_key(Cache(path).units[0])).unlink()
-    with pytest.raises(CacheError, match=r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"):
+    with pytest.raises(
+        CacheError, match=r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"
+    ):
         Cache(path).finished(None, allow_partial=False)
     assert Cache(path).finished(None, allow_partial=True)["unit"].tolist() == [1]
     (path / commit_key(Cache(path).units[1])).unlink()
-    with pytest.raises(CacheError, match=r"is not finished: 0 of 2 units are committed; run the same extract-teacher command until it is$"):
+    with pytest.raises(
+        CacheError,
+        match=r"is not finished: 0 of 2 units are committed; run the same extract-teacher command until it is$",
+    ):
         Cache(path).finished(None, allow_partial=True)
 
 
@@ -120,7 +145,9 @@ def test_a_reader_goes_on_while_the_cache_grows(made):
     assert cache.finished(None, allow_partial=False).tolist() == pinned.tolist()
     grown = Cache(path)
     assert [commit.unit for commit in tuple(grown.commits())] == [0, 1, 5]
-    np.testing.assert_array_equal(grown.read_block(tuple(grown.commits())[2], 1, ["index"])["index"], new["index"][64:])
+    np.testing.assert_array_equal(
+        grown.read_block(tuple(grown.commits())[2], 1, ["index"])["index"], new["index"][64:]
+    )
 
 
 def test_a_run_keeps_to_the_units_that_it_pinned(made):
@@ -141,10 +168,16 @@ def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
     cache = Cache(path)
     pinned = cache.finished(None, allow_partial=False)
     (path / commit_key(cache.units[0])).unlink()
-    with pytest.raises(CacheError, match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again"):
+    with pytest.raises(
+        CacheError,
+        match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again",
+    ):
         cache.pinned_commit(pinned[0])
     publish(path, cache.schema, cache.units[0], seed=99)
-    with pytest.raises(CacheError, match=r"unit 0 \(a\.tar, view 0\) of cache .* was made anew with other content while in use"):
+    with pytest.raises(
+        CacheError,
+        match=r"unit 0 \(a\.tar, view 0\) of cache .* was made anew with other content while in use",
+    ):
         cache.pinned_commit(pinned[0])
 
 
@@ -153,7 +186,10 @@ def test_differing_keys_are_named_with_both_values(original, tmp_path):
     full_cache(tmp_path / "other.cache", sources=SOURCES[:1], levels=(4,), encoding="float16")
     theirs = Cache(tmp_path / "other.cache").schema
     assert differing_keys(ours, ours) == []
-    assert differing_keys(ours, theirs) == ["levels: [3, 5] asked, [4] in the cache", "encoding: 'int8' asked, 'float16' in the cache"]
+    assert differing_keys(ours, theirs) == [
+        "levels: [3, 5] asked, [4] in the cache",
+        "encoding: 'int8' asked, 'float16' in the cache",
+    ]
 
 
 def test_reading_leaves_a_read_only_cache_as_it_is(made):

@@ -2,11 +2,12 @@
 
 import pytest
 
-from pipeline.cache.commit import Commit, FileRecord, SkippedPicture, commit_key, create_commit, read_commit
+from pipeline.cache.commit import Commit, FileRecord, commit_key, create_commit, read_commit
 from pipeline.cache.digests import sealed
 from pipeline.cache.units import extended_units
 from pipeline.errors import CacheError
 from pipeline.storage.address import open_folder
+from pipeline.views.sample import SkippedImage
 
 UNIT, OTHER = extended_units((), [("a.tar", 10)], 2)
 COMMIT = Commit(
@@ -14,7 +15,7 @@ COMMIT = Commit(
     source="a.tar",
     view=0,
     rows=100,
-    skipped=(SkippedPicture(key="größe", reason="has no picture among its members"),),
+    skipped=(SkippedImage(key="größe", reason="has no image among its members"),),
     files={"views/a.v00.tar": FileRecord(size=3, sha256="00")},
     blocks={"index": (1, 2**32 - 1)},
     schema_digest="right",
@@ -50,10 +51,15 @@ def test_every_flipped_bit_and_every_cut_is_noticed(cache):
     path = cache / commit_key(UNIT)
     data = path.read_bytes()
     versions = [data[:cut] for cut in range(0, len(data), 7)]
-    versions += [data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data))]
+    versions += [
+        data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data))
+    ]
     for version in versions:
         path.write_bytes(version)
-        with pytest.raises(CacheError, match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair drops it, and the same"):
+        with pytest.raises(
+            CacheError,
+            match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair drops it, and the same",
+        ):
             read_commit(open_folder(cache), UNIT, "right")
 
 
@@ -71,13 +77,17 @@ def test_a_key_of_a_newer_minor_version_is_ignored(cache):
 
 
 def test_a_missing_key_is_refused_though_the_digest_is_right(cache):
-    (cache / commit_key(UNIT)).write_bytes(sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"})))
+    (cache / commit_key(UNIT)).write_bytes(
+        sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"}))
+    )
     with pytest.raises(CacheError, match="is damaged"):
         read_commit(open_folder(cache), UNIT, "right")
 
 
 def test_the_commit_of_another_cache_is_refused(cache):
-    with pytest.raises(CacheError, match="belongs to another cache or unit: inspect-cache verify --repair drops it"):
+    with pytest.raises(
+        CacheError, match="belongs to another cache or unit: inspect-cache verify --repair drops it"
+    ):
         read_commit(open_folder(cache), UNIT, "wrong")
 
 

@@ -10,7 +10,7 @@ from made_up_cache import SOURCES, empty_cache, expected_files, files_of, full_c
 from pipeline.cache import store
 from pipeline.cache.reader import Cache
 from pipeline.cache.units import read_units
-from pipeline.cache.writer import create_cache, extend_cache, is_uncreated
+from pipeline.cache.writer import create_cache, extend_cache, is_empty
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_folder
 
@@ -38,16 +38,18 @@ def test_a_cache_may_be_made_in_an_empty_folder_but_not_over_another_thing(tmp_p
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    assert not is_uncreated(open_folder(tmp_path / "full"))
-    with pytest.raises(StorageError, match=r"file' is a file or below one: give a folder, or a path where nothing is"):
-        is_uncreated(open_folder(tmp_path / "file"))
+    assert not is_empty(open_folder(tmp_path / "full"))
+    with pytest.raises(
+        StorageError, match=r"file' is a file or below one: give a folder, or a path where nothing is"
+    ):
+        is_empty(open_folder(tmp_path / "file"))
 
 
 def test_a_creation_that_fails_leaves_no_cache_and_can_be_repeated(tmp_path):
     folder = open_folder(tmp_path / "a.cache")
     with pytest.raises(ValueError, match=r".+"):
         create_cache(folder, make_schema(), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
-    assert is_uncreated(folder)
+    assert is_empty(folder)
     assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
     empty_cache(tmp_path / "a.cache")
     assert len(Cache(tmp_path / "a.cache").units) == 2
@@ -56,7 +58,7 @@ def test_a_creation_that_fails_leaves_no_cache_and_can_be_repeated(tmp_path):
 def test_a_creation_that_died_before_units_json_is_finished_by_the_next(tmp_path):
     schema, _ = empty_cache(tmp_path / "a.cache")
     (tmp_path / "a.cache" / "units.json").unlink()
-    assert is_uncreated(open_folder(tmp_path / "a.cache"))
+    assert is_empty(open_folder(tmp_path / "a.cache"))
     empty_cache(tmp_path / "a.cache")
     assert set(files_of(tmp_path / "a.cache")) == expected_files(schema, (), 0)
 
@@ -67,7 +69,12 @@ def test_extending_keeps_what_is_finished_and_adds_rows(unfinished):
     before = files_of(path)
     units = extend_cache(open_folder(path), schema, [*SOURCES, ("c.tar", 5)], 2, ())
     assert units == read_units(open_folder(path))
-    assert [(one.source, one.view) for one in units[2:]] == [("a.tar", 1), ("b.tar", 1), ("c.tar", 0), ("c.tar", 1)]
+    assert [(one.source, one.view) for one in units[2:]] == [
+        ("a.tar", 1),
+        ("b.tar", 1),
+        ("c.tar", 0),
+        ("c.tar", 1),
+    ]
     after = files_of(path)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"units.json"} | {f"targets.zarr/{name}/zarr.json" for name in arrays}

@@ -30,7 +30,13 @@ def difficult_features(draw):
     values *= np.where(rng.random(values.shape) < draw(st.sampled_from([0, 0.01])), 500, 1)
     values[rng.random((4, 6)) < draw(st.sampled_from([0, 0.2]))] = draw(st.sampled_from([0, 7, -1e4]))
     scale = draw(st.sampled_from([1e-30, 1e-6, 1e-2, 1, 1e2, "greatest"]))
-    scale = 3e4 / np.abs(values).max() if scale == "greatest" and values.any() else 1 if scale == "greatest" else scale
+    scale = (
+        3e4 / np.abs(values).max()
+        if scale == "greatest" and values.any()
+        else 1
+        if scale == "greatest"
+        else scale
+    )
     return torch.from_numpy((values * scale).astype(np.float32)).clamp(-6e4, 6e4)
 
 
@@ -59,7 +65,10 @@ def test_int4_puts_the_even_channel_low_and_the_odd_one_high():
     nibbles = [part for byte in codes[0, 2].tolist() for part in (byte % 16, byte // 16)]
     assert nibbles[-1] == 8
     assert min(nibbles) >= 1
-    whitened, scales = (hidden[0, 2] - hidden[0, 2].mean()) / hidden[0, 2].std(correction=0), stats[0, 2, 2:].float()
+    whitened, scales = (
+        (hidden[0, 2] - hidden[0, 2].mean()) / hidden[0, 2].std(correction=0),
+        stats[0, 2, 2:].float(),
+    )
     expected = [round(float(value / scales[channel // 64])) + 8 for channel, value in enumerate(whitened)]
     assert nibbles[:-1] == expected
     assert max(abs(code - 8) for code in expected) == 7
@@ -85,12 +94,16 @@ def test_any_part_of_the_tokens_is_decoded_alike(encoding):
     codes, stats = (part[:, None] for part in encode_level(hidden, mean, std, encoding))
     decoder = TargetDecoder(mean[None], std[None], encoding)
     tokens = [0, 5, 3]
-    for whole, part in zip(decoder(codes, stats), decoder(codes[:, :, tokens], stats[:, :, tokens]), strict=True):
+    for whole, part in zip(
+        decoder(codes, stats), decoder(codes[:, :, tokens], stats[:, :, tokens]), strict=True
+    ):
         assert torch.equal(whole[:, :, tokens], part)
 
 
 def test_decoding_is_one_graph():
-    codes, stats = (part[:, None] for part in encode_level(torch.randn(2, 9, 97), torch.zeros(97), torch.ones(97), "int4"))
+    codes, stats = (
+        part[:, None] for part in encode_level(torch.randn(2, 9, 97), torch.zeros(97), torch.ones(97), "int4")
+    )
     decoder = TargetDecoder(torch.zeros(1, 97), torch.ones(1, 97), "int4")
     torch._dynamo.reset()
     compiled = torch.compile(decoder, backend="eager", fullgraph=True, dynamic=False)
@@ -98,7 +111,11 @@ def test_decoding_is_one_graph():
 
 
 def test_the_table_of_the_documents_has_the_sizes_of_the_arrays():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.read_text(encoding="utf-8").splitlines() if "|" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in TABLE.read_text(encoding="utf-8").splitlines()
+        if "|" in line
+    ]
     assert {cell[0] for cell in rows[2:]} == set(ENCODINGS)
     for encoding, keep in product(ENCODINGS, KEEPS):
         (row,) = [row for row in rows if row[:2] == [encoding, f"{keep:g}"]]

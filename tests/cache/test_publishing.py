@@ -78,7 +78,10 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
             shard.append(values[start : start + 50])
         written = shard.close()
         assert written.path.read_bytes() == expected[name]
-        assert (written.size, written.sha256) == (len(expected[name]), hashlib.sha256(expected[name]).hexdigest())
+        assert (written.size, written.sha256) == (
+            len(expected[name]),
+            hashlib.sha256(expected[name]).hexdigest(),
+        )
         assert shard.block_crcs == [google_crc32c.value(block.tobytes()) for block in in_blocks(values)]
         written.path.unlink()
 
@@ -123,7 +126,11 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
         if spec.by_rows:
             file = path / store.GROUP / store.shard_key(spec, unit.unit)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes({"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[orphan])
+            file.write_bytes(
+                {"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[
+                    orphan
+                ]
+            )
     (path / "views").mkdir()
     (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
     published, arrays = publish(path, schema, unit)
@@ -139,17 +146,25 @@ def test_a_commit_tells_files_and_blocks(unfinished):
     _, arrays = publish(path, schema, unit)
     commit = read_commit(open_folder(path), unit, schema.digest)
     assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
-    names = {f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows}
+    names = {
+        f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows
+    }
     assert set(commit.files) == names | {"views/a.v00.tar"}
     for name, values in arrays.items():
-        assert commit.blocks[name] == tuple(google_crc32c.value(block.tobytes()) for block in in_blocks(values))
+        assert commit.blocks[name] == tuple(
+            google_crc32c.value(block.tobytes()) for block in in_blocks(values)
+        )
 
 
 def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
     schema = make_schema()
     (rows, spec) = made_up_rows(schema, 70)["view"], array_specs(schema)["view"]
     written = []
-    for name, same in (("rows", rows), ("columns", np.asfortranarray(rows)), ("reversed", rows[::-1].copy()[::-1])):
+    for name, same in (
+        ("rows", rows),
+        ("columns", np.asfortranarray(rows)),
+        ("reversed", rows[::-1].copy()[::-1]),
+    ):
         shard = ShardWriter(tmp_path / name, spec, schema)
         shard.append(same)
         written.append((shard.close().sha256, shard.block_crcs))
@@ -186,4 +201,6 @@ def test_logs_are_not_needed(tmp_path):
     arrays = full_cache(tmp_path / "a.cache")
     shutil.rmtree(tmp_path / "a.cache" / "logs")
     cache = Cache(tmp_path / "a.cache")
-    np.testing.assert_array_equal(cache.read_block(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64])
+    np.testing.assert_array_equal(
+        cache.read_block(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64]
+    )

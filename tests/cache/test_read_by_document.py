@@ -40,7 +40,7 @@ def made(request, small_cache_path, tmp_path_factory):
     if request.param == "int8":
         return small_cache_path, TEACHER, 4
     changes = OTHERS[request.param]
-    path = small_cache(tmp_path_factory.mktemp("made"), tars=1, pictures_per_tar=9, **changes)
+    path = small_cache(tmp_path_factory.mktemp("made"), tars=1, images_per_tar=9, **changes)
     return path, changes.get("teacher", TEACHER), 2
 
 
@@ -61,12 +61,23 @@ def crop_of(sample):
 def recomputed(path, spec, unit):
     """The teacher's features of a unit's crops, computed in the extraction's batches of 8, the last filled up to a multiple of 2."""
     schema = schema_of(path)
-    teacher = load_teacher(spec, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, levels=",".join(map(str, schema["levels"])) + ",")
+    teacher = load_teacher(
+        spec, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, levels=",".join(map(str, schema["levels"])) + ","
+    )
     pixels = np.stack([crop_of(sample)[1] for sample in unit["samples"]])
     padded = np.concatenate([pixels, np.zeros((-len(pixels) % 2, *pixels.shape[1:]), np.uint8)])
-    batches = [teacher.features(torch.from_numpy(padded[start : start + 8])) for start in range(0, len(padded), 8)]
-    hidden = [torch.cat(parts)[: len(pixels)].numpy() for parts in zip(*(batch.hidden for batch in batches), strict=True)]
-    importance = None if batches[0].importance is None else torch.cat([batch.importance for batch in batches])[: len(pixels)].numpy()
+    batches = [
+        teacher.features(torch.from_numpy(padded[start : start + 8])) for start in range(0, len(padded), 8)
+    ]
+    hidden = [
+        torch.cat(parts)[: len(pixels)].numpy()
+        for parts in zip(*(batch.hidden for batch in batches), strict=True)
+    ]
+    importance = (
+        None
+        if batches[0].importance is None
+        else torch.cat([batch.importance for batch in batches])[: len(pixels)].numpy()
+    )
     return hidden, importance
 
 
@@ -92,7 +103,10 @@ def test_features_are_within_the_stated_bound(made):
             rounding = 2.0**-20 * (abs(true) + abs(group["channel_mean"][place]))
             assert read["whitened"].shape == true.shape
             assert (abs(read["whitened"] - true) <= read["bound"] + rounding).all()
-            assert abs(read["hidden"] - states).max() <= (0.2 if schema["encoding"] == "int4" else 0.02) * abs(states).max()
+            assert (
+                abs(read["hidden"] - states).max()
+                <= (0.2 if schema["encoding"] == "int4" else 0.02) * abs(states).max()
+            )
 
 
 def test_the_bound_is_not_idle(made):
@@ -117,7 +131,9 @@ def test_stored_tokens_are_the_first_of_the_ranking_of_the_document(made):
             seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
             arrivals = np.random.Generator(np.random.Philox(key=seed)).standard_exponential(16)
             if schema["keep_rank"] == "attention":
-                arrivals /= np.maximum(group["attention"][listed[number]["first_row"] + row].astype(np.float64), 1e-300)
+                arrivals /= np.maximum(
+                    group["attention"][listed[number]["first_row"] + row].astype(np.float64), 1e-300
+                )
             stored = read["tokens"][row, schema["teacher"]["has_cls"] :]
             assert stored.tolist() == np.argsort(arrivals)[: {0.5: 8, 0.3: 4}[schema["keep"]]].tolist()
 
@@ -137,7 +153,7 @@ def test_keys_labels_and_boxes_belong_together(made):
     schema, group, seen, boxes = schema_of(path), group_of(path), [], []
     for number, unit in enumerate(json.loads((path / "units.json").read_text())["units"]):
         read, start = READ_UNIT(path, number, schema["levels"][0]), number * schema["unit_rows"]
-        sources = source_pictures(path, unit["source"])
+        sources = source_images(path, unit["source"])
         index, view = (group[name][start : start + len(sources)].tolist() for name in ("index", "view"))
         for sample, (key_hash, _, _, _, label), box in zip(read["samples"], index, view, strict=True):
             key, pixels = crop_of(sample)
@@ -146,21 +162,29 @@ def test_keys_labels_and_boxes_belong_together(made):
             assert int(sample[f"{key}.cls"]) == label == int(key) % 4
             left, top, width, height, flip, *size = box
             assert (size, flip in (0, 1)) == (list(sources[key].size), True)
-            assert correlation(cut(sources[key], (left, top, left + width, top + height), flip), pixels) > 0.98
+            assert (
+                correlation(cut(sources[key], (left, top, left + width, top + height), flip), pixels) > 0.98
+            )
             seen.append((key, unit["view"]))
             boxes.append((key, *box))
     assert len(seen) == len(set(seen)) == len(set(boxes)) == len(sources) * units
 
 
-def source_pictures(path, name):
+def source_images(path, name):
     with tarfile.open(path.parent / "tars" / name) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
-    return {name.removesuffix(".jpg"): Image.open(io.BytesIO(data)) for name, data in members.items() if name.endswith(".jpg")}
+    return {
+        name.removesuffix(".jpg"): Image.open(io.BytesIO(data))
+        for name, data in members.items()
+        if name.endswith(".jpg")
+    }
 
 
-def cut(picture, box, flip):
+def cut(image, box, flip):
     """The crop as Pillow makes it: the same place, but for the resizer's rounding."""
-    crop = np.asarray(picture.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC, box=box))
+    crop = np.asarray(
+        image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC, box=box)
+    )
     return crop[:, ::-1] if flip else crop
 
 
@@ -177,7 +201,11 @@ def test_digests_and_checksums_are_those_of_the_document(made):
     listed = json.loads((path / "units.json").read_text())
     assert (listed["digest"], listed["rows_per_unit"]) == (digest(listed), schema["unit_rows"])
     commits = [json.loads(file.read_text()) for file in (path / "commits").iterdir()]
-    assert sorted(commit["unit"] for commit in commits) == list(range(units)) == [unit["unit"] for unit in listed["units"]]
+    assert (
+        sorted(commit["unit"] for commit in commits)
+        == list(range(units))
+        == [unit["unit"] for unit in listed["units"]]
+    )
     for commit in commits:
         assert (commit["digest"], commit["schema_digest"]) == (digest(commit), group.attrs["digest"])
         for name, record in commit["files"].items():
@@ -186,7 +214,11 @@ def test_digests_and_checksums_are_those_of_the_document(made):
 
 
 def digest(values):
-    text = json.dumps({key: value for key, value in values.items() if key != "digest"}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        {key: value for key, value in values.items() if key != "digest"},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -199,9 +231,13 @@ def test_block_checksums_are_of_decoded_values(made):
         blocks = -(-commit["rows"] // schema["block_rows"])
         for name in ("index", "view"):
             starts = [unit["first_row"] + block * schema["block_rows"] for block in range(blocks)]
-            assert commit["blocks"][name] == [crc32c(group[name][start : start + schema["block_rows"]].tobytes()) for start in starts]
+            assert commit["blocks"][name] == [
+                crc32c(group[name][start : start + schema["block_rows"]].tobytes()) for start in starts
+            ]
         view_tar = (path / "views" / f"{stem}.tar").read_bytes()
         for offset, length, crc in group["index"][unit["first_row"] :][:3, 1:4].tolist():
             assert crc == crc32c(view_tar[offset : offset + length])
-        assert not group["index"][unit["first_row"] + commit["rows"] : unit["first_row"] + schema["unit_rows"]].any()
+        assert not group["index"][
+            unit["first_row"] + commit["rows"] : unit["first_row"] + schema["unit_rows"]
+        ].any()
     assert units

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from damage import flip, resealed, shard
 from made_up_cache import empty_cache, files_of, publish
-from small_cache import extraction_options, picture, write_tar
+from small_cache import extraction_options, image, write_tar
 
 from pipeline.cache.commit import committed
 from pipeline.cache.reader import Cache
@@ -17,7 +17,7 @@ from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import extend_cache
 from pipeline.errors import CacheError
 from pipeline.extraction.job import run_extraction
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
 UNIT_1 = "dropped: unit 1 (train-0000.tar, view 1)"
 STD = "targets.zarr/channel_std/c/0/0"
@@ -39,7 +39,11 @@ def extract_again(extracted, path, **changes):
 
 
 def stamps(path):
-    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file() and "logs" not in file.parts}
+    return {
+        file: file.stat().st_mtime_ns
+        for file in path.rglob("*")
+        if file.is_file() and "logs" not in file.parts
+    }
 
 
 def of_unit_1(file):
@@ -80,15 +84,31 @@ def damage_everything(path):
             flip(file, 40)
 
 
-DAMAGES = [damage_feature, damage_index_of_shard, damage_tar, cut_tar, remove_shard, damage_commit, replace_commit, damage_everything]
+DAMAGES = [
+    damage_feature,
+    damage_index_of_shard,
+    damage_tar,
+    cut_tar,
+    remove_shard,
+    damage_commit,
+    replace_commit,
+    damage_everything,
+]
 
 
 def test_a_damaged_unit_alone_is_dropped_and_made_again(extracted, damaged):
-    whole, sound = files_of(extracted.path), {file: stamp for file, stamp in stamps(damaged).items() if not of_unit_1(file)}
+    whole, sound = (
+        files_of(extracted.path),
+        {file: stamp for file, stamp in stamps(damaged).items() if not of_unit_1(file)},
+    )
     for damage in DAMAGES:
         damage(damaged)
         assert mended(damaged) == [UNIT_1]
-        left = {file.relative_to(damaged) for file in damaged.rglob("*") if file.is_file() and of_unit_1(file.relative_to(damaged))}
+        left = {
+            file.relative_to(damaged)
+            for file in damaged.rglob("*")
+            if file.is_file() and of_unit_1(file.relative_to(damaged))
+        }
         assert {file for file in left if "logs" not in file.parts} == set()
         if damage in (damage_everything, damage_tar):
             assert extract_again(extracted, damaged) == 1
@@ -109,7 +129,10 @@ def test_a_sound_cache_is_left_alone(damaged):
 
 def metadata(path):
     schema = Cache(path).schema
-    return [f"targets.zarr/{name}zarr.json" for name in ("features/", *(f"{name}/" for name in array_specs(schema)))]
+    return [
+        f"targets.zarr/{name}zarr.json"
+        for name in ("features/", *(f"{name}/" for name in array_specs(schema)))
+    ]
 
 
 def test_damaged_metadata_are_written_anew_byte_by_byte_and_cost_nothing_else(extracted, damaged):
@@ -122,7 +145,9 @@ def test_damaged_metadata_are_written_anew_byte_by_byte_and_cost_nothing_else(ex
                 (damaged / key).write_bytes(content)
         assert mended(damaged) == [f"written anew: {key}" for key in sorted(keys)]
         assert files_of(damaged) == whole
-        assert {file for file, stamp in stamps(damaged).items() if before[file] != stamp} == {damaged / key for key in keys}
+        assert {file for file, stamp in stamps(damaged).items() if before[file] != stamp} == {
+            damaged / key for key in keys
+        }
 
 
 def test_the_groups_metadata_are_written_anew_while_the_schema_can_be_read(extracted, damaged):
@@ -161,14 +186,14 @@ def test_a_damaged_calibration_is_made_again(extracted, damaged, name, place):
 def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damaged, tmp_path):
     (damaged / STD).unlink()
     source = extracted.options["shards"][0]
-    other = write_tar(tmp_path / "other.tar", {f"{n}": picture(n) for n in range(200, 203)})
-    shards = [Shard(other, other.stat().st_size), source]
+    other = write_tar(tmp_path / "other.tar", {f"{n}": image(n) for n in range(200, 203)})
+    shards = [SourceTar(other, other.stat().st_size), source]
     if extracted.options.get("encoding") == "float16":
-        return assert_made_without_pictures(extracted, damaged, shards)
+        return assert_made_without_images(extracted, damaged, shards)
     before = files_of(damaged)
     with pytest.raises(
         CacheError,
-        match=r"the calibration of cache .* is damaged, and the first pictures of these tars give another: "
+        match=r"the calibration of cache .* is damaged, and the first images of these tars give another: "
         "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction",
     ):
         extract_again(extracted, damaged, shards=shards)
@@ -176,7 +201,7 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     return None
 
 
-def assert_made_without_pictures(extracted, damaged, shards):
+def assert_made_without_images(extracted, damaged, shards):
     """float16 has no statistics: other first tars do not matter."""
     assert extract_again(extracted, damaged, shards=shards) == 2
     assert Cache(damaged).calibration()[1].min() == 1
@@ -188,7 +213,10 @@ def test_an_extraction_into_damaged_metadata_names_the_cure(extracted, damaged):
         (damaged / key).unlink()
         if content is not None:
             (damaged / key).write_bytes(content)
-        with pytest.raises(CacheError, match=rf"{key} of cache .* cannot be read: inspect-cache verify --repair writes it anew"):
+        with pytest.raises(
+            CacheError,
+            match=rf"{key} of cache .* cannot be read: inspect-cache verify --repair writes it anew",
+        ):
             extract_again(extracted, damaged)
 
 

@@ -11,10 +11,11 @@ from cache_schemas import make_schema
 from pydantic import BaseModel
 
 from pipeline.cache import encoding, schema, store
-from pipeline.cache.commit import Commit, FileRecord, SkippedPicture
+from pipeline.cache.commit import Commit, FileRecord
 from pipeline.cache.units import Unit
-from pipeline.extraction.calibration import CALIBRATION_PICTURES
-from pipeline.views import codec, source
+from pipeline.extraction.calibration import CALIBRATION_IMAGES
+from pipeline.views import codec, sample, source
+from pipeline.views.sample import SkippedImage
 
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 TABLES = read_tables(TEXT)
@@ -35,7 +36,7 @@ MODELS = {
     ("View", "Key"): schema.ViewSchema,
     ("Calibration", "Key"): schema.CalibrationSchema,
     ("Commit", "Key"): Commit,
-    ("Skipped", "Key"): SkippedPicture,
+    ("Skipped", "Key"): SkippedImage,
     ("File", "Key"): FileRecord,
 }
 TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -45,8 +46,8 @@ CONSTANTS = {
     "GROUP_CHANNELS": schema.GROUP_CHANNELS,
     "WHITENING_EPS": encoding.WHITENING_EPS,
     "MIN_CHANNEL_STD": encoding.MIN_CHANNEL_STD,
-    "CALIBRATION_PICTURES": CALIBRATION_PICTURES,
-    "NO_LABEL": source.NO_LABEL,
+    "CALIBRATION_IMAGES": CALIBRATION_IMAGES,
+    "NO_LABEL": sample.NO_LABEL,
     "MAX_CARRIED_BYTES": source.MAX_CARRIED_BYTES,
     "JPEG_QUALITY": codec.JPEG_QUALITY,
 }
@@ -57,7 +58,9 @@ def type_in_words(annotation):
     if isinstance(annotation, types.GenericAlias):
         return container_in_words(annotation)
     if typing.get_origin(annotation) is types.UnionType or typing.get_origin(annotation) is typing.Union:
-        return " or ".join("null" if one is type(None) else type_in_words(one) for one in typing.get_args(annotation))
+        return " or ".join(
+            "null" if one is type(None) else type_in_words(one) for one in typing.get_args(annotation)
+        )
     if typing.get_origin(annotation) is typing.Literal:
         values = typing.get_args(annotation)
         return "integer" if isinstance(values[0], int) else " or ".join(f'"{value}"' for value in values)
@@ -87,19 +90,39 @@ def arrays_of(cache_schema, units):
     found = {}
     for name, spec in schema.array_specs(cache_schema).items():
         rows, block, shard = (
-            (size, *spec.item_shape) for size in (units * cache_schema.unit_rows, cache_schema.block_rows, cache_schema.unit_rows)
+            (size, *spec.item_shape)
+            for size in (units * cache_schema.unit_rows, cache_schema.block_rows, cache_schema.unit_rows)
         )
-        found[name] = (rows, spec.dtype.name, block, shard) if spec.by_rows else (spec.item_shape, spec.dtype.name, spec.item_shape, None)
+        found[name] = (
+            (rows, spec.dtype.name, block, shard)
+            if spec.by_rows
+            else (spec.item_shape, spec.dtype.name, spec.item_shape, None)
+        )
     return found
 
 
 def disagreements(tables):
     """Names of what the tables say otherwise than the code."""
-    wrong = [key[0] for key, model in MODELS.items() if [(row["Key"], row["Type"]) for row in tables[key]] != fields(model)]
-    wrong += [name for name, one in SCHEMAS.items() if described_arrays(tables, one, units=3) != arrays_of(one, units=3)]
-    formats = {name: (one.dtype.name, one.channels_per_value, one.largest_code) for name, one in schema.CODE_FORMATS.items()}
+    wrong = [
+        key[0]
+        for key, model in MODELS.items()
+        if [(row["Key"], row["Type"]) for row in tables[key]] != fields(model)
+    ]
+    wrong += [
+        name
+        for name, one in SCHEMAS.items()
+        if described_arrays(tables, one, units=3) != arrays_of(one, units=3)
+    ]
+    formats = {
+        name: (one.dtype.name, one.channels_per_value, one.largest_code)
+        for name, one in schema.CODE_FORMATS.items()
+    }
     if {
-        row["Encoding"]: (row["Dtype"], evaluate(row["channels_per_value"], {}), evaluate(row["Largest code"], {}))
+        row["Encoding"]: (
+            row["Dtype"],
+            evaluate(row["channels_per_value"], {}),
+            evaluate(row["Largest code"], {}),
+        )
         for row in tables["Encodings", "Encoding"]
     } != formats:
         wrong.append("Encodings")
@@ -118,8 +141,10 @@ def shard_sizes_agree(tables, one):
     for spec in schema.array_specs(one).values():
         for rows in (1, 64, 65, one.unit_rows):
             names |= {"n": rows, "item_bytes": math.prod(spec.item_shape) * spec.dtype.itemsize}
-            names |= {row["Symbol"]: evaluate(row["Value"], names) for row in tables["Shard size", "Symbol"][:1]}
-            formula = tables["Shard size", "Symbol"][1]["Value"]
+            names |= {
+                row["Symbol"]: evaluate(row["Value"], names) for row in tables["SourceTar size", "Symbol"][:1]
+            }
+            formula = tables["SourceTar size", "Symbol"][1]["Value"]
             if spec.by_rows and evaluate(formula, names) != store.shard_bytes(spec, one, rows):
                 return False
     return True

@@ -8,9 +8,9 @@ from damage import shard
 from made_up_cache import ROWS, empty_cache, full_cache, publish, read_all
 
 from pipeline.cache.commit import commit_key
-from pipeline.cache.memory import SpareMemory
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
+from pipeline.cache.shards import BufferPool
 from pipeline.errors import CacheError, StorageError
 
 INDEX = 256 * 16
@@ -19,7 +19,8 @@ LARGE = 3 << 20
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_cls": False, "levels": (0, 2, 11)}]
+    "changes",
+    [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_cls": False, "levels": (0, 2, 11)}],
 )
 def test_blocks_are_what_stock_zarr_reads(tmp_path, changes):
     full_cache(tmp_path / "a.cache", **changes)
@@ -39,7 +40,9 @@ def rewrite_index(file, change):
     data = file.read_bytes()
     entries = np.frombuffer(data[-INDEX - 4 : -4], "<u8").reshape(-1, 2).copy()
     change(entries)
-    file.write_bytes(data[: -INDEX - 4] + entries.tobytes() + google_crc32c.value(entries.tobytes()).to_bytes(4, "little"))
+    file.write_bytes(
+        data[: -INDEX - 4] + entries.tobytes() + google_crc32c.value(entries.tobytes()).to_bytes(4, "little")
+    )
 
 
 def set_entry(block, *entry):
@@ -56,20 +59,43 @@ def exchange(entries):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_entry(0, ABSENT, ABSENT), r"rows 0 to 63 cannot be read \(the shard does not have the block\): inspect-cache verify"),
-        (set_entry(1, ABSENT, ABSENT), r"rows 64 to 99 cannot be read \(the shard does not have the block\): inspect-cache verify"),
-        (set_entry(0, ABSENT, 5), r"rows 0 to 63 cannot be read \(its index has 5 bytes at 18446744073709551615 for the block\)"),
-        (set_entry(0, 2**63, 64 * 17 * 64 + 4), r"rows 0 to 63 cannot be read \(its index has 69636 bytes at 9223372036854775808"),
-        (set_entry(1, 10**9, 64 * 17 * 64 + 4), r"rows 64 to 99 cannot be read \(its index has 69636 bytes at 1000000000 for the block\)"),
-        (set_entry(0, 0, 64 * 17 * 64), r"rows 0 to 63 cannot be read \(its index has 69632 bytes at 0 for the block\)"),
-        (set_entry(0, 8, 64 * 17 * 64 + 4), r"rows 0 to 63 cannot be read \(its bytes do not match their checksum\)"),
+        (
+            set_entry(0, ABSENT, ABSENT),
+            r"rows 0 to 63 cannot be read \(the shard does not have the block\): inspect-cache verify",
+        ),
+        (
+            set_entry(1, ABSENT, ABSENT),
+            r"rows 64 to 99 cannot be read \(the shard does not have the block\): inspect-cache verify",
+        ),
+        (
+            set_entry(0, ABSENT, 5),
+            r"rows 0 to 63 cannot be read \(its index has 5 bytes at 18446744073709551615 for the block\)",
+        ),
+        (
+            set_entry(0, 2**63, 64 * 17 * 64 + 4),
+            r"rows 0 to 63 cannot be read \(its index has 69636 bytes at 9223372036854775808",
+        ),
+        (
+            set_entry(1, 10**9, 64 * 17 * 64 + 4),
+            r"rows 64 to 99 cannot be read \(its index has 69636 bytes at 1000000000 for the block\)",
+        ),
+        (
+            set_entry(0, 0, 64 * 17 * 64),
+            r"rows 0 to 63 cannot be read \(its index has 69632 bytes at 0 for the block\)",
+        ),
+        (
+            set_entry(0, 8, 64 * 17 * 64 + 4),
+            r"rows 0 to 63 cannot be read \(its bytes do not match their checksum\)",
+        ),
         (exchange, r"rows 0 to 63 is not what was committed: inspect-cache verify --full --repair drops"),
     ],
 )
 def test_an_index_that_is_wrong_though_its_checksum_is_right_is_noticed(made, change, message):
     path, _ = made
     rewrite_index(shard(path, "features/block_03", 1), change)
-    with pytest.raises(CacheError, match=r"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), " + message):
+    with pytest.raises(
+        CacheError, match=r"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), " + message
+    ):
         read_all(path)
 
 
@@ -77,7 +103,10 @@ def test_a_shard_that_has_grown_is_noticed(made):
     path, _ = made
     with shard(path, "stats", 0).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(CacheError, match=r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)"):
+    with pytest.raises(
+        CacheError,
+        match=r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)",
+    ):
         Cache(path).read_block(next(Cache(path).commits()), 0, ["stats"])
 
 
@@ -93,8 +122,15 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         file.unlink()
     if kind == "folder":
         file.mkdir()
-    reason = {"gone": "No such file or directory", "cut": "the shard ends within the block", "folder": "Is a directory"}[kind]
-    with pytest.raises(CacheError, match=rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify"):
+    reason = {
+        "gone": "No such file or directory",
+        "cut": "the shard ends within the block",
+        "folder": "Is a directory",
+    }[kind]
+    with pytest.raises(
+        CacheError,
+        match=rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify",
+    ):
         cache.read_block(commit, 1, ["view"])
 
 
@@ -109,7 +145,10 @@ def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
     commit = next(cache.commits())
     assert len(before) == 20
     for block in range(4):
-        np.testing.assert_array_equal(cache.read_block(commit, block, ["stats"])["stats"], arrays["stats"][64 * block : 64 * (block + 1)])
+        np.testing.assert_array_equal(
+            cache.read_block(commit, block, ["stats"])["stats"],
+            arrays["stats"][64 * block : 64 * (block + 1)],
+        )
 
 
 def test_a_shard_without_the_right_to_read_may_be_sound(made):
@@ -117,7 +156,9 @@ def test_a_shard_without_the_right_to_read_may_be_sound(made):
     cache, file = Cache(path), shard(path, "stats", 0)
     file.rename(file.with_name("elsewhere"))
     file.symlink_to(file)  # what even root cannot open
-    with pytest.raises(StorageError, match=r"what is stored may be sound; mend access to '.*stats/c/0/0/0/0' and run again"):
+    with pytest.raises(
+        StorageError, match=r"what is stored may be sound; mend access to '.*stats/c/0/0/0/0' and run again"
+    ):
         cache.read_block(next(cache.commits()), 0, ["stats"])
 
 
@@ -137,7 +178,7 @@ def address(memory):
 
 
 def test_memory_is_used_again_once_the_last_view_of_it_has_gone():
-    spare = SpareMemory()
+    spare = BufferPool()
     memory = spare.take(LARGE)
     first, view = address(memory), memory[5:9].view(np.int16)
     del memory
@@ -148,8 +189,10 @@ def test_memory_is_used_again_once_the_last_view_of_it_has_gone():
 
 
 def test_spare_memory_is_bounded():
-    spare = SpareMemory()
+    spare = BufferPool()
     held = [spare.take(LARGE) for _ in range(60)]
     assert len({address(memory) for memory in held}) == 60
     held.clear()
-    assert sum(memory.nbytes for memories in spare._spare.values() for memory in memories) == 42 * LARGE  # 126 of 128 MiB
+    assert (
+        sum(memory.nbytes for memories in spare._spare.values() for memory in memories) == 42 * LARGE
+    )  # 126 of 128 MiB

@@ -27,7 +27,11 @@ def test_units_are_numbered_tar_by_tar_and_view_by_view():
 
 def test_the_stem_names_tar_and_view():
     units = extended_units((), [("train.v2-01.tar", 1)], 101)
-    assert [units[place].stem for place in (0, 7, 100)] == ["train.v2-01.v00", "train.v2-01.v07", "train.v2-01.v100"]
+    assert [units[place].stem for place in (0, 7, 100)] == [
+        "train.v2-01.v00",
+        "train.v2-01.v07",
+        "train.v2-01.v100",
+    ]
 
 
 def test_extending_appends_and_changes_no_unit_that_exists():
@@ -56,12 +60,17 @@ def test_a_tar_beyond_the_limit_counts_as_present():
 
 
 def test_a_tar_that_has_gone_is_refused():
-    with pytest.raises(ConfigError, match=r"tar 'b\.tar' is in the cache but not among the shards: name all its tars"):
+    with pytest.raises(
+        ConfigError, match=r"tar 'b\.tar' is in the cache but not among the shards: name all its tars"
+    ):
         extended_units(extended_units((), SOURCES, 1), SOURCES[:1], 1)
 
 
 def test_a_tar_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"tar 'a\.tar' has 11 bytes, but had 10 when the cache was made: use another --cache"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tar 'a\.tar' has 11 bytes, but had 10 when the cache was made: use another --cache",
+    ):
         extended_units(extended_units((), SOURCES, 1), [("a.tar", 11), SOURCES[1]], 1)
 
 
@@ -71,7 +80,10 @@ def test_units_are_written_and_read_back(tmp_path):
     assert read_units(open_folder(tmp_path)) == units
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '"a"', "{}", '{"units": [], "digest": "0"}', '{"digest": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "1", '"a"', "{}", '{"units": [], "digest": "0"}', '{"digest": 1}', "\udcff"],
+)
 def test_a_file_that_is_not_units_is_refused(tmp_path, text):
     (tmp_path / UNITS_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CacheError, match=rf"{UNITS_FILE} of cache .* restore it from a copy"):

@@ -54,7 +54,10 @@ def test_every_missing_cut_or_longer_file_of_a_unit_is_named(damaged):
         for wrong in (data[:-1], data + b"\0", b""):
             (damaged / key).write_bytes(wrong)
             found = only(quick(damaged))
-            assert (found.text, found.unit) == (f"{UNIT_1}: {key} has {len(wrong)} bytes, not {len(data)}", cache.units[1])
+            assert (found.text, found.unit) == (
+                f"{UNIT_1}: {key} has {len(wrong)} bytes, not {len(data)}",
+                cache.units[1],
+            )
         (damaged / key).write_bytes(data)
     assert quick(damaged) == []
 
@@ -71,7 +74,9 @@ def test_a_flipped_bit_anywhere_in_a_commit_is_noticed(damaged):
         flip(damaged / COMMIT, place)
         found = only(quick(damaged))
         assert found.unit.unit == 1
-        assert re.fullmatch(r"commit '.*/train-0000\.v01\.json' (is damaged|belongs to another cache or unit)", found.text)
+        assert re.fullmatch(
+            r"commit '.*/train-0000\.v01\.json' (is damaged|belongs to another cache or unit)", found.text
+        )
         flip(damaged / COMMIT, place)
 
 
@@ -99,7 +104,10 @@ def test_a_commit_that_does_not_fit_the_schema_is_noticed(made, change):
     resealed(file, **change(json.loads(file.read_bytes())))
     found = only(quick(path))
     assert found.unit.unit == 1
-    assert re.search(r"^unit 1 \(b\.tar, view 0\): the commit names other files, sizes or blocks|belongs to another cache", found.text)
+    assert re.search(
+        r"^unit 1 \(b\.tar, view 0\): the commit names other files, sizes or blocks|belongs to another cache",
+        found.text,
+    )
 
 
 def test_a_commit_of_no_unit_is_told_but_left_to_the_user(made):
@@ -109,14 +117,18 @@ def test_a_commit_of_no_unit_is_told_but_left_to_the_user(made):
     (path / "commits/.d.v00.json.1234.tmp").touch()  # on its way
     found = only(quick(path))
     assert (found.unit, found.metadata, found.curable) == (None, None, False)
-    assert found.text.startswith("commits/c.v00.json belongs to no unit: restore a later units.json, or extract ")
+    assert found.text.startswith(
+        "commits/c.v00.json belongs to no unit: restore a later units.json, or extract "
+    )
 
 
 def metadata_keys(path):
     return sorted(file.relative_to(path).as_posix() for file in path.rglob("zarr.json"))
 
 
-@pytest.mark.parametrize("changes", [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_importance": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_importance": False}]
+)
 def test_a_flipped_bit_anywhere_in_metadata_is_noticed_and_costs_no_unit(tmp_path, changes):
     path = tmp_path / "made.cache"
     full_cache(path, **changes)
@@ -136,10 +148,16 @@ def test_a_flipped_bit_anywhere_in_metadata_is_noticed_and_costs_no_unit(tmp_pat
     assert quick(path) == []
 
 
-@pytest.mark.parametrize("text", [None, b"", b"{}", b"[]", b'{"shape": 3}', b'{"shape": ["a"]}', b"\xff", "space", "order", "true"])
+@pytest.mark.parametrize(
+    "text", [None, b"", b"{}", b"[]", b'{"shape": 3}', b'{"shape": ["a"]}', b"\xff", "space", "order", "true"]
+)
 def test_only_zarrs_own_form_of_metadata_is_sound(made, text):
     path, _ = made
-    for key in ("targets.zarr/stats/zarr.json", "targets.zarr/features/zarr.json", "targets.zarr/channel_std/zarr.json"):
+    for key in (
+        "targets.zarr/stats/zarr.json",
+        "targets.zarr/features/zarr.json",
+        "targets.zarr/channel_std/zarr.json",
+    ):
         data = (path / key).read_bytes()
         forms = {
             "space": data + b" ",
@@ -154,7 +172,10 @@ def test_only_zarrs_own_form_of_metadata_is_sound(made, text):
 
 
 def test_metadata_in_anothers_place_is_noticed(damaged):
-    shutil.copy(damaged / "targets.zarr/features/block_02/zarr.json", damaged / "targets.zarr/features/block_03/zarr.json")
+    shutil.copy(
+        damaged / "targets.zarr/features/block_02/zarr.json",
+        damaged / "targets.zarr/features/block_03/zarr.json",
+    )
     assert_metadata_alone(quick(damaged), "targets.zarr/features/block_03/zarr.json")
 
 
@@ -166,7 +187,9 @@ def test_a_wrong_calibration_is_noticed_wherever_it_is(damaged):
     def assert_found():
         found = only(quick(damaged))
         assert (found.unit, found.metadata, found.curable) == (None, None, False)
-        assert found.text.startswith("the calibration does not match its digest: the same extract-teacher command makes it again; else")
+        assert found.text.startswith(
+            "the calibration does not match its digest: the same extract-teacher command makes it again; else"
+        )
 
     mean, std = calibration(damaged)
     for file in (mean, std):
@@ -175,7 +198,12 @@ def test_a_wrong_calibration_is_noticed_wherever_it_is(damaged):
             flip(file, place)
             assert_found()
             flip(file, place)
-        for wrong in (None, b"", data[:-1], data + b"\0"):  # a missing mean of float16 would read as the zeros that it is
+        for wrong in (
+            None,
+            b"",
+            data[:-1],
+            data + b"\0",
+        ):  # a missing mean of float16 would read as the zeros that it is
             file.unlink()
             if wrong is not None:
                 file.write_bytes(wrong)

@@ -18,7 +18,7 @@ from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import StorageError
-from pipeline.views.tars import ViewTarWriter, tar_sample
+from pipeline.views.view_tars import ViewTarWriter, tar_sample
 
 ROWS = 66
 INDEX_BYTES = 256 * 16 + 4
@@ -76,7 +76,9 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_named(damaged):
         damage = {file: place(file.stat().st_size - INDEX_BYTES) for file in files.values()}
         for file in damage:
             flip(file, damage[file])
-        expected = [text for name, file in files.items() for text in (of_file(damaged, file), of_rows(name, rows))]
+        expected = [
+            text for name, file in files.items() for text in (of_file(damaged, file), of_rows(name, rows))
+        ]
         assert sorted(full(damaged)) == sorted(expected)
         for file in damage:
             flip(file, damage[file])
@@ -104,7 +106,9 @@ def test_swapped_shards_are_named_in_both_units(damaged):
         files = [shard(damaged, name, unit) for unit in (0, 1)]
         swap(*files)
         assert full(damaged) == [
-            text for unit in (0, 1) for text in (of_file(damaged, files[unit], unit), of_rows(name, "rows 0 to 65", unit))
+            text
+            for unit in (0, 1)
+            for text in (of_file(damaged, files[unit], unit), of_rows(name, "rows 0 to 65", unit))
         ]
         swap(*files)
 
@@ -131,7 +135,10 @@ def test_samples_in_another_order_are_named(damaged):
     rows = [row for row, place in enumerate(samples) if after[slice(*place)] != before[slice(*place)]]
     assert {2, 5} <= set(rows) <= {2, 3, 4, 5}
     told = "rows 2, 5" if rows == [2, 5] else "rows 2 to 5"
-    assert full(damaged) == [of_file(damaged, file), f"{UNITS[0]}, view tar, {told}: the sample is not the one of the index"]
+    assert full(damaged) == [
+        of_file(damaged, file),
+        f"{UNITS[0]}, view tar, {told}: the sample is not the one of the index",
+    ]
 
 
 def test_a_damaged_index_hides_no_damage_of_the_view_tar(damaged):
@@ -204,15 +211,23 @@ def other_checksum(index):
 
 
 @pytest.mark.parametrize(
-    ("change", "rows"), [(other_key, "row 7"), (other_range, "rows 7 to 8"), (other_checksum, "row 65"), (lambda _: None, None)]
+    ("change", "rows"),
+    [(other_key, "row 7"), (other_range, "rows 7 to 8"), (other_checksum, "row 65"), (lambda _: None, None)],
 )
 def test_an_index_that_was_wrong_from_the_start_is_noticed(damaged, change, rows):
     republish(damaged, write_samples, change)
-    assert full(damaged) == ([f"{UNITS[0]}, view tar, {rows}: the sample is not the one of the index"] if rows else [])
+    assert full(damaged) == (
+        [f"{UNITS[0]}, view tar, {rows}: the sample is not the one of the index"] if rows else []
+    )
 
 
 def test_samples_beyond_the_index_are_noticed(damaged):
-    republish(damaged, lambda writer, samples: write_samples(writer, [*samples, ("more", {"jpg": bytes(20_000), "npy": bytes(20_000)})]))
+    republish(
+        damaged,
+        lambda writer, samples: write_samples(
+            writer, [*samples, ("more", {"jpg": bytes(20_000), "npy": bytes(20_000)})]
+        ),
+    )
     assert full(damaged) == [f"{UNITS[0]}, view tar: it does not end after its last sample"]
 
 
@@ -221,7 +236,9 @@ def test_two_crops_as_one_sample_are_noticed(damaged):
         index[63, 2] += index[64, 2]
 
     republish(damaged, write_samples, merge)
-    assert [text.partition("view tar, ")[2] for text in full(damaged)] == ["rows 63 to 64: the sample is not the one of the index"]
+    assert [text.partition("view tar, ")[2] for text in full(damaged)] == [
+        "rows 63 to 64: the sample is not the one of the index"
+    ]
 
 
 def test_a_resealed_commit_with_another_checksum_is_noticed(damaged):
@@ -238,7 +255,9 @@ def test_nothing_is_changed_by_looking(damaged):
     full(damaged)
     shutil.rmtree(damaged / "logs")
     assert full(damaged) == []
-    assert {file: file.stat().st_mtime_ns for file in damaged.rglob("*") if file != damaged}.items() <= before.items()
+    assert {
+        file: file.stat().st_mtime_ns for file in damaged.rglob("*") if file != damaged
+    }.items() <= before.items()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ESTALE])
@@ -252,6 +271,7 @@ def test_what_may_be_sound_is_no_finding(original, monkeypatch, number):
 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(
-        StorageError, match=r"cannot be read \(refused\): what is stored may be sound; mend access to '.*/c/0/.*' and run again"
+        StorageError,
+        match=r"cannot be read \(refused\): what is stored may be sound; mend access to '.*/c/0/.*' and run again",
     ):
         verify_unit(cache, cache.units[0])

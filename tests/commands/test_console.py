@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from pipeline.errors import CacheError, ConfigError, MaskAlignError
-from stages.console import choose_device, process_rank, told_in_one_sentence
+from stages.console import choose_device, cli_errors, process_rank
 
 HEAVY = ("torch", "zarr", "webdataset", "timm", "open_clip", "numpy", "matplotlib")
 PROGRAM = """
@@ -53,7 +53,14 @@ def test_help_imports_nothing_heavy(stage, arguments, part):
     ],
 )
 def test_the_rank_is_the_launchers(monkeypatch, environment, expected):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_ARRAY_TASK_COUNT",
+        "SLURM_PROCID",
+        "SLURM_NTASKS",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -82,12 +89,12 @@ def test_devices_are_chosen_by_name():
     ],
 )
 def test_an_error_is_one_sentence_and_an_exit_code(capsys, error, code, text):
-    with pytest.raises(typer.Exit) as exit_, told_in_one_sentence():
+    with pytest.raises(typer.Exit) as exit_, cli_errors():
         raise error
     assert exit_.value.exit_code == code
     assert capsys.readouterr().err == text
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), told_in_one_sentence():
+    with pytest.raises(ZeroDivisionError), cli_errors():
         1 / 0  # noqa: B018

@@ -11,7 +11,7 @@ import timm
 import torch
 import typer
 from safetensors.torch import load_file
-from small_cache import TEACHER, picture, small_cache, write_tar
+from small_cache import TEACHER, image, small_cache, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -65,8 +65,16 @@ def judged(tmp_path, *arguments):
     result = call(*arguments, "--out", tmp_path / "result.json")
     assert result.exit_code == 0, result.output
     values = json.loads((tmp_path / "result.json").read_text())
-    said = re.fullmatch(r"k-NN accuracy: mean patch token (.+)%, CLS (.+)% \(k 3, (\d+) queries, (\d+) neighbours\)\n", result.stdout)
-    assert said.groups() == (f"{values['mean']:.1%}"[:-1], f"{values['cls']:.1%}"[:-1], str(values["queries"]), str(values["neighbours"]))
+    said = re.fullmatch(
+        r"k-NN accuracy: mean patch token (.+)%, CLS (.+)% \(k 3, (\d+) queries, (\d+) neighbours\)\n",
+        result.stdout,
+    )
+    assert said.groups() == (
+        f"{values['mean']:.1%}"[:-1],
+        f"{values['cls']:.1%}"[:-1],
+        str(values["queries"]),
+        str(values["neighbours"]),
+    )
     return values
 
 
@@ -80,7 +88,7 @@ def student_tokens(state, pixels):
 
 
 def cached_pixels(cache):
-    """Return crops, labels and picture numbers of all view tars of a cache."""
+    """Return crops, labels and image numbers of all view tars of a cache."""
     pixels, labels, numbers = [], [], []
     for unit in Cache(cache).units:
         with tarfile.open(cache / "views" / f"{unit.stem}.tar") as tar:
@@ -104,7 +112,9 @@ def expected(tokens, labels, *queries, **groups):
     """Score mean patch tokens and CLS: (n, 17, F) and labels (n,), of queries the same."""
     asked, truth = queries or (tokens, labels)
     pairs = {"mean": (tokens[:, 1:].mean(1), asked[:, 1:].mean(1)), "cls": (tokens[:, 0], asked[:, 0])}
-    return {name: knn_accuracy(bank, labels, query, truth, k=3, **groups) for name, (bank, query) in pairs.items()}
+    return {
+        name: knn_accuracy(bank, labels, query, truth, k=3, **groups) for name, (bank, query) in pairs.items()
+    }
 
 
 def initial_state(cache, recipe):
@@ -113,8 +123,15 @@ def initial_state(cache, recipe):
 
 def test_a_runs_student_on_the_views_of_a_cache(cache, run, tmp_path):
     pixels, labels, numbers = cached_pixels(cache)
-    scores = expected(student_tokens(load_file(run / "student.safetensors"), pixels), labels, bank_groups=numbers, query_groups=numbers)
-    assert judged(tmp_path, "--run", run, "--cache", cache) == {"k": 3, "neighbours": 48, "queries": 48} | scores
+    scores = expected(
+        student_tokens(load_file(run / "student.safetensors"), pixels),
+        labels,
+        bank_groups=numbers,
+        query_groups=numbers,
+    )
+    assert (
+        judged(tmp_path, "--run", run, "--cache", cache) == {"k": 3, "neighbours": 48, "queries": 48} | scores
+    )
 
 
 def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recipe, tmp_path):
@@ -130,25 +147,29 @@ def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recip
 
 @pytest.fixture(scope="module")
 def test_tar(tmp_path_factory):
-    """Nine labelled pictures that are in no other tar."""
-    pictures = {f"{n}": picture(n) for n in range(100, 109)}
-    return write_tar(tmp_path_factory.mktemp("test") / "test.tar", pictures, {f"{n}": n % 4 for n in range(100, 109)})
+    """Nine labelled images that are in no other tar."""
+    images = {f"{n}": image(n) for n in range(100, 109)}
+    return write_tar(
+        tmp_path_factory.mktemp("test") / "test.tar", images, {f"{n}": n % 4 for n in range(100, 109)}
+    )
 
 
 def test_labelled_tars_are_seen_through_the_centre_view(tars, run, test_tar, tmp_path):
     state = load_file(run / "student.safetensors")
-    bank = student_tokens(state, [centre(picture(n)) for n in range(24)])
-    queries = student_tokens(state, [centre(picture(n)) for n in range(100, 109)])
+    bank = student_tokens(state, [centre(image(n)) for n in range(24)])
+    queries = student_tokens(state, [centre(image(n)) for n in range(100, 109)])
     scores = expected(bank, torch.arange(24) % 4, queries, torch.arange(100, 109) % 4)
     result = judged(tmp_path, "--run", run, "--shards", tars, "--test-shards", test_tar)
     assert result == {"k": 3, "neighbours": 24, "queries": 9} | scores
 
 
-def test_each_picture_of_some_tars_against_all_others(tars, run, tmp_path):
-    tokens = student_tokens(load_file(run / "student.safetensors"), [centre(picture(n)) for n in range(24)])
+def test_each_image_of_some_tars_against_all_others(tars, run, tmp_path):
+    tokens = student_tokens(load_file(run / "student.safetensors"), [centre(image(n)) for n in range(24)])
     numbers = torch.arange(24)
     scores = expected(tokens, numbers % 4, bank_groups=numbers, query_groups=numbers)
-    assert judged(tmp_path, "--run", run, "--shards", tars) == {"k": 3, "neighbours": 24, "queries": 24} | scores
+    assert (
+        judged(tmp_path, "--run", run, "--shards", tars) == {"k": 3, "neighbours": 24, "queries": 24} | scores
+    )
 
 
 def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_path):
@@ -161,16 +182,25 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
             return teacher.tower.module.forward_features((images - mean) / std)
 
     pixels, labels, _ = cached_pixels(cache)
-    scores = expected(tokens(pixels), labels, tokens([centre(picture(n)) for n in range(100, 109)]), torch.arange(100, 109) % 4)
+    scores = expected(
+        tokens(pixels),
+        labels,
+        tokens([centre(image(n)) for n in range(100, 109)]),
+        torch.arange(100, 109) % 4,
+    )
     result = judged(tmp_path, "--teacher", TEACHER, "--cache", cache, "--test-shards", test_tar)
     assert result == {"k": 3, "neighbours": 48, "queries": 9} | scores
 
 
 def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
     file = tmp_path / "recipe.toml"
-    file.write_text(recipe.read_text().replace("num_heads = 2", "num_heads = 2, class_token = false, global_pool = 'avg'"))
+    file.write_text(
+        recipe.read_text().replace("num_heads = 2", "num_heads = 2, class_token = false, global_pool = 'avg'")
+    )
     result = call("--untrained", "--config", file, "--cache", cache)
-    assert re.fullmatch(r"k-NN accuracy: mean patch token \d+\.\d% \(k 3, 48 queries, 48 neighbours\)\n", result.stdout)
+    assert re.fullmatch(
+        r"k-NN accuracy: mean patch token \d+\.\d% \(k 3, 48 queries, 48 neighbours\)\n", result.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,8 +210,14 @@ def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
         (["--run", "{run}", "--teacher", TEACHER], "give one to judge"),
         (["--untrained", "--teacher", TEACHER], "give one to judge"),
         (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
-        (["--teacher", TEACHER, "--config", "{recipe}"], "--config is for an untrained student without a run"),
-        (["--run", "{run}", "--shards", "{tars}"], "give the neighbours either as --cache DIR or as --shards SHARDS"),
+        (
+            ["--teacher", TEACHER, "--config", "{recipe}"],
+            "--config is for an untrained student without a run",
+        ),
+        (
+            ["--run", "{run}", "--shards", "{tars}"],
+            "give the neighbours either as --cache DIR or as --shards SHARDS",
+        ),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
@@ -210,7 +246,9 @@ def refused(*arguments):
 
 
 def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
-    assert "is not the folder of a run (no readable run.json): give one that" in refused("--run", tmp_path / "none", "--cache", cache)
+    assert "is not the folder of a run (no readable run.json): give one that" in refused(
+        "--run", tmp_path / "none", "--cache", cache
+    )
     part = tmp_path / "part"
     part.mkdir()
     shutil.copy(run / "run.json", part)
@@ -225,19 +263,21 @@ def test_a_cache_that_is_none_exits_1(run, tmp_path):
 
 
 def test_unlabelled_tars_are_refused(cache, run, tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {f"{n}": picture(n) for n in range(4)}, {"0": 0})
+    tar = write_tar(tmp_path / "a.tar", {f"{n}": image(n) for n in range(4)}, {"0": 0})
     told = refused("--run", run, "--cache", cache, "--test-shards", tar)
-    assert "3 of 4 pictures of the queries have no label: k-NN needs a .cls member for each picture" in told
-    assert "3 of 4 pictures of the bank have no label" in refused("--run", run, "--shards", tar)
+    assert "3 of 4 images of the queries have no label: k-NN needs a .cls member for each image" in told
+    assert "3 of 4 images of the bank have no label" in refused("--run", run, "--shards", tar)
 
 
-def test_tars_without_pictures_are_refused(cache, run, tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {"a": b"no picture"})
-    assert "no pictures in the queries: give at least one" in refused("--run", run, "--cache", cache, "--test-shards", tar)
+def test_tars_without_images_are_refused(cache, run, tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {"a": b"no image"})
+    assert "no images in the queries: give at least one" in refused(
+        "--run", run, "--cache", cache, "--test-shards", tar
+    )
 
 
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
-    other = small_cache(tmp_path, tars=1, pictures_per_tar=4, image_size=32, patch_size=8, views=1)
+    other = small_cache(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
     result = call("--run", run, "--cache", other)
     assert result.exit_code == 2
     assert "takes views of 64 pixels in patches of 16, cache " in result.stderr
@@ -247,7 +287,9 @@ def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
 def test_an_unfinished_cache_is_refused(cache, run, tmp_path):
     copy = shutil.copytree(cache, tmp_path / "copy.cache")
     next((copy / "commits").iterdir()).unlink()
-    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in refused("--run", run, "--cache", copy)
+    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in refused(
+        "--run", run, "--cache", copy
+    )
 
 
 def test_the_result_is_told_even_where_its_file_cannot_be(cache, run, tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import typer
-from small_cache import TEACHER, picture, write_tar
+from small_cache import TEACHER, image, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.digests import digest_of
@@ -16,7 +16,20 @@ from stages.extract_teacher import extract_teacher
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(extract_teacher)
 
-VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--workers", "0", "--device", "cpu", "--batch-size", "8")
+VIEW = (
+    "--image-size",
+    "64",
+    "--patch-size",
+    "16",
+    "--levels",
+    "3",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--batch-size",
+    "8",
+)
 CACHE_VIEW = (*VIEW, "--views", "2", "--crop-scale", "0.4", "1.0")
 
 
@@ -35,32 +48,32 @@ def test_makes_a_cache_says_what_it_did_and_goes_on_where_it_stopped(tars, tmp_p
     result = run(tars, cache, "--views", 2, "--limit", 1)
     assert result.exit_code == 0, result.output
     summary, busy, last = result.stdout.splitlines()
-    assert summary.startswith("2 units made of 12 pictures (24 views) in ")
-    assert summary.endswith(" views/s; 0 pictures skipped")
+    assert summary.startswith("2 units made of 12 images (24 views) in ")
+    assert summary.endswith(" views/s; 0 images skipped")
     assert busy.startswith("busy: read ")
     assert "(decode: in each of 0 workers); the limit is " in busy
     assert busy.endswith(" views/s if nothing else held it up")
     assert last == f"cache '{cache}': complete"
-    assert run(tars, cache, "--views", 2).stdout.startswith("2 units made of 12 pictures (24 views) in ")
+    assert run(tars, cache, "--views", 2).stdout.startswith("2 units made of 12 images (24 views) in ")
     again = run(tars, cache, "--views", 2)
     assert again.exit_code == 0
-    assert again.stdout.splitlines()[0].startswith("0 units made of 0 pictures")
+    assert again.stdout.splitlines()[0].startswith("0 units made of 0 images")
     assert again.stdout.splitlines()[1:] == [last]
 
 
 def test_a_failed_tar_is_told_and_the_others_are_done(tars, tmp_path):
     shards = tmp_path / "tars"
     shutil.copytree(tars, shards)
-    write_tar(shards / "train-0000.tar", {f"{n}": picture(n) if n < 8 else b"no picture" for n in range(12)})
+    write_tar(shards / "train-0000.tar", {f"{n}": image(n) if n < 8 else b"no image" for n in range(12)})
     result = run(shards, tmp_path / "a.cache")
     assert result.exit_code == 1
-    told = "failed 'train-0000.tar': tar 'train-0000.tar' has 4 bad pictures of 12, more than max(3, --max-bad 0.01); the first: '8' "
+    told = "failed 'train-0000.tar': tar 'train-0000.tar' has 4 bad images of 12, more than max(3, --max-bad 0.01); the first: '8' "
     assert result.stderr.startswith(told)
     assert result.stdout.endswith(": 1 units missing: make the failed tars again and run the same command\n")
     healed = run(shards, tmp_path / "a.cache", "--max-bad", 0.5)
     assert healed.exit_code == 0
     assert healed.stdout.count("skipped '") == 4
-    assert "skipped '8': cannot be decoded (no picture of a known format)\n" in healed.stdout
+    assert "skipped '8': cannot be decoded (no image of a known format)\n" in healed.stdout
     assert healed.stdout.endswith(": complete\n")
 
 
@@ -68,8 +81,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tars, tmp_path):
     result = run(tars, tmp_path / "a.cache", "--views", 2, "--dry-run")
     assert result.exit_code == 0, result.output
     told = {line[:13].strip(): line[13:] for line in result.stdout.splitlines()}
-    assert list(told) == ["pictures", "bytes a view", "cache", "memory", "teacher", "decoding", "extraction", "training", "paid back"]
-    assert told["pictures"] == "24 in 2 tars, 2 views of each"
+    assert list(told) == [
+        "images",
+        "bytes a view",
+        "cache",
+        "memory",
+        "teacher",
+        "decoding",
+        "extraction",
+        "training",
+        "paid back",
+    ]
+    assert told["images"] == "24 in 2 tars, 2 views of each"
     assert told["cache"].endswith(" GB in 36 files")
     assert told["teacher"].endswith(" views/s on cpu")
     assert list(tmp_path.iterdir()) == []
@@ -83,9 +106,17 @@ def test_a_dry_run_refuses_another_configuration(tars, cache):
 
 
 MISTAKES = {
-    "no such tar": (["none.tar"], {}, ["shard 'none.tar' does not exist", "give a brace pattern", "a folder of .tar files"]),
+    "no such tar": (
+        ["none.tar"],
+        {},
+        ["shard 'none.tar' does not exist", "give a brace pattern", "a folder of .tar files"],
+    ),
     "empty folder": (["{empty}"], {}, ["match no .tar file", "give a brace pattern"]),
-    "no match": (["{tars}/valid-*.tar"], {}, ["valid-*.tar' match no .tar file", "or a text file that lists one tar a line"]),
+    "no match": (
+        ["{tars}/valid-*.tar"],
+        {},
+        ["valid-*.tar' match no .tar file", "or a text file that lists one tar a line"],
+    ),
     "gap in a pattern": (["{tars}/train-{{0000..0002}}.tar"], {}, ["train-0002.tar' does not exist"]),
     "empty tar": (["{zero}"], {}, ["zero.tar' is empty (0 bytes): make it again or leave it out"]),
     "library": (
@@ -93,11 +124,27 @@ MISTAKES = {
         {"teacher": "clip:ViT-B-16"},
         ["'clip:ViT-B-16' is not the address of a teacher", "accepted is open_clip:"],
     ),
-    "model": ([], {"teacher": "timm:test_vot"}, ["'timm:test_vot' names no model of timm", "did you mean 'test_vit"]),
+    "model": (
+        [],
+        {"teacher": "timm:test_vot"},
+        ["'timm:test_vot' names no model of timm", "did you mean 'test_vit"],
+    ),
     "tag": ([], {"teacher": "timm:test_vit.openai"}, ["has no tag 'openai'", "accepted is timm:test_vit."]),
-    "no plain ViT": ([], {"teacher": "timm:resnet18"}, ["is a ResNet, not a plain ViT: choose a VisionTransformer"]),
-    "grid": (["--patch-size", "15"], {}, ["image size 64 is not a multiple of patch size 15: image size 60 or 75 would do"]),
-    "levels": (["--levels", "7"], {}, ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"]),
+    "no plain ViT": (
+        [],
+        {"teacher": "timm:resnet18"},
+        ["is a ResNet, not a plain ViT: choose a VisionTransformer"],
+    ),
+    "grid": (
+        ["--patch-size", "15"],
+        {},
+        ["image size 64 is not a multiple of patch size 15: image size 60 or 75 would do"],
+    ),
+    "levels": (
+        ["--levels", "7"],
+        {},
+        ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"],
+    ),
     "level": (["--levels", "3,6"], {}, ["asks for block 6", "ascending block numbers from 0 to 5"]),
     "level text": (["--levels", "last"], {}, ["levels 'last' asks for 'last'"]),
     "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown: give int8, int4 or float16"]),
@@ -109,12 +156,23 @@ MISTAKES = {
     "no importance": (
         ["--keep", "0.5"],
         {"teacher": "timm:test_vit4.random"},
-        ["--keep-rank 'attention' needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither", "give --keep-rank random"],
+        [
+            "--keep-rank 'attention' needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither",
+            "give --keep-rank random",
+        ],
     ),
     "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown: give jpeg or raw"]),
-    "scale": (["--crop-scale", "0.5", "0.2"], {}, ["--crop-scale 0.5 0.2 is not a range of shares: give 0 < least <= greatest <= 1"]),
+    "scale": (
+        ["--crop-scale", "0.5", "0.2"],
+        {},
+        ["--crop-scale 0.5 0.2 is not a range of shares: give 0 < least <= greatest <= 1"],
+    ),
     "no scale": (["--crop-scale", "0", "1"], {}, ["--crop-scale 0 1 is not"]),
-    "no such GPU": (["--device", "cuda:99"], {}, ["--device 'cuda:99': this machine shows", "give --device cpu or auto"]),
+    "no such GPU": (
+        ["--device", "cuda:99"],
+        {},
+        ["--device 'cuda:99': this machine shows", "give --device cpu or auto"],
+    ),
     "device": (["--device", "gpu"], {}, ["--device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"]),
 }
 
@@ -124,7 +182,9 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tars, tmp_pat
     (tmp_path / "empty").mkdir()
     (tmp_path / "zero.tar").touch()
     before = entries(tmp_path)
-    options = [option.format(tars=tars, empty=tmp_path / "empty", zero=tmp_path / "zero.tar") for option in options]
+    options = [
+        option.format(tars=tars, empty=tmp_path / "empty", zero=tmp_path / "zero.tar") for option in options
+    ]
     shards = options.pop(0) if options and not options[0].startswith("--") else tars
     result = run(shards, tmp_path / "a.cache", *options, **changes)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -135,7 +195,17 @@ def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tars, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "option", ["--views=0", "--views=many", "--flip=2", "--flip=nan", "--limit=0", "--batch-size=0", "--workers=-1", "--sed=1"]
+    "option",
+    [
+        "--views=0",
+        "--views=many",
+        "--flip=2",
+        "--flip=nan",
+        "--limit=0",
+        "--batch-size=0",
+        "--workers=-1",
+        "--sed=1",
+    ],
 )
 def test_typer_refuses_what_it_can_see(tars, tmp_path, option):
     result = run(tars, tmp_path / "a.cache", option)
@@ -164,7 +234,13 @@ def newer(cache):
             lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
             ["is not a cache (no units.json): give a folder that extract-teacher made"],
         ),
-        (newer, ["has version 7.0, this program reads 1.0", "use the version of this program that made the cache"]),
+        (
+            newer,
+            [
+                "has version 7.0, this program reads 1.0",
+                "use the version of this program that made the cache",
+            ],
+        ),
     ],
     ids=["file", "folder", "newer"],
 )
@@ -191,8 +267,13 @@ def test_a_configuration_that_differs_exits_2(tars, cache):
 def test_another_keep_is_named(tars, cache):
     result = run(tars, cache, "--keep", "0.5", view=CACHE_VIEW)
     assert result.exit_code == 2
-    assert "(keep: 0.5 asked, 1.0 in the cache; keep_rank: 'attention' asked, None in the cache)" in result.stderr
-    assert run(tars, cache, "--keep-rank", "random", view=CACHE_VIEW).exit_code == 0  # nothing is left out, so nothing is ranked
+    assert (
+        "(keep: 0.5 asked, 1.0 in the cache; keep_rank: 'attention' asked, None in the cache)"
+        in result.stderr
+    )
+    assert (
+        run(tars, cache, "--keep-rank", "random", view=CACHE_VIEW).exit_code == 0
+    )  # nothing is left out, so nothing is ranked
 
 
 def test_a_place_that_cannot_be_is_named(tars, tmp_path):

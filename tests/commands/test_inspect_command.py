@@ -55,25 +55,40 @@ def test_info_says_what_is_in_a_cache(cache):
         "teacher": f"timm:test_vit/random, untrained, weights {weights}, float32",
         "": "6 blocks of width 64, patches of 16 in 64 pixels",
         "levels": "3, 4, 5",
-        "encoding": "int8, channels calibrated on 24 pictures",
+        "encoding": "int8, channels calibrated on 24 images",
         "patches": "16 of 16 a view, and CLS",
         "views": "64 pixels as jpeg, crops of 0.4 to 1 of the area, flipped with probability 0.5, seed 0",
         "units": "4 of 4 (complete)",
-        "view 0": "24 pictures",
-        "view 1": "24 pictures",
-        "skipped": "0 pictures",
+        "view 0": "24 images",
+        "view 1": "24 images",
+        "skipped": "0 images",
     }
-    names = ["attention", "commits", "crops", "features/block_03", "features/block_04", "features/block_05", "index", "stats", "view"]
+    names = [
+        "attention",
+        "commits",
+        "crops",
+        "features/block_03",
+        "features/block_04",
+        "features/block_05",
+        "index",
+        "stats",
+        "view",
+    ]
     assert [line.split()[0] for line in lines[11:-1]] == names
-    files = (file for folder in ("views", "commits", "targets.zarr") for file in (cache / folder).rglob("*") if file.is_file())
+    files = (
+        file
+        for folder in ("views", "commits", "targets.zarr")
+        for file in (cache / folder).rglob("*")
+        if file.is_file()
+    )
     on_disk = sum(file.stat().st_size for file in files)
     megabytes, per_view = re.fullmatch(r"in all +([\d.]+) MB +([\d,]+) bytes a view", lines[-1]).groups()
     assert float(megabytes) == pytest.approx(on_disk / 1e6, rel=0.1)
     assert int(per_view.replace(",", "")) == pytest.approx(float(megabytes) * 1e6 / 48, rel=0.1)
 
 
-def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_picture(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=2, pictures_per_tar=4)
+def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_image(tmp_path):
+    shards = make_shards(tmp_path / "tars", tars=2, images_per_tar=4)
     data = Path(shards[0].address).read_bytes()
     start = data.index(b"\xff\xd8\xff")
     Path(shards[0].address).write_bytes(data[:start] + bytes(400) + data[start + 400 :])
@@ -82,8 +97,10 @@ def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_picture(tmp_path
     lines = call("info", "--cache", path).stdout.splitlines()
     assert "patches      8 of 16 a view, the first of a ranking by random (--keep 0.5), and CLS" in lines
     assert "units        3 of 4 (unfinished)" in lines
-    assert lines[lines.index("skipped      1 pictures") + 1].startswith("             '000000': cannot be decoded")
-    assert "view 0       3 pictures" in lines
+    assert lines[lines.index("skipped      1 images") + 1].startswith(
+        "             '000000': cannot be decoded"
+    )
+    assert "view 0       3 images" in lines
 
 
 def test_info_of_a_damaged_commit_exits_1(copy):
@@ -96,8 +113,14 @@ def test_info_of_a_damaged_commit_exits_1(copy):
 
 
 def test_a_sound_cache(cache):
-    assert verify(cache) == ([f"cache '{cache}', 4 of 4 units: names, sizes and metadata are what was committed"], "")
-    assert verify(cache, "--full") == ([f"cache '{cache}', 4 of 4 units: every byte is what was committed"], "")
+    assert verify(cache) == (
+        [f"cache '{cache}', 4 of 4 units: names, sizes and metadata are what was committed"],
+        "",
+    )
+    assert verify(cache, "--full") == (
+        [f"cache '{cache}', 4 of 4 units: every byte is what was committed"],
+        "",
+    )
     assert verify(cache, "--full", "--repair")[0] == verify(cache, "--full", "--workers", 2)[0]
 
 
@@ -122,7 +145,10 @@ def test_quick_damage_and_its_repair(copy):
     (copy / TAR_1).unlink()
     said = f"damaged: {UNIT_1}: {TAR_1} is missing"
     assert verify(copy, code=1) == ([said], refusal(copy, "1 place"))
-    assert verify(copy, "--full", code=1) == ([said], refusal(copy, "1 place"))  # the rest of the unit is not read
+    assert verify(copy, "--full", code=1) == (
+        [said],
+        refusal(copy, "1 place"),
+    )  # the rest of the unit is not read
     assert verify(copy, "--repair") == ([said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
     assert verify(copy, "--full") == ([f"cache '{copy}', 3 of 4 units: every byte is what was committed"], "")
 
@@ -135,14 +161,20 @@ def test_full_damage_and_its_repair(copy):
         f"damaged: {UNIT_1}, array 'stats', rows 0 to 11: not what was committed",
     ]
     assert verify(copy, "--full", code=1) == (said, refusal(copy, "2 places"))
-    assert verify(copy, "--full", "--repair") == ([*said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
+    assert verify(copy, "--full", "--repair") == (
+        [*said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"],
+        "",
+    )
     assert verify(copy, "--full")[1] == ""
 
 
 def test_damaged_metadata_never_cost_a_unit(copy):
     (copy / "targets.zarr/stats/zarr.json").write_text("{}")
     (copy / f"{STD}/zarr.json").write_text("{}")
-    said = [f"damaged: targets.zarr/{name}/zarr.json is not what the schema says" for name in ("stats", "channel_std")]
+    said = [
+        f"damaged: targets.zarr/{name}/zarr.json is not what the schema says"
+        for name in ("stats", "channel_std")
+    ]
     note = "note: the arrays are read once their metadata is repaired: add --repair"
     assert verify(copy, code=1) == (said, refusal(copy, "2 places"))
     assert verify(copy, "--full", code=1) == ([*said, note], refusal(copy, "2 places"))
@@ -171,7 +203,14 @@ def test_what_repair_leaves_alone_exits_1(copy):
 def test_the_teacher_agrees(cache):
     lines, error = verify(cache, "--teacher", "--rows", "16")
     assert error == ""
-    assert lines[0].split("  ") == ["level", "mean cosine", "least cosine", "mean |error|", "largest |error|", "within the bound"]
+    assert lines[0].split("  ") == [
+        "level",
+        "mean cosine",
+        "least cosine",
+        "mean |error|",
+        "largest |error|",
+        "within the bound",
+    ]
     assert [line.split()[0] for line in lines[1:4]] == ["3", "4", "5"]
     assert all(line.endswith(" 100.0000%") for line in lines[1:4])
     assert [len(line) for line in lines[:4]] == [len(lines[0])] * 4
@@ -189,11 +228,31 @@ def test_another_teacher_is_refused(cache):
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["verify", "--cache", "{tmp}/none"], 1, "none' is not a cache (no units.json): give a folder that extract-teacher made\n"),
-        (["verify", "--cache", "{tmp}"], 1, "' is not a cache (no units.json): give a folder that extract-teacher made\n"),
-        (["info", "--cache", "{tmp}/file"], 1, "file' is not a cache (no units.json): give a folder that extract-teacher made\n"),
-        (["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"], 2, "error: --device 'gpu' is unknown: give auto, cpu, cuda"),
-        (["verify", "--cache", "{cache}", "--teacher-spec", "clip:x"], 2, "error: teacher 'clip:x' is not the address of a teacher"),
+        (
+            ["verify", "--cache", "{tmp}/none"],
+            1,
+            "none' is not a cache (no units.json): give a folder that extract-teacher made\n",
+        ),
+        (
+            ["verify", "--cache", "{tmp}"],
+            1,
+            "' is not a cache (no units.json): give a folder that extract-teacher made\n",
+        ),
+        (
+            ["info", "--cache", "{tmp}/file"],
+            1,
+            "file' is not a cache (no units.json): give a folder that extract-teacher made\n",
+        ),
+        (
+            ["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"],
+            2,
+            "error: --device 'gpu' is unknown: give auto, cpu, cuda",
+        ),
+        (
+            ["verify", "--cache", "{cache}", "--teacher-spec", "clip:x"],
+            2,
+            "error: teacher 'clip:x' is not the address of a teacher",
+        ),
         (["verify", "--cache", "{cache}", "--rows", "0"], 2, "Invalid value for '--rows'"),
         (["verify", "--cache", "{cache}", "--workers", "0"], 2, "Invalid value for '--workers'"),
         (["verify"], 2, "Missing option '--cache'"),
@@ -217,5 +276,7 @@ def test_without_a_command_it_says_which_there_are():
 
 
 def test_the_entry_point():
-    result = subprocess.run([sys.executable, "-m", "stages.inspect_cache", "--help"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "stages.inspect_cache", "--help"], capture_output=True, text=True, check=True
+    )
     assert "what more of it would cost" in result.stdout

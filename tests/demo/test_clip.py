@@ -1,4 +1,4 @@
-"""The CLIP that comes with the project is small, real, and knows pictures that it has not seen."""
+"""The CLIP that comes with the project is small, real, and knows images that it has not seen."""
 
 import pytest
 
@@ -22,9 +22,16 @@ def test_it_is_a_teacher():
 
 def test_training_writes_a_clip_that_loads(tmp_path):
     lines: list[str] = []
-    accuracy = train_clip(ClipRecipe(pictures=64, steps=2, batch_size=8, warmup=1, test_pictures=50), tmp_path / "clip", lines.append)
+    accuracy = train_clip(
+        ClipRecipe(images=64, steps=2, batch_size=8, warmup=1, test_images=50),
+        tmp_path / "clip",
+        lines.append,
+    )
     assert 0 <= accuracy < 0.6
-    assert sorted(path.name for path in (tmp_path / "clip").iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "clip").iterdir()) == [
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    ]
     # weights are stored in half precision
     assert zero_shot_accuracy(load_clip(tmp_path / "clip"), count=100) < 0.5
 

@@ -16,7 +16,9 @@ def reference(bank, bank_labels, queries, query_labels, k, temperature, bank_gro
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     correct = 0
     for row, query in enumerate(queries):
-        allowed = np.arange(len(bank)) if bank_groups is None else np.flatnonzero(bank_groups != query_groups[row])
+        allowed = (
+            np.arange(len(bank)) if bank_groups is None else np.flatnonzero(bank_groups != query_groups[row])
+        )
         similarity = bank[allowed] @ (query / np.linalg.norm(query))
         nearest = np.argsort(-similarity)[:k]
         votes = {}
@@ -40,14 +42,25 @@ def tensors(*arrays):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), k=st.integers(1, 60), temperature=st.sampled_from([0.01, 0.07, 1.0]), grouped=st.booleans())
+@given(
+    seed=st.integers(0, 10_000),
+    k=st.integers(1, 60),
+    temperature=st.sampled_from([0.01, 0.07, 1.0]),
+    grouped=st.booleans(),
+)
 def test_equals_the_reference(seed, k, temperature, grouped):
     (bank, bank_labels), (queries, query_labels) = clusters(seed, 40), clusters(seed + 1, 25)
     rng = np.random.default_rng(seed)
     bank_groups, query_groups = (rng.integers(12, size=n) for n in (40, 25)) if grouped else (None, None)
     expected = reference(bank, bank_labels, queries, query_labels, k, temperature, bank_groups, query_groups)
-    groups = dict(zip(("bank_groups", "query_groups"), tensors(bank_groups, query_groups), strict=True)) if grouped else {}
-    actual = knn_accuracy(*tensors(bank, bank_labels, queries, query_labels), k=k, temperature=temperature, **groups)
+    groups = (
+        dict(zip(("bank_groups", "query_groups"), tensors(bank_groups, query_groups), strict=True))
+        if grouped
+        else {}
+    )
+    actual = knn_accuracy(
+        *tensors(bank, bank_labels, queries, query_labels), k=k, temperature=temperature, **groups
+    )
     assert actual == pytest.approx(expected)
 
 
@@ -60,11 +73,13 @@ def test_separable_features_are_all_found_and_shuffled_labels_are_not():
     assert knn_accuracy(*tensors(bank, shuffled, queries, truth)) < 0.5
 
 
-def test_the_same_picture_does_not_vote():
+def test_the_same_image_does_not_vote():
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     labels, groups = torch.arange(60), torch.arange(60)
     assert knn_accuracy(features, labels, features, labels, k=1) == 1.0
-    assert knn_accuracy(features, labels, features, labels, k=1, bank_groups=groups, query_groups=groups) == 0.0
+    assert (
+        knn_accuracy(features, labels, features, labels, k=1, bank_groups=groups, query_groups=groups) == 0.0
+    )
 
 
 def test_near_neighbours_outvote_a_far_majority():
@@ -100,25 +115,54 @@ def test_chunks_change_nothing(monkeypatch, limit):
 
 
 def small(**changes):
-    values = {"bank": torch.eye(3), "bank_labels": torch.arange(3), "queries": torch.eye(3), "query_labels": torch.arange(3)}
+    values = {
+        "bank": torch.eye(3),
+        "bank_labels": torch.arange(3),
+        "queries": torch.eye(3),
+        "query_labels": torch.arange(3),
+    }
     return values | changes
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"bank": torch.empty(0, 3), "bank_labels": torch.empty(0)}, CacheError, "no pictures in the bank: give at least one"),
-        ({"queries": torch.empty(0, 3), "query_labels": torch.empty(0)}, CacheError, "no pictures in the queries"),
-        ({"bank_labels": torch.tensor([0, -1, -1])}, CacheError, "2 of 3 pictures of the bank have no label: .* .cls"),
-        ({"query_labels": torch.tensor([0, 1, -1])}, CacheError, "1 of 3 pictures of the queries have no label"),
+        (
+            {"bank": torch.empty(0, 3), "bank_labels": torch.empty(0)},
+            CacheError,
+            "no images in the bank: give at least one",
+        ),
+        (
+            {"queries": torch.empty(0, 3), "query_labels": torch.empty(0)},
+            CacheError,
+            "no images in the queries",
+        ),
+        (
+            {"bank_labels": torch.tensor([0, -1, -1])},
+            CacheError,
+            "2 of 3 images of the bank have no label: .* .cls",
+        ),
+        (
+            {"query_labels": torch.tensor([0, 1, -1])},
+            CacheError,
+            "1 of 3 images of the queries have no label",
+        ),
         ({"bank": torch.eye(3) / 0}, CacheError, "features of the bank are not finite"),
-        ({"query_labels": torch.arange(4)}, ConfigError, r"labels of the queries have shape \(4,\): give one for each of the 3 rows"),
+        (
+            {"query_labels": torch.arange(4)},
+            ConfigError,
+            r"labels of the queries have shape \(4,\): give one for each of the 3 rows",
+        ),
         ({"k": 0}, ConfigError, "k is 0: give a number of neighbours from 1"),
         ({"temperature": 0.0}, ConfigError, "temperature is 0.0: give a number above 0"),
         ({"temperature": float("nan")}, ConfigError, "temperature is nan"),
         ({"bank_groups": torch.arange(3)}, ConfigError, "bank_groups alone is given"),
         ({"query_groups": torch.arange(3)}, ConfigError, "query_groups alone is given"),
-        ({"bank_groups": torch.ones(3), "query_groups": torch.tensor([0, 1, 2])}, CacheError, "nothing but group 1"),
+        (
+            {"bank_groups": torch.ones(3), "query_groups": torch.tensor([0, 1, 2])},
+            CacheError,
+            "nothing but group 1",
+        ),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(changes, error, message):

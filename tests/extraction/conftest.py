@@ -1,4 +1,4 @@
-"""Two tars of twelve pictures and one finished cache of them, to compare others with."""
+"""Two tars of twelve images and one finished cache of them, to compare others with."""
 
 import pytest
 from cache_files import extract
@@ -7,8 +7,8 @@ from small_cache import make_shards
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """Two tars with twelve pictures each; not to be changed."""
-    return make_shards(tmp_path_factory.mktemp("tars"), tars=2, pictures_per_tar=12)
+    """Two tars with twelve images each; not to be changed."""
+    return make_shards(tmp_path_factory.mktemp("tars"), tars=2, images_per_tar=12)
 
 
 @pytest.fixture(scope="session")
@@ -16,5 +16,5 @@ def finished(tmp_path_factory, shards):
     """A cache of both tars in two views; not to be changed."""
     cache = tmp_path_factory.mktemp("finished") / "a.cache"
     tally, missing = extract(cache, shards)
-    assert (tally.units, tally.pictures, tally.views, missing) == (4, 24, 48, 0)
+    assert (tally.units, tally.images, tally.views, missing) == (4, 24, 48, 0)
     return cache

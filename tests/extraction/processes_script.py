@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from cache_files import extract
 
-from pipeline.views.shards import resolve_shards
+from pipeline.views.source_tars import resolve_tars
 
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
@@ -35,7 +35,10 @@ def forked(work):
 def four_at_once(shards, cache):
     """Let four processes create and fill one cache together."""
     start, go = os.pipe()
-    ranks = [forked(lambda rank=rank: (os.read(start, 1), extract(cache, shards, rank=rank, processes=4))) for rank in range(4)]
+    ranks = [
+        forked(lambda rank=rank: (os.read(start, 1), extract(cache, shards, rank=rank, processes=4)))
+        for rank in range(4)
+    ]
     os.write(go, b"1234")
     assert [os.waitpid(process, 0)[1] for process in ranks] == [0, 0, 0, 0]
     print("missing", extract_in_fork(shards, cache))
@@ -70,5 +73,5 @@ def number_of_commits(cache):
 
 if __name__ == "__main__":
     tars, folder = sys.argv[1:]
-    four_at_once(resolve_shards(tars), Path(folder) / "four.cache")
-    killed_again_and_again(resolve_shards(tars), Path(folder) / "killed.cache")
+    four_at_once(resolve_tars(tars), Path(folder) / "four.cache")
+    killed_again_and_again(resolve_tars(tars), Path(folder) / "killed.cache")

@@ -8,9 +8,12 @@ from small_cache import make_shards, write_tar
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
-METADATA = {"units.json", *(f"targets.zarr/{name}/zarr.json" for name in ("stats", "index", "attention", "view"))}
+METADATA = {
+    "units.json",
+    *(f"targets.zarr/{name}/zarr.json" for name in ("stats", "index", "attention", "view")),
+}
 METADATA |= {f"targets.zarr/features/block_{level:02d}/zarr.json" for level in (3, 4, 5)}
 
 
@@ -21,7 +24,7 @@ def copy(finished, tmp_path):
 
 def test_more_tars_and_views_extend(copy, shards, tmp_path):
     before = contents(copy)
-    third = make_shards(tmp_path / "more", tars=3, pictures_per_tar=5)[2]
+    third = make_shards(tmp_path / "more", tars=3, images_per_tar=5)[2]
     tally, missing = extract(copy, [*shards, third], views=3)
     after = contents(copy)
     assert (tally.units, missing) == (5, 0)
@@ -49,7 +52,10 @@ def test_a_trial_is_continued(finished, shards, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "keys"),
     [
-        ({"teacher": "timm:test_vit3.random"}, ["teacher.name: 'test_vit3' asked, 'test_vit' in the cache", "teacher.weights_sha256"]),
+        (
+            {"teacher": "timm:test_vit3.random"},
+            ["teacher.name: 'test_vit3' asked, 'test_vit' in the cache", "teacher.weights_sha256"],
+        ),
         ({"levels": "2"}, ["levels: [4, 5] asked, [3, 4, 5] in the cache"]),
         ({"encoding": "float16"}, ["encoding: 'float16' asked, 'int8' in the cache"]),
         ({"view_format": "raw"}, ["view.format: 'raw' asked"]),
@@ -74,7 +80,9 @@ def test_what_does_not_change_the_bytes_may_change(finished, shards):
 
 def test_a_tar_that_has_gone_is_refused(finished, shards):
     before = contents(finished)
-    with pytest.raises(ConfigError, match=r"tar 'train-0000.tar' is in the cache but not among the shards: name all its tars"):
+    with pytest.raises(
+        ConfigError, match=r"tar 'train-0000.tar' is in the cache but not among the shards: name all its tars"
+    ):
         extract(finished, shards[1:])
     assert contents(finished) == before
 
@@ -82,6 +90,8 @@ def test_a_tar_that_has_gone_is_refused(finished, shards):
 def test_a_tar_of_another_size_is_refused(finished, shards, tmp_path):
     before = contents(finished)
     other = write_tar(tmp_path / "train-0001.tar", {"other": b"x" * 50_000})
-    with pytest.raises(ConfigError, match=r"tar 'train-0001.tar' has \d+ bytes, but had \d+ when the cache was made"):
-        extract(finished, [shards[0], Shard(other, other.stat().st_size)])
+    with pytest.raises(
+        ConfigError, match=r"tar 'train-0001.tar' has \d+ bytes, but had \d+ when the cache was made"
+    ):
+        extract(finished, [shards[0], SourceTar(other, other.stat().st_size)])
     assert contents(finished) == before

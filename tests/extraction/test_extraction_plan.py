@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 from cache_files import extract
-from small_cache import extraction_options, make_shards, picture, write_tar
+from small_cache import extraction_options, image, make_shards, write_tar
 
 from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.extraction.plan import plan_extraction
 from pipeline.views.codec import VIEW_FORMATS
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
 
 def size_of(cache):
     files = [path for path in cache.rglob("*") if path.is_file()]
     made = [path for path in files if path.name.count(".v") or "c" in path.parent.relative_to(cache).parts]
-    return sum(path.stat().st_size for path in files), len([path for path in made if "channel" not in str(path)])
+    return sum(path.stat().st_size for path in files), len(
+        [path for path in made if "channel" not in str(path)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,14 +28,17 @@ def size_of(cache):
     ids=["int8", "float16", "raw"],
 )
 def test_forecasts_what_is_written(tmp_path, changes):
-    shards = [*make_shards(tmp_path / "small", tars=1, pictures_per_tar=10), *make_shards(tmp_path / "tars", 2, 70)[1:]]
+    shards = [
+        *make_shards(tmp_path / "small", tars=1, images_per_tar=10),
+        *make_shards(tmp_path / "tars", 2, 70)[1:],
+    ]
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
     plan = plan_extraction(options)
     assert not Path(options.cache).exists()
     extract(options.cache, shards, **changes)
     real, files = size_of(Path(options.cache))
     assert plan.sizes.total_bytes == pytest.approx(real, rel=0.02)
-    assert (plan.sizes.pictures, plan.tars, plan.views, plan.sizes.files) == (80, 2, changes["views"], files)
+    assert (plan.sizes.images, plan.tars, plan.views, plan.sizes.files) == (80, 2, changes["views"], files)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -47,27 +52,36 @@ def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, ke
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=10, pictures_per_tar=6)
+    shards = make_shards(tmp_path / "tars", tars=10, images_per_tar=6)
     plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
-    assert plan.sizes.pictures == pytest.approx(60, rel=0.1)
-    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).sizes.pictures == 18
+    assert plan.sizes.images == pytest.approx(60, rel=0.1)
+    assert (
+        plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).sizes.images
+        == 18
+    )
 
 
 def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
-    plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3))
+    plan = plan_extraction(
+        extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3)
+    )
     assert min(plan.teacher_rate, plan.decode_rate) > 0
-    assert plan.picture_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
-    assert plan.hours == pytest.approx(24 / plan.picture_rate / 3600)
+    assert plan.image_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
+    assert plan.hours == pytest.approx(24 / plan.image_rate / 3600)
     assert plan.paid_after_epochs >= 2
 
 
 def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
-    short, long = (make_shards(tmp_path / f"{size}", tars=1, pictures_per_tar=size) for size in (5, 100))
+    short, long = (make_shards(tmp_path / f"{size}", tars=1, images_per_tar=size) for size in (5, 100))
 
     def memory(shards, **changes):
-        return plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)).peak_memory
+        return plan_extraction(
+            extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
+        ).peak_memory
 
-    assert memory(short, views=1) == memory(long, views=1) > 5 * 8 * 3 * 17 * 64  # five batches of 8, three levels of 17 tokens
+    assert (
+        memory(short, views=1) == memory(long, views=1) > 5 * 8 * 3 * 17 * 64
+    )  # five batches of 8, three levels of 17 tokens
     assert memory(short, views=2) == 2 * memory(short, views=1)
     assert memory(short, views=1, workers=2) > memory(short, views=1) + 2 * 3 * 8 * 64 * 64 * 3
 
@@ -81,17 +95,21 @@ def test_nothing_is_written_where_a_cache_is_or_will_be(finished, shards, tmp_pa
         plan_extraction(extraction_options(shards=shards, cache=finished, levels="1"))
 
 
-def test_bad_first_pictures_do_not_hinder_and_none_at_all_is_told(tmp_path):
-    bad = write_tar(tmp_path / "bad.tar", {f"{number:02d}": b"no picture" for number in range(70)})
-    tar = write_tar(tmp_path / "good.tar", {f"{number:02d}": picture(number) for number in range(5)})
-    shards = [Shard(path, path.stat().st_size) for path in (bad, tar)]
-    assert plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).sizes.crop_bytes > 1024
-    with pytest.raises(SourceError, match="none of the 1 tars holds a picture"):
+def test_bad_first_images_do_not_hinder_and_none_at_all_is_told(tmp_path):
+    bad = write_tar(tmp_path / "bad.tar", {f"{number:02d}": b"no image" for number in range(70)})
+    tar = write_tar(tmp_path / "good.tar", {f"{number:02d}": image(number) for number in range(5)})
+    shards = [SourceTar(path, path.stat().st_size) for path in (bad, tar)]
+    assert (
+        plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).sizes.crop_bytes > 1024
+    )
+    with pytest.raises(SourceError, match="none of the 1 tars holds an image"):
         plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache"))
 
 
 @pytest.mark.parametrize("made", [0, 1])
-def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(tmp_path, monkeypatch, made):
+def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(
+    tmp_path, monkeypatch, made
+):
     shards = make_shards(tmp_path / "tars", 2, 20)
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=1)
     needed = plan_extraction(options).sizes.total_bytes * (2 - made) / 2
@@ -99,7 +117,10 @@ def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_star
         extract(tmp_path / "a.cache", shards, views=1, limit=1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed * 0.7)))
-    with pytest.raises(StorageError, match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free: make room, or"):
+    with pytest.raises(
+        StorageError,
+        match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free: make room, or",
+    ):
         extract(tmp_path / "a.cache", shards, views=1)
     assert (tmp_path / "a.cache").exists() is bool(made)
     assert len(list((tmp_path / "a.cache").glob("commits/*.json"))) == made

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.faults
 def run(*command):
     paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "extraction")))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, env=environment, cwd=TESTS.parent)
+    result = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=TESTS.parent,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -26,7 +33,7 @@ def run(*command):
 def caches(tmp_path_factory):
     """The folder of four.cache, killed.cache and alone.cache, and what the script said."""
     folder = tmp_path_factory.mktemp("processes")
-    shards = make_shards(folder / "tars", tars=4, pictures_per_tar=8)
+    shards = make_shards(folder / "tars", tars=4, images_per_tar=8)
     extract(folder / "alone.cache", shards)
     told = run(TESTS / "extraction" / "processes_script.py", folder / "tars", folder).stdout
     return folder, told
@@ -46,13 +53,24 @@ def test_a_killed_extraction_is_continued_to_the_same_bytes(caches):
 
 
 def test_nothing_is_left_beside_the_caches(caches):
-    assert sorted(path.name for path in caches[0].iterdir()) == ["alone.cache", "four.cache", "killed.cache", "tars"]
+    assert sorted(path.name for path in caches[0].iterdir()) == [
+        "alone.cache",
+        "four.cache",
+        "killed.cache",
+        "tars",
+    ]
 
 
 @pytest.mark.faults
 def test_torchrun_makes_the_same_bytes(finished, shards, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.extract_teacher"]
-    asked = {"--cache": tmp_path / "a.cache", "--teacher": TEACHER, "--views": "2", "--levels": "3", "--image-size": "64"}
+    asked = {
+        "--cache": tmp_path / "a.cache",
+        "--teacher": TEACHER,
+        "--views": "2",
+        "--levels": "3",
+        "--image-size": "64",
+    }
     others = {"--batch-size": "8", "--workers": "0", "--device": "cpu"}
     options = [word for option in (asked | others).items() for word in option]
     run(*launcher, Path(shards[0].address).parent, *options, "--crop-scale", "0.4", "1.0")

@@ -7,16 +7,24 @@ import numpy as np
 import pytest
 import torch
 from cache_files import changed, contents, extract, stamps
-from small_cache import extraction_options, picture, write_tar
+from small_cache import extraction_options, image, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, whiten
 from pipeline.cache.reader import Cache
 from pipeline.extraction.job import build_teacher
 from pipeline.views.codec import decode_image, decode_view, encode_view
 from pipeline.views.crop import cut_crop, draw_crop
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
-ARRAYS = {"features/block_03": 3, "features/block_04": 3, "features/block_05": 3, "stats": 4, "index": 2, "attention": 2, "view": 2}
+ARRAYS = {
+    "features/block_03": 3,
+    "features/block_04": 3,
+    "features/block_05": 3,
+    "stats": 4,
+    "index": 2,
+    "attention": 2,
+    "view": 2,
+}
 
 
 def crops_of(cache, unit):
@@ -27,11 +35,15 @@ def crops_of(cache, unit):
 
 
 def sources_of(shards):
-    """Return the undecoded pictures of some tars by key."""
+    """Return the undecoded images of some tars by key."""
     found = {}
     for shard in shards:
         with tarfile.open(shard.address) as tar:
-            found |= {member.name[:-4]: tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")}
+            found |= {
+                member.name[:-4]: tar.extractfile(member).read()
+                for member in tar
+                if member.name.endswith(".jpg")
+            }
     return found
 
 
@@ -60,16 +72,26 @@ def test_features_are_those_of_the_stored_crops(finished, shards, tmp_path, enco
     for commit in tuple(cache.commits()):
         crops = np.stack(list(crops_of(cache, cache.units[commit.unit]).values()))
         features = teacher.features(torch.from_numpy(crops))
-        truth, mean, deviation = (torch.stack(values, dim=1) for values in zip(*map(whiten, features.hidden), strict=True))
+        truth, mean, deviation = (
+            torch.stack(values, dim=1) for values in zip(*map(whiten, features.hidden), strict=True)
+        )
         levels = [f"features/block_{level:02d}" for level in (3, 4, 5)]
         stored = cache.read_block(commit, 0, [*levels, "stats", "attention"])
         stats = torch.from_numpy(stored["stats"])
-        decoded, stored_mean, stored_deviation = decoder(torch.from_numpy(np.stack([stored[level] for level in levels], axis=1)), stats)
-        bound = stats[..., 2:].float() * decoder.channel_std / 2 + 1e-5 if encoding == "int8" else truth.abs() * 2**-11 + 1e-7
+        decoded, stored_mean, stored_deviation = decoder(
+            torch.from_numpy(np.stack([stored[level] for level in levels], axis=1)), stats
+        )
+        bound = (
+            stats[..., 2:].float() * decoder.channel_std / 2 + 1e-5
+            if encoding == "int8"
+            else truth.abs() * 2**-11 + 1e-7
+        )
         assert ((decoded - truth).abs() <= bound).all()
         torch.testing.assert_close(stored_mean, mean, rtol=2**-10, atol=1e-5)
         torch.testing.assert_close(stored_deviation, deviation, rtol=2**-10, atol=1e-5)
-        torch.testing.assert_close(torch.from_numpy(stored["attention"]), features.importance, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            torch.from_numpy(stored["attention"]), features.importance, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_views_are_a_function_of_seed_key_and_number(finished, shards):
@@ -81,10 +103,12 @@ def test_views_are_a_function_of_seed_key_and_number(finished, shards):
             source = decode_image(sources[key])
             box = draw_crop(policy, key, commit.view, source.shape[1], source.shape[0])
             assert box.as_row() == tuple(row)
-            np.testing.assert_array_equal(crop, decode_view(encode_view(cut_crop(source, box, 64), "jpeg"), "jpeg"))
+            np.testing.assert_array_equal(
+                crop, decode_view(encode_view(cut_crop(source, box, 64), "jpeg"), "jpeg")
+            )
 
 
-def test_views_of_a_picture_differ(finished):
+def test_views_of_a_image_differ(finished):
     cache = Cache(finished)
     first, second = (crops_of(cache, cache.units[unit]) for unit in (0, 1))
     assert list(first) == list(second)
@@ -97,7 +121,9 @@ def test_raw_views_are_the_pixels_that_were_cut(shards, tmp_path):
     source = decode_image(sources_of(shards)["000004"])
     with tarfile.open(Path(options.cache) / "views" / "train-0000.v00.tar") as tar:
         stored = decode_view(tar.extractfile("000004.npy").read(), "raw")
-    np.testing.assert_array_equal(stored, cut_crop(source, draw_crop(options.policy, "000004", 0, source.shape[1], source.shape[0]), 64))
+    np.testing.assert_array_equal(
+        stored, cut_crop(source, draw_crop(options.policy, "000004", 0, source.shape[1], source.shape[0]), 64)
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"workers": 2}, {"rank": 1, "processes": 2}])
@@ -110,9 +136,14 @@ def test_the_batch_size_changes_no_view_and_the_features_by_rounding_only(finish
     extract(tmp_path / "b.cache", shards, batch_size=5)
     before, after = Cache(finished), Cache(tmp_path / "b.cache")
     differing = changed(contents(finished), contents(after.folder.path))
-    assert [name for name in differing if name.startswith("views/") or "/view/" in name or "/index/" in name] == []
+    assert [
+        name for name in differing if name.startswith("views/") or "/view/" in name or "/index/" in name
+    ] == []
     for ours, theirs in zip(tuple(before.commits()), tuple(after.commits()), strict=True):
-        rows = (cache.read_block(commit, 0, ["stats", "attention"]) for cache, commit in ((before, ours), (after, theirs)))
+        rows = (
+            cache.read_block(commit, 0, ["stats", "attention"])
+            for cache, commit in ((before, ours), (after, theirs))
+        )
         for left, right in zip(*(block.values() for block in rows), strict=True):
             np.testing.assert_allclose(left.astype(float), right.astype(float), rtol=2e-3, atol=1e-5)
 
@@ -120,14 +151,16 @@ def test_the_batch_size_changes_no_view_and_the_features_by_rounding_only(finish
 def test_again_does_nothing(finished, shards):
     before = contents(finished), stamps(finished / "targets.zarr")
     tally, missing = extract(finished, shards)
-    assert (tally.units, tally.pictures, tally.skipped, tally.failed, missing) == (0, 0, [], {}, 0)
+    assert (tally.units, tally.images, tally.skipped, tally.failed, missing) == (0, 0, [], {}, 0)
     assert (contents(finished), stamps(finished / "targets.zarr")) == before
 
 
-def test_pictures_of_all_colours_keep_them(tmp_path):
+def test_images_of_all_colours_keep_them(tmp_path):
     kinds = ["jpeg", "grey", "cmyk", "png"]
-    tar = write_tar(tmp_path / "a.tar", {kind: picture(0, 80, 70, kind) for kind in kinds})
-    extract(tmp_path / "a.cache", [Shard(tar, tar.stat().st_size)], views=1, crop_scale=(1.0, 1.0), flip=0.0)
+    tar = write_tar(tmp_path / "a.tar", {kind: image(0, 80, 70, kind) for kind in kinds})
+    extract(
+        tmp_path / "a.cache", [SourceTar(tar, tar.stat().st_size)], views=1, crop_scale=(1.0, 1.0), flip=0.0
+    )
     cache = Cache(tmp_path / "a.cache")
     colours = {key: crop.mean((0, 1)) for key, crop in crops_of(cache, cache.units[0]).items()}
     assert list(colours) == kinds

@@ -12,13 +12,13 @@ from cache_files import contents, extract
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_cache import add_member, extraction_options, picture
+from small_cache import add_member, extraction_options, image
 
+from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
-from pipeline.stream.join import read_joined
 from pipeline.views.codec import decode_image, decode_view, encode_view
 from pipeline.views.crop import cut_crop, draw_crop
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
 STEMS = ["{}", "folder.x/{}", "größe {}", "x" * 150 + "{}", "/root/{}", "../{}", "日本 {}"]
 
@@ -34,27 +34,47 @@ def floats():
     return buffer.getvalue()
 
 
-JPEG = picture(0, kind="jpeg")
+JPEG = image(0, kind="jpeg")
 GOOD = {
-    "JPEG": lambda number: {"jpg": picture(number, kind="jpeg"), "cls": str(number).encode()},
-    "upper case": lambda number: {"JPEG": picture(number, kind="grey"), "CLS": str(number).encode()},
-    "PNG named jpg": lambda number: {"jpg": picture(number, kind="png"), "cls": str(number).encode()},
-    "CMYK": lambda number: {"cls": str(number).encode(), "json": b"{}", "jpeg": picture(number, kind="cmyk")},
-    "no label": lambda number: {"jpg": picture(number, kind="jpeg"), "npy": b"x" * 1000},
-    "point": lambda number: {"png": picture(number, 1, 1, "png"), "cls": str(number).encode()},
-    "strip": lambda number: {"png": picture(number, 1, 3000, "png"), "cls": str(number).encode(), "txt": b"thin"},
-    "two pictures": lambda number: {"png": b"a mask", "jpg": picture(number, kind="jpeg"), "cls": str(number).encode()},
+    "JPEG": lambda number: {"jpg": image(number, kind="jpeg"), "cls": str(number).encode()},
+    "upper case": lambda number: {"JPEG": image(number, kind="grey"), "CLS": str(number).encode()},
+    "PNG named jpg": lambda number: {"jpg": image(number, kind="png"), "cls": str(number).encode()},
+    "CMYK": lambda number: {"cls": str(number).encode(), "json": b"{}", "jpeg": image(number, kind="cmyk")},
+    "no label": lambda number: {"jpg": image(number, kind="jpeg"), "npy": b"x" * 1000},
+    "point": lambda number: {"png": image(number, 1, 1, "png"), "cls": str(number).encode()},
+    "strip": lambda number: {
+        "png": image(number, 1, 3000, "png"),
+        "cls": str(number).encode(),
+        "txt": b"thin",
+    },
+    "two images": lambda number: {
+        "png": b"a mask",
+        "jpg": image(number, kind="jpeg"),
+        "cls": str(number).encode(),
+    },
 }
 HOSTILE = {
     "cut": ({"jpg": JPEG[:-100], "cls": b"1"}, "cannot be decoded (Premature end of JPEG file)"),
-    "empty": ({"jpg": b"", "cls": b"1"}, "cannot be decoded (no picture of a known format)"),
-    "text": ({"jpg": b"no picture", "cls": b"1"}, "cannot be decoded (no picture of a known format)"),
-    "bomb": ({"jpg": claiming(JPEG, 65_500, 65_500)}, "has 65500 x 65500 pixels, more than the 100000000 that are accepted"),
+    "empty": ({"jpg": b"", "cls": b"1"}, "cannot be decoded (no image of a known format)"),
+    "text": ({"jpg": b"no image", "cls": b"1"}, "cannot be decoded (no image of a known format)"),
+    "bomb": (
+        {"jpg": claiming(JPEG, 65_500, 65_500)},
+        "has 65500 x 65500 pixels, more than the 100000000 that are accepted",
+    ),
     "floats": ({"tif": floats()}, "has 32 bits a channel, whose range is not known: at most 16 are accepted"),
-    "no picture": ({"cls": b"1", "npy": b"x"}, "has no picture among its members"),
-    "wrong label": ({"jpg": JPEG, "cls": b"dog"}, "has the label b'dog', which is no whole number from 0 of at most 18 digits"),
-    "link": ({"jpg": None, "cls": b"1"}, "has a jpg that is a link, device or file with holes: pack whole files (tar --dereference)"),
-    "long label": ({"jpg": JPEG, "cls": b"1" * 70_000}, "has a cls of 70000 bytes, more than the 65536 that are accepted"),
+    "no image": ({"cls": b"1", "npy": b"x"}, "has no image among its members"),
+    "wrong label": (
+        {"jpg": JPEG, "cls": b"dog"},
+        "has the label b'dog', which is no whole number from 0 of at most 18 digits",
+    ),
+    "link": (
+        {"jpg": None, "cls": b"1"},
+        "has a jpg that is a link, device or file with holes: pack whole files (tar --dereference)",
+    ),
+    "long label": (
+        {"jpg": JPEG, "cls": b"1" * 70_000},
+        "has a cls of 70000 bytes, more than the 65536 that are accepted",
+    ),
 }
 NOISE = {"directory": "d.jpg", "hidden": "d/._x.jpg", "no extension": "README"}
 PLANS = st.lists(
@@ -78,7 +98,7 @@ def write(path, plan):
                 info = tarfile.TarInfo(NOISE[kind])
                 info.type = tarfile.DIRTYPE if kind == "directory" else tarfile.REGTYPE
                 tar.addfile(info)
-    return Shard(path, path.stat().st_size)
+    return SourceTar(path, path.stat().st_size)
 
 
 def write_all(folder, plans):
@@ -87,7 +107,11 @@ def write_all(folder, plans):
 
 
 def uncommitted(cache):
-    return {name: data for name, data in contents(cache).items() if not name.startswith(("commits/", "units.json"))}  # which know the tar
+    return {
+        name: data
+        for name, data in contents(cache).items()
+        if not name.startswith(("commits/", "units.json"))
+    }  # which know the tar
 
 
 def rows_of(cache, commit):
@@ -97,15 +121,24 @@ def rows_of(cache, commit):
 
 @settings(max_examples=3, phases=[Phase.generate])  # shrinking a failure would take minutes
 @given(st.lists(PLANS, min_size=4, max_size=4))
-def test_rows_are_those_of_the_good_pictures_alone(drawn):
+def test_rows_are_those_of_the_good_images_alone(drawn):
     plans = [[(number, *step) for number, step in enumerate(plan)] for plan in drawn]
     good = [[step for step in plan if step[1] in GOOD] for plan in plans]
     with TemporaryDirectory() as folder:
         mixed, clean = Path(folder) / "mixed.cache", Path(folder) / "clean.cache"
         tally, missing = extract(mixed, write_all(Path(folder) / "mixed", plans), views=1, max_bad=1.0)
         extract(clean, write_all(Path(folder) / "clean", good), views=1)
-        told = [(stem.format(number), HOSTILE[kind][1]) for plan in plans for number, kind, stem in plan if kind in HOSTILE]
-        assert (missing, tally.failed, [(skipped.key, skipped.reason) for skipped in tally.skipped]) == (0, {}, told)
+        told = [
+            (stem.format(number), HOSTILE[kind][1])
+            for plan in plans
+            for number, kind, stem in plan
+            if kind in HOSTILE
+        ]
+        assert (missing, tally.failed, [(skipped.key, skipped.reason) for skipped in tally.skipped]) == (
+            0,
+            {},
+            told,
+        )
         assert uncommitted(mixed) == uncommitted(clean)
         for commit, steps in zip(Cache(mixed).commits(), good, strict=True):
             assert rows_of(mixed, commit) == rows_of(clean, commit)
@@ -113,13 +146,15 @@ def test_rows_are_those_of_the_good_pictures_alone(drawn):
 
 
 def check_rows(cache, commit, good, policy):
-    """Compare keys, labels and crops with what each good picture gives by itself."""
+    """Compare keys, labels and crops with what each good image gives by itself."""
     joined = read_joined(cache, commit, 0, [])
     assert joined.keys == [stem.format(number) for number, _, stem in good]
     assert joined.labels.tolist() == [-1 if kind == "no label" else number for number, kind, _ in good]
     for (number, kind, _), key, crop in zip(good, joined.keys, joined.crops, strict=True):
         members = GOOD[kind](number)
-        source = decode_image(next(members[name] for name in ("jpg", "jpeg", "JPEG", "png") if name in members))
+        source = decode_image(
+            next(members[name] for name in ("jpg", "jpeg", "JPEG", "png") if name in members)
+        )
         box = draw_crop(policy, key, 0, source.shape[1], source.shape[0])
         assert crop == encode_view(cut_crop(source, box, policy.size), "jpeg")
         assert decode_view(crop, "jpeg").shape == (64, 64, 3)

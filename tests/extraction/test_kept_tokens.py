@@ -5,10 +5,10 @@ import pytest
 import zarr
 from cache_files import changed, contents, extract
 
+from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
-from pipeline.stream.join import read_joined
-from pipeline.student.masking import rank_of_view
+from pipeline.views.masking import rank_of_view
 
 NO_CLS_TEACHER = "timm:test_vit4.random"  # neither CLS nor importance
 LEVELS = ("features/block_03", "features/block_04", "features/block_05")
@@ -21,7 +21,9 @@ def rows_of(path, names):
     return {(commit.unit, commit.view): (block.keys, block.arrays) for commit, block in joined}
 
 
-def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cache_has(finished, shards, tmp_path):
+def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cache_has(
+    finished, shards, tmp_path
+):
     extract(tmp_path / "kept.cache", shards, keep=0.5)
     whole = rows_of(finished, [*LEVELS, "stats", "attention"])
     kept = rows_of(tmp_path / "kept.cache", [*LEVELS, "stats", "attention", "tokens"])
@@ -30,14 +32,22 @@ def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cach
         all_keys, all_arrays = whole[place]
         assert keys == all_keys
         np.testing.assert_array_equal(arrays["attention"], all_arrays["attention"])
-        rankings = [rank_of_view("attention", rates, 16, 0, key, place[1]) for rates, key in zip(arrays["attention"], keys, strict=True)]
+        rankings = [
+            rank_of_view("attention", rates, 16, 0, key, place[1])
+            for rates, key in zip(arrays["attention"], keys, strict=True)
+        ]
         assert arrays["tokens"].dtype == np.uint16
         np.testing.assert_array_equal(arrays["tokens"], np.stack(rankings)[:, :8])
-        tokens, rows = np.pad(arrays["tokens"].astype(int) + 1, ((0, 0), (1, 0))), np.arange(len(keys))[:, None]
+        tokens, rows = (
+            np.pad(arrays["tokens"].astype(int) + 1, ((0, 0), (1, 0))),
+            np.arange(len(keys))[:, None],
+        )
         for level in LEVELS:
             np.testing.assert_array_equal(arrays[level], all_arrays[level][rows, tokens])
         for level in range(3):
-            np.testing.assert_array_equal(arrays["stats"][:, level], all_arrays["stats"][:, level][rows, tokens])
+            np.testing.assert_array_equal(
+                arrays["stats"][:, level], all_arrays["stats"][:, level][rows, tokens]
+            )
     first, second = (kept[place][1]["tokens"] for place in ((0, 0), (1, 1)))
     assert (first != second).any(axis=1).mean() > 0.9
 
@@ -62,9 +72,19 @@ def test_the_ranking_of_a_teacher_without_importance_is_random_or_refused(shards
     with pytest.raises(ConfigError, match=refused):
         extract(tmp_path / "a.cache", shards, teacher=NO_CLS_TEACHER, keep=0.5)
     assert not (tmp_path / "a.cache").exists()
-    extract(tmp_path / "a.cache", shards[:1], teacher=NO_CLS_TEACHER, keep=0.5, keep_rank="random", views=1, encoding="int4")
+    extract(
+        tmp_path / "a.cache",
+        shards[:1],
+        teacher=NO_CLS_TEACHER,
+        keep=0.5,
+        keep_rank="random",
+        views=1,
+        encoding="int4",
+    )
     ((keys, arrays),) = rows_of(tmp_path / "a.cache", ["tokens", *LEVELS[:0]]).values()
-    np.testing.assert_array_equal(arrays["tokens"], np.stack([rank_of_view("random", None, 16, 0, key, 0)[:8] for key in keys]))
+    np.testing.assert_array_equal(
+        arrays["tokens"], np.stack([rank_of_view("random", None, 16, 0, key, 0)[:8] for key in keys])
+    )
 
 
 def test_a_cache_is_not_continued_with_another_keep(shards, tmp_path):

@@ -20,13 +20,18 @@ def encoder_of(batch_size=8, teacher="timm:test_vit.random", **changes):
     return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size)
 
 
-def pictures(count):
+def images(count):
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.bench
 @pytest.mark.parametrize(
-    ("teacher", "encoding"), [("timm:test_vit.random", "int8"), ("timm:test_vit.random", "int4"), ("timm:test_vit4.random", "float16")]
+    ("teacher", "encoding"),
+    [
+        ("timm:test_vit.random", "int8"),
+        ("timm:test_vit.random", "int4"),
+        ("timm:test_vit4.random", "float16"),
+    ],
 )
 def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
     graphs = []
@@ -37,7 +42,7 @@ def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
 
     encoder = encoder_of(teacher=teacher, encoding=encoding)
     torch._dynamo.reset()
-    pixels, others = torch.from_numpy(pictures(16)).chunk(2)
+    pixels, others = torch.from_numpy(images(16)).chunk(2)
     compiled = torch.compile(encoder.features, fullgraph=True, dynamic=False, backend=counted)
     with torch.inference_mode():
         codes, stats, importance = compiled(pixels)
@@ -52,20 +57,20 @@ def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (7, 8), (8, 8)])
 def test_a_short_batch_is_filled_up_with_black_to_one_of_four_sizes(count, size):
     pixels = PixelInput(8, 64, CPU)
-    pixels.add(pictures(8))
+    pixels.add(images(8))
     assert pixels.room == 0
     pixels.begin()
-    pixels.add(pictures(count))
+    pixels.add(images(count))
     batch = pixels.batch()
     assert len(batch) == size
-    np.testing.assert_array_equal(batch[:count], pictures(count))
+    np.testing.assert_array_equal(batch[:count], images(count))
     assert not batch[count:].any()
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_a_batch_gives_the_same_rows_whichever_is_launched_before_it_is_collected(keep):
     encoder = encoder_of(keep=keep)
-    first, second = pictures(16).reshape(2, 8, 64, 64, 3)
+    first, second = images(16).reshape(2, 8, 64, 64, 3)
     keys = [str(number) for number in range(16)]
     alone = encoder.collect(encoder.launch(torch.from_numpy(first), keys[:8], 0))
     batch = encoder.launch(torch.from_numpy(first), keys[:8], 0)

@@ -36,15 +36,17 @@ _NAMED = re.compile(
     r"unit \d+ \(.+, view \d+\)|array '\w|calibration|units\.json|zarr\.json|targets\.zarr|commit|view tar|is not finished: "
 )
 _SECONDS = 60
-_PICTURES = 66  # a whole block and the beginning of another
+_IMAGES = 66  # a whole block and the beginning of another
 
 
 def damage_caches(plan):
     """Damage a small cache in place, at 1,000 places, and heal it again after each."""
-    small_cache_made, output = run_forked(small_cache, plan.folder, 2, _PICTURES, log=plan.folder / "made.log")
+    small_cache_made, output = run_forked(small_cache, plan.folder, 2, _IMAGES, log=plan.folder / "made.log")
     assert small_cache_made == 0, output
     log = plan.folder / "damage.log"
-    code, output = run_forked(_report, plan, plan.folder / "small.cache", plan.times(1040, 60), log=log, seconds=1200)
+    code, output = run_forked(
+        _report, plan, plan.folder / "small.cache", plan.times(1040, 60), log=log, seconds=1200
+    )
     if code:
         yield Row("bytes damaged", "places", 0, Counter(), [f"exit code {code}: {output[-2000:]}"])
         return
@@ -104,7 +106,11 @@ def _drawn(name, files, chunks, rng):
     path = rng.choice(files)
     if name == "shard" and rng.random() < 0.15:
         return swap_blocks(path, path.read_bytes(), chunks)
-    others = [other for other in files if other != path and (name != "shard" or other.stat().st_size == path.stat().st_size)]
+    others = [
+        other
+        for other in files
+        if other != path and (name != "shard" or other.stat().st_size == path.stat().st_size)
+    ]
     if name in _SWAPPED and others and rng.random() < 0.2:
         return swap(path, rng.choice(others))
     return rng.choice(ANYWHERE)(path, path.read_bytes(), rng)

@@ -22,25 +22,39 @@ class Damage:
 def flip(path, data, rng):
     """Flip one bit."""
     place, bit = rng.randrange(len(data)), rng.randrange(8)
-    return Damage("flip", {path: data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]}, f"bit {bit} of byte {place}")
+    return Damage(
+        "flip",
+        {path: data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]},
+        f"bit {bit} of byte {place}",
+    )
 
 
 def overwrite(path, data, rng):
     """Write random bytes over some."""
     place, length = _run(data, rng)
-    return Damage("overwrite", {path: data[:place] + rng.randbytes(length) + data[place + length :]}, f"bytes {place} to {place + length}")
+    return Damage(
+        "overwrite",
+        {path: data[:place] + rng.randbytes(length) + data[place + length :]},
+        f"bytes {place} to {place + length}",
+    )
 
 
 def blank(path, data, rng):
     """Write zeros over some bytes, as a lost page of a disk reads."""
     place, length = _run(data, rng)
-    return Damage("blank", {path: data[:place] + bytes(length) + data[place + length :]}, f"bytes {place} to {place + length}")
+    return Damage(
+        "blank",
+        {path: data[:place] + bytes(length) + data[place + length :]},
+        f"bytes {place} to {place + length}",
+    )
 
 
 def delete(path, data, rng):
     """Leave some bytes out."""
     place, length = _run(data, rng)
-    return Damage("delete", {path: data[:place] + data[place + length :]}, f"bytes {place} to {place + length}")
+    return Damage(
+        "delete", {path: data[:place] + data[place + length :]}, f"bytes {place} to {place + length}"
+    )
 
 
 def truncate(path, data, rng):

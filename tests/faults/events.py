@@ -29,7 +29,7 @@ class Changes:
             path, _, flags = arguments
             return self._inside(path) if isinstance(flags, int) and flags & _WRITING else None
         if event == "os.mkdir":
-            return None if os.path.isdir(arguments[0]) else self._inside(arguments[0])  # noqa: PTH112 - no audit event of its own
+            return None if os.path.isdir(arguments[0]) else self._inside(arguments[0])  # noqa: PTH112
         if event in _CHANGES:
             target = arguments[1] if event in ("os.rename", "os.link") else arguments[0]
             relative = event in ("os.remove", "os.rmdir") and arguments[1] != -1

@@ -41,7 +41,10 @@ def kill_extractions(plan):
 
 def _sweep(plan, bench, reader, stage, most):
     """Kill one process before each of its changes, or before `most` of them that are spread evenly; finish each time."""
-    row, folder = Row(f"killed before each change while a cache is {stage.name}"), plan.folder / f"sweep {stage.name}"
+    row, folder = (
+        Row(f"killed before each change while a cache is {stage.name}"),
+        plan.folder / f"sweep {stage.name}",
+    )
     cache = _begun(bench, folder, 0, stage)
     count = len(changes_of(cache.parent, bench.extract, cache, stage, log=_log(cache)))
     for number in chosen(count, most, plan.rng):
@@ -64,7 +67,10 @@ def _begun(bench, folder, number, stage):
 
 def _moment_of(path):
     """Say in which part of an extraction a path is changed."""
-    return next((name for pattern, name in _MOMENTS.items() if re.search(pattern, path)), "other" if "/" in path else "cleaning")
+    return next(
+        (name for pattern, name in _MOMENTS.items() if re.search(pattern, path)),
+        "other" if "/" in path else "cleaning",
+    )
 
 
 def _log(cache):
@@ -98,7 +104,15 @@ def _at_random(plan, bench, reader, processes, trials, workers=0):
 
 def _killed_at_random(plan, bench, cache, stage, processes, workers):
     ranks = [
-        Child(bench.extract, cache, stage, rank, processes, workers, log=cache.parent.with_suffix(f".{rank}.log"))
+        Child(
+            bench.extract,
+            cache,
+            stage,
+            rank,
+            processes,
+            workers,
+            log=cache.parent.with_suffix(f".{rank}.log"),
+        )
         for rank in range(processes)
     ]
     time.sleep(plan.rng.uniform(0.02, bench.seconds[stage] + 4 * workers))
@@ -107,6 +121,8 @@ def _killed_at_random(plan, bench, cache, stage, processes, workers):
         victim.signal(signal.SIGKILL)
     codes = [rank.wait() for rank in ranks]
     failures = [text for rank in ranks for text in rank.orphans()]
-    failures += [rank.output() for rank, code in zip(ranks, codes, strict=True) if code not in (0, -signal.SIGKILL)]
+    failures += [
+        rank.output() for rank, code in zip(ranks, codes, strict=True) if code not in (0, -signal.SIGKILL)
+    ]
     died = codes.count(-signal.SIGKILL)
     return "came through" if not died else "all killed" if died == processes else "one killed", failures

@@ -12,7 +12,7 @@ from small_cache import IMAGE_SIZE, TEACHER, extraction_options, make_shards
 from faults.processes import run_forked
 from pipeline.extraction.job import run_extraction
 
-PICTURES = 12
+IMAGES = 12
 _LOGS = re.compile(r"logs|logs/locks(/[\w.-]+)?|logs/scratch|logs/\d{8}T\d{6}Z-.+-\d+\.json")
 
 
@@ -25,7 +25,10 @@ class Stage:
     views: int
 
 
-FIRST, EXTENDED = Stage("made", 1, 1), Stage("extended", 2, 2)  # one after the other: the order decides who owns which rows
+FIRST, EXTENDED = (
+    Stage("made", 1, 1),
+    Stage("extended", 2, 2),
+)  # one after the other: the order decides who owns which rows
 STAGES = (FIRST, EXTENDED)
 WHOLE = Stage("whole", 2, 2)  # the same at once
 
@@ -36,7 +39,7 @@ class Extractions:
     def __init__(self, folder):
         self.folder = folder
         self.tars = folder / "tars"
-        self.shards = make_shards(self.tars, EXTENDED.tars, PICTURES)
+        self.shards = make_shards(self.tars, EXTENDED.tars, IMAGES)
         self.seconds = {}
         for stages in (STAGES, (WHOLE,)):
             cache = fresh(folder / "undisturbed", len(stages))
@@ -57,7 +60,9 @@ class Extractions:
     def extract(self, cache, stage, rank=0, processes=1, workers=0):
         """Extract, in this process; exits with 1 if a tar failed."""
         shards = self.shards[: stage.tars]
-        options = extraction_options(cache=cache, shards=shards, views=stage.views, rank=rank, processes=processes, workers=workers)
+        options = extraction_options(
+            cache=cache, shards=shards, views=stage.views, rank=rank, processes=processes, workers=workers
+        )
         extractor, _ = run_extraction(options)
         if extractor.tally.failed:
             raise SystemExit(f"tars failed: {extractor.tally.failed}")
@@ -65,9 +70,21 @@ class Extractions:
     def command(self, cache, stage, workers=0):
         """Return the arguments with which extract-teacher does the same."""
         tars = f"{self.tars}/train-{{0000..{stage.tars - 1:04d}}}.tar"
-        asked = {"--cache": cache, "--teacher": TEACHER, "--views": stage.views, "--levels": 3, "--image-size": IMAGE_SIZE}
+        asked = {
+            "--cache": cache,
+            "--teacher": TEACHER,
+            "--views": stage.views,
+            "--levels": 3,
+            "--image-size": IMAGE_SIZE,
+        }
         others = {"--batch-size": 8, "--workers": workers, "--device": "cpu"}
-        return [tars, *(str(word) for option in (asked | others).items() for word in option), "--crop-scale", "0.4", "1.0"]
+        return [
+            tars,
+            *(str(word) for option in (asked | others).items() for word in option),
+            "--crop-scale",
+            "0.4",
+            "1.0",
+        ]
 
     def differences(self, cache, stage):
         """Return in what a finished cache, alone in its folder, is not the undisturbed one: other bytes, and files that no one needs."""

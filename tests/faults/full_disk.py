@@ -6,7 +6,14 @@ import sys
 from faults.extractions import WHOLE, Extractions, fresh
 from faults.processes import Child, StuckError, run_forked, wait_until
 from faults.reading import read_everything, wrong_values
-from faults.small_disk import enlarge_disk, enter_private_mounts, may_mount, mount_disk, refuse_changes, shrink_disk
+from faults.small_disk import (
+    enlarge_disk,
+    enter_private_mounts,
+    may_mount,
+    mount_disk,
+    refuse_changes,
+    shrink_disk,
+)
 from faults.table import Row
 from pipeline.errors import CacheError
 from stages.extract_teacher import main
@@ -25,7 +32,11 @@ def fill_disks(plan):
         log = plan.folder / f"disk_{trial}.log"
         work = _overflow if disks else _refusal
         code, output = run_forked(work, plan, bench, trial, plan.rng.uniform(0.01, 1.1), log=log, seconds=300)
-        outcome, failures = json.loads(output.splitlines()[-1]) if code == 0 else ("no answer", [f"exit code {code}: {output[-2000:]}"])
+        outcome, failures = (
+            json.loads(output.splitlines()[-1])
+            if code == 0
+            else ("no answer", [f"exit code {code}: {output[-2000:]}"])
+        )
         row.note(outcome, [f"disk {trial}: {text}" for text in failures])
     yield row
 
@@ -36,7 +47,7 @@ def run_command(arguments):
     main()
 
 
-def told_in_one_sentence(code, output, sentence):
+def cli_errors(code, output, sentence):
     """Return what is wrong about a failed command's exit code and output."""
     told = [line for line in output.splitlines() if sentence in line]
     if code == 1 and len(told) == 1 and "Traceback" not in output:
@@ -54,8 +65,12 @@ def _overflow(plan, bench, trial, share):
     cache = fresh(plan.folder / "disks", trial)
     by_files = trial % 3 == 2
     used = [path.stat().st_size for path in bench.reference(WHOLE).rglob("*")]
-    space, files = (max(least, int(most * share)) for least, most in ((_PAGE, sum(map(_on_disk, used))), (3, len(used))))
-    mount_disk(cache.parent, _AMPLE, 10_000)  # large enough when the extraction looks; then someone else takes the space
+    space, files = (
+        max(least, int(most * share)) for least, most in ((_PAGE, sum(map(_on_disk, used))), (3, len(used)))
+    )
+    mount_disk(
+        cache.parent, _AMPLE, 10_000
+    )  # large enough when the extraction looks; then someone else takes the space
     child = Child(_command, bench, cache, None, log=plan.folder / f"command_{trial}.log")
     wait_until((cache / "logs").exists, 60, 0.001)
     shrink_disk(cache.parent, *((_AMPLE, files) if by_files else (space, 10_000)))
@@ -105,8 +120,10 @@ def _command(bench, cache, refused_from):
 
 def _judge(plan, bench, cache, trial, code, output):
     """Return what is wrong after a command on a small disk: how it ended, and what is committed."""
-    told = [] if code == 0 else told_in_one_sentence(code, output, _FULL)
-    code, output = run_forked(_only_whole_units, cache, bench.reference(WHOLE), log=plan.folder / f"look_{trial}.log")
+    told = [] if code == 0 else cli_errors(code, output, _FULL)
+    code, output = run_forked(
+        _only_whole_units, cache, bench.reference(WHOLE), log=plan.folder / f"look_{trial}.log"
+    )
     return told if code == 0 else [*told, output]
 
 
@@ -122,4 +139,8 @@ def _only_whole_units(cache, reference):
 
 def _finish(plan, bench, cache, trial):
     code, output = run_forked(_command, bench, cache, None, log=plan.folder / f"finish_{trial}.log")
-    return bench.differences(cache, WHOLE) if code == 0 else [f"the same command then ended with {code}: {output[-2000:]}"]
+    return (
+        bench.differences(cache, WHOLE)
+        if code == 0
+        else [f"the same command then ended with {code}: {output[-2000:]}"]
+    )

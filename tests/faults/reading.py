@@ -7,10 +7,10 @@ import traceback
 import numpy as np
 
 from faults.processes import Child
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import array_specs
 from pipeline.errors import CacheError
-from pipeline.stream.join import decode_crop, read_joined
 
 EXPECTED = ("is not a cache", "is not finished")
 
@@ -25,13 +25,19 @@ def read_everything(path, allow_partial=False):
             joined, place = read_joined(cache, commit, block, names), (commit.source, commit.view, block)
             found |= {(*place, name): values for name, values in joined.arrays.items()}
             found[*place, "labels"], found[*place, "keys"] = joined.labels, np.array(joined.keys)
-            found[*place, "pixels"] = np.stack([decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)])
+            found[*place, "pixels"] = np.stack(
+                [decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)]
+            )
     return found
 
 
 def wrong_values(found, expected):
     """Return the keys of what is in `found` and not the same in `expected`."""
-    return [key for key, values in found.items() if key not in expected or not np.array_equal(values, expected[key])]
+    return [
+        key
+        for key, values in found.items()
+        if key not in expected or not np.array_equal(values, expected[key])
+    ]
 
 
 class Reader:

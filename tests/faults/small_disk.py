@@ -45,8 +45,15 @@ def mount_disk(folder, size, files):
 def shrink_disk(folder, size, files):
     """Take away space and files, but for those in use."""
     found = os.statvfs(folder)
-    size, files = max(size, (found.f_blocks - found.f_bfree) * found.f_frsize), max(files, found.f_files - found.f_ffree)
-    _check(_LIBC.mount(b"small", os.fsencode(folder), b"tmpfs", _REMOUNT, f"size={size},nr_inodes={files}".encode()))
+    size, files = (
+        max(size, (found.f_blocks - found.f_bfree) * found.f_frsize),
+        max(files, found.f_files - found.f_ffree),
+    )
+    _check(
+        _LIBC.mount(
+            b"small", os.fsencode(folder), b"tmpfs", _REMOUNT, f"size={size},nr_inodes={files}".encode()
+        )
+    )
 
 
 def enlarge_disk(folder):

@@ -13,9 +13,9 @@ from faults.extractions import WHOLE, Extractions, fresh
 from faults.processes import Child, StuckError, descendants, run_forked, wait_until
 from faults.table import Row
 from pipeline.errors import MaskAlignError
-from pipeline.extraction.decoder import Decoder
-from pipeline.extraction.decoding import ViewMaker
 from pipeline.views.crop import CropPolicy
+from pipeline.views.decoder import Decoder
+from pipeline.views.maker import ViewMaker
 from pipeline.views.source import read_samples
 
 _BLOCKED = re.compile(r"-> FLOCK +ADVISORY +WRITE (\d+) ")
@@ -33,7 +33,10 @@ def _one_of_two(plan, bench):
     row = Row("one of two extracting processes is stopped", "stops")
     for trial in range(plan.times(20, 4)):
         cache = fresh(plan.folder / "two", trial)
-        ranks = [Child(bench.extract, cache, WHOLE, rank, 2, log=plan.folder / f"two_{trial}.{rank}.log") for rank in (0, 1)]
+        ranks = [
+            Child(bench.extract, cache, WHOLE, rank, 2, log=plan.folder / f"two_{trial}.{rank}.log")
+            for rank in (0, 1)
+        ]
         time.sleep(plan.rng.uniform(0.02, 2 * bench.seconds[WHOLE]))
         stopped, other = plan.rng.sample(ranks, 2)
         stopped.signal(signal.SIGSTOP)
@@ -52,7 +55,11 @@ def _other_goes_on(other):
     time.sleep(0.3)  # a lock may have been another's, for a moment
     if wait_until(lambda: not other.runs(), 1 if _waits_for_lock(other.pid) else 60):
         return "the other ended", []
-    return ("the other waited", []) if _waits_for_lock(other.pid) else ("stuck", [f"the other process has not ended: {other.output()}"])
+    return (
+        ("the other waited", [])
+        if _waits_for_lock(other.pid)
+        else ("stuck", [f"the other process has not ended: {other.output()}"])
+    )
 
 
 def _waits_for_lock(pid):
@@ -73,7 +80,9 @@ def _ended(children, accepted):
 
 def _finished(bench, cache):
     code, output = run_forked(bench.extract, cache, WHOLE, log=cache.parent.with_suffix(".log"))
-    return bench.differences(cache, WHOLE) if code == 0 else [f"a later run ended with {code}: {output[-2000:]}"]
+    return (
+        bench.differences(cache, WHOLE) if code == 0 else [f"a later run ended with {code}: {output[-2000:]}"]
+    )
 
 
 def _worker(plan, bench):
@@ -91,7 +100,10 @@ def _worker(plan, bench):
         victim = plan.rng.choice(workers)
         _stop_for(victim, plan.rng.uniform(0.1, 1), number)
         accepted = {0} if number == signal.SIGCONT else {0, 1}
-        row.note("continued" if number == signal.SIGCONT else "killed", _ended([owner], accepted) + _finished(bench, cache))
+        row.note(
+            "continued" if number == signal.SIGCONT else "killed",
+            _ended([owner], accepted) + _finished(bench, cache),
+        )
     return row
 
 

@@ -26,7 +26,9 @@ def killed_before(number, folder, work, *arguments, log):
     child, report = _started(die_at, (folder, number), work, arguments, log)
     path, code = _received(report), child.wait()
     expected = 0 if path is None else -signal.SIGKILL
-    return path, child.orphans() + ([] if code == expected else [f"exit code {code}: {child.output()[-2000:]}"])
+    return path, child.orphans() + (
+        [] if code == expected else [f"exit code {code}: {child.output()[-2000:]}"]
+    )
 
 
 def _started(prepare, place, work, arguments, log):

@@ -41,17 +41,27 @@ class Row:
 def render(rows):
     """Return the table as text."""
     lines = [
-        (row.what, f"{row.count} {row.unit}", ", ".join(f"{name} {count}" for name, count in sorted(row.outcomes.items())), _result(row))
+        (
+            row.what,
+            f"{row.count} {row.unit}",
+            ", ".join(f"{name} {count}" for name, count in sorted(row.outcomes.items())),
+            _result(row),
+        )
         for row in rows
     ]
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
-    return "\n".join(f"{what:<{widths[0]}}  {count:>{widths[1]}}  {result:<9} {outcomes}" for what, count, outcomes, result in lines)
+    return "\n".join(
+        f"{what:<{widths[0]}}  {count:>{widths[1]}}  {result:<9} {outcomes}"
+        for what, count, outcomes, result in lines
+    )
 
 
 def render_failures(rows):
     """Return what differed, a few lines for each row."""
     return "\n".join(
-        f"{row.what}: {text}" for row in rows for text in [*row.failures[:_SHOWN_FAILURES], *_omitted(len(row.failures) - _SHOWN_FAILURES)]
+        f"{row.what}: {text}"
+        for row in rows
+        for text in [*row.failures[:_SHOWN_FAILURES], *_omitted(len(row.failures) - _SHOWN_FAILURES)]
     )
 
 

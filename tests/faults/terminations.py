@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from faults.extractions import WHOLE, Extractions, fresh
-from faults.full_disk import run_command, told_in_one_sentence
+from faults.full_disk import cli_errors, run_command
 from faults.processes import Child, group_members, run_forked, wait_until
 from faults.table import Row
 
@@ -31,7 +31,10 @@ def _forked(plan, bench):
         time.sleep(plan.rng.uniform(0, bench.seconds[WHOLE]))
         child.signal(signal.SIGTERM)
         code = child.wait()
-        row.note("came through" if code == 0 else "ended", _judge(bench, cache, [(code, child.output())], child.orphans()))
+        row.note(
+            "came through" if code == 0 else "ended",
+            _judge(bench, cache, [(code, child.output())], child.orphans()),
+        )
     return row
 
 
@@ -46,7 +49,11 @@ def _real(plan, bench):
             time.sleep(plan.rng.uniform(0, 0.2))
             for rank in ranks:
                 os.killpg(rank.pid, signal.SIGTERM)
-            told = [(rank.returncode, output) for rank in ranks if (output := rank.communicate(timeout=60)[0]) is not None]
+            told = [
+                (rank.returncode, output)
+                for rank in ranks
+                if (output := rank.communicate(timeout=60)[0]) is not None
+            ]
             wait_until(lambda ranks=ranks: not any(group_members(rank.pid) for rank in ranks), 20)
             left = [f"process {pid} is left" for rank in ranks for pid in group_members(rank.pid)]
         finally:
@@ -58,7 +65,14 @@ def _real(plan, bench):
 def _start(bench, cache, rank, processes, workers):
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "stages.extract_teacher", *bench.command(cache, WHOLE, workers)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _end(ranks):
@@ -73,9 +87,15 @@ def _judge(bench, cache, told, failures):
     """Return what is wrong: how the commands ended, what they left, and what the same command then makes of it."""
     for code, output in told:
         too_late = code == -signal.SIGTERM and output.endswith(": complete\n")
-        failures += [] if code == 0 or too_late else told_in_one_sentence(code, output, _SENTENCE)
+        failures += [] if code == 0 or too_late else cli_errors(code, output, _SENTENCE)
     if cache.exists():
-        failures += [f"{path.name} is left in the scratch folder" for path in (cache / "logs" / "scratch").glob("*")]
+        failures += [
+            f"{path.name} is left in the scratch folder" for path in (cache / "logs" / "scratch").glob("*")
+        ]
     failures += [f"{path.name} is left beside the cache" for path in cache.parent.iterdir() if path != cache]
     code, output = run_forked(run_command, bench.command(cache, WHOLE), log=cache.parent.with_suffix(".log"))
-    return failures + (bench.differences(cache, WHOLE) if code == 0 else [f"the same command then ended with {code}: {output[-2000:]}"])
+    return failures + (
+        bench.differences(cache, WHOLE)
+        if code == 0
+        else [f"the same command then ended with {code}: {output[-2000:]}"]
+    )

@@ -17,7 +17,11 @@ from stages.train_student import main
 
 _STEPS = 8
 _CHANGED = ("optim.steps=", "train.checkpoint_every=")
-_SETTINGS = [*(text for text in TINY if not text.startswith(_CHANGED)), f"optim.steps={_STEPS}", "train.checkpoint_every=2"]
+_SETTINGS = [
+    *(text for text in TINY if not text.startswith(_CHANGED)),
+    f"optim.steps={_STEPS}",
+    "train.checkpoint_every=2",
+]
 _FILES = {".lock", "run.json", "metrics.jsonl", "student.safetensors", "report.html", "tensorboard"}
 _CHECKPOINTS = {f"step_{step:08d}.pt" for step in (_STEPS - 2, _STEPS)}
 
@@ -43,7 +47,17 @@ def _train(cache, run, workers):
     resumed = (run / "run.json").exists()
     settings = [*([] if resumed else _SETTINGS), f"data.workers={workers}"]
     words = [word for setting in settings for word in ("--set", setting)]
-    sys.argv = ["train-student", "--cache", str(cache), "--run", str(run), "--device", "cpu", *["--resume"] * resumed, *words]
+    sys.argv = [
+        "train-student",
+        "--cache",
+        str(cache),
+        "--run",
+        str(run),
+        "--device",
+        "cpu",
+        *["--resume"] * resumed,
+        *words,
+    ]
     main()
 
 
@@ -51,7 +65,9 @@ def _sweep(plan, cache, undisturbed, most):
     """Kill one run before each of its changes, or before `most` of them that are spread evenly; resume each time."""
     row, folder = Row("train-student killed before each change"), plan.folder / "sweep"
     folder.mkdir()
-    count = len(changes_of(folder / "counted", _train, cache, folder / "counted", 0, log=folder / "counted.log"))
+    count = len(
+        changes_of(folder / "counted", _train, cache, folder / "counted", 0, log=folder / "counted.log")
+    )
     for number in chosen(count, most, plan.rng):
         run = folder / f"run_{number}"
         path, failures = killed_before(number, run, _train, cache, run, 0, log=run.with_suffix(".log"))
@@ -64,7 +80,10 @@ def _sweep(plan, cache, undisturbed, most):
 def _moment(path):
     if path is None:
         return "came through"
-    return next((part for part in ("checkpoints", "metrics", "student", "report", "run.json") if part in path), "other")
+    return next(
+        (part for part in ("checkpoints", "metrics", "student", "report", "run.json") if part in path),
+        "other",
+    )
 
 
 def _resumed(cache, run, undisturbed):

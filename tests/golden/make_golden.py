@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from small_cache import picture, small_cache, write_tar
+from small_cache import image, small_cache, write_tar
 
 from pipeline.cache.encoding import TargetDecoder
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import SCHEMA_VERSION, array_specs
-from pipeline.stream.join import decode_crop, read_joined
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
 GOLDEN = Path(__file__).parent
 EXPECTED = "expected.json"
@@ -38,7 +38,9 @@ def make_golden(folder):
     with tempfile.TemporaryDirectory() as temporary:
         shard = _source(Path(temporary))
         for name, options in VARIANTS.items():
-            made = small_cache(temporary, name=f"{name}.cache", shards=[shard], image_size=32, batch_size=4, **options)
+            made = small_cache(
+                temporary, name=f"{name}.cache", shards=[shard], image_size=32, batch_size=4, **options
+            )
             shutil.rmtree(made / "logs")
             shutil.copytree(made, folder / made.name)
             expected[name] = found_in(folder / made.name)
@@ -46,11 +48,11 @@ def make_golden(folder):
 
 
 def _source(folder):
-    """Write a tar of five pictures: one without a label, one that cannot be decoded, one with a caption."""
-    pictures = {f"gold/{number}": picture(number) for number in range(4, 9)} | {"gold/5": b"no picture"}
-    labels = {key: None if key == "gold/4" else 10 * place for place, key in enumerate(pictures)}
-    path = write_tar(folder / "gold-0.tar", pictures, labels, {"gold/8.txt": "Schlußbild".encode()})
-    return Shard(path, path.stat().st_size)
+    """Write a tar of five images: one without a label, one that cannot be decoded, one with a caption."""
+    images = {f"gold/{number}": image(number) for number in range(4, 9)} | {"gold/5": b"no image"}
+    labels = {key: None if key == "gold/4" else 10 * place for place, key in enumerate(images)}
+    path = write_tar(folder / "gold-0.tar", images, labels, {"gold/8.txt": "Schlußbild".encode()})
+    return SourceTar(path, path.stat().st_size)
 
 
 def found_in(path):
@@ -62,13 +64,15 @@ def found_in(path):
 def _unit(cache, commit):
     names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
     joined = read_joined(cache, commit, 0, names)
-    pixels = np.stack([decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)])
+    pixels = np.stack(
+        [decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)]
+    )
     whitened, mean, deviation = _decoded(cache, joined.arrays)
     return {
         "unit": commit.unit,
         "view": commit.view,
         "digest": commit.digest,
-        "skipped": [picture.key for picture in commit.skipped],
+        "skipped": [image.key for image in commit.skipped],
         "keys": joined.keys,
         "labels": joined.labels.tolist(),
         "pixels": _sha256(pixels),

@@ -20,11 +20,15 @@ from pipeline.cache.verify_content import verify_unit
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
-from pipeline.student.masking import MaskConfig
+from pipeline.views.masking import MaskConfig
 from stages.inspect_cache import app
 
 VERSIONS = sorted(GOLDEN.glob("schema_*"))
-CACHES = [pytest.param(path, id=f"{version.name} {path.stem}") for version in VERSIONS for path in sorted(version.glob("*.cache"))]
+CACHES = [
+    pytest.param(path, id=f"{version.name} {path.stem}")
+    for version in VERSIONS
+    for path in sorted(version.glob("*.cache"))
+]
 NUMBERS = ("whitened", "mean", "deviation")
 
 
@@ -44,7 +48,9 @@ def test_every_value_is_read_as_ever(path):
     found, expected = found_in(path), expected_of(path)
     for ours, theirs in zip(found["units"], expected["units"], strict=True):
         for name in NUMBERS:  # computed: the last bit may differ from machine to machine
-            torch.testing.assert_close(torch.tensor(ours.pop(name)), torch.tensor(theirs.pop(name)), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(
+                torch.tensor(ours.pop(name)), torch.tensor(theirs.pop(name)), rtol=1e-6, atol=1e-7
+            )
     assert found == expected
 
 
@@ -60,14 +66,18 @@ def test_verification_finds_nothing(path):
 def test_inspect_cache_describes_it(path):
     result = CliRunner().invoke(app, ["info", "--cache", str(path)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert f"(schema {Cache(path).schema.version}, digest {expected_of(path)['digest'][:16]})" in result.output
+    assert (
+        f"(schema {Cache(path).schema.version}, digest {expected_of(path)['digest'][:16]})" in result.output
+    )
     assert "(complete)" in result.output
 
 
 @pytest.mark.parametrize("path", CACHES)
 def test_training_reads_a_batch(path):
     cache, views = Cache(path), tuple(range(len(expected_of(path)["units"])))
-    order = SampleOrder(cache.finished(views, allow_partial=False), views, seed=0, rank=0, world_size=1, window_blocks=1)
+    order = SampleOrder(
+        cache.finished(views, allow_partial=False), views, seed=0, rank=0, world_size=1, window_blocks=1
+    )
     levels = cache.level_indices(None)
     spec = StreamSpec(cache.address, order, levels, MaskConfig(strategy="attention", ratio=0.5), batch_size=4)
     with BatchStream(cache, spec, torch.device("cpu"), 0, 0, 0) as stream:

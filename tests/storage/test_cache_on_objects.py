@@ -24,14 +24,26 @@ from pipeline.storage.objects import ObjectFolder
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
-from pipeline.student.masking import MaskConfig
-from pipeline.views.shards import resolve_shards
+from pipeline.views.masking import MaskConfig
+from pipeline.views.source_tars import resolve_tars
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_app
 from stages.train_student import train_student
 
 TESTS = Path(__file__).parents[1]
-VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--crop-scale", "0.4", "1.0", "--batch-size", "8")
+VIEW = (
+    "--image-size",
+    "64",
+    "--patch-size",
+    "16",
+    "--levels",
+    "3",
+    "--crop-scale",
+    "0.4",
+    "1.0",
+    "--batch-size",
+    "8",
+)
 HERE = ("--workers", "0", "--device", "cpu")
 SECONDS = 120
 TINY = (
@@ -48,9 +60,23 @@ TINY = (
 
 def extracting(shards, cache):
     """Start a process that extracts two views."""
-    command = ["-m", "stages.extract_teacher", shards, "--cache", cache, "--teacher", TEACHER, "--views", "2", *VIEW, *HERE]
+    command = [
+        "-m",
+        "stages.extract_teacher",
+        shards,
+        "--cache",
+        cache,
+        "--teacher",
+        TEACHER,
+        "--views",
+        "2",
+        *VIEW,
+        *HERE,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *command], stdout=-1, stderr=-2, text=True, env=environment, cwd=TESTS.parent)
+    return subprocess.Popen(
+        [sys.executable, *command], stdout=-1, stderr=-2, text=True, env=environment, cwd=TESTS.parent
+    )
 
 
 def wait_for(server, part, count, process):
@@ -66,10 +92,17 @@ def wait_for(server, part, count, process):
 def digests(address, count, workers=0):
     """A text for every bit of each of the first batches."""
     cache = Cache(address)
-    order = SampleOrder(cache.finished((0, 1), allow_partial=False), (0, 1), seed=0, rank=0, world_size=1, window_blocks=2)
-    spec = StreamSpec(cache.address, order, (0, 1, 2), MaskConfig(strategy="attention", ratio=0.5), batch_size=16)
+    order = SampleOrder(
+        cache.finished((0, 1), allow_partial=False), (0, 1), seed=0, rank=0, world_size=1, window_blocks=2
+    )
+    spec = StreamSpec(
+        cache.address, order, (0, 1, 2), MaskConfig(strategy="attention", ratio=0.5), batch_size=16
+    )
     with BatchStream(cache, spec, torch.device("cpu"), workers, 0, 0) as stream:
-        return [[getattr(batch, name).numpy().tobytes().hex() for name in batch.__dataclass_fields__] for batch in islice(stream, count)]
+        return [
+            [getattr(batch, name).numpy().tobytes().hex() for name in batch.__dataclass_fields__]
+            for batch in islice(stream, count)
+        ]
 
 
 def contents(address):
@@ -95,7 +128,7 @@ def called(command, *arguments):
 def local(tmp_path_factory):
     """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
     folder = tmp_path_factory.mktemp("local")
-    shards = make_shards(folder / "tars", tars=3, pictures_per_tar=66)
+    shards = make_shards(folder / "tars", tars=3, images_per_tar=66)
     assert extract(shards, folder / "a.cache")[1] == 0
     return folder
 
@@ -128,7 +161,9 @@ def workers_of_now(server):
 
 
 @pytest.mark.faults
-def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cache(server, bucket, tars, local):
+def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cache(
+    server, bucket, tars, local
+):
     cache = f"s3://{bucket}/deep/a.cache"
     first = extracting(tars, cache)
     assert wait_for(server, "targets.zarr/stats/c/", 1, first) == 1  # in the middle of a unit
@@ -141,7 +176,7 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
     server.forget()
     other = extracting(tars, cache)
     wait_for(server, "logs/claims", 1, other)
-    units = extract(resolve_shards(tars), cache)[0].units
+    units = extract(resolve_tars(tars), cache)[0].units
     told = other.communicate(timeout=SECONDS)[0]
     assert other.returncode == 0, told
     server.heal()
@@ -152,7 +187,7 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
 
 def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
     cache = f"s3://{bucket}/a.cache"
-    shards = resolve_shards(tars)
+    shards = resolve_tars(tars)
     assert extract(shards[:1], cache, views=1)[0].units == 1
     before = contents(cache)
     assert extract(shards, cache, views=1)[0].units == 2
@@ -162,7 +197,9 @@ def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
         key: data for key, data in before.items() if not key.endswith(".json") or key.startswith("commits/")
     }
     expected = contents(local / "a.cache")
-    assert {key for key in after if key.startswith("views/")} == {key for key in expected if key.startswith("views/")}
+    assert {key for key in after if key.startswith("views/")} == {
+        key for key in expected if key.startswith("views/")
+    }
     assert [commit.rows for commit in Cache(cache).commits()] == [66] * 6
 
 
@@ -195,20 +232,29 @@ def test_reading_asks_for_many_things_at_once_but_not_twice(server, copied):
     commit = next(cache.commits())
     server.forget()
     cache.read_block(commit, 0, names)
-    assert (server.counts(), server.most_at_once) == ({"GET": 3 * len(names)}, len(names))  # metadata, shard index and block of each array
+    assert (server.counts(), server.most_at_once) == (
+        {"GET": 3 * len(names)},
+        len(names),
+    )  # metadata, shard index and block of each array
     server.forget()
     cache.read_block(commit, 1, names)
     assert (server.counts(), server.most_at_once) == ({"GET": len(names)}, len(names))
 
 
-@pytest.mark.parametrize(("kind", "words"), [("403", "access is denied (403 Forbidden)"), ("gone", "cannot be read")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("403", "access is denied (403 Forbidden)"), ("gone", "cannot be read")]
+)
 def test_what_fails_for_good_ends_reading_with_one_sentence(server, copied, kind, words):
     cache = Cache(copied)
     commit = next(cache.commits())
     if kind == "gone":
         cache.folder.remove("views/train-0000.v00.tar")
     server.fail(kind, method="GET", key="targets.zarr")
-    work = partial(cache.read_crops, commit, 0, 100) if kind == "gone" else partial(cache.read_block, commit, 0, ["index"])
+    work = (
+        partial(cache.read_crops, commit, 0, 100)
+        if kind == "gone"
+        else partial(cache.read_block, commit, 0, ["index"])
+    )
     with pytest.raises(CacheError if kind == "gone" else StorageError) as error:
         work()
     assert words in str(error.value)
@@ -226,18 +272,22 @@ def test_commands_end_with_one_sentence_where_access_is_denied(server, tars, buc
     server.fail("403", key=f"{bucket}", method="GET")
     for code, output in commands(tars, f"s3://{bucket}/a.cache", tmp_path / "run"):
         assert code == 1
-        assert output.startswith("error: access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID")
+        assert output.startswith(
+            "error: access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID"
+        )
         assert output.count("\n") == 1
 
 
 def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
     for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
         assert (code, output.count("\n")) == (2, 1)
-        assert output.startswith("error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://...")
+        assert output.startswith(
+            "error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://..."
+        )
 
 
 def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
-    shards = resolve_shards(tars)
+    shards = resolve_tars(tars)
     server.forget()
     assert extract(shards, copied)[0].units == 0
     assert server.counts()["PUT"] == 1  # the record in logs/
@@ -246,7 +296,9 @@ def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tar
 
 def test_verification_finds_damage_and_repair_with_the_same_extraction_heals_it(server, copied, tars, local):
     def verified(*options):
-        result = CliRunner().invoke(inspect_app, ["verify", "--cache", copied, "--full", "--workers", "2", *options])
+        result = CliRunner().invoke(
+            inspect_app, ["verify", "--cache", copied, "--full", "--workers", "2", *options]
+        )
         return result.exit_code, result.output
 
     assert verified()[0] == 0
@@ -264,5 +316,5 @@ def test_verification_finds_damage_and_repair_with_the_same_extraction_heals_it(
     server.heal()
     assert len(list(Cache(copied).commits())) == 6  # nothing is dropped that cannot be read once more
     assert verified("--repair")[0] == 0
-    assert extract(resolve_shards(tars), copied)[0].units == 2
+    assert extract(resolve_tars(tars), copied)[0].units == 2
     assert contents(copied) == contents(local / "a.cache")

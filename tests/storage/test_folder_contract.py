@@ -47,7 +47,12 @@ def appended(data, item):
 
 
 def test_nothing_is_there_at_first(folder):
-    assert (folder.names(), folder.names("commits"), folder.sizes(), folder.sizes("views")) == (set(), set(), {}, {})
+    assert (folder.names(), folder.names("commits"), folder.sizes(), folder.sizes("views")) == (
+        set(),
+        set(),
+        {},
+        {},
+    )
     assert not folder.exists("units.json")
     folder.remove("units.json")
     with pytest.raises(FileNotFoundError) as error:
@@ -59,12 +64,20 @@ def test_a_file_is_read_whole_and_by_ranges(folder):
     put(folder, "views/a.tar", b"0123456789")
     assert folder.exists("views/a.tar")
     ranges = [(0, None), (3, None), (0, 4), (3, 5), (8, 99), (10, 12), (20, 30), (12, None), (4, 4), (5, 3)]
-    assert [folder.read("views/a.tar", *limits) for limits in ranges] == [b"0123456789"[slice(*limits)] for limits in ranges]
+    assert [folder.read("views/a.tar", *limits) for limits in ranges] == [
+        b"0123456789"[slice(*limits)] for limits in ranges
+    ]
 
 
 def test_a_range_is_read_into_memory_that_is_there(folder):
     put(folder, "views/a.tar", b"0123456789")
-    for start, size, expected in [(0, 4, b"0123"), (3, 7, b"3456789"), (8, 5, b"89..."), (12, 2, b".."), (2, 0, b"")]:
+    for start, size, expected in [
+        (0, 4, b"0123"),
+        (3, 7, b"3456789"),
+        (8, 5, b"89..."),
+        (12, 2, b".."),
+        (2, 0, b""),
+    ]:
         memory = bytearray(b"." * size)
         assert folder.read_into("views/a.tar", start, memoryview(memory)) == len(expected.rstrip(b"."))
         assert memory == expected
@@ -80,7 +93,12 @@ def test_a_range_of_what_is_not_there_is_not_found(folder, limits):
 
 def test_an_empty_file_is_a_file(folder):
     folder.replace("empty", b"")
-    assert (folder.read("empty"), folder.read("empty", 0, 4), folder.exists("empty"), folder.sizes()) == (b"", b"", True, {"empty": 0})
+    assert (folder.read("empty"), folder.read("empty", 0, 4), folder.exists("empty"), folder.sizes()) == (
+        b"",
+        b"",
+        True,
+        {"empty": 0},
+    )
 
 
 def test_names_are_of_one_level_and_sizes_of_all(folder):
@@ -96,7 +114,11 @@ def test_names_are_of_one_level_and_sizes_of_all(folder):
 @pytest.mark.parametrize("name", ["a b.tar", "a+b%20c.tar", "ä€.tar", "a#b?c=d&e.tar", "~(1)'!.tar"])
 def test_names_with_signs_come_back_as_they_went(folder, name):
     put(folder, f"views/{name}", b"x")
-    assert (folder.names("views"), folder.sizes("views"), folder.read(f"views/{name}")) == ({name}, {f"views/{name}": 1}, b"x")
+    assert (folder.names("views"), folder.sizes("views"), folder.read(f"views/{name}")) == (
+        {name},
+        {f"views/{name}": 1},
+        b"x",
+    )
     folder.remove(f"views/{name}")
     assert folder.names("views") == set()
 
@@ -130,7 +152,9 @@ def test_no_update_is_lost(folder):
             folder.update("count", partial(appended, item=[number, turn]))
 
     at_once(6, add)
-    assert sorted(json.loads(folder.read("count"))) == [[number, turn] for number in range(6) for turn in range(3)]
+    assert sorted(json.loads(folder.read("count"))) == [
+        [number, turn] for number in range(6) for turn in range(3)
+    ]
 
 
 def test_an_update_may_change_nothing_or_fail(folder):
@@ -154,14 +178,21 @@ def test_a_taken_file_replaces_what_is_there(folder):
 def test_a_taken_folder_appears_with_all_its_files(folder):
     with folder.scratch() as scratch:
         assert folder.take_tree(tree(scratch / "draft"), "targets.zarr", "zarr.json")
-    sizes = {"targets.zarr/zarr.json": 6, "targets.zarr/a/zarr.json": 2, "targets.zarr/a/c/0": 4, "targets.zarr/b/empty": 0}
+    sizes = {
+        "targets.zarr/zarr.json": 6,
+        "targets.zarr/a/zarr.json": 2,
+        "targets.zarr/a/c/0": 4,
+        "targets.zarr/b/empty": 0,
+    }
     assert folder.sizes("targets.zarr") == sizes
 
 
 def test_of_many_folders_taken_at_once_one_is_and_it_is_whole_for_all(folder):
     def take(_):
         with folder.scratch() as scratch:
-            return folder.take_tree(tree(scratch / "draft"), "targets.zarr", "zarr.json"), len(folder.sizes("targets.zarr"))
+            return folder.take_tree(tree(scratch / "draft"), "targets.zarr", "zarr.json"), len(
+                folder.sizes("targets.zarr")
+            )
 
     results = at_once(4, take)
     assert [made for made, _ in results].count(True) == 1
@@ -169,7 +200,11 @@ def test_of_many_folders_taken_at_once_one_is_and_it_is_whole_for_all(folder):
 
 
 def test_a_claim_is_had_by_one_and_then_by_the_next(folder):
-    with folder.claimed("train-0000.tar") as mine, folder.claimed("train-0000.tar") as theirs, folder.claimed("b.tar") as other:
+    with (
+        folder.claimed("train-0000.tar") as mine,
+        folder.claimed("train-0000.tar") as theirs,
+        folder.claimed("b.tar") as other,
+    ):
         assert (mine, theirs, other) == (True, False, True)
     with folder.claimed("train-0000.tar") as again:
         assert again
@@ -206,4 +241,8 @@ def test_scratch_is_private_and_goes(folder):
 def test_an_address_or_a_pickle_makes_the_folder_again(folder):
     folder.replace("a", b"x")
     for copy in (open_folder(folder.address), pickle.loads(pickle.dumps(folder))):
-        assert (copy.address, copy.read("a"), copy.parallel_reads) == (folder.address, b"x", folder.parallel_reads)
+        assert (copy.address, copy.read("a"), copy.parallel_reads) == (
+            folder.address,
+            b"x",
+            folder.parallel_reads,
+        )

@@ -42,8 +42,15 @@ def test_what_passes_is_tried_again(objects, server, tmp_path, kind):
     assert not objects.create("commits/a.json", b"[]")
     objects.replace("units.json", b"1")
     objects.update("units.json", lambda data: data + b"2")
-    assert (objects.read("units.json"), objects.read("views/a.tar", 2, 5), objects.exists("nothing")) == (b"12", b"234", False)
-    assert (objects.names(), objects.sizes("views")) == ({"views", "commits", "units.json"}, {"views/a.tar": 10})
+    assert (objects.read("units.json"), objects.read("views/a.tar", 2, 5), objects.exists("nothing")) == (
+        b"12",
+        b"234",
+        False,
+    )
+    assert (objects.names(), objects.sizes("views")) == (
+        {"views", "commits", "units.json"},
+        {"views/a.tar": 10},
+    )
     objects.remove("views/a.tar")
     assert objects.sizes("views") == {}
 
@@ -83,8 +90,16 @@ def test_a_range_cut_in_the_middle_is_completed(objects, server):
 @pytest.mark.parametrize(
     ("kind", "number", "words"),
     [
-        ("503", errno.EIO, "the server answered 503 Service Unavailable after 4 retries: check the address, the network and AWS_ACCESS"),
-        ("403", errno.EACCES, "access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID"),
+        (
+            "503",
+            errno.EIO,
+            "the server answered 503 Service Unavailable after 4 retries: check the address, the network and AWS_ACCESS",
+        ),
+        (
+            "403",
+            errno.EACCES,
+            "access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID",
+        ),
         ("closed", errno.EIO, "the server cannot be reached (HTTP error: error sending request): check"),
     ],
 )
@@ -133,7 +148,10 @@ def test_a_refused_connection_is_given_up(monkeypatch, server):
 
 def test_a_folder_begun_with_other_bytes_is_refused(objects, tmp_path):
     objects.take_tree(draft(tmp_path / "a", b"one"), "targets.zarr", "zarr.json")
-    with pytest.raises(StorageError, match=r"targets\.zarr' was begun by another process with other contents: run the command again"):
+    with pytest.raises(
+        StorageError,
+        match=r"targets\.zarr' was begun by another process with other contents: run the command again",
+    ):
         objects.take_tree(draft(tmp_path / "b", b"two"), "targets.zarr", "zarr.json")
     assert objects.read("targets.zarr/zarr.json") == b"one"
 
@@ -229,8 +247,14 @@ def test_a_claim_ends_its_thread(objects):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("ftp://host/a.cache", "address 'ftp://host/a.cache' is of no known kind: give a path, or s3://... or gs://... or az://..."),
-        ("https://host/a.cache", "of no known kind (http:// and https:// are for source tars only): give a path, or s3://..."),
+        (
+            "ftp://host/a.cache",
+            "address 'ftp://host/a.cache' is of no known kind: give a path, or s3://... or gs://... or az://...",
+        ),
+        (
+            "https://host/a.cache",
+            "of no known kind (http:// and https:// are for source tars only): give a path, or s3://...",
+        ),
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (
             "az://container/a.cache",

@@ -6,20 +6,20 @@ from pathlib import Path
 import obstore
 import pytest
 from object_server import QUICK
-from small_cache import make_shards, picture, write_tar
+from small_cache import image, make_shards, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.storage import connection, tars
-from pipeline.storage.tars import open_tar
-from pipeline.views.shards import Shard, resolve_shards
+from pipeline.storage import connection, tar_streams
+from pipeline.storage.tar_streams import open_tar
 from pipeline.views.source import read_samples
+from pipeline.views.source_tars import SourceTar, resolve_tars
 
 
 @pytest.fixture
 def store(bucket, monkeypatch):
     """The bucket as obstore has it; whatever asks for a tar has quick retries and small ranges."""
     monkeypatch.setattr(connection, "RETRIES", QUICK)
-    monkeypatch.setattr(tars, "RANGE_BYTES", 10_000)
+    monkeypatch.setattr(tar_streams, "RANGE_BYTES", 10_000)
     connection._connection.cache_clear()
     yield obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
     connection._connection.cache_clear()
@@ -43,7 +43,7 @@ def names(store):
 
 
 def found(spec):
-    return [shard.address for shard in resolve_shards(spec)]
+    return [shard.address for shard in resolve_tars(spec)]
 
 
 @pytest.mark.usefixtures("names")
@@ -55,7 +55,7 @@ def test_tars_are_named_by_pattern_folder_and_list(bucket, tmp_path):
     assert found(root) == found(f"{root}/") == [f"{root}/top.tar"]
     local = write_tar(tmp_path / "tars" / "local.tar", {"a": b""})
     (tmp_path / "list").write_text(f"tars/local.tar\n# {root}/no.tar\n{root}/tars/c d.tar\n")
-    shards = resolve_shards(str(tmp_path / "list"))
+    shards = resolve_tars(str(tmp_path / "list"))
     assert [(shard.address, shard.size, shard.name) for shard in shards] == [
         (str(local), local.stat().st_size, "local.tar"),
         (f"{root}/tars/c d.tar", 3, "c d.tar"),
@@ -65,13 +65,16 @@ def test_tars_are_named_by_pattern_folder_and_list(bucket, tmp_path):
 @pytest.mark.usefixtures("names")
 def test_a_web_server_serves_tars_but_no_list(bucket, server):
     root = f"{server.endpoint}/plain/{bucket}"
-    shards = resolve_shards(f"{root}/tars/{{a,c%20d}}.tar")
+    shards = resolve_tars(f"{root}/tars/{{a,c%20d}}.tar")
     assert [(shard.size, shard.name) for shard in shards] == [(3, "a.tar"), (3, "c d.tar")]
     with open_tar(shards[1].address) as file:
         assert file.read() == b"xxx"
     for spec in (f"{root}/tars/", f"{root}/tars/*.tar"):
-        with pytest.raises(ConfigError, match="a web server cannot list its files; give a brace pattern of URLs or a text list"):
-            resolve_shards(spec)
+        with pytest.raises(
+            ConfigError,
+            match="a web server cannot list its files; give a brace pattern of URLs or a text list",
+        ):
+            resolve_tars(spec)
 
 
 @pytest.mark.usefixtures("names")
@@ -83,7 +86,10 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
         ("s3://BUCKET/nothing/", "shards 's3://BUCKET/nothing/' match no .tar file"),
         ("s3://BUCKET/tars/x*.tar", "shards 's3://BUCKET/tars/x*.tar' match no .tar file"),
         ("s3://BUCKET/{tars,old}/{a,a}.tar", "have the same file name, by which a cache knows them"),
-        ("s3://no-such-bucket/tars/", "shards 's3://no-such-bucket/tars/' cannot be listed (the bucket does not exist"),
+        (
+            "s3://no-such-bucket/tars/",
+            "shards 's3://no-such-bucket/tars/' cannot be listed (the bucket does not exist",
+        ),
         ("s3://BUCKET/tars/a.tar.gz", "match no .tar file"),
         (
             "ftp://host/a.tar",
@@ -95,7 +101,7 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
 def test_what_is_no_tar_is_refused(spec, words, bucket, store):
     obstore.put(store, "old/a.tar", b"x")
     with pytest.raises(ConfigError) as error:
-        resolve_shards(spec.replace("BUCKET", bucket))
+        resolve_tars(spec.replace("BUCKET", bucket))
     assert words.replace("BUCKET", bucket) in str(error.value)
 
 
@@ -104,7 +110,7 @@ def test_sizes_are_asked_for_side_by_side(store, bucket, server):
         obstore.put(store, f"t/{number:02d}.tar", b"x")
     server.forget()
     server.fail("slow", method="HEAD")
-    assert len(resolve_shards(f"s3://{bucket}/t/")) == 20
+    assert len(resolve_tars(f"s3://{bucket}/t/")) == 20
     assert server.counts() == {"GET": 1, "HEAD": 20}
     assert server.most_at_once > 8
 
@@ -139,22 +145,32 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(store, bucket):
 
 
 def test_samples_are_those_of_the_local_tar(store, bucket, tmp_path):
-    shard = make_shards(tmp_path, tars=1, pictures_per_tar=10)[0]
+    shard = make_shards(tmp_path, tars=1, images_per_tar=10)[0]
     obstore.put(store, "train-0000.tar", Path(shard.address))
-    assert list(read_samples(Shard(f"s3://{bucket}/train-0000.tar", shard.size))) == list(read_samples(shard))
+    assert list(read_samples(SourceTar(f"s3://{bucket}/train-0000.tar", shard.size))) == list(
+        read_samples(shard)
+    )
 
 
 def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(store, bucket, server, tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {f"{number}": picture(number) for number in range(10)})
+    tar = write_tar(tmp_path / "a.tar", {f"{number}": image(number) for number in range(10)})
     obstore.put(store, "a.tar", tar)
-    shard = Shard(f"s3://{bucket}/a.tar", 1)
-    with pytest.raises(SourceError, match=r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"):
-        list(read_samples(Shard(f"s3://{bucket}/gone.tar", 1)))
+    shard = SourceTar(f"s3://{bucket}/a.tar", 1)
+    with pytest.raises(
+        SourceError, match=r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"
+    ):
+        list(read_samples(SourceTar(f"s3://{bucket}/gone.tar", 1)))
     server.fail("403", method="GET")
-    with pytest.raises(SourceError, match=r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address"):
+    with pytest.raises(
+        SourceError,
+        match=r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address",
+    ):
         list(read_samples(shard))
     for method in ("GET", "HEAD"):
         server.heal()
         server.fail("503", method=method)
-        with pytest.raises(StorageError, match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable after 4"):
+        with pytest.raises(
+            StorageError,
+            match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable after 4",
+        ):
             list(read_samples(shard))

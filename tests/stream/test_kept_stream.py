@@ -16,9 +16,12 @@ from pipeline.stream.samples import WindowReader
 def caches(tmp_path_factory):
     """Caches of the same tar by keep and keep_rank: all patches, half by attention, half at random."""
     folder = tmp_path_factory.mktemp("kept")
-    shards = make_shards(folder / "tars", tars=1, pictures_per_tar=12)
+    shards = make_shards(folder / "tars", tars=1, images_per_tar=12)
     kinds = {"all": {}, "attention": {"keep": 0.5}, "random": {"keep": 0.5, "keep_rank": "random"}}
-    return {name: small_cache(folder, shards=shards, name=f"{name}.cache", encoding="int4", **kind) for name, kind in kinds.items()}
+    return {
+        name: small_cache(folder, shards=shards, name=f"{name}.cache", encoding="int4", **kind)
+        for name, kind in kinds.items()
+    }
 
 
 def batches(path, epoch=0, **changes):
@@ -29,7 +32,9 @@ def batches(path, epoch=0, **changes):
 @pytest.mark.parametrize(("ratio", "count"), [(0.5, 8), (0.8, 3), (0.44, 8)])
 def test_batches_of_both_are_equal_bit_for_bit(caches, strategy, ratio, count):
     kept = [batches(caches[strategy], epoch, strategy=strategy, ratio=ratio) for epoch in range(3)]
-    whole = [batches(caches["all"], epoch, strategy=strategy, ratio=ratio, redraw=False) for epoch in range(3)]
+    whole = [
+        batches(caches["all"], epoch, strategy=strategy, ratio=ratio, redraw=False) for epoch in range(3)
+    ]
     for one, other in zip(chain(*kept), chain(*whole), strict=True):
         assert one["visible"].shape == (6, count)
         assert one["codes"].shape == (6, 3, count + 1, 32)
@@ -40,7 +45,11 @@ def test_batches_of_both_are_equal_bit_for_bit(caches, strategy, ratio, count):
 
 def masks(path, epoch, **changes):
     """Visible patches by what tells a sample whatever its mask: CLS."""
-    rows = [(batch["codes"][row, :, 0], batch["visible"][row]) for batch in batches(path, epoch, **changes) for row in range(6)]
+    rows = [
+        (batch["codes"][row, :, 0], batch["visible"][row])
+        for batch in batches(path, epoch, **changes)
+        for row in range(6)
+    ]
     return {codes.numpy().tobytes(): tuple(visible.tolist()) for codes, visible in rows}
 
 
@@ -49,7 +58,11 @@ def test_a_view_has_one_mask_for_all_epochs_and_seeds_and_views_have_others(cach
     fixed = {"strategy": strategy, "redraw": False}
     first = masks(caches["all"], 0, views=(0,), **fixed)
     assert len(first) == 12
-    assert masks(caches["all"], 5, views=(0,), **fixed) == first == masks(caches["all"], 0, views=(0,), seed=9, **fixed)
+    assert (
+        masks(caches["all"], 5, views=(0,), **fixed)
+        == first
+        == masks(caches["all"], 0, views=(0,), seed=9, **fixed)
+    )
     assert set(masks(caches["all"], 0, views=(1,), **fixed).values()).isdisjoint(first.values())
     assert masks(caches["all"], 1, views=(0,), strategy=strategy, redraw=True) != first
     for epoch in (0, 1):
@@ -91,7 +104,10 @@ def test_a_kept_row_holds_the_tokens_of_its_visible_patches(caches):
     cache = Cache(caches["attention"])
     commit = next(cache.commits())
     stored = cache.read_block(commit, 0, ["tokens", "features/block_03"])
-    by_cls = {row[0].tobytes(): (tokens, row) for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)}
+    by_cls = {
+        row[0].tobytes(): (tokens, row)
+        for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)
+    }
     for batch in read_batches(cache.address, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
         for codes, visible in zip(batch["codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True):
             tokens, row = by_cls[codes[0].tobytes()]

@@ -18,7 +18,9 @@ BLOCK = 64
 def units_of(rows_by_view):
     """Finished units of as many tars as there are rows of a view, by tar and view as extract-teacher numbers them."""
     pairs = [(tar, view) for tar in range(len(rows_by_view[0])) for view in range(len(rows_by_view))]
-    return np.array([(unit, view, rows_by_view[view][tar], "") for unit, (tar, view) in enumerate(pairs)], UNIT_DTYPE)
+    return np.array(
+        [(unit, view, rows_by_view[view][tar], "") for unit, (tar, view) in enumerate(pairs)], UNIT_DTYPE
+    )
 
 
 @st.composite
@@ -29,7 +31,9 @@ def worlds(draw):
     units = units_of([draw(rows) for _ in range(views)])
     chosen = tuple(draw(st.permutations(range(views)))[: draw(st.integers(1, views))])
     world_size, window, seed = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(0, 3))
-    return [SampleOrder(units, chosen, seed, rank, world_size, window) for rank in range(world_size)], draw(st.integers(1, 40))
+    return [SampleOrder(units, chosen, seed, rank, world_size, window) for rank in range(world_size)], draw(
+        st.integers(1, 40)
+    )
 
 
 def consumed(order, epoch, batch_size):
@@ -88,7 +92,10 @@ def test_a_ranks_samples_do_not_vary_with_the_epoch_and_all_ranks_together_have_
     orders, _ = world
     views = len(orders[0].views)
     for epoch in range(views):
-        sizes = [[sum(window.size for window in order.windows(later)) for order in orders] for later in range(epoch, 3 * views, views)]
+        sizes = [
+            [sum(window.size for window in order.windows(later)) for order in orders]
+            for later in range(epoch, 3 * views, views)
+        ]
         assert sizes[0] == sizes[1] == sizes[2]
         assert max(sizes[0]) - min(sizes[0]) <= BLOCK
         rows = orders[0].units["rows"][orders[0].units["view"] == orders[0].view(epoch)].sum()
@@ -104,7 +111,9 @@ def test_a_start_in_an_epoch_gives_the_rest_of_it(world, epoch, step):
         return
     order = orders[-1]
     whole = [part for part in takewhile(lambda part: part.epoch == epoch, order.parts(batch_size, epoch, 0))]
-    rest = [part for part in takewhile(lambda part: part.epoch == epoch, order.parts(batch_size, epoch, step))]
+    rest = [
+        part for part in takewhile(lambda part: part.epoch == epoch, order.parts(batch_size, epoch, step))
+    ]
     assert rest[0].window.start + rest[0].first == step * batch_size
     assert rest[-1].window.start + rest[-1].last == steps * batch_size
     assert sum(part.count for part in rest) == (steps - step) * batch_size
@@ -124,30 +133,47 @@ def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
 def test_blocks_change_ranks_and_windows_between_epochs():
     units = units_of([[64] * 40])
     ranks = [SampleOrder(units, (0,), 0, rank, 4, 2) for rank in range(4)]
-    dealt = [[{window.blocks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)]
+    dealt = [
+        [{window.blocks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)
+    ]
     assert dealt[0] != dealt[1]
     assert dealt[1] != dealt[2]
-    visited = set().union(*(tuple(window.blocks[:, 0].tolist()) for epoch in range(60) for window in ranks[0].windows(epoch)))
+    visited = set().union(
+        *(tuple(window.blocks[:, 0].tolist()) for epoch in range(60) for window in ranks[0].windows(epoch))
+    )
     assert visited == set(range(40))
 
 
 def test_equal_blocks_are_not_always_dealt_together():
     units = units_of([[64] * 8])
     first = [
-        frozenset(block for window in SampleOrder(units, (0,), 0, 0, 2, 4).windows(e) for block in window.blocks[:, 0]) for e in range(30)
+        frozenset(
+            block
+            for window in SampleOrder(units, (0,), 0, 0, 2, 4).windows(e)
+            for block in window.blocks[:, 0]
+        )
+        for e in range(30)
     ]
     assert len(set(first)) > 10
 
 
 def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
     order = SampleOrder(units_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
-    shown = [{int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.blocks[:, 0]} for epoch in range(5)]
+    shown = [
+        {int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.blocks[:, 0]}
+        for epoch in range(5)
+    ]
     assert shown == [{2}, {0}, {2}, {0}, {2}]
 
 
 def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_and_rank():
     orders = [SampleOrder(units_of([[64] * 8]), (0,), 0, rank, 2, 2) for rank in range(2)]
-    permutations = [order.permutation(epoch, window) for order in orders for epoch in range(2) for window in order.windows(epoch)]
+    permutations = [
+        order.permutation(epoch, window)
+        for order in orders
+        for epoch in range(2)
+        for window in order.windows(epoch)
+    ]
     assert all(sorted(permutation) == list(range(128)) for permutation in permutations)
     assert len({permutation.tobytes() for permutation in permutations}) == len(permutations)
     assert not any(np.array_equal(permutation, np.arange(128)) for permutation in permutations)
@@ -155,7 +181,10 @@ def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_a
 
 def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_would_do():
     order = SampleOrder(units_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
-    with pytest.raises(ConfigError, match=r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$",
+    ):
         order.steps_per_epoch(100)
     assert order.steps_per_epoch(60) == 1
 

@@ -116,9 +116,15 @@ def test_the_memory_of_a_stream_is_stated(small_cache_path):
     cache = Cache(small_cache_path)
     spec = stream_spec(cache, window_blocks=8)
     inline, of_two = stream_memory(cache, spec, 0), stream_memory(cache, spec, 2)
-    assert (inline.slots * 2, inline.block, inline.most_ahead) == (of_two.slots, of_two.block, of_two.most_ahead)
+    assert (inline.slots * 2, inline.block, inline.most_ahead) == (
+        of_two.slots,
+        of_two.block,
+        of_two.most_ahead,
+    )
     window = next(spec.order.windows(0))
-    assert window.size == spec.order.largest_window == 140  # all that a view has, fewer than eight whole blocks
+    assert (
+        window.size == spec.order.largest_window == 140
+    )  # all that a view has, fewer than eight whole blocks
     samples = WindowReader(cache, spec).read(0, window)
     assert 0 <= inline.slots - sum(array.nbytes for array in samples.values()) < 4096 * len(samples)
     names = ["features/block_03", "features/block_04", "features/block_05", "stats", "attention", "index"]
@@ -136,5 +142,8 @@ def test_errors_of_reads_ahead_come_when_their_block_is_due(cache_copy, slow_fol
         batches = iter(stream)
         list(islice(batches, 7 * 6))
         (cache_copy / "targets.zarr/features/block_04/c/2/0/0").unlink()
-        with pytest.raises(CacheError, match=r"^array 'features/block_04' of unit 2 .* cannot be read \(No such file or directory\)"):
+        with pytest.raises(
+            CacheError,
+            match=r"^array 'features/block_04' of unit 2 .* cannot be read \(No such file or directory\)",
+        ):
             list(islice(batches, 7 * 6))

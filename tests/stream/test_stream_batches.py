@@ -7,8 +7,8 @@ from stream_parts import CPU, digest, digests, read_batches, stream_spec
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.stream.batches import BatchStream
-from pipeline.student.masking import MaskConfig
 from pipeline.training.config import TrainConfig, batch_of_rank
+from pipeline.views.masking import MaskConfig
 
 STEPS = 8  # of 16 samples in an epoch of 140
 LENGTH = 20  # two and a half epochs
@@ -33,17 +33,27 @@ def test_batches_are_the_same_with_any_number_of_workers(small_cache_path, undis
 @pytest.mark.parametrize("start", range(LENGTH))
 def test_a_stream_that_starts_anywhere_goes_on_as_the_undisturbed_one(small_cache_path, undisturbed, start):
     epoch, step = divmod(start, STEPS)
-    assert digests(small_cache_path, min(2, LENGTH - start), epoch=epoch, step=step) == undisturbed[start : start + 2]
+    assert (
+        digests(small_cache_path, min(2, LENGTH - start), epoch=epoch, step=step)
+        == undisturbed[start : start + 2]
+    )
 
 
 @pytest.mark.parametrize(("workers", "start"), [(2, 5), (3, 8), (1, 15)])
-def test_workers_that_start_anywhere_go_on_as_the_undisturbed_stream(small_cache_path, undisturbed, workers, start):
+def test_workers_that_start_anywhere_go_on_as_the_undisturbed_stream(
+    small_cache_path, undisturbed, workers, start
+):
     epoch, step = divmod(start, STEPS)
-    assert digests(small_cache_path, LENGTH - start, workers=workers, epoch=epoch, step=step) == undisturbed[start:]
+    assert (
+        digests(small_cache_path, LENGTH - start, workers=workers, epoch=epoch, step=step)
+        == undisturbed[start:]
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "window_blocks"), [(7, 3), (70, 1), (64, 8)])
-def test_batches_that_straddle_windows_and_pieces_are_the_same_with_workers(small_cache_path, batch_size, window_blocks):
+def test_batches_that_straddle_windows_and_pieces_are_the_same_with_workers(
+    small_cache_path, batch_size, window_blocks
+):
     shape = {"batch_size": batch_size, "window_blocks": window_blocks, "strategy": "random"}
     assert digests(small_cache_path, 5, workers=2, **shape) == digests(small_cache_path, 5, **shape)
 
@@ -93,14 +103,19 @@ def test_micro_batches_are_the_batch_in_equal_parts(small_cache_path):
         batch = next(iter(stream))
         parts = list(batch.micro_batches(4))
         assert [len(part.visible) for part in parts] == [4] * 4
-        assert digest({name: torch.cat([getattr(part, name) for part in parts]) for name in vars(batch)}) == digest(vars(batch))
+        assert digest(
+            {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(batch)}
+        ) == digest(vars(batch))
 
 
 def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
     cache = Cache(small_cache_path)
     with (
         BatchStream(cache, stream_spec(cache, batch_size=141), CPU, workers=0) as stream,
-        pytest.raises(ConfigError, match=r"train\.global_batch 141 on 1 ranks is larger than the data of an epoch: choose at most 140$"),
+        pytest.raises(
+            ConfigError,
+            match=r"train\.global_batch 141 on 1 ranks is larger than the data of an epoch: choose at most 140$",
+        ),
     ):
         next(iter(stream))
 
@@ -108,7 +123,8 @@ def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
 def test_a_global_batch_must_divide_among_ranks_and_micro_batches():
     assert batch_of_rank(TrainConfig(global_batch=48, accumulate=3), 4) == 12
     with pytest.raises(
-        ConfigError, match=r"train\.global_batch 64 is not a multiple of 4 ranks x train\.accumulate 3: choose a multiple of 12$"
+        ConfigError,
+        match=r"train\.global_batch 64 is not a multiple of 4 ranks x train\.accumulate 3: choose a multiple of 12$",
     ):
         batch_of_rank(TrainConfig(global_batch=64, accumulate=3), 4)
 

@@ -35,7 +35,8 @@ def test_every_mask_has_exactly_k_ascending_patches(small_cache_path, strategy, 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_masks_differ_by_key_epoch_and_seed_and_repeat_for_the_same(small_cache_path, strategy):
     first, again, later, reseeded = (
-        masks_by_crop(small_cache_path, epoch, strategy=strategy, views=(0,), seed=seed) for epoch, seed in ((0, 0), (0, 0), (1, 0), (0, 1))
+        masks_by_crop(small_cache_path, epoch, strategy=strategy, views=(0,), seed=seed)
+        for epoch, seed in ((0, 0), (0, 0), (1, 0), (0, 1))
     )
     assert len(first) == 140
     assert first == again
@@ -50,9 +51,20 @@ def test_a_samples_mask_does_not_depend_on_ranks_batches_or_windows(small_cache_
     whole = masks_by_crop(small_cache_path, 0, strategy=strategy, views=(0,))
     parts = {}
     for rank in range(2):
-        batches = read_batches(small_cache_path, 7, strategy=strategy, views=(0,), rank=rank, world_size=2, batch_size=10, window_blocks=2)
+        batches = read_batches(
+            small_cache_path,
+            7,
+            strategy=strategy,
+            views=(0,),
+            rank=rank,
+            world_size=2,
+            batch_size=10,
+            window_blocks=2,
+        )
         parts |= {
-            batch["codes"][row, :, 0].numpy().tobytes(): tuple(batch["visible"][row].tolist()) for batch in batches for row in range(10)
+            batch["codes"][row, :, 0].numpy().tobytes(): tuple(batch["visible"][row].tolist())
+            for batch in batches
+            for row in range(10)
         }
     assert parts == whole
 
@@ -75,15 +87,18 @@ def test_attention_of_a_row_decides_what_is_visible_of_its_key(cache_copy):
 
 
 def test_a_cache_without_importance_refuses_the_attention_mask_and_takes_the_others(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=1, pictures_per_tar=2)
-    path = small_cache(tmp_path, shards=shards, views=1, teacher="timm:vit_little_patch16_reg4_gap_256.random", levels="1")
+    shards = make_shards(tmp_path / "tars", tars=1, images_per_tar=2)
+    path = small_cache(
+        tmp_path, shards=shards, views=1, teacher="timm:vit_little_patch16_reg4_gap_256.random", levels="1"
+    )
     cache = Cache(path)
     assert not cache.schema.teacher.has_importance
     student = {"model": "vit_tiny_patch16_224", "options": {"depth": 2, "embed_dim": 32, "num_heads": 2}}
     values = {"student": student, "optim": {"steps": 2, "warmup_steps": 0}, "train": {"global_batch": 2}}
     job = [RunConfig.model_validate(values | {"mask": {"strategy": strategy}}) for strategy in STRATEGIES]
     with pytest.raises(
-        ConfigError, match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*set 'random' or 'block'"
+        ConfigError,
+        match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*set 'random' or 'block'",
     ):
         build_job(job[0], cache, tmp_path / "run", Ranks(), torch.device("cpu"))
     for config in job[1:]:

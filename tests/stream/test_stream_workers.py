@@ -21,8 +21,8 @@ from stream_parts import CPU, digest, digests, stream_spec
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, StreamError
-from pipeline.page_lock import lock_pages, unlock_pages
-from pipeline.shared_memory import shared_buffer
+from pipeline.runtime.memory import shared_buffer
+from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import sample_fields
@@ -34,7 +34,11 @@ ENDLESS = 10_000
 
 def stream_workers():
     """The worker processes of this process, by name."""
-    return {process.name: process for process in multiprocessing.active_children() if process.name.startswith("stream-")}
+    return {
+        process.name: process
+        for process in multiprocessing.active_children()
+        if process.name.startswith("stream-")
+    }
 
 
 def segments():
@@ -83,7 +87,9 @@ def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
         next(batches)
         os.kill(stream_workers()["stream-1"].pid, signal.SIGKILL)
         begin = time.monotonic()
-        with pytest.raises(StreamError, match=r"stream worker 1 died \(exit code -9\).*--resume --set data\.workers=N"):
+        with pytest.raises(
+            StreamError, match=r"stream worker 1 died \(exit code -9\).*--resume --set data\.workers=N"
+        ):
             list(islice(batches, ENDLESS))
         assert time.monotonic() - begin < 5
 
@@ -115,7 +121,10 @@ def test_a_damaged_shard_is_told_by_unit_and_rows(cache_copy, workers):
     shard.write_bytes(shard.read_bytes()[:5000] + b"\x01" + shard.read_bytes()[5001:])
     cache = Cache(cache_copy)
     message = r"array 'features/block_04' of unit 0 \(train-0000\.tar, view 0\), rows \d+ to \d+ (cannot be read|is not what was committed)"
-    with BatchStream(cache, stream_spec(cache), CPU, workers) as stream, pytest.raises(Exception, match=message) as raised:
+    with (
+        BatchStream(cache, stream_spec(cache), CPU, workers) as stream,
+        pytest.raises(Exception, match=message) as raised,
+    ):
         list(islice(stream, 8))
     assert raised.type.__name__ == ("StreamError" if workers else "CacheError")
 
@@ -125,7 +134,10 @@ def test_a_flipped_bit_in_a_crop_is_told_by_unit_and_row(cache_copy):
     cache = Cache(cache_copy)
     with (
         BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream,
-        pytest.raises(StreamError, match=r"^unit 2 \(train-0001\.tar, view 0\), row \d+: the sample's bytes in the view tar do not match"),
+        pytest.raises(
+            StreamError,
+            match=r"^unit 2 \(train-0001\.tar, view 0\), row \d+: the sample's bytes in the view tar do not match",
+        ),
     ):
         list(islice(stream, 8))
 
@@ -136,13 +148,15 @@ def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_pa
     spec = replace(spec, order=replace(spec.order, units=spec.order.units[["view", "rows", "digest"]]))
     with (
         BatchStream(cache, spec, CPU, workers=1) as stream,
-        pytest.raises(RuntimeError, match=r"^stream worker 0 failed:\nTraceback (.|\n)*no field of name unit"),
+        pytest.raises(
+            RuntimeError, match=r"^stream worker 0 failed:\nTraceback (.|\n)*no field of name unit"
+        ),
     ):
         next(iter(stream))
 
 
 def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
-    path = small_cache(tmp_path, tars=1, pictures_per_tar=9, views=1, keep=0.5)
+    path = small_cache(tmp_path, tars=1, images_per_tar=9, views=1, keep=0.5)
 
     def misplace(arrays):
         arrays["tokens"][5, 0] = 999
@@ -164,7 +178,10 @@ def test_a_crop_that_cannot_be_decoded_comes_with_unit_and_row(cache_copy):
     cache = Cache(cache_copy)
     with (
         BatchStream(cache, stream_spec(cache, views=(0,)), CPU, workers=2) as stream,
-        pytest.raises(StreamError, match=r"^the crop of '000033' in cache .* \(in unit 0 \(train-0000\.tar, view 0\), row 33\)$"),
+        pytest.raises(
+            StreamError,
+            match=r"^the crop of '000033' in cache .* \(in unit 0 \(train-0000\.tar, view 0\), row 33\)$",
+        ),
     ):
         list(islice(stream, 10))
 
@@ -187,7 +204,9 @@ def test_too_little_shared_memory_for_all_workers_is_refused(small_cache_path, m
 
 
 def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(small_cache_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=int(slot_bytes(small_cache_path) * 6.5)))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=int(slot_bytes(small_cache_path) * 6.5))
+    )
     cache = Cache(small_cache_path)
     spec = stream_spec(cache)
     refuse_too_large_stream(cache, spec, workers=3)
@@ -195,7 +214,8 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
     refuse_too_large_stream(cache, spec, workers=3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(
-        ConfigError, match=r"the stream of the 4 ranks of this machine needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower"
+        ConfigError,
+        match=r"the stream of the 4 ranks of this machine needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower",
     ):
         refuse_too_large_stream(cache, spec, workers=3)
 
@@ -211,7 +231,10 @@ def test_memory_that_another_took_in_the_meantime_is_refused_and_none_is_kept(sm
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     cache = Cache(small_cache_path)
-    with pytest.raises(ConfigError, match=r"the stream needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower data\.workers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the stream needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower data\.workers",
+    ):
         BatchStream(cache, stream_spec(cache), CPU, workers=4)
     assert len(calls) == 3
     assert segments() <= before
@@ -224,7 +247,7 @@ class Driver:
     refuses: int
     locked: list = field(default_factory=list)
 
-    def cudaHostRegister(self, address, size, flags):  # noqa: N802, ARG002
+    def cudaHostRegister(self, address, size, flags):  # noqa: ARG002, N802
         if len(self.locked) == self.refuses:
             return 2
         self.locked.append(address)
@@ -245,7 +268,10 @@ def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_pa
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with BatchStream(cache, stream_spec(cache), CPU, workers=3) as stream, pytest.raises(StreamError, match=r"stream worker 0 died"):
+        with (
+            BatchStream(cache, stream_spec(cache), CPU, workers=3) as stream,
+            pytest.raises(StreamError, match=r"stream worker 0 died"),
+        ):
             next(iter(stream))
     finally:
         stop.set()
@@ -278,7 +304,9 @@ def test_shared_memory_is_taken_when_it_is_allocated(small_cache_path):
     memories = allocate_slots(layout, workers=2)
     try:
         for memory in memories:
-            assert (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 2 * layout.slot_bytes
+            assert (
+                (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 2 * layout.slot_bytes
+            )
     finally:
         for memory in memories:
             memory.close()
@@ -294,9 +322,11 @@ def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path):
             for array in layout.arrays(shared_buffer(memory), number).values():
                 array[...] = number + 1
         for number in range(2):
-            assert {value for array in layout.arrays(shared_buffer(memory), number).values() for value in set(array.ravel())} == {
-                number + 1
-            }
+            assert {
+                value
+                for array in layout.arrays(shared_buffer(memory), number).values()
+                for value in set(array.ravel())
+            } == {number + 1}
         del array
         assert all(layout.field_bytes(name) % 4096 == 0 for name in layout.fields)
     finally:

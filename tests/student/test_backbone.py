@@ -15,7 +15,9 @@ def create(model="vit_tiny_patch16_224", image_size=32, patch_size=8, **options)
     return create_backbone(model, options, 0.2, image_size, patch_size)
 
 
-@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224"])
+@pytest.mark.parametrize(
+    "model", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224"]
+)
 def test_plain_models_are_made_without_a_classifier(model):
     vit = create(model, **TINY)
     assert type(vit) is VisionTransformer
@@ -31,7 +33,9 @@ def test_drop_path_grows_to_its_rate():
 
 
 def test_an_unknown_name_gets_close_matches():
-    with pytest.raises(ConfigError, match=r"'vit_bas_patch16_224' is unknown to timm .*: did you mean 'vit_base_patch16_224'"):
+    with pytest.raises(
+        ConfigError, match=r"'vit_bas_patch16_224' is unknown to timm .*: did you mean 'vit_base_patch16_224'"
+    ):
         create("vit_bas_patch16_224")
 
 
@@ -54,7 +58,9 @@ def test_a_name_like_no_other_gets_an_example(model):
     ],
 )
 def test_what_is_no_plain_vision_transformer_is_refused_by_name(model, options):
-    with pytest.raises(ConfigError, match=f"'{model}' is no plain vision transformer: .* such as 'vit_base_patch16_224'"):
+    with pytest.raises(
+        ConfigError, match=f"'{model}' is no plain vision transformer: .* such as 'vit_base_patch16_224'"
+    ):
         create(model, **options)
 
 
@@ -66,7 +72,10 @@ def test_what_is_no_plain_vision_transformer_is_refused_by_name(model, options):
         ({"depth": "3"}, "do not fit student.model 'vit_tiny_patch16_224'"),
         ({"depth": -1}, "do not fit"),
         ({"class_token": False}, "Token pooling needs the class token"),
-        ({"img_size": 64, "drop_path_rate": 0.1}, "sets 'drop_path_rate', 'img_size', which pretraining fixes itself: remove it"),
+        (
+            {"img_size": 64, "drop_path_rate": 0.1},
+            "sets 'drop_path_rate', 'img_size', which pretraining fixes itself: remove it",
+        ),
         ({"checkpoint_path": "somewhere"}, "sets 'checkpoint_path'"),
         ({"depth": 1, "embed_dim": 42, "num_heads": 3}, "width 42 .* choose a multiple of 4"),
     ],
@@ -95,5 +104,7 @@ def test_options_keep_their_types_in_a_recipe():
 
 
 def test_a_drop_path_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match=r"'drop_path' is 1.0: the rate of dropped paths must be at least 0 and less than 1"):
+    with pytest.raises(
+        ConfigError, match=r"'drop_path' is 1.0: the rate of dropped paths must be at least 0 and less than 1"
+    ):
         parse_config(StudentConfig, {"drop_path": 1.0})

@@ -23,13 +23,16 @@ MODELS = {
     "norm before the blocks": {"pre_norm": True},
     "norm in the embedding": {"embed_norm_layer": "layernorm"},
     "layer scale and average": {"init_values": 0.5, "global_pool": "avg"},
-    "any picture size": {"dynamic_img_size": True},
+    "any image size": {"dynamic_img_size": True},
 }
 
 
 def normalised(images):
-    """Pictures (B, 3, H, W) float64 as timm wants them."""
-    mean, deviation = (torch.tensor(values, dtype=torch.float32).double() for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    """Images (B, 3, H, W) float64 as timm wants them."""
+    mean, deviation = (
+        torch.tensor(values, dtype=torch.float32).double()
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     return ((images.double() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
@@ -53,7 +56,9 @@ def test_floating_point_patches_count_as_normalised(tiny_encoder, images, visibl
     floating = cut_patches(normalised(images).permute(0, 2, 3, 1), 8)
     rows = torch.arange(2)[:, None]
     expected = encoder.embed(cut_patches(images, 8)[rows, visible], visible)
-    torch.testing.assert_close(encoder.embed(floating[rows, visible], visible), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        encoder.embed(floating[rows, visible], visible), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_order_of_visible_patches_does_not_matter(tiny_encoder, images, visible):
@@ -73,7 +78,7 @@ def test_blocks_run_one_by_one_to_the_same_end(tiny_encoder, images, visible):
     torch.testing.assert_close(outputs[-1], encoder.forward_tokens(patches, visible), rtol=0, atol=0)
 
 
-def test_pictures_of_another_size_are_refused(tiny_encoder):
+def test_images_of_another_size_are_refused(tiny_encoder):
     with pytest.raises(ConfigError, match=r"\(40, 32, 3\) do not fit the student: give 32 x 32 pixels"):
         tiny_encoder().encode_images(torch.zeros(1, 40, 32, 3, dtype=torch.uint8))
 
@@ -88,7 +93,11 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
         assert positions[patch, channel].item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"reg_tokens": 2}, {"no_embed_class": True}, NO_CLS], ids=["prefix", "no prefix positions", "no cls"])
+@pytest.mark.parametrize(
+    "options",
+    [{"reg_tokens": 2}, {"no_embed_class": True}, NO_CLS],
+    ids=["prefix", "no prefix positions", "no cls"],
+)
 def test_positions_are_fixed_and_zero_for_the_prefix(tiny_encoder, options):
     vit = tiny_encoder(**options).vit
     assert not vit.pos_embed.requires_grad
@@ -114,7 +123,9 @@ def test_initial_values_are_maes(tiny_encoder):
     assert vit.blocks[0].ls1.gamma.mean().item() == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("options", [*MODELS.values(), NO_CLS | {"global_pool": "map"}], ids=[*MODELS, "attention pool"])
+@pytest.mark.parametrize(
+    "options", [*MODELS.values(), NO_CLS | {"global_pool": "map"}], ids=[*MODELS, "attention pool"]
+)
 def test_no_value_is_left_as_the_memory_had_it(tiny_encoder, options):
     torch.use_deterministic_algorithms(True)  # memory that is not set is then filled with NaN
     try:
@@ -152,7 +163,9 @@ def test_a_pooling_head_is_frozen(tiny_encoder):
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_the_weights_load_strictly_into_timm(tiny_encoder, images, options):
     encoder = tiny_encoder(**options).eval()
-    fresh = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, **TINY | options)
+    fresh = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, **TINY | options
+    )
     fresh.load_state_dict(encoder.vit.state_dict(), strict=True)
     expected = fresh.eval().forward_features(normalised(images).float())
     torch.testing.assert_close(encoder.encode_images(images), expected, rtol=1e-4, atol=1e-4)

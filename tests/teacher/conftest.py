@@ -1,4 +1,4 @@
-"""Pictures that the teachers look at."""
+"""Images that the teachers look at."""
 
 import pytest
 import torch
@@ -6,4 +6,6 @@ import torch
 
 @pytest.fixture
 def pixels():
-    return torch.randint(0, 256, (2, 60, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    return torch.randint(
+        0, 256, (2, 60, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
+    )

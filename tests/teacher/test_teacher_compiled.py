@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from tiny_clip import load_clip, peaky, write_clip
 
-from pipeline.device import compiled
+from pipeline.runtime.device import compiled
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.source import TeacherIdentity
 from pipeline.teacher.teacher import Teacher
@@ -33,7 +33,9 @@ def clip(folder, **changes):
 TEACHERS = {
     "clip": clip,
     "normed queries": lambda folder: clip(folder, qk_norm=True),
-    "attention pool": lambda folder: clip(folder, attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2),
+    "attention pool": lambda folder: clip(
+        folder, attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2
+    ),
     "timm": lambda _: load_teacher("timm:test_vit.random", image_size=40, patch_size=8, levels="3"),
     "no importance": lambda _: load_teacher("timm:test_vit2.random", image_size=40, patch_size=8, levels="3"),
     "query": lambda _: pooled_by_a_query(),

@@ -55,7 +55,9 @@ def test_wrong_levels_are_told_what_is_accepted(levels, found):
     with pytest.raises(ConfigError) as error:
         resolve_levels(levels, 12)
     accepted = "give a count from 1 to 12, or ascending block numbers from 0 to 11 such as '11,'"
-    assert str(error.value) == f"levels {levels!r} asks for {found}, but the teacher has 12 blocks: {accepted}"
+    assert (
+        str(error.value) == f"levels {levels!r} asks for {found}, but the teacher has 12 blocks: {accepted}"
+    )
 
 
 @given(st.integers(1, 600), st.integers(1, 64))
@@ -104,6 +106,8 @@ def test_images_are_resized_before_normalising_without_antialiasing():
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     images = teacher_images(pixels, 28, (0.0,) * 3, (1.0,) * 3)
     wanted = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (28, 28), mode="bicubic", align_corners=False)
-    smooth = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (28, 28), mode="bicubic", align_corners=False, antialias=True)
+    smooth = F.interpolate(
+        pixels.permute(0, 3, 1, 2) / 255, (28, 28), mode="bicubic", align_corners=False, antialias=True
+    )
     torch.testing.assert_close(images, wanted)
     assert (images - smooth).abs().max() > 0.01

@@ -12,11 +12,20 @@ from pipeline.teacher.source import TeacherIdentity
 from pipeline.teacher.teacher import Teacher
 from pipeline.teacher.tower import build_tower
 
-SHAPE = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 def images_of(pixels, size, mean, std):
-    images = F.interpolate(pixels.permute(0, 3, 1, 2).float() / 255, (size, size), mode="bicubic", align_corners=False)
+    images = F.interpolate(
+        pixels.permute(0, 3, 1, 2).float() / 255, (size, size), mode="bicubic", align_corners=False
+    )
     return (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
@@ -63,7 +72,9 @@ SIGLIP_NAMES = {
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """transformers' CLIP and a folder with the same weights for open_clip."""
-    theirs = peaky(CLIPVisionModel(CLIPVisionConfig(**SHAPE, hidden_act="quick_gelu", attn_implementation="eager"))).eval()
+    theirs = peaky(
+        CLIPVisionModel(CLIPVisionConfig(**SHAPE, hidden_act="quick_gelu", attn_implementation="eager"))
+    ).eval()
     folder = tmp_path_factory.mktemp("clip") / "model"
     model = write_clip(folder)
     state = renamed(theirs.state_dict(), CLIP_NAMES)
@@ -82,12 +93,21 @@ def test_clip_equals_transformers(clip, pixels, image_size, patch_size, grid):
     found = teacher.features(pixels)
     images = images_of(pixels, grid * 8, PREPROCESS["mean"], PREPROCESS["std"])
     with torch.no_grad():
-        wanted = theirs(images, output_hidden_states=True, output_attentions=True, interpolate_pos_encoding=grid != 4)
+        wanted = theirs(
+            images, output_hidden_states=True, output_attentions=True, interpolate_pos_encoding=grid != 4
+        )
     for mine, other in zip(found.hidden, wanted.hidden_states[1:], strict=True):
         assert mine.shape == (2, 1 + grid * grid, 32)
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.importance, wanted.attentions[-1][:, :, 0, 1:].mean(1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(teacher.final_norm(found.hidden[-1]), theirs.post_layernorm(wanted.hidden_states[-1]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.importance, wanted.attentions[-1][:, :, 0, 1:].mean(1), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        teacher.final_norm(found.hidden[-1]),
+        theirs.post_layernorm(wanted.hidden_states[-1]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert found.importance.max() > 1.3 * found.importance.mean()
 
 
@@ -101,19 +121,33 @@ def siglip_state(theirs):
 
 @pytest.mark.parametrize("grid", [4, 5])
 def test_siglip_equals_transformers(pixels, grid):
-    theirs = peaky(SiglipVisionModel(SiglipVisionConfig(**SHAPE, hidden_act="gelu", attn_implementation="eager"))).eval()
+    theirs = peaky(
+        SiglipVisionModel(SiglipVisionConfig(**SHAPE, hidden_act="gelu", attn_implementation="eager"))
+    ).eval()
     model = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, num_classes=0, global_pool="map", class_token=False, qkv_bias=True
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=3,
+        num_heads=4,
+        num_classes=0,
+        global_pool="map",
+        class_token=False,
+        qkv_bias=True,
     )
     model.load_state_dict(siglip_state(theirs), strict=True)
     tower = build_tower(model.eval(), "timm:siglip", grid)
-    teacher = Teacher(tower, TeacherIdentity("timm", "siglip", "random", ""), (0, 2), grid, (0.5,) * 3, (0.5,) * 3)
+    teacher = Teacher(
+        tower, TeacherIdentity("timm", "siglip", "random", ""), (0, 2), grid, (0.5,) * 3, (0.5,) * 3
+    )
     found = teacher.features(pixels)
     with torch.no_grad():
         images = images_of(pixels, grid * 8, (0.5,) * 3, (0.5,) * 3)
         wanted = theirs(images, output_hidden_states=True, interpolate_pos_encoding=grid != 4)
         tokens = wanted.last_hidden_state
-        _, attention = theirs.head.attention(theirs.head.probe.repeat(2, 1, 1), tokens, tokens, average_attn_weights=True)
+        _, attention = theirs.head.attention(
+            theirs.head.probe.repeat(2, 1, 1), tokens, tokens, average_attn_weights=True
+        )
     assert not teacher.has_cls
     for mine, level in zip(found.hidden, teacher.levels, strict=True):
         torch.testing.assert_close(mine, wanted.hidden_states[level + 1], rtol=1e-5, atol=1e-5)

@@ -43,12 +43,16 @@ def refusal(spec, levels="2", image_size=32, patch_size=8):
 )
 def test_a_tower_that_is_no_plain_vit_is_refused_by_name(spec, fault):
     message = refusal(spec)
-    assert message.startswith(f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as ")
+    assert message.startswith(
+        f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as "
+    )
 
 
 def test_a_tower_without_positions_is_refused():
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, pos_embed="none")
-    with pytest.raises(ConfigError, match="'timm:own' is a VisionTransformer without position embeddings, not a plain ViT"):
+    with pytest.raises(
+        ConfigError, match="'timm:own' is a VisionTransformer without position embeddings, not a plain ViT"
+    ):
         build_tower(model, "timm:own", 4)
 
 
@@ -71,30 +75,44 @@ def test_every_tag_of_open_clip_with_another_activation_is_refused():
     names = [
         (name, tag)
         for name, tag in open_clip.list_pretrained()
-        if bool(get_pretrained_cfg(name, tag).get("quick_gelu")) != bool(open_clip.get_model_config(name).get("quick_gelu"))
+        if bool(get_pretrained_cfg(name, tag).get("quick_gelu"))
+        != bool(open_clip.get_model_config(name).get("quick_gelu"))
     ]
     assert len(names) > 20
     for name, tag in names:
-        assert "not a plain ViT" in (message := refusal(f"open_clip:{name}/{tag}")) or "trained with" in message
+        assert (
+            "not a plain ViT" in (message := refusal(f"open_clip:{name}/{tag}")) or "trained with" in message
+        )
 
 
 def test_weights_without_a_right_model_are_refused():
-    assert refusal("open_clip:roberta-ViT-B-32/laion2b_s12b_b32k").endswith("open_clip has no right model for them, choose another tag")
+    assert refusal("open_clip:roberta-ViT-B-32/laion2b_s12b_b32k").endswith(
+        "open_clip has no right model for them, choose another tag"
+    )
 
 
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
-        ("openclip:ViT-B-16/openai", ["'openclip:ViT-B-16/openai'", "did you mean 'open_clip'?", "timm:MODEL[.TAG]"]),
+        (
+            "openclip:ViT-B-16/openai",
+            ["'openclip:ViT-B-16/openai'", "did you mean 'open_clip'?", "timm:MODEL[.TAG]"],
+        ),
         ("vit_base_patch16_224", ["open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]"]),
         ("timm:", ["accepted is"]),
         ("timm:vit_base_patch16_244", ["names no model of timm", "'vit_base_patch16_224'"]),
-        ("timm:vit_base_patch16_224.dnio", ["no tag 'dnio'", "did you mean 'dino'?", "timm:vit_base_patch16_224.random"]),
+        (
+            "timm:vit_base_patch16_224.dnio",
+            ["no tag 'dnio'", "did you mean 'dino'?", "timm:vit_base_patch16_224.random"],
+        ),
         ("timm:vit_base_patch16_224.", ["no tag ''", "timm:vit_base_patch16_224.dino"]),
         ("open_clip:ViT-B/16/openai", ["names no model of open_clip", "'ViT-B-16'"]),
         ("open_clip:ViT-B-16", ["no tag ''", "open_clip:ViT-B-16/random"]),
         ("open_clip:ViT-B-16/datacomp_xl", ["no tag 'datacomp_xl'", "'datacomp_xl_s13b_b90k'"]),
-        ("open_clip:ViT-B-16//models/clip.pt", ["names a file where a tag belongs", "open_clip:local-dir:FOLDER"]),
+        (
+            "open_clip:ViT-B-16//models/clip.pt",
+            ["names a file where a tag belongs", "open_clip:local-dir:FOLDER"],
+        ),
         ("open_clip:ViT-B-16/clip.safetensors", ["names a file where a tag belongs"]),
         ("open_clip:hf-hub:laion/CLIP", ["download the model and give open_clip:local-dir:PATH"]),
     ],
@@ -104,7 +122,9 @@ def test_an_unknown_address_is_told_what_is_accepted(spec, parts):
     assert [part for part in parts if part not in message] == []
 
 
-@pytest.mark.parametrize("spec", ["timm:test_vit", "timm:test_vit.r160_in1k", "open_clip:ViT-B-32-quickgelu/openai"])
+@pytest.mark.parametrize(
+    "spec", ["timm:test_vit", "timm:test_vit.r160_in1k", "open_clip:ViT-B-32-quickgelu/openai"]
+)
 def test_weights_that_cannot_be_fetched_name_the_remedy(spec):
     message = refusal(spec)
     assert message.startswith(f"teacher {spec!r} cannot be loaded (")
@@ -116,7 +136,9 @@ def test_a_folder_must_exist(tmp_path):
     assert "is not a folder" in refusal(f"open_clip:local-dir:{tmp_path / 'none'}")
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", json.dumps({"model_cfg": {"embed_dim": 1, "vision_cfg": {}}})])
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", json.dumps({"model_cfg": {"embed_dim": 1, "vision_cfg": {}}})]
+)
 def test_a_folder_needs_a_configuration(tmp_path, text):
     if text is not None:
         (tmp_path / "open_clip_config.json").write_text(text)
@@ -140,7 +162,11 @@ def test_a_folders_weights_must_fit_its_configuration(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "part"),
-    [({"scaled_cosine_attn": True}, "scaled cosine attention"), ({"patch_size": [8, 8]}, "square"), ({"layers": 1}, "at least 2")],
+    [
+        ({"scaled_cosine_attn": True}, "scaled cosine attention"),
+        ({"patch_size": [8, 8]}, "square"),
+        ({"layers": 1}, "at least 2"),
+    ],
 )
 def test_open_clip_variants_that_cannot_teach_are_refused(tmp_path, changes, part):
     write_clip(tmp_path / "clip", **changes)

@@ -25,7 +25,9 @@ def seen_by_timm(model, teacher, pixels):
     outputs, attention = [], []
     hooks = [block.register_forward_hook(lambda *args: outputs.append(args[-1])) for block in model.blocks]
     model.blocks[-1].attn.fused_attn = False
-    hooks.append(model.blocks[-1].attn.attn_drop.register_forward_hook(lambda *args: attention.append(args[-1])))
+    hooks.append(
+        model.blocks[-1].attn.attn_drop.register_forward_hook(lambda *args: attention.append(args[-1]))
+    )
     images = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (teacher.input_size,) * 2, mode="bicubic")
     with torch.no_grad():
         model.forward_features((images - 0.5) / 0.5)
@@ -53,7 +55,9 @@ def test_cls_towers_keep_cls_and_patches(pixels, kind, options, prefix, grid):
     outputs, attention = seen_by_timm(model, teacher, pixels)
     for level, hidden in zip(teacher.levels, found.hidden, strict=True):
         assert hidden.shape == (2, 1 + grid * grid, 32)
-        torch.testing.assert_close(hidden, torch.cat([outputs[level][:, :1], outputs[level][:, prefix:]], 1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            hidden, torch.cat([outputs[level][:, :1], outputs[level][:, prefix:]], 1), rtol=1e-5, atol=1e-5
+        )
     torch.testing.assert_close(found.importance, attention[:, :, 0, prefix:].mean(1), rtol=1e-5, atol=1e-5)
     assert teacher.has_cls
     assert teacher.has_importance
@@ -70,7 +74,12 @@ def test_prefix_positions_are_kept():
 @pytest.mark.parametrize("include_prefix", [False, True])
 def test_a_pooling_query_ranks_the_patches(pixels, include_prefix):
     model = VisionTransformer(
-        **SHAPE, class_token=False, reg_tokens=1, global_pool="map", pool_include_prefix=include_prefix, qkv_bias=True
+        **SHAPE,
+        class_token=False,
+        reg_tokens=1,
+        global_pool="map",
+        pool_include_prefix=include_prefix,
+        qkv_bias=True,
     )
     teacher = teacher_of(model)
     outputs, _ = seen_by_timm(model, teacher, pixels)
@@ -80,7 +89,20 @@ def test_a_pooling_query_ranks_the_patches(pixels, include_prefix):
         weight, bias = torch.cat([pool.q.weight, pool.kv.weight]), torch.cat([pool.q.bias, pool.kv.bias])
         query = pool.latent.expand(2, -1, -1).transpose(0, 1)
         _, wanted = F.multi_head_attention_forward(
-            query, tokens, tokens, 32, 4, weight, bias, None, None, False, 0.0, pool.proj.weight, pool.proj.bias, training=False
+            query,
+            tokens,
+            tokens,
+            32,
+            4,
+            weight,
+            bias,
+            None,
+            None,
+            False,
+            0.0,
+            pool.proj.weight,
+            pool.proj.bias,
+            training=False,
         )
     found = teacher.features(pixels)
     torch.testing.assert_close(found.importance, wanted[:, 0, -25:], rtol=1e-5, atol=1e-5)
@@ -114,7 +136,9 @@ def test_a_tower_with_an_attention_pool_is_normed_by_the_pool(tmp_path, pixels):
     teacher = load_clip(tmp_path / "clip")
     found = teacher.features(pixels)
     assert found.importance.shape == (2, 16)
-    torch.testing.assert_close(teacher.final_norm(found.hidden[-1]), model.visual.attn_pool.ln_k(found.hidden[-1]).detach())
+    torch.testing.assert_close(
+        teacher.final_norm(found.hidden[-1]), model.visual.attn_pool.ln_k(found.hidden[-1]).detach()
+    )
 
 
 def test_levels_do_not_change_what_a_level_is(tmp_path, pixels):

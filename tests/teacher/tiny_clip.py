@@ -30,9 +30,13 @@ def write_clip(folder: Path, **changes):
     model = peaky(CLIP(**config))
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS})
+    )
     return model
 
 
 def load_clip(folder: Path, image_size=32, patch_size=8, levels="3"):
-    return load_teacher(f"open_clip:local-dir:{folder}", image_size=image_size, patch_size=patch_size, levels=levels)
+    return load_teacher(
+        f"open_clip:local-dir:{folder}", image_size=image_size, patch_size=patch_size, levels=levels
+    )

@@ -10,13 +10,13 @@ from training_runs import CPU, TINY, losses, tiny_job, trained
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.objectives.losses import alignment_loss
+from pipeline.objectives.maskalign import build_student
+from pipeline.objectives.targets import CachedTargets, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.student.losses import alignment_loss
-from pipeline.student.model import build_student
 from pipeline.training.config import RunConfig
 from pipeline.training.job import run_job
 from pipeline.training.optimiser import build_schedule
-from pipeline.training.step import CachedTargets, TrainingStep
 from pipeline.training.trainer import Trainer
 
 TEACHER = {"teacher_levels": (1, 3), "teacher_depth": 4, "teacher_width": 70}
@@ -34,8 +34,19 @@ def _nothing_compiled():
 def graphs_of(*settings, encoding="int8", has_cls=True):
     """Compile a step of these settings without code generation; returns its graphs after two forward and backward passes."""
     config = load_config(RunConfig, None, [*TINY, *settings])
-    student = build_student(config.student, config.alignment, config.loss, image_size=32, patch_size=8, teacher_has_cls=has_cls, **TEACHER)
-    step = TrainingStep(student, CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding), config.loss.target))
+    student = build_student(
+        config.student,
+        config.alignment,
+        config.loss,
+        image_size=32,
+        patch_size=8,
+        teacher_has_cls=has_cls,
+        **TEACHER,
+    )
+    step = TrainingStep(
+        student,
+        CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding), config.loss.target),
+    )
     graphs = []
 
     def note(graph, _inputs):
@@ -51,9 +62,16 @@ def graphs_of(*settings, encoding="int8", has_cls=True):
 def stored_batch(encoding, tokens):
     """Patches, places, codes and stats as the stream gives them, of a teacher 70 channels wide."""
     visible = torch.rand(BATCH, PATCHES).argsort(1)[:, :VISIBLE]
-    width, dtype = {"int8": (70, torch.int8), "int4": (35, torch.uint8), "float16": (70, torch.float16)}[encoding]
+    width, dtype = {"int8": (70, torch.int8), "int4": (35, torch.uint8), "float16": (70, torch.float16)}[
+        encoding
+    ]
     codes = torch.randint(0, 8, (BATCH, 2, tokens, width)).to(dtype)
-    return torch.zeros(BATCH, VISIBLE, PATCH_PIXELS, dtype=torch.uint8), visible, codes, torch.rand(BATCH, 2, tokens, 4).half()
+    return (
+        torch.zeros(BATCH, VISIBLE, PATCH_PIXELS, dtype=torch.uint8),
+        visible,
+        codes,
+        torch.rand(BATCH, 2, tokens, 4).half(),
+    )
 
 
 @pytest.mark.bench
@@ -94,12 +112,20 @@ def test_neither_targets_nor_differences_are_kept_for_the_backward_pass(kind, ta
     compiled = torch.compile(loss, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         compiled(predictions, codes, stats)
-    assert {tensor.dtype for tensor in kept if tensor.numel() >= predictions[0].numel()} <= {torch.bfloat16, torch.int8}
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= predictions[0].numel()} <= {
+        torch.bfloat16,
+        torch.int8,
+    }
     assert kept
 
 
 def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_cache_path, tmp_path):
-    settings = ("train.compile=true", "train.accumulate=2", "student.drop_path=0.5", "optim.steps=20")  # 8 steps are an epoch
+    settings = (
+        "train.compile=true",
+        "train.accumulate=2",
+        "student.drop_path=0.5",
+        "optim.steps=20",
+    )  # 8 steps are an epoch
     job = tiny_job(small_cache_path, tmp_path / "run", *settings)
     job.run.mkdir()
     graphs = []
@@ -124,7 +150,11 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
 @pytest.mark.bench
 def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
     """As it is compiled for a GPU, but for the code generation: taken apart, and parts of it computed again in the backward pass."""
-    settings = ("student.drop_path=0.0", "optim.base_lr=0.001", "student.options={depth=1, embed_dim=32, num_heads=2}")
+    settings = (
+        "student.drop_path=0.0",
+        "optim.base_lr=0.001",
+        "student.options={depth=1, embed_dim=32, num_heads=2}",
+    )
     eager = trained(small_cache_path, tmp_path / "eager", *settings)
     with torch.compiler.set_stance(force_backend="aot_eager_decomp_partition"):
         compiled = trained(small_cache_path, tmp_path / "compiled", *settings, "train.compile=true")
@@ -153,7 +183,10 @@ def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_
     job = tiny_job(small_cache_path, tmp_path, "train.compile=true")
     job.student.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     cause = r"\(Unsupported: Call to `torch._dynamo.graph_break\(\)`\)"
-    with pytest.raises(ConfigError, match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false",
+    ):
         run_job(job, 0)
 
 
@@ -166,13 +199,19 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("settings", [(), ("optim.clip_grad=0.01",), ("train.accumulate=2", "train.precision='bfloat16'")])
+@pytest.mark.parametrize(
+    "settings", [(), ("optim.clip_grad=0.01",), ("train.accumulate=2", "train.precision='bfloat16'")]
+)
 def test_no_step_waits_for_the_device(small_cache_path, tmp_path, settings):
     job = tiny_job(small_cache_path, tmp_path, "student.drop_path=0.5", *settings)
     mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target)).train()
+    model = TrainingStep(
+        job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target)
+    ).train()
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print)
+    trainer = Trainer(
+        model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print
+    )
     with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
         batches = iter(stream)
         for step in range(2):
@@ -181,7 +220,9 @@ def test_no_step_waits_for_the_device(small_cache_path, tmp_path, settings):
                 trainer.step(batch, step)
 
 
-@pytest.mark.parametrize("waits", [lambda: torch.ones(1).item(), lambda: bool(torch.ones(1) > 0), lambda: torch.ones(2).nonzero()])
+@pytest.mark.parametrize(
+    "waits", [lambda: torch.ones(1).item(), lambda: bool(torch.ones(1) > 0), lambda: torch.ones(2).nonzero()]
+)
 def test_what_waits_is_noticed(waits):
     with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
         waits()

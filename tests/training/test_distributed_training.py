@@ -22,9 +22,25 @@ TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 def folder(small_cache_path, tmp_path_factory):
     """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder, small_cache_path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, SCRIPT.parent]))}
-    process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        SCRIPT,
+        folder,
+        small_cache_path,
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, SCRIPT.parent])),
+    }
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         output, _ = process.communicate(timeout=120)
     finally:
@@ -106,4 +122,7 @@ def test_the_command_finishes_and_only_the_main_rank_writes(folder):
 def test_one_process_cannot_resume_the_run_of_two_ranks(folder, small_cache_path):
     result = train(small_cache_path, folder / "run", resume=True)
     assert result.exit_code == 1
-    assert "the run cannot be resumed exactly: ranks was 2, is 1; restore these or start another --run" in result.output
+    assert (
+        "the run cannot be resumed exactly: ranks was 2, is 1; restore these or start another --run"
+        in result.output
+    )

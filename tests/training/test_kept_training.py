@@ -9,16 +9,22 @@ from training_runs import TINY, assert_same_runs, killed_after, losses, train, t
 from pipeline.cache.reader import Cache
 
 TINY_WITHOUT_MASK = [setting for setting in TINY if not setting.startswith("mask.")]
-EPOCHS = ("train.global_batch=8", "optim.steps=5", "train.checkpoint_every=5")  # of 3 steps each: the second view is seen too
+EPOCHS = (
+    "train.global_batch=8",
+    "optim.steps=5",
+    "train.checkpoint_every=5",
+)  # of 3 steps each: the second view is seen too
 
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory):
     """(all patches, 0.3 by attention, 0.3 at random), of the same tar."""
     folder = tmp_path_factory.mktemp("kept")
-    shards = make_shards(folder / "tars", tars=1, pictures_per_tar=24)
+    shards = make_shards(folder / "tars", tars=1, images_per_tar=24)
     kinds = ({}, {"keep": 0.3}, {"keep": 0.3, "keep_rank": "random"})
-    return [small_cache(folder, shards=shards, name=f"{place}.cache", **kind) for place, kind in enumerate(kinds)]
+    return [
+        small_cache(folder, shards=shards, name=f"{place}.cache", **kind) for place, kind in enumerate(kinds)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -26,21 +32,29 @@ def caches(tmp_path_factory):
     [(1, "attention", 0.7), (1, "attention", 0.85), (2, "random", 0.7)],
     ids=["all kept", "prefix", "random"],
 )
-def test_losses_equal_those_of_a_whole_cache_with_masks_that_do_not_change(caches, tmp_path, place, strategy, ratio):
+def test_losses_equal_those_of_a_whole_cache_with_masks_that_do_not_change(
+    caches, tmp_path, place, strategy, ratio
+):
     mask = (*EPOCHS, f"mask.strategy={strategy}", f"mask.ratio={ratio}")
-    tiny = [setting for setting in TINY_WITHOUT_MASK if setting.partition("=")[0] not in {key.partition("=")[0] for key in mask}]
+    tiny = [
+        setting
+        for setting in TINY_WITHOUT_MASK
+        if setting.partition("=")[0] not in {key.partition("=")[0] for key in mask}
+    ]
     kept = trained(caches[place], tmp_path / "kept", *mask, tiny=tiny)
     whole = trained(caches[0], tmp_path / "whole", *mask, "mask.redraw=false", tiny=tiny)
     fresh = trained(caches[0], tmp_path / "fresh", *mask, tiny=tiny)
     assert len(losses(kept)) == 5
     assert losses(kept) == losses(whole)
     assert [line["loss"] for line in losses(kept)] != [line["loss"] for line in losses(fresh)]
-    assert pictures(kept) == pictures(whole) != pictures(fresh)
-    assert json.loads((kept / "run.json").read_text())["pinned"]["cache"] == Cache(caches[place]).schema.digest
+    assert images(kept) == images(whole) != images(fresh)
+    assert (
+        json.loads((kept / "run.json").read_text())["pinned"]["cache"] == Cache(caches[place]).schema.digest
+    )
 
 
-def pictures(run):
-    """The masked pictures of a run's report, as they are encoded there."""
+def images(run):
+    """The masked images of a run's report, as they are encoded there."""
     page = (run / "report.html").read_text(encoding="utf-8")
     return [part.split('"')[0] for part in page.split('src="data:image/')[1:]]
 
@@ -66,17 +80,31 @@ STORED = "this cache stores 4 of 16 patches of each view, ranked by"
             ["mask.strategy=attention"],
             f"mask.strategy 'attention': {STORED} 'random': set mask.strategy=random, or extract with --keep 1 or",
         ),
-        (1, ["mask.strategy=block"], f"mask.strategy 'block': {STORED} 'attention': set mask.strategy=attention, or extract with --keep 1"),
-        (1, ["mask.redraw=true"], f"mask.redraw true: {STORED} 'attention', and no others can be drawn: leave mask.redraw out, or extract"),
+        (
+            1,
+            ["mask.strategy=block"],
+            f"mask.strategy 'block': {STORED} 'attention': set mask.strategy=attention, or extract with --keep 1",
+        ),
+        (
+            1,
+            ["mask.redraw=true"],
+            f"mask.redraw true: {STORED} 'attention', and no others can be drawn: leave mask.redraw out, or extract",
+        ),
         (
             0,
             ["mask.strategy=block", "mask.redraw=false"],
             "mask.redraw false needs a mask that is the first of a ranking, and mask.strategy",
         ),
-        (1, ["mask.redraw=sometimes"], "configuration key 'mask.redraw' is 'sometimes': input should be a valid boolean or 'auto'"),
+        (
+            1,
+            ["mask.redraw=sometimes"],
+            "configuration key 'mask.redraw' is 'sometimes': input should be a valid boolean or 'auto'",
+        ),
     ],
 )
-def test_masks_that_a_cache_cannot_serve_are_refused_before_anything_is_written(caches, tmp_path, place, settings, message):
+def test_masks_that_a_cache_cannot_serve_are_refused_before_anything_is_written(
+    caches, tmp_path, place, settings, message
+):
     ratio = [] if any(setting.startswith("mask.ratio") for setting in settings) else ["mask.ratio=0.7"]
     result = train(caches[place], tmp_path / "run", *EPOCHS, *settings, *ratio, tiny=TINY_WITHOUT_MASK)
     assert result.exit_code == 2, result.output
@@ -86,7 +114,9 @@ def test_masks_that_a_cache_cannot_serve_are_refused_before_anything_is_written(
 
 def test_the_least_ratio_of_the_refusal_works(caches, tmp_path):
     trained(caches[1], tmp_path / "run", *EPOCHS, "mask.ratio=0.6876", tiny=TINY_WITHOUT_MASK)
-    assert train(caches[1], tmp_path / "no", *EPOCHS, "mask.ratio=0.6875", tiny=TINY_WITHOUT_MASK).exit_code == 2
+    assert (
+        train(caches[1], tmp_path / "no", *EPOCHS, "mask.ratio=0.6875", tiny=TINY_WITHOUT_MASK).exit_code == 2
+    )
 
 
 def test_a_run_on_a_kept_cache_resumes_exactly(caches, tmp_path):

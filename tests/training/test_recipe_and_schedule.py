@@ -35,7 +35,9 @@ PAPER = {
 def test_defaults_are_the_papers_recipe_for_b():
     defaults = RunConfig().model_dump()
     assert defaults.keys() == PAPER.keys()
-    assert {section: {key: defaults[section][key] for key in values} for section, values in PAPER.items()} == PAPER
+    assert {
+        section: {key: defaults[section][key] for key in values} for section, values in PAPER.items()
+    } == PAPER
 
 
 def test_the_paper_run_on_imagenet_has_its_steps():
@@ -43,7 +45,10 @@ def test_the_paper_run_on_imagenet_has_its_steps():
     assert steps_of_run(optim, 1251) == (250_200, 25_020)
     assert steps_of_run(OptimConfig(epochs=0.5, warmup_epochs=0.1), 100) == (50, 10)
     assert steps_of_run(OptimConfig(steps=7, warmup_steps=0), 100) == (7, 0)
-    with pytest.raises(ConfigError, match=r"^the warm-up of 2000 steps is not shorter than the run of 100: lower optim\.warmup_epochs or"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^the warm-up of 2000 steps is not shorter than the run of 100: lower optim\.warmup_epochs or",
+    ):
         steps_of_run(OptimConfig(steps=100), 100)
 
 
@@ -66,7 +71,9 @@ def expected_rate(finished, peak, lowest, steps, warmup):
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * (finished - warmup) / (steps - warmup))) / 2
 
 
-@pytest.mark.parametrize(("global_batch", "steps", "warmup"), [(1024, 50, 5), (256, 20, 1), (4096, 30, 0), (64, 3, 2)])
+@pytest.mark.parametrize(
+    ("global_batch", "steps", "warmup"), [(1024, 50, 5), (256, 20, 1), (4096, 30, 0), (64, 3, 2)]
+)
 def test_the_rate_of_every_step(global_batch, steps, warmup):
     optim = OptimConfig()
     peak = 1.5e-4 * global_batch / 256
@@ -95,15 +102,27 @@ def test_the_schedule_has_no_state():
 def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path / "run", "alignment.head='norm_linear'")
     names = {id(parameter): name for name, parameter in job.student.named_parameters()}
-    groups = {group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]} for group in job.optimiser.param_groups}
+    groups = {
+        group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]}
+        for group in job.optimiser.param_groups
+    }
     assert groups.keys() == {0.0, 0.05}
     decayed = {
-        *(f"encoder.vit.blocks.{block}.{layer}.weight" for block in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+        *(
+            f"encoder.vit.blocks.{block}.{layer}.weight"
+            for block in range(2)
+            for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        ),
         "encoder.vit.patch_embed.proj.weight",
         *(f"alignment.heads.{level}.1.weight" for level in range(3)),
     }
     assert groups[0.05] == decayed
-    assert {"encoder.vit.cls_token", "alignment.weights", "alignment.heads.0.0.weight", "encoder.vit.blocks.0.norm1.weight"} <= groups[0.0]
+    assert {
+        "encoder.vit.cls_token",
+        "alignment.weights",
+        "alignment.heads.0.0.weight",
+        "encoder.vit.blocks.0.norm1.weight",
+    } <= groups[0.0]
     trained = {name for name, parameter in job.student.named_parameters() if parameter.requires_grad}
     assert groups[0.0] == trained - decayed
 
@@ -121,7 +140,10 @@ def test_the_optimiser_is_adamw_with_the_papers_betas():
 
 
 def test_the_initial_student_is_a_function_of_the_seed(small_cache_path, tmp_path):
-    first, again, other = (tiny_job(small_cache_path, tmp_path / "run", f"train.seed={seed}").student.state_dict() for seed in (0, 0, 1))
+    first, again, other = (
+        tiny_job(small_cache_path, tmp_path / "run", f"train.seed={seed}").student.state_dict()
+        for seed in (0, 0, 1)
+    )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 

@@ -26,7 +26,7 @@ from pipeline.errors import CheckpointError
 from pipeline.extraction.job import run_extraction
 from pipeline.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
 from pipeline.training.distributed import Ranks
-from pipeline.views.shards import resolve_shards
+from pipeline.views.source_tars import resolve_tars
 
 LONG = "optim.steps=80"
 WORKER = "data.workers=1"
@@ -52,7 +52,9 @@ def test_three_steps_and_three_resumed_are_six(small_cache_path, finished, tmp_p
     assert_same_runs(finished, run, 6)
 
 
-def test_lines_beyond_the_checkpoint_and_a_torn_one_are_not_logged_twice(small_cache_path, finished, tmp_path):
+def test_lines_beyond_the_checkpoint_and_a_torn_one_are_not_logged_twice(
+    small_cache_path, finished, tmp_path
+):
     run = killed_after(finished, 3, tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
@@ -62,12 +64,17 @@ def test_lines_beyond_the_checkpoint_and_a_torn_one_are_not_logged_twice(small_c
 
 def test_what_a_killed_run_was_writing_is_swept(small_cache_path, finished, tmp_path):
     run = killed_after(finished, 3, tmp_path / "run")
-    unfinished = [run / ".student.safetensors.0123456789abcdef.tmp", run / "checkpoints" / "step_00000005.tmp"]
+    unfinished = [
+        run / ".student.safetensors.0123456789abcdef.tmp",
+        run / "checkpoints" / "step_00000005.tmp",
+    ]
     for path in unfinished:
         path.write_bytes(b"half of it")
     trained(small_cache_path, run, resume=True)
     assert [path.name for path in unfinished if path.exists()] == []
-    shutil.copy(run / "checkpoints/step_00000003.pt", run / "checkpoints/step_00000001.pt")  # as killed before it was dropped
+    shutil.copy(
+        run / "checkpoints/step_00000003.pt", run / "checkpoints/step_00000001.pt"
+    )  # as killed before it was dropped
     trained(small_cache_path, run, resume=True)
     assert saved_steps(run) == [3, 6]
     assert_same_runs(finished, run, 6)
@@ -86,7 +93,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(small_ca
     assert_same_runs(finished, run, 6)
 
 
-def test_how_a_run_is_fed_and_logged_may_change_on_resume_without_repeating_the_rest(small_cache_path, finished, tmp_path):
+def test_how_a_run_is_fed_and_logged_may_change_on_resume_without_repeating_the_rest(
+    small_cache_path, finished, tmp_path
+):
     run = killed_after(finished, 3, tmp_path / "run")
     trained(small_cache_path, run, "data.workers=2", "train.checkpoint_every=2", resume=True)
     assert_same_runs(finished, run, 6)
@@ -113,12 +122,21 @@ def test_sigterm_saves_and_exits_1_and_the_resumed_run_equals_the_undisturbed_on
     [
         (["train.global_batch=32"], Ranks(), "train.global_batch was 16, is 32"),
         ([], Ranks(0, 2), "ranks was 1, is 2"),
-        (["data.views=[0]"], Ranks(), r"units was '4 with digest [0-9a-f]{16}', is '2 with digest [0-9a-f]{16}'"),
+        (
+            ["data.views=[0]"],
+            Ranks(),
+            r"units was '4 with digest [0-9a-f]{16}', is '2 with digest [0-9a-f]{16}'",
+        ),
     ],
 )
-def test_another_batch_world_or_list_of_units_is_refused_naming_both(small_cache_path, finished, changes, ranks, message):
+def test_another_batch_world_or_list_of_units_is_refused_naming_both(
+    small_cache_path, finished, changes, ranks, message
+):
     job = tiny_job(small_cache_path, finished, *changes, ranks=ranks)
-    with pytest.raises(CheckpointError, match=rf"^the run cannot be resumed exactly: {message}; restore these or start another --run$"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^the run cannot be resumed exactly: {message}; restore these or start another --run$",
+    ):
         job.load_checkpoint()
 
 
@@ -140,7 +158,11 @@ def test_the_newest_two_checkpoints_are_kept_and_a_torn_one_is_ignored(tmp_path)
     for step in (1, 2, 30):
         save(folder, step)
     (folder / "step_00000040.tmp").write_bytes(b"half of a")
-    assert sorted(path.name for path in folder.iterdir()) == ["step_00000002.pt", "step_00000030.pt", "step_00000040.tmp"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_00000002.pt",
+        "step_00000030.pt",
+        "step_00000040.tmp",
+    ]
     assert load_newest_checkpoint(folder).student == {"weight": 30}
 
 
@@ -185,7 +207,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
 
 def test_a_run_goes_on_as_it_was_in_a_cache_that_has_grown(small_cache_path, cache_copy, finished, tmp_path):
     run = killed_after(finished, 3, tmp_path / "run")
-    shards = resolve_shards(str(small_cache_path.parent / "tars"))
+    shards = resolve_tars(str(small_cache_path.parent / "tars"))
     run_extraction(extraction_options(shards=shards, cache=cache_copy, views=3))
     assert len(tuple(Cache(cache_copy).commits())) == 6
     result = train(cache_copy, run, resume=True)

@@ -11,14 +11,14 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_cache import picture, small_cache, write_tar
+from small_cache import image, small_cache, write_tar
 from training_runs import checkpoint, metrics, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
 from pipeline.progress import ProgressDisplay
 from pipeline.training.job import run_job
 from pipeline.training.run_folder import MetricsLog
-from pipeline.views.shards import Shard
+from pipeline.views.source_tars import SourceTar
 
 BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 
@@ -46,7 +46,17 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 
 def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
-    assert set(described) == {"config", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "device", "versions"}
+    assert set(described) == {
+        "config",
+        "cache",
+        "view",
+        "pinned",
+        "units",
+        "steps",
+        "steps_per_epoch",
+        "device",
+        "versions",
+    }
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
     assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
@@ -129,7 +139,9 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
     job = tiny_job(small_cache_path, run)
     assert job.load_checkpoint() == 6
     encoder = job.student.encoder.eval()
-    images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         expected = encoder.encode_images(images)
         found = model.forward_features((images.permute(0, 3, 1, 2) / 255 - mean) / std)
@@ -149,28 +161,45 @@ def test_the_report_needs_nothing_beside_it(run):
     assert page.startswith("<!DOCTYPE html>")
     assert "vit_tiny_patch16_224" in page
     assert re.findall(r"<(?:script|link|iframe|object)\b", page) == []
-    assert [target for target in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page) if not target.startswith(("data:", "#"))] == []
+    assert [
+        target
+        for target in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
+        if not target.startswith(("data:", "#"))
+    ] == []
     assert re.findall(r"url\((?!['\"]?(?:data:|#))", page) == []
     assert "@import" not in page
 
 
 def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_path):
-    settings = ("data.levels=[5, 3]", "data.views=[1]", "alignment.mode='layerwise'", "alignment.head='mlp'", "loss.kind='cosine'")
+    settings = (
+        "data.levels=[5, 3]",
+        "data.views=[1]",
+        "alignment.mode='layerwise'",
+        "alignment.head='mlp'",
+        "loss.kind='cosine'",
+    )
     run = trained(small_cache_path, tmp_path / "run", *settings, "loss.target='l2'", "mask.strategy='block'")
     assert {len(line["loss_per_level"]) for line in metrics(run)} == {2}
-    assert torch.equal(checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    assert torch.equal(
+        checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    )
 
 
 @pytest.mark.parametrize(
-    ("label", "warned"), [(lambda number: number // 40, True), (lambda _: 3, False), (lambda number: number % 2, False)]
+    ("label", "warned"),
+    [(lambda number: number // 40, True), (lambda _: 3, False), (lambda number: number % 2, False)],
 )
 def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
     shards = []
     for tar in range(2):
         numbers = range(40 * tar, 40 * tar + 40)
-        pictures = {f"{number:06d}": picture(number) for number in numbers}
-        path = write_tar(tmp_path / f"{tar}.tar", pictures, {f"{number:06d}": label(number) for number in numbers})
-        shards.append(Shard(path, path.stat().st_size))
+        images = {f"{number:06d}": image(number) for number in numbers}
+        path = write_tar(
+            tmp_path / f"{tar}.tar", images, {f"{number:06d}": label(number) for number in numbers}
+        )
+        shards.append(SourceTar(path, path.stat().st_size))
     result = train(small_cache(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
     assert result.exit_code == 0
-    assert ("are of one class, and a batch comes from data.window_blocks=1 blocks of neighbours" in result.stderr) is warned
+    assert (
+        "are of one class, and a batch comes from data.window_blocks=1 blocks of neighbours" in result.stderr
+    ) is warned

@@ -37,7 +37,10 @@ def test_resume_without_a_run(small_cache_path, tmp_path):
 def test_a_run_folder_that_another_process_has(small_cache_path, tmp_path):
     with held_run_folder(tmp_path / "run"):
         message = refusal(train(small_cache_path, tmp_path / "run"), 2)
-    assert message == f"run folder {str(tmp_path / 'run')!r} is in use by another process: wait for it or choose another --run"
+    assert (
+        message
+        == f"run folder {str(tmp_path / 'run')!r} is in use by another process: wait for it or choose another --run"
+    )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
     trained(small_cache_path, tmp_path / "run", "optim.steps=3")
 
@@ -53,7 +56,12 @@ def test_another_configuration_on_resume_names_both_values(small_cache_path, exi
 def test_another_recipe_on_resume(small_cache_path, existing, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[optim]\nsteps = 6\n")
-    message = refusal(call("--cache", small_cache_path, "--run", existing, "--config", recipe, "--resume", "--device", "cpu"), 2)
+    message = refusal(
+        call(
+            "--cache", small_cache_path, "--run", existing, "--config", recipe, "--resume", "--device", "cpu"
+        ),
+        2,
+    )
     assert "student.model was 'vit_tiny_patch16_224', is 'vit_base_patch16_224'" in message
     assert "optim.steps" not in message
 
@@ -61,7 +69,10 @@ def test_another_recipe_on_resume(small_cache_path, existing, tmp_path):
 def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
     (tmp_path / "run.json").write_text('{"config": ')
     message = refusal(train(small_cache_path, tmp_path, resume=True), 1)
-    assert message == f"{str(tmp_path)!r} is not the folder of a run (no readable run.json): give one that train-student made"
+    assert (
+        message
+        == f"{str(tmp_path)!r} is not the folder of a run (no readable run.json): give one that train-student made"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,16 +81,43 @@ def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
         ("mask.ration=0.6", "unknown configuration key 'mask.ration': did you mean 'ratio'?"),
         ("optimiser.steps=3", "unknown configuration key 'optimiser': did you mean 'optim'?"),
         ("mask.ratio='much'", "configuration key 'mask.ratio' is 'much': input should be a valid number"),
-        ("mask.ratio=1.0", "configuration key 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such as 0.7"),
-        ("mask.ratio=0.99", "mask.ratio 0.99 leaves 0 of 16 patches visible: choose a ratio from 0 to 0.9375"),
-        ("mask.strategy='grid'", "configuration key 'mask.strategy' is 'grid': input should be 'attention', 'random' or 'block'"),
-        ("train.global_batch=16.5", "configuration key 'train.global_batch' is 16.5: input should be a valid integer"),
-        ("train.global_batch=0", "configuration key 'train.global_batch' is 0: input should be greater than 0"),
-        ("train.global_batch=141", "train.global_batch 141 on 1 ranks is larger than the data of an epoch: choose at most 140"),
-        ("train.accumulate=3", "train.global_batch 16 is not a multiple of 1 ranks x train.accumulate 3: choose a multiple of 3"),
+        (
+            "mask.ratio=1.0",
+            "configuration key 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such as 0.7",
+        ),
+        (
+            "mask.ratio=0.99",
+            "mask.ratio 0.99 leaves 0 of 16 patches visible: choose a ratio from 0 to 0.9375",
+        ),
+        (
+            "mask.strategy='grid'",
+            "configuration key 'mask.strategy' is 'grid': input should be 'attention', 'random' or 'block'",
+        ),
+        (
+            "train.global_batch=16.5",
+            "configuration key 'train.global_batch' is 16.5: input should be a valid integer",
+        ),
+        (
+            "train.global_batch=0",
+            "configuration key 'train.global_batch' is 0: input should be greater than 0",
+        ),
+        (
+            "train.global_batch=141",
+            "train.global_batch 141 on 1 ranks is larger than the data of an epoch: choose at most 140",
+        ),
+        (
+            "train.accumulate=3",
+            "train.global_batch 16 is not a multiple of 1 ranks x train.accumulate 3: choose a multiple of 3",
+        ),
         ("train.compile='sometimes'", "configuration key 'train.compile' is 'sometimes'"),
-        ("data.workers=-1", "configuration key 'data.workers' is -1: input should be greater than or equal to 0"),
-        ("data.window_blocks=0", "configuration key 'data.window_blocks' is 0: input should be greater than 0"),
+        (
+            "data.workers=-1",
+            "configuration key 'data.workers' is -1: input should be greater than or equal to 0",
+        ),
+        (
+            "data.window_blocks=0",
+            "configuration key 'data.window_blocks' is 0: input should be greater than 0",
+        ),
         ("data.levels=[]", "levels and views must name at least one; leave them out for all"),
         ("data.levels=[1, 3]", "levels [1] are not in cache"),
         ("data.views=[0, 2]", "views [2] are not in cache"),
@@ -99,7 +137,9 @@ def test_a_wrong_setting(small_cache_path, tmp_path, setting, message):
 
 
 def test_each_wrong_setting_has_its_own_line(small_cache_path, tmp_path):
-    lines = refusal(train(small_cache_path, tmp_path / "run", "mask.ration=0.6", "train.seed=1.5"), 2).splitlines()
+    lines = refusal(
+        train(small_cache_path, tmp_path / "run", "mask.ration=0.6", "train.seed=1.5"), 2
+    ).splitlines()
     assert lines == [
         "unknown configuration key 'mask.ration': did you mean 'ratio'?",
         "configuration key 'train.seed' is 1.5: input should be a valid integer",
@@ -108,7 +148,9 @@ def test_each_wrong_setting_has_its_own_line(small_cache_path, tmp_path):
 
 def test_levels_that_the_cache_does_not_hold_come_with_those_that_it_holds(small_cache_path, tmp_path):
     message = refusal(train(small_cache_path, tmp_path / "run", "data.levels=[1, 3]"), 2)
-    assert message == (f"levels [1] are not in cache {str(small_cache_path)!r}: it holds [3, 4, 5]; choose of these, or extract again")
+    assert message == (
+        f"levels [1] are not in cache {str(small_cache_path)!r}: it holds [3, 4, 5]; choose of these, or extract again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,11 +162,22 @@ def test_levels_that_the_cache_does_not_hold_come_with_those_that_it_holds(small
     ],
 )
 def test_a_device_that_is_not_there(small_cache_path, tmp_path, device, message):
-    assert message in refusal(call("--cache", small_cache_path, "--run", tmp_path / "run", "--device", device), 2)
+    assert message in refusal(
+        call("--cache", small_cache_path, "--run", tmp_path / "run", "--device", device), 2
+    )
 
 
 def test_a_recipe_that_is_not_there(small_cache_path, tmp_path):
-    result = call("--cache", small_cache_path, "--run", tmp_path / "run", "--config", tmp_path / "no.toml", "--device", "cpu")
+    result = call(
+        "--cache",
+        small_cache_path,
+        "--run",
+        tmp_path / "run",
+        "--config",
+        tmp_path / "no.toml",
+        "--device",
+        "cpu",
+    )
     assert "no.toml' does not exist: give the path of a TOML recipe" in refusal(result, 2)
 
 
@@ -157,7 +210,9 @@ def test_a_cache_without_a_single_unit(cache_copy, tmp_path):
     for commit in (cache_copy / "commits").iterdir():
         commit.unlink()
     message = refusal(train(cache_copy, tmp_path / "run", "data.allow_partial=true"), 1)
-    assert message.endswith("is not finished: 0 of 4 units are committed; run the same extract-teacher command until it is")
+    assert message.endswith(
+        "is not finished: 0 of 4 units are committed; run the same extract-teacher command until it is"
+    )
 
 
 def test_a_damaged_cache_stops_the_run_before_anything_is_saved(cache_copy, tmp_path):
@@ -171,19 +226,27 @@ def test_a_damaged_cache_stops_the_run_before_anything_is_saved(cache_copy, tmp_
 def test_the_tiny_settings_are_no_defaults(small_cache_path, tmp_path):
     assert len({setting.partition("=")[0] for setting in TINY}) == len(TINY)
     message = refusal(train(small_cache_path, tmp_path / "run", tiny=()), 2)
-    assert message == "train.global_batch 1024 on 1 ranks is larger than the data of an epoch: choose at most 140"
+    assert (
+        message
+        == "train.global_batch 1024 on 1 ranks is larger than the data of an epoch: choose at most 140"
+    )
 
 
 def test_a_run_folder_that_is_a_file(small_cache_path, tmp_path):
     (tmp_path / "poem.txt").write_text("a poem")
     message = refusal(train(small_cache_path, tmp_path / "poem.txt"), 2)
-    assert message.startswith(f"run folder {str(tmp_path / 'poem.txt')!r} cannot be made (File exists): give --run a new folder")
+    assert message.startswith(
+        f"run folder {str(tmp_path / 'poem.txt')!r} cannot be made (File exists): give --run a new folder"
+    )
     assert (tmp_path / "poem.txt").read_text() == "a poem"
 
 
 def test_a_run_on_an_object_store(small_cache_path):
     message = refusal(train(small_cache_path, "s3://bucket/run"), 2)
-    assert message == "--run 's3:/bucket/run' is the address of an object store: a run stays on a disk; copy it there when it is done"
+    assert (
+        message
+        == "--run 's3:/bucket/run' is the address of an object store: a run stays on a disk; copy it there when it is done"
+    )
 
 
 def test_a_run_from_before_a_key_was_added_goes_on_with_its_default(small_cache_path, tmp_path):

@@ -6,10 +6,10 @@ from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.errors import DivergedError
+from pipeline.objectives.targets import CachedTargets, TrainingStep
 from pipeline.stream.batches import BatchStream
 from pipeline.training.job import run_job
 from pipeline.training.optimiser import build_schedule
-from pipeline.training.step import CachedTargets, TrainingStep
 from pipeline.training.trainer import Trainer
 
 
@@ -18,7 +18,13 @@ def first_step(cache, run, *settings, step=0):
     job, gradients = tiny_job(cache, run, *settings), {}
 
     def note(*_):
-        gradients.update({name: value.grad.clone() for name, value in job.student.named_parameters() if value.grad is not None})
+        gradients.update(
+            {
+                name: value.grad.clone()
+                for name, value in job.student.named_parameters()
+                if value.grad is not None
+            }
+        )
 
     job.optimiser.register_step_pre_hook(note)
     trainer = trainer_of(job)
@@ -32,7 +38,9 @@ def trainer_of(job):
     mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
     model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target))
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    return Trainer(model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print)
+    return Trainer(
+        model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print
+    )
 
 
 def assert_close(first, second, tolerance=1e-5):
@@ -85,7 +93,10 @@ def test_drop_path_is_drawn_by_seed_and_step_whatever_was_drawn_before(small_cac
 
 
 def test_bfloat16_is_close_to_float32_and_not_the_same(small_cache_path, tmp_path):
-    exact, rough = (first_step(small_cache_path, tmp_path / "run", f"train.precision={value!r}")[0] for value in ("float32", "bfloat16"))
+    exact, rough = (
+        first_step(small_cache_path, tmp_path / "run", f"train.precision={value!r}")[0]
+        for value in ("float32", "bfloat16")
+    )
     assert not torch.equal(exact, rough)
     assert torch.allclose(exact, rough, rtol=0.02)
 
@@ -97,7 +108,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_p
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
     job.student.alignment.weights.data[0, 0] = float("nan")
     with pytest.raises(
-        DivergedError, match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$"
+        DivergedError,
+        match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$",
     ):
         run_job(job, 0)
     assert (saved_steps(tmp_path), metrics(tmp_path)) == ([], [])
@@ -106,23 +118,37 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_p
 def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
     job.student.encoder.vit.norm.weight.data[0] = float("inf")
-    with pytest.raises(DivergedError, match=r"^a weight is not finite after step 2: .*the last checkpoint is intact$"):
+    with pytest.raises(
+        DivergedError, match=r"^a weight is not finite after step 2: .*the last checkpoint is intact$"
+    ):
         run_job(job, 0)
     assert saved_steps(tmp_path) == []
 
 
 def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_path, tmp_path):
     run = tmp_path / "run"
-    result = train(small_cache_path, run, "optim.steps=40", "optim.warmup_steps=30", "optim.base_lr=1e38", "train.checkpoint_every=1")
+    result = train(
+        small_cache_path,
+        run,
+        "optim.steps=40",
+        "optim.warmup_steps=30",
+        "optim.base_lr=1e38",
+        "train.checkpoint_every=1",
+    )
     assert result.exit_code == 1
-    assert result.stderr.startswith(("error: the loss is nan somewhere in steps", "error: a weight is not finite after step"))
+    assert result.stderr.startswith(
+        ("error: the loss is nan somewhere in steps", "error: a weight is not finite after step")
+    )
     assert not (run / "student.safetensors").exists()
     for step in saved_steps(run):
         assert all(value.isfinite().all() for value in checkpoint(run, step)["student"].values())
 
 
 def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tmp_path):
-    fine, coarse = tiny_job(small_cache_path, tmp_path / "fine"), tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4")
+    fine, coarse = (
+        tiny_job(small_cache_path, tmp_path / "fine"),
+        tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4"),
+    )
     for job in (fine, coarse):
         job.run.mkdir()
         assert run_job(job, 0) == 6

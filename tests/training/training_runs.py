@@ -51,7 +51,16 @@ def train(cache, run, *settings, resume=False, tiny=TINY):
     """Train with the tiny settings and those given, or resume with those given alone."""
     chosen = settings if resume else (*tiny, *settings)
     flags = ["--resume"] if resume else []
-    return call("--cache", cache, "--run", run, "--device", "cpu", *flags, *(part for key in chosen for part in ("--set", key)))
+    return call(
+        "--cache",
+        cache,
+        "--run",
+        run,
+        "--device",
+        "cpu",
+        *flags,
+        *(part for key in chosen for part in ("--set", key)),
+    )
 
 
 def trained(cache, run, *settings, **changes):
@@ -84,7 +93,10 @@ def metrics(run):
 
 def losses(run):
     """What the log says of each step that does not depend on time."""
-    return [{name: line[name] for name in ("step", "epoch", "loss", "loss_per_level", "learning_rate")} for line in metrics(run)]
+    return [
+        {name: line[name] for name in ("step", "epoch", "loss", "loss_per_level", "learning_rate")}
+        for line in metrics(run)
+    ]
 
 
 def assert_same_bits(first, second):

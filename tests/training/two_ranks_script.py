@@ -11,11 +11,11 @@ from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
+from pipeline.objectives.targets import CachedTargets, TrainingStep
 from pipeline.stream.batches import Batch
 from pipeline.training.distributed import Ranks, joined_ranks
 from pipeline.training.job import pinned_units, prepare_folder, run_job
 from pipeline.training.optimiser import build_schedule
-from pipeline.training.step import CachedTargets, TrainingStep
 from pipeline.training.trainer import Trainer
 from stages.train_student import train_student
 
@@ -42,10 +42,14 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
     parameters = dict(job.student.named_parameters())
 
     def note(*_):
-        gradients.append({name: value.grad.clone() for name, value in parameters.items() if value.grad is not None})
+        gradients.append(
+            {name: value.grad.clone() for name, value in parameters.items() if value.grad is not None}
+        )
 
     job.optimiser.register_step_pre_hook(note)
-    targets = CachedTargets(TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.loss.target)
+    targets = CachedTargets(
+        TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.loss.target
+    )
     model = TrainingStep(job.student, targets)
     if ranks.world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
@@ -60,7 +64,9 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
 
 def stopped_on_one_rank(cache, run, ranks):
     """Train until the second rank gets SIGTERM; returns the steps done."""
-    job = tiny_job(cache, run, "optim.steps=2000", "train.log_every=2", "train.checkpoint_every=2000", ranks=ranks)
+    job = tiny_job(
+        cache, run, "optim.steps=2000", "train.log_every=2", "train.checkpoint_every=2000", ranks=ranks
+    )
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
         terminate_when(run, 3)
@@ -82,7 +88,9 @@ def meet_elsewhere(ranks):
         free.bind(("127.0.0.1", 0))
         ports = [free.getsockname()[1]]
     torch.distributed.broadcast_object_list(ports)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]), TORCHELASTIC_USE_AGENT_STORE="False")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]), TORCHELASTIC_USE_AGENT_STORE="False"
+    )
     ranks.wait()
 
 
@@ -92,7 +100,10 @@ def main(folder, cache):
     with joined_ranks(CPU) as ranks:
         assert ranks == Ranks(ranks.rank, 2)
         for accumulate in (1, 2):
-            torch.save(steps_on_joint_batches(cache, folder, ranks, accumulate), folder / f"joint-{accumulate}-{ranks.rank}.pt")
+            torch.save(
+                steps_on_joint_batches(cache, folder, ranks, accumulate),
+                folder / f"joint-{accumulate}-{ranks.rank}.pt",
+            )
         job = tiny_job(cache, folder / "job", ranks=ranks)
         job.run.mkdir(exist_ok=True)
         prepare_folder(job)

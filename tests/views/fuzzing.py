@@ -1,4 +1,4 @@
-"""Random damage to pictures and tars, and what may come of it: pixels or samples, or a SourceError in one sentence.
+"""Random damage to images and tars, and what may come of it: pixels or samples, or a SourceError in one sentence.
 
 For minutes instead of the suite's moment: PYTHONPATH=. python tests/views/fuzzing.py SECONDS SEED
 """
@@ -20,8 +20,9 @@ from PIL import Image
 
 from pipeline.errors import SourceError
 from pipeline.views.codec import decode_image
-from pipeline.views.shards import Shard
-from pipeline.views.source import NO_LABEL, label_of, read_samples
+from pipeline.views.sample import NO_LABEL, label_of
+from pipeline.views.source import read_samples
+from pipeline.views.source_tars import SourceTar
 
 MEMORY_BYTES = 3 * 2**30  # above what the process has when it starts to fuzz
 SECONDS = 60  # of one case: a header may ask for 100 million pixels
@@ -39,8 +40,8 @@ def memory(more):
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def pictures():
-    """Small valid pictures of many kinds."""
+def images():
+    """Small valid images of many kinds."""
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 255, (24, 40, 3)).astype(np.uint8))
     grey = Image.fromarray((np.arange(960) * 68).astype(np.uint16).reshape(24, 40))
@@ -76,7 +77,11 @@ def encoded(image, form, options):
 
 def tars():
     """Small valid tars: plain, with long names of both kinds, with links, labels and other members."""
-    return [_tar(form, long) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT) for long in (False, True)]
+    return [
+        _tar(form, long)
+        for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
+        for long in (False, True)
+    ]
 
 
 def _tar(form, long):
@@ -99,7 +104,9 @@ def damaged(data, others, rng):
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         if data:
-            start = int(rng.integers(min(len(data), 700) if rng.random() < 0.5 else len(data)))  # headers are at the front
+            start = int(
+                rng.integers(min(len(data), 700) if rng.random() < 0.5 else len(data))
+            )  # headers are at the front
             WOUNDS[int(rng.integers(len(WOUNDS)))](data, start, int(rng.integers(1, 64)), others, rng)
     return bytes(data)
 
@@ -113,7 +120,13 @@ def _set_byte(data, start, _length, _others, rng):
 
 
 def _set_number(data, start, _length, _others, rng):
-    data[start : start + 4] = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"7777"][int(rng.integers(5))]
+    data[start : start + 4] = [
+        b"\0\0\0\0",
+        b"\xff\xff\xff\xff",
+        b"\x7f\xff\xff\xff",
+        b"\x00\x01\x00\x00",
+        b"7777",
+    ][int(rng.integers(5))]
 
 
 def _remove(data, start, length, _others, _rng):
@@ -155,16 +168,16 @@ def _told(what, error):
     return f"{what} refused"
 
 
-def try_picture(data):
-    """Return what became of a picture; raises whatever may not be."""
+def try_image(data):
+    """Return what became of an image; raises whatever may not be."""
     try:
         pixels = decode_image(data)
     except SourceError as error:
-        return _told("picture", error)
+        return _told("image", error)
     assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
     assert pixels.size > 0
     assert pixels.flags.writeable
-    return "picture decoded"
+    return "image decoded"
 
 
 def try_tar(data, path):
@@ -172,7 +185,7 @@ def try_tar(data, path):
     path.write_bytes(data)
     keys, labels = [], Counter()
     try:
-        for sample in read_samples(Shard(path, len(data))):
+        for sample in read_samples(SourceTar(path, len(data))):
             keys.append(sample.key)
             sample.key.encode()
             try:
@@ -186,8 +199,8 @@ def try_tar(data, path):
 
 
 def fuzz(rng, folder, goes_on):
-    """Try damaged pictures and tars in turn while `goes_on(cases)`; return how often each outcome came."""
-    sound, outcomes, case = (pictures(), tars()), Counter(), 0
+    """Try damaged images and tars in turn while `goes_on(cases)`; return how often each outcome came."""
+    sound, outcomes, case = (images(), tars()), Counter(), 0
     with memory(MEMORY_BYTES), warnings.catch_warnings(action="error"):
         while goes_on(case):
             kind = case % 3 == 0
@@ -196,7 +209,7 @@ def fuzz(rng, folder, goes_on):
                 data = mended(data)
             (folder / "case").write_bytes(data)
             begin = time.monotonic()
-            outcomes[try_tar(data, folder / "some.tar") if kind else try_picture(data)] += 1
+            outcomes[try_tar(data, folder / "some.tar") if kind else try_image(data)] += 1
             assert time.monotonic() - begin < SECONDS
             case += 1
     return outcomes

@@ -1,4 +1,4 @@
-"""Crops are pure functions of (seed, key, view), lie inside their picture and keep to the policy."""
+"""Crops are pure functions of (seed, key, view), lie inside their image and keep to the policy."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ SCALES = st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(lambda pair: 
 @example(1, 3000, (0.2, 1.0), 0, "a")
 @example(3000, 1, (0.2, 1.0), 0, "a")
 @example(1, 1, (0.01, 0.01), 0, "a")
-def test_a_crop_lies_inside_its_picture(width, height, scale, seed, key):
+def test_a_crop_lies_inside_its_image(width, height, scale, seed, key):
     box = draw_crop(CropPolicy(32, scale, 0.5, seed), key, 0, width, height)
     assert 0 <= box.left < box.left + box.width <= width
     assert 0 <= box.top < box.top + box.height <= height
@@ -52,7 +52,9 @@ def test_crops_are_the_same_for_ever():
 
 def test_flips_are_as_frequent_as_asked():
     for share in (0.0, 0.3, 1.0):
-        flips = [draw_crop(replace(POLICY, flip=share), str(number), 0, 64, 64).flip for number in range(1000)]
+        flips = [
+            draw_crop(replace(POLICY, flip=share), str(number), 0, 64, 64).flip for number in range(1000)
+        ]
         assert abs(np.mean(flips) - share) < (0.06 if 0 < share < 1 else 1e-9)
 
 
@@ -89,11 +91,13 @@ def test_a_mirrored_crop_is_the_crop_flipped():
 
 def test_a_crop_of_the_final_size_is_cut_out_exactly():
     pixels = np.random.default_rng(0).integers(0, 255, (61, 47, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(cut_crop(pixels, CropBox(7, 9, 32, 32, False, 47, 61), 32), pixels[9:41, 7:39])
+    np.testing.assert_array_equal(
+        cut_crop(pixels, CropBox(7, 9, 32, 32, False, 47, 61), 32), pixels[9:41, 7:39]
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 90), (90, 1)])
-def test_the_smallest_pictures_are_cropped(width, height):
+def test_the_smallest_images_are_cropped(width, height):
     pixels = np.full((height, width, 3), 9, np.uint8)
     found = cut_crop(pixels, draw_crop(POLICY, "small", 0, width, height), 32)
     np.testing.assert_array_equal(found, np.full((32, 32, 3), 9))

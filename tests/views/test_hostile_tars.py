@@ -11,8 +11,8 @@ from fuzzing import memory
 from small_cache import add_member
 
 from pipeline.errors import SourceError
-from pipeline.views.shards import Shard
-from pipeline.views.source import MAX_CARRIED_BYTES, MAX_PICTURE_BYTES, read_samples
+from pipeline.views.source import MAX_CARRIED_BYTES, MAX_IMAGE_BYTES, read_samples
+from pipeline.views.source_tars import SourceTar
 
 NOT_PLAIN = "that is a link, device or file with holes: pack whole files (tar --dereference)"
 
@@ -40,7 +40,7 @@ def header(name, size):
 
 def read(tmp_path, data):
     (tmp_path / "some.tar").write_bytes(data)
-    return list(read_samples(Shard(tmp_path / "some.tar", len(data))))
+    return list(read_samples(SourceTar(tmp_path / "some.tar", len(data))))
 
 
 def keys(samples):
@@ -48,15 +48,24 @@ def keys(samples):
 
 
 def refused(tmp_path, data):
-    with pytest.raises(SourceError, match=r"^tar 'some\.tar' .*: make the tar again or leave it out$") as caught:
+    with pytest.raises(
+        SourceError, match=r"^tar 'some\.tar' .*: make the tar again or leave it out$"
+    ) as caught:
         read(tmp_path, data)
-    return str(caught.value).removeprefix("tar 'some.tar' ").removesuffix(": make the tar again or leave it out")
+    return (
+        str(caught.value).removeprefix("tar 'some.tar' ").removesuffix(": make the tar again or leave it out")
+    )
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-@pytest.mark.parametrize("stem", ["x" * 250, "f/" * 2000 + "a", "ü" * 200, "日本/語", "/absolute/a", "../../a", "a b", "./a", "a'\"\\"])
+@pytest.mark.parametrize(
+    "stem",
+    ["x" * 250, "f/" * 2000 + "a", "ü" * 200, "日本/語", "/absolute/a", "../../a", "a b", "./a", "a'\"\\"],
+)
 def test_names_of_any_length_and_kind_are_keys(tmp_path, form, stem):
-    assert keys(read(tmp_path, packed((f"{stem}.jpg", b"1"), (f"{stem}.cls", b"2"), form=form))) == [(stem, b"1")]
+    assert keys(read(tmp_path, packed((f"{stem}.jpg", b"1"), (f"{stem}.cls", b"2"), form=form))) == [
+        (stem, b"1")
+    ]
 
 
 @pytest.mark.parametrize("extension", ["JPEG", "Jpg", "PNG", "TIF", "GIF", "jpeg"])
@@ -64,11 +73,13 @@ def test_extensions_may_be_upper_case(tmp_path, extension):
     assert keys(read(tmp_path, packed((f"a.{extension}", b"1")))) == [("a", b"1")]
 
 
-def test_of_several_pictures_jpeg_is_taken(tmp_path):
+def test_of_several_images_jpeg_is_taken(tmp_path):
     assert keys(read(tmp_path, packed(("a.png", b"1"), ("a.jpg", b"2"), ("a.tif", b"3")))) == [("a", b"2")]
 
 
-@pytest.mark.parametrize("members", [[("a.jpg", b"1"), ("a.jpg", b"2")], [("a.JPG", b"1"), ("a.cls", b"0"), ("a.jpg", b"1")]])
+@pytest.mark.parametrize(
+    "members", [[("a.jpg", b"1"), ("a.jpg", b"2")], [("a.JPG", b"1"), ("a.cls", b"0"), ("a.jpg", b"1")]]
+)
 def test_a_file_that_is_there_twice_is_refused(tmp_path, members):
     assert refused(tmp_path, packed(*members)) == "holds the file 'a.jpg' twice"
 
@@ -79,7 +90,9 @@ def test_a_control_character_in_a_name_is_refused(tmp_path, name):
     assert refused(tmp_path, data) == f"holds the name {name!r}, which has a control character"
 
 
-@pytest.mark.parametrize("name", [".jpg", "d/.jpg", "d/._b.jpg", "__meta__/a.jpg", "__meta__", "README", "folder.jpg/README"])
+@pytest.mark.parametrize(
+    "name", [".jpg", "d/.jpg", "d/._b.jpg", "__meta__/a.jpg", "__meta__", "README", "folder.jpg/README"]
+)
 def test_what_has_no_key_belongs_to_no_sample(tmp_path, name):
     assert keys(read(tmp_path, packed(("d/a.jpg", b"1"), (name, b"2"), ("d/b.jpg", b"3"), (name, b"4")))) == [
         ("d/a", b"1"),
@@ -90,22 +103,31 @@ def test_what_has_no_key_belongs_to_no_sample(tmp_path, name):
 def test_directories_belong_to_no_sample(tmp_path):
     directory = {"type": tarfile.DIRTYPE}
     assert read(tmp_path, packed(("d", b"", directory), ("d.jpg", b"", directory))) == []
-    assert keys(read(tmp_path, packed(("d.jpg", b"", directory), ("d.jpg/a.jpg", b"1")))) == [("d.jpg/a", b"1")]
+    assert keys(read(tmp_path, packed(("d.jpg", b"", directory), ("d.jpg/a.jpg", b"1")))) == [
+        ("d.jpg/a", b"1")
+    ]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
 @pytest.mark.parametrize("extension", ["jpg", "cls"])
-def test_a_sample_whose_picture_or_label_is_no_file_says_so(tmp_path, kind, extension):
+def test_a_sample_whose_image_or_label_is_no_file_says_so(tmp_path, kind, extension):
     other = "cls" if extension == "jpg" else "jpg"
     special = {"type": kind, "linkname": "a.jpg"}
-    samples = read(tmp_path, packed(("a.jpg", b"1"), (f"b.{extension}", b"", special), (f"b.{other}", b"2"), ("c.jpg", b"3")))
+    samples = read(
+        tmp_path,
+        packed(("a.jpg", b"1"), (f"b.{extension}", b"", special), (f"b.{other}", b"2"), ("c.jpg", b"3")),
+    )
     assert keys(samples) == [("a", b"1"), ("b", None), ("c", b"3")]
     assert samples[1].fault == f"has a {extension} {NOT_PLAIN}"
 
 
-def test_a_link_that_is_neither_picture_nor_label_is_not_missed(tmp_path):
+def test_a_link_that_is_neither_image_nor_label_is_not_missed(tmp_path):
     link = {"type": tarfile.SYMTYPE, "linkname": "x"}
-    assert keys(read(tmp_path, packed(("a.jpg", b"1"), ("a.txt", b"", link), ("a.npy", b"", link)))) == [("a", b"1")]
+    assert keys(read(tmp_path, packed(("a.jpg", b"1"), ("a.txt", b"", link), ("a.npy", b"", link)))) == [
+        ("a", b"1")
+    ]
 
 
 def test_sparse_files_are_not_filled_in(tmp_path):
@@ -138,21 +160,23 @@ def peak(tmp_path, data):
 @pytest.mark.parametrize("size", [10 * 2**30, 2**62, 8**11 - 1, 2**80])
 @pytest.mark.parametrize("extension", ["jpg", "npy"])
 def test_a_member_that_claims_more_than_there_is_is_refused_at_once(tmp_path, extension, size):
-    used, fault = peak(tmp_path, packed(("a.jpg", b"1"))[:1024] + header(f"b.{extension}", size) + bytes(100_000))
+    used, fault = peak(
+        tmp_path, packed(("a.jpg", b"1"))[:1024] + header(f"b.{extension}", size) + bytes(100_000)
+    )
     assert fault.startswith("tar 'some.tar' has no end marker: it is cut")
     assert used < 2**20
 
 
-def test_a_giant_picture_skips_its_sample_unread(tmp_path):
-    path, size = tmp_path / "giant.tar", MAX_PICTURE_BYTES + 512
+def test_a_giant_image_skips_its_sample_unread(tmp_path):
+    path, size = tmp_path / "giant.tar", MAX_IMAGE_BYTES + 512
     with path.open("wb") as file:
         file.write(header("a.jpg", size))
         file.seek(size, io.SEEK_CUR)
         file.write(packed(("b.jpg", b"2")))
     with memory(64 * 2**20):
-        samples = list(read_samples(Shard(path, path.stat().st_size)))
+        samples = list(read_samples(SourceTar(path, path.stat().st_size)))
     assert keys(samples) == [("a", None), ("b", b"2")]
-    assert samples[0].fault == f"has a jpg of {size} bytes, more than the {MAX_PICTURE_BYTES} that are accepted"
+    assert samples[0].fault == f"has a jpg of {size} bytes, more than the {MAX_IMAGE_BYTES} that are accepted"
 
 
 def test_other_members_are_passed_over_unread(tmp_path):
@@ -163,21 +187,28 @@ def test_other_members_are_passed_over_unread(tmp_path):
 
 
 def test_a_header_without_end_is_refused(tmp_path):
-    used, fault = peak(tmp_path, packed(("a.jpg", b"1", {"size": 1, "pax_headers": {"comment": "x" * 50_000_000}})))
+    used, fault = peak(
+        tmp_path, packed(("a.jpg", b"1", {"size": 1, "pax_headers": {"comment": "x" * 50_000_000}}))
+    )
     assert fault.startswith("tar 'some.tar' has a header of more than 65536 bytes")
     assert used < 2**20
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress], ids=["gzip", "xz"])
 def test_a_compressed_tar_is_refused_by_that_name(tmp_path, compress):
-    assert refused(tmp_path, compress(packed(("a.jpg", b"1" * 5000)))) == "is compressed, where only plain tars are read"
+    assert (
+        refused(tmp_path, compress(packed(("a.jpg", b"1" * 5000))))
+        == "is compressed, where only plain tars are read"
+    )
 
 
 def blocks(data):
     return -(-len(data) // 512) * 512
 
 
-@pytest.mark.parametrize("last", [bytes(1024), bytes(5000), b""], ids=["the end marker's zeros", "zeros", "nothing"])
+@pytest.mark.parametrize(
+    "last", [bytes(1024), bytes(5000), b""], ids=["the end marker's zeros", "zeros", "nothing"]
+)
 def test_a_cut_behind_a_member_of_zeros_is_a_cut(tmp_path, last):
     whole = packed(("a.jpg", b"1"), ("b.jpg", last))
     end = 1024 + 512 + blocks(last)
@@ -193,13 +224,19 @@ def test_padding_may_be_long_but_must_be_zeros(tmp_path):
     for place in (1024 + 100, 1024 + 700, 1024 + 1024, len(whole) - 1, len(whole) + 2_000_000):
         data = bytearray(whole + bytes(2_500_000))
         data[place] = 7
-        assert refused(tmp_path, bytes(data)) == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+        assert (
+            refused(tmp_path, bytes(data))
+            == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+        )
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
     data = bytearray(packed(("a.jpg", b"1"), ("b.jpg", b"")))
     data[1024 + 150] ^= 1
-    assert refused(tmp_path, bytes(data)) == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+    assert (
+        refused(tmp_path, bytes(data))
+        == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+    )
 
 
 def test_nested_long_names_do_not_exhaust_the_stack(tmp_path):

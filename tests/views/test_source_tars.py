@@ -7,8 +7,9 @@ import pytest
 from small_cache import add_member, write_tar
 
 from pipeline.errors import SourceError
-from pipeline.views.shards import Shard
-from pipeline.views.source import MAX_CARRIED_BYTES, NO_LABEL, label_of, read_samples
+from pipeline.views.sample import NO_LABEL, label_of
+from pipeline.views.source import MAX_CARRIED_BYTES, read_samples
+from pipeline.views.source_tars import SourceTar
 
 
 def tar_bytes(members):
@@ -22,7 +23,7 @@ def tar_bytes(members):
 def read(tmp_path, data):
     path = tmp_path / "some.tar"
     path.write_bytes(data)
-    return list(read_samples(Shard(path, len(data))))
+    return list(read_samples(SourceTar(path, len(data))))
 
 
 def read_members(tmp_path, *members):
@@ -30,8 +31,13 @@ def read_members(tmp_path, *members):
 
 
 def test_samples_come_in_order_with_their_small_members(tmp_path):
-    path = write_tar(tmp_path / "a.tar", {"b": b"one", "a": b"two"}, labels={"b": 7}, members={"a.json": b"{}", "a.npy": b"0"})
-    samples = list(read_samples(Shard(path, 1)))
+    path = write_tar(
+        tmp_path / "a.tar",
+        {"b": b"one", "a": b"two"},
+        labels={"b": 7},
+        members={"a.json": b"{}", "a.npy": b"0"},
+    )
+    samples = list(read_samples(SourceTar(path, 1)))
     assert [(sample.key, sample.image, sample.members) for sample in samples] == [
         ("b", b"one", {"cls": b"7"}),
         ("a", b"two", {"json": b"{}"}),
@@ -40,17 +46,17 @@ def test_samples_come_in_order_with_their_small_members(tmp_path):
 
 def test_only_small_members_that_stay_true_of_a_crop_travel(tmp_path):
     members = [
-        ("a.jpg", b"picture"),
+        ("a.jpg", b"image"),
         ("a.txt", b"x" * MAX_CARRIED_BYTES),
         ("a.caption", b"x" * (MAX_CARRIED_BYTES + 1)),
         ("a.seg.png", b"map"),
     ]
     (sample,) = read_members(tmp_path, *members)
-    assert (sample.image, list(sample.members)) == (b"picture", ["txt"])
+    assert (sample.image, list(sample.members)) == (b"image", ["txt"])
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "has_picture"),
+    ("name", "key", "has_image"),
     [
         ("d1.x/d2.y/z.jpg", "d1.x/d2.y/z", True),
         ("./q.png", "./q", True),
@@ -61,13 +67,15 @@ def test_only_small_members_that_stay_true_of_a_crop_travel(tmp_path):
         ("x" * 150 + ".jpg", "x" * 150, True),
     ],
 )
-def test_the_key_ends_at_the_file_name_s_first_dot(tmp_path, name, key, has_picture):
+def test_the_key_ends_at_the_file_name_s_first_dot(tmp_path, name, key, has_image):
     (sample,) = read_members(tmp_path, (name, b"data"))
-    assert (sample.key, sample.image is not None) == (key, has_picture)
+    assert (sample.key, sample.image is not None) == (key, has_image)
 
 
 def test_names_without_extension_are_no_samples(tmp_path):
-    assert [sample.key for sample in read_members(tmp_path, ("README", b"x"), ("a.jpg", b"x"), ("b", b"x"))] == ["a"]
+    assert [
+        sample.key for sample in read_members(tmp_path, ("README", b"x"), ("a.jpg", b"x"), ("b", b"x"))
+    ] == ["a"]
 
 
 def test_a_tar_without_members_has_no_samples(tmp_path):
@@ -80,13 +88,19 @@ def test_a_tar_that_is_cut_is_refused_wherever_that_is(tmp_path, size):
     whole = tar_bytes(members)
     end = sum(512 + -(-size // 512) * 512 for _ in members)
     for cut in {*range(0, end + 513, 512), *range(1, end, 997)}:
-        with pytest.raises(SourceError, match=r"tar 'some\.tar' .*(cannot be read|is cut).*make the tar again or leave it out"):
+        with pytest.raises(
+            SourceError,
+            match=r"tar 'some\.tar' .*(cannot be read|is cut).*make the tar again or leave it out",
+        ):
             read(tmp_path, whole[:cut])
     assert len(read(tmp_path, whole)) == len(read(tmp_path, whole[: end + 1024])) == 30
 
 
 def test_a_message_has_no_addresses_of_objects(tmp_path):
-    with pytest.raises(SourceError, match=r"^tar 'some\.tar' has no end marker: it is cut: make the tar again or leave it out$"):
+    with pytest.raises(
+        SourceError,
+        match=r"^tar 'some\.tar' has no end marker: it is cut: make the tar again or leave it out$",
+    ):
         read(tmp_path, tar_bytes([("a.jpg", bytes(2000))])[:1000])
 
 
@@ -116,7 +130,7 @@ def test_a_tar_behind_a_tar_is_refused_rather_than_left_out(tmp_path):
 
 def test_a_tar_that_has_gone_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"tar 'gone\.tar' cannot be opened"):
-        list(read_samples(Shard(tmp_path / "gone.tar", 1)))
+        list(read_samples(SourceTar(tmp_path / "gone.tar", 1)))
 
 
 @pytest.mark.parametrize(("text", "label"), [(b"0", 0), (b" 17\n", 17), (b"007", 7), (b"9" * 18, 10**18 - 1)])

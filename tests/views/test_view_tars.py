@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_units import write_view_tar
 
-from pipeline.views.tars import ViewTarWriter, parse_samples, read_sample, tar_sample
+from pipeline.views.view_tars import ViewTarWriter, parse_samples, read_sample, tar_sample
 
 SAMPLES = [
-    ("000001", b"picture one", {"cls": b"3"}),
+    ("000001", b"image one", {"cls": b"3"}),
     ("folder.x/000002", b"p" * 2000, {"cls": b"1", "json": b"{}", "txt": b"a caption"}),
     ("größe", b"", {}),
     ("long/" + "x" * 180, b"p" * 512, {"cls": b"0"}),
@@ -64,7 +64,10 @@ def test_ranges_follow_one_another_and_hold_one_sample_each(tmp_path):
 def test_a_range_of_samples_is_parsed(tmp_path, first, last):
     ranges = write(tmp_path / "a.tar")
     data = (tmp_path / "a.tar").read_bytes()[ranges[first][0] : ranges[last - 1][0] + ranges[last - 1][1]]
-    parsed = [{name: value for name, value in sample.items() if name != "__url__"} for sample in parse_samples(data, "any")]
+    parsed = [
+        {name: value for name, value in sample.items() if name != "__url__"}
+        for sample in parse_samples(data, "any")
+    ]
     assert parsed == [{"__key__": key, "jpg": crop, **members} for key, crop, members in SAMPLES[first:last]]
 
 
@@ -97,7 +100,14 @@ def test_plain_and_other_names_are_read(tmp_path, sample):
 def test_what_is_not_one_whole_sample_is_refused(tmp_path):
     ranges = write(tmp_path / "a.tar", [("a", b"p" * 3000, {"cls": b"1"}), ("b", b"q", {})])
     data = (tmp_path / "a.tar").read_bytes()
-    for start, end in [(0, sum(ranges[1][:2])), (512, ranges[1][0]), (0, ranges[1][0] - 512), (0, 700), (0, 0), (7, ranges[1][0])]:
+    for start, end in [
+        (0, sum(ranges[1][:2])),
+        (512, ranges[1][0]),
+        (0, ranges[1][0] - 512),
+        (0, 700),
+        (0, 0),
+        (7, ranges[1][0]),
+    ]:
         with pytest.raises(ValueError, match=r".+"):
             read_sample(data[start:end], "jpg")
 

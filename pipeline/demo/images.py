@@ -1,0 +1,191 @@
+"""Captioned images for the demo: a form on a ground, both of any colour and texture, amid clutter.
+
+Only the form makes the class. Colours, textures, place, size, tilt and clutter are drawn freely, so features that see no form do badly.
+An image is a pure function of (seed, index).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline.demo.forms import CLASSES, FORMS, Patch, Point
+
+SIDE = 96
+_OVERSAMPLING = 2
+_COLOURS = {
+    "red": (215, 45, 40),
+    "orange": (235, 140, 35),
+    "yellow": (235, 215, 60),
+    "green": (60, 165, 75),
+    "cyan": (70, 195, 205),
+    "blue": (50, 85, 205),
+    "purple": (135, 60, 175),
+    "pink": (240, 150, 185),
+    "brown": (125, 80, 45),
+    "black": (25, 25, 28),
+    "white": (240, 240, 236),
+    "grey": (130, 132, 135),
+}
+_TEXTURES = ("plain", "striped", "spotted", "shaded", "grainy")
+_MIN_CONTRAST = 60.0  # least difference of luma between form and ground, of 255
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """One image: `pixels` (SIDE, SIDE, 3) uint8, its class index and its caption."""
+
+    pixels: NDArray[np.uint8]
+    label: int
+    caption: str
+
+
+def image(seed: int, index: int) -> DrawnImage:
+    """Draw image `index` of the endless series `seed`."""
+    rng = np.random.default_rng([seed, index])
+    label = int(rng.integers(len(CLASSES)))
+    form_colour, ground_colour = _contrasting_colours(rng)
+    form_texture, ground_texture = (str(rng.choice(_TEXTURES)) for _ in range(2))
+    ground = _texture(rng, ground_texture, _shade(rng, ground_colour))
+    ground = _paste(ground, _clutter_mask(rng), _shade(rng, str(rng.choice(list(_COLOURS)))))
+    form = _texture(rng, form_texture, _shade(rng, form_colour))
+    pixels = _paste(ground, _form_mask(rng, CLASSES[label]), form)
+    pixels += rng.normal(0, rng.uniform(0, 8), pixels.shape).astype(np.float32)
+    caption = _caption(rng, CLASSES[label], form_colour, form_texture, ground_colour)
+    return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption)
+
+
+def prompts() -> list[list[str]]:
+    """Return the texts of each class for zero-shot classification, in the order of CLASSES."""
+    return [[f"{_article(name)} {name}", f"a picture of {_article(name)} {name}"] for name in CLASSES]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" or word.startswith("hour") else "a"
+
+
+def _caption(rng: np.random.Generator, form: str, colour: str, texture: str, ground: str) -> str:
+    """Name the form always, colours and textures only sometimes, as people do."""
+    if rng.random() < 0.5:
+        return str(rng.choice([f"{_article(form)} {form}", f"a picture of {_article(form)} {form}"]))
+    adjectives = [word for word in (texture, colour) if rng.random() < 0.5]
+    noun = " ".join([*adjectives, form])
+    where = f" on {_article(ground)} {ground} ground" if rng.random() < 0.3 else ""
+    return f"{_article(noun)} {noun}{where}"
+
+
+def _luma(colour: str) -> float:
+    return float(np.dot(_COLOURS[colour], (0.299, 0.587, 0.114)))
+
+
+def _contrasting_colours(rng: np.random.Generator) -> tuple[str, str]:
+    names = list(_COLOURS)
+    form = str(rng.choice(names))
+    grounds = [name for name in names if abs(_luma(name) - _luma(form)) > _MIN_CONTRAST]
+    return form, str(rng.choice(grounds))
+
+
+def _shade(rng: np.random.Generator, colour: str) -> Pixels:
+    return (np.asarray(_COLOURS[colour]) + rng.normal(0, 12, 3)).astype(np.float32)
+
+
+def _texture(rng: np.random.Generator, name: str, colour: Pixels) -> Pixels:
+    """Spread a colour over the image with a texture: (SIDE, SIDE, 3)."""
+    strength = np.float32(rng.uniform(15, 40))
+    return (colour + strength * _PATTERNS[name](rng)[..., None]).astype(np.float32)
+
+
+def _grid(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """Coordinates turned by a random angle, in pixels."""
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    angle = rng.uniform(0, math.pi)
+    return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+
+
+def _striped(rng: np.random.Generator) -> Pixels:
+    u, _ = _grid(rng)
+    return np.asarray(np.sign(np.sin(u * (2 * math.pi / rng.uniform(6, 16)))), np.float32)
+
+
+def _spotted(rng: np.random.Generator) -> Pixels:
+    u, v = _grid(rng)
+    scale = 2 * math.pi / rng.uniform(8, 16)
+    return np.asarray(np.sin(u * scale) * np.sin(v * scale) > 0.3, np.float32)
+
+
+def _shaded(rng: np.random.Generator) -> Pixels:
+    u, _ = _grid(rng)
+    return np.asarray((u - u.mean()) * (1.5 / SIDE), np.float32)
+
+
+def _grainy(rng: np.random.Generator) -> Pixels:
+    coarse = rng.normal(0, 0.6, (SIDE // 4, SIDE // 4)).astype(np.float32)
+    return coarse.repeat(4, axis=0).repeat(4, axis=1)
+
+
+_PATTERNS: dict[str, Callable[[np.random.Generator], Pixels]] = {
+    "plain": lambda _: np.zeros((SIDE, SIDE), np.float32),
+    "striped": _striped,
+    "spotted": _spotted,
+    "shaded": _shaded,
+    "grainy": _grainy,
+}
+
+
+def _paste(ground: Pixels, mask: Pixels, colour: Pixels) -> Pixels:
+    return np.asarray(ground + (colour - ground) * mask[..., None], np.float32)
+
+
+def _blank() -> Image.Image:
+    return Image.new("L", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING))
+
+
+def _smooth(mask: Image.Image) -> Pixels:
+    return np.asarray(mask.reduce(_OVERSAMPLING), np.float32) / np.float32(255)
+
+
+def _clutter_mask(rng: np.random.Generator) -> Pixels:
+    """Draw a few small discs and sticks, the same colour all."""
+    mask = _blank()
+    draw = ImageDraw.Draw(mask)
+    for _ in range(int(rng.integers(0, 7))):
+        x, y, length, angle = (
+            rng.uniform(0, mask.width),
+            rng.uniform(0, mask.width),
+            rng.uniform(6, 22),
+            rng.uniform(0, math.pi),
+        )
+        if rng.random() < 0.5:
+            draw.ellipse((x - length / 3, y - length / 3, x + length / 3, y + length / 3), fill=255)
+        else:
+            draw.line((x, y, x + length * math.cos(angle), y + length * math.sin(angle)), fill=255, width=5)
+    return _smooth(mask)
+
+
+def _form_mask(rng: np.random.Generator, form: str) -> Pixels:
+    """Draw a form at a random place, size and tilt, wholly inside the image."""
+    mask = _blank()
+    draw = ImageDraw.Draw(mask)
+    half = rng.uniform(0.27, 0.42) * mask.width
+    centre = rng.uniform(half, mask.width - half, 2)
+    tilt, mirror = rng.normal(0, 0.2), rng.choice((-1, 1))
+
+    def place(point: Point) -> Point:
+        x, y = mirror * point[0], point[1]
+        return (
+            float(centre[0] + half * (x * math.cos(tilt) - y * math.sin(tilt))),
+            float(centre[1] + half * (x * math.sin(tilt) + y * math.cos(tilt))),
+        )
+
+    for part in FORMS[form]():
+        points = [place(point) for point in part.points]
+        if isinstance(part, Patch):
+            draw.polygon(points, fill=0 if part.hole else 255)
+        else:
+            draw.line(points, fill=255, width=round(part.width * half), joint="curve")
+    return _smooth(mask)

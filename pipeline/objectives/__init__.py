@@ -1,0 +1,1 @@
+"""What a student learns: one file for each objective. Works on tensors only."""

@@ -1,0 +1,101 @@
+"""Dynamic alignment: each teacher level is predicted from its own mixture of student blocks (MaskAlign, arXiv 2211.08887).
+
+A student that sees a third of an image is not, block by block, where its teacher is: the mixture is learned, starting from the
+block at the same relative depth. The fixed mixtures are the paper's baselines.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+from pipeline.student.initialise import initialise_layer
+
+Mode = Literal["dynamic", "layerwise", "uniform", "last"]
+Head = Literal["linear", "norm_linear", "mlp"]
+
+
+class AlignmentConfig(Section):
+    """How student blocks are mixed for a teacher level, and the head that maps a mixture to the teacher's width."""
+
+    mode: Mode = "dynamic"
+    head: Head = "linear"
+
+
+def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:
+    """Return for each teacher block t of T the student block at its relative depth: round((t + 1) * L / T) - 1.
+
+    Halves are rounded up, in whole numbers, so that depth cannot depend on how a float falls; equal depth gives t itself. What would
+    fall before the first block is the first. Raises ConfigError for levels that the teacher does not have.
+    """
+    wrong = [level for level in teacher_levels if not 0 <= level < teacher_depth]
+    if wrong or not teacher_levels:
+        raise ConfigError(
+            f"teacher levels {list(teacher_levels)} cannot be aligned: give one or more block numbers from 0 to {teacher_depth - 1}"
+        )
+    rounded = (
+        (2 * (level + 1) * student_depth + teacher_depth) // (2 * teacher_depth) for level in teacher_levels
+    )
+    return tuple(max(block - 1, 0) for block in rounded)
+
+
+def initial_weights(mode: Mode, matched: Sequence[int], student_depth: int) -> Tensor:
+    """Return the weights (M, L) float32 that a mode begins with, or keeps; a learned match begins at 0.01 + 1."""
+    match = torch.nn.functional.one_hot(torch.tensor(matched), student_depth).float()
+    if mode == "dynamic":
+        return match + 0.01
+    if mode == "layerwise":
+        return match
+    if mode == "uniform":
+        return torch.full_like(match, 1 / student_depth)
+    last = torch.zeros_like(match)
+    last[:, -1] = 1
+    return last
+
+
+def build_head(kind: Head, student_width: int, teacher_width: int) -> nn.Module:
+    """Return a head from C to D channels, Xavier-uniform with zero biases."""
+    linear = nn.Linear(student_width, teacher_width)
+    head: nn.Module = linear
+    if kind == "norm_linear":
+        head = nn.Sequential(nn.LayerNorm(student_width), linear)
+    elif kind == "mlp":
+        head = nn.Sequential(nn.Linear(student_width, student_width), nn.GELU(), linear)
+    return head.apply(initialise_layer)
+
+
+class DynamicAlignment(nn.Module):
+    """Weighted sums of student blocks and a head for each of M teacher levels.
+
+    `weights` (M, L) is learned in mode `dynamic` and frozen otherwise; `last_block` is the last student block that any level uses.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        head: Head,
+        matched: Sequence[int],
+        student_depth: int,
+        student_width: int,
+        teacher_width: int,
+    ) -> None:
+        super().__init__()
+        weights = initial_weights(mode, matched, student_depth)
+        self.weights = nn.Parameter(weights, requires_grad=mode == "dynamic")
+        self.heads = nn.ModuleList(build_head(head, student_width, teacher_width) for _ in matched)
+        # For each student block the levels that read it, known before any step so that zeros cost nothing and compiling sees constants.
+        self.readers = [row.nonzero().flatten().tolist() for row in weights.T]
+        self.last_block = max(block for block, levels in enumerate(self.readers) if levels)
+
+    def forward(self, block_outputs: Iterable[Tensor]) -> list[Tensor]:
+        """Return M predictions (B, K', D) from block outputs (B, K', C), which are summed as they come and never stacked."""
+        sums: dict[int, Tensor] = {}
+        # The range comes first: when it ends, no further block has been asked for.
+        for block, tokens in zip(range(self.last_block + 1), block_outputs, strict=False):
+            for level in self.readers[block]:
+                term = self.weights[level, block] * tokens
+                sums[level] = sums[level] + term if level in sums else term
+        return [head(sums[level]) for level, head in enumerate(self.heads)]

@@ -1,0 +1,49 @@
+"""Page-locked shared memory: the driver copies from it to the GPU while the program goes on."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import torch
+
+from pipeline.runtime.memory import shared_buffer
+
+
+def cuda_runtime() -> Any:
+    """Return the CUDA runtime that torch uses."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> list[int]:
+    """Page-lock shared memory and return the addresses; from where the driver refuses, copies are slower but right.
+
+    That is said once, with what the user may do.
+    """
+    locked: list[int] = []
+    for memory in memories:
+        tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
+        if code := int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)):
+            _forget_error()
+            size = sum(other.size for other in memories[len(locked) :])
+            sys.stderr.write(
+                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory (CUDA error {code}), so copies to the GPU "
+                f"are slower: {cure}, or raise the limit of locked memory (ulimit -l)\n"
+            )
+            break
+        locked.append(tensor.data_ptr())
+    return locked
+
+
+def _forget_error() -> None:
+    """Let the next kernel take the blame now: its launch reports the last error of the runtime, whosever it is, and clears it."""
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")
+
+
+def unlock_pages(locked: Sequence[int], runtime: Any) -> None:
+    """Unlock what `lock_pages` has locked."""
+    for address in locked:
+        runtime.cudaHostUnregister(address)

@@ -1,0 +1,143 @@
+"""Source tars on a disk, an object store or a web server: listed, measured and read as one stream each."""
+
+import errno
+import io
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from pipeline.errors import ConfigError
+from pipeline.storage.address import STORE_SCHEMES, WEB_SCHEMES, check_url, is_url
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ObjectStore
+
+RANGE_BYTES = 8 << 20
+_RANGES_AHEAD = 4  # once it is clear that more than the beginning is wanted
+
+
+def tar_name(address: str) -> str:
+    """Return the file name of a tar, by which a cache knows it."""
+    if not is_url(address):
+        return Path(address).name
+    name = address.rpartition("/")[2]
+    return unquote(name) if address.startswith(WEB_SCHEMES) else name
+
+
+def tar_size(address: str) -> int:
+    """Return the bytes of a tar; raises OSError, FileNotFoundError if it does not exist."""
+    if not is_url(address):
+        path = Path(address)
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", address)
+        return path.stat().st_size
+    import obstore
+
+    from pipeline.storage.connection import told
+
+    store, key = _located(address)
+    with told(address):
+        return int(obstore.head(store, key)["size"])
+
+
+def list_tars(address: str) -> list[str]:
+    """Return the addresses of the .tar objects directly below a URL, sorted; raises ConfigError for a web server and OSError."""
+    if address.partition("://")[0] in WEB_SCHEMES:
+        raise ConfigError(
+            f"shards {address!r}: a web server cannot list its files; give a brace pattern of URLs or a text list"
+        )
+    import obstore
+
+    from pipeline.storage.connection import patiently, told
+
+    store, key = _located(address)
+    with told(address):
+        found = patiently(lambda: obstore.list_with_delimiter(store, key))
+    root = address[: len(address) - len(key)] if key else address.rstrip("/") + "/"
+    paths = (meta["path"] for meta in found["objects"])
+    return sorted(
+        f"{root}{path}"
+        for path in paths
+        if path.endswith(".tar") and not path.rpartition("/")[2].startswith(".")
+    )
+
+
+def open_tar(address: str) -> IO[bytes]:
+    """Open a tar to be read once from its beginning; raises OSError."""
+    if not is_url(address):
+        return Path(address).open("rb")
+    return io.BufferedReader(_RangeStream(address), RANGE_BYTES)
+
+
+def _located(address: str) -> tuple["ObjectStore", str]:
+    check_url(address, (*STORE_SCHEMES, *WEB_SCHEMES))
+    from pipeline.storage.connection import connect
+
+    scheme, _, rest = address.partition("://")
+    root, _, key = rest.partition("/")
+    return connect(f"{scheme}://{root}"), unquote(key) if scheme in WEB_SCHEMES else key
+
+
+class _RangeStream(io.RawIOBase):
+    """Reads an object in large ranges, some of them ahead; each is asked for again where its connection breaks."""
+
+    def __init__(self, address: str) -> None:
+        import obstore
+
+        from pipeline.storage.connection import told
+
+        super().__init__()
+        self._address = address
+        self._store, self._key = _located(address)
+        with told(address):
+            meta = obstore.head(self._store, self._key)
+        tag = meta["e_tag"]
+        self._condition: GetOptions = {"if_match": tag} if tag and not tag.startswith("W/") else {}
+        self._size, self._asked, self._taken = meta["size"], 0, 0
+        self._pool = ThreadPoolExecutor(_RANGES_AHEAD)
+        self._coming: deque[Future[bytes]] = deque()
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the current range goes; 0 at the end."""
+        if not self._rest:
+            self._ask_ahead()
+            if not self._coming:
+                return 0
+            self._rest = memoryview(self._coming.popleft().result())
+            self._taken += 1
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        """Ask for nothing more."""
+        if not self.closed:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        super().close()
+
+    def _ask_ahead(self) -> None:
+        while self._asked < self._size and len(self._coming) < min(_RANGES_AHEAD, self._taken + 1):
+            end = min(self._asked + RANGE_BYTES, self._size)
+            self._coming.append(self._pool.submit(self._read, self._asked, end))
+            self._asked = end
+
+    def _read(self, start: int, end: int) -> bytes:
+        import obstore
+
+        from pipeline.storage.connection import patiently, told
+
+        options: GetOptions = {**self._condition, "range": (start, end)}
+        with told(self._address):
+            data = patiently(lambda: bytes(obstore.get(self._store, self._key, options=options).bytes()))
+        if len(data) != end - start:
+            raise OSError(errno.EIO, f"bytes {start} to {end} came as {len(data)} bytes", self._address)
+        return data

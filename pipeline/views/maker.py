@@ -1,0 +1,54 @@
+"""From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.views.codec import Pixels, ViewFormat, decode_image, decode_view, encode_view
+from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
+from pipeline.views.sample import SkippedImage, SourceSample, label_of
+from pipeline.views.view_tars import tar_sample
+
+
+@dataclass(frozen=True)
+class SampleViews:
+    """The views of one image: their pixels (V, S, S, 3), boxes (V, 7) int32, and for each the bytes of its sample in the view tar."""
+
+    key: str
+    label: int
+    pixels: Pixels
+    boxes: NDArray[np.int32]
+    tar_samples: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Makes chosen views of a sample; a picklable function."""
+
+    policy: CropPolicy
+    views: tuple[int, ...]
+    view_format: ViewFormat
+
+    def __call__(self, sample: SourceSample) -> SampleViews | SkippedImage:
+        """Return the views, or why the sample is skipped."""
+        try:
+            return self._make(sample)
+        except SourceError as error:
+            return SkippedImage(key=sample.key, reason=str(error))
+
+    def _make(self, sample: SourceSample) -> SampleViews:
+        if sample.image is None:
+            raise SourceError(sample.fault)
+        label = label_of(sample.members)
+        source = decode_image(sample.image)
+        boxes = [
+            draw_crop(self.policy, sample.key, view, source.shape[1], source.shape[0]) for view in self.views
+        ]
+        crops = [encode_view(cut_crop(source, box, self.policy.size), self.view_format) for box in boxes]
+        pixels = np.stack([decode_view(crop, self.view_format) for crop in crops])
+        tar_samples = tuple(tar_sample(sample.key, crop, sample.members, self.view_format) for crop in crops)
+        return SampleViews(
+            sample.key, label, pixels, np.array([box.as_row() for box in boxes], np.int32), tar_samples
+        )

@@ -1,0 +1,172 @@
+"""Masks: which K of the N patches a student sees (MaskAlign, arXiv 2211.08887; blocks after BEiT, arXiv 2106.08254).
+
+A mask is an ascending list of patch numbers of fixed length. It is drawn in data workers from a keyed generator, so this
+file needs only numpy. `attention` and `random` rank all patches and show the first K; the ranking of a view, which does not depend on the
+epoch, is also what decides which patches a cache keeps.
+"""
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import field_validator
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+from pipeline.seeding import generator
+
+RankStrategy = Literal["attention", "random"]
+Strategy = Literal["attention", "random", "block"]
+RANK_STRATEGIES: tuple[str, ...] = get_args(RankStrategy)
+
+# Below every positive float32, so that patches without importance come last, and among themselves in random order.
+LEAST_IMPORTANCE = 1e-300
+# BEiT's blocks cover at least 16 of 196 patches, with sides in a ratio of up to 1 to 0.3.
+SMALLEST_BLOCK = 16 / 196
+FLATTEST_BLOCK = 0.3
+
+
+class MaskConfig(Section):
+    """How patches are chosen, the share of them that is hidden, and whether each epoch draws afresh or all show what --keep would store.
+
+    `redraw` auto: afresh if the cache has all patches.
+    """
+
+    strategy: Strategy = "attention"
+    ratio: float = 0.7
+    redraw: bool | Literal["auto"] = "auto"
+
+    @field_validator("ratio")
+    @classmethod
+    def _within_range(cls, ratio: float) -> float:
+        if not 0 <= ratio < 1:
+            raise ValueError("the hidden share must be at least 0 and less than 1, such as 0.7")
+        return ratio
+
+
+def count_of_share(patches: int, share: float) -> int:
+    """Return how many of N patches a share of them is, for masks and for what a cache keeps alike."""
+    return math.floor(patches * share + 1e-6)
+
+
+def visible_count(patches: int, ratio: float) -> int:
+    """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
+    count = count_of_share(patches, 1 - ratio)
+    if not 1 <= count <= patches:
+        largest = max(0.0, math.floor((1 - 1 / patches) * 1e4 + 1e-6) / 1e4)
+        raise ConfigError(
+            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: choose a ratio from 0 to {largest:g}"
+        )
+    return count
+
+
+def least_ratio(patches: int, count: int) -> float:
+    """Return the least hidden share, to four digits, that leaves no more than `count` of N patches visible."""
+    below = max(0, math.floor((1 - (count + 1) / patches) * 1e4))
+    return next(
+        step / 1e4 for step in range(below, 10_000) if count_of_share(patches, 1 - step / 1e4) <= count
+    )
+
+
+def draw_visible(
+    strategy: Strategy,
+    importance: NDArray[np.float32] | None,
+    grid: int,
+    count: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Draw the visible patches (K,) int64 of one image, ascending and distinct.
+
+    `attention` draws without replacement with probability proportional to `importance` (N,), `random` uniformly, and
+    `block` hides rectangles of the grid x grid patches. Raises ConfigError for an unknown strategy or impossible values.
+    """
+    patches = grid * grid
+    if not 1 <= count <= patches:
+        raise ConfigError(
+            f"{count} visible patches cannot be drawn from a grid of {grid} x {grid}: choose 1 to {patches}"
+        )
+    if strategy == "block":
+        return _draw_around_blocks(grid, count, rng)
+    return np.sort(rank_patches(strategy, importance, patches, rng)[:count])
+
+
+def rank_patches(
+    strategy: RankStrategy, importance: NDArray[np.float32] | None, patches: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rank all patches of one image (N,) int64; its first K, for any K, are a draw without replacement.
+
+    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those left over
+    (Efraimidis and Spirakis, 2006). The rates are the importance (N,) for `attention`, and equal for `random`.
+    """
+    return rank_by_arrival(strategy, importance, rng.standard_exponential(patches))
+
+
+def rank_by_arrival(
+    strategy: RankStrategy, importance: NDArray[np.float32] | None, arrivals: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Rank the patches of any number of images (..., N) int64 by exponential times (..., N) of rate 1, which are overwritten."""
+    if strategy == "attention":
+        arrivals /= _checked_importance(importance, arrivals.shape)
+    elif strategy != "random":
+        raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
+    return np.argsort(arrivals, axis=-1, kind="stable").astype(np.int64, copy=False)
+
+
+def rank_of_view(
+    strategy: RankStrategy,
+    importance: NDArray[np.float32] | None,
+    patches: int,
+    seed: int,
+    key: str,
+    view: int,
+) -> NDArray[np.int64]:
+    """Return the one ranking (N,) int64 of a view of an image, whatever the epoch; `seed` is that of the cache's views."""
+    return rank_patches(strategy, importance, patches, rank_generator(seed, key, view))
+
+
+def rank_generator(seed: int, key: str, view: int) -> np.random.Generator:
+    """Return what the ranking of a view of an image is drawn from."""
+    return generator(seed, "rank", key, view)
+
+
+def _checked_importance(
+    importance: NDArray[np.float32] | None, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Return the importance (..., N) as float64 above zero."""
+    if importance is None:
+        raise ConfigError(
+            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher with neither CLS nor query "
+            "has none): choose 'random' or 'block'"
+        )
+    if importance.shape != shape:
+        raise ConfigError(
+            f"importance has shape {importance.shape}, but the grid has {shape[-1]} patches: give one value for each patch"
+        )
+    if not importance.min() >= 0:
+        raise ConfigError(
+            f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from"
+        )
+    return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
+
+
+def _draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Hide rectangles until at most `count` patches are visible, then give back hidden ones at random up to `count`."""
+    hide = grid * grid - count
+    hidden = np.zeros((grid, grid), dtype=bool)
+    while (missing := hide - int(hidden.sum())) > 0:
+        hidden[_draw_block(grid, missing, rng)] = True
+    surplus = int(hidden.sum()) - hide
+    hidden.flat[rng.choice(np.flatnonzero(hidden), surplus, replace=False)] = False
+    return np.flatnonzero(~hidden).astype(np.int64, copy=False)
+
+
+def _draw_block(grid: int, missing: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Draw a rectangle of about the smallest area to `missing` patches, somewhere inside the grid."""
+    smallest = max(1.0, SMALLEST_BLOCK * grid * grid)
+    area = rng.uniform(smallest, max(smallest, missing))
+    aspect = math.exp(rng.uniform(math.log(FLATTEST_BLOCK), -math.log(FLATTEST_BLOCK)))
+    height = min(grid, max(1, round(math.sqrt(area * aspect))))
+    width = min(grid, max(1, round(math.sqrt(area / aspect))))
+    top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
+    return slice(top, top + height), slice(left, left + width)

@@ -1,0 +1,207 @@
+"""What a batch joins belongs together: pixels and targets of one sample are those that lie in the cache under its key."""
+
+import numpy as np
+import pytest
+import zarr
+from small_cache import image, small_cache, write_tar
+from stored_samples import KEYS, republish, stored_samples
+from stream_parts import read_batches
+
+from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.reader import Cache
+from pipeline.errors import CacheError
+from pipeline.views.codec import encode_view
+from pipeline.views.source_tars import SourceTar
+
+UNIT_0 = r"unit 0 \(train-0000\.tar, view 0\)"
+
+
+def patches_of(crop, visible, size=16):
+    """Cut the visible patches (K, P) by hand, rows of the grid first."""
+    columns = crop.shape[1] // size
+    corners = [(patch // columns * size, patch % columns * size) for patch in visible]
+    return np.stack([crop[top : top + size, left : left + size].reshape(-1) for top, left in corners])
+
+
+def key_of(batch, row, stored):
+    """Find the only key whose crop has these pixels at these patches."""
+    visible, patches = batch["visible"][row].numpy(), batch["patches"][row].numpy()
+    (key,) = (
+        key for key, sample in stored.items() if np.array_equal(patches_of(sample.crop, visible), patches)
+    )
+    return key
+
+
+def check_batches(batches, stored, levels, prefix):
+    """Compare every sample of some batches with the cache; returns the keys."""
+    keys = []
+    for batch in batches:
+        for row, visible in enumerate(batch["visible"].numpy()):
+            keys.append(key_of(batch, row, stored))
+            sample, tokens = stored[keys[-1]], [*range(prefix), *(visible + prefix)]
+            assert np.array_equal(batch["codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
+            assert np.array_equal(batch["stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
+    return keys
+
+
+@pytest.mark.parametrize(("levels", "views"), [((0, 1, 2), (0, 1)), ((2,), (1,)), ((1, 0), (1, 0))])
+def test_pixels_and_targets_of_a_batch_are_those_of_one_key(small_cache_path, levels, views):
+    batches = read_batches(small_cache_path, 14, levels=levels, views=views, batch_size=20)
+    for epoch in range(2):
+        stored = stored_samples(small_cache_path, views[epoch % len(views)])
+        keys = check_batches(batches[7 * epoch : 7 * (epoch + 1)], stored, levels, prefix=1)
+        assert sorted(keys) == sorted(stored)
+
+
+def test_a_teacher_without_cls_half_precision_raw_crops_and_missing_labels(tmp_path):
+    images = {f"a/{number}": image(number) for number in range(6)}
+    tar = write_tar(tmp_path / "some.tar", images, labels={"a/1": 700})
+    teacher = {"teacher": "timm:test_vit3.random", "encoding": "float16", "view_format": "raw"}
+    path = small_cache(tmp_path, shards=[SourceTar(tar, tar.stat().st_size)], views=1, **teacher)
+    batches = read_batches(path, 1, views=(0,), batch_size=6)
+    cache = Cache(path)
+    width = cache.schema.teacher.width
+    assert (batches[0]["codes"].shape, batches[0]["stats"].shape) == ((6, 3, 8, width), (6, 3, 8, 2))
+    keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
+    assert sorted(keys) == sorted(images)
+    joined = read_joined(cache, next(cache.commits()), 0, [])
+    assert dict(zip(joined.keys, joined.labels.tolist(), strict=True)) == {
+        key: 700 if key == "a/1" else -1 for key in images
+    }
+
+
+def read_epoch(path):
+    """Read an epoch of view 0, whole."""
+    return read_batches(path, 7, views=(0,), batch_size=20)
+
+
+def swap(first, second):
+    """Exchange two files."""
+    spare = first.with_name("spare")
+    first.rename(spare)
+    second.rename(first)
+    spare.rename(second)
+
+
+def test_swapped_view_tars_are_refused(cache_copy):
+    swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0001.v00.tar")
+    with pytest.raises(
+        CacheError, match=r"unit \d \(train-000\d\.tar, view 0\), row \d+: the sample's bytes .* do not match"
+    ):
+        read_epoch(cache_copy)
+
+
+def test_swapped_views_of_a_tar_are_refused(cache_copy):
+    swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0000.v01.tar")
+    with pytest.raises(CacheError, match=UNIT_0 + r", row \d+: the sample's bytes .* do not match"):
+        read_epoch(cache_copy)
+
+
+def test_swapped_shards_of_targets_are_refused(cache_copy):
+    chunks = cache_copy / "targets.zarr/features/block_04/c"
+    swap(chunks / "0/0/0", chunks / "2/0/0")
+    with pytest.raises(
+        CacheError,
+        match=r"'features/block_04' of unit \d \(train-000\d\.tar, view 0\), rows \d+ to \d+ is not what was",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_rows_shifted_by_one_are_refused(cache_copy):
+    array = zarr.open_array(cache_copy / "targets.zarr/features/block_03", mode="r+")
+    array[:70] = np.roll(array[:70], 1, axis=0)
+    with pytest.raises(
+        CacheError,
+        match=r"array 'features/block_03' of " + UNIT_0 + r", rows \d+ to \d+ is not what was committed",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_changed_key_is_refused(cache_copy):
+    tar = cache_copy / "views/train-0000.v00.tar"
+    data = tar.read_bytes()
+    assert data.count(b"000065.jpg") == 1
+    tar.write_bytes(data.replace(b"000065.jpg", b"000066.jpg"))
+    with pytest.raises(
+        CacheError,
+        match=UNIT_0 + ", row 65: the sample's bytes in the view tar do not match their checksum: inspect",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_cut_view_tar_is_refused(cache_copy):
+    tar = cache_copy / "views/train-0000.v00.tar"
+    tar.write_bytes(tar.read_bytes()[:-20_000])
+    with pytest.raises(CacheError, match=UNIT_0 + r", row \d+: the sample's bytes"):
+        read_epoch(cache_copy)
+
+
+def test_a_missing_view_tar_is_refused(cache_copy):
+    (cache_copy / "views/train-0000.v00.tar").unlink()
+    with pytest.raises(
+        CacheError, match=r"view tar '.*train-0000\.v00\.tar' cannot be read \(No such file or directory\)"
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_unit_republished_with_its_own_keys_is_read(cache_copy):
+    republish(cache_copy)
+    assert len(read_epoch(cache_copy)) == 7
+
+
+def test_crops_in_another_order_than_the_targets_are_refused(cache_copy):
+    republish(cache_copy, [*KEYS[:20], KEYS[21], KEYS[20], *KEYS[22:]])
+    with pytest.raises(
+        CacheError,
+        match=UNIT_0
+        + ", row 20: crop '000021' does not belong to the target beside it: inspect-cache verify",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_samples_that_do_not_follow_one_another_are_refused(cache_copy):
+    def leave_a_gap(arrays):
+        arrays["index"][30, 1] += 512
+
+    republish(cache_copy, change=leave_a_gap)
+    with pytest.raises(
+        CacheError, match=UNIT_0 + ", row 0: the samples do not follow one another in the view tar"
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_sample_whose_key_has_a_dot_is_without_a_crop(cache_copy):
+    republish(cache_copy, [*KEYS[:21], f"{KEYS[20]}.b", *KEYS[22:]])
+    with pytest.raises(
+        CacheError,
+        match=UNIT_0
+        + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_crops_of_another_format_than_the_schema_says_are_refused(cache_copy):
+    republish(cache_copy, view_format="raw")
+    with pytest.raises(
+        CacheError,
+        match=UNIT_0
+        + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\): inspect-cache verify",
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_crop_that_cannot_be_decoded_is_named(cache_copy):
+    republish(cache_copy, spoilt=33)
+    with pytest.raises(
+        CacheError, match=r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract"
+    ):
+        read_epoch(cache_copy)
+
+
+def test_a_crop_of_another_size_is_refused(small_cache_path):
+    crop = encode_view(np.zeros((48, 64, 3), np.uint8), "jpeg")
+    with pytest.raises(
+        CacheError,
+        match=r"the crop of 'a' in cache .* cannot be decoded \(it is 64 x 48, not 64 x 64\): extract",
+    ):
+        decode_crop(Cache(small_cache_path), crop, "a")

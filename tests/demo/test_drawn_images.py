@@ -1,0 +1,109 @@
+"""The demo's images: a pure function, balanced classes, true captions, and colours that do not give the class away."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.demo.forms import CLASSES
+from pipeline.demo.images import SIDE, image, prompts
+
+COUNT = 1_500
+TRAINING = 1_200
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [image(7, index) for index in range(COUNT)]
+
+
+def test_a_image_is_a_function_of_seed_and_index(images):
+    again = image(7, 1_234)
+    np.testing.assert_array_equal(again.pixels, images[1_234].pixels)
+    assert (again.label, again.caption) == (images[1_234].label, images[1_234].caption)
+    assert (image(8, 1_234).pixels != again.pixels).mean() > 0.5
+    assert (image(7, 1_235).pixels != again.pixels).mean() > 0.5
+
+
+def test_shape_and_type(images):
+    assert {one.pixels.shape for one in images} == {(SIDE, SIDE, 3)}
+    assert {one.pixels.dtype for one in images} == {np.dtype(np.uint8)}
+    assert all(one.pixels.std() > 10 for one in images)
+
+
+def test_classes_are_roughly_even(images):
+    counts = Counter(one.label for one in images)
+    assert sorted(counts) == list(range(len(CLASSES))) == list(range(18))
+    expected = COUNT / len(CLASSES)
+    # Five deviations of a fair draw.
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
+
+
+def article_of(word):
+    return "an" if word in {"arrow", "orange", "hourglass"} else "a"
+
+
+def test_captions_name_the_class_with_the_right_article(images):
+    for one in images:
+        words = one.caption.split()
+        named = [word for word in words if word in CLASSES]
+        assert named == [CLASSES[one.label]], one.caption
+        for article, word in re.findall(r"\b(an?) (\w+)", one.caption):
+            assert article == article_of(word), one.caption
+
+
+def test_captions_vary_in_what_they_tell(images):
+    captions = [one.caption for one in images]
+    bare = [re.fullmatch(r"(a picture of )?an? \w+", caption) is not None for caption in captions]
+    assert 0.4 < float(np.mean(bare)) < 0.75
+    assert any(re.fullmatch(r"an? striped \w+ \w+ on an? \w+ ground", caption) for caption in captions)
+
+
+def test_prompts_follow_the_classes():
+    assert len(prompts()) == len(CLASSES)
+    for name, texts in zip(CLASSES, prompts(), strict=True):
+        assert texts == [f"{article_of(name)} {name}", f"a picture of {article_of(name)} {name}"]
+
+
+def mean_colour(pixels):
+    return pixels.mean((0, 1))
+
+
+def thumbnail(pixels):
+    return np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX), np.float64).ravel()
+
+
+def nearest_centroid(train, labels, test):
+    centroids = np.stack([train[labels == label].mean(0) for label in range(len(CLASSES))])
+    return distances(test, centroids).argmin(1)
+
+
+def nearest_neighbours(train, labels, test, k=10):
+    nearest = np.argsort(distances(test, train), axis=1)[:, :k]
+    return np.array([np.bincount(labels[row]).argmax() for row in nearest])
+
+
+def distances(left, right):
+    return (left**2).sum(1)[:, None] - 2 * left @ right.T + (right**2).sum(1)[None]
+
+
+@pytest.mark.parametrize("classify", [nearest_centroid, nearest_neighbours])
+@pytest.mark.parametrize("features", [mean_colour, thumbnail])
+def test_colours_do_not_give_the_class_away(images, features, classify):
+    values = np.stack([features(one.pixels) for one in images])
+    labels = np.array([one.label for one in images])
+    guesses = classify(values[:TRAINING], labels[:TRAINING], values[TRAINING:])
+    accuracy = (guesses == labels[TRAINING:]).mean()
+    assert accuracy < 0.25, (
+        f"{accuracy:.0%} of the images are told by colour alone; chance is {1 / len(CLASSES):.0%}"
+    )
+
+
+@pytest.mark.parametrize("classify", [nearest_centroid, nearest_neighbours])
+def test_those_classifiers_find_what_is_there(classify):
+    labels = np.arange(COUNT) % len(CLASSES)
+    values = np.random.default_rng(0).normal(labels[:, None] * 10.0, 1.0, (COUNT, 3))
+    guesses = classify(values[:TRAINING], labels[:TRAINING], values[TRAINING:])
+    assert (guesses == labels[TRAINING:]).mean() > 0.95

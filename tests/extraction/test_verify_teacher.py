@@ -1,0 +1,246 @@
+"""A cache compared with its teacher: fresh ones agree, and other weights or another level are noticed in every encoding."""
+
+import copy
+import re
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_files import extract
+from published_units import publish_arrays
+from small_cache import TEACHER, make_shards
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import CacheError, ConfigError
+from pipeline.extraction.verify_teacher import compare_with_teacher, load_teacher_of, refuse_differences
+from pipeline.teacher.load import load_teacher
+
+CPU = torch.device("cpu")
+DEMO = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline/demo/teacher'}"
+VARIANTS = {
+    "int8": {},
+    "int4": {"encoding": "int4"},
+    "float16, raw views": {"encoding": "float16", "view_format": "raw"},
+    "int4, some patches at random": {"encoding": "int4", "keep": 0.3, "keep_rank": "random"},
+    "int4 of a trained teacher": {"encoding": "int4", "teacher": DEMO},
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cache of two adjacent levels of 20 images, and the address of its teacher."""
+
+    path: Path
+    spec: str
+
+    def teacher(self, levels="2,3"):
+        """Not to be changed."""
+        return load(self.spec, levels)
+
+
+@lru_cache
+def load(spec, levels):
+    return load_teacher(spec, image_size=64, patch_size=16, levels=levels)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def made(request, tmp_path_factory):
+    folder, options = tmp_path_factory.mktemp("made"), VARIANTS[request.param]
+    extract(
+        folder / "a.cache", make_shards(folder, tars=1, images_per_tar=20), levels="2,3", views=1, **options
+    )
+    return Made(folder / "a.cache", options.get("teacher", TEACHER))
+
+
+def refused(cache, found):
+    """Return the levels that are refused."""
+    try:
+        refuse_differences(cache, found, CPU)
+    except CacheError as error:
+        told = re.fullmatch(
+            r"levels \[(.*)\] of cache '.*' are not what the teacher gives here \(expected: a mean cosine of at least 0\.\d+ and 9\d\.\d% "
+            r"of values within 0\.\d+ of the bound\): use the library versions in logs/, or extract again",
+            str(error),
+        )
+        return [int(level) for level in told[1].split(",")]
+    return []
+
+
+def test_a_fresh_cache_is_what_its_teacher_gives(made):
+    cache = Cache(made.path)
+    spec = None if made.spec != DEMO else made.spec
+    found = compare_with_teacher(cache, load_teacher_of(cache, spec, CPU), CPU, rows=16)
+    least, most = {"int8": (0.9999, 0.05), "int4": (0.995, 0.8), "float16": (0.999999, 0.003)}[
+        cache.schema.encoding
+    ]
+    for one in found:
+        assert least < one.mean_cosine <= 1.0001
+        assert one.least_cosine <= one.mean_cosine
+        assert 0 < one.mean_error < one.largest_error < most
+        assert one.within == 1
+    assert [one.level for one in found] == [2, 3]
+    assert refused(cache, found) == []
+
+
+def test_a_teacher_without_cls(tmp_path):
+    """Of it alone: its untrained blocks change next to nothing, so that a neighbour is as good."""
+    cache = tmp_path / "a.cache"
+    shards = make_shards(tmp_path, tars=1, images_per_tar=20)
+    extract(
+        cache, shards, teacher="timm:test_vit4.random", levels="2,3", views=1, keep=0.5, keep_rank="random"
+    )
+    found = compare_with_teacher(Cache(cache), load_teacher_of(Cache(cache), None, CPU), CPU, rows=16)
+    assert [one.within for one in found] == [1, 1]
+    assert refused(Cache(cache), found) == []
+
+
+@pytest.mark.parametrize("levels", ["1,2", "3,4"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_neighbouring_block_is_noticed(made, levels, precision):
+    """In whatever arithmetic the cache was made; bfloat16 allows more, and the least different is int4 of an untrained teacher."""
+    cache = Cache(made.path)
+    cache.schema = cache.schema.model_copy(
+        update={"teacher": cache.schema.teacher.model_copy(update={"precision": precision})}
+    )
+    assert refused(cache, compare_with_teacher(cache, made.teacher(), CPU, rows=16)) == []
+    assert refused(cache, compare_with_teacher(cache, made.teacher(levels), CPU, rows=16)) == [2, 3]
+
+
+def slightly_other(weights):
+    """Noise of a hundredth of each tensor's deviation."""
+    for weight in weights:
+        weight.add_(
+            0.01
+            * weight.std(correction=0)
+            * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        )
+
+
+def slightly_larger(weights):
+    for weight in weights:
+        if weight.ndim > 1:
+            weight.mul_(1.01)
+
+
+def not_numbers(weights):
+    next(iter(weights)).fill_(torch.nan)
+
+
+@pytest.mark.parametrize("change", [slightly_other, slightly_larger, not_numbers])
+def test_other_weights_under_the_same_name_are_noticed(made, change):
+    cache, teacher = Cache(made.path), copy.deepcopy(made.teacher())
+    with torch.no_grad():
+        change(teacher.tower.module.parameters())
+    assert refused(cache, compare_with_teacher(cache, teacher, CPU, rows=16)) == [2, 3]
+
+
+def republish(path, change):
+    """Make the only unit anew from changed arrays: every checksum is right."""
+    cache = Cache(path)
+    (unit,), (commit,) = cache.units, cache.commits()
+    arrays = cache.read_block(commit, 0, commit.blocks)
+    change(arrays)
+    (path / "commits" / f"{unit.stem}.json").unlink()
+    with cache.folder.scratch() as scratch:
+        tar = (path / "views" / f"{unit.stem}.tar").read_bytes()
+        assert publish_arrays(cache.folder, cache.schema, unit, arrays, tar, [], scratch)
+
+
+def levels_swapped(arrays):
+    arrays["features/block_02"], arrays["features/block_03"] = (
+        arrays["features/block_03"],
+        arrays["features/block_02"],
+    )
+    arrays["stats"] = arrays["stats"][:, ::-1]
+
+
+def rows_shifted(arrays):
+    """Features beside the crop of another image."""
+    for name in ("features/block_02", "features/block_03", "stats"):
+        arrays[name] = np.roll(arrays[name], 1, axis=0)
+
+
+def tokens_turned(arrays):
+    for name in ("features/block_02", "features/block_03"):
+        arrays[name] = np.roll(arrays[name], 1, axis=1)
+    arrays["stats"] = np.roll(arrays["stats"], 1, axis=2)
+
+
+@pytest.mark.parametrize("change", [levels_swapped, rows_shifted, tokens_turned])
+def test_features_that_were_stored_in_a_wrong_place_are_noticed(made, tmp_path, change):
+    path = shutil.copytree(made.path, tmp_path / "a.cache")
+    republish(path, change)
+    cache = Cache(path)
+    assert refused(cache, compare_with_teacher(cache, made.teacher(), CPU, rows=16)) == [2, 3]
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory):
+    """A cache of two units with two blocks each: 66 rows."""
+    folder = tmp_path_factory.mktemp("units")
+    extract(folder / "a.cache", make_shards(folder, tars=1, images_per_tar=66), levels="5,", views=2)
+    return folder / "a.cache"
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(1, 1), (16, 1), (17, 2), (10_000, 4)])
+def test_sixteen_views_of_a_block_at_most_and_each_block_once(units, rows, calls):
+    cache, teacher = Cache(units), load_teacher(TEACHER, image_size=64, patch_size=16, levels="5,")
+    sizes = []
+    teacher.tower.module.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
+    compare_with_teacher(cache, teacher, CPU, rows)
+    assert len(sizes) <= calls
+    assert set(sizes) <= {2, 16}
+
+
+def test_a_cache_without_units_cannot_be_compared(units, tmp_path):
+    path = shutil.copytree(units, tmp_path / "a.cache")
+    shutil.rmtree(path / "commits")
+    with pytest.raises(CacheError, match="is not finished: 0 of 2 units are committed"):
+        compare_with_teacher(
+            Cache(path), load_teacher(TEACHER, image_size=64, patch_size=16, levels="5,"), CPU, 16
+        )
+
+
+def test_another_teacher_is_refused_by_what_differs(units):
+    with pytest.raises(
+        CacheError,
+        match=r"teacher 'timm:test_vit2.random' is not the one of cache '.*' \(name: 'test_vit2' here, 'test_vit'",
+    ) as told:
+        load_teacher_of(Cache(units), "timm:test_vit2.random", CPU)
+    assert "; weights_sha256: " in str(told.value)
+    assert str(told.value).endswith("): give the right one by --teacher-spec")
+
+
+def test_the_same_model_with_other_weights_is_refused(units):
+    cache = Cache(units)
+    cache.schema = cache.schema.model_copy(
+        update={"teacher": cache.schema.teacher.model_copy(update={"weights_sha256": "0" * 64})}
+    )
+    with pytest.raises(
+        CacheError,
+        match=rf"of cache '.*' \(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\): give the right",
+    ):
+        load_teacher_of(cache, None, CPU)
+
+
+def test_the_arithmetic_alone_makes_no_other_teacher(units):
+    cache = Cache(units)
+    cache.schema = cache.schema.model_copy(
+        update={"teacher": cache.schema.teacher.model_copy(update={"precision": "bfloat16"})}
+    )
+    assert load_teacher_of(cache, None, CPU).levels == (5,)
+
+
+def test_a_teacher_from_a_folder_must_be_told(made):
+    if made.spec != DEMO:
+        assert load_teacher_of(Cache(made.path), None, CPU).identity == made.teacher().identity
+        return
+    with pytest.raises(
+        ConfigError, match="came from a folder: say where it is, with --teacher-spec open_clip:local-dir:PATH"
+    ):
+        load_teacher_of(Cache(made.path), None, CPU)
+    assert load_teacher_of(Cache(made.path), DEMO, CPU).identity == made.teacher().identity

@@ -1,0 +1,55 @@
+"""Streams over a cache for tests, and what tells two of their batches apart."""
+
+import hashlib
+from itertools import islice
+
+import torch
+
+from pipeline.cache.reader import Cache
+from pipeline.stream.batches import BatchStream
+from pipeline.stream.order import SampleOrder
+from pipeline.stream.samples import StreamSpec
+from pipeline.views.masking import MaskConfig
+
+FIELDS = ("patches", "visible", "codes", "stats")
+CPU = torch.device("cpu")
+
+
+def stream_spec(
+    cache,
+    *,
+    levels=(0, 1, 2),
+    views=(0, 1),
+    strategy="attention",
+    ratio=0.5,
+    redraw="auto",
+    batch_size=16,
+    window_blocks=1,
+    seed=0,
+    rank=0,
+    world_size=1,
+):
+    """Describe one rank's samples; levels are places among the stored ones."""
+    order = SampleOrder(
+        cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks
+    )
+    return StreamSpec(
+        cache.address, order, levels, MaskConfig(strategy=strategy, ratio=ratio, redraw=redraw), batch_size
+    )
+
+
+def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):
+    """Read batches and copy them, as a batch is valid only for a while."""
+    cache = Cache(path)
+    with BatchStream(cache, stream_spec(cache, **changes), CPU, workers, epoch, step) as stream:
+        return [{name: getattr(batch, name).clone() for name in FIELDS} for batch in islice(stream, count)]
+
+
+def digest(batch):
+    """One text for every bit of a batch."""
+    return hashlib.sha256(b"".join(batch[name].numpy().tobytes() for name in FIELDS)).hexdigest()
+
+
+def digests(path, count, **changes):
+    """Read batches and return their digests."""
+    return [digest(batch) for batch in read_batches(path, count, **changes)]

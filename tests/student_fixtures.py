@@ -1,0 +1,68 @@
+"""Tiny students of real timm models, and batches for them."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.objectives.alignment import AlignmentConfig
+from pipeline.objectives.losses import LossConfig
+from pipeline.objectives.maskalign import build_student
+from pipeline.student.encoder import StudentConfig, build_encoder
+
+TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3}
+IMAGE_SIZE, PATCH_SIZE = 32, 8
+
+
+@pytest.fixture
+def tiny_encoder():
+    """Build an encoder of 4 x 4 patches, without drop path unless asked for."""
+
+    def build(drop_path=0.0, seed=0, **options):
+        torch.manual_seed(seed)
+        config = StudentConfig(model="vit_tiny_patch16_224", options=TINY | options, drop_path=drop_path)
+        return build_encoder(config, IMAGE_SIZE, PATCH_SIZE)
+
+    return build
+
+
+@pytest.fixture
+def tiny_student():
+    """Build a student of 4 x 4 patches for the levels of a teacher that is 20 channels wide."""
+
+    def build(
+        mode="dynamic",
+        head="linear",
+        kind="smooth_l1",
+        levels=(1, 4, 5),
+        teacher_has_cls=True,
+        drop_path=0.0,
+        **options,
+    ):
+        torch.manual_seed(0)
+        return build_student(
+            StudentConfig(model="vit_tiny_patch16_224", options=TINY | options, drop_path=drop_path),
+            AlignmentConfig(mode=mode, head=head),
+            LossConfig(kind=kind),
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            teacher_levels=levels,
+            teacher_depth=6,
+            teacher_width=20,
+            teacher_has_cls=teacher_has_cls,
+        )
+
+    return build
+
+
+@pytest.fixture
+def images():
+    """Two images (2, 32, 32, 3) uint8."""
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (2, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    )
+
+
+@pytest.fixture
+def visible():
+    """Six of sixteen patches of each image, not the same ones."""
+    return torch.tensor([[0, 3, 4, 9, 10, 15], [1, 2, 5, 8, 13, 14]])
