@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherSchema, ViewSchema, array_specs
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema, array_specs
 
 
 def make_schema(
@@ -17,7 +17,7 @@ def make_schema(
     **changes,
 ):
     """A valid schema of a small teacher on a grid of patches of 16 pixels."""
-    teacher = TeacherSchema(
+    teacher = TeacherFacts(
         **{
             "library": "timm",
             "name": "test_vit",
