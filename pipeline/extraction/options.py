@@ -103,11 +103,12 @@ class ExtractionOptions:
 
         return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
 
-    def maker(self, views: int = 1) -> "ViewMaker":
-        """Return what makes the first views."""
+    @property
+    def maker(self) -> "ViewMaker":
+        """What makes the first view."""
         from pipeline.views.maker import ViewMaker
 
-        return ViewMaker(self.policy, tuple(range(views)), self.view_format)
+        return ViewMaker(self.policy, (0,), self.view_format)
 
     @property
     def tars(self) -> "Sequence[SourceTar]":
