@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.extraction.options import ExtractionOptions as Options
-from stages.console import choose_device, cli_errors, process_rank, run_command, usable_cores
+from pipeline.runtime.launch import share_of_work, usable_cores
+from stages.console import choose_device, cli_errors, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
@@ -125,7 +126,7 @@ def _read_options(given: dict[str, Any]) -> Options:
     """Resolve shards, rank and device; what can be checked without torch is checked first."""
     from pipeline.views.source_tars import resolve_tars
 
-    rank, processes = process_rank()
+    rank, processes = share_of_work()
     given |= {
         "shards": resolve_tars(given["shards"]),
         "workers": usable_cores() if given["workers"] is None else given["workers"],
