@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stages.console import choose_device, cli_errors, run_command, usable_cores
+from pipeline.runtime.launch import usable_cores
+from stages.console import choose_device, cli_errors, run_command
 
 
 def bench(

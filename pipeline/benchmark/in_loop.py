@@ -29,7 +29,7 @@ class TeacherTargets(nn.Module):
     def forward(self, views: Tensor, visible: Tensor) -> list[Tensor]:
         """Run the teacher on views (B, S, S, 3) uint8; return M targets (B, T, D) at `visible` (B, K), after CLS if there is one."""
         hidden = self.teacher.features(views).hidden
-        places = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.has_cls else visible
+        places = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.facts.has_cls else visible
         seen = [level.gather(1, places[..., None].expand(-1, -1, level.shape[-1])) for level in hidden]
         return [normalise_target(*whiten(level), self.kind) for level in seen]
 

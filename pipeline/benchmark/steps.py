@@ -53,7 +53,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
         "streamed": partial(_streamed_turn, bench, cached),
         "teacher_in_loop": partial(_take_steps, in_loop, repeat(views), few, device),
     }
-    if bench.teacher.has_cls:  # the published algorithm knows no other
+    if bench.teacher.facts.has_cls:  # the published algorithm knows no other
         variants["reference"] = partial(
             _reference_turn, _reference_step(bench), views.codes[:_REFERENCE_BATCH], few
         )
@@ -142,7 +142,7 @@ def _reference_step(bench: Workbench) -> ReferenceStep:
         schema.view.image_size,
         schema.view.patch_size,
         len(bench.teacher.levels),
-        bench.teacher.width,
+        bench.teacher.facts.width,
     )
     return ReferenceStep(
         student.to(bench.options.device), bench.teacher, visible_count(schema.patches, config.mask.ratio)
