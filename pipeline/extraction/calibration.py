@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pipeline.cache.encoding import Calibrator, whiten
 from pipeline.errors import SourceError
 from pipeline.extraction.encode import refuse_features, run_teacher
-from pipeline.teacher.teacher import Teacher
 from pipeline.storage.address import printable
+from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
 from pipeline.views.maker import SampleViews, ViewMaker
 from pipeline.views.sample import SourceSample
