@@ -33,7 +33,9 @@ from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
-_HEADER_BYTES = 1536  # of a member in a tar: its header, and on average half a block of padding and a label's member
+_HEADER_BYTES = (
+    1536  # of a member in a tar: its header, and on average half a block of padding and a label's member
+)
 
 
 @dataclass
@@ -44,6 +46,7 @@ class _Tar:
     builders: list[UnitBuilder]
     held: ExitStack
     skipped: list[SkippedImage] = field(default_factory=list)
+    unlabelled: list[tuple[str, str]] = field(default_factory=list)  # key and reason
     images: int = 0
     is_read: bool = False
     reading_fault: str = ""
@@ -73,7 +76,7 @@ class Extractor:
     ) -> None:
         """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
         self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
-        self._encoder, self._decoder = encoder, decoder
+        self.encoder, self._decoder = encoder, decoder
         self._lanes: list[Lane] = []
         self._open: deque[_Tar] = deque()  # in the order in which they were begun
         self._read_images, self._read_bytes = 0, 0
@@ -118,7 +121,9 @@ class Extractor:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
         for source in tars:
-            if source.name in missing and (tar := self._begin(source, missing[source.name], scratch, threads)):
+            if source.name in missing and (
+                tar := self._begin(source, missing[source.name], scratch, threads)
+            ):
                 views = tuple(builder.unit.view for builder in tar.builders)
                 maker = ViewMaker(self._policy, views, self._schema.view.format)
                 yield from ((tar, maker, samples) for samples in self._read(tar))
@@ -141,7 +146,7 @@ class Extractor:
                 held.callback(builders[-1].discard)
             tar = _Tar(source, builders, held.pop_all())
         while len(self._lanes) < len(builders):
-            self._lanes.append(Lane(len(self._lanes), self._encoder, self._schema.view.image_size))
+            self._lanes.append(Lane(len(self._lanes), self.encoder, self._schema.view.image_size))
         self._open.append(tar)
         return tar
 
@@ -174,11 +179,16 @@ class Extractor:
         """Send a job's images down the lanes; a job without samples ends its tar."""
         tar = job.of
         tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
+        tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
         tar.images += len(job.good)
         if tar.images > self._schema.unit_rows:
             tar.reading_fault = tar.reading_fault or (
                 f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
             )
+        # lanes that get nothing more for now: a tar that waits for them would hold up all tars behind it
+        idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
+        for lane in idle:
+            lane.collect()
         for lane, builder in zip(self._lanes, tar.builders, strict=False):
             if tar.fault:
                 lane.give_up()
@@ -202,7 +212,10 @@ class Extractor:
                 self.tally.units += builder.publish(tar.skipped)
         self.tally.images += tar.images
         self.tally.views += tar.images * len(tar.builders)
-        self.tally.skipped.extend(tar.skipped)
+        self.tally.skipped += tar.skipped
+        if tar.unlabelled and not self.tally.unlabelled:
+            self.tally.first_unlabelled = tar.unlabelled[0]
+        self.tally.unlabelled += len(tar.unlabelled)
 
     def _fault_of(self, tar: _Tar) -> str:
         """Return what is wrong with a tar that has been read to its end."""

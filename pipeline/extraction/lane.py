@@ -37,7 +37,7 @@ class PixelInput:
         ]
         self._used: list[Any] = [None, None]  # by buffer: when the device was done with it
         self._copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        if on_gpu:  # the zeros come first
+        if self._copies is not None:  # the zeros come first
             self._copies.wait_stream(torch.cuda.current_stream())
 
     @property

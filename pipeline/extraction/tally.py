@@ -18,6 +18,8 @@ class Tally:
     images: int = 0
     views: int = 0
     skipped: list[SkippedImage] = field(default_factory=list)
+    unlabelled: int = 0  # images whose label is not a whole number
+    first_unlabelled: tuple[str, str] = ("", "")  # key and reason
     elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
     failed: dict[str, str] = field(default_factory=dict)  # tar to reason
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 from caches import extraction_options
 
-from pipeline.extraction.description import build_schema
 from pipeline.extraction.encode import FeatureEncoder
-from pipeline.extraction.job import build_teacher
-from pipeline.extraction.pixel_input import PixelInput
+from pipeline.extraction.job import build_schema, build_teacher
+from pipeline.extraction.lane import PixelInput
 
 CPU = torch.device("cpu")
 
