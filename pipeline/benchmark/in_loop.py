@@ -60,5 +60,5 @@ def _blocks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
             pixels = np.stack(
                 [decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)]
             )
-            seen = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0).visible
+            seen = masks.draw(joined.arrays, joined.source, joined.keys, commit.view, epoch=0).visible
             yield torch.from_numpy(pixels), torch.from_numpy(seen)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit, create_commit
-from pipeline.cache.reader import Cache, calibration_digest
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, array_specs
 from pipeline.cache.store import GROUP, Values, shard_key
 from pipeline.cache.units import Source, Unit
@@ -51,7 +52,9 @@ def made_up_cache(path: Path, plain: CacheSchema, shards: Sequence[SourceTar], m
 def linked_cache(path: Path, original: Cache, tars: int, views: int) -> Cache:
     """Make a finished cache whose units all have the rows of the first unit of another: hard links to its files, which cost no space."""
     folder, commit = open_folder(path), next(original.commits())
-    create_cache(folder, original.schema, *original.calibration())
+    mean, std = original.calibration()
+    constants = {"channel_mean": mean, "channel_std": std} | original.teacher_output()
+    create_cache(folder, original.schema, constants)
     sources: list[Source] = [(f"linked-{tar:06d}.tar", 1) for tar in range(tars)]
     for unit in extend_cache(folder, original.schema, sources, views, ()):
         linked = dict(_linked_files(original, commit, unit))
@@ -73,9 +76,16 @@ def _created(path: Path, plain: CacheSchema) -> tuple[Folder, CacheSchema]:
     """Create a cache without units whose calibration changes nothing; return its folder and schema."""
     folder, shape = open_folder(path), (len(plain.levels), plain.teacher.width)
     mean, std = np.zeros(shape, np.float32), np.ones(shape, np.float32)
-    calibration = CalibrationSchema(pictures=0, sha256=calibration_digest(mean, std))
-    schema = plain.model_copy(update={"calibration": calibration})
-    create_cache(folder, schema, mean, std)
+    constants = {"channel_mean": mean, "channel_std": std}
+    output = {
+        name: np.zeros(spec.item_shape, np.float32)
+        for name, spec in array_specs(plain).items()
+        if not spec.by_rows and name not in constants
+    }
+    calibration = CalibrationSchema(pictures=0, sha256=digest_of_arrays(mean, std))
+    teacher = plain.teacher.model_copy(update={"output_sha256": digest_of_arrays(*output.values())})
+    schema = plain.model_copy(update={"calibration": calibration, "teacher": teacher})
+    create_cache(folder, schema, constants | output)
     return folder, schema
 
 

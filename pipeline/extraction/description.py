@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherSchema, ViewSchema, differing_keys
 from pipeline.errors import ConfigError
@@ -34,6 +35,9 @@ def describe_teacher(teacher: Teacher, device: torch.device) -> TeacherSchema:
         has_cls=teacher.has_cls,
         has_importance=teacher.has_importance,
         precision=precision_of(device),
+        post_norm_eps=teacher.post_norm_eps,
+        projection_width=teacher.projection_width,
+        output_sha256=digest_of_arrays(*teacher.output().values()),
     )
 
 

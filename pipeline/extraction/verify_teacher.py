@@ -57,9 +57,10 @@ def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Tea
     teacher = load_teacher(
         wanted, image_size=schema.view.image_size, patch_size=schema.view.patch_size, levels=levels
     ).to(device)
-    here, there = (
-        one.model_dump(exclude={"precision"}) for one in (describe_teacher(teacher, device), schema.teacher)
+    here = describe_teacher(teacher, device).model_dump(
+        include=schema.teacher.model_fields_set - {"precision"}
     )
+    there = schema.teacher.model_dump()
     if differing := [
         f"{key}: {here[key]!r} here, {there[key]!r} in the cache" for key in here if here[key] != there[key]
     ]:
@@ -81,7 +82,13 @@ def _spec_of(teacher: TeacherSchema) -> str:
 def compare_with_teacher(
     cache: Cache, teacher: Teacher, device: torch.device, rows: int
 ) -> list[LevelComparison]:
-    """Run the teacher on about `rows` stored crops, 16 from each of some blocks, and compare level by level."""
+    """Run the teacher on about `rows` stored crops, 16 from each of some chunks, and compare level by level.
+
+    Raises CacheError if the stored final norm or projection is not the teacher's.
+    """
+    for name, values in cache.teacher_output().items():
+        if not np.array_equal(values, teacher.output()[name]):
+            raise CacheError(f"array {name!r} of cache {cache.address!r} is not its teacher's: extract again")
     mean, std = (torch.from_numpy(values) for values in cache.calibration())
     decoding = (mean, std, _tolerance(cache, device)[0])
     parts = [

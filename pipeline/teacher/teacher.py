@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.teacher.geometry import teacher_images
@@ -70,6 +72,28 @@ class Teacher:
     def has_importance(self) -> bool:
         """Whether the tower ranks its patches."""
         return self.tower.importance is not None
+
+    @property
+    def post_norm_eps(self) -> float | None:
+        """The eps of the final norm, None where tokens do not pass one before they are pooled."""
+        return self.tower.post_norm.eps if self.tower.post_norm else None
+
+    @property
+    def projection_width(self) -> int | None:
+        """E, the channels of a projected token, None without a projection."""
+        return None if self.tower.projection is None else self.tower.projection.shape[1]
+
+    def output(self) -> dict[str, NDArray[np.float32]]:
+        """Return what the tower does to a token after its last block, on the host: arrays by their name in a cache.
+
+        `post_norm` (2, D) is gamma and beta of the final norm, `projection` (D, E) comes after it; a tower may have neither.
+        """
+        norm, found = self.tower.post_norm, {}
+        if norm:
+            found["post_norm"] = torch.stack([norm.weight, norm.bias])
+        if self.tower.projection is not None:
+            found["projection"] = self.tower.projection
+        return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move the tower; returns this teacher."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherSchema, ViewSchema, array_specs
 
 
@@ -14,6 +15,8 @@ def make_schema(
     keep=1.0,
     has_cls=True,
     has_importance=True,
+    post_norm_eps=None,
+    projection_width=None,
     **changes,
 ):
     """A valid schema of a small teacher on a grid of patches of 16 pixels."""
@@ -35,6 +38,8 @@ def make_schema(
             "std": (0.5, 0.5, 0.5),
         },
         **{"has_cls": has_cls, "has_importance": has_importance},
+        **{"post_norm_eps": post_norm_eps, "projection_width": projection_width},
+        output_sha256=digest_of_arrays(),
     )
     view = ViewSchema(
         format="jpeg",

@@ -7,7 +7,8 @@ from cache_schemas import made_up_rows, make_schema
 from published_units import publish_arrays
 
 from pipeline.cache import store
-from pipeline.cache.reader import Cache, calibration_digest
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CalibrationSchema, array_specs
 from pipeline.cache.writer import create_cache, extend_cache
 from pipeline.storage.address import open_folder
@@ -22,9 +23,9 @@ def empty_cache(path, sources=SOURCES, views=1, **changes):
     plain = make_schema(**changes)
     mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
     schema = plain.model_copy(
-        update={"calibration": CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))}
+        update={"calibration": CalibrationSchema(pictures=3, sha256=digest_of_arrays(mean, std))}
     )
-    create_cache(open_folder(path), schema, mean, std)
+    create_cache(open_folder(path), schema, {"channel_mean": mean, "channel_std": std})
     return schema, extend_cache(open_folder(path), schema, sources, views, ())
 
 
@@ -58,7 +59,7 @@ def expected_files(schema, units, finished):
     specs = array_specs(schema).values()
     names = {"units.json", "targets.zarr/zarr.json", "targets.zarr/features/zarr.json"}
     names |= {f"targets.zarr/{spec.name}/zarr.json" for spec in specs}
-    names |= {f"targets.zarr/{name}/c/0/0" for name in ("channel_mean", "channel_std")}
+    names |= {f"targets.zarr/{spec.name}/c/0/0" for spec in specs if not spec.by_rows}
     for unit in units[:finished]:
         names |= {f"targets.zarr/{store.shard_key(spec, unit.unit)}" for spec in specs if spec.by_rows}
         names |= {f"views/{unit.stem}.tar", f"commits/{unit.stem}.json"}
