@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## run both stages on generated images, from teacher to report
 	$(BIN)/python -m stages.demo
 
-test: setup ## run the test suite, code quality included
+test: setup ## run the test suite
 	$(BIN)/python -m pytest -n 3
 
 bench: setup ## measure the parts of both stages side by side on this machine (OPTIONS='--quick')

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stages.console import choose_device, cli_errors, run_command, usable_cores
+from pipeline.runtime.launch import usable_cores
+from stages.console import choose_device, cli_errors, run_command
 
 _TEACHER = "Teacher as for extract-teacher; default: an untrained one of the recipe's shape."
 _WORKERS = "Processes that read and decode; default: from the number of cores."

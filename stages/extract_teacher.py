@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors, process_rank, run_command, usable_cores
+from pipeline.runtime.launch import share_of_work, usable_cores
+from stages.console import choose_device, cli_errors, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
@@ -121,7 +122,7 @@ def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
     _refuse_unknown("--keep-rank", given["keep_rank"], RANK_STRATEGIES)
     _refuse_share("--keep", given["keep"])
     _refuse_scale(given["crop_scale"])
-    rank, processes = process_rank()
+    rank, processes = share_of_work()
     resolved: dict[str, Any] = {
         "shards": resolve_tars(given["shards"]),
         "workers": usable_cores() if given["workers"] is None else given["workers"],

@@ -106,7 +106,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
         decoded = decoder.busy_seconds  # for the calibration
         with ProgressDisplay(
-            "extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)
+            "extract-teacher", len(wanted), count_committed(cache.folder, wanted), "units"
         ) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:

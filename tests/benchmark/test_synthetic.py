@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_cache import make_shards
+from tars import make_tars
 
 from pipeline.benchmark.synthetic import HEIGHT, IMAGE_BYTES, WIDTH, synthetic_cache, write_photographs
 from pipeline.cache.reader import Cache
@@ -18,15 +18,11 @@ from pipeline.views.source_tars import resolve_tars
 @pytest.mark.parametrize("kept", [{}, {"keep": 0.5, "keep_rank": "random", "encoding": "int4"}])
 def test_a_synthetic_cache_is_sound_and_has_real_crops(small_cache_path, tmp_path, kept):
     plain = Cache(small_cache_path).schema.model_copy(update=kept)
-    tars, maker = (
-        make_shards(tmp_path / "tars", 2, 66),
-        ViewMaker(CropPolicy(64, (0.4, 1.0), 0.5, 0), (0,), "jpeg"),
-    )
+    tars = make_tars(tmp_path / "tars", tars=2, images_per_tar=66)
+    maker = ViewMaker(CropPolicy(64, (0.4, 1.0), 0.5, 0), (0,), "jpeg")
     cache = synthetic_cache(tmp_path / "synthetic.cache", plain, tars, maker)
-    assert [
-        *verify_quickly(cache),
-        *(found for unit in cache.units for found in verify_unit(cache, unit)),
-    ] == []
+    assert list(verify_quickly(cache)) == []
+    assert [found for unit in cache.units for found in verify_unit(cache, unit)] == []
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [66, 66]
     rows = cache.read_block(next(cache.commits()), 0, ["features/block_05", "stats", "index"])
     assert rows["index"][:4, 4].tolist() == [0, 1, 2, 3]
