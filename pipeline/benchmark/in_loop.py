@@ -26,7 +26,7 @@ class TeacherTargets(nn.Module):
     def forward(self, views: Tensor, visible: Tensor) -> list[Tensor]:
         """Return the M targets (B, T, D) of views (B, S, S, 3) at CLS, if any, and at `visible` (B, K)."""
         hidden = self.teacher.features(views).hidden
-        tokens = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.has_cls else visible
+        tokens = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.facts.has_cls else visible
         seen = [level.gather(1, tokens[..., None].expand(-1, -1, level.shape[-1])) for level in hidden]
         return [normalise_target(*whiten(level), self.kind) for level in seen]
 

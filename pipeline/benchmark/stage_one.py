@@ -12,7 +12,7 @@ import torch
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, threads, wall_seconds
 from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.workbench import Workbench
-from pipeline.extraction.encode import in_precision_of
+from pipeline.extraction.encode import in_precision
 from pipeline.runtime.device import compiled
 from pipeline.storage.local import LocalFolder
 from pipeline.views.maker import ViewMaker
@@ -51,7 +51,7 @@ def measure_teacher(bench: Workbench) -> Iterator[Figure]:
     features = compiled(bench.teacher.features) if device.type == "cuda" else bench.teacher.features
 
     def forward() -> None:
-        with in_precision_of(device):
+        with in_precision(bench.teacher, device):
             for _ in range(count):
                 features(pixels)
 

@@ -61,7 +61,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     if "in-loop" in options.parts:
         in_loop = _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
         variants["teacher_in_loop"] = _repeated(bench, in_loop, views, few)
-    if "reference" in options.parts and bench.teacher.has_cls:  # the published algorithm needs CLS
+    if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views.codes[:_REFERENCE_BATCH], few)
     turns = take_turns(variants, options.rounds, warm_up=False)
     side, dtype = matrix_shape(device)
@@ -136,7 +136,7 @@ def _streamed_turn(bench: Workbench, trainer: Trainer) -> Turn:
 def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Turn]:
     """Return what takes `count` steps of the published algorithm on views (B, S, S, 3), after a warm-up."""
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
-    sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.width)
+    sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
     step = ReferenceStep(student, teacher, visible_count(schema.patches, config.mask.ratio))
     step.step(pixels)

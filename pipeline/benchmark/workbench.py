@@ -2,19 +2,20 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.benchmark.options import RECIPES, BenchOptions
 from pipeline.benchmark.synthetic import IMAGE_BYTES, synthetic_cache, write_photographs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, TeacherSchema, array_specs
+from pipeline.cache.schema import CacheSchema, TeacherFacts, array_specs
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.extraction.description import build_schema
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.teacher.source import LOCAL, RANDOM
+from pipeline.teacher.request import LOCAL, RANDOM
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
@@ -101,30 +102,28 @@ class Workbench:
 
     def extraction_options(self, cache: str = "", tars: Sequence[SourceTar] = ()) -> ExtractionOptions:
         """Return the options of an extraction into the folder: those of the user's cache, else the paper's."""
-        given = self.cache.schema if self.options.cache else None
-        return ExtractionOptions(
+        options = ExtractionOptions(
             shards=tars,
             cache=str(self.folder / cache),
-            teacher=self.options.teacher
-            or (untrained_twin(given.teacher) if given else RECIPES[self.options.recipe].teacher),
-            levels="".join(f"{level}," for level in given.levels) if given else "5",
-            views=1,
-            encoding=given.encoding if given else "int8",
-            keep=given.keep if given else 1.0,
-            keep_rank=(given.keep_rank if given else None) or "attention",
-            view_format=given.view.format if given else "jpeg",
-            image_size=given.view.image_size if given else 224,
-            patch_size=given.view.patch_size if given else 16,
-            crop_scale=(0.2, 1.0),
-            flip=0.5,
-            seed=0,
+            teacher=self.options.teacher or RECIPES[self.options.recipe].teacher,
             batch_size=min(self.options.batch_size, _LARGEST_TEACHER_BATCH),
             workers=self.options.workers,
             max_bad=1.0,
-            limit=None,
             device=self.options.device,
-            rank=0,
-            processes=1,
+        )
+        if not self.options.cache:
+            return options
+        given = self.cache.schema
+        return replace(
+            options,
+            teacher=self.options.teacher or untrained_twin(given.teacher),
+            levels="".join(f"{level}," for level in given.levels),
+            encoding=given.encoding,
+            keep=given.keep,
+            keep_rank=given.keep_rank or "attention",
+            view_format=given.view.format,
+            image_size=given.view.image_size,
+            patch_size=given.view.patch_size,
         )
 
     def extract(self, name: str) -> Extractor:
@@ -146,10 +145,10 @@ class Workbench:
         self.log(f"making {name}, about {images * view / 1e6:,.0f} MB, in {self.folder}")
 
 
-def untrained_twin(teacher: TeacherSchema) -> str:
+def untrained_twin(teacher: TeacherFacts) -> str:
     """Return the address of an untrained teacher of the same shape; raises ConfigError for one of a folder."""
     if teacher.tag == LOCAL:
         raise ConfigError(
             f"the cache's teacher {teacher.name!r} came from a folder: give one of its shape with --teacher"
         )
-    return f"{teacher.library}:{teacher.name}{'/' if teacher.library == 'open_clip' else '.'}{RANDOM}"
+    return teacher.address(RANDOM)

@@ -33,7 +33,9 @@ def test_a_teacher_in_the_loop_gives_what_the_cache_has(bench):
 
 def test_the_published_algorithm_predicts_as_our_student(bench):
     student, teacher, batch = bench.job.student.eval(), bench.teacher, whole_view_batch(bench.job)
-    reference = ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.width).eval()
+    reference = ReferenceStudent(
+        bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width
+    ).eval()
     reference.vit.load_state_dict(student.encoder.vit.state_dict())
     reference.heads.load_state_dict(student.alignment.heads.state_dict())
     reference.mixture.data.copy_(student.alignment.weights)
@@ -50,7 +52,9 @@ def test_the_published_algorithm_predicts_as_our_student(bench):
 def test_the_published_algorithm_learns(bench):
     teacher, pixels = bench.teacher, whole_view_batch(bench.job).codes
     step = ReferenceStep(
-        ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.width), teacher, visible=4
+        ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width),
+        teacher,
+        visible=4,
     )
     losses = [step.step(pixels).item() for _ in range(12)]
     assert losses[-1] < losses[0]
