@@ -23,7 +23,7 @@ from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.extraction.forecast import refuse_full_disk
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.progress import ProgressDisplay
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
@@ -137,7 +137,7 @@ def _record(folder: Folder, options: ExtractionOptions) -> None:
     }
     values = {
         "host": platform.node(),
-        "shards": [shard.address for shard in options.shards],
+        "shards": [printable(shard.address) for shard in options.shards],
         **noted,
         "versions": versions,
     }
