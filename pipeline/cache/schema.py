@@ -46,8 +46,13 @@ CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
 ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
 
 
-class TeacherSchema(Section):
-    """The teacher whose features a cache holds. The last three keys came with version 1.1."""
+class TeacherFacts(Section):
+    """What is known of a teacher: made by pipeline.teacher when it loads one, stored with the cache, read by the student.
+
+    input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision: the arithmetic of its forward
+    pass. weights_sha256: of the vision tower as it was loaded, before its positions are resized, so the same for every grid.
+    The last three keys came with version 1.1 and describe the arrays `post_norm` and `projection`.
+    """
 
     library: str
     name: str
@@ -66,6 +71,10 @@ class TeacherSchema(Section):
     post_norm_eps: float | None = None
     projection_width: int | None = None
     output_sha256: str = ""
+
+    def address(self, tag: str) -> str:
+        """Return the address LIBRARY:MODEL with a tag, as --teacher takes it."""
+        return f"{self.library}:{self.name}{'/' if self.library == 'open_clip' else '.'}{tag}"
 
 
 _KEYS_OF_1_1 = {"post_norm_eps", "projection_width", "output_sha256"}
@@ -95,7 +104,7 @@ class CacheSchema(Section):
     """The attributes of the group targets.zarr."""
 
     version: str = SCHEMA_VERSION
-    teacher: TeacherSchema
+    teacher: TeacherFacts
     view: ViewSchema
     levels: tuple[int, ...]
     encoding: Encoding
@@ -128,7 +137,7 @@ class CacheSchema(Section):
         """Return the same schema as version 1.0 writes it, for `version` 1.0, or as it is."""
         if version != _FIRST_VERSION or self.version == version:
             return self
-        teacher = TeacherSchema(**self.teacher.model_dump(exclude=_KEYS_OF_1_1))
+        teacher = TeacherFacts(**self.teacher.model_dump(exclude=_KEYS_OF_1_1))
         return self.model_copy(update={"version": version, "teacher": teacher})
 
     def values(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, FileRecord, commit_key, committed, create_commit
-from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, array_specs
 from pipeline.cache.shards import ShardWriter
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
 from pipeline.storage.files import WrittenFile, flush_to_disk
@@ -17,6 +18,14 @@ from pipeline.views.sample import SkippedImage
 def is_empty(folder: Folder) -> bool:
     """Tell whether a cache can be created here: nothing is there but what a maker that died left behind."""
     return folder.names() <= {store.GROUP, "logs"}
+
+
+def with_digests(schema: CacheSchema, constants: store.Constants, images: int) -> CacheSchema:
+    """Return a schema that names the digests of its arrays without rows; the calibration is of so many images."""
+    mean, std, *output = (constants[name] for name, spec in array_specs(schema).items() if not spec.by_rows)
+    calibration = CalibrationSchema(pictures=images, sha256=digest_of_arrays(mean, std))
+    teacher = schema.teacher.model_copy(update={"output_sha256": digest_of_arrays(*output)})
+    return schema.model_copy(update={"calibration": calibration, "teacher": teacher})
 
 
 def create_cache(folder: Folder, schema: CacheSchema, constants: store.Constants) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer as OpenClipViT
 from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
@@ -45,6 +47,18 @@ class Tower:
     projection: Tensor | None  # (D, E): what comes after it and is linear in a token
     outputs: Callable[[Tensor, list[int]], list[Tensor]]
     importance: Importance | None
+
+    def output(self) -> dict[str, NDArray[np.float32]]:
+        """Return what the tower does to a token after its last block, on the host: arrays by their name in a cache.
+
+        `post_norm` (2, D) is gamma and beta of the final norm, `projection` (D, E) comes after it; a tower may have neither.
+        """
+        found = {}
+        if self.post_norm:
+            found["post_norm"] = torch.stack([self.post_norm.weight, self.post_norm.bias])
+        if self.projection is not None:
+            found["projection"] = self.projection
+        return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
 
 def require_plain(model: nn.Module, spec: str) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small_cache import make_shards, small_cache
+from caches import real
+from tars import make_tars
 from test_teacher_towers import SHAPE, teacher_of
 from timm.models.vision_transformer import VisionTransformer
 from tiny_clip import load_clip, write_clip
@@ -21,9 +22,9 @@ def largest_error(found, wanted):
 
 def test_a_cache_has_what_the_tower_itself_gives(tmp_path):
     model = write_clip(tmp_path / "clip").eval()
-    path = small_cache(
+    path = real(
         tmp_path,
-        shards=make_shards(tmp_path / "tars", tars=1, images_per_tar=12),
+        shards=make_tars(tmp_path / "tars", tars=1, images_per_tar=12),
         teacher=f"open_clip:local-dir:{tmp_path / 'clip'}",
         levels="2,",
         views=1,
@@ -55,8 +56,8 @@ def test_a_norm_with_another_eps_follows_too(pixels, eps):
     teacher.tower.final_norm.eps = eps
     hidden = teacher.features(pixels).hidden[-1] * 0.02
     whitened, _, std = whiten(hidden)
-    post_norm = torch.from_numpy(teacher.output()["post_norm"])
-    assert teacher.post_norm_eps == eps
+    post_norm = torch.from_numpy(teacher.tower.output()["post_norm"])
+    assert teacher.facts.post_norm_eps == eps
     assert largest_error(normed(whitened, std, post_norm, eps), teacher.final_norm(hidden)) < 1e-5
 
 
@@ -72,15 +73,19 @@ def test_a_norm_with_another_eps_follows_too(pixels, eps):
 )
 def test_open_clip_towers_store_what_each_token_passes(tmp_path, changes, stored):
     write_clip(tmp_path / "clip", **changes)
-    assert list(load_clip(tmp_path / "clip").output()) == stored
+    assert list(load_clip(tmp_path / "clip").tower.output()) == stored
 
 
 def test_timm_towers_store_a_norm_before_the_pooling():
     pooled = {"class_token": False, "global_pool": "map"}
-    assert list(teacher_of(VisionTransformer(**SHAPE)).output()) == ["post_norm"]
-    assert list(teacher_of(VisionTransformer(**SHAPE, **pooled)).output()) == ["post_norm"]
+    assert list(teacher_of(VisionTransformer(**SHAPE)).tower.output()) == ["post_norm"]
+    assert list(teacher_of(VisionTransformer(**SHAPE, **pooled)).tower.output()) == ["post_norm"]
     average = load_teacher("timm:test_vit2.random", image_size=48, patch_size=12, levels="2")  # fc_norm
-    assert (average.output(), average.post_norm_eps, average.projection_width) == ({}, None, None)
+    assert (average.tower.output(), average.facts.post_norm_eps, average.facts.projection_width) == (
+        {},
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,10 +101,10 @@ def test_a_timm_trunk_in_open_clip_may_have_a_projection(tmp_path, changes, stor
     trunk = {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "token"}
     model = write_clip(tmp_path / "clip", **trunk, **{"timm_proj": "linear"} | changes)
     teacher = load_clip(tmp_path / "clip", image_size=160, patch_size=16)
-    assert list(teacher.output()) == stored
+    assert list(teacher.tower.output()) == stored
     if "projection" in stored:
         hidden = torch.randn(2, 5, 64)
         with torch.no_grad():
             own = model.visual.head(model.visual.trunk.forward_head(model.visual.trunk.norm(hidden)))
-            ours = teacher.final_norm(hidden)[:, 0] @ torch.from_numpy(teacher.output()["projection"])
+            ours = teacher.final_norm(hidden)[:, 0] @ torch.from_numpy(teacher.tower.output()["projection"])
         torch.testing.assert_close(ours, own)
