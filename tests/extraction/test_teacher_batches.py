@@ -18,7 +18,7 @@ UNIT = Unit(unit=0, source="a.tar", source_bytes=1, view=0, first_row=0)
 def encoder_of(batch_size=8, teacher="timm:test_vit.random", **changes):
     options = extraction_options(cache="none", shards=[], teacher=teacher, **changes)
     made = build_teacher(options)
-    mean, std = (np.full((len(made.levels), made.width), value, np.float32) for value in (0.1, 0.9))
+    mean, std = (np.full((len(made.levels), made.facts.width), value, np.float32) for value in (0.1, 0.9))
     return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size)
 
 

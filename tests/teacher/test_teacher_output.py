@@ -52,8 +52,9 @@ def test_a_cache_has_what_the_tower_itself_gives(tmp_path):
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-3])
 def test_a_norm_with_another_eps_follows_too(pixels, eps):
-    teacher = teacher_of(VisionTransformer(**SHAPE))
-    teacher.tower.final_norm.eps = eps
+    model = VisionTransformer(**SHAPE)
+    model.norm.eps = eps
+    teacher = teacher_of(model)
     hidden = teacher.features(pixels).hidden[-1] * 0.02
     whitened, _, std = whiten(hidden)
     post_norm = torch.from_numpy(teacher.tower.output()["post_norm"])
