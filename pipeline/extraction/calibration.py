@@ -3,7 +3,7 @@
 Tars are often sorted by class, so a few images of each of many tars say more than many images of one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -47,7 +47,7 @@ def calibrate(
 
 def spread_images(
     tars: Sequence[SourceTar],
-    maker: ViewMaker,
+    maker_of: Callable[[SourceTar], ViewMaker],
     decoder: Decoder,
     limit: int = CALIBRATION_IMAGES,
     most_tars: int = CALIBRATION_TARS,
@@ -64,11 +64,11 @@ def spread_images(
         share = -(-(limit - len(images)) // (count - index))
         # with a few samples to spare for bad ones, since workers would decode far ahead
         samples = islice(whole_samples(tar), 2 * share + SAMPLES_PER_JOB)
-        images += _good(decoder, samples, maker, share, skipped)
+        images += _good(decoder, samples, maker_of(tar), share, skipped)
     for tar in tars:
         if images:
             return images
-        images += _good(decoder, whole_samples(tar), maker, 1, skipped)
+        images += _good(decoder, whole_samples(tar), maker_of(tar), 1, skipped)
     reason = (
         f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else "they hold no samples"
     )

@@ -125,7 +125,8 @@ class Extractor:
                 tar := self._begin(source, missing[source.name], scratch, threads)
             ):
                 views = tuple(builder.unit.view for builder in tar.builders)
-                maker = ViewMaker(self._policy, views, self._schema.view.format)
+                draws = self._schema.source_of_draws(source.name)
+                maker = ViewMaker(self._policy, views, self._schema.view.format, draws)
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 

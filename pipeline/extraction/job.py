@@ -5,17 +5,19 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache as once
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import Cache, calibration_digest
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.units import Unit
-from pipeline.cache.verify import is_calibrated
-from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_calibration
+from pipeline.cache.verify import damaged_constants
+from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_precision
@@ -130,28 +132,28 @@ def prepare_cache(
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
     schema = build_schema(options, teacher)
     cache = open_existing(options, schema)
-    images = once(lambda: spread_images(options.shards, options.maker, decoder))
+    drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
+    maker = options.maker
+
+    @once
+    def images() -> Sequence[SampleViews]:
+        return spread_images(
+            options.shards, lambda tar: replace(maker, source=drawn.source_of_draws(tar.name)), decoder
+        )
+
     refuse_full_disk(options, schema, cache, images)
     if cache is None:
-        constants, calibration = _calibrate(schema, images, teacher, options)
-        create_cache(
-            open_folder(options.cache), schema.model_copy(update={"calibration": calibration}), *constants
-        )
+        calibration, count = _calibrate(schema, images, teacher, options)
+        constants = calibration | teacher.tower.output()
+        create_cache(open_folder(options.cache), with_digests(schema, constants, count), constants)
         cache = open_existing(options, schema)  # which another process may have created
         assert cache is not None
-    elif not is_calibrated(cache):
-        constants, calibration = _calibrate(schema, images, teacher, options)
-        if calibration.sha256 != cache.schema.calibration.sha256:
-            raise CacheError(
-                f"cache {options.cache!r} has a damaged calibration, and these tars do not reproduce it; "
-                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars of the first extraction in its order"
-            )
-        restore_calibration(cache.folder, cache.schema, *constants)
-        cache = Cache(options.cache)
+    _restore_constants(cache, lambda: _calibrate(schema, images, teacher, options)[0], teacher)
     present = [(tar.name, tar.size) for tar in options.shards]
     with cache.folder.scratch():
-        units = extend_cache(cache.folder, cache.schema, present[: options.limit], options.views, present)
-    return cache, units
+        return cache, extend_cache(
+            cache.folder, cache.schema, present[: options.limit], options.views, present
+        )
 
 
 def _calibrate(
@@ -159,15 +161,30 @@ def _calibrate(
     images: Callable[[], Sequence[SampleViews]],
     teacher: Teacher,
     options: ExtractionOptions,
-) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], CalibrationSchema]:
-    """Return channel mean and std (M, D) with their record; 0 and 1 of no images for an encoding that needs none."""
+) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """Return channel mean and std (M, D) and of how many images they are; 0 and 1 of none for an encoding that needs none."""
     if schema.code_format.largest_code is None:
         shape = (len(schema.levels), schema.teacher.width)
-        mean, std, count = np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
-    else:
-        mean, std = calibrate(images(), teacher, options.device)
-        count = len(images())
-    return (mean, std), CalibrationSchema(pictures=count, sha256=calibration_digest(mean, std))
+        return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
+    mean, std = calibrate(images(), teacher, options.device)
+    return {"channel_mean": mean, "channel_std": std}, len(images())
+
+
+def _restore_constants(
+    cache: Cache, calibration: Callable[[], dict[str, NDArray[np.float32]]], teacher: Teacher
+) -> None:
+    """Write damaged arrays without rows again; raises CacheError if they come out otherwise than they were."""
+    damaged = damaged_constants(cache)
+    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+        restore_constants(cache.folder, teacher.tower.output())
+    if "calibration" in damaged:
+        found = calibration()
+        if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
+            raise CacheError(
+                f"cache {cache.address!r} has a damaged calibration, and these tars do not reproduce it; "
+                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars of the first extraction in its order"
+            )
+        restore_constants(cache.folder, found)
 
 
 class _Log:

@@ -121,7 +121,7 @@ class Lane:
 
     def _launch(self, builder: UnitBuilder) -> None:
         batch = self._encoder.launch(
-            self._pixels.batch(), builder.next_keys(self._pixels.filled), builder.unit.view
+            self._pixels.batch(), builder.next_keys(self._pixels.filled), builder.unit
         )
         self._pixels.begin()
         builder.under_way += 1

@@ -96,7 +96,7 @@ def forecast_sizes(
     """
     decoder = Decoder(0, options.image_size)
     maker = replace(options.maker, views=tuple(range(options.views)))
-    images = spread_images(options.tars, maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
+    images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
     return _forecast(options, schema, images, len(_finished(options, cache))), decoder.busy_seconds / len(
         images
     )
