@@ -79,7 +79,7 @@ def test_a_bad_image_is_skipped_listed_and_shifts_no_row(bad_tar, tmp_path):
     cache, policy = Cache(tmp_path / "a.cache"), extraction_options(cache=tmp_path, shards=[]).policy
     for commit in tuple(cache.commits()):
         assert (commit.rows, list(commit.skipped)) == (11, tally.skipped)
-        rows = cache.read_block(commit, 0, ["index", "view"])
+        rows = cache.read_chunk(commit, 0, ["index", "view"])
         assert rows["index"][:, 4].tolist() == [0, 2, 3, 4, 5, NO_LABEL, 7, NO_LABEL, 9, 10, 11]
         for number, row in zip([0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], rows["view"].tolist(), strict=True):
             with Image.open(io.BytesIO(image(number))) as opened:
