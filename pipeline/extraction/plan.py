@@ -120,7 +120,7 @@ def _forecast(
         for count in rows
     )
     view_bytes = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
-    beside = sum(spec.block_bytes(1) for spec in specs if not spec.by_rows) + _METADATA_BYTES
+    beside = sum(spec.bytes_of(1) for spec in specs if not spec.by_rows) + _METADATA_BYTES
     beside += _METADATA_BYTES_AN_ARRAY * len(specs) + _BYTES_A_LISTED_UNIT * len(tars) * views
     return SizeForecast(
         tars=len(tars),
@@ -189,7 +189,7 @@ def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) 
 
     The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
     """
-    row_bytes = sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
+    row_bytes = sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
     shared = workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
