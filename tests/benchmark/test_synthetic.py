@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_cache import make_shards
+from tars import make_tars
 
 from pipeline.benchmark.photographs import HEIGHT, IMAGE_BYTES, WIDTH, write_photographs
 from pipeline.benchmark.synthetic import linked_cache, made_up_cache
@@ -25,7 +25,7 @@ def test_a_made_up_cache_is_sound_and_has_real_crops(small_cache_path, tmp_path,
     plain = Cache(small_cache_path).schema.model_copy(update=kept)
     maker = ViewMaker(CropPolicy(64, (0.4, 1.0), 0.5, 0), (0,), "jpeg")
     cache = made_up_cache(
-        tmp_path / "made.cache", plain, make_shards(tmp_path / "tars", tars=2, images_per_tar=66), maker
+        tmp_path / "made.cache", plain, make_tars(tmp_path / "tars", tars=2, images_per_tar=66), maker
     )
     assert findings(cache) == []
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [66, 66]

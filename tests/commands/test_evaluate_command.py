@@ -5,13 +5,15 @@ import re
 import shutil
 import tarfile
 
+import caches
 import numpy as np
 import pytest
 import timm
 import torch
 import typer
+from caches import TEACHER
 from safetensors.torch import load_file
-from small_cache import TEACHER, image, small_cache, write_tar
+from tars import image, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -277,7 +279,7 @@ def test_tars_without_images_are_refused(cache, run, tmp_path):
 
 
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
-    other = small_cache(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
+    other = caches.real(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
     result = call("--run", run, "--cache", other)
     assert result.exit_code == 2
     assert "takes views of 64 pixels in patches of 16, cache " in result.stderr

@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 import typer
-from small_cache import TEACHER, image, write_tar
+from caches import TEACHER
+from tars import image, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.digests import digest_of

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_files import changed, contents, extract
+from cache_files import changed, contents
+from caches import extract, extraction_options
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
-from small_cache import extraction_options, image, make_shards, write_tar
+from tars import image, make_tars, write_tar
 
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
@@ -181,7 +182,7 @@ def test_the_calibration_of_a_cut_tar_is_that_of_its_whole_samples(shards, tmp_p
 
 def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):
     options = extraction_options(
-        cache=tmp_path / "a.cache", shards=make_shards(tmp_path, tars=1, images_per_tar=70), views=1
+        cache=tmp_path / "a.cache", shards=make_tars(tmp_path, tars=1, images_per_tar=70), views=1
     )
     teacher, decoder = build_teacher(options), Decoder(0, 64)
     cache, units = prepare_cache(options, teacher, decoder)
@@ -489,7 +490,7 @@ def test_the_teacher_goes_on_from_one_tar_to_the_next(monkeypatch, tmp_path):
     monkeypatch.setattr("pipeline.extraction.job.FeatureEncoder", Noted)
     extract(
         tmp_path / "a.cache",
-        make_shards(tmp_path, tars=2, images_per_tar=40),
+        make_tars(tmp_path, tars=2, images_per_tar=40),
         views=1,
         workers=1,
         batch_size=16,

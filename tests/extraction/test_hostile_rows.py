@@ -8,11 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from cache_files import contents, extract
+from cache_files import contents
+from caches import extract, extraction_options
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_cache import add_member, extraction_options, image
+from tars import add_member, image
 
 from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache

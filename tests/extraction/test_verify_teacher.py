@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_files import extract
-from published_units import publish_arrays
-from small_cache import TEACHER, make_shards
+from caches import TEACHER, extract, publish_arrays
+from tars import make_tars
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, ConfigError
@@ -51,7 +50,7 @@ def load(spec, levels):
 def made(request, tmp_path_factory):
     folder, options = tmp_path_factory.mktemp("made"), VARIANTS[request.param]
     extract(
-        folder / "a.cache", make_shards(folder, tars=1, images_per_tar=20), levels="2,3", views=1, **options
+        folder / "a.cache", make_tars(folder, tars=1, images_per_tar=20), levels="2,3", views=1, **options
     )
     return Made(folder / "a.cache", options.get("teacher", TEACHER))
 
@@ -89,7 +88,7 @@ def test_a_fresh_cache_is_what_its_teacher_gives(made):
 def test_a_teacher_without_cls(tmp_path):
     """Of it alone: its untrained blocks change next to nothing, so that a neighbour is as good."""
     cache = tmp_path / "a.cache"
-    shards = make_shards(tmp_path, tars=1, images_per_tar=20)
+    shards = make_tars(tmp_path, tars=1, images_per_tar=20)
     extract(
         cache, shards, teacher="timm:test_vit4.random", levels="2,3", views=1, keep=0.5, keep_rank="random"
     )
@@ -182,7 +181,7 @@ def test_features_that_were_stored_in_a_wrong_place_are_noticed(made, tmp_path, 
 def units(tmp_path_factory):
     """A cache of two units with two blocks each: 66 rows."""
     folder = tmp_path_factory.mktemp("units")
-    extract(folder / "a.cache", make_shards(folder, tars=1, images_per_tar=66), levels="5,", views=2)
+    extract(folder / "a.cache", make_tars(folder, tars=1, images_per_tar=66), levels="5,", views=2)
     return folder / "a.cache"
 
 

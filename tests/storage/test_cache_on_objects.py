@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from small_cache import TEACHER, extraction_options, make_shards
+from caches import TEACHER, extraction_options
+from tars import make_tars
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -128,7 +129,7 @@ def called(command, *arguments):
 def local(tmp_path_factory):
     """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
     folder = tmp_path_factory.mktemp("local")
-    shards = make_shards(folder / "tars", tars=3, images_per_tar=66)
+    shards = make_tars(folder / "tars", tars=3, images_per_tar=66)
     assert extract(shards, folder / "a.cache")[1] == 0
     return folder
 

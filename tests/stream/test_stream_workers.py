@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import caches
 import pytest
-from small_cache import small_cache
 from stored_samples import KEYS, republish
 from stream_parts import CPU, digest, digests, stream_spec
 
@@ -156,7 +156,7 @@ def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_pa
 
 
 def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
-    path = small_cache(tmp_path, tars=1, images_per_tar=9, views=1, keep=0.5)
+    path = caches.real(tmp_path, tars=1, images_per_tar=9, views=1, keep=0.5)
 
     def misplace(arrays):
         arrays["tokens"][5, 0] = 999

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 from fuzzing import memory
-from small_cache import add_member
+from tars import add_member
 
 from pipeline.errors import SourceError
 from pipeline.views.source import MAX_CARRIED_BYTES, MAX_IMAGE_BYTES, read_samples

@@ -4,7 +4,7 @@ import io
 import tarfile
 
 import pytest
-from small_cache import add_member, write_tar
+from tars import add_member, write_tar
 
 from pipeline.errors import SourceError
 from pipeline.views.sample import NO_LABEL, label_of
