@@ -88,7 +88,7 @@ def read_scores(run: Path) -> tuple[Score, ...]:
         return ()
     except ValidationError:
         raise CheckpointError(
-            f"{str(path)!r} is not a list of scores; an earlier version may have written it; remove it and evaluate again"
+            f"{str(path)!r} is not a list of scores: an earlier version may have written it; remove it and evaluate again"
         ) from None
 
 
