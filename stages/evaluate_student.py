@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors
+from stages.console import choose_device, cli_errors, new_app, run_app
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.subject import Subject
     from pipeline.report.scores import Score
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 Name = Annotated[str, typer.Argument(help="What is evaluated: knn.")]
 Run = Annotated[Path | None, typer.Option(help="Judge the student of this run.")]
@@ -225,7 +225,7 @@ def _report(choice: _Choice, scores: list["Score"]) -> None:
 
 def main() -> None:
     """Entry point."""
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

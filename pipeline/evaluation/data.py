@@ -83,7 +83,7 @@ class LabelledTars:
                     if isinstance(one, SkippedImage):
                         left_out.add("damaged", name, one.reason)
                     elif one.label == NO_LABEL:
-                        left_out.add("unlabelled", name, "has no .cls member")
+                        left_out.add("unlabelled", name, one.label_fault or "has no .cls member")
                     else:
                         yield LabelledView(one.pixels[0], one.label, one.key, tar.name)
         finally:

@@ -126,14 +126,21 @@ def teacher_subject(
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 
     teacher = load_teacher(spec, image_size=image_size, patch_size=patch_size, levels="1").to(device)
-    tower = teacher.tower
+    tower, known = teacher.tower, teacher.facts
 
     def outputs(pixels: Tensor, blocks: list[int]) -> list[Tensor]:
-        images = teacher_images(pixels, teacher.input_size, teacher.mean, teacher.std)
+        images = teacher_images(pixels, known.input_size, known.mean, known.std)
         return [teacher.final_norm(tokens) for tokens in tower.outputs(images, blocks)]
 
     name = spec.rstrip("/").rpartition("/")[2] if "local-dir:" in spec else spec
-    facts = SubjectFacts(kind=kind, name=name, weights=teacher.identity.weights_sha256)
+    facts = SubjectFacts(kind=kind, name=name, weights=known.weights_sha256)
     return Subject(
-        facts, tower.module, image_size, teacher.grid, tower.depth, tower.prefix, tower.has_cls, outputs
+        facts,
+        tower.module,
+        image_size,
+        image_size // patch_size,
+        tower.depth,
+        tower.prefix,
+        tower.has_cls,
+        outputs,
     )

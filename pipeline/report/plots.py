@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -76,15 +76,22 @@ def loss_chart(metrics: Metrics, warmup: int) -> str:
             _line(axes, steps, values, _HUE.format(index), 0.9, name if shown else "_", alpha=0.65)
         steps, values = column(metrics, "loss")
         _line(axes, steps, values, _INK, 2.0, "loss")
-        lowest = min([each.min() for _, each in [*terms.values(), (steps, values)] if len(each)], default=0)
-        if lowest > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        _use_log_axis(axes, [each for _, each in [*terms.values(), (steps, values)] if len(each)])
         _tint_warmup(axes, warmup)
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
         alt = f"Line chart of the loss against steps{_from_to(values)}, with its {len(terms)} terms."
         return _svg(figure, "loss", alt, len(terms))
+
+
+def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
+    """Make the y axis logarithmic, with plain numbers, if all values are above zero."""
+    if not lines or min(line.min() for line in lines) <= 0:
+        return
+    axes.set_yscale("log")
+    if max(line.max() for line in lines) < 10 * min(line.min() for line in lines):  # less than a decade
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _terms(metrics: Metrics) -> dict[str, tuple[Values, Values]]:
