@@ -102,7 +102,7 @@ def pinned_units(cache: Cache, config: RunConfig, ranks: Ranks) -> list[int] | N
         if ranks.is_main
         else None
     )
-    return ranks.of_main(own)
+    return ranks.from_main(own)
 
 
 def build_job(

@@ -210,6 +210,8 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
     cache = Cache(small_cache_path)
     spec = stream_spec(cache)
     refuse_too_large_stream(cache, spec, workers=3)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     refuse_too_large_stream(cache, spec, workers=3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
