@@ -26,6 +26,7 @@ class JoinedBlock:
     crops: list[bytes]
     arrays: dict[str, Values]
     unit: str
+    source: str
     view: int
     first_row: int
 
@@ -54,7 +55,7 @@ def read_joined(cache: Cache, commit: Commit, block: int, names: list[str]) -> J
         keys, crops = _read_crops(cache, commit, arrays["index"], first_row)
     except _MismatchError as error:
         raise CacheError(f"{commit.name}, {error}: {REMEDY}") from None
-    return JoinedBlock(keys, crops, arrays, commit.name, commit.view, first_row)
+    return JoinedBlock(keys, crops, arrays, commit.name, commit.source, commit.view, first_row)
 
 
 def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:

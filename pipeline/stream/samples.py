@@ -133,7 +133,7 @@ class WindowReader:
     def _scatter(self, block: JoinedBlock, places: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy the visible part of a block's rows to their places: each value once, from where it was read."""
         with named(f"in {block.name}"):
-            masks = self._masks.draw(block.arrays, block.keys, block.view, epoch)
+            masks = self._masks.draw(block.arrays, block.source, block.keys, block.view, epoch)
         features, stats = [block.arrays[name] for name in self._features], block.arrays["stats"]
         stats = stats if self._all_levels else stats[:, list(self._spec.levels)]
         row = 0

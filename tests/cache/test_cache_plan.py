@@ -18,9 +18,9 @@ def committed_bytes(path):
     return sum(
         file.stat().st_size
         for file in path.rglob("*")
-        if file.is_file() and {"c", "views", "commits"} & set(file.parts)
-    ) - sum(
-        (path / "targets.zarr" / name / "c/0/0").stat().st_size for name in ("channel_mean", "channel_std")
+        if file.is_file()
+        and {"c", "views", "commits"} & set(file.parts)
+        and not {"channel_mean", "channel_std", "post_norm"} & set(file.parts)
     )
 
 

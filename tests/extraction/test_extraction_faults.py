@@ -83,7 +83,9 @@ def test_a_bad_image_is_skipped_listed_and_shifts_no_row(bad_tar, tmp_path):
         assert rows["index"][:, 4].tolist() == [0, 2, 3, 4, 5, NO_LABEL, 7, NO_LABEL, 9, 10, 11]
         for number, row in zip([0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], rows["view"].tolist(), strict=True):
             with Image.open(io.BytesIO(image(number))) as opened:
-                assert draw_crop(policy, f"{number:06d}", commit.view, *opened.size).as_row() == tuple(row)
+                assert draw_crop(
+                    policy, commit.source, f"{number:06d}", commit.view, *opened.size
+                ).as_row() == tuple(row)
 
 
 def test_a_bad_image_leaves_the_same_bytes_each_time(tmp_path):
@@ -478,9 +480,9 @@ def test_the_teacher_goes_on_from_one_tar_to_the_next(monkeypatch, tmp_path):
     calls = []
 
     class Noted(FeatureEncoder):
-        def launch(self, pixels, keys, view):
+        def launch(self, pixels, keys, unit):
             calls.append(("launch", keys[0]))
-            return super().launch(pixels, keys, view)
+            return super().launch(pixels, keys, unit)
 
         def collect(self, batch):
             calls.append(("collect", batch.keys[0]))
