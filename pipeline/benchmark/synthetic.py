@@ -84,7 +84,7 @@ def _random_rows(schema: CacheSchema, rows: int, unit: int) -> dict[str, Values]
     for name, spec in array_specs(schema).items():
         shape = (rows, *spec.item_shape)
         if name.startswith("features/"):
-            arrays[name] = np.frombuffer(rng.bytes(spec.block_bytes(rows)), spec.dtype).reshape(shape)
+            arrays[name] = np.frombuffer(rng.bytes(spec.bytes_of(rows)), spec.dtype).reshape(shape)
         elif name == "stats":
             arrays[name] = np.full(shape, _SCALE, spec.dtype)
         elif name == "attention":

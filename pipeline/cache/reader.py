@@ -139,7 +139,7 @@ class Cache:
             )
         return dict(zip(names, found, strict=True))
 
-    def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
+    def read_chunk(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read the rows of one block of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
         first = block * self.schema.block_rows
         rows = min(self.schema.block_rows, commit.rows - first)

@@ -203,7 +203,7 @@ class ArraySpec:
     item_shape: tuple[int, ...]
     by_rows: bool = True
 
-    def block_bytes(self, rows: int) -> int:
+    def bytes_of(self, rows: int) -> int:
         """Bytes of `rows` rows."""
         return rows * math.prod(self.item_shape) * self.dtype.itemsize
 

@@ -245,7 +245,7 @@ def shard_key(spec: ArraySpec, unit: int) -> str:
 def shard_bytes(spec: ArraySpec, schema: CacheSchema, rows: int) -> int:
     """Return the exact size of a shard that holds `rows` rows."""
     blocks = -(-rows // schema.block_rows)
-    return blocks * (spec.block_bytes(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
+    return blocks * (spec.bytes_of(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
 
 
 def index_bytes(schema: CacheSchema) -> int:

@@ -55,6 +55,6 @@ def read_all(path):
         for block in range(2):
             found |= {
                 (commit.unit, block, name): rows
-                for name, rows in cache.read_block(commit, block, ARRAYS).items()
+                for name, rows in cache.read_chunk(commit, block, ARRAYS).items()
             }
     return found

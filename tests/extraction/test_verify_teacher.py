@@ -156,7 +156,7 @@ def republish(path, change):
     """Make the only unit anew from changed arrays: every checksum is right."""
     cache = Cache(path)
     (unit,), (commit,) = cache.units, cache.commits()
-    arrays = cache.read_block(commit, 0, commit.blocks)
+    arrays = cache.read_chunk(commit, 0, commit.blocks)
     change(arrays)
     (path / "commits" / f"{unit.stem}.json").unlink()
     with cache.folder.scratch() as scratch:
