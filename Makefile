@@ -39,13 +39,13 @@ GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON))$(if $(wildcard 
 gpu-check: ## on a machine with a CUDA GPU: its tests and open figures in nine minutes (PYTHON=python3.12 OPTIONS='--only tests')
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m gpu $(OPTIONS)
 
-faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')
-	PYTHONPATH=tests $(BIN)/python -m faults $(OPTIONS)
-	$(BIN)/python -m pytest -m faults
+faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS="--faults-seed 1 -k disk")
+	$(BIN)/python -m pytest tests/faults -m faults $(OPTIONS)
+	$(BIN)/python -m pytest -m faults --ignore tests/faults
 
 faults-short: setup ## a few of each of these, within five minutes
-	PYTHONPATH=tests $(BIN)/python -m faults --short $(OPTIONS)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
+	$(BIN)/python -m pytest -m faults --ignore tests/faults
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .
