@@ -264,7 +264,7 @@ def newer(cache):
         (
             newer,
             [
-                "has version 7.0, this program reads 1.0",
+                "has version 7.0, this program reads 1.",
                 "use the version of this program that made the cache",
             ],
         ),
