@@ -53,7 +53,9 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
-    exact = dtype == torch.float32  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
+    exact = (
+        dtype == torch.float32
+    )  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
     with (
         torch.inference_mode(),
         torch.autocast(device.type, None if exact else dtype, enabled=not exact),

@@ -57,7 +57,7 @@ def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (7, 8), (8, 8)])
-def test_a_short_batch_is_filled_up_with_black_to_one_of_four_sizes(count, size):
+def test_a_short_batch_is_filled_up_to_one_of_four_sizes(count, size):
     pixels = PixelInput(8, 64, CPU)
     pixels.add(images(8))
     assert pixels.room == 0
@@ -70,7 +70,7 @@ def test_a_short_batch_is_filled_up_with_black_to_one_of_four_sizes(count, size)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_a_batch_gives_the_same_rows_whichever_is_launched_before_it_is_collected(keep):
+def test_rows_do_not_depend_on_the_batch_launched_meanwhile(keep):
     encoder = encoder_of(keep=keep)
     first, second = images(16).reshape(2, 8, 64, 64, 3)
     keys = [str(number) for number in range(16)]
