@@ -243,7 +243,7 @@ def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "
         typer.echo(
             f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}"
         )
-    refuse_differences(cache, found, device)
+    refuse_differences(cache, found)
 
 
 def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:

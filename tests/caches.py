@@ -14,7 +14,7 @@ import torch
 from tars import make_tars
 
 from pipeline.cache.reader import calibration_digest
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherSchema, ViewSchema, array_specs
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema, array_specs
 from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, is_committed
 from pipeline.extraction.job import run_extraction
 from pipeline.extraction.options import ExtractionOptions
@@ -83,7 +83,7 @@ def make_schema(
     **changes,
 ):
     """A valid schema of a small teacher on a grid of patches of 16 pixels."""
-    teacher = TeacherSchema(
+    teacher = TeacherFacts(
         library="timm",
         name="test_vit",
         tag="random",

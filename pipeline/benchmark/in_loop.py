@@ -17,31 +17,28 @@ from pipeline.training.job import TrainingJob
 
 
 class TeacherTargets(nn.Module):
-    """Stands in a TrainingStep where CachedTargets would: whole views take the place of the codes and masks that of the stats."""
+    """Takes the place of CachedTargets: whole views come as the codes and masks as the stats."""
 
     def __init__(self, teacher: Teacher, kind: TargetKind) -> None:
         super().__init__()
-        self.teacher, self.kind = (
-            teacher,
-            kind,
-        )  # which is no module of this one: it must neither train nor be trained
+        self.teacher, self.kind = teacher, kind  # the teacher is not an nn.Module, so it is never trained
 
     def forward(self, views: Tensor, visible: Tensor) -> list[Tensor]:
-        """Run the teacher on views (B, S, S, 3) uint8; return M targets (B, T, D) at `visible` (B, K), after CLS if there is one."""
+        """Return the M targets (B, T, D) of views (B, S, S, 3) at CLS, if any, and at `visible` (B, K)."""
         hidden = self.teacher.features(views).hidden
-        places = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.has_cls else visible
-        seen = [level.gather(1, places[..., None].expand(-1, -1, level.shape[-1])) for level in hidden]
+        tokens = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.facts.has_cls else visible
+        seen = [level.gather(1, tokens[..., None].expand(-1, -1, level.shape[-1])) for level in hidden]
         return [normalise_target(*whiten(level), self.kind) for level in seen]
 
 
 def whole_view_batch(job: TrainingJob) -> Batch:
-    """Return the first samples of the cache with their whole views (B, S, S, 3) as codes and their masks (B, K) as stats."""
-    views, visible, count = [], [], 0
-    for pixels, seen in _blocks(job):
+    """Return the first samples, with whole views (B, S, S, 3) as codes and masks (B, K) as stats."""
+    views: list[Tensor] = []
+    visible: list[Tensor] = []
+    for pixels, seen in _chunks(job):
         views.append(pixels)
         visible.append(seen)
-        count += len(seen)
-        if count >= job.spec.batch_size:
+        if sum(map(len, visible)) >= job.spec.batch_size:
             break
     pixels, seen = (torch.cat(parts)[: job.spec.batch_size].to(job.device) for parts in (views, visible))
     patches = cut_patches(pixels, job.cache.schema.view.patch_size)
@@ -49,16 +46,15 @@ def whole_view_batch(job: TrainingJob) -> Batch:
     return Batch(shown, seen, pixels, seen)
 
 
-def _blocks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield whole views (n, S, S, 3) uint8 and masks (n, K) int64, block by block."""
+def _chunks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield whole views (n, S, S, 3) uint8 and masks (n, K) int64, chunk by chunk."""
     cache, order = job.cache, job.spec.order
     masks = MaskSource(cache.schema, job.spec.mask, order.seed)
     for window in order.windows(0):
-        for place, block, _ in window.blocks.tolist():
-            commit = cache.pinned_commit(order.units[place])
-            joined = read_joined(cache, commit, block, list(masks.arrays))
-            pixels = np.stack(
-                [decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)]
-            )
+        for unit, chunk, _ in window.blocks.tolist():
+            commit = cache.pinned_commit(order.units[unit])
+            joined = read_joined(cache, commit, chunk, list(masks.arrays))
+            crops = zip(joined.crops, joined.keys, strict=True)
+            pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
             seen = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0).visible
             yield torch.from_numpy(pixels), torch.from_numpy(seen)

@@ -32,7 +32,7 @@ SCHEMAS = {
 MODELS = {
     ("Unit", "Key"): Unit,
     ("Schema", "Key"): schema.CacheSchema,
-    ("Teacher", "Key"): schema.TeacherSchema,
+    ("Teacher", "Key"): schema.TeacherFacts,
     ("View", "Key"): schema.ViewSchema,
     ("Calibration", "Key"): schema.CalibrationSchema,
     ("Commit", "Key"): Commit,

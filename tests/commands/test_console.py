@@ -33,7 +33,7 @@ print(time.process_time(), *[name for name in {heavy} if name in sys.modules])
         ("train_student", [], "--resume"),
         ("evaluate_student", ["knn"], "--test-shards"),
         ("inspect_cache", ["verify"], "--teacher-spec"),
-        ("bench", [], "--scaling"),
+        ("bench", [], "--only"),
     ],
 )
 def test_help_imports_nothing_heavy(stage, arguments, part):

@@ -180,7 +180,9 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
     def tokens(pixels):
         with torch.inference_mode():
             images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (teacher.mean, teacher.std))
+            mean, std = (
+                torch.tensor(values).view(3, 1, 1) for values in (teacher.facts.mean, teacher.facts.std)
+            )
             return teacher.tower.module.forward_features((images - mean) / std)
 
     pixels, labels, _ = cached_pixels(cache)

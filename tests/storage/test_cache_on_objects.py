@@ -283,7 +283,7 @@ def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
     for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
         assert (code, output.count("\n")) == (2, 1)
         assert output.startswith(
-            "error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://..."
+            "error: address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://..."
         )
 
 
