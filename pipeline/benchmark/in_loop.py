@@ -56,5 +56,5 @@ def _chunks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
             joined = read_joined(cache, commit, chunk, list(masks.arrays))
             crops = zip(joined.crops, joined.keys, strict=True)
             pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
-            seen = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0).visible
+            seen = masks.draw(joined.arrays, joined.source, joined.keys, commit.view, epoch=0).visible
             yield torch.from_numpy(pixels), torch.from_numpy(seen)

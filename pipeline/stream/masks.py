@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
-from pipeline.seeding import generator
+from pipeline.seeding import generator, sample_keys
 from pipeline.views.masking import (
     MaskConfig,
     draw_visible,
@@ -47,8 +47,11 @@ class MaskSource:
             return ("tokens",)
         return ("attention",) if self._strategy == "attention" else ()
 
-    def draw(self, arrays: Mapping[str, NDArray[Any]], keys: list[str], view: int, epoch: int) -> BlockMasks:
-        """Draw the masks of samples of one view, from their rows of `arrays`."""
+    def draw(
+        self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
+    ) -> BlockMasks:
+        """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
+        source_of_draws = self._schema.source_of_draws(source)
         if self._schema.keep < 1:
             kept = arrays["tokens"][:, : self.count].astype(np.int64)
             places = np.argsort(kept, axis=1)
@@ -57,22 +60,28 @@ class MaskSource:
         if self._strategy == "block":
             visible = np.stack(
                 [
-                    draw_visible("block", None, self._schema.grid, self.count, self._draws(key, view, epoch))
+                    draw_visible(
+                        "block",
+                        None,
+                        self._schema.grid,
+                        self.count,
+                        self._draws(source_of_draws, key, view, epoch),
+                    )
                     for key in keys
                 ]
             )
             return BlockMasks(visible, self._after_cls(visible))
         arrivals = np.empty((len(keys), self._schema.patches))
         for row, key in enumerate(keys):
-            self._draws(key, view, epoch).standard_exponential(out=arrivals[row])
+            self._draws(source_of_draws, key, view, epoch).standard_exponential(out=arrivals[row])
         visible = np.sort(rank_by_arrival(self._strategy, importance, arrivals)[:, : self.count], axis=1)
         return BlockMasks(visible, self._after_cls(visible))
 
-    def _draws(self, key: str, view: int, epoch: int) -> np.random.Generator:
+    def _draws(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
         """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
         if self._redraw or self._strategy == "block":
-            return generator(self._seed, "mask", epoch, key)
-        return rank_generator(self._schema.view.seed, key, view)
+            return generator(self._seed, "mask", epoch, *sample_keys(source, key))
+        return rank_generator(self._schema.view.seed, source, key, view)
 
     def _after_cls(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.pad(places + 1, ((0, 0), (1, 0))) if self._schema.teacher.has_cls else places
