@@ -9,9 +9,7 @@ from pipeline.benchmark.measure import Figure, core_seconds, take_turns, wait_fo
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.commit import Commit
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import feature_array
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import Window
 from pipeline.stream.samples import StreamSpec, WindowReader
 from pipeline.training.job import TrainingJob
@@ -30,7 +28,7 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
     with BatchStream(job.cache, job.spec, options.device, options.workers) as stream:
         batches = iter(stream)
         first = next(batches)
-        size = sum(getattr(first, name).nbytes for name in first.__dataclass_fields__)
+        size = sum(values.nbytes for values in first.values())
         list(islice(batches, options.effort.warm_up))
         rates = [_rate(batches, count, bench) for _ in range(options.effort.rounds)]
     yield Figure("loader.images", tuple(rates), "images/s", f"loader alone, {options.crew}")
@@ -49,13 +47,7 @@ def _rate(batches: Iterator[object], count: int, bench: Workbench) -> float:
 
 def array_names(cache: Cache, spec: StreamSpec) -> list[str]:
     """Return the arrays of a cache of which training reads every block."""
-    masks = MaskSource(cache.schema, spec.mask, spec.order.seed)
-    return [
-        "index",
-        *(feature_array(cache.schema.levels[place]) for place in spec.levels),
-        "stats",
-        *masks.arrays,
-    ]
+    return ["index", *WindowReader(cache, spec).arrays]
 
 
 def first_window(job: TrainingJob) -> Window:

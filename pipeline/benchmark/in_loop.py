@@ -1,64 +1,52 @@
-"""What a cache saves: the same training step with the teacher in it."""
+"""What a cache saves: batches for the same training step with the teacher in it."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.cache.encoding import whiten
 from pipeline.cache.join import decode_crop, read_joined
-from pipeline.objectives.losses import TargetKind, normalise_target
-from pipeline.stream.batches import Batch
-from pipeline.stream.masks import MaskSource
+from pipeline.objectives.objective import Batch
+from pipeline.objectives.targets import TeacherTargets
+from pipeline.stream.masks import BlockMasks, MaskSource
 from pipeline.student.patches import cut_patches
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.job import TrainingJob
 
 
-class TeacherTargets(nn.Module):
-    """Stands in a TrainingStep where CachedTargets would: whole views take the place of the codes and masks that of the stats."""
-
-    def __init__(self, teacher: Teacher, kind: TargetKind) -> None:
-        super().__init__()
-        self.teacher, self.kind = (
-            teacher,
-            kind,
-        )  # which is no module of this one: it must neither train nor be trained
-
-    def forward(self, views: Tensor, visible: Tensor) -> list[Tensor]:
-        """Run the teacher on views (B, S, S, 3) uint8; return M targets (B, T, D) at `visible` (B, K), after CLS if there is one."""
-        hidden = self.teacher.features(views).hidden
-        places = nn.functional.pad(visible + 1, (1, 0)) if self.teacher.has_cls else visible
-        seen = [level.gather(1, places[..., None].expand(-1, -1, level.shape[-1])) for level in hidden]
-        return [normalise_target(*whiten(level), self.kind) for level in seen]
+def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
+    """Return the targets of a job made by the teacher itself."""
+    objective = job.config.objective
+    return TeacherTargets(
+        lambda views: teacher.features(views).hidden, teacher.has_cls, objective.target, objective.needs
+    )
 
 
 def whole_view_batch(job: TrainingJob) -> Batch:
-    """Return the first samples of the cache with their whole views (B, S, S, 3) as codes and their masks (B, K) as stats."""
-    views, visible, count = [], [], 0
-    for pixels, seen in _blocks(job):
-        views.append(pixels)
-        visible.append(seen)
-        count += len(seen)
-        if count >= job.spec.batch_size:
+    """Return the first samples of the cache with their whole `views` (B, S, S, 3) in place of stored targets."""
+    found: dict[str, list[Tensor]] = {"views": [], "visible": [], "hidden": [], "shown": []}
+    for pixels, masks in _blocks(job):
+        drawn = {"visible": masks.visible, "hidden": masks.hidden, "shown": masks.shown}
+        for name, values in ({"views": pixels} | drawn).items():
+            found[name].append(torch.from_numpy(values))
+        if sum(map(len, found["views"])) >= job.spec.batch_size:
             break
-    pixels, seen = (torch.cat(parts)[: job.spec.batch_size].to(job.device) for parts in (views, visible))
-    patches = cut_patches(pixels, job.cache.schema.view.patch_size)
-    shown = patches.gather(1, seen[..., None].expand(-1, -1, patches.shape[-1]))
-    return Batch(shown, seen, pixels, seen)
+    batch = {name: torch.cat(parts)[: job.spec.batch_size].to(job.device) for name, parts in found.items()}
+    patches = cut_patches(batch["views"], job.cache.schema.view.patch_size)
+    shown = batch.pop("shown")
+    return batch | {"patches": patches.gather(1, shown[..., None].expand(-1, -1, patches.shape[-1]))}
 
 
-def _blocks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield whole views (n, S, S, 3) uint8 and masks (n, K) int64, block by block."""
+def _blocks(job: TrainingJob) -> Iterator[tuple[np.ndarray, BlockMasks]]:
+    """Yield whole views (n, S, S, 3) uint8 and their masks, block by block."""
     cache, order = job.cache, job.spec.order
-    masks = MaskSource(cache.schema, job.spec.mask, order.seed)
+    masks = MaskSource(cache.schema, job.spec.mask, order.seed, job.spec.needs)
     for window in order.windows(0):
-        for place, block, _ in window.blocks.tolist():
-            commit = cache.pinned_commit(order.units[place])
+        for unit, block, _ in window.blocks.tolist():
+            commit = cache.pinned_commit(order.units[unit])
             joined = read_joined(cache, commit, block, list(masks.arrays))
             pixels = np.stack(
                 [decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)]
             )
-            seen = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0).visible
-            yield torch.from_numpy(pixels), torch.from_numpy(seen)
+            yield pixels, masks.draw(joined.arrays, joined.keys, commit.view, epoch=0)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 
@@ -11,18 +11,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
+from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
 from pipeline.benchmark.machine import MatrixProduct
 from pipeline.benchmark.measure import Figure, WaitMeter, ratio, take_turns, wait_for
 from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
-from pipeline.stream.batches import Batch, BatchStream
+from pipeline.objectives.objective import Batch
+from pipeline.stream.batches import BatchStream, micro_batches
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_step, cached_targets
 from pipeline.training.optimiser import build_schedule
 from pipeline.training.trainer import Trainer
-from pipeline.views.masking import visible_count
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
@@ -45,7 +45,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     resident, views = resident_batch(job), whole_view_batch(job)
     cached, in_loop = (
         _trainer(job, cached_targets(job)),
-        _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target)),
+        _trainer(job, teacher_targets(job, bench.teacher)),
     )
     few = max(min(_FEW, effort.steps), effort.steps // 4)  # steps of the slow ones
     variants: dict[str, Callable[[], Turn]] = {
@@ -55,7 +55,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     }
     if bench.teacher.has_cls:  # the published algorithm knows no other
         variants["reference"] = partial(
-            _reference_turn, _reference_step(bench), views.codes[:_REFERENCE_BATCH], few
+            _reference_turn, _reference_step(bench), views["views"][:_REFERENCE_BATCH], few
         )
     product = MatrixProduct(device)
     variants["peak"] = lambda: Turn(product.rate())
@@ -65,7 +65,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
             "peak.matrix", tuple(turn.rate for turn in turns.pop("peak")), "TFLOP/s", product.title
         )
     )
-    yield from _rates(turns, min(len(views.codes), _REFERENCE_BATCH))
+    yield from _rates(turns, min(len(views["views"]), _REFERENCE_BATCH))
     yield from _start_up(turns["streamed"])
     yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
     if device.type == "cuda":
@@ -78,6 +78,7 @@ def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
     return Trainer(
         model,
+        job.objective,
         job.optimiser,
         schedule,
         job.config,
@@ -97,7 +98,7 @@ def resident_batch(job: TrainingJob) -> Batch:
     """Return a copy of the first batch of the stream."""
     with BatchStream(job.cache, job.spec, job.device, workers=0) as stream:
         batch = next(iter(stream))
-        copied = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+        copied = {name: values.clone() for name, values in batch.items()}
         wait_for(job.device)
     return copied
 
@@ -111,7 +112,7 @@ def _take_steps(trainer: Trainer, batches: Iterator[Batch], count: int, device: 
         with meter.waiting():
             batch = next(batches)
         trainer.step(batch, step)
-        images += len(batch.patches)
+        images += len(batch["patches"])
     wait_for(device)
     seconds = time.perf_counter() - begin
     return Turn(images / seconds, meter.seconds() / seconds)
@@ -145,7 +146,7 @@ def _reference_step(bench: Workbench) -> ReferenceStep:
         bench.teacher.width,
     )
     return ReferenceStep(
-        student.to(bench.options.device), bench.teacher, visible_count(schema.patches, config.mask.ratio)
+        student.to(bench.options.device), bench.teacher, config.mask.visible_count(schema.patches)
     )
 
 
@@ -209,14 +210,14 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
 
 def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
-    few = next(islice(batch.micro_batches(max(1, len(batch.patches) // _COUNTED)), 1))
+    few = next(islice(micro_batches(batch, max(1, len(batch["patches"]) // _COUNTED)), 1))
     with (
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):  # whose products it knows on every device
-        model.forward(few.patches, few.visible, few.codes, few.stats)[0].backward()
+        model.forward(few)[0].backward()
     model.zero_grad()
-    return float(counter.get_total_flops() / len(few.patches))
+    return float(counter.get_total_flops() / len(few["patches"]))
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
@@ -227,4 +228,4 @@ def _memory(trainer: Trainer, batch: Batch) -> Figure:
     trainer.step(batch, 0)
     wait_for(trainer.device)
     grown = torch.cuda.max_memory_allocated(trainer.device) - before
-    return Figure("step.memory", (grown / len(batch.patches) / 1e6,), "MB/image", "GPU memory of the step")
+    return Figure("step.memory", (grown / len(batch["patches"]) / 1e6,), "MB/image", "GPU memory of the step")

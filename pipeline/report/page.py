@@ -29,13 +29,13 @@ class Score:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is told of a run: its nested configuration, facts by name, metrics, alignment (M, L) of `levels` (M,), images, scores."""
+    """What is told of a run: its nested configuration, facts by name, metrics, alignment (M, L) of `levels` (M,) if the objective has one, images, scores."""
 
     title: str
     config: Mapping[str, Any]
     facts: Mapping[str, str]
     metrics: Sequence[Mapping[str, Any]]
-    alignment: NDArray[np.floating[Any]]
+    alignment: NDArray[np.floating[Any]] | None
     levels: Sequence[int]
     mode: str
     images: Sequence[MaskedImage]
@@ -136,7 +136,7 @@ def _charts(report: RunReport) -> str:
     if not report.metrics:
         return ""
     charts = [
-        ("Loss", plots.loss_chart(report.metrics, report.levels)),
+        ("Loss", plots.loss_chart(report.metrics)),
         ("Learning rate", plots.rate_chart(report.metrics)),
         ("Throughput", plots.throughput_chart(report.metrics)),
         ("Where the time goes", plots.time_chart(report.metrics)),
@@ -146,6 +146,8 @@ def _charts(report: RunReport) -> str:
 
 
 def _alignment(report: RunReport) -> str:
+    if report.alignment is None:
+        return ""
     told = (
         f"Mode: <b>{html.escape(report.mode)}</b>. Each row is a level of the teacher, each column a block of the student; "
         "a cell is the weight with which the block takes part in that level's prediction. "

@@ -68,26 +68,25 @@ def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
     return steps, values
 
 
-def loss_chart(metrics: Metrics, levels: Sequence[int]) -> str:
-    """Loss against steps, in all and for each teacher level."""
+def loss_chart(metrics: Metrics) -> str:
+    """Loss against steps, and its terms."""
+    names = list(metrics[-1].get("loss_terms", {}))
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("loss")
-        for place, level in enumerate(levels):
-            per_level = [{"step": line["step"], "loss": _entry(line, place)} for line in metrics]
-            label = f"block {level}" if len(levels) <= _MAX_LEGEND or place in (0, len(levels) - 1) else "_"
-            _line(axes, *column(per_level, "loss"), color=_LEVEL.format(place), linewidth=1.1, label=label)
+        for index, name in enumerate(names):
+            term = [{"step": line["step"], "loss": line.get("loss_terms", {}).get(name)} for line in metrics]
+            label = name if len(names) <= _MAX_LEGEND or index in (0, len(names) - 1) else "_"
+            _line(axes, *column(term, "loss"), color=_LEVEL.format(index), linewidth=1.1, label=label)
         steps, values = column(metrics, "loss")
-        _line(axes, steps, values, color=_INK, linewidth=1.8, label="all levels")
-        if len(steps):
+        _line(axes, steps, values, color=_INK, linewidth=1.8, label="loss")
+        if len(steps) and names:
             axes.legend(
                 ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4
             )
-        return _svg(
-            figure,
-            "loss",
-            f"Line chart of the loss against steps{_from_to(values)}, in all and for each teacher level.",
-            len(levels),
+        told = (
+            f"Line chart of the loss against steps{_from_to(values)}{', and of its terms' if names else ''}."
         )
+        return _svg(figure, "loss", told, len(names))
 
 
 def rate_chart(metrics: Metrics) -> str:
@@ -217,11 +216,6 @@ def _thin(values: Values) -> Values:
     if len(values) <= _MAX_POINTS:
         return values
     return np.array([part.mean() for part in np.array_split(values, _MAX_POINTS)])
-
-
-def _entry(line: Mapping[str, Any], place: int) -> float | None:
-    losses = line.get("loss_per_level") or ()
-    return float(losses[place]) if place < len(losses) else None
 
 
 def _from_to(values: Values) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
@@ -21,12 +23,13 @@ _IMAGES = 6
 
 def write_report(job: TrainingJob) -> Path:
     """Write report.html and return its path."""
+    alignment = job.objective.figures().get("alignment")
     levels = [job.cache.schema.levels[place] for place in job.spec.levels]
     described = describe_run(job)
     teacher = job.cache.schema.teacher
     trained = "" if teacher.trained else " (untrained)"
     report = RunReport(
-        title=f"MaskAlign: {job.config.student.model} from {teacher.name}",
+        title=f"{job.config.objective.name}: {job.config.student.model} from {teacher.name}",
         config=described["config"],
         facts={
             "teacher": f"{teacher.library} {teacher.name}, {teacher.tag}{trained}, weights {teacher.weights_sha256[:12]}",
@@ -35,9 +38,9 @@ def write_report(job: TrainingJob) -> Path:
             **described["versions"],
         },
         metrics=read_metrics(job.run),
-        alignment=job.student.alignment.weights.detach().float().cpu().numpy(),
+        alignment=None if alignment is None else np.array(alignment),
         levels=levels,
-        mode=job.config.alignment.mode,
+        mode=getattr(job.config.objective, "mode", ""),
         images=list(_masked_images(job, job.cache)),
         scores=_scores(job.run),
     )

@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.evaluation.knn import knn_accuracy
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
-from pipeline.training.job import initial_student
+from pipeline.training.job import initial_objective
 from pipeline.views.codec import decode_image, decode_view
 from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
 from stages.evaluate_student import app
@@ -118,7 +118,7 @@ def expected(tokens, labels, *queries, **groups):
 
 
 def initial_state(cache, recipe):
-    return initial_student(load_config(RunConfig, recipe), Cache(cache)).encoder.vit.state_dict()
+    return initial_objective(load_config(RunConfig, recipe), Cache(cache)).encoder.vit.state_dict()
 
 
 def test_a_runs_student_on_the_views_of_a_cache(cache, run, tmp_path):
