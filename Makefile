@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## run both stages on generated images, from teacher to report
 	$(BIN)/python -m stages.demo
 
-test: setup ## run the test suite, code quality included
+test: setup ## run the test suite
 	$(BIN)/python -m pytest -n 3
 
 bench: setup ## measure the parts of both stages side by side on this machine (OPTIONS='--quick')
@@ -31,7 +31,7 @@ bench: setup ## measure the parts of both stages side by side on this machine (O
 bench-check: setup ## fail if a ratio has fallen by more than a quarter since tests/benchmark/baseline.json; with nothing else at work
 	$(BIN)/python -m pytest -m bench
 
-bench-baseline: setup ## measure those ratios anew, with nothing else at work
+bench-baseline: setup ## measure those ratios again on an idle machine
 	PYTHONPATH=tests/benchmark $(BIN)/python tests/benchmark/make_baseline.py
 
 faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')

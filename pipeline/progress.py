@@ -1,59 +1,49 @@
-"""Progress of a long command: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of a long command: a bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
 
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_BAR_WIDTH = 8  # so that counts, rate and time left of ImageNet fit into 80 columns
 
 
 class ProgressDisplay:
-    """Shows how much of a total is done, with a free text; a context manager."""
+    """Shows how many images, or other units, of a total are done, with a free text behind; a context manager."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Begin at `done` of `total`."""
-        self._title, self._total, self._first, self._done = title, total, done, done
+        self._title, self._total, self._unit = title, total, unit
         self._console = Console(stderr=True)
-        self._begin = self._last_line = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        self._last_line = time.monotonic()
+        # Rates count from the first update on: what came before it is start-up and compilation.
+        self._since: tuple[float, int] | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(_BAR_WIDTH), TextColumn("{task.fields[text]}"))
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task(title, total=total, completed=done, text="")
+        self._task = self._bar.add_task(title, total=total, completed=done, text=self._counts(done))
 
     def update(self, done: int, text: str) -> None:
         """Show that `done` of the total are done."""
-        self._done = done
-        self._bar.update(self._task, completed=done, text=text)
-        if self._bar.disable and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            self._console.print(
-                f"{self._title}: {done} of {self._total}, {self._left()}, {text}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        now = time.monotonic()
+        counts = self._counts(done, now)
+        self._since = self._since or (now, done)
+        self._bar.update(self._task, completed=done, text=f"{counts}, {text}" if text else counts)
+        if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            line = f"{self._title}: {counts}, {text}".removesuffix(", ")
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _left(self) -> str:
-        made = self._done - self._first
-        if not made:
-            return "time left unknown"
-        seconds = (time.monotonic() - self._begin) / made * (self._total - self._done)
-        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d} left"
+    def _counts(self, done: int, now: float = 0.0) -> str:
+        counts = f"{done:,}/{self._total:,} {self._unit}"
+        if not self._since or done <= self._since[1] or now <= self._since[0]:
+            return counts
+        rate = (done - self._since[1]) / (now - self._since[0])
+        left = int((self._total - done) / rate)
+        shown = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        return f"{counts}, {shown}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -1,100 +1,123 @@
-"""What all commands share at their edge with a person: errors in one sentence, and the device that was asked for."""
+"""What all commands share at their edge with a person: options of every command, errors in one sentence, and the chosen device."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.runtime.launch import this_process
+from pipeline.runtime.signals import StoppedError, polite_signals
 
 if TYPE_CHECKING:
     import torch
 
-
-_GOES_ON = "the same command (train-student: with --resume) goes on from what is finished"
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM has come: like KeyboardInterrupt nothing but the command's edge may catch it."""
+_CONTINUE = "run the same command again to continue (train-student: add --resume)"
 
 
 @contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a user's mistake into one sentence on stderr and its exit code."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    """Turn errors and requests to stop into one sentence on stderr and an exit code: 2 for wrong use, 130 for Ctrl-C, otherwise 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a terminal that is not UTF-8 shows what it cannot write as \u escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with polite_signals():
+            yield
     except MaskAlignError as error:
-        typer.echo(f"error: {error}", err=True)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        typer.echo(f"error: {error}{notes}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted: {_GOES_ON}", err=True)
-        raise typer.Exit(130) from None
-    except _TerminatedError:
-        typer.echo(f"stopped by SIGTERM: {_GOES_ON}", err=True)
-        raise typer.Exit(1) from None
-    except BrokenPipeError:  # whoever reads the output has seen enough
+    except (KeyboardInterrupt, StoppedError) as error:
+        number = error.signal if isinstance(error, StoppedError) else signal.SIGINT
+        typer.echo(f"stopped by {describe_signal(number)}: {_CONTINUE}", err=True)
+        raise typer.Exit(stop_code(number)) from None
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:
-        typer.echo(
-            f"error: {error.strerror or error} ({error.filename or 'the operating system gave no file'})",
-            err=True,
-        )
+        where = error.filename or "the operating system gave no file"
+        typer.echo(f"error: {error.strerror or error} ({where})", err=True)
         raise typer.Exit(1) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    raise _TerminatedError
+def describe_signal(number: int) -> str:
+    """Return how a person calls a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def stop_code(number: int) -> int:
+    """Return the exit code after a polite signal."""
+    return 130 if number == signal.SIGINT else 1
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """Return an application with what all commands have: -h, and no machinery of typer's own in their output."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run an application as a command-line program; `--version` is answered here."""
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
+        typer.echo(f"maskalign {version('maskalign')}")
+        return
+    app()
 
 
 def run_command(command: Callable[..., None]) -> None:
     """Run a function as a command-line program."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
-    app()
+    app = new_app()
+    app.command(epilog="--version prints the version.")(command)
+    run_app(app)
 
 
-def process_rank() -> tuple[int, int]:
-    """Return this process's rank and how many there are, as torchrun or a Slurm array tells."""
-    for rank, count in (
-        ("RANK", "WORLD_SIZE"),
-        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-        ("SLURM_PROCID", "SLURM_NTASKS"),
-    ):
-        if rank in os.environ and count in os.environ:
-            return int(os.environ[rank]), int(os.environ[count])
-    return 0, 1
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may use, a share of them where a launcher has started several."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def check_device_name(name: str) -> None:
+    """Raise ConfigError for a name that no machine has; torch is not needed to know."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
 
 
 def choose_device(name: str) -> "torch.device":
-    """Return the device called `auto`, `cpu`, `cuda` or `cuda:N`; raises ConfigError for one that is not there."""
+    """Return the device of this process: of several on a machine each takes the GPU of its local rank, or the only one it sees.
+
+    Raises ConfigError for a device that is not there.
+    """
+    check_device_name(name)
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
-    if kind == "cpu":
+    if name == "cpu":
         return torch.device("cpu")
-    index = int(number or os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.cuda.device_count():
+    count, process = torch.cuda.device_count(), this_process()
+    if ":" in name:
+        index = int(name.partition(":")[2])
+        if process.local_world_size > 1 and count > 1:
+            raise ConfigError(
+                f"--device {name!r} would put all {process.local_world_size} processes of this machine on one GPU: "
+                "give --device cuda, and each takes its own"
+            )
+    else:
+        index = 0 if count == 1 else process.local_rank
+    if index >= count:
         raise ConfigError(
-            f"--device {name!r}: this machine shows {torch.cuda.device_count()} GPUs; give --device cpu or auto"
+            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: "
+            f"start at most {max(1, count)} processes on this machine, or give --device cpu"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors
+from stages.console import choose_device, cli_errors, new_app, run_app
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
     from pipeline.evaluation.embedding import EmbeddedViews, Embedder
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.callback()
@@ -212,7 +212,7 @@ def _accuracies(
 
 def main() -> None:
     """Entry point."""
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

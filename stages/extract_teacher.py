@@ -1,16 +1,16 @@
 """extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors, process_rank, run_command, usable_cores
+from pipeline.extraction.options import ExtractionOptions as Options
+from pipeline.runtime.launch import share_of_work, usable_cores
+from stages.console import choose_device, cli_errors, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor, Tally
-    from pipeline.extraction.options import ExtractionOptions
     from pipeline.extraction.plan import ExtractionPlan
 
 
@@ -22,7 +22,7 @@ def extract_teacher(
         ),
     ],
     cache: Annotated[
-        str, typer.Option(help="Folder of the cache, or s3://BUCKET/PATH: made, continued or extended.")
+        str, typer.Option(help="Folder of the cache, or s3://BUCKET/PATH: created, continued or extended.")
     ],
     teacher: Annotated[
         str,
@@ -32,58 +32,72 @@ def extract_teacher(
     ],
     levels: Annotated[
         str, typer.Option(help="Teacher blocks to store: a number (the last N) or a list such as 3,7,11.")
-    ] = "5",
-    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = 1,
-    encoding: Annotated[str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")] = "int8",
+    ] = Options.levels,
+    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
+    encoding: Annotated[
+        str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")
+    ] = Options.encoding,
     keep: Annotated[
         float,
         typer.Option(
             metavar="SHARE", help="Share of the patches to store; below 1 it fixes the masks of training."
         ),
-    ] = 1.0,
+    ] = Options.keep,
     keep_rank: Annotated[
         str,
         typer.Option(
             help="Which patches to store: drawn by `attention` of the teacher, or at `random`; the masks' strategy."
         ),
-    ] = "attention",
+    ] = Options.keep_rank,
     view_format: Annotated[
         str, typer.Option(help="How crops are stored: jpeg (quality 95) or raw (lossless).")
-    ] = "jpeg",
-    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = 224,
+    ] = Options.view_format,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = Options.image_size,
     patch_size: Annotated[
         int,
         typer.Option(
             min=1, help="Side of the student's patches in pixels; with --image-size it fixes the grid."
         ),
-    ] = 16,
+    ] = Options.patch_size,
     crop_scale: Annotated[
         tuple[float, float],
         typer.Option(help="Least and greatest share of the image's area in a view; 1 1 is the centre view."),
-    ] = (0.2, 1.0),
-    flip: Annotated[float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = 256,
+    ] = Options.crop_scale,
+    flip: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")
+    ] = Options.flip,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = Options.seed,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = Options.batch_size,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Decoding processes; default: the cores that this process may use."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, bfloat16 on a GPU, "
+            "float16 on a GPU before Ampere."
+        ),
+    ] = Options.precision,
+    compile: Annotated[
+        str, typer.Option(help="Compile the teacher: on, off, or auto: on a GPU, if that works.")
+    ] = Options.compile,
     max_bad: Annotated[
         float,
         typer.Option(
             min=0, max=1, help="Share of undecodable images (at least 3 images) that a tar may have."
         ),
-    ] = 0.01,
+    ] = Options.max_bad,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Take the first N tars only: a trial, which a later run without it continues."
+            min=1, help="Use the first N tars only: a trial, which a later run without it continues."
         ),
-    ] = None,
+    ] = Options.limit,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done, how large and how long, and write nothing."),
+        typer.Option("--dry-run", help="Print what would be done, how large and how long; write nothing."),
     ] = False,
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
@@ -93,12 +107,12 @@ def extract_teacher(
     """
     given = dict(locals())
     with cli_errors():
+        options = _read_options(given)
         from pipeline.runtime.workers import start_early
 
         start_early()
         from pipeline.extraction.job import run_extraction
 
-        options = _read_options(given)
         if dry_run:
             _show_plan(options)
             return
@@ -108,51 +122,22 @@ def extract_teacher(
         raise typer.Exit(1)
 
 
-def _read_options(given: dict[str, Any]) -> "ExtractionOptions":
-    """Check what typer cannot, and resolve shards, device and rank."""
-    from pipeline.cache.schema import ENCODINGS
-    from pipeline.extraction.options import ExtractionOptions
-    from pipeline.views.codec import VIEW_FORMATS
-    from pipeline.views.masking import RANK_STRATEGIES
+def _read_options(given: dict[str, Any]) -> Options:
+    """Resolve shards, rank and device; what can be checked without torch is checked first."""
     from pipeline.views.source_tars import resolve_tars
 
-    _refuse_unknown("--encoding", given["encoding"], ENCODINGS)
-    _refuse_unknown("--view-format", given["view_format"], VIEW_FORMATS)
-    _refuse_unknown("--keep-rank", given["keep_rank"], RANK_STRATEGIES)
-    _refuse_share("--keep", given["keep"])
-    _refuse_scale(given["crop_scale"])
-    rank, processes = process_rank()
-    resolved: dict[str, Any] = {
+    rank, processes = share_of_work()
+    given |= {
         "shards": resolve_tars(given["shards"]),
         "workers": usable_cores() if given["workers"] is None else given["workers"],
-        "device": choose_device(given["device"]),
         "rank": rank,
         "processes": processes,
     }
-    chosen: dict[str, Any] = {
-        field.name: (given | resolved)[field.name] for field in fields(ExtractionOptions)
-    }
-    return ExtractionOptions(**chosen)
+    options = Options(**{field.name: given[field.name] for field in fields(Options)})
+    return replace(options, device=choose_device(given["device"]))
 
 
-def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise ConfigError(f"{option} {value!r} is unknown: give {', '.join(accepted[:-1])} or {accepted[-1]}")
-
-
-def _refuse_share(option: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise ConfigError(f"{option} {share:g} is not a share: give more than 0 and at most 1, such as 0.3")
-
-
-def _refuse_scale(scale: tuple[float, float]) -> None:
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise ConfigError(
-            f"--crop-scale {scale[0]:g} {scale[1]:g} is not a range of shares: give 0 < least <= greatest <= 1"
-        )
-
-
-def _show_plan(options: "ExtractionOptions") -> None:
+def _show_plan(options: Options) -> None:
     from pipeline.extraction.plan import plan_extraction
 
     plan: ExtractionPlan = plan_extraction(options)
@@ -186,7 +171,7 @@ def _show_plan(options: "ExtractionOptions") -> None:
         typer.echo(f"{name:<13}{value}")
 
 
-def _show_summary(options: "ExtractionOptions", extractor: "Extractor", missing: int) -> None:
+def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:
     tally, timing = extractor.tally, extractor.timing
     typer.echo(
         f"{tally.units} units made of {tally.images} images ({tally.views} views) in {timing.wall:.1f} s, "

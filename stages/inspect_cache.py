@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import CacheError, ConfigError
-from stages.console import choose_device, cli_errors, usable_cores
+from pipeline.runtime.launch import usable_cores
+from stages.console import choose_device, cli_errors, new_app, run_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
     from pipeline.cache.verify import Finding
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
-)
+app = new_app(no_args_is_help=True)
 
 CacheAddress = Annotated[str, typer.Option("--cache", help="Folder or URL of the cache.")]
 
@@ -215,10 +214,10 @@ def _verify_fully(cache: "Cache", known: set[int], workers: int) -> "Iterator[Fi
     from pipeline.runtime.ordered import ordered_map
 
     units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
-    with ProgressDisplay("verify", len(units)) as progress:
+    with ProgressDisplay("verify", len(units), unit="units") as progress:
         results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
         for done, findings in enumerate(results, start=1):
-            progress.update(done, "units")
+            progress.update(done, "")
             yield from findings
 
 
@@ -244,7 +243,7 @@ def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "
         typer.echo(
             f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}"
         )
-    refuse_differences(cache, found, device)
+    refuse_differences(cache, found)
 
 
 def _verdict(address: str, cache: "Cache", findings: "list[Finding]", full: bool) -> str:
@@ -269,7 +268,7 @@ def _repair(cache: "Cache", findings: "list[Finding]") -> None:
 
 def main() -> None:
     """Entry point."""
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import shutil
 
+import caches
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from small_cache import small_cache
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -17,7 +17,7 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def small_cache_path(tmp_path_factory):
     """A finished cache of 2 tars x 2 views with 70 images each, int8, and its tars beside it in tars/. Shared: change nothing in it."""
-    return small_cache(tmp_path_factory.mktemp("small"))
+    return caches.real(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import zarr
+from caches import publish_arrays
 from PIL import Image
-from published_units import publish_arrays
 
 from pipeline.cache.reader import Cache
 from pipeline.views.view_tars import ViewTarWriter, tar_sample

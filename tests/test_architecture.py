@@ -1,79 +1,139 @@
-"""The directions in which the folders import each other, one door for each library, and the style rules that a machine can hold."""
+"""The directions in which folders import each other, one door per library, and the style rules a machine can hold."""
 
 import ast
+import re
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(
-    path.relative_to(ROOT).as_posix()
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for folder in ("pipeline", "stages")
-    for path in (ROOT / folder).rglob("*.py")
-)
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 260
 BANNED_NAMES = {"utils.py", "helpers.py"}
 
+# What a folder may not import. Student and objectives know tensors only.
 FORBIDDEN = {
-    "pipeline": ["stages"],
-    "pipeline/stream": ["pipeline.teacher"],
-    "pipeline/training": ["pipeline.teacher"],
-    "pipeline/student": [
-        "pipeline.teacher",
-        "pipeline.cache",
-        "pipeline.views",
-        "pipeline.stream",
-        "zarr",
-        "webdataset",
-        "tarfile",
-    ],
+    "pipeline": {"stages"},
+    "pipeline/stream": {"pipeline.teacher"},
+    "pipeline/training": {"pipeline.teacher"},
+    "pipeline/cache": {"pipeline.student"},
+    "pipeline/evaluation": {"pipeline.extraction", "pipeline.stream"},
+    "pipeline/student": {"zarr", "webdataset", "tarfile"},
+    "pipeline/objectives": {"zarr", "webdataset", "tarfile"},
 }
-SHARED_BY_STAGES = {"console"}
+# The only modules of pipeline that a folder may import, besides its own.
+ALLOWED = {
+    "pipeline/runtime": {"pipeline.errors"},
+    "pipeline/student": {
+        "pipeline.config",
+        "pipeline.errors",
+        "pipeline.seeding",
+        "pipeline.runtime",
+        "pipeline.storage.files",
+    },
+    "pipeline/objectives": {
+        "pipeline.config",
+        "pipeline.errors",
+        "pipeline.seeding",
+        "pipeline.runtime",
+        "pipeline.student",
+    },
+}
+SHARED_BY_STAGES = "stages.console"
 DOORS = {
-    "open_clip": ["pipeline/teacher", "pipeline/demo"],
-    "zarr": ["pipeline/cache"],
-    "obstore": ["pipeline/storage"],
-    "webdataset": ["pipeline/views", "pipeline/stream"],
-    "typer": ["stages"],
-    "matplotlib": ["pipeline/report"],
+    "open_clip": {"pipeline/teacher", "pipeline/demo"},
+    "zarr": {"pipeline/cache"},
+    "obstore": {"pipeline/storage"},
+    "webdataset": {"pipeline/views", "pipeline/stream"},
+    "typer": {"stages"},
+    "matplotlib": {"pipeline/report"},
+    "torchvision.models": {"pipeline/evaluation"},
+}
+# What is wrong today, as the findings below read. It must be empty by the end of issue 8.
+STILL_WRONG = {
+    "pipeline/objectives/targets.py imports pipeline.cache.encoding",
+    "pipeline/runtime/workers.py imports pipeline.stream.worker",
+    "pipeline/runtime/workers.py imports pipeline.views.decoding_worker",
+    "stages/evaluate_student.py knn is longer than 60 lines",
+    "stages/extract_teacher.py extract_teacher is longer than 60 lines",
+    "stages/inspect_cache.py is longer than 260 lines",
 }
 
 
-def is_part(name, whole, separator):
+def is_part(name, whole, separator="."):
     return name == whole or name.startswith(whole + separator)
 
 
-def imported(tree, path):
-    """Absolute names of everything that a module imports, at any depth; `from a import b` counts as a and a.b."""
+def imported(path, source):
+    """Names of all that a module imports, at any depth: `from a import b` is a and a.b, and "pipeline.x" in quotes counts."""
     package = PurePosixPath(path).parent.parts
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, node.lineno
-            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"^(?:pipeline|stages)(?:\.\w+)+$", node.value)
 
 
-def is_forbidden(name, path):
-    banned = [
-        module for folder, modules in FORBIDDEN.items() if is_part(path, folder, "/") for module in modules
-    ]
-    if any(is_part(name, module, ".") for module in banned):
+def is_wrong(path, name):
+    folders = [str(folder) for folder in PurePosixPath(path).parents][:-1]
+    own = ".".join(PurePosixPath(path).parts[:2])
+    if any(is_part(name, module) for folder in folders for module in FORBIDDEN.get(folder, ())):
         return True
+    for folder in folders:
+        if folder in ALLOWED and name.startswith("pipeline."):
+            return not any(is_part(name, module) for module in {own, *ALLOWED[folder]})
     if path.startswith("stages/") and name.startswith("stages."):
-        return name.split(".")[1] not in SHARED_BY_STAGES
-    library = name.split(".")[0]
-    return library in DOORS and not any(is_part(path, folder, "/") for folder in DOORS[library])
+        return not is_part(name, SHARED_BY_STAGES)
+    return any(is_part(name, library) and not doors & {*folders} for library, doors in DOORS.items())
 
 
 def wrong_imports(path, source):
-    """One line for each import that the layout forbids to the module at `path`."""
-    found = {(line, name) for name, line in imported(ast.parse(source), path) if is_forbidden(name, path)}
-    return [f"{path}:{line} imports {name}" for line, name in sorted(found)]
+    """The imports that the layout forbids to the module at `path`; of a and a.b only a."""
+    wrong = sorted({name for name in imported(path, source) if is_wrong(path, name)})
+    return {
+        f"{path} imports {name}" for name in wrong if not any(is_part(name, w) and name != w for w in wrong)
+    }
+
+
+def room(name):
+    """pipeline.cache.schema -> pipeline.cache: the folder or single file of pipeline that a name belongs to."""
+    return ".".join(name.split(".")[:2])
+
+
+def circles(sources, known=()):
+    """Each circle of folders, once: the folders that are reached from each other."""
+    edges: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        here = room(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        names = {
+            room(name)
+            for name in imported(path, source)
+            if name.startswith("pipeline.") and f"{path} imports {name}" not in known
+        }
+        edges.setdefault(here, set()).update(names - {here})
+    reached = {start: reach(edges, start) for start in edges}
+    return {frozenset(b for b in reached[a] if a in reached.get(b, ())) for a in edges} - {frozenset()}
+
+
+def reach(edges, start):
+    """All that `start` imports, directly or through others."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = edges.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def wrong_style(path, source):
@@ -82,63 +142,64 @@ def wrong_style(path, source):
     found = [f"{path} is named {name}" for name in BANNED_NAMES if PurePosixPath(path).name == name]
     if ast.get_docstring(tree) is None:
         found.append(f"{path} has no docstring")
-    lines = len(source.splitlines())
-    if lines > MAX_FILE_LINES and not path.startswith("stages/"):
-        found.append(f"{path} has {lines} lines")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > MAX_FUNCTION_LINES and not path.startswith("stages/"):
-                found.append(f"{path}:{node.lineno} {node.name} has {length} lines")
-    return found
+    if len(source.splitlines()) > MAX_FILE_LINES:
+        found.append(f"{path} is longer than {MAX_FILE_LINES} lines")
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return found + [
+        f"{path} {function.name} is longer than {MAX_FUNCTION_LINES} lines"
+        for function in functions
+        if function.end_lineno - function.lineno >= MAX_FUNCTION_LINES
+    ]
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_imports_keep_their_directions(path):
-    assert wrong_imports(path, (ROOT / path).read_text(encoding="utf-8")) == []
+def test_directions_doors_and_limits_hold():
+    found = {
+        line
+        for path, source in SOURCES.items()
+        for line in [*wrong_imports(path, source), *wrong_style(path, source)]
+    }
+    assert sorted(found - STILL_WRONG) == []
+    assert sorted(STILL_WRONG - found) == [], "these are mended: remove them from STILL_WRONG"
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_limits_of_style_hold(path):
-    assert wrong_style(path, (ROOT / path).read_text(encoding="utf-8")) == []
+def test_no_folders_import_each_other_in_a_circle():
+    assert [sorted(circle) for circle in circles(SOURCES, STILL_WRONG)] == []
 
 
-def test_every_folder_of_modules_is_a_package():
-    folders = {PurePosixPath(path).parent for path in MODULES}
-    assert [str(folder) for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []
-
-
-def test_the_folders_with_rules_exist():
-    named = {*FORBIDDEN, *(folder for folders in DOORS.values() for folder in folders)}
-    assert [folder for folder in sorted(named) if not (ROOT / folder).is_dir()] == []
+def test_the_folders_of_the_rules_are_packages():
+    named = {*FORBIDDEN, *ALLOWED, *(folder for doors in DOORS.values() for folder in doors)}
+    folders = named | {str(PurePosixPath(path).parent) for path in SOURCES}
+    assert [folder for folder in sorted(folders) if f"{folder}/__init__.py" not in SOURCES] == []
 
 
 @pytest.mark.parametrize(
     ("path", "source", "name"),
     [
-        ("pipeline/config.py", "import stages.demo", "stages.demo"),
         ("pipeline/config.py", "from stages import demo", "stages"),
         ("pipeline/stream/order.py", "def f():\n    from pipeline.teacher import towers", "pipeline.teacher"),
         ("pipeline/stream/order.py", "from pipeline import teacher", "pipeline.teacher"),
         ("pipeline/stream/order.py", "from ..teacher import towers", "pipeline.teacher"),
         ("pipeline/stream/order.py", "from .. import teacher", "pipeline.teacher"),
         ("pipeline/training/loop.py", "import pipeline.teacher.towers as t", "pipeline.teacher.towers"),
-        ("pipeline/student/masks.py", "from pipeline.cache.reader import Reader", "pipeline.cache.reader"),
+        ("pipeline/training/loop.py", "run('pipeline.teacher.towers')", "pipeline.teacher.towers"),
+        ("pipeline/student/masks.py", "from pipeline.views import masking", "pipeline.views"),
         ("pipeline/student/masks.py", "import tarfile", "tarfile"),
-        ("pipeline/student/masks.py", "if True:\n    import zarr.storage", "zarr.storage"),
-        ("pipeline/stream/order.py", "import zarr", "zarr"),
+        ("pipeline/objectives/fd.py", "if True:\n    import zarr.storage", "zarr.storage"),
+        ("pipeline/objectives/fd.py", "from pipeline.training import trainer", "pipeline.training"),
         ("pipeline/cache/store.py", "def f():\n    import obstore.store", "obstore.store"),
-        ("pipeline/cache/plan.py", "import webdataset as wds", "webdataset"),
-        ("pipeline/student/encoder.py", "import open_clip", "open_clip"),
+        ("pipeline/cache/join.py", "from pipeline.student import patches", "pipeline.student"),
+        ("pipeline/evaluation/knn.py", "from pipeline.stream import order", "pipeline.stream"),
+        ("pipeline/runtime/memory.py", "from pipeline.storage import local", "pipeline.storage"),
+        ("pipeline/report/page.py", "from torchvision.models import detection", "torchvision.models"),
         ("pipeline/report_extra.py", "from matplotlib.figure import Figure", "matplotlib.figure"),
-        ("pipeline/config.py", "import typer", "typer"),
-        ("stages/bench.py", "from stages.train_student import main", "stages.train_student"),
         ("stages/bench.py", "from . import demo", "stages.demo"),
-        ("stages/console.py", "from stages import demo", "stages.demo"),
     ],
 )
 def test_a_wrong_import_is_found(path, source, name):
-    assert any(line.endswith(f" imports {name}") for line in wrong_imports(path, source))
+    assert wrong_imports(path, source) & {
+        f"{path} imports {name}",
+        f"{path} imports {name.rpartition('.')[0]}",
+    }
 
 
 @pytest.mark.parametrize(
@@ -147,17 +208,28 @@ def test_a_wrong_import_is_found(path, source, name):
         ("pipeline/config.py", "import stages_of_life, zarrs, typer_like"),
         ("pipeline/teacher/towers.py", "import open_clip\nfrom pipeline.cache import schema"),
         (
-            "pipeline/student/masks.py",
+            "pipeline/student/x.py",
             "import torch\nfrom pipeline.seeding import generator\nfrom . import encoder",
         ),
+        ("pipeline/report/page.py", "import torchvision.transforms"),
         (
             "stages/bench.py",
-            "import typer\nfrom stages.console import run_command\nfrom pipeline.teacher import towers",
+            "import typer\nfrom stages.console import run\nfrom pipeline.teacher import towers",
         ),
     ],
 )
 def test_a_right_import_passes(path, source):
-    assert wrong_imports(path, source) == []
+    assert wrong_imports(path, source) == set()
+
+
+def test_a_circle_is_found_through_files_and_strings():
+    sources = {
+        "pipeline/a/x.py": "from pipeline.b import y",
+        "pipeline/b/y.py": "import pipeline.c",
+        "pipeline/c/__init__.py": "run('pipeline.a.z')",
+        "pipeline/d/x.py": "from pipeline.a import x",
+    }
+    assert circles(sources) == {frozenset({"pipeline.a", "pipeline.b", "pipeline.c"})}
 
 
 def test_a_breach_of_style_is_found():
@@ -166,6 +238,6 @@ def test_a_breach_of_style_is_found():
     assert wrong_style("pipeline/utils.py", source) == [
         "pipeline/utils.py is named utils.py",
         "pipeline/utils.py has no docstring",
-        f"pipeline/utils.py has {2 + MAX_FUNCTION_LINES + MAX_FILE_LINES} lines",
-        f"pipeline/utils.py:2 f has {MAX_FUNCTION_LINES + 1} lines",
+        "pipeline/utils.py is longer than 260 lines",
+        "pipeline/utils.py f is longer than 60 lines",
     ]

@@ -1,110 +1,141 @@
-"""What feeds the step, alone: the loader without a step, and what of its time is neither reading nor decoding."""
+"""What feeds the step, without a step: the loader, its reads against raw ones, and its own overhead."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
-from pipeline.benchmark.measure import Figure, core_seconds, take_turns, wait_for
+import torch
+
+from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.commit import Commit
 from pipeline.cache.reader import Cache
+from pipeline.cache.schema import array_specs
+from pipeline.cache.store import GROUP, shard_key
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import Window
-from pipeline.stream.samples import StreamSpec, WindowReader
+from pipeline.stream.samples import WindowReader
 from pipeline.training.job import TrainingJob
 from pipeline.views.codec import VIEW_EXTENSION, decode_view
 from pipeline.views.view_tars import parse_samples
 
 _OFFSET, _LENGTH = 1, 2  # columns of the array `index`
 _LEAST_SAMPLES = 2048
-_MOST_BLOCKS = 4
+_MOST_CHUNKS = 4
+_CRC_BYTES = 4
+
+Range = tuple[int, int, int]  # open file, offset, length
+Chunk = tuple[Commit, int]  # of a unit, by number
 
 
 def measure_loader(bench: Workbench) -> Iterator[Figure]:
-    """Yield images and bytes a second that the workers deliver to the device when no step takes time."""
+    """Yield images and bytes per second that the workers deliver to the device when no step takes time."""
     job, options = bench.job, bench.options
-    count = max(options.effort.steps, _LEAST_SAMPLES // options.batch_size)
+    count = max(options.steps, _LEAST_SAMPLES // options.batch_size)
     with BatchStream(job.cache, job.spec, options.device, options.workers) as stream:
         batches = iter(stream)
         first = next(batches)
         size = sum(values.nbytes for values in first.values())
-        list(islice(batches, options.effort.warm_up))
-        rates = [_rate(batches, count, bench) for _ in range(options.effort.rounds)]
-    yield Figure("loader.images", tuple(rates), "images/s", f"loader alone, {options.crew}")
-    delivered = tuple(rate * size / options.batch_size / 1e6 for rate in rates)
-    yield Figure("loader.bytes", delivered, "MB/s", f"loader alone, {options.crew}: what it delivers")
+        list(islice(batches, options.warm_up))
+        rates = []
+        for _ in range(options.rounds):
+            wait_for(options.device)
+            begin = time.perf_counter()
+            list(islice(batches, count))
+            wait_for(options.device)
+            rates.append(count * options.batch_size / (time.perf_counter() - begin))
+    title = f"loader alone, {options.workers_text}"
+    yield Figure("loader.images", rates, "images/s", title)
+    delivered = [rate * size / options.batch_size / 1e6 for rate in rates]
+    yield Figure("loader.bytes", delivered, "MB/s", f"{title}: what it delivers")
 
 
-def _rate(batches: Iterator[object], count: int, bench: Workbench) -> float:
-    wait_for(bench.options.device)
-    begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    wait_for(bench.options.device)
-    return count * bench.options.batch_size / (time.perf_counter() - begin)
+def array_names(job: TrainingJob) -> list[str]:
+    """Return the arrays of the cache of which training reads every chunk."""
+    return ["index", *WindowReader(job.cache, job.spec).arrays]
 
 
-def array_names(cache: Cache, spec: StreamSpec) -> list[str]:
-    """Return the arrays of a cache of which training reads every block."""
-    return ["index", *WindowReader(cache, spec).arrays]
+def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
+    """Return the beginning of an epoch's first window, and its chunks."""
+    whole, order = next(job.spec.order.windows(0)), job.spec.order
+    window = Window(whole.number, whole.start, whole.blocks[:_MOST_CHUNKS])
+    chunks = window.blocks[:, :2].tolist()
+    return window, [(job.cache.pinned_commit(order.units[unit]), chunk) for unit, chunk in chunks]
 
 
-def first_window(job: TrainingJob) -> Window:
-    """Return the first window of an epoch with few blocks."""
-    window = next(job.spec.order.windows(0))
-    return Window(window.number, window.start, window.blocks[:_MOST_BLOCKS])
+def measure_reads(bench: Workbench) -> Iterator[Figure]:
+    """Yield the rates of the cache's checked reads and of preadv of the same bytes, from the page cache."""
+    job, host = bench.read_job, torch.device("cpu")
+    names, (_, chunks) = array_names(job), first_chunks(job)
+    with ExitStack() as opened:
+        ranges = [list(chunk_ranges(job.cache, commit, chunk, names, opened)) for commit, chunk in chunks]
+        buffer = memoryview(bytearray(max(sum(one[2] for one in of_chunk) for of_chunk in ranges)))
+        work: dict[str, Callable[[], object]] = {
+            "cache": lambda: [job.cache.read_block(commit, chunk, names) for commit, chunk in chunks],
+            "raw": lambda: sum(read_raw(of_chunk, buffer) for of_chunk in ranges),
+        }
+        timed = {name: partial(wall_seconds, one, host) for name, one in work.items()}
+        seconds = take_turns(timed, bench.options.short_rounds)
+    size = sum(length for of_chunk in ranges for _, _, length in of_chunk)
+    checked, raw = ([size / one / 1e9 for one in seconds[name]] for name in work)
+    cache = Figure("reads.cache", checked, "GB/s", "chunks of the cache, checked, one process")
+    raw_reads = Figure("reads.raw", raw, "GB/s", "the same bytes by preadv")
+    yield from (cache, raw_reads, ratio("ratio.reads_to_raw", cache, raw_reads, "reads / raw reads"))
 
 
-def blocks_of(job: TrainingJob, window: Window) -> list[tuple[Commit, int]]:
-    """Return the blocks of a window: their commits and their numbers in their units."""
-    return [
-        (job.cache.pinned_commit(job.spec.order.units[place]), block)
-        for place, block, _ in window.blocks.tolist()
-    ]
+def chunk_ranges(
+    cache: Cache, commit: Commit, chunk: int, names: list[str], opened: ExitStack
+) -> Iterator[Range]:
+    """Yield the bytes of a chunk of each array: a shard holds its chunks in order, each with its CRC."""
+    specs = array_specs(cache.schema)
+    for name in names:
+        file = os.open(Path(cache.address) / GROUP / shard_key(specs[name], commit.unit), os.O_RDONLY)
+        opened.callback(os.close, file)
+        length = specs[name].block_bytes(cache.schema.block_rows) + _CRC_BYTES
+        yield file, chunk * length, length
+
+
+def read_raw(ranges: list[Range], buffer: memoryview) -> int:
+    """Read ranges one after another into a buffer; return their bytes."""
+    start = 0
+    for file, offset, length in ranges:
+        done = os.preadv(file, [buffer[start : start + length]], offset)
+        assert done == length, f"{done} of {length} bytes"
+        start += length
+    return start
 
 
 def measure_overhead(bench: Workbench) -> Iterator[Figure]:
-    """Yield the stream's own time a sample: parsing, joining, masking and gathering, on one core, without reads and JPEG decoding."""
-    job = bench.block_job
-    reader, names, window = (
-        WindowReader(job.cache, job.spec),
-        array_names(job.cache, job.spec),
-        first_window(job),
-    )
-    blocks = blocks_of(job, window)
-    crops = [crop for commit, block in blocks for crop in _crops(job.cache, commit, block)]
+    """Yield the stream's core time per sample without reads and JPEG decoding: parse, join, mask, gather."""
+    job = bench.read_job
+    names, (window, chunks) = array_names(job), first_chunks(job)
+    reader, view_format = WindowReader(job.cache, job.spec), job.cache.schema.view.format
+    tars = [_read_chunk(job.cache, *chunk, names) for chunk in chunks]
+    samples = [sample for tar in tars for sample in parse_samples(tar, "view tar")]
+    crops = [sample[VIEW_EXTENSION[view_format]] for sample in samples]
     work: dict[str, Callable[[], object]] = {
         "whole": lambda: reader.read(0, window),
-        "reads": lambda: [_read(job.cache, commit, block, names) for commit, block in blocks],
-        "decode": lambda: [decode_view(crop, job.cache.schema.view.format) for crop in crops],
+        "reads": lambda: [_read_chunk(job.cache, *chunk, names) for chunk in chunks],
+        "decode": lambda: [decode_view(crop, view_format) for crop in crops],
     }
-    rounds = bench.options.effort.short_rounds
-    found = take_turns({name: partial(core_seconds, one) for name, one in work.items()}, rounds)
-    micros = {name: [seconds / len(crops) * 1e6 for seconds in values] for name, values in found.items()}
-    own = [whole - reads - decode for whole, reads, decode in zip(*micros.values(), strict=True)]
-    yield Figure("stream.overhead", tuple(own), "us/sample", "stream: parse, join, mask, gather, one core")
-    yield Figure("stream.reads", tuple(micros["reads"]), "us/sample", "stream: checked reads, one core")
-    yield Figure(
-        "stream.decode", tuple(micros["decode"]), "us/sample", "stream: JPEG decoding of the crop, one core"
-    )
-    whole, reads, decode = (
-        min(values) for values in micros.values()
-    )  # a difference of noisy times would be all noise
-    yield Figure(
-        "ratio.decode_to_overhead",
-        (decode / (whole - reads - decode),),
-        "x",
-        "crop's decoding / stream overhead, fastest rounds",
-    )
+    timed = {name: partial(core_seconds, one) for name, one in work.items()}
+    found = take_turns(timed, bench.options.short_rounds)
+    whole, reads, decode = ([seconds / len(crops) * 1e6 for seconds in found[name]] for name in work)
+    own = [one - read - decoding for one, read, decoding in zip(whole, reads, decode, strict=True)]
+    yield Figure("stream.overhead", own, "us/sample", "stream: parse, join, mask, gather, one core")
+    yield Figure("stream.reads", reads, "us/sample", "stream: checked reads, one core")
+    yield Figure("stream.decode", decode, "us/sample", "stream: JPEG decoding of the crop, one core")
+    # A difference of noisy times would be mostly noise, so the ratio takes the fastest round of each.
+    fastest = min(decode) / (min(whole) - min(reads) - min(decode))
+    title = "crop's decoding / stream overhead, fastest rounds"
+    yield Figure("ratio.decode_to_overhead", [fastest], "x", title)
 
 
-def _read(cache: Cache, commit: Commit, block: int, names: list[str]) -> bytes:
-    """Read what a block's samples need: its rows and the range of its crops."""
-    index = cache.read_block(commit, block, names)["index"]
+def _read_chunk(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> bytes:
+    """Read what a chunk's samples need: rows of the arrays, and the range of the crops, which is returned."""
+    index = cache.read_block(commit, chunk, names)["index"]
     return cache.read_crops(commit, int(index[0, _OFFSET]), int(index[-1, _OFFSET] + index[-1, _LENGTH]))
-
-
-def _crops(cache: Cache, commit: Commit, block: int) -> Iterator[bytes]:
-    extension = VIEW_EXTENSION[cache.schema.view.format]
-    return (sample[extension] for sample in parse_samples(_read(cache, commit, block, ["index"]), "view tar"))

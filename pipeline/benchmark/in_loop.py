@@ -1,52 +1,51 @@
 """What a cache saves: batches for the same training step with the teacher in it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.objectives.objective import Batch
 from pipeline.objectives.targets import TeacherTargets
-from pipeline.stream.masks import BlockMasks, MaskSource
+from pipeline.stream.masks import MaskSource
 from pipeline.student.patches import cut_patches
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.job import TrainingJob
 
 
 def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
-    """Return the targets of a job made by the teacher itself."""
-    objective = job.config.objective
+    """Return the targets of a job, made by the teacher itself in each step."""
+    objective, has_cls = job.config.objective, teacher.facts.has_cls
     return TeacherTargets(
-        lambda views: teacher.features(views).hidden, teacher.has_cls, objective.target, objective.needs
+        lambda views: teacher.features(views).hidden, has_cls, objective.target, objective.needs
     )
 
 
 def whole_view_batch(job: TrainingJob) -> Batch:
     """Return the first samples of the cache with their whole `views` (B, S, S, 3) in place of stored targets."""
-    found: dict[str, list[Tensor]] = {"views": [], "visible": [], "hidden": [], "shown": []}
-    for pixels, masks in _blocks(job):
-        drawn = {"visible": masks.visible, "hidden": masks.hidden, "shown": masks.shown}
-        for name, values in ({"views": pixels} | drawn).items():
-            found[name].append(torch.from_numpy(values))
+    found: dict[str, list[torch.Tensor]] = {}
+    for chunk in _chunks(job):
+        for name, values in chunk.items():
+            found.setdefault(name, []).append(torch.from_numpy(values))
         if sum(map(len, found["views"])) >= job.spec.batch_size:
             break
     batch = {name: torch.cat(parts)[: job.spec.batch_size].to(job.device) for name, parts in found.items()}
-    patches = cut_patches(batch["views"], job.cache.schema.view.patch_size)
-    shown = batch.pop("shown")
+    patches, shown = cut_patches(batch["views"], job.cache.schema.view.patch_size), batch.pop("shown")
     return batch | {"patches": patches.gather(1, shown[..., None].expand(-1, -1, patches.shape[-1]))}
 
 
-def _blocks(job: TrainingJob) -> Iterator[tuple[np.ndarray, BlockMasks]]:
-    """Yield whole views (n, S, S, 3) uint8 and their masks, block by block."""
+def _chunks(job: TrainingJob) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield whole views (n, S, S, 3) uint8 and their masks, chunk by chunk."""
     cache, order = job.cache, job.spec.order
     masks = MaskSource(cache.schema, job.spec.mask, order.seed, job.spec.needs)
     for window in order.windows(0):
-        for unit, block, _ in window.blocks.tolist():
+        for unit, chunk, _ in window.blocks.tolist():
             commit = cache.pinned_commit(order.units[unit])
-            joined = read_joined(cache, commit, block, list(masks.arrays))
-            pixels = np.stack(
-                [decode_crop(cache, crop, key) for crop, key in zip(joined.crops, joined.keys, strict=True)]
-            )
-            yield pixels, masks.draw(joined.arrays, joined.keys, commit.view, epoch=0)
+            joined = read_joined(cache, commit, chunk, list(masks.arrays))
+            crops = zip(joined.crops, joined.keys, strict=True)
+            pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
+            drawn = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0)
+            yield {"views": pixels, "visible": drawn.visible, "hidden": drawn.hidden, "shown": drawn.shown}

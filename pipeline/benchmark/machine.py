@@ -17,52 +17,40 @@ _SECONDS = 0.2  # of a measurement
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the hardware and the versions of what computes on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     hardware = {
-        "cpu": _cpu_name(),
+        "cpu": next(names, platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 2**30, 1),
         "device": device.type,
     }
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        hardware |= {
-            "gpu": properties.name,
-            "gpu_memory_gb": round(properties.total_memory / 2**30, 1),
-            "cuda": torch.version.cuda,
-        }
+        gpu = torch.cuda.get_device_properties(device)
+        memory_gb = round(gpu.total_memory / 2**30, 1)
+        hardware |= {"gpu": gpu.name, "gpu_memory_gb": memory_gb, "cuda": torch.version.cuda}
     versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
     return {"hardware": hardware, "system": platform.platform(), "versions": versions}
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+def matrix_shape(device: torch.device) -> tuple[int, torch.dtype]:
+    """Return side and type of the product whose rate counts as the peak."""
+    return (_GPU_SIDE, torch.bfloat16) if device.type == "cuda" else (_CPU_SIDE, torch.float32)
 
 
-class MatrixProduct:
-    """A large square product: bfloat16 on a GPU, float32 on a CPU with as many threads as the step has."""
+def matrix_rate(device: torch.device) -> float:
+    """Return the TFLOP/s of large square products, on a CPU with as many threads as the step has."""
+    side, dtype = matrix_shape(device)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
 
-    def __init__(self, device: torch.device) -> None:
-        self._side, dtype = (
-            (_GPU_SIDE, torch.bfloat16) if device.type == "cuda" else (_CPU_SIDE, torch.float32)
-        )
-        self._a, self._b = (torch.randn(self._side, self._side, device=device).to(dtype) for _ in range(2))
-        self._out = torch.empty_like(self._a)
-        self.title = f"matrix product of side {self._side}, {str(dtype).removeprefix('torch.')}"
+    def multiply(count: int) -> float:
+        return wall_seconds(lambda: [torch.mm(a, b, out=out) for _ in range(count)], device)
 
-    def rate(self) -> float:
-        """Return the TFLOP/s of some products."""
-        count = max(1, round(_SECONDS / wall_seconds(lambda: self._multiply(1), self._a.device)))
-        seconds = wall_seconds(lambda: self._multiply(count), self._a.device)
-        return count * 2.0 * self._side**3 / seconds / 1e12
-
-    def _multiply(self, count: int) -> None:
-        for _ in range(count):
-            torch.mm(self._a, self._b, out=self._out)
+    multiply(1)
+    count = max(1, round(_SECONDS / multiply(1)))
+    return count * 2.0 * side**3 / multiply(count) / 1e12

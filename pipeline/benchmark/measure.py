@@ -1,4 +1,4 @@
-"""How everything is measured: rounds in which the variants of a comparison take turns, since machines drift, and figures with a spread."""
+"""How everything is measured: variants alternate in rounds, since machines drift, and figures have a spread."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Figure:
-    """One quantity: its name, such as `step.streamed`, the values of the rounds, their unit, and how it is called in a table."""
+    """One quantity: name, such as `step.streamed`, value in each round, unit, and title in a table."""
 
     name: str
-    values: tuple[float, ...]
+    values: Sequence[float]
     unit: str
     title: str
 
@@ -34,23 +34,19 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {
-            "median": self.median,
-            "quartiles": list(self.quartiles),
-            "rounds": len(self.values),
-            "unit": self.unit,
-        }
+        rounds = len(self.values)
+        return {"median": self.median, "quartiles": list(self.quartiles), "rounds": rounds, "unit": self.unit}
 
 
-def ratio(name: str, over: Sequence[float], under: Sequence[float], title: str) -> Figure:
-    """Divide two quantities round by round, so that what slowed a whole round falls out."""
-    return Figure(name, tuple(a / b for a, b in zip(over, under, strict=True)), "x", title)
+def ratio(name: str, over: Figure, under: Figure, title: str) -> Figure:
+    """Divide two figures round by round, so that what slows a whole round cancels out."""
+    return Figure(name, [a / b for a, b in zip(over.values, under.values, strict=True)], "x", title)
 
 
 def take_turns(
     variants: Mapping[str, Callable[[], Result]], rounds: int, warm_up: bool = True
 ) -> dict[str, list[Result]]:
-    """Call each variant once a round, in turned order in every other round, and return what they gave; the first calls may not count."""
+    """Call each variant once a round, in reverse order every second round; the warm-up does not count."""
     results: dict[str, list[Result]] = {name: [] for name in variants}
     if warm_up:
         for variant in variants.values():
@@ -77,7 +73,7 @@ def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def core_seconds(work: Callable[[], object]) -> float:
-    """Return the processor time of a piece of work in this process, all threads together: waiting does not count, nor do others."""
+    """Return the processor time of a piece of work in all threads of this process, without waiting."""
     begin = time.process_time()
     work()
     return time.process_time() - begin
@@ -96,7 +92,7 @@ def threads(count: int) -> Iterator[None]:
 
 @dataclass
 class WaitMeter:
-    """Adds up how long a loop stood still for data: on a GPU between the end of a step and the arrival of the next batch there."""
+    """Adds up a loop's waiting for data: on a GPU, from the end of a step to the arrival of the next batch."""
 
     device: torch.device
     _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
@@ -106,6 +102,8 @@ class WaitMeter:
     def waiting(self) -> Iterator[None]:
         """Measure the fetching of one batch."""
         if self.device.type == "cuda":
+            # The host runs ahead of the GPU, so its own waiting means nothing. Both events go to the stream of the
+            # steps: the GPU reaches the first when a step ends, the second when the next batch has been copied.
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             before.record(torch.cuda.current_stream())
             yield

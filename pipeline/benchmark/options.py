@@ -1,20 +1,31 @@
-"""What a benchmark measures, with how much of it, and the defaults that follow from recipe and machine."""
+"""What a benchmark measures, and how much of it: defaults follow from the recipe and the machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from pipeline.errors import ConfigError
 from pipeline.storage.address import is_url
 
-PARTS = ("step", "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk")
-SCALING = "scaling"  # a part that takes minutes, and only comes when it is asked for
+# The first three are kinds of steps, and each is compared with a step on resident data.
+PARTS = (
+    "step",
+    "in-loop",
+    "reference",
+    "loader",
+    "reads",
+    "overhead",
+    "decode",
+    "teacher",
+    "extraction",
+    "disk",
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe of stages/recipes, the untrained teacher that stands for its own, and its batch on a GPU and on a CPU."""
+    """A recipe of stages/recipes, an untrained teacher of its teacher's shape, and batches."""
 
     file: str
     teacher: str
@@ -31,12 +42,21 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is measured: rounds, training steps of a round and before it, and images."""
+class BenchOptions:
+    """The options of one benchmark, complete; `teacher` None means that of the cache or of the recipe."""
 
+    recipe: str
+    device: torch.device
+    teacher: str | None
+    shards: str | None
+    cache: str | None
+    parts: tuple[str, ...]
+    threads: int  # of torch on a CPU: the cores that the workers leave
+    warm_up: int  # steps before those of a round
+    workers: int
+    batch_size: int
     rounds: int
     steps: int
-    warm_up: int
     images: int
 
     @property
@@ -44,90 +64,49 @@ class Effort:
         """Rounds of what takes a fraction of a second."""
         return min(9, 3 * self.rounds)
 
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """The options of the benchmark, with their defaults filled in."""
-
-    recipe: str
-    teacher: str | None  # as given; without it that of the recipe or of the cache
-    device: torch.device
-    workers: int
-    threads: int  # of torch, on a CPU: the cores that the workers leave
-    batch_size: int
-    effort: Effort
-    parts: tuple[str, ...]
-    shards: str | None
-    cache: str | None
-
     @property
-    def crew(self) -> str:
-        """How a table calls the workers."""
+    def workers_text(self) -> str:
+        """The workers as a table names them."""
         return "1 worker" if self.workers == 1 else f"{self.workers} workers"
-
-    @property
-    def extracts(self) -> bool:
-        """Whether the cache is made by the teacher: for large ones on a CPU that would take hours, so their features are made up."""
-        return self.recipe == "tiny" or self.device.type == "cuda"
 
 
 def choose_options(
-    *,
     recipe: str,
+    *,
     device: torch.device,
     cores: int,
     teacher: str | None = None,
-    workers: int | None = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    rounds: int | None = None,
-    images: int | None = None,
-    only: Sequence[str] = (),
-    quick: bool = False,
     shards: str | None = None,
     cache: str | None = None,
+    only: Sequence[str] | None = None,
+    quick: bool = False,
+    **given: int | None,
 ) -> BenchOptions:
-    """Fill in what was not given; raises ConfigError for an unknown recipe or part, and for raw reads of a cache behind a URL."""
+    """Complete the options: `given` may hold workers, batch_size, rounds, steps and images; raises ConfigError."""
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe!r} is unknown: give {', '.join(RECIPES)}")
-    if unknown := [part for part in only if part not in (*PARTS, SCALING)]:
-        raise ConfigError(
-            f"--only {unknown[0]!r} is no part of the benchmark: give {', '.join((*PARTS, SCALING))}"
-        )
+    if unknown := [part for part in only or () if part not in PARTS]:
+        raise ConfigError(f"--only {unknown[0]!r} is not a part of the benchmark: give {', '.join(PARTS)}")
     remote = cache is not None and is_url(cache)
-    if remote and "reads" in only:
-        raise ConfigError(
-            f"--only reads compares with raw reads from a disk, and --cache {cache!r} is on none: leave it out"
-        )
+    if remote and "reads" in (only or ()):
+        raise ConfigError(f"--only reads needs a cache on a disk, not {cache!r}: leave it out")
     chosen, gpu = RECIPES[recipe], device.type == "cuda"
-    batch = batch_size or (chosen.gpu_batch if gpu else chosen.cpu_batch // (2 if quick else 1))
-    given = {"rounds": rounds, "steps": steps, "images": images}
-    count = workers if workers is not None else max(1, cores - 2 if gpu else cores // 8)
-    return BenchOptions(
-        recipe=recipe,
-        teacher=teacher,
-        device=device,
-        workers=count,
-        threads=max(1, cores - count),
-        batch_size=batch,
-        effort=replace(
-            _effort(recipe, gpu, quick, batch), **{name: value for name, value in given.items() if value}
-        ),
-        parts=tuple(
-            part for part in (*PARTS, SCALING) if part in (only or PARTS) and not (remote and part == "reads")
-        ),
-        shards=shards,
-        cache=cache,
-    )
-
-
-def _effort(recipe: str, gpu: bool, quick: bool, batch: int) -> Effort:
-    """Return how much is measured by default: a GPU takes thousands of images a second, a CPU tens of them."""
-    if gpu:
+    large = gpu or recipe == "tiny"
+    if gpu:  # it takes thousands of images a second, a CPU tens of them
         rounds, steps, warm_up = (3, 20, 5) if quick else (5, 200, 20)
-    elif recipe == "tiny":
+    elif large:
         rounds, steps, warm_up = (3, 4, 2) if quick else (5, 12, 6)
     else:
         rounds, steps, warm_up = (2, 1, 1) if quick else (3, 2, 1)
-    few = quick or not (gpu or recipe == "tiny")
-    return Effort(rounds, steps, warm_up, max(4 * batch, 128 if few else 512))
+    batch = chosen.gpu_batch if gpu else chosen.cpu_batch // (2 if quick else 1)
+    defaults = {
+        "workers": max(1, cores - 2 if gpu else cores // 8),
+        "batch_size": batch,
+        "rounds": rounds,
+        "steps": steps,
+        "images": max(4 * (given.get("batch_size") or batch), 512 if large and not quick else 128),
+    }
+    numbers = defaults | {name: value for name, value in given.items() if value is not None}
+    parts = tuple(part for part in PARTS if part in (only or PARTS) and not (remote and part == "reads"))
+    threads = max(1, cores - numbers["workers"])
+    return BenchOptions(recipe, device, teacher, shards, cache, parts, threads, warm_up, **numbers)

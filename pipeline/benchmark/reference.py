@@ -1,7 +1,7 @@
-"""The step of the published algorithm, written plainly and apart from this project's: the baseline of the comparison, and nothing else.
+"""The step of the published algorithm (MaskAlign, arXiv 2211.08887), written plainly: the baseline of a comparison.
 
-The whole image is embedded and then gathered, the teacher runs in the step, block outputs are stacked and then mixed, nothing is
-compiled, half precision on a GPU (MaskAlign, arXiv 2211.08887). Images lie on the device: reading is not part of it.
+It embeds the whole image and then gathers, runs the teacher in the step, stacks block outputs and then mixes them,
+compiles nothing, and uses float16 on a GPU. Images lie on the device: reading them is not part of the step.
 """
 
 import timm
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pipeline.student.encoder import StudentConfig
 from pipeline.teacher.teacher import Teacher
 
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ReferenceStudent(nn.Module):
-    """A timm vision transformer C wide with L blocks, and one linear head to D channels for each of M levels."""
+    """A timm ViT C wide with L blocks, and a linear head to D channels for each of M levels."""
 
     def __init__(
         self, student: StudentConfig, image_size: int, patch_size: int, levels: int, width: int
@@ -30,7 +30,7 @@ class ReferenceStudent(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(self.vit.embed_dim, width) for _ in range(levels))
 
     def forward(self, images: Tensor, visible: Tensor) -> list[Tensor]:
-        """Return predictions, M of (B, 1 + K, D), for images (B, 3, S, S) of which the patches `visible` (B, K) are shown."""
+        """Return M predictions (B, 1 + K, D) for images (B, 3, S, S) with visible patches (B, K)."""
         embedded = self.vit.patch_embed(images) + self.vit.pos_embed[:, 1:]
         shown = embedded.gather(1, visible[..., None].expand(-1, -1, embedded.shape[-1]))
         cls = (self.vit.cls_token + self.vit.pos_embed[:, :1]).expand(len(shown), -1, -1)
@@ -53,8 +53,8 @@ class ReferenceStep:
         )
         device = student.mixture.device
         self._scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        self._mean, self._deviation = (
-            torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _DEVIATION)
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD)
         )
 
     def step(self, pixels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class ReferenceStep:
         features = self._teacher.features(pixels)
         assert features.importance is not None
         visible = torch.multinomial(features.importance.float(), self._visible)
-        images = (pixels.permute(0, 3, 1, 2) / 255 - self._mean) / self._deviation
+        images = (pixels.permute(0, 3, 1, 2) / 255 - self._mean) / self._std
         predictions = self._student(images, visible)
         targets = [self._target(hidden, visible) for hidden in features.hidden]
         losses = [

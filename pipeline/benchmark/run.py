@@ -9,33 +9,25 @@ from typing import Any
 
 import torch
 
-from pipeline.benchmark.feeding import measure_loader, measure_overhead
+from pipeline.benchmark import feeding, stage_one
 from pipeline.benchmark.machine import describe_machine
 from pipeline.benchmark.measure import Figure, threads
-from pipeline.benchmark.options import SCALING, BenchOptions
-from pipeline.benchmark.reads import measure_reads
-from pipeline.benchmark.scaling import measure_scaling
-from pipeline.benchmark.stage_one import (
-    compare_extraction,
-    measure_decoding,
-    measure_disk,
-    measure_extraction,
-    measure_teacher,
-)
+from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
 from pipeline.training.config import RunConfig
 
 _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
-    "step": measure_steps,
-    "loader": measure_loader,
-    "reads": measure_reads,
-    "overhead": measure_overhead,
-    "decode": measure_decoding,
-    "teacher": measure_teacher,
-    "extraction": measure_extraction,
-    "disk": measure_disk,
-    SCALING: measure_scaling,
+    "step": measure_steps,  # which looks for the first three parts itself
+    "in-loop": measure_steps,
+    "reference": measure_steps,
+    "loader": feeding.measure_loader,
+    "reads": feeding.measure_reads,
+    "overhead": feeding.measure_overhead,
+    "decode": stage_one.measure_decoding,
+    "teacher": stage_one.measure_teacher,
+    "extraction": stage_one.measure_extraction,
+    "disk": stage_one.measure_disk,
 }
 
 
@@ -51,31 +43,21 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         figures = {name: figure.as_json() for name, figure in self.figures.items()}
-        return {
-            **self.machine,
-            "configuration": self.configuration,
-            "figures": figures,
-            "seconds": round(self.seconds, 1),
-        }
+        found = {"configuration": self.configuration, "figures": figures, "seconds": round(self.seconds, 1)}
+        return self.machine | found
 
 
-def run_benchmark(options: BenchOptions, recipe: RunConfig, tell: Callable[[str], None]) -> Result:
-    """Measure the chosen parts in a temporary folder, which is removed; `tell` gets a line about what is written or measured next."""
-    begin, figures = time.perf_counter(), dict[str, Figure]()
+def run_benchmark(options: BenchOptions, recipe: RunConfig, log: Callable[[str], None]) -> Result:
+    """Measure the chosen parts in a temporary folder, which is removed; `log` gets a line before each."""
+    begin = time.perf_counter()
+    figures: dict[str, Figure] = {}
     count = options.threads if options.device.type == "cpu" else torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="maskalign-bench-") as folder, threads(count):
-        bench = Workbench(options, recipe, Path(folder), tell)
-        for part in options.parts:
-            tell(f"measuring: {part}")
-            figures |= {figure.name: figure for figure in _MEASURES[part](bench)}
-        figures |= {figure.name: figure for figure in compare_extraction(figures, options)}
-        configuration = _configuration(bench)
+        bench = Workbench(options, recipe, Path(folder), log)
+        for measure in dict.fromkeys(_MEASURES[part] for part in options.parts):
+            log(f"measuring: {', '.join(part for part in options.parts if _MEASURES[part] is measure)}")
+            figures |= {figure.name: figure for figure in measure(bench)}
+        figures |= {figure.name: figure for figure in stage_one.compare_extraction(figures, options)}
+        teacher, config = bench.extraction_options().teacher, bench.config.model_dump(mode="json")
+    configuration = asdict(options) | {"device": str(options.device), "teacher": teacher, "config": config}
     return Result(describe_machine(options.device), configuration, figures, time.perf_counter() - begin)
-
-
-def _configuration(bench: Workbench) -> dict[str, Any]:
-    options = asdict(bench.options) | {
-        "device": str(bench.options.device),
-        "teacher": bench.extraction_options().teacher,
-    }
-    return options | {"config": bench.config.model_dump(mode="json")}

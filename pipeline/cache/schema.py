@@ -45,8 +45,12 @@ CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
 ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
 
 
-class TeacherSchema(Section):
-    """The teacher whose features a cache holds."""
+class TeacherFacts(Section):
+    """What is known of a teacher: made by pipeline.teacher when it loads one, stored with the cache, read by the student.
+
+    input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision: the arithmetic of its forward
+    pass. weights_sha256: of the vision tower as it was loaded, before its positions are resized, so the same for every grid.
+    """
 
     library: str
     name: str
@@ -62,6 +66,10 @@ class TeacherSchema(Section):
     has_cls: bool
     has_importance: bool
     precision: str
+
+    def address(self, tag: str) -> str:
+        """Return the address LIBRARY:MODEL with a tag, as --teacher takes it."""
+        return f"{self.library}:{self.name}{'/' if self.library == 'open_clip' else '.'}{tag}"
 
 
 class ViewSchema(Section):
@@ -88,7 +96,7 @@ class CacheSchema(Section):
     """The attributes of the group targets.zarr."""
 
     version: str = SCHEMA_VERSION
-    teacher: TeacherSchema
+    teacher: TeacherFacts
     view: ViewSchema
     levels: tuple[int, ...]
     encoding: Encoding

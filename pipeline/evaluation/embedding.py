@@ -71,10 +71,11 @@ def student_embedder(
 def teacher_embedder(spec: str, image_size: int, patch_size: int, device: torch.device) -> Embedder:
     """Return the embedder of a teacher: its last block's tokens after its final norm."""
     teacher = load_teacher(spec, image_size=image_size, patch_size=patch_size, levels="1").to(device)
+    has_cls = teacher.facts.has_cls
 
     def embed(pixels: Tensor) -> Pooled:
         tokens = teacher.final_norm(teacher.features(pixels).hidden[-1])
-        return tokens[:, int(teacher.has_cls) :].mean(1), tokens[:, 0] if teacher.has_cls else None
+        return tokens[:, int(has_cls) :].mean(1), tokens[:, 0] if has_cls else None
 
     return embed
 

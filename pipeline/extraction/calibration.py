@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.cache.encoding import Calibrator, whiten
 from pipeline.errors import SourceError
 from pipeline.extraction.encode import refuse_features, run_teacher
+from pipeline.storage.address import printable
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
 from pipeline.views.maker import SampleViews, ViewMaker
@@ -53,7 +54,7 @@ def first_samples(
                 return
     if not count:
         raise SourceError(
-            f"none of the {len(shards)} tars holds an image that can be decoded, the first is {shards[0].address!r}: check SHARDS"
+            f"none of the {len(shards)} tars holds an image that can be decoded, the first is {printable(shards[0].address)!r}: check SHARDS"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.schema import CacheSchema, feature_array
 from pipeline.errors import CacheError
+from pipeline.extraction.options import Precision
 from pipeline.runtime.device import DeviceEvent, SideStream, compiled, to_host
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
 from pipeline.views.masking import rank_of_view
@@ -19,24 +20,30 @@ from pipeline.views.masking import rank_of_view
 _LARGEST_HALF = 65504
 
 
-def precision_of(device: torch.device) -> str:
-    """Return the arithmetic in which the teacher runs: bfloat16 autocast on a GPU, float32 on a CPU."""
-    return "bfloat16" if device.type == "cuda" else "float32"
+def resolve_precision(precision: Precision, device: torch.device) -> str:
+    """Return the arithmetic of the teacher's forward pass.
+
+    `auto` is float32 on a CPU, bfloat16 on a GPU, and float16 on a GPU that computes bfloat16 by emulation (before Ampere).
+    """
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
-    """Run the teacher on views (B, S, S, 3) uint8 in the device's precision."""
-    with in_precision_of(pixels.device):
+    """Run the teacher on views (B, S, S, 3) uint8 in its precision."""
+    with in_precision(teacher, pixels.device):
         return teacher.features(pixels)
 
 
 @contextmanager
-def in_precision_of(device: torch.device) -> Iterator[None]:
-    """Run a teacher in the device's precision, without gradients."""
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, enabled=precision_of(device) == "bfloat16"),
-    ):
+def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
+    """Run a teacher in its precision, without gradients."""
+    dtype = getattr(torch, teacher.facts.precision)
+    # autocast to float32 is not a thing: torch runs in float32 where autocast is off
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield
 
 
@@ -102,7 +109,7 @@ class FeatureEncoder:
         """
         begun = DeviceEvent(self.device)
         count = len(keys)
-        with in_precision_of(self.device):
+        with in_precision(self._teacher, self.device):
             codes, stats, importance = self._features(pixels)
             on_host = None if importance is None else to_host(importance[:count].float())
             finite = to_host(stats[:count].isfinite().all())

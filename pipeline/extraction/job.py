@@ -18,12 +18,12 @@ from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_
 from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.description import build_schema, refuse_other_configuration
-from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.extraction.forecast import refuse_full_disk
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.progress import ProgressDisplay
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
@@ -34,7 +34,11 @@ from pipeline.views.source_tars import SourceTar
 def build_teacher(options: ExtractionOptions) -> Teacher:
     """Load the teacher onto the device."""
     teacher = load_teacher(
-        options.teacher, image_size=options.image_size, patch_size=options.patch_size, levels=options.levels
+        options.teacher,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        levels=options.levels,
+        precision=resolve_precision(options.precision, options.device),
     )
     return teacher.to(options.device)
 
@@ -44,22 +48,26 @@ def prepare_cache(
 ) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
     folder = open_folder(options.cache)
+    schema = build_schema(options, teacher)
     exists = not is_empty(folder)
     if exists:
-        refuse_other_configuration(options, teacher)
-    refuse_full_disk(options, build_schema(options, teacher), decoder)
+        refuse_other_configuration(options.cache, schema, Cache(options.cache).schema)
+    refuse_full_disk(options, schema, decoder)
     if not exists:
-        _create(folder, options, teacher, decoder)
-        refuse_other_configuration(options, teacher)  # another process may have been first
+        _create(folder, schema, options, teacher, decoder)
     cache = _with_calibration(options, teacher, decoder)
+    refuse_other_configuration(options.cache, schema, cache.schema)  # another process may have been first
     present = {(shard.name, shard.size) for shard in options.shards}
     with folder.scratch():
         _record(folder, options)
-        return cache, extend_cache(folder, cache.schema, options.sources, options.views, present)
+        return cache, extend_cache(
+            folder, cache.schema, [(tar.name, tar.size) for tar in options.tars], options.views, present
+        )
 
 
-def _create(folder: Folder, options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> None:
-    schema = build_schema(options, teacher)  # first: it refuses what need not be calibrated
+def _create(
+    folder: Folder, schema: CacheSchema, options: ExtractionOptions, teacher: Teacher, decoder: Decoder
+) -> None:
     mean, std, images = _calibration(options, teacher, decoder, schema)
     calibration = CalibrationSchema(pictures=images, sha256=calibration_digest(mean, std))
     create_cache(folder, schema.model_copy(update={"calibration": calibration}), mean, std)
@@ -70,7 +78,7 @@ def _calibration(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
     """Return channel mean and deviation (M, D) and of how many images they are; 0 and 1 for an encoding that needs none."""
     if schema.code_format.largest_code is None:
-        shape = (len(teacher.levels), teacher.width)
+        shape = (len(teacher.levels), teacher.facts.width)
         return np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
     return calibrate(options.shards, options.maker, decoder, teacher, options.device)
 
@@ -102,11 +110,11 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             teacher, *cache.calibration(), cache.schema, options.device, options.batch_size
         )
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
-        covered = {name for name, _ in options.sources}
+        covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
         decoded = decoder.busy_seconds  # for the calibration
         with ProgressDisplay(
-            "extract-teacher", len(wanted), done=count_committed(cache.folder, wanted)
+            "extract-teacher", len(wanted), count_committed(cache.folder, wanted), "units"
         ) as progress:
             extractor.run(_rotated(options), wanted, progress)
     finally:
@@ -129,7 +137,7 @@ def _record(folder: Folder, options: ExtractionOptions) -> None:
     }
     values = {
         "host": platform.node(),
-        "shards": [shard.address for shard in options.shards],
+        "shards": [printable(shard.address) for shard in options.shards],
         **noted,
         "versions": versions,
     }

@@ -1,55 +1,121 @@
-"""The options of extract-teacher, checked one by one; whether they fit a teacher is found out later."""
+"""The options of extract-teacher with their defaults, once for the command, the schema and the benchmark. Imports nothing heavy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from pipeline.errors import ConfigError
 
-from pipeline.cache.schema import Encoding
-from pipeline.views.codec import ViewFormat
-from pipeline.views.crop import CropPolicy
-from pipeline.views.maker import ViewMaker
-from pipeline.views.masking import RankStrategy
-from pipeline.views.source_tars import SourceTar
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.cache.schema import Encoding, ViewSchema
+    from pipeline.views.codec import ViewFormat
+    from pipeline.views.crop import CropPolicy
+    from pipeline.views.maker import ViewMaker
+    from pipeline.views.masking import RankStrategy
+    from pipeline.views.source_tars import SourceTar
+
+Precision = Literal["auto", "bfloat16", "float16", "float32"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """The options of extract-teacher."""
+    """What is extracted, from where, and how. Raises ConfigError for values that no teacher could make right."""
 
-    shards: Sequence[SourceTar]
+    shards: "Sequence[SourceTar]"
     cache: str
     teacher: str
-    levels: str
-    views: int
-    encoding: Encoding
-    keep: float
-    keep_rank: RankStrategy
-    view_format: ViewFormat
-    image_size: int
-    patch_size: int
-    crop_scale: tuple[float, float]
-    flip: float
-    seed: int
-    batch_size: int
-    workers: int
-    max_bad: float
-    limit: int | None
-    device: torch.device
-    rank: int
-    processes: int
+    device: "torch.device"
+    levels: str = "5"
+    views: int = 1
+    encoding: "Encoding" = "int8"
+    keep: float = 1.0
+    keep_rank: "RankStrategy" = "attention"
+    view_format: "ViewFormat" = "jpeg"
+    image_size: int = 224
+    patch_size: int = 16
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    flip: float = 0.5
+    seed: int = 0
+    batch_size: int = 256
+    workers: int = 0
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    max_bad: float = 0.01
+    limit: int | None = None
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Check what typer cannot."""
+        from pipeline.cache.schema import ENCODINGS
+        from pipeline.teacher.request import split_address, student_grid
+        from pipeline.views.codec import VIEW_FORMATS
+        from pipeline.views.masking import RANK_STRATEGIES, count_of_share
+
+        _refuse_unknown("--encoding", self.encoding, ENCODINGS)
+        _refuse_unknown("--view-format", self.view_format, VIEW_FORMATS)
+        _refuse_unknown("--keep-rank", self.keep_rank, RANK_STRATEGIES)
+        _refuse_unknown("--precision", self.precision, ("auto", "bfloat16", "float16", "float32"))
+        _refuse_unknown("--compile", self.compile, ("auto", "on", "off"))
+        least, most = self.crop_scale
+        if not 0 < least <= most <= 1:
+            raise ConfigError(
+                f"--crop-scale {least:g} {most:g} is not a range of shares; give 0 < least <= greatest <= 1"
+            )
+        if not 0 < self.keep <= 1:
+            raise ConfigError(
+                f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
+            )
+        split_address(self.teacher)
+        patches = student_grid(self.image_size, self.patch_size) ** 2
+        if not count_of_share(patches, self.keep):
+            raise ConfigError(
+                f"--keep {self.keep:g} leaves 0 of {patches} patches; give {math.ceil(1e4 / patches) / 1e4:g} to 1"
+            )
+
+    @cached_property
+    def view(self) -> "ViewSchema":
+        """How views are drawn and stored."""
+        from pipeline.cache.schema import ViewSchema
+        from pipeline.views.codec import DECODER
+        from pipeline.views.crop import RESIZE
+
+        return ViewSchema(
+            format=self.view_format,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            crop_scale=self.crop_scale,
+            flip=self.flip,
+            seed=self.seed,
+            decoder=DECODER,
+            resize=RESIZE,
+        )
 
     @property
-    def policy(self) -> CropPolicy:
+    def policy(self) -> "CropPolicy":
         """How views are drawn."""
+        from pipeline.views.crop import CropPolicy
+
         return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
 
     @property
-    def maker(self) -> ViewMaker:
+    def maker(self) -> "ViewMaker":
         """What makes the first view."""
+        from pipeline.views.maker import ViewMaker
+
         return ViewMaker(self.policy, (0,), self.view_format)
 
     @property
-    def sources(self) -> list[tuple[str, int]]:
-        """Names and sizes of the tars that this run covers."""
-        return [(shard.name, shard.size) for shard in self.shards[: self.limit]]
+    def tars(self) -> "Sequence[SourceTar]":
+        """The tars that this run covers."""
+        return self.shards[: self.limit]
+
+
+def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{option} {value!r} is unknown; give {', '.join(accepted[:-1])} or {accepted[-1]}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.writer import is_empty
 from pipeline.extraction.calibration import first_samples
@@ -57,9 +58,9 @@ class ExtractionPlan:
 def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
     """Sample a few tars and time decoding and teacher; writes nothing. Counts are exact up to four tars, else scaled by bytes."""
     teacher = build_teacher(options)
-    if not is_empty(open_folder(options.cache)):
-        refuse_other_configuration(options, teacher)
     schema = build_schema(options, teacher)
+    if not is_empty(open_folder(options.cache)):
+        refuse_other_configuration(options.cache, schema, Cache(options.cache).schema)
     shards = options.shards[: options.limit]
     samples, decode_seconds = _sample_views(options, shards)
     sizes = forecast_sizes(schema, shards, samples, options.views)

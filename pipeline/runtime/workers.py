@@ -10,13 +10,18 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from types import ModuleType
 from typing import Any
+
+from pipeline.runtime.signals import POLITE, blocked_signals
 
 _PRELOADED = ["pipeline.views.decoding_worker", "pipeline.stream.worker"]
 
@@ -64,7 +69,8 @@ class Worker:
         _limit_waiting(pipe, patience)
         self._pipe: Connection = pipe
         self._process = context.Process(target=_run, args=(serve, theirs, *arguments), daemon=True, name=name)
-        self._process.start()
+        with blocked_signals(), _hidden_main():
+            self._process.start()
         theirs.close()
         # Also when no one calls end: at its exit Python waits for daemons, and these ignore its SIGTERM.
         self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
@@ -101,7 +107,22 @@ def worker_context() -> ForkServerContext:
 def start_early() -> None:
     """Start the server that forks workers, so that it imports what they need while this process imports its own."""
     worker_context()
-    forkserver.ensure_running()
+    with blocked_signals():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hide the program's main module from a worker that starts, which needs nothing of it.
+
+    Python would import it again in the worker: a script without a main guard would start everything a second time.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _limit_waiting(pipe: Connection, seconds: float) -> None:
@@ -115,7 +136,7 @@ def _limit_waiting(pipe: Connection, seconds: float) -> None:
 
 def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> None:
     # Ctrl-C, and a launcher that stops a run, signal the whole process group; it is the owner who decides what follows
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in POLITE:
         signal.signal(number, signal.SIG_IGN)
     serve(Owner(pipe), *arguments)
 

@@ -1,5 +1,6 @@
 """Addresses as users give them: a path, or a URL of an object store."""
 
+import re
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -8,6 +9,8 @@ from pipeline.storage.local import LocalFolder
 
 STORE_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
+_SECRET = re.compile(r"(?<=://)[^/\s]*@|(?<=\?)\S+")
 
 
 def is_url(address: str | Path) -> bool:
@@ -20,8 +23,24 @@ def absolute(address: str) -> str:
     return address if is_url(address) else str(Path(address).resolve())
 
 
+def printable(address: str) -> str:
+    """Return an address, or a text with one, for logs and messages: without user name, password and query, which may be secret."""
+    return _SECRET.sub("", address) if "://" in address else address
+
+
+def name_fault(name: str) -> str:
+    """Return what is wrong with a name that is to be stored in metadata or given to derived files; "" if nothing is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return "has a control character" if _CONTROL.search(name) else ""
+
+
 def open_folder(address: str | Path) -> Folder:
-    """Return the folder at an address, which need not exist; raises ConfigError for a URL that cannot be used."""
+    """Return the folder at an address, which need not exist; raises ConfigError for an address that cannot be used."""
+    if fault := name_fault(str(address)):
+        raise ConfigError(f"the name of folder {printable(str(address))!r} {fault}; choose another one")
     if not is_url(address):
         return LocalFolder(Path(address))
     check_url(str(address), STORE_SCHEMES)
@@ -33,18 +52,18 @@ def open_folder(address: str | Path) -> Folder:
 def check_url(url: str, accepted: tuple[str, ...]) -> None:
     """Raise ConfigError for a URL of another scheme, without a bucket or host, or without the library that reads it."""
     scheme, _, rest = url.partition("://")
+    shown = printable(url)
     if scheme not in accepted:
         only = " (http:// and https:// are for source tars only)" if scheme in WEB_SCHEMES else ""
-        raise ConfigError(
-            f"address {url!r} is of no known kind{only}: give a path, or {' or '.join(f'{name}://...' for name in accepted)}"
-        )
+        kinds = " or ".join(f"{name}://..." for name in accepted)
+        raise ConfigError(f"address {shown!r} is not of a known kind{only}: give a path, or {kinds}")
     if not rest.partition("/")[0]:
-        raise ConfigError(f"address {url!r} names no bucket: give {scheme}://BUCKET/PATH")
+        raise ConfigError(f"address {shown!r} names no bucket: give {scheme}://BUCKET/PATH")
     if scheme in STORE_SCHEMES and (odd := sorted(set(rest) & set("?#%"))):
         raise ConfigError(
-            f"address {url!r} has {' '.join(odd)} in it, which tools read differently: choose a name without"
+            f"address {shown!r} contains {' '.join(odd)}, which tools read differently: choose a name without"
         )
     try:
         import obstore  # noqa: F401
     except ImportError:
-        raise ConfigError(f"address {url!r} needs obstore: pip install 'maskalign[cloud]'") from None
+        raise ConfigError(f"address {shown!r} needs obstore: pip install 'maskalign[cloud]'") from None

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
-from pipeline.storage.address import STORE_SCHEMES, WEB_SCHEMES, check_url, is_url
+from pipeline.storage.address import STORE_SCHEMES, WEB_SCHEMES, check_url, is_url, printable
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -47,7 +47,7 @@ def list_tars(address: str) -> list[str]:
     """Return the addresses of the .tar objects directly below a URL, sorted; raises ConfigError for a web server and OSError."""
     if address.partition("://")[0] in WEB_SCHEMES:
         raise ConfigError(
-            f"shards {address!r}: a web server cannot list its files; give a brace pattern of URLs or a text list"
+            f"shards {printable(address)!r}: a web server cannot list its files; give a brace pattern of URLs or a text list"
         )
     import obstore
 
@@ -139,5 +139,7 @@ class _RangeStream(io.RawIOBase):
         with told(self._address):
             data = patiently(lambda: bytes(obstore.get(self._store, self._key, options=options).bytes()))
         if len(data) != end - start:
-            raise OSError(errno.EIO, f"bytes {start} to {end} came as {len(data)} bytes", self._address)
+            raise OSError(
+                errno.EIO, f"bytes {start} to {end} came as {len(data)} bytes", printable(self._address)
+            )
         return data

@@ -1,6 +1,5 @@
 """The trainer's end of the workers: windows of samples in the order of the stream, whoever made them and however many workers there are."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Protocol
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import StreamError
+from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import free_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
@@ -154,9 +154,7 @@ def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:
 
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
     """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
-    refuse_too_little_memory(
-        slot_layout(cache.schema, spec), workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    )
+    refuse_too_little_memory(slot_layout(cache.schema, spec), workers, this_process().local_world_size)
 
 
 def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:

@@ -1,60 +1,8 @@
-"""Which blocks and which sizes: the levels of an option, the grid that student and teacher share, and the resizing to it.
-
-Positions and images are resized by the same bicubic interpolation without antialiasing, as in the reference implementation.
-"""
+"""Resizing to the student's grid: positions and images by the same bicubic interpolation without antialiasing, as in the reference."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pipeline.errors import ConfigError
-
-
-def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
-    """Return ascending block numbers from 0: `5` is the last five of `depth` blocks, `7,9,11` a list, `11,` a list of one.
-
-    Raises ConfigError for numbers that are out of range, repeated or not ascending.
-    """
-    parts = [part.strip() for part in levels.split(",")]
-    if len(parts) == 1:
-        count = _number(levels, parts[0], depth)
-        if not 1 <= count <= depth:
-            raise _bad_levels(levels, depth, f"{count} blocks")
-        return tuple(range(depth - count, depth))
-    numbers = tuple(_number(levels, part, depth) for part in (parts if parts[-1] else parts[:-1]))
-    if outside := [number for number in numbers if number >= depth]:
-        raise _bad_levels(levels, depth, f"block {outside[0]}")
-    if numbers != tuple(sorted(set(numbers))):
-        raise _bad_levels(levels, depth, "numbers that repeat or do not ascend")
-    return numbers
-
-
-def _number(levels: str, part: str, depth: int) -> int:
-    if not (part.isascii() and part.isdigit()):
-        raise _bad_levels(levels, depth, repr(part))
-    return int(part)
-
-
-def _bad_levels(levels: str, depth: int, found: str) -> ConfigError:
-    return ConfigError(
-        f"levels {levels!r} asks for {found}, but the teacher has {depth} blocks: "
-        f"give a count from 1 to {depth}, or ascending block numbers from 0 to {depth - 1} such as '{depth - 1},'"
-    )
-
-
-def student_grid(image_size: int, patch_size: int) -> int:
-    """Return the patches along a side of the student's image; raises ConfigError that names the sizes that would do."""
-    if patch_size < 1 or image_size < 1:
-        raise ConfigError(
-            f"image size {image_size} and patch size {patch_size} must be positive, such as 224 and 16"
-        )
-    grid, rest = divmod(image_size, patch_size)
-    if rest or not grid:
-        sizes = " or ".join(str(count * patch_size) for count in (grid, grid + 1) if count)
-        raise ConfigError(
-            f"image size {image_size} is not a multiple of patch size {patch_size}: image size {sizes} would do"
-        )
-    return grid
 
 
 def resize_positions(positions: Tensor, native: tuple[int, int], grid: int) -> Tensor:

@@ -10,17 +10,8 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.source import (
-    LOCAL,
-    RANDOM,
-    Source,
-    TeacherIdentity,
-    build,
-    freeze,
-    not_plain,
-    suggestion,
-    weights_sha256,
-)
+from pipeline.teacher.request import LOCAL, RANDOM, suggestion
+from pipeline.teacher.source import Source, build, freeze, not_plain
 from pipeline.teacher.timm_zoo import require_plain_timm
 
 Config = dict[str, Any]
@@ -78,8 +69,7 @@ def _source(model: nn.Module, name: str, tag: str) -> Source:
     """Keep the vision tower, let the text tower go."""
     visual = freeze(model.visual)  # type: ignore[arg-type]
     preprocess: Config = visual.preprocess_cfg  # type: ignore[assignment]
-    identity = TeacherIdentity("open_clip", name, tag, weights_sha256(visual))
-    return Source(visual, identity, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    return Source(visual, "open_clip", name, tag, tuple(preprocess["mean"]), tuple(preprocess["std"]))
 
 
 def _create(config: Config, model_name: str, tag: str) -> nn.Module:

@@ -1,9 +1,8 @@
 """What both libraries hand over: a tower with its identity. Building is seeded and quiet; a failure names the teacher and the remedy."""
 
-import difflib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,30 +11,17 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 
-RANDOM = "random"  # the tag of untrained weights
-LOCAL = "local"  # the tag of weights from a folder
 EXAMPLES = "'open_clip:ViT-B-16-quickgelu/openai' or 'timm:vit_base_patch16_224.dino'"
-
-
-@dataclass(frozen=True)
-class TeacherIdentity:
-    """Which weights a teacher has, whatever path they came from.
-
-    `weights_sha256` covers the vision tower as it was loaded, before its positions are resized: the same for every grid.
-    """
-
-    library: str
-    name: str
-    tag: str
-    weights_sha256: str
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A vision tower at its native size, float32, with the normalisation that it expects."""
+    """A vision tower at its native size, float32, with its name, wherever it came from, and the normalisation that it expects."""
 
     module: nn.Module
-    identity: TeacherIdentity
+    library: str
+    name: str
+    tag: str
     mean: tuple[float, ...]  # of R, G, B in [0, 1]
     std: tuple[float, ...]
 
@@ -93,12 +79,6 @@ def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
 def freeze(module: nn.Module) -> nn.Module:
     """Bring a tower to float32, evaluation mode and no gradients."""
     return module.float().eval().requires_grad_(False)
-
-
-def suggestion(value: str, known: Iterable[str]) -> str:
-    """Return `did you mean ...? ` with up to three known names like the value, or nothing."""
-    close = difflib.get_close_matches(value, list(known), n=3)
-    return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
 
 
 def not_plain(spec: str, fault: str) -> ConfigError:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.cache.schema import TeacherFacts
 from pipeline.teacher.geometry import teacher_images
-from pipeline.teacher.source import RANDOM, TeacherIdentity
 from pipeline.teacher.tower import Tower
 
 
@@ -30,46 +30,9 @@ class Teacher:
     """
 
     tower: Tower
-    identity: TeacherIdentity
+    facts: TeacherFacts
     levels: tuple[int, ...]
     grid: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def trained(self) -> bool:
-        """False for untrained weights."""
-        return self.identity.tag != RANDOM
-
-    @property
-    def depth(self) -> int:
-        """Blocks of the tower, of which the levels are some."""
-        return self.tower.depth
-
-    @property
-    def width(self) -> int:
-        """Channels D of a hidden state."""
-        return self.tower.width
-
-    @property
-    def patch_size(self) -> int:
-        """Side of the teacher's own patches, in pixels of its own input."""
-        return self.tower.patch_size
-
-    @property
-    def input_size(self) -> int:
-        """Side of the images that the tower sees: grid x its patch size."""
-        return self.grid * self.tower.patch_size
-
-    @property
-    def has_cls(self) -> bool:
-        """Whether the first token is CLS."""
-        return self.tower.has_cls
-
-    @property
-    def has_importance(self) -> bool:
-        """Whether the tower ranks its patches."""
-        return self.tower.importance is not None
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move the tower; returns this teacher."""
@@ -81,7 +44,7 @@ class Teacher:
         """Run the tower on uint8 pixels (B, H, W, 3) of any size, on the tower's device, under the surrounding autocast."""
         importance = self.tower.importance
         blocks = sorted({*self.levels, *([importance.block] if importance else [])})
-        images = teacher_images(pixels, self.input_size, self.mean, self.std)
+        images = teacher_images(pixels, self.facts.input_size, self.facts.mean, self.facts.std)
         outputs = dict(zip(blocks, self.tower.outputs(images, blocks), strict=True))
         hidden = tuple(self._stored(outputs[level]) for level in self.levels)
         return TeacherFeatures(hidden, importance.of(outputs[importance.block]) if importance else None)
@@ -95,7 +58,7 @@ class Teacher:
     def _stored(self, tokens: Tensor) -> Tensor:
         """Drop registers and distillation tokens: (B, prefix + N, D) to (B, T, D)."""
         prefix = self.tower.prefix
-        if prefix == int(self.has_cls):
+        if prefix == int(self.facts.has_cls):
             return tokens
         patches = tokens[:, prefix:]
-        return torch.cat([tokens[:, :1], patches], dim=1) if self.has_cls else patches
+        return torch.cat([tokens[:, :1], patches], dim=1) if self.facts.has_cls else patches

@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.source import RANDOM, Source, TeacherIdentity, build, freeze, suggestion, weights_sha256
+from pipeline.teacher.request import RANDOM, suggestion
+from pipeline.teacher.source import Source, build, freeze
 from pipeline.teacher.tower import require_plain
 
 
@@ -18,8 +19,7 @@ def load_timm(spec: str, name: str) -> Source:
     require_plain_timm(spec, model_name, tag)
     remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
     module = freeze(build(spec, remedy, lambda: _create(model_name, tag)))
-    identity = TeacherIdentity("timm", model_name, tag, weights_sha256(module))
-    return Source(module, identity, *_normalisation(module))
+    return Source(module, "timm", model_name, tag, *_normalisation(module))
 
 
 def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:

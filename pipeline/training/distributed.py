@@ -1,28 +1,31 @@
-"""The ranks of a run, as torchrun starts them; one rank needs no process group."""
+"""The ranks of a run as a launcher starts them; one rank needs no process group."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.errors import MaskAlignError
+from pipeline.runtime.launch import meeting_point, this_process
+
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all."""
+    """This process among all. `hosts` is the group on which processes talk without waiting for their devices."""
 
     rank: int = 0
     world_size: int = 1
-    hosts: dist.ProcessGroup | None = field(
-        default=None, compare=False
-    )  # on which processes talk without waiting for their devices
+    hosts: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and speaks."""
+        """Whether this rank writes files and prints."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
@@ -31,39 +34,57 @@ class Ranks:
             dist.all_reduce(values)
         return values / self.world_size
 
-    def any(self, flag: bool) -> bool:
-        """Return whether any rank says so; all must ask together."""
-        votes = torch.tensor([float(flag)])
+    def largest(self, *values: int) -> list[int]:
+        """Return the largest of each value over the ranks; all must ask together."""
+        votes = torch.tensor(values)
         if self.world_size > 1:
-            dist.all_reduce(votes, group=self.hosts)
-        return bool(votes.item() > 0)
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
+        return [int(vote) for vote in votes]
 
-    def of_main(self, values: list[int] | None) -> list[int] | None:
+    def from_main(self, value: Value) -> Value:
         """Return what the main rank gives; all must ask together."""
-        boxed = [values]
+        boxed = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(boxed, src=0)
+            dist.broadcast_object_list(boxed, src=0, group=self.hosts)
         return boxed[0]
+
+    def agree(self, error: MaskAlignError | None) -> None:
+        """Raise the first rank's error on all ranks, if any has one: otherwise the others would wait for it for ever."""
+        errors = [error]
+        if self.world_size > 1:
+            errors = [None] * self.world_size
+            dist.all_gather_object(errors, error, group=self.hosts)
+        for rank, found in enumerate(errors):
+            if found is not None:
+                if self.world_size > 1:
+                    found.add_note(f"on rank {rank} of {self.world_size}")
+                raise found
 
     def wait(self) -> None:
         """Return once all ranks are here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.hosts)
 
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Join the process group that torchrun describes, if any."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    """Join the process group that a launcher describes, if any; raises ConfigError if it does not say where to meet."""
+    process = this_process()
+    if process.world_size == 1:
         yield Ranks()
         return
+    address, port = meeting_point(process)
+    on_gpu = device.type == "cuda"
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+        "nccl" if on_gpu else "gloo",
+        init_method=f"tcp://{f'[{address}]' if ':' in address else address}:{port}",
+        rank=process.rank,
+        world_size=process.world_size,
+        device_id=device if on_gpu else None,
     )
     try:
         hosts = dist.new_group(backend="gloo")
         assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"
-        yield Ranks(dist.get_rank(), world_size, hosts)
+        yield Ranks(process.rank, process.world_size, hosts)
     finally:
         dist.destroy_process_group()

@@ -15,12 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.errors import ConfigError
-from pipeline.objectives.losses import TargetKind
 from pipeline.objectives.objective import Objective, Setting
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.targets import TrainingStep
 from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
@@ -41,6 +38,7 @@ from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser, build_schedule
 from pipeline.training.run_folder import MetricsLog, write_run
+from pipeline.training.targets import cached_targets, post_norm
 from pipeline.training.trainer import Metrics, Trainer
 
 _VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
@@ -106,7 +104,7 @@ def pinned_units(cache: Cache, config: RunConfig, ranks: Ranks) -> list[int] | N
         if ranks.is_main
         else None
     )
-    return ranks.of_main(own)
+    return ranks.from_main(own)
 
 
 def build_job(
@@ -209,7 +207,7 @@ def run_job(job: TrainingJob, first: int) -> int:
         batches = stack.enter_context(
             BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
         )
-        model = build_step(job, cached_targets(job))
+        model = build_step(job, cached_targets(job.cache, job.spec.levels, job.config.objective.target))
         trainer = Trainer(
             model,
             job.objective,
@@ -237,27 +235,9 @@ def finish(job: TrainingJob) -> None:
     export_student(job.objective.encoder, job.config.student, job.run)
 
 
-def cached_targets(job: TrainingJob) -> CachedTargets:
-    """Return what makes targets of what the cache holds."""
-    mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
-    decoder = TargetDecoder(mean, std, job.cache.schema.encoding)
-    target = job.config.objective.target
-    return CachedTargets(decoder, target, post_norm(job.cache, target)).to(job.device)
-
-
-def post_norm(cache: Cache, target: TargetKind) -> torch.Tensor | None:
-    """Return weight and bias (2, D) of the teacher's final norm where a target is made with them; raises ConfigError if there is none."""
-    if target != "post_norm":
-        return None
-    raise ConfigError(
-        f"objective.target 'post_norm' needs the teacher's final norm, which cache {cache.address!r} (schema "
-        f"{cache.schema.version}) does not have: set objective.target=whiten as a substitute, or extract the cache again"
-    )
-
-
 def build_step(job: TrainingJob, targets: nn.Module) -> nn.Module:
     """Return the module of one step, compiled if the configuration says so, and shared by the ranks if there are several."""
-    model: nn.Module = TrainingStep(job.objective, targets)
+    model: nn.Module = TrainingStep(job.objective, targets.to(job.device))
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
         model.compile(fullgraph=True, dynamic=False)
     return _distributed(model, job.device) if job.ranks.world_size > 1 else model

@@ -1,12 +1,10 @@
 """The training loop: batches in, steps, metrics and checkpoints out. Nothing in a step waits for the device."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch.optim import AdamW
 
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.objectives.objective import Batch, Objective
+from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
 from pipeline.stream.batches import micro_batches
 from pipeline.training.config import RunConfig
@@ -25,7 +24,8 @@ from pipeline.training.distributed import Ranks
 
 Metrics = dict[str, Any]
 
-_STEPS_BETWEEN_VOTES = 10
+_SECONDS_BETWEEN_VOTES = 2.0
+_MOST_STEPS_BETWEEN_VOTES = 100
 _CURE = "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the last checkpoint is intact"
 
 
@@ -39,28 +39,31 @@ class Interval:
     losses: list[Tensor] = field(default_factory=list)  # the loss and its terms, on the device
 
 
-class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can end after a whole step; a second one ends it at once."""
+class StopVotes:
+    """Whether the run ends here because some rank was asked to stop.
 
-    def __init__(self) -> None:
-        self.received = False
+    A vote waits for the slowest rank, so it is held now and then: the ranks agree in each vote on the steps until the next, so few that
+    they take about two seconds.
+    """
 
-    def __enter__(self) -> "StopSignal":
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
+    def __init__(self, ranks: Ranks, request: StopRequest) -> None:
+        self._ranks, self._request, self._countdown = ranks, request, 1
+        self._begin, self._interval = time.perf_counter(), 1
 
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.received = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __call__(self) -> int:
+        """Return the signal that ends the run after this step, 0 for none; all ranks ask after each step."""
+        if self._ranks.world_size == 1:
+            return self._request.number
+        self._countdown -= 1
+        if self._countdown:
+            return 0
+        now = time.perf_counter()
+        seconds_per_step = max((now - self._begin) / self._interval, 1e-6)
+        mine = min(_MOST_STEPS_BETWEEN_VOTES, max(1, int(_SECONDS_BETWEEN_VOTES / seconds_per_step)))
+        number, fewest = self._ranks.largest(self._request.number, -mine)
+        self._interval = self._countdown = -fewest
+        self._begin = time.perf_counter()
+        return number
 
 
 @dataclass
@@ -81,15 +84,17 @@ class Trainer:
     steps_per_epoch: int
     log: Callable[[Metrics], None]
     save: Callable[[int], None]
+    stopped_by: int = 0  # the signal that ended the last run early
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
-        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer after SIGTERM or Ctrl-C.
+        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer if a signal asked for it.
 
         Raises DivergedError, naming the range of steps, when the loss or a weight is not finite; no checkpoint is written after that.
         """
         interval, step = Interval(first), first
         self.model.train()
-        with StopSignal() as stop:
+        with deferred_stop() as request:
+            votes = StopVotes(self.ranks, request)
             while step < last:
                 begin = time.perf_counter()
                 batch = next(batches)
@@ -100,7 +105,8 @@ class Trainer:
                     step % self.config.train.log_every == 0,
                     step % self.config.train.checkpoint_every == 0,
                 )
-                ending = step == last or (self._stops(stop, step))
+                self.stopped_by = votes() if step < last else 0
+                ending = step == last or self.stopped_by > 0
                 if due_log or due_save or ending:
                     self.log(self._measure(interval, step))
                     interval = Interval(step)
@@ -110,12 +116,6 @@ class Trainer:
                 if ending:
                     break
         return step
-
-    def _stops(self, stop: StopSignal, step: int) -> bool:
-        """Tell whether SIGTERM ends the run here; ranks vote now and then, since a vote waits for the slowest."""
-        if self.ranks.world_size == 1:
-            return stop.received
-        return step % _STEPS_BETWEEN_VOTES == 0 and self.ranks.any(stop.received)
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """Take one optimiser step; returns the loss and its terms on the device. All randomness is keyed by (seed, rank, step)."""

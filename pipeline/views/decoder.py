@@ -203,7 +203,14 @@ class Decoder:
             if isinstance(one, SentViews):
                 mine = pixels[: len(one.boxes), good]
                 results.append(
-                    SampleViews(one.key, one.label, mine, one.boxes, tuple(map(arena.get, one.tar_samples)))
+                    SampleViews(
+                        one.key,
+                        one.label,
+                        one.label_fault,
+                        mine,
+                        one.boxes,
+                        tuple(map(arena.get, one.tar_samples)),
+                    )
                 )
                 good += 1
             else:

@@ -86,6 +86,7 @@ class SentViews:
 
     key: str
     label: int
+    label_fault: str
     boxes: NDArray[np.int32]
     tar_samples: Sequence[Stored]
 
@@ -127,7 +128,13 @@ def _do(job: SentJob, memory: memoryview, room: JobRoom) -> SentResult:
             pixels[: len(made.pixels), good] = made.pixels
             good += 1
             results.append(
-                SentViews(made.key, made.label, made.boxes, [arena.put(data) for data in made.tar_samples])
+                SentViews(
+                    made.key,
+                    made.label,
+                    made.label_fault,
+                    made.boxes,
+                    [arena.put(data) for data in made.tar_samples],
+                )
             )
         else:
             results.append(made)

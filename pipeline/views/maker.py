@@ -14,10 +14,14 @@ from pipeline.views.view_tars import tar_sample
 
 @dataclass(frozen=True)
 class SampleViews:
-    """The views of one image: their pixels (V, S, S, 3), boxes (V, 7) int32, and for each the bytes of its sample in the view tar."""
+    """The views of one image: pixels (V, S, S, 3), boxes (V, 7) int32, and for each view its sample in the view tar.
+
+    `label` is NO_LABEL for an image without one; `label_fault` says why its label cannot be used, if there is one.
+    """
 
     key: str
     label: int
+    label_fault: str
     pixels: Pixels
     boxes: NDArray[np.int32]
     tar_samples: tuple[bytes, ...]
@@ -41,7 +45,6 @@ class ViewMaker:
     def _make(self, sample: SourceSample) -> SampleViews:
         if sample.image is None:
             raise SourceError(sample.fault)
-        label = label_of(sample.members)
         source = decode_image(sample.image)
         boxes = [
             draw_crop(self.policy, sample.key, view, source.shape[1], source.shape[0]) for view in self.views
@@ -50,5 +53,9 @@ class ViewMaker:
         pixels = np.stack([decode_view(crop, self.view_format) for crop in crops])
         tar_samples = tuple(tar_sample(sample.key, crop, sample.members, self.view_format) for crop in crops)
         return SampleViews(
-            sample.key, label, pixels, np.array([box.as_row() for box in boxes], np.int32), tar_samples
+            sample.key,
+            *label_of(sample),
+            pixels,
+            np.array([box.as_row() for box in boxes], np.int32),
+            tar_samples,
         )

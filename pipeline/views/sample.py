@@ -1,12 +1,22 @@
-"""One sample of a source tar, and what stands for one that is skipped or has no label. Imports little: stream workers need it."""
+"""One sample of a source tar, and what replaces it when it is skipped. Imports little: the stream's workers need it."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline.config import Section
-from pipeline.errors import SourceError
 
-NO_LABEL: Final = 2**64 - 1  # stands for a class index where there is none, on disk too
+NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "ppm",
+    "tif",
+    "tiff",
+    "gif",
+)  # the first is the image
 _LABEL_DIGITS = 18  # so that a label is an int64
 
 
@@ -19,21 +29,26 @@ class SkippedImage(Section):
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One sample: its key, the undecoded image, the small members by extension, and why there is no image if that is None."""
+    """One sample: its key, the undecoded image, the small members by extension, and what is wrong with it.
+
+    `fault` says why `image` is None, `label_fault` why there is no member `cls` although the tar has one.
+    """
 
     key: str
     image: bytes | None
     members: dict[str, bytes]
     fault: str = "has no image among its members"
+    label_fault: str = ""
 
 
-def label_of(members: dict[str, bytes]) -> int:
-    """Return the class index of member `cls`, or NO_LABEL; raises SourceError if it is no whole number from 0 of at most 18 digits."""
-    text = members.get("cls")
-    if text is None:
-        return NO_LABEL
-    if not text.strip().isdigit() or len(text.strip()) > _LABEL_DIGITS:
-        raise SourceError(
-            f"has the label {text[:40]!r}, which is no whole number from 0 of at most {_LABEL_DIGITS} digits"
-        )
-    return int(text)
+def label_of(sample: SourceSample) -> tuple[int, str]:
+    """Return the class index of member `cls`, or NO_LABEL; and why the member is not a label, if it is not one."""
+    text = sample.members.get("cls", b"").strip()
+    if "cls" not in sample.members:
+        return NO_LABEL, sample.label_fault
+    if text.isdigit() and len(text) <= _LABEL_DIGITS:
+        return int(text), ""
+    return (
+        NO_LABEL,
+        f"has the label {text[:40]!r}, which is not a whole number of at most {_LABEL_DIGITS} digits",
+    )

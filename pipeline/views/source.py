@@ -12,26 +12,14 @@ from typing import IO, cast
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.storage.address import is_url
+from pipeline.storage.address import is_url, printable
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import SourceSample
+from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample
 from pipeline.views.source_tars import SourceTar
 
-IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "bmp",
-    "ppm",
-    "tif",
-    "tiff",
-    "gif",
-)  # of several the first is the sample's image
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
-_ESSENTIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls")
 _END_MARKER_BYTES = 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
@@ -41,7 +29,7 @@ _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a ke
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of a sample; no data if that is of no use, and why if the sample is of no use without."""
+    """A file of a sample; `data` is None if it cannot be used or is not needed, and `fault` says why it cannot."""
 
     key: str
     extension: str
@@ -82,7 +70,7 @@ def _opened(shard: SourceTar) -> IO[bytes]:
 def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
     """Raise StorageError for a server that fails after all retries: the next tar would only take as long to fail."""
     if is_url(shard.address) and error.errno == errno.EIO:
-        raise StorageError(f"tar {shard.address!r} cannot be read: {error.strerror}") from None
+        raise StorageError(f"tar {printable(shard.address)!r} cannot be read: {error.strerror}") from None
 
 
 def _members(shard: SourceTar, stream: "_TarStream") -> Iterator[_Member]:
@@ -113,7 +101,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
     extension = extension.lower()
     fault = _fault(info, extension)
     if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
-        yield _Member(key, extension, None, fault if extension in _ESSENTIAL_EXTENSIONS else "")
+        yield _Member(key, extension, None, fault)
     elif file := tar.extractfile(info):
         yield _Member(key, extension, file.read())
 
@@ -145,11 +133,11 @@ def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
         members[member.extension] = member
     data = {extension: member.data for extension, member in members.items() if member.data is not None}
     carried = {extension: data[extension] for extension in CARRIED_EXTENSIONS if extension in data}
-    if fault := next((member.fault for member in members.values() if member.fault), ""):
-        return SourceSample(key, None, carried, fault)
-    return SourceSample(
-        key, next((data[extension] for extension in IMAGE_EXTENSIONS if extension in data), None), carried
-    )
+    image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
+    label_fault = members["cls"].fault if "cls" in members else ""
+    if image is None:
+        return SourceSample(key, None, carried, label_fault=label_fault)
+    return SourceSample(key, image.data, carried, image.fault, label_fault)
 
 
 class _TarStream:

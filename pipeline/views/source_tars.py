@@ -1,22 +1,34 @@
-"""Source tars named by a brace pattern, a glob, a folder or a text list, on a disk or behind URLs."""
+"""Source tars named by paths, brace patterns, globs, folders or text lists, on a disk or behind URLs."""
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
+from math import prod
 from pathlib import Path
+from tarfile import is_tarfile
 
 from braceexpand import braceexpand
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.address import is_url
+from pipeline.storage.address import STORE_SCHEMES, is_url, name_fault, printable
 from pipeline.storage.tar_streams import list_tars, tar_name, tar_size
+from pipeline.views.sample import IMAGE_EXTENSIONS
 
 _ACCEPTED = (
-    "give a brace pattern such as 'train-{000000..000009}.tar', a folder of .tar files, or a text file that lists one tar a line; "
-    "tars and folders may be URLs"
+    "give a brace pattern such as 'train-{000000..000009}.tar', a glob, tars, a folder of .tar files, "
+    "or a text file that lists one tar a line; tars and folders may be URLs"
 )
+_PACK = "pack the images into webdataset tars of KEY.jpg and KEY.cls first"
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
-_WILDCARDS = "*?["
+_PATTERN = re.compile(r"[*?\[{]")
+_WILDCARD = re.compile(r"[*?\[]")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
+_MOST_TARS = 1_000_000  # of one brace pattern
+_MOST_NAME_BYTES = 220  # a file system takes 255, and the files of a unit are named after its tar
+_LOOKED_AT = 10_000  # files of a folder without tars
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class SourceTar:
     size: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "address", str(self.address))  # a Path serves, too
+        object.__setattr__(self, "address", str(self.address))  # a Path is accepted, too
 
     @property
     def name(self) -> str:
@@ -35,84 +47,172 @@ class SourceTar:
         return tar_name(self.address)
 
 
-def resolve_tars(spec: str) -> list[SourceTar]:
-    """Expand `spec` to existing, non-empty tars with distinct names, in the order given (a folder: sorted).
+def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
+    """Expand one or several specs to existing, non-empty tars with distinct names, in the order given (a folder: sorted).
 
-    Raises ConfigError that names the tar or the pattern, OSError if a URL does not answer.
+    What exists under the very name that is given is taken as it is; everything else is a pattern. Raises ConfigError that names
+    the tar or the pattern, OSError if a URL does not answer.
     """
-    addresses = _expand(spec)
-    if not addresses:
-        raise ConfigError(f"shards {spec!r} match no .tar file: {_ACCEPTED}")
-    shards = list(ordered_map(_checked, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
-    _refuse_equal_names(shards)
-    return shards
+    specs = [specs] if isinstance(specs, str) else specs
+    addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
+    tars = list(ordered_map(_checked, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
+    seen: dict[str, SourceTar] = {}
+    for tar in tars:
+        if (other := seen.setdefault(tar.name, tar)) is not tar:
+            raise ConfigError(
+                f"shards {printable(other.address)!r} and {printable(tar.address)!r} have the same file name, "
+                "by which a cache knows them: rename one"
+            )
+    return tars
 
 
 def _expand(spec: str) -> list[str]:
+    """Return the addresses that a spec stands for, at least one."""
+    if is_url(spec):
+        found = [spec] if _is_object(spec) else [tar for url in _braces(spec) for tar in _remote_matches(url)]
+        if not found:
+            raise ConfigError(f"shards {printable(spec)!r} match no .tar file: {_ACCEPTED}")
+        return found
     path = Path(spec)
-    if path.is_dir():
-        return [str(tar) for tar in sorted(path.glob("*.tar")) if not tar.name.startswith(".")]
-    if path.is_file() and path.suffix != ".tar":
-        return _listed(path)
     try:
-        patterns = list(braceexpand(spec))
+        path = path if _is_there(path) else path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"shards {spec!r} cannot be found ({error}): {_ACCEPTED}") from None
+    found = _existing(path) if _is_there(path) else _local_matches(path)
+    if not found:
+        raise ConfigError(f"shards {spec!r} match no .tar file: {_ACCEPTED}")
+    return found
+
+
+def _is_object(url: str) -> bool:
+    """Tell whether what looks like a pattern is the very name of an object."""
+    if not (_PATTERN.search(url) and url.startswith(STORE_SCHEMES)):
+        return False
+    try:
+        return tar_size(url) >= 0
+    except FileNotFoundError:
+        return False
+
+
+def _braces(spec: str) -> list[str]:
+    ranges = (abs(int(first) - int(last)) + 1 for first, last in _RANGE.findall(spec))
+    if prod(ranges) > _MOST_TARS:
+        raise ConfigError(
+            f"shards {printable(spec)!r} are more than the {_MOST_TARS:,} tars that are accepted"
+        )
+    try:
+        return list(braceexpand(spec))
     except ValueError:
-        raise ConfigError(f"shards {spec!r} have a brace without its partner: {_ACCEPTED}") from None
-    return [
-        found
-        for pattern in patterns
-        for found in (_remote_matches(pattern) if is_url(pattern) else _matches(Path(pattern)))
-    ]
+        raise ConfigError(
+            f"shards {printable(spec)!r} have a brace without its partner: {_ACCEPTED}"
+        ) from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a pattern longer than a name may be; a zero byte
+        return False
+
+
+def _existing(path: Path) -> list[str]:
+    if path.is_dir():
+        return _in_folder(path)
+    return [str(path)] if path.suffix == ".tar" else _listed(path)
+
+
+def _local_matches(path: Path) -> list[str]:
+    """Return the tars of a pattern. Braces and brackets in the names of folders that exist are no pattern."""
+    root = next(folder for folder in path.parents if _is_there(folder))
+    found: list[str] = []
+    for pattern in (root / name for name in _braces(str(path.relative_to(root)))):
+        if _is_there(pattern):
+            found += _existing(pattern)
+        elif _WILDCARD.search(str(pattern)):
+            root = next(folder for folder in pattern.parents if _is_there(folder))
+            found += _tars(root.glob(str(pattern.relative_to(root))))
+        else:
+            found.append(str(pattern))
+    return found
+
+
+def _remote_matches(url: str) -> list[str]:
+    """Return the tars of a URL without braces: of a folder, of a pattern in the last part, or itself."""
+    parent, _, name = url.rpartition("/")
+    try:
+        if _WILDCARD.search(parent):
+            raise ConfigError(
+                f"shards {printable(url)!r} have a wildcard in a folder's name, which a URL cannot have: {_ACCEPTED}"
+            )
+        if _WILDCARD.search(name):
+            return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
+        return [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"shards {printable(url)!r} cannot be listed ({error.strerror}): {_ACCEPTED}"
+        ) from None
+
+
+def _tars(files: Iterable[Path]) -> list[str]:
+    return sorted(str(file) for file in files if file.suffix == ".tar" and not file.name.startswith("."))
+
+
+def _in_folder(path: Path) -> list[str]:
+    """Return the tars of a folder, sorted; raises ConfigError that says what it holds instead."""
+    if tars := _tars(path.iterdir()):
+        return tars
+    held = list(islice(path.rglob("*"), _LOOKED_AT))
+    if deeper := next((file for file in held if file.suffix == ".tar"), None):
+        raise ConfigError(
+            f"folder {str(path)!r} has tars in its subfolders only, such as {str(deeper)!r}: give '{path}/**/*.tar'"
+        )
+    if image := next((file for file in held if file.suffix[1:].lower() in IMAGE_EXTENSIONS), None):
+        raise ConfigError(
+            f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
+        )
+    raise ConfigError(f"shards {str(path)!r} match no .tar file: {_ACCEPTED}")
 
 
 def _listed(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
+    """Return the tars of a text list; raises ConfigError that says what the file is instead."""
+    shown = f"shards {str(path)!r}"
+    if is_tarfile(path):  # also a compressed one
         raise ConfigError(
-            f"shards {str(path)!r} is neither a .tar file nor a text list: {_ACCEPTED}"
-        ) from None
-    named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [name if is_url(name) else str(path.parent / name) for name in named]
-
-
-def _matches(pattern: Path) -> list[str]:
-    if any(character in pattern.name for character in _WILDCARDS):
-        return [str(path) for path in sorted(pattern.parent.glob(pattern.name))]
-    return [str(pattern)]
-
-
-def _remote_matches(pattern: str) -> list[str]:
-    """Return the tars of a URL: of a folder, of a pattern in the last part, or itself."""
-    parent, _, name = pattern.rpartition("/")
+            f"{shown} is a tar, but its name does not end in .tar: rename it, unpack a compressed tar first"
+        )
+    if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
+        raise ConfigError(f"{shown} is an image: {_PACK}")
     try:
-        if any(character in name for character in _WILDCARDS):
-            return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
-        return [pattern] if name.endswith(".tar") else list_tars(f"{pattern.rstrip('/')}/")
-    except FileNotFoundError as error:
-        raise ConfigError(f"shards {pattern!r} cannot be listed ({error.strerror}): {_ACCEPTED}") from None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{shown} is neither a .tar file nor a text list: {_ACCEPTED}") from None
+    named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not named:
+        raise ConfigError(f"{shown} match no .tar file, since the list is empty: {_ACCEPTED}")
+    for name in named:
+        if not name.endswith(".tar"):
+            raise ConfigError(
+                f"{shown} is taken for a text list, but its line {name[:80]!r} does not end in .tar: {_ACCEPTED}"
+            )
+    return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]
 
 
 def _checked(address: str) -> SourceTar:
-    name = tar_name(address)
+    name, shown = tar_name(address), printable(address)
     if not name.endswith(".tar") or name == ".tar":
         raise ConfigError(
-            f"shard {address!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
+            f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
+        )
+    if fault := name_fault(address):
+        raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
+    if len(name.encode()) > _MOST_NAME_BYTES:
+        raise ConfigError(
+            f"shard {shown!r} has a name of {len(name.encode())} bytes: rename it to at most {_MOST_NAME_BYTES}"
         )
     try:
         size = tar_size(address)
     except FileNotFoundError:
-        raise ConfigError(f"shard {address!r} does not exist: {_ACCEPTED}") from None
+        raise ConfigError(f"shard {shown!r} does not exist: {_ACCEPTED}") from None
     if size == 0:
-        raise ConfigError(f"shard {address!r} is empty (0 bytes): make it again or leave it out")
+        raise ConfigError(f"shard {shown!r} is empty (0 bytes): make it again or leave it out")
     return SourceTar(address, size)
-
-
-def _refuse_equal_names(shards: list[SourceTar]) -> None:
-    seen: dict[str, SourceTar] = {}
-    for shard in shards:
-        other = seen.setdefault(shard.name, shard)
-        if other is not shard:
-            raise ConfigError(
-                f"shards {other.address!r} and {shard.address!r} have the same file name, by which a cache knows them: rename one"
-            )

@@ -15,17 +15,8 @@ from pipeline.training.config import RunConfig
 @pytest.fixture
 def bench(small_cache_path, tmp_path):
     """Reads the small cache and its tars, and writes to `tmp_path`."""
-    options = choose_options(
-        recipe="tiny",
-        device=torch.device("cpu"),
-        cores=2,
-        workers=1,
-        batch_size=16,
-        steps=1,
-        rounds=1,
-        quick=True,
-        shards=str(small_cache_path.parent / "tars"),
-        cache=str(small_cache_path),
-    )
+    numbers = {"workers": 1, "batch_size": 16, "steps": 1, "rounds": 1}
+    own = {"shards": str(small_cache_path.parent / "tars"), "cache": str(small_cache_path)}
+    options = choose_options("tiny", device=torch.device("cpu"), cores=2, quick=True, **numbers, **own)
     recipe = load_config(RunConfig, Path(str(files("stages") / "recipes" / "vit_tiny.toml")))
     return Workbench(options, recipe, tmp_path, lambda _: None)

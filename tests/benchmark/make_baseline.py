@@ -1,6 +1,6 @@
 """Measures the ratios that `make bench-check` compares, and writes tests/benchmark/baseline.json: `make bench-baseline`.
 
-Run it with nothing else at work, and commit the file when a ratio has risen for good, or fallen for a reason that the commit tells.
+Run it on an idle machine. Commit the file when a ratio has risen for good, or fallen for a reason in the message.
 """
 
 import json
@@ -8,9 +8,8 @@ import statistics
 import time
 
 import torch
-from ratio_baseline import BASELINE, measured_ratios
+from ratio_baseline import BASELINE, RATIOS, measured_ratios
 
-from pipeline.benchmark.baseline import RATIOS
 from pipeline.benchmark.machine import describe_machine
 
 RUNS = 3
@@ -19,14 +18,12 @@ RUNS = 3
 def main():
     """Take the median of some runs."""
     runs = [measured_ratios(set(RATIOS.values())) for _ in range(RUNS)]
+    found = {name: [run[name] for run in runs] for name in RATIOS}
     values = {
         "made": time.strftime("%Y-%m-%d"),
         **describe_machine(torch.device("cpu")),
-        "ratios": {name: round(statistics.median(run[name] for run in runs), 4) for name in RATIOS},
-        "spread": {
-            name: [round(min(run[name] for run in runs), 4), round(max(run[name] for run in runs), 4)]
-            for name in RATIOS
-        },
+        "ratios": {name: round(statistics.median(values), 4) for name, values in found.items()},
+        "spread": {name: [round(min(values), 4), round(max(values), 4)] for name, values in found.items()},
     }
     BASELINE.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(values["ratios"], indent=2))

@@ -5,41 +5,40 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from pipeline.benchmark.feeding import array_names, blocks_of, first_window, measure_loader, measure_overhead
-from pipeline.benchmark.reads import chunk_ranges, measure_reads, read_raw
+from pipeline.benchmark.feeding import (
+    array_names,
+    chunk_ranges,
+    first_chunks,
+    measure_loader,
+    measure_overhead,
+    measure_reads,
+    read_raw,
+)
+
+NAMES = ["index", "features/block_03", "features/block_04", "features/block_05", "stats", "attention"]
 
 
 def test_raw_reads_are_of_the_bytes_that_the_cache_gives(bench):
-    cache, ((commit, block), *_) = bench.cache, blocks_of(bench.job, first_window(bench.job))
-    names = array_names(cache, bench.job.spec)
-    assert names == [
-        "index",
-        "features/block_03",
-        "features/block_04",
-        "features/block_05",
-        "stats",
-        "attention",
-    ]
+    cache, (_, chunks) = bench.cache, first_chunks(bench.job)
+    assert array_names(bench.job) == NAMES
+    assert {chunk for _, chunk in chunks} == {0, 1}
     with ExitStack() as opened:
-        ranges = list(chunk_ranges(cache, commit, block, names, opened))
-        buffer = bytearray(sum(one.length for one in ranges))
-        read_raw(ranges, memoryview(buffer))
-    start = 0
-    for name, one in zip(names, ranges, strict=True):
-        values = cache.read_block(commit, block, [name])[name]
-        raw = np.frombuffer(buffer, values.dtype, values.size, start)
-        np.testing.assert_array_equal(raw, values.ravel(), err_msg=name)
-        start += one.length
+        for commit, chunk in chunks:
+            ranges = list(chunk_ranges(cache, commit, chunk, NAMES, opened))
+            buffer = bytearray(sum(length for _, _, length in ranges))
+            start = 0
+            assert read_raw(ranges, memoryview(buffer)) == len(buffer)
+            for name, (_, _, length) in zip(NAMES, ranges, strict=True):
+                values = cache.read_block(commit, chunk, [name])[name]
+                raw = np.frombuffer(buffer, values.dtype, values.size, start)
+                np.testing.assert_array_equal(raw, values.ravel(), err_msg=name)
+                start += length
 
 
 def test_the_figures_of_reading_are_there(bench):
-    figures = {
-        figure.name: figure
-        for found in (measure_reads, measure_overhead, measure_loader)
-        for figure in found(bench)
-    }
+    measures = (measure_reads, measure_overhead, measure_loader)
+    figures = {figure.name: figure for measure in measures for figure in measure(bench)}
     assert 0 < figures["ratio.reads_to_raw"].median < 1
-    assert figures["stream.overhead"].median > 0
-    assert figures["stream.decode"].median > 10
-    assert figures["loader.images"].median > 100
-    assert figures["loader.bytes"].median == pytest.approx(figures["loader.images"].median * 0.0072, rel=0.5)
+    assert figures["stream.decode"].median > 0
+    image = figures["loader.bytes"].median / figures["loader.images"].median
+    assert image == pytest.approx(0.0072, rel=0.5)  # MB of visible patches and targets

@@ -4,9 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import caches
 import pytest
-from made_up_cache import empty_cache, full_cache
-from small_cache import make_shards, small_cache
+from tars import make_tars
 
 VARIANTS = {
     "int8": {},
@@ -19,7 +19,7 @@ VARIANTS = {
 def original(tmp_path_factory):
     """(path, arrays by unit) of a cache of 2 units with two blocks each. Not to be changed."""
     path = tmp_path_factory.mktemp("made") / "made.cache"
-    return path, full_cache(path)
+    return path, caches.synthetic(path)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def made(original, tmp_path):
 def unfinished(tmp_path):
     """(path, schema, units) of a cache without finished units."""
     path = tmp_path / "made.cache"
-    return path, *empty_cache(path)
+    return path, *caches.empty(path)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def extracted(request, tmp_path_factory):
     """A real cache of each kind. Not to be changed."""
     folder = tmp_path_factory.mktemp("extracted")
     options = {
-        "shards": make_shards(folder / "tars", tars=1, images_per_tar=66),
+        "shards": make_tars(folder / "tars", tars=1, images_per_tar=66),
         "levels": "2,3",
         **VARIANTS[request.param],
     }
-    return Extracted(small_cache(folder, **options), options)
+    return Extracted(caches.real(folder, **options), options)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from cache_schemas import make_schema
+from caches import make_schema
 from feature_sets import SETS, feature_set
 
 from pipeline.cache.encoding import Calibrator, TargetDecoder, encode_level, whiten

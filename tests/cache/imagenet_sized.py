@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cache_schemas import make_schema
+from caches import make_schema
 
 from pipeline.cache.commit import Commit, FileRecord, commit_key
 from pipeline.cache.digests import sealed

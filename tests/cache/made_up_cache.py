@@ -1,46 +1,28 @@
-"""A cache of made-up rows, written through the cache's own writer: quick, and with any schema."""
+"""Files of a synthetic cache and what a reader finds in it; and old names of tests/caches.py until all tests import from there."""
 
 import hashlib
 
 import numpy as np
-from cache_schemas import made_up_rows, make_schema
-from published_units import publish_arrays
+from caches import ROWS, SOURCES, publish
+from caches import empty as empty_cache
+from caches import synthetic as full_cache
 
 from pipeline.cache import store
-from pipeline.cache.reader import Cache, calibration_digest
-from pipeline.cache.schema import CalibrationSchema, array_specs
-from pipeline.cache.writer import create_cache, extend_cache
-from pipeline.storage.address import open_folder
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import array_specs
 
-SOURCES = [("a.tar", 1000), ("b.tar", 2000)]
-ROWS = 100  # of each unit: a whole block and a part
+__all__ = [
+    "ROWS",
+    "SOURCES",
+    "empty_cache",
+    "expected_files",
+    "files_of",
+    "full_cache",
+    "publish",
+    "read_all",
+]
+
 ARRAYS = ["features/block_03", "features/block_05", "stats", "index", "attention", "view"]
-
-
-def empty_cache(path, sources=SOURCES, views=1, **changes):
-    """Create a cache without finished units; returns its schema and units."""
-    plain = make_schema(**changes)
-    mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
-    schema = plain.model_copy(
-        update={"calibration": CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))}
-    )
-    create_cache(open_folder(path), schema, mean, std)
-    return schema, extend_cache(open_folder(path), schema, sources, views, ())
-
-
-def publish(path, schema, unit, rows=ROWS, seed=None):
-    """Publish made-up rows of a unit; returns (whether this call published it, the arrays)."""
-    arrays = made_up_rows(schema, rows, unit.unit if seed is None else seed)
-    folder = open_folder(path)
-    with folder.scratch() as scratch:
-        view_tar = f"crops of unit {unit.unit}".encode() * 100
-        return publish_arrays(folder, schema, unit, arrays, view_tar, (), scratch), arrays
-
-
-def full_cache(path, **changes):
-    """Create a cache with all units published; returns {unit number: its arrays}."""
-    schema, units = empty_cache(path, **changes)
-    return {unit.unit: publish(path, schema, unit)[1] for unit in units}
 
 
 def files_of(path):

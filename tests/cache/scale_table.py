@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from cache_schemas import make_schema
+from caches import make_schema
 from imagenet_sized import imagenet_sized, made_up_commit
 
 from pipeline.cache.digests import sealed

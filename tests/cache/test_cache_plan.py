@@ -1,8 +1,10 @@
 """What a cache will take when it is finished, what is read of it, and what other encodings would take."""
 
+import caches
 import numpy as np
 import pytest
-from small_cache import extraction_options, make_shards, small_cache
+from caches import extraction_options
+from tars import make_tars
 
 from pipeline.cache.inventory import take_inventory
 from pipeline.cache.plan import alternatives, finished_bytes, read_bytes
@@ -24,7 +26,7 @@ def committed_bytes(path):
 
 @pytest.mark.parametrize(("encoding", "keep"), [("int8", 1.0), ("int4", 0.5)])
 def test_an_unfinished_cache_forecasts_its_size_within_two_percent(tmp_path, encoding, keep):
-    shards = make_shards(tmp_path / "tars", 3, 64)
+    shards = make_tars(tmp_path / "tars", 3, 64)
     options = {
         "shards": shards,
         "cache": tmp_path / "a.cache",
@@ -70,8 +72,8 @@ def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
     schema = Cache(small_cache_path).schema
     found = {(one.encoding, one.keep): one.target_bytes for one in alternatives(schema)}
     assert len(found) == 6
-    shards = make_shards(tmp_path / "tars", 1, 64)
-    cache = Cache(small_cache(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
+    shards = make_tars(tmp_path / "tars", 1, 64)
+    cache = Cache(caches.real(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
     arrays = cache.read_block(
         next(cache.commits()), 0, [name for name, spec in cache._specs.items() if spec.by_rows]
     )

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import caches
 import numpy as np
 import pytest
-from made_up_cache import ARRAYS, ROWS, SOURCES, full_cache, publish, read_all
+from caches import ROWS, SOURCES
+from made_up_cache import ARRAYS, read_all
 
 from pipeline.cache.commit import commit_key
 from pipeline.cache.digests import digest_of, sealed
@@ -138,7 +140,7 @@ def test_a_reader_goes_on_while_the_cache_grows(made):
     commits, pinned = tuple(cache.commits()), cache.finished(None, allow_partial=False)
     before = cache.read_block(commits[0], 0, ["stats"])["stats"]
     units = extend_cache(cache.folder, cache.schema, [*SOURCES, ("c.tar", 7)], 2, ())
-    _, new = publish(path, cache.schema, units[-1])
+    _, new = caches.publish(path, cache.schema, units[-1])
     np.testing.assert_array_equal(cache.read_block(commits[0], 0, ["stats"])["stats"], before)
     for name in ARRAYS:  # opened before and after the growth
         np.testing.assert_array_equal(cache.read_block(commits[1], 1, [name])[name], arrays[1][name][64:])
@@ -173,7 +175,7 @@ def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
         match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again",
     ):
         cache.pinned_commit(pinned[0])
-    publish(path, cache.schema, cache.units[0], seed=99)
+    caches.publish(path, cache.schema, cache.units[0], seed=99)
     with pytest.raises(
         CacheError,
         match=r"unit 0 \(a\.tar, view 0\) of cache .* was made anew with other content while in use",
@@ -183,7 +185,7 @@ def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
 
 def test_differing_keys_are_named_with_both_values(original, tmp_path):
     ours = Cache(original[0]).schema
-    full_cache(tmp_path / "other.cache", sources=SOURCES[:1], levels=(4,), encoding="float16")
+    caches.synthetic(tmp_path / "other.cache", sources=SOURCES[:1], levels=(4,), encoding="float16")
     theirs = Cache(tmp_path / "other.cache").schema
     assert differing_keys(ours, ours) == []
     assert differing_keys(ours, theirs) == [

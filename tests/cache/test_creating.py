@@ -2,10 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import caches
 import numpy as np
 import pytest
-from cache_schemas import make_schema
-from made_up_cache import SOURCES, empty_cache, expected_files, files_of, full_cache, publish
+from caches import SOURCES, make_schema
+from made_up_cache import expected_files, files_of
 
 from pipeline.cache import store
 from pipeline.cache.reader import Cache
@@ -17,23 +18,23 @@ from pipeline.storage.address import open_folder
 
 def test_of_two_creators_the_first_wins(tmp_path):
     path = tmp_path / "a.cache"
-    full_cache(path)
+    caches.synthetic(path)
     before = files_of(path)
-    empty_cache(path, width=128)
+    caches.empty(path, width=128)
     assert files_of(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.cache"]
 
 
 def test_many_creators_leave_one_cache(tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: empty_cache(tmp_path / "a.cache"), range(4)))
+        list(pool.map(lambda _: caches.empty(tmp_path / "a.cache"), range(4)))
     assert set(files_of(tmp_path / "a.cache")) == expected_files(make_schema(), (), 0)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.cache"]
 
 
 def test_a_cache_may_be_made_in_an_empty_folder_but_not_over_another_thing(tmp_path):
     (tmp_path / "empty.cache").mkdir()
-    empty_cache(tmp_path / "empty.cache")
+    caches.empty(tmp_path / "empty.cache")
     assert tuple(Cache(tmp_path / "empty.cache").commits()) == ()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
@@ -51,21 +52,21 @@ def test_a_creation_that_fails_leaves_no_cache_and_can_be_repeated(tmp_path):
         create_cache(folder, make_schema(), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
     assert is_empty(folder)
     assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
-    empty_cache(tmp_path / "a.cache")
+    caches.empty(tmp_path / "a.cache")
     assert len(Cache(tmp_path / "a.cache").units) == 2
 
 
 def test_a_creation_that_died_before_units_json_is_finished_by_the_next(tmp_path):
-    schema, _ = empty_cache(tmp_path / "a.cache")
+    schema, _ = caches.empty(tmp_path / "a.cache")
     (tmp_path / "a.cache" / "units.json").unlink()
     assert is_empty(open_folder(tmp_path / "a.cache"))
-    empty_cache(tmp_path / "a.cache")
+    caches.empty(tmp_path / "a.cache")
     assert set(files_of(tmp_path / "a.cache")) == expected_files(schema, (), 0)
 
 
 def test_extending_keeps_what_is_finished_and_adds_rows(unfinished):
     path, schema, (unit, other) = unfinished
-    _, arrays = publish(path, schema, unit)
+    _, arrays = caches.publish(path, schema, unit)
     before = files_of(path)
     units = extend_cache(open_folder(path), schema, [*SOURCES, ("c.tar", 5)], 2, ())
     assert units == read_units(open_folder(path))
@@ -78,8 +79,8 @@ def test_extending_keeps_what_is_finished_and_adds_rows(unfinished):
     after = files_of(path)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"units.json"} | {f"targets.zarr/{name}/zarr.json" for name in arrays}
-    publish(path, schema, units[-1])
-    publish(path, schema, other)
+    caches.publish(path, schema, units[-1])
+    caches.publish(path, schema, other)
     assert [commit.unit for commit in tuple(Cache(path).commits())] == [0, 1, 5]
 
 
@@ -103,5 +104,5 @@ def test_an_extension_that_died_between_its_steps_is_repeated(unfinished):
     store.ensure_rows(open_folder(path), schema, 5)
     assert len(Cache(path).units) == 2
     units = extend_cache(open_folder(path), schema, [*SOURCES, ("c.tar", 5)], 1, ())
-    publish(path, schema, units[2])
+    caches.publish(path, schema, units[2])
     assert [commit.unit for commit in tuple(Cache(path).commits())] == [2]

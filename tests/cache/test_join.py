@@ -1,11 +1,12 @@
 """What a batch joins belongs together: pixels and targets of one sample are those that lie in the cache under its key."""
 
+import caches
 import numpy as np
 import pytest
 import zarr
-from small_cache import image, small_cache, write_tar
 from stored_samples import KEYS, republish, stored_samples
 from stream_parts import read_batches
+from tars import image, write_tar
 
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
@@ -57,7 +58,7 @@ def test_a_teacher_without_cls_half_precision_raw_crops_and_missing_labels(tmp_p
     images = {f"a/{number}": image(number) for number in range(6)}
     tar = write_tar(tmp_path / "some.tar", images, labels={"a/1": 700})
     teacher = {"teacher": "timm:test_vit3.random", "encoding": "float16", "view_format": "raw"}
-    path = small_cache(tmp_path, shards=[SourceTar(tar, tar.stat().st_size)], views=1, **teacher)
+    path = caches.real(tmp_path, shards=[SourceTar(tar, tar.stat().st_size)], views=1, **teacher)
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width

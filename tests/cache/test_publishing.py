@@ -5,12 +5,13 @@ import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import caches
 import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from cache_schemas import made_up_rows, make_schema
-from made_up_cache import ROWS, empty_cache, expected_files, files_of, full_cache, publish
+from caches import ROWS, make_schema, random_rows
+from made_up_cache import expected_files, files_of
 
 from pipeline.cache import store
 from pipeline.cache.commit import commit_key, read_commit
@@ -24,7 +25,7 @@ from pipeline.storage.address import open_folder
 def test_a_cache_has_exactly_its_files(unfinished, finished):
     path, schema, units = unfinished
     for unit in units[:finished]:
-        assert publish(path, schema, unit)[0]
+        assert caches.publish(path, schema, unit)[0]
     assert set(files_of(path)) == expected_files(schema, units, finished)
     assert sorted(entry.name for entry in path.iterdir()) == sorted(
         {"logs", "targets.zarr", "units.json"} | ({"commits", "views"} if finished else set())
@@ -42,8 +43,8 @@ def test_a_real_cache_has_exactly_its_files(small_cache_path):
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("encoding", ["int8", "float16"])
 def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
-    schema, (unit, _) = empty_cache(tmp_path / "a.cache", encoding=encoding, width=96)
-    publish(tmp_path / "a.cache", schema, unit, rows)
+    schema, (unit, _) = caches.empty(tmp_path / "a.cache", encoding=encoding, width=96)
+    caches.publish(tmp_path / "a.cache", schema, unit, rows)
     for spec in array_specs(schema).values():
         if spec.by_rows:
             file = tmp_path / "a.cache" / store.GROUP / store.shard_key(spec, unit.unit)
@@ -69,7 +70,7 @@ def written_by_zarr(path, schema, arrays):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
     schema = make_schema(encoding=encoding, width=72)
-    arrays = made_up_rows(schema, rows)
+    arrays = random_rows(schema, rows)
     arrays["stats"] = np.zeros_like(arrays["stats"])  # which zarr leaves out unless told otherwise
     expected = written_by_zarr(tmp_path / "group", schema, arrays)
     for name, values in arrays.items():
@@ -88,22 +89,22 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
 
 def test_publishing_twice_changes_nothing(unfinished):
     path, schema, (unit, _) = unfinished
-    assert publish(path, schema, unit)[0]
+    assert caches.publish(path, schema, unit)[0]
     before = files_of(path)
-    assert not publish(path, schema, unit, seed=99)[0]
+    assert not caches.publish(path, schema, unit, seed=99)[0]
     assert files_of(path) == before
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
-    full_cache(tmp_path / "one.cache")
-    full_cache(tmp_path / "two.cache")
+    caches.synthetic(tmp_path / "one.cache")
+    caches.synthetic(tmp_path / "two.cache")
     assert files_of(tmp_path / "one.cache") == files_of(tmp_path / "two.cache")
 
 
 def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     path, schema, (unit, _) = unfinished
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda seed: publish(path, schema, unit, seed=seed), range(4)))
+        results = list(pool.map(lambda seed: caches.publish(path, schema, unit, seed=seed), range(4)))
     assert sum(published for published, _ in results) == 1
     arrays = next(arrays for published, arrays in results if published)
     cache = Cache(path)
@@ -113,9 +114,9 @@ def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
 
 def test_without_its_commit_a_unit_does_not_exist(unfinished):
     path, schema, (unit, other) = unfinished
-    publish(path, schema, unit)
+    caches.publish(path, schema, unit)
     (path / commit_key(unit)).unlink()
-    publish(path, schema, other)
+    caches.publish(path, schema, other)
     assert [commit.unit for commit in tuple(Cache(path).commits())] == [other.unit]
 
 
@@ -133,7 +134,7 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
             )
     (path / "views").mkdir()
     (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
-    published, arrays = publish(path, schema, unit)
+    published, arrays = caches.publish(path, schema, unit)
     assert published
     cache = Cache(path)
     for name, rows in cache.read_block(next(cache.commits()), 1, arrays).items():
@@ -143,7 +144,7 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
 
 def test_a_commit_tells_files_and_blocks(unfinished):
     path, schema, (unit, _) = unfinished
-    _, arrays = publish(path, schema, unit)
+    _, arrays = caches.publish(path, schema, unit)
     commit = read_commit(open_folder(path), unit, schema.digest)
     assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
     names = {
@@ -158,7 +159,7 @@ def test_a_commit_tells_files_and_blocks(unfinished):
 
 def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
     schema = make_schema()
-    (rows, spec) = made_up_rows(schema, 70)["view"], array_specs(schema)["view"]
+    (rows, spec) = random_rows(schema, 70)["view"], array_specs(schema)["view"]
     written = []
     for name, same in (
         ("rows", rows),
@@ -198,7 +199,7 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
 
 
 def test_logs_are_not_needed(tmp_path):
-    arrays = full_cache(tmp_path / "a.cache")
+    arrays = caches.synthetic(tmp_path / "a.cache")
     shutil.rmtree(tmp_path / "a.cache" / "logs")
     cache = Cache(tmp_path / "a.cache")
     np.testing.assert_array_equal(

@@ -5,14 +5,15 @@ import io
 import json
 import tarfile
 
+import caches
 import numpy as np
 import pytest
 import torch
 import zarr
 from cache_document import DOCUMENT, example
+from caches import IMAGE_SIZE, PATCH_SIZE, TEACHER
 from crc32c_reference import crc32c
 from PIL import Image
-from small_cache import IMAGE_SIZE, PATCH_SIZE, TEACHER, small_cache
 
 from pipeline.teacher.load import load_teacher
 
@@ -40,7 +41,7 @@ def made(request, small_cache_path, tmp_path_factory):
     if request.param == "int8":
         return small_cache_path, TEACHER, 4
     changes = OTHERS[request.param]
-    path = small_cache(tmp_path_factory.mktemp("made"), tars=1, images_per_tar=9, **changes)
+    path = caches.real(tmp_path_factory.mktemp("made"), tars=1, images_per_tar=9, **changes)
     return path, changes.get("teacher", TEACHER), 2
 
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import caches
 import pytest
+from caches import extraction_options
 from damage import flip, resealed, shard
-from made_up_cache import empty_cache, files_of, publish
-from small_cache import extraction_options, image, write_tar
+from made_up_cache import files_of
+from tars import image, write_tar
 
 from pipeline.cache.commit import committed
 from pipeline.cache.reader import Cache
@@ -223,10 +225,10 @@ def test_an_extraction_into_damaged_metadata_names_the_cure(extracted, damaged):
 def test_commits_of_no_unit_are_left_alone(tmp_path):
     """An older units.json, put back in place of a damaged one, costs no unit of a later extension."""
     path = tmp_path / "made.cache"
-    schema, units = empty_cache(path)
+    schema, units = caches.empty(path)
     older = (path / "units.json").read_bytes()
     for unit in extend_cache(Cache(path).folder, schema, [("a.tar", 1000), ("b.tar", 2000)], 2, ()):
-        publish(path, schema, unit)
+        caches.publish(path, schema, unit)
     before = files_of(path)
     (path / "units.json").write_bytes(older)
     cache = Cache(path)

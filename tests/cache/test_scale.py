@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cache_schemas import make_schema
+from caches import make_schema
 from scale_table import commit_of, files_of_unit, metadata_table, request_table, size_table
 
 from pipeline.cache.commit import COMMITS

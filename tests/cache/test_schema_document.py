@@ -7,7 +7,7 @@ import typing
 import pytest
 import zarr
 from cache_document import DOCUMENT, described_arrays, evaluate, read_tables, symbols
-from cache_schemas import make_schema
+from caches import make_schema
 from pydantic import BaseModel
 
 from pipeline.cache import encoding, schema, store
@@ -32,7 +32,7 @@ SCHEMAS = {
 MODELS = {
     ("Unit", "Key"): Unit,
     ("Schema", "Key"): schema.CacheSchema,
-    ("Teacher", "Key"): schema.TeacherSchema,
+    ("Teacher", "Key"): schema.TeacherFacts,
     ("View", "Key"): schema.ViewSchema,
     ("Calibration", "Key"): schema.CalibrationSchema,
     ("Commit", "Key"): Commit,

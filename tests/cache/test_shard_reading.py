@@ -1,11 +1,13 @@
 """Shards read without zarr: the same values, memory that is used again, and every way in which an index can be wrong."""
 
+import caches
 import google_crc32c
 import numpy as np
 import pytest
 import zarr
+from caches import ROWS
 from damage import shard
-from made_up_cache import ROWS, empty_cache, full_cache, publish, read_all
+from made_up_cache import read_all
 
 from pipeline.cache.commit import commit_key
 from pipeline.cache.reader import Cache
@@ -23,7 +25,7 @@ LARGE = 3 << 20
     [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_cls": False, "levels": (0, 2, 11)}],
 )
 def test_blocks_are_what_stock_zarr_reads(tmp_path, changes):
-    full_cache(tmp_path / "a.cache", **changes)
+    caches.synthetic(tmp_path / "a.cache", **changes)
     cache, group = Cache(tmp_path / "a.cache"), zarr.open_group(tmp_path / "a.cache/targets.zarr", mode="r")
     names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
     for commit in cache.commits():
@@ -136,12 +138,12 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
 
 def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
     path = tmp_path / "a.cache"
-    schema, units = empty_cache(path)
-    publish(path, schema, units[0], rows=20)
+    schema, units = caches.empty(path)
+    caches.publish(path, schema, units[0], rows=20)
     cache = Cache(path)
     before = cache.read_block(next(cache.commits()), 0, ["stats"])["stats"]
     (path / commit_key(units[0])).unlink()
-    _, arrays = publish(path, schema, units[0], rows=200, seed=9)
+    _, arrays = caches.publish(path, schema, units[0], rows=200, seed=9)
     commit = next(cache.commits())
     assert len(before) == 20
     for block in range(4):
@@ -164,8 +166,8 @@ def test_a_shard_without_the_right_to_read_may_be_sound(made):
 
 def test_arrays_that_are_held_keep_their_values(tmp_path):
     """Their memory is large enough to be used again, and must not be as long as a view of it lives."""
-    schema, units = empty_cache(tmp_path / "a.cache", width=1024)
-    _, arrays = publish(tmp_path / "a.cache", schema, units[0], rows=256)
+    schema, units = caches.empty(tmp_path / "a.cache", width=1024)
+    _, arrays = caches.publish(tmp_path / "a.cache", schema, units[0], rows=256)
     cache = Cache(tmp_path / "a.cache")
     commit, name = next(cache.commits()), "features/block_03"
     parts = [cache.read_block(commit, block, [name])[name][10:20, 1] for block in range(4)]

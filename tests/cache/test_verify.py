@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 
+import caches
 import pytest
-from cache_schemas import make_schema
+from caches import make_schema
 from damage import flip, resealed, shard
-from made_up_cache import empty_cache, full_cache, publish
 
 from pipeline.cache import store
 from pipeline.cache.commit import read_commit
@@ -131,7 +131,7 @@ def metadata_keys(path):
 )
 def test_a_flipped_bit_anywhere_in_metadata_is_noticed_and_costs_no_unit(tmp_path, changes):
     path = tmp_path / "made.cache"
-    full_cache(path, **changes)
+    caches.synthetic(path, **changes)
     keys, refused = metadata_keys(path), 0
     assert len(keys) == len(array_specs(Cache(path).schema)) + 2
     for number, key in enumerate(keys):
@@ -236,13 +236,13 @@ def test_an_empty_cache_is_sound(unfinished):
 
 def test_a_cache_that_is_being_extended_is_sound(unfinished):
     path, schema, units = unfinished
-    publish(path, schema, units[0])
+    caches.publish(path, schema, units[0])
     store.ensure_rows(Cache(path).folder, schema, 7)  # before units.json
     assert quick(path) == []
     opened = Cache(path)
     for unit in extend_cache(opened.folder, schema, [("a.tar", 1000), ("b.tar", 2000)], 3, ()):
         if unit.view == 2:
-            publish(path, schema, unit)
+            caches.publish(path, schema, unit)
     assert list(verify_quickly(opened)) == []
 
 
@@ -268,7 +268,7 @@ def test_a_newer_minor_versions_keys_are_kept(tmp_path, monkeypatch):
     """Metadata is compared with the attributes as they are, which may have keys that we do not know."""
     monkeypatch.setattr(store, "SCHEMA_VERSION", "1.0")
     path = tmp_path / "made.cache"
-    schema, _ = empty_cache(path)
+    schema, _ = caches.empty(path)
     values = json.loads((path / GROUP).read_bytes())
     newer = schema.model_dump(mode="json") | {"version": "1.3", "novelty": 1}
     values["attributes"] = {"maskalign_cache": newer, "digest": store.digest_of(newer)}

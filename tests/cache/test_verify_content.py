@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import publish_arrays
 from damage import flip, resealed, shard, swap
-from published_units import publish_arrays
 
 from pipeline.cache.commit import committed, read_commit
 from pipeline.cache.digests import digest_of

@@ -1,19 +1,23 @@
-"""What all commands share: help that costs nothing, ranks from the launcher, devices, and errors in one sentence."""
+"""What all commands share: help that costs nothing, devices, signals, and errors in one sentence."""
 
+import os
+import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+import torch
 import typer
 
 from pipeline.errors import CacheError, ConfigError, MaskAlignError
-from stages.console import choose_device, cli_errors, process_rank
+from stages.console import choose_device, cli_errors, run_app, stop_code
 
 HEAVY = ("torch", "zarr", "webdataset", "timm", "open_clip", "numpy", "matplotlib")
 PROGRAM = """
 import sys, time
 from stages.{stage} import main
-sys.argv = ["{stage}", *{arguments}, "--help"]
+sys.argv = ["{stage}", *{arguments}, "-h"]
 try:
     main()
 except SystemExit as exit:
@@ -29,7 +33,7 @@ print(time.process_time(), *[name for name in {heavy} if name in sys.modules])
         ("train_student", [], "--resume"),
         ("evaluate_student", ["knn"], "--test-shards"),
         ("inspect_cache", ["verify"], "--teacher-spec"),
-        ("bench", [], "--scaling"),
+        ("bench", [], "--only"),
     ],
 )
 def test_help_imports_nothing_heavy(stage, arguments, part):
@@ -42,31 +46,6 @@ def test_help_imports_nothing_heavy(stage, arguments, part):
     assert float(seconds) < 0.5
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
-        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "6"}, (5, 6)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (1, 2)),
-    ],
-)
-def test_the_rank_is_the_launchers(monkeypatch, environment, expected):
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "SLURM_ARRAY_TASK_ID",
-        "SLURM_ARRAY_TASK_COUNT",
-        "SLURM_PROCID",
-        "SLURM_NTASKS",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert process_rank() == expected
-
-
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "cuda:-1", "cuda:4096", "mps"])
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(ConfigError, match=r"--device"):
@@ -76,6 +55,37 @@ def test_a_device_that_is_not_there_is_refused(name):
 def test_devices_are_chosen_by_name():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets torch see so many GPUs, and says which one was chosen."""
+
+    def show(count, **environment):
+        for name in ("is_available", "device_count", "set_device"):
+            monkeypatch.setattr(torch.cuda, name, lambda *_, count=count: count)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return show
+
+
+def test_each_task_of_srun_takes_a_gpu_of_its_own(gpus):
+    gpus(8, SLURM_PROCID="11", SLURM_NTASKS="16", SLURM_LOCALID="3", SLURM_NTASKS_PER_NODE="8")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 3)
+    with pytest.raises(ConfigError, match="would put all 8 processes of this machine on one GPU"):
+        choose_device("cuda:2")
+
+
+def test_the_only_gpu_that_a_process_sees_is_its_own(gpus):
+    gpus(1, RANK="3", WORLD_SIZE="8", LOCAL_RANK="3", LOCAL_WORLD_SIZE="8")
+    assert choose_device("auto") == torch.device("cuda", 0)
+
+
+def test_more_processes_than_gpus_are_refused(gpus):
+    gpus(2, RANK="3", WORLD_SIZE="8", LOCAL_RANK="3", LOCAL_WORLD_SIZE="8")
+    with pytest.raises(ConfigError, match="needs GPU 3, but this process sees 2 GPUs: start at most 2"):
+        choose_device("auto")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +103,25 @@ def test_an_error_is_one_sentence_and_an_exit_code(capsys, error, code, text):
         raise error
     assert exit_.value.exit_code == code
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 1, "SIGTERM"), (signal.SIGHUP, 1, "SIGHUP")],
+)
+def test_a_stopped_command_says_how_to_continue(capsys, number, code, name):
+    with pytest.raises(typer.Exit) as exit_, cli_errors():
+        os.kill(os.getpid(), number)
+    assert exit_.value.exit_code == code == stop_code(number)
+    assert capsys.readouterr().err == (
+        f"stopped by {name}: run the same command again to continue (train-student: add --resume)\n"
+    )
+
+
+def test_the_version_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train-student", "--version"])
+    run_app(typer.Typer())
+    assert capsys.readouterr().out == f"maskalign {version('maskalign')}\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

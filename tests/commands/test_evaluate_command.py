@@ -5,13 +5,15 @@ import re
 import shutil
 import tarfile
 
+import caches
 import numpy as np
 import pytest
 import timm
 import torch
 import typer
+from caches import TEACHER
 from safetensors.torch import load_file
-from small_cache import TEACHER, image, small_cache, write_tar
+from tars import image, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -178,7 +180,9 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
     def tokens(pixels):
         with torch.inference_mode():
             images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (teacher.mean, teacher.std))
+            mean, std = (
+                torch.tensor(values).view(3, 1, 1) for values in (teacher.facts.mean, teacher.facts.std)
+            )
             return teacher.tower.module.forward_features((images - mean) / std)
 
     pixels, labels, _ = cached_pixels(cache)
@@ -277,7 +281,7 @@ def test_tars_without_images_are_refused(cache, run, tmp_path):
 
 
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
-    other = small_cache(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
+    other = caches.real(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
     result = call("--run", run, "--cache", other)
     assert result.exit_code == 2
     assert "takes views of 64 pixels in patches of 16, cache " in result.stderr

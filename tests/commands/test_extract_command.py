@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 import typer
-from small_cache import TEACHER, image, write_tar
+from caches import TEACHER
+from tars import image, write_tar
 from typer.testing import CliRunner
 
 from pipeline.cache.digests import digest_of
@@ -147,12 +148,12 @@ MISTAKES = {
     ),
     "level": (["--levels", "3,6"], {}, ["asks for block 6", "ascending block numbers from 0 to 5"]),
     "level text": (["--levels", "last"], {}, ["levels 'last' asks for 'last'"]),
-    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown: give int8, int4 or float16"]),
-    "keep 0": (["--keep", "0"], {}, ["--keep 0 is not a share: give more than 0 and at most 1, such as 0.3"]),
+    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown; give int8, int4 or float16"]),
+    "keep 0": (["--keep", "0"], {}, ["--keep 0 is not a share; give more than 0 and at most 1, such as 0.3"]),
     "keep 2": (["--keep", "1.01"], {}, ["--keep 1.01 is not a share"]),
     "keep nan": (["--keep", "nan"], {}, ["--keep nan is not a share"]),
-    "keep nothing": (["--keep", "0.06"], {}, ["--keep 0.06 leaves 0 of 16 patches: give 0.0625 to 1"]),
-    "rank": (["--keep-rank", "block"], {}, ["--keep-rank 'block' is unknown: give attention or random"]),
+    "keep nothing": (["--keep", "0.06"], {}, ["--keep 0.06 leaves 0 of 16 patches; give 0.0625 to 1"]),
+    "rank": (["--keep-rank", "block"], {}, ["--keep-rank 'block' is unknown; give attention or random"]),
     "no importance": (
         ["--keep", "0.5"],
         {"teacher": "timm:test_vit4.random"},
@@ -161,11 +162,11 @@ MISTAKES = {
             "give --keep-rank random",
         ],
     ),
-    "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown: give jpeg or raw"]),
+    "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown; give jpeg or raw"]),
     "scale": (
         ["--crop-scale", "0.5", "0.2"],
         {},
-        ["--crop-scale 0.5 0.2 is not a range of shares: give 0 < least <= greatest <= 1"],
+        ["--crop-scale 0.5 0.2 is not a range of shares; give 0 < least <= greatest <= 1"],
     ),
     "no scale": (["--crop-scale", "0", "1"], {}, ["--crop-scale 0 1 is not"]),
     "no such GPU": (

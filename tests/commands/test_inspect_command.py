@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import caches
 import pytest
-from small_cache import make_shards, small_cache
+from tars import make_tars
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -88,11 +89,11 @@ def test_info_says_what_is_in_a_cache(cache):
 
 
 def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_image(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=2, images_per_tar=4)
+    shards = make_tars(tmp_path / "tars", tars=2, images_per_tar=4)
     data = Path(shards[0].address).read_bytes()
     start = data.index(b"\xff\xd8\xff")
     Path(shards[0].address).write_bytes(data[:start] + bytes(400) + data[start + 400 :])
-    path = small_cache(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
+    path = caches.real(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
     (path / "commits/train-0001.v00.json").unlink()
     lines = call("info", "--cache", path).stdout.splitlines()
     assert "patches      8 of 16 a view, the first of a ranking by random (--keep 0.5), and CLS" in lines

@@ -17,7 +17,7 @@ def test_zero_shot_accuracy_of_the_stored_weights():
 
 def test_it_is_a_teacher():
     teacher = load_teacher(f"open_clip:local-dir:{TEACHER_DIR}", image_size=64, patch_size=8, levels="5")
-    assert (teacher.trained, teacher.grid, teacher.levels) == (True, 8, (1, 2, 3, 4, 5))
+    assert (teacher.facts.trained, teacher.grid, teacher.levels) == (True, 8, (1, 2, 3, 4, 5))
 
 
 def test_training_writes_a_clip_that_loads(tmp_path):

@@ -1,6 +1,6 @@
 """What the extraction's tests compare: the files of a cache, and an extraction in one line."""
 
-from small_cache import extraction_options
+from caches import extraction_options
 
 from pipeline.extraction.job import run_extraction
 

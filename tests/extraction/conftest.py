@@ -1,14 +1,14 @@
 """Two tars of twelve images and one finished cache of them, to compare others with."""
 
 import pytest
-from cache_files import extract
-from small_cache import make_shards
+from caches import extract
+from tars import make_tars
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Two tars with twelve images each; not to be changed."""
-    return make_shards(tmp_path_factory.mktemp("tars"), tars=2, images_per_tar=12)
+    return make_tars(tmp_path_factory.mktemp("tars"), tars=2, images_per_tar=12)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from cache_files import extract
+from caches import extract
 
 from pipeline.views.source_tars import resolve_tars
 

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
-from cache_files import changed, contents, extract
-from small_cache import make_shards, write_tar
+from cache_files import changed, contents
+from caches import extract
+from tars import make_tars, write_tar
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
@@ -24,7 +25,7 @@ def copy(finished, tmp_path):
 
 def test_more_tars_and_views_extend(copy, shards, tmp_path):
     before = contents(copy)
-    third = make_shards(tmp_path / "more", tars=3, images_per_tar=5)[2]
+    third = make_tars(tmp_path / "more", tars=3, images_per_tar=5)[2]
     tally, missing = extract(copy, [*shards, third], views=3)
     after = contents(copy)
     assert (tally.units, missing) == (5, 0)

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cache_files import extract
-from small_cache import extraction_options, image, make_shards, write_tar
+from caches import extract, extraction_options
+from tars import image, make_tars, write_tar
 
 from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError, StorageError
@@ -29,8 +29,8 @@ def size_of(cache):
 )
 def test_forecasts_what_is_written(tmp_path, changes):
     shards = [
-        *make_shards(tmp_path / "small", tars=1, images_per_tar=10),
-        *make_shards(tmp_path / "tars", 2, 70)[1:],
+        *make_tars(tmp_path / "small", tars=1, images_per_tar=10),
+        *make_tars(tmp_path / "tars", 2, 70)[1:],
     ]
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
     plan = plan_extraction(options)
@@ -52,7 +52,7 @@ def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, ke
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=10, images_per_tar=6)
+    shards = make_tars(tmp_path / "tars", tars=10, images_per_tar=6)
     plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
     assert plan.sizes.images == pytest.approx(60, rel=0.1)
     assert (
@@ -72,7 +72,7 @@ def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
 
 
 def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
-    short, long = (make_shards(tmp_path / f"{size}", tars=1, images_per_tar=size) for size in (5, 100))
+    short, long = (make_tars(tmp_path / f"{size}", tars=1, images_per_tar=size) for size in (5, 100))
 
     def memory(shards, **changes):
         return plan_extraction(
@@ -110,7 +110,7 @@ def test_bad_first_images_do_not_hinder_and_none_at_all_is_told(tmp_path):
 def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(
     tmp_path, monkeypatch, made
 ):
-    shards = make_shards(tmp_path / "tars", 2, 20)
+    shards = make_tars(tmp_path / "tars", 2, 20)
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=1)
     needed = plan_extraction(options).sizes.total_bytes * (2 - made) / 2
     if made:

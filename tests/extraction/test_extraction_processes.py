@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cache_files import changed, contents, extract
-from small_cache import TEACHER, make_shards
+from cache_files import changed, contents
+from caches import TEACHER, extract
+from tars import make_tars
 
 TESTS = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def run(*command):
 def caches(tmp_path_factory):
     """The folder of four.cache, killed.cache and alone.cache, and what the script said."""
     folder = tmp_path_factory.mktemp("processes")
-    shards = make_shards(folder / "tars", tars=4, images_per_tar=8)
+    shards = make_tars(folder / "tars", tars=4, images_per_tar=8)
     extract(folder / "alone.cache", shards)
     told = run(TESTS / "extraction" / "processes_script.py", folder / "tars", folder).stdout
     return folder, told

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_files import changed, contents, extract, stamps
-from small_cache import extraction_options, image, write_tar
+from cache_files import changed, contents, stamps
+from caches import extract, extraction_options
+from tars import image, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, whiten
 from pipeline.cache.reader import Cache

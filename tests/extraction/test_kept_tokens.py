@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import zarr
-from cache_files import changed, contents, extract
+from cache_files import changed, contents
+from caches import extract
 
 from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_cache import extraction_options
+from caches import extraction_options
 
 from pipeline.extraction.description import build_schema
 from pipeline.extraction.encode import FeatureEncoder

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_files import extract
-from published_units import publish_arrays
-from small_cache import TEACHER, make_shards
+from caches import TEACHER, extract, publish_arrays
+from tars import make_tars
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, ConfigError
@@ -51,7 +50,7 @@ def load(spec, levels):
 def made(request, tmp_path_factory):
     folder, options = tmp_path_factory.mktemp("made"), VARIANTS[request.param]
     extract(
-        folder / "a.cache", make_shards(folder, tars=1, images_per_tar=20), levels="2,3", views=1, **options
+        folder / "a.cache", make_tars(folder, tars=1, images_per_tar=20), levels="2,3", views=1, **options
     )
     return Made(folder / "a.cache", options.get("teacher", TEACHER))
 
@@ -59,11 +58,11 @@ def made(request, tmp_path_factory):
 def refused(cache, found):
     """Return the levels that are refused."""
     try:
-        refuse_differences(cache, found, CPU)
+        refuse_differences(cache, found)
     except CacheError as error:
         told = re.fullmatch(
             r"levels \[(.*)\] of cache '.*' are not what the teacher gives here \(expected: a mean cosine of at least 0\.\d+ and 9\d\.\d% "
-            r"of values within 0\.\d+ of the bound\): use the library versions in logs/, or extract again",
+            r"of values within 0\.\d+ of the bound\); use the library versions in logs/, or extract again",
             str(error),
         )
         return [int(level) for level in told[1].split(",")]
@@ -89,7 +88,7 @@ def test_a_fresh_cache_is_what_its_teacher_gives(made):
 def test_a_teacher_without_cls(tmp_path):
     """Of it alone: its untrained blocks change next to nothing, so that a neighbour is as good."""
     cache = tmp_path / "a.cache"
-    shards = make_shards(tmp_path, tars=1, images_per_tar=20)
+    shards = make_tars(tmp_path, tars=1, images_per_tar=20)
     extract(
         cache, shards, teacher="timm:test_vit4.random", levels="2,3", views=1, keep=0.5, keep_rank="random"
     )
@@ -182,7 +181,7 @@ def test_features_that_were_stored_in_a_wrong_place_are_noticed(made, tmp_path, 
 def units(tmp_path_factory):
     """A cache of two units with two blocks each: 66 rows."""
     folder = tmp_path_factory.mktemp("units")
-    extract(folder / "a.cache", make_shards(folder, tars=1, images_per_tar=66), levels="5,", views=2)
+    extract(folder / "a.cache", make_tars(folder, tars=1, images_per_tar=66), levels="5,", views=2)
     return folder / "a.cache"
 
 
@@ -212,7 +211,7 @@ def test_another_teacher_is_refused_by_what_differs(units):
     ) as told:
         load_teacher_of(Cache(units), "timm:test_vit2.random", CPU)
     assert "; weights_sha256: " in str(told.value)
-    assert str(told.value).endswith("): give the right one by --teacher-spec")
+    assert str(told.value).endswith("); give the right one by --teacher-spec")
 
 
 def test_the_same_model_with_other_weights_is_refused(units):
@@ -222,7 +221,7 @@ def test_the_same_model_with_other_weights_is_refused(units):
     )
     with pytest.raises(
         CacheError,
-        match=rf"of cache '.*' \(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\): give the right",
+        match=rf"of cache '.*' \(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\); give the right",
     ):
         load_teacher_of(cache, None, CPU)
 
@@ -237,10 +236,10 @@ def test_the_arithmetic_alone_makes_no_other_teacher(units):
 
 def test_a_teacher_from_a_folder_must_be_told(made):
     if made.spec != DEMO:
-        assert load_teacher_of(Cache(made.path), None, CPU).identity == made.teacher().identity
+        assert load_teacher_of(Cache(made.path), None, CPU).facts == made.teacher().facts
         return
     with pytest.raises(
-        ConfigError, match="came from a folder: say where it is, with --teacher-spec open_clip:local-dir:PATH"
+        ConfigError, match="came from a folder; say where it is, with --teacher-spec open_clip:local-dir:PATH"
     ):
         load_teacher_of(Cache(made.path), None, CPU)
-    assert load_teacher_of(Cache(made.path), DEMO, CPU).identity == made.teacher().identity
+    assert load_teacher_of(Cache(made.path), DEMO, CPU).facts == made.teacher().facts

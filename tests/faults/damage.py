@@ -10,7 +10,7 @@ import traceback
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 
-from small_cache import small_cache
+import caches
 
 from faults.damage_kinds import ANYWHERE, swap, swap_blocks
 from faults.processes import run_forked
@@ -41,7 +41,7 @@ _IMAGES = 66  # a whole block and the beginning of another
 
 def damage_caches(plan):
     """Damage a small cache in place, at 1,000 places, and heal it again after each."""
-    small_cache_made, output = run_forked(small_cache, plan.folder, 2, _IMAGES, log=plan.folder / "made.log")
+    small_cache_made, output = run_forked(caches.real, plan.folder, 2, _IMAGES, log=plan.folder / "made.log")
     assert small_cache_made == 0, output
     log = plan.folder / "damage.log"
     code, output = run_forked(

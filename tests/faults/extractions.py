@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from caches import IMAGE_SIZE, TEACHER, extraction_options
 from extraction.cache_files import changed, contents
-from small_cache import IMAGE_SIZE, TEACHER, extraction_options, make_shards
+from tars import make_tars
 
 from faults.processes import run_forked
 from pipeline.extraction.job import run_extraction
@@ -39,7 +40,7 @@ class Extractions:
     def __init__(self, folder):
         self.folder = folder
         self.tars = folder / "tars"
-        self.shards = make_shards(self.tars, EXTENDED.tars, IMAGES)
+        self.shards = make_tars(self.tars, EXTENDED.tars, IMAGES)
         self.seconds = {}
         for stages in (STAGES, (WHOLE,)):
             cache = fresh(folder / "undisturbed", len(stages))

@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import caches
 import numpy as np
 import torch
-from small_cache import image, small_cache, write_tar
+from tars import image, write_tar
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.join import decode_crop, read_joined
@@ -38,7 +39,7 @@ def make_golden(folder):
     with tempfile.TemporaryDirectory() as temporary:
         shard = _source(Path(temporary))
         for name, options in VARIANTS.items():
-            made = small_cache(
+            made = caches.real(
                 temporary, name=f"{name}.cache", shards=[shard], image_size=32, batch_size=4, **options
             )
             shutil.rmtree(made / "logs")

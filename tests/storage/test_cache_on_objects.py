@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from small_cache import TEACHER, extraction_options, make_shards
+from caches import TEACHER, extraction_options
+from tars import make_tars
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
@@ -127,7 +128,7 @@ def called(command, *arguments):
 def local(tmp_path_factory):
     """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
     folder = tmp_path_factory.mktemp("local")
-    shards = make_shards(folder / "tars", tars=3, images_per_tar=66)
+    shards = make_tars(folder / "tars", tars=3, images_per_tar=66)
     assert extract(shards, folder / "a.cache")[1] == 0
     return folder
 
@@ -281,7 +282,7 @@ def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
     for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
         assert (code, output.count("\n")) == (2, 1)
         assert output.startswith(
-            "error: address 'ftp://host/a.cache' is of no known kind: give a path, or s3://..."
+            "error: address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://..."
         )
 
 

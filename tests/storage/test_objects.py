@@ -249,11 +249,11 @@ def test_a_claim_ends_its_thread(objects):
     [
         (
             "ftp://host/a.cache",
-            "address 'ftp://host/a.cache' is of no known kind: give a path, or s3://... or gs://... or az://...",
+            "address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://... or gs://... or az://...",
         ),
         (
             "https://host/a.cache",
-            "of no known kind (http:// and https:// are for source tars only): give a path, or s3://...",
+            "not of a known kind (http:// and https:// are for source tars only): give a path, or s3://...",
         ),
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 import obstore
 import pytest
 from object_server import QUICK
-from small_cache import image, make_shards, write_tar
+from tars import image, make_tars, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.storage import connection, tar_streams
@@ -93,7 +93,7 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
         ("s3://BUCKET/tars/a.tar.gz", "match no .tar file"),
         (
             "ftp://host/a.tar",
-            "address 'ftp://host/a.tar' is of no known kind: give a path, or s3://... or gs://... or az://... or http://...",
+            "address 'ftp://host/a.tar' is not of a known kind: give a path, or s3://... or gs://... or az://... or http://...",
         ),
         ("s3:///a.tar", "names no bucket"),
     ],
@@ -145,7 +145,7 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(store, bucket):
 
 
 def test_samples_are_those_of_the_local_tar(store, bucket, tmp_path):
-    shard = make_shards(tmp_path, tars=1, images_per_tar=10)[0]
+    shard = make_tars(tmp_path, tars=1, images_per_tar=10)[0]
     obstore.put(store, "train-0000.tar", Path(shard.address))
     assert list(read_samples(SourceTar(f"s3://{bucket}/train-0000.tar", shard.size))) == list(
         read_samples(shard)

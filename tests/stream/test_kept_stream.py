@@ -2,24 +2,25 @@
 
 from itertools import chain
 
+import caches
 import numpy as np
 import pytest
 import torch
-from small_cache import make_shards, small_cache
 from stream_parts import read_batches, stream_spec
+from tars import make_tars
 
 from pipeline.cache.reader import Cache
 from pipeline.stream.samples import WindowReader
 
 
 @pytest.fixture(scope="module")
-def caches(tmp_path_factory):
+def kept_caches(tmp_path_factory):
     """Caches of the same tar by keep and keep_rank: all patches, half by attention, half at random."""
     folder = tmp_path_factory.mktemp("kept")
-    shards = make_shards(folder / "tars", tars=1, images_per_tar=12)
+    shards = make_tars(folder / "tars", tars=1, images_per_tar=12)
     kinds = {"all": {}, "attention": {"keep": 0.5}, "random": {"keep": 0.5, "keep_rank": "random"}}
     return {
-        name: small_cache(folder, shards=shards, name=f"{name}.cache", encoding="int4", **kind)
+        name: caches.real(folder, shards=shards, name=f"{name}.cache", encoding="int4", **kind)
         for name, kind in kinds.items()
     }
 
@@ -30,10 +31,10 @@ def batches(path, epoch=0, **changes):
 
 @pytest.mark.parametrize("strategy", ["attention", "random"])
 @pytest.mark.parametrize(("ratio", "count"), [(0.5, 8), (0.8, 3), (0.44, 8)])
-def test_batches_of_both_are_equal_bit_for_bit(caches, strategy, ratio, count):
-    kept = [batches(caches[strategy], epoch, strategy=strategy, ratio=ratio) for epoch in range(3)]
+def test_batches_of_both_are_equal_bit_for_bit(kept_caches, strategy, ratio, count):
+    kept = [batches(kept_caches[strategy], epoch, strategy=strategy, ratio=ratio) for epoch in range(3)]
     whole = [
-        batches(caches["all"], epoch, strategy=strategy, ratio=ratio, redraw=False) for epoch in range(3)
+        batches(kept_caches["all"], epoch, strategy=strategy, ratio=ratio, redraw=False) for epoch in range(3)
     ]
     for one, other in zip(chain(*kept), chain(*whole), strict=True):
         assert one["visible"].shape == (6, count)
@@ -54,24 +55,24 @@ def masks(path, epoch, **changes):
 
 
 @pytest.mark.parametrize("strategy", ["attention", "random"])
-def test_a_view_has_one_mask_for_all_epochs_and_seeds_and_views_have_others(caches, strategy):
+def test_a_view_has_one_mask_for_all_epochs_and_seeds_and_views_have_others(kept_caches, strategy):
     fixed = {"strategy": strategy, "redraw": False}
-    first = masks(caches["all"], 0, views=(0,), **fixed)
+    first = masks(kept_caches["all"], 0, views=(0,), **fixed)
     assert len(first) == 12
     assert (
-        masks(caches["all"], 5, views=(0,), **fixed)
+        masks(kept_caches["all"], 5, views=(0,), **fixed)
         == first
-        == masks(caches["all"], 0, views=(0,), seed=9, **fixed)
+        == masks(kept_caches["all"], 0, views=(0,), seed=9, **fixed)
     )
-    assert set(masks(caches["all"], 0, views=(1,), **fixed).values()).isdisjoint(first.values())
-    assert masks(caches["all"], 1, views=(0,), strategy=strategy, redraw=True) != first
+    assert set(masks(kept_caches["all"], 0, views=(1,), **fixed).values()).isdisjoint(first.values())
+    assert masks(kept_caches["all"], 1, views=(0,), strategy=strategy, redraw=True) != first
     for epoch in (0, 1):
-        drawn = masks(caches["all"], epoch, views=(0,), strategy=strategy)
-        assert drawn == masks(caches["all"], epoch, views=(0,), strategy=strategy, redraw=True)
+        drawn = masks(kept_caches["all"], epoch, views=(0,), strategy=strategy)
+        assert drawn == masks(kept_caches["all"], epoch, views=(0,), strategy=strategy, redraw=True)
 
 
-def test_a_higher_ratio_shows_the_first_of_the_same_ranking(caches):
-    few, many = (masks(caches["attention"], 0, views=(0,), ratio=ratio) for ratio in (0.75, 0.5))
+def test_a_higher_ratio_shows_the_first_of_the_same_ranking(kept_caches):
+    few, many = (masks(kept_caches["attention"], 0, views=(0,), ratio=ratio) for ratio in (0.75, 0.5))
     assert all(set(few[key]) < set(many[key]) for key in few)
 
 
@@ -86,8 +87,8 @@ def test_a_higher_ratio_shows_the_first_of_the_same_ranking(caches):
         ("random", {"strategy": "random", "redraw": False}, {"tokens"}),
     ],
 )
-def test_only_what_masks_need_is_read(caches, monkeypatch, name, mask, read):
-    cache, asked = Cache(caches[name]), set()
+def test_only_what_masks_need_is_read(kept_caches, monkeypatch, name, mask, read):
+    cache, asked = Cache(kept_caches[name]), set()
     read_block = Cache.read_block
 
     def note(self, commit, block, names):
@@ -100,8 +101,8 @@ def test_only_what_masks_need_is_read(caches, monkeypatch, name, mask, read):
     assert asked == {"index", "stats", "features/block_04"} | read
 
 
-def test_a_kept_row_holds_the_tokens_of_its_visible_patches(caches):
-    cache = Cache(caches["attention"])
+def test_a_kept_row_holds_the_tokens_of_its_visible_patches(kept_caches):
+    cache = Cache(kept_caches["attention"])
     commit = next(cache.commits())
     stored = cache.read_block(commit, 0, ["tokens", "features/block_03"])
     by_cls = {

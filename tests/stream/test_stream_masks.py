@@ -1,11 +1,12 @@
 """Masks of the stream: exactly K patches, drawn by (seed, epoch, key) and by nothing else."""
 
+import caches
 import numpy as np
 import pytest
 import torch
-from small_cache import make_shards, small_cache
 from stored_samples import KEYS, republish, stored_samples
 from stream_parts import read_batches
+from tars import make_tars
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
@@ -89,8 +90,8 @@ def test_attention_of_a_row_decides_what_is_visible_of_its_key(cache_copy):
 
 
 def test_a_cache_without_importance_refuses_the_attention_mask_and_takes_the_others(tmp_path):
-    shards = make_shards(tmp_path / "tars", tars=1, images_per_tar=2)
-    path = small_cache(
+    shards = make_tars(tmp_path / "tars", tars=1, images_per_tar=2)
+    path = caches.real(
         tmp_path, shards=shards, views=1, teacher="timm:vit_little_patch16_reg4_gap_256.random", levels="1"
     )
     cache = Cache(path)

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import caches
 import pytest
-from small_cache import small_cache
 from stored_samples import KEYS, republish
 from stream_parts import CPU, digest, digests, stream_spec
 
@@ -156,7 +156,7 @@ def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_pa
 
 
 def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
-    path = small_cache(tmp_path, tars=1, images_per_tar=9, views=1, keep=0.5)
+    path = caches.real(tmp_path, tars=1, images_per_tar=9, views=1, keep=0.5)
 
     def misplace(arrays):
         arrays["tokens"][5, 0] = 999
@@ -210,6 +210,8 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
     cache = Cache(small_cache_path)
     spec = stream_spec(cache)
     refuse_too_large_stream(cache, spec, workers=3)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     refuse_too_large_stream(cache, spec, workers=3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from tiny_clip import load_clip, peaky, write_clip
+from tiny_clip import load_clip, own_teacher, peaky, write_clip
 
 from pipeline.runtime.device import compiled
 from pipeline.teacher.load import load_teacher
-from pipeline.teacher.source import TeacherIdentity
-from pipeline.teacher.teacher import Teacher
-from pipeline.teacher.tower import build_tower
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 0}
 
@@ -21,8 +18,7 @@ def _nothing_compiled():
 
 def pooled_by_a_query():
     model = VisionTransformer(**SHAPE, class_token=False, global_pool="map")
-    tower = build_tower(peaky(model).eval(), "timm:own", 5)
-    return Teacher(tower, TeacherIdentity("timm", "own", "random", ""), (0, 1), 5, (0.5,) * 3, (0.5,) * 3)
+    return own_teacher(peaky(model), levels=(0, 1))
 
 
 def clip(folder, **changes):

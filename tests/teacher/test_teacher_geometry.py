@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.geometry import resize_positions, resolve_levels, student_grid, teacher_images
+from pipeline.teacher.geometry import resize_positions, teacher_images
+from pipeline.teacher.request import resolve_levels, student_grid
 
 DEPTHS = st.integers(1, 40)
 

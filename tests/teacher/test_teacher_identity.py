@@ -26,14 +26,14 @@ def test_untrained_weights_are_the_same_in_every_load(spec):
     before = torch.random.get_rng_state()
     second = load(spec, image_size=40)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert first.identity == second.identity
-    assert not first.trained
+    assert first.facts.weights_sha256 == second.facts.weights_sha256
+    assert not first.facts.trained
     pairs = zip(first.tower.module.named_parameters(), second.tower.module.parameters(), strict=True)
     assert all(torch.equal(mine, other) for (name, mine), other in pairs if "pos" not in name)
 
 
 def test_identity_names_the_model():
-    timm, clip = (load(spec).identity for spec in RANDOM)
+    timm, clip = (load(spec).facts for spec in RANDOM)
     assert (timm.library, timm.name, timm.tag) == ("timm", "test_vit", "random")
     assert (clip.library, clip.name, clip.tag) == ("open_clip", "ViT-S-32-alt", "random")
     assert len({timm.weights_sha256, clip.weights_sha256}) == 2
@@ -46,40 +46,40 @@ def test_sha256_covers_the_vision_tensors_by_name(tmp_path):
     for name in sorted(state):
         shape = ", ".join(map(str, state[name].shape)) + ("," if state[name].ndim == 1 else "")
         digest.update(f"{name} float32 ({shape})\n".encode() + state[name].numpy().tobytes())
-    assert load_clip(tmp_path / "clip", image_size=40).identity.weights_sha256 == digest.hexdigest()
+    assert load_clip(tmp_path / "clip", image_size=40).facts.weights_sha256 == digest.hexdigest()
 
 
 def test_a_folder_is_known_by_what_it_holds(tmp_path):
     write_clip(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other" / "place")
     first, second = load_clip(tmp_path / "one"), load_clip(tmp_path / "other" / "place")
-    assert first.identity == second.identity
-    assert first.trained
-    assert first.identity.tag == "local"
-    assert first.identity.name.startswith("ViT-patch8-width32-layers3-")
-    assert (list(first.mean), list(first.std)) == (PREPROCESS["mean"], PREPROCESS["std"])
+    assert first.facts == second.facts
+    assert first.facts.trained
+    assert first.facts.tag == "local"
+    assert first.facts.name.startswith("ViT-patch8-width32-layers3-")
+    assert (list(first.facts.mean), list(first.facts.std)) == (PREPROCESS["mean"], PREPROCESS["std"])
 
 
 def test_one_weight_changes_the_digest_and_text_weights_do_not(tmp_path):
     write_clip(tmp_path / "clip")
     file = tmp_path / "clip" / "open_clip_model.safetensors"
-    first = load_clip(tmp_path / "clip").identity
+    first = load_clip(tmp_path / "clip").facts
     state = load_file(file)
     save_file(state | {"text_projection": state["text_projection"] + 1}, file)
-    assert load_clip(tmp_path / "clip").identity == first
+    assert load_clip(tmp_path / "clip").facts == first
     state["visual.ln_post.bias"][3] += 1e-3
     save_file(state, file)
-    second = load_clip(tmp_path / "clip").identity
+    second = load_clip(tmp_path / "clip").facts
     assert second.name == first.name
     assert second.weights_sha256 != first.weights_sha256
 
 
 def test_the_activation_is_part_of_a_folders_name(tmp_path):
     write_clip(tmp_path / "clip")
-    first = load_clip(tmp_path / "clip").identity
+    first = load_clip(tmp_path / "clip").facts
     config = tmp_path / "clip" / "open_clip_config.json"
     config.write_text(config.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
-    second = load_clip(tmp_path / "clip").identity
+    second = load_clip(tmp_path / "clip").facts
     assert second.weights_sha256 == first.weights_sha256
     assert second.name != first.name
 

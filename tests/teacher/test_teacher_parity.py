@@ -5,12 +5,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from tiny_clip import PREPROCESS, VISION, load_clip, peaky, write_clip
+from tiny_clip import PREPROCESS, VISION, load_clip, own_teacher, peaky, write_clip
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
-
-from pipeline.teacher.source import TeacherIdentity
-from pipeline.teacher.teacher import Teacher
-from pipeline.teacher.tower import build_tower
 
 SHAPE = {
     "hidden_size": 32,
@@ -88,8 +84,8 @@ def clip(tmp_path_factory):
 def test_clip_equals_transformers(clip, pixels, image_size, patch_size, grid):
     theirs, folder = clip
     teacher = load_clip(folder, image_size, patch_size)
-    assert (teacher.grid, teacher.input_size, teacher.patch_size) == (grid, grid * 8, 8)
-    assert (teacher.depth, teacher.width, teacher.levels) == (3, VISION["width"], (0, 1, 2))
+    assert (teacher.grid, teacher.facts.input_size, teacher.facts.patch_size) == (grid, grid * 8, 8)
+    assert (teacher.facts.depth, teacher.facts.width, teacher.levels) == (3, VISION["width"], (0, 1, 2))
     found = teacher.features(pixels)
     images = images_of(pixels, grid * 8, PREPROCESS["mean"], PREPROCESS["std"])
     with torch.no_grad():
@@ -136,10 +132,7 @@ def test_siglip_equals_transformers(pixels, grid):
         qkv_bias=True,
     )
     model.load_state_dict(siglip_state(theirs), strict=True)
-    tower = build_tower(model.eval(), "timm:siglip", grid)
-    teacher = Teacher(
-        tower, TeacherIdentity("timm", "siglip", "random", ""), (0, 2), grid, (0.5,) * 3, (0.5,) * 3
-    )
+    teacher = own_teacher(model, grid, (0, 2))
     found = teacher.features(pixels)
     with torch.no_grad():
         images = images_of(pixels, grid * 8, (0.5,) * 3, (0.5,) * 3)
@@ -148,7 +141,7 @@ def test_siglip_equals_transformers(pixels, grid):
         _, attention = theirs.head.attention(
             theirs.head.probe.repeat(2, 1, 1), tokens, tokens, average_attn_weights=True
         )
-    assert not teacher.has_cls
+    assert not teacher.facts.has_cls
     for mine, level in zip(found.hidden, teacher.levels, strict=True):
         torch.testing.assert_close(mine, wanted.hidden_states[level + 1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(teacher.final_norm(found.hidden[-1]), tokens, rtol=1e-5, atol=1e-5)

@@ -5,19 +5,16 @@ import torch
 import torch.nn.functional as F
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from tiny_clip import load_clip, peaky, write_clip
+from tiny_clip import load_clip, own_teacher, peaky, write_clip
 
 from pipeline.teacher.load import load_teacher
-from pipeline.teacher.source import TeacherIdentity
-from pipeline.teacher.teacher import Teacher
 from pipeline.teacher.tower import build_tower
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
 
 
-def teacher_of(model, grid=5, levels=(1, 2)):
-    tower = build_tower(peaky(model).eval(), "timm:own", grid)
-    return Teacher(tower, TeacherIdentity("timm", "own", "random", ""), levels, grid, (0.5,) * 3, (0.5,) * 3)
+def teacher_of(model, grid=5):
+    return own_teacher(peaky(model), grid)
 
 
 def seen_by_timm(model, teacher, pixels):
@@ -28,7 +25,7 @@ def seen_by_timm(model, teacher, pixels):
     hooks.append(
         model.blocks[-1].attn.attn_drop.register_forward_hook(lambda *args: attention.append(args[-1]))
     )
-    images = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (teacher.input_size,) * 2, mode="bicubic")
+    images = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (teacher.facts.input_size,) * 2, mode="bicubic")
     with torch.no_grad():
         model.forward_features((images - 0.5) / 0.5)
     for hook in hooks:
@@ -59,8 +56,8 @@ def test_cls_towers_keep_cls_and_patches(pixels, kind, options, prefix, grid):
             hidden, torch.cat([outputs[level][:, :1], outputs[level][:, prefix:]], 1), rtol=1e-5, atol=1e-5
         )
     torch.testing.assert_close(found.importance, attention[:, :, 0, prefix:].mean(1), rtol=1e-5, atol=1e-5)
-    assert teacher.has_cls
-    assert teacher.has_importance
+    assert teacher.facts.has_cls
+    assert teacher.facts.has_importance
 
 
 def test_prefix_positions_are_kept():
@@ -113,7 +110,7 @@ def test_a_tower_that_averages_has_no_importance(pixels):
     teacher = load_teacher("timm:test_vit2.random", image_size=48, patch_size=12, levels="2")
     found = teacher.features(pixels)
     assert found.importance is None
-    assert (teacher.has_cls, teacher.has_importance) == (False, False)
+    assert (teacher.facts.has_cls, teacher.facts.has_importance) == (False, False)
     assert [hidden.shape for hidden in found.hidden] == [(2, 16, 64)] * 2
     normed = teacher.final_norm(found.hidden[-1])  # timm moves it behind the pooling
     torch.testing.assert_close(normed, F.layer_norm(found.hidden[-1], (64,), eps=1e-6))

@@ -7,7 +7,8 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from pipeline.teacher.load import load_teacher
+from pipeline.teacher.load import fit_teacher, load_teacher
+from pipeline.teacher.source import Source
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
@@ -40,3 +41,9 @@ def load_clip(folder: Path, image_size=32, patch_size=8, levels="3"):
     return load_teacher(
         f"open_clip:local-dir:{folder}", image_size=image_size, patch_size=patch_size, levels=levels
     )
+
+
+def own_teacher(model, grid=5, levels=(1, 2)):
+    """Make a teacher of a timm model that was built here."""
+    source = Source(model.eval(), "timm", "own", "random", (0.5,) * 3, (0.5,) * 3)
+    return fit_teacher(source, "timm:own", grid, levels)

@@ -2,8 +2,9 @@
 
 import json
 
+import caches
 import pytest
-from small_cache import make_shards, small_cache
+from tars import make_tars
 from training_runs import TINY, assert_same_runs, killed_after, losses, train, trained
 
 from pipeline.cache.reader import Cache
@@ -17,13 +18,13 @@ EPOCHS = (
 
 
 @pytest.fixture(scope="module")
-def caches(tmp_path_factory):
+def kept_caches(tmp_path_factory):
     """(all patches, 0.3 by attention, 0.3 at random), of the same tar."""
     folder = tmp_path_factory.mktemp("kept")
-    shards = make_shards(folder / "tars", tars=1, images_per_tar=24)
+    shards = make_tars(folder / "tars", tars=1, images_per_tar=24)
     kinds = ({}, {"keep": 0.3}, {"keep": 0.3, "keep_rank": "random"})
     return [
-        small_cache(folder, shards=shards, name=f"{place}.cache", **kind) for place, kind in enumerate(kinds)
+        caches.real(folder, shards=shards, name=f"{place}.cache", **kind) for place, kind in enumerate(kinds)
     ]
 
 
@@ -33,7 +34,7 @@ def caches(tmp_path_factory):
     ids=["all kept", "prefix", "random"],
 )
 def test_losses_equal_those_of_a_whole_cache_with_masks_that_do_not_change(
-    caches, tmp_path, place, strategy, ratio
+    kept_caches, tmp_path, place, strategy, ratio
 ):
     mask = (*EPOCHS, f"mask.strategy={strategy}", f"mask.ratio={ratio}")
     tiny = [
@@ -41,15 +42,16 @@ def test_losses_equal_those_of_a_whole_cache_with_masks_that_do_not_change(
         for setting in TINY_WITHOUT_MASK
         if setting.partition("=")[0] not in {key.partition("=")[0] for key in mask}
     ]
-    kept = trained(caches[place], tmp_path / "kept", *mask, tiny=tiny)
-    whole = trained(caches[0], tmp_path / "whole", *mask, "mask.redraw=false", tiny=tiny)
-    fresh = trained(caches[0], tmp_path / "fresh", *mask, tiny=tiny)
+    kept = trained(kept_caches[place], tmp_path / "kept", *mask, tiny=tiny)
+    whole = trained(kept_caches[0], tmp_path / "whole", *mask, "mask.redraw=false", tiny=tiny)
+    fresh = trained(kept_caches[0], tmp_path / "fresh", *mask, tiny=tiny)
     assert len(losses(kept)) == 5
     assert losses(kept) == losses(whole)
     assert [line["loss"] for line in losses(kept)] != [line["loss"] for line in losses(fresh)]
     assert images(kept) == images(whole) != images(fresh)
     assert (
-        json.loads((kept / "run.json").read_text())["pinned"]["cache"] == Cache(caches[place]).schema.digest
+        json.loads((kept / "run.json").read_text())["pinned"]["cache"]
+        == Cache(kept_caches[place]).schema.digest
     )
 
 
@@ -103,27 +105,28 @@ STORED = "this cache stores 4 of 16 patches of each view, ranked by"
     ],
 )
 def test_masks_that_a_cache_cannot_serve_are_refused_before_anything_is_written(
-    caches, tmp_path, place, settings, message
+    kept_caches, tmp_path, place, settings, message
 ):
     ratio = [] if any(setting.startswith("mask.ratio") for setting in settings) else ["mask.ratio=0.7"]
-    result = train(caches[place], tmp_path / "run", *EPOCHS, *settings, *ratio, tiny=TINY_WITHOUT_MASK)
+    result = train(kept_caches[place], tmp_path / "run", *EPOCHS, *settings, *ratio, tiny=TINY_WITHOUT_MASK)
     assert result.exit_code == 2, result.output
     assert result.output.startswith(f"error: {message}")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_least_ratio_of_the_refusal_works(caches, tmp_path):
-    trained(caches[1], tmp_path / "run", *EPOCHS, "mask.ratio=0.6876", tiny=TINY_WITHOUT_MASK)
+def test_the_least_ratio_of_the_refusal_works(kept_caches, tmp_path):
+    trained(kept_caches[1], tmp_path / "run", *EPOCHS, "mask.ratio=0.6876", tiny=TINY_WITHOUT_MASK)
     assert (
-        train(caches[1], tmp_path / "no", *EPOCHS, "mask.ratio=0.6875", tiny=TINY_WITHOUT_MASK).exit_code == 2
+        train(kept_caches[1], tmp_path / "no", *EPOCHS, "mask.ratio=0.6875", tiny=TINY_WITHOUT_MASK).exit_code
+        == 2
     )
 
 
-def test_a_run_on_a_kept_cache_resumes_exactly(caches, tmp_path):
+def test_a_run_on_a_kept_cache_resumes_exactly(kept_caches, tmp_path):
     settings = ("mask.ratio=0.7", "train.global_batch=8")
     tiny = [setting for setting in TINY_WITHOUT_MASK if not setting.startswith("train.global_batch")]
-    run = trained(caches[1], tmp_path / "run", *settings, tiny=tiny)
-    resumed = trained(caches[1], killed_after(run, 3, tmp_path / "resumed"), resume=True)
+    run = trained(kept_caches[1], tmp_path / "run", *settings, tiny=tiny)
+    resumed = trained(kept_caches[1], killed_after(run, 3, tmp_path / "resumed"), resume=True)
     assert_same_runs(run, resumed, 6)
-    result = train(caches[1], run, "mask.redraw=false", resume=True)
+    result = train(kept_caches[1], run, "mask.redraw=false", resume=True)
     assert (result.exit_code, "mask.redraw was 'auto', is False" in result.output) == (2, True)

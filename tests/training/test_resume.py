@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from small_cache import extraction_options
+from caches import extraction_options
 from training_runs import (
     DROP_PATH,
     assert_same_bits,

@@ -6,12 +6,13 @@ import re
 import time
 from importlib.metadata import version
 
+import caches
 import pytest
 import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_cache import image, small_cache, write_tar
+from tars import image, write_tar
 from training_runs import checkpoint, metrics, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
@@ -201,7 +202,7 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
             tmp_path / f"{tar}.tar", images, {f"{number:06d}": label(number) for number in numbers}
         )
         shards.append(SourceTar(path, path.stat().st_size))
-    result = train(small_cache(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
+    result = train(caches.real(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
     assert result.exit_code == 0
     assert (
         "are of one class, and a batch comes from data.window_blocks=1 blocks of neighbours" in result.stderr

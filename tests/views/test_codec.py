@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from small_cache import image
+from tars import image
 
 from pipeline.errors import SourceError
 from pipeline.views.codec import MAX_PIXELS, decode_image, decode_view, encode_view

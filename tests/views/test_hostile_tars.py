@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 from fuzzing import memory
-from small_cache import add_member
+from tars import add_member
 
 from pipeline.errors import SourceError
 from pipeline.views.source import MAX_CARRIED_BYTES, MAX_IMAGE_BYTES, read_samples
@@ -111,16 +111,12 @@ def test_directories_belong_to_no_sample(tmp_path):
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
 )
-@pytest.mark.parametrize("extension", ["jpg", "cls"])
-def test_a_sample_whose_image_or_label_is_no_file_says_so(tmp_path, kind, extension):
-    other = "cls" if extension == "jpg" else "jpg"
+def test_an_image_or_label_that_is_not_a_file_is_a_fault(tmp_path, kind):
     special = {"type": kind, "linkname": "a.jpg"}
-    samples = read(
-        tmp_path,
-        packed(("a.jpg", b"1"), (f"b.{extension}", b"", special), (f"b.{other}", b"2"), ("c.jpg", b"3")),
-    )
-    assert keys(samples) == [("a", b"1"), ("b", None), ("c", b"3")]
-    assert samples[1].fault == f"has a {extension} {NOT_PLAIN}"
+    members = [("a.jpg", b"", special), ("a.cls", b"2"), ("b.jpg", b"3"), ("b.cls", b"", special)]
+    image, label = read(tmp_path, packed(*members))
+    assert (image.image, image.fault, image.label_fault) == (None, f"has a jpg {NOT_PLAIN}", "")
+    assert (label.image, label.members, label.label_fault) == (b"3", {}, f"has a cls {NOT_PLAIN}")
 
 
 def test_a_link_that_is_neither_image_nor_label_is_not_missed(tmp_path):
@@ -136,12 +132,10 @@ def test_sparse_files_are_not_filled_in(tmp_path):
     assert (keys(samples), samples[0].fault) == ([("a", None), ("b", b"2")], f"has a jpg {NOT_PLAIN}")
 
 
-def test_a_label_too_long_to_be_one_is_not_lost(tmp_path):
+def test_a_label_of_many_bytes_costs_no_image(tmp_path):
     (sample,) = read(tmp_path, packed(("a.jpg", b"1"), ("a.cls", b"1" * (MAX_CARRIED_BYTES + 1))))
-    assert (sample.image, sample.fault) == (
-        None,
-        f"has a cls of {MAX_CARRIED_BYTES + 1} bytes, more than the {MAX_CARRIED_BYTES} that are accepted",
-    )
+    size = f"has a cls of {MAX_CARRIED_BYTES + 1} bytes, more than the {MAX_CARRIED_BYTES} that are accepted"
+    assert (sample.image, sample.members, sample.label_fault) == (b"1", {}, size)
 
 
 def peak(tmp_path, data):

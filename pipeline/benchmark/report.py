@@ -1,0 +1,107 @@
+"""What a benchmark prints: the table, which part limits, and which goals are reached."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.benchmark.measure import Figure
+from pipeline.benchmark.options import BenchOptions
+from pipeline.benchmark.run import Result
+
+_WIDTH = 120
+_WAITS = 5.0  # percent from which on data counts as the limit
+_CACHED_TO_IN_LOOP = {"ViT-B-16": 2.0, "ViT-L-14": 4.0, "ViT-H-14": 6.5}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound of a figure's median, on machines where it means something."""
+
+    figure: str
+    bound: float
+    upper: bool = False
+
+    def verdict(self, figure: Figure) -> str:
+        """Return a line that says whether the figure keeps within the bound."""
+        reached = figure.median <= self.bound if self.upper else figure.median >= self.bound
+        bound = f"at {'most' if self.upper else 'least'} {self.bound:g}"
+        return f"{'reached' if reached else 'missed'}: {figure.title} {shown(figure)}, {bound}"
+
+
+def goals(options: BenchOptions) -> Iterator[Goal]:
+    """Yield the goals of this recipe and device."""
+    if options.device.type == "cuda":
+        yield Goal("ratio.streamed_to_resident", 0.98 if options.workers >= 14 else 0.95)
+        yield Goal("ratio.extraction_to_slowest", 0.95)
+        if options.recipe == "b":
+            yield Goal("step.peak_share", 50.0)
+            yield Goal("ratio.step_to_reference", 6.0)
+            for name, bound in _CACHED_TO_IN_LOOP.items():
+                if name in (options.teacher or "ViT-B-16"):
+                    yield Goal("ratio.cached_to_teacher_in_loop", bound)
+    else:
+        if options.recipe == "tiny":
+            yield Goal("step.wait_share", _WAITS, upper=True)
+        yield Goal("ratio.reads_to_raw", 0.6)
+        yield Goal("stream.overhead", 150.0, upper=True)
+    if options.shards:  # drawn images decode at another rate than photographs
+        yield Goal("decode.one_view", 300.0)
+        yield Goal("decode.four_views", 550.0)
+
+
+def print_result(options: BenchOptions, result: Result) -> None:
+    """Print machine, figures and what they mean to stdout; where that is not a terminal, the table is Markdown."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+    hardware, teacher = result.machine["hardware"], result.configuration["teacher"]
+    name = f"{hardware['gpu']}, {hardware['cpu']}" if "gpu" in hardware else hardware["cpu"]
+    console.print(f"{name}, {hardware['cores']} cores; torch {result.machine['versions']['torch']}")
+    console.print(
+        f"recipe {options.recipe}, teacher {teacher}, batch {options.batch_size}, {options.workers_text}"
+    )
+    edges = box.HEAVY_HEAD if console.is_terminal else box.MARKDOWN
+    table = Table("what", "median", "quartiles", "unit", "rounds", box=edges)
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for figure in result.figures.values():
+        low, high = map(digits, figure.quartiles)
+        rounds = str(len(figure.values))
+        table.add_row(figure.title, digits(figure.median), f"{low} to {high}", figure.unit, rounds)
+    console.print(table)
+    for line in conclusions(options, result.figures):
+        console.print(line)
+    console.print(f"{result.seconds:.0f} s in all")
+
+
+def conclusions(options: BenchOptions, figures: Mapping[str, Figure]) -> Iterator[str]:
+    """Yield what the figures of a run mean, and which goals they reach."""
+    if "step.streamed" in figures:
+        waits, streamed = figures["step.wait_share"].median, figures["ratio.streamed_to_resident"].median
+        limit = "data: give more workers, or see which of reads, decoding and overhead is slow"
+        yield f"training waits for data {waits:.1f}% of its time, at {streamed:.2f} of the resident rate"
+        yield f"the limit of training is {limit if waits > _WAITS else 'the step itself'}"
+    if {"loader.images", "step.resident"} <= figures.keys():
+        surplus = figures["loader.images"].median / figures["step.resident"].median
+        yield f"the loader alone delivers {surplus:.1f} times the rate of the step on resident data"
+    if "extraction.whole" in figures:
+        parts = [figure for name, figure in figures.items() if name.startswith("extraction.")]
+        busy = [figure for figure in parts if figure.title.endswith("while busy")]
+        slowest = min(busy, key=lambda figure: figure.median)
+        name = slowest.name.removeprefix("extraction.")
+        whole = shown(figures["extraction.whole"])
+        yield f"extraction makes {whole}; its busiest part is {name}, {shown(slowest)}"
+    yield from (goal.verdict(figures[goal.figure]) for goal in goals(options) if goal.figure in figures)
+
+
+def shown(figure: Figure) -> str:
+    """Return the median with its unit."""
+    return f"{digits(figure.median)} {figure.unit}"
+
+
+def digits(value: float) -> str:
+    """Return a number with three significant digits, or whole from 1,000 on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

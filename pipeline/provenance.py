@@ -1,0 +1,57 @@
+"""Where results come from: version, commit, command line, host and time, for run.json and the log of a cache."""
+
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def provenance(*libraries: str) -> dict[str, Any]:
+    """Describe this process: our version and commit, its command line without passwords, host, start, and versions of libraries."""
+    versions = {"python": platform.python_version()}
+    for name in libraries:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue  # an optional one
+    return {
+        "maskalign": version("maskalign"),
+        "commit": git_commit(),
+        "command": command_line(),
+        "host": platform.node(),
+        "began": utc_now(),
+        "versions": versions,
+    }
+
+
+def command_line() -> str:
+    """Return the command as a shell takes it, with `user:password@` of addresses left out and bytes that are not UTF-8 escaped."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return _PASSWORD.sub("***@", shlex.join(words)).encode("utf-8", "backslashreplace").decode()
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def git_commit() -> str | None:
+    """Return the commit of this source tree, with -dirty if files were changed; None outside of a git checkout."""
+    root = Path(__file__).parents[1]
+    if not (
+        root / ".git"
+    ).exists():  # an installed package must not report the commit of the project around it
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

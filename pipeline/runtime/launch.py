@@ -1,0 +1,148 @@
+"""Which process of a job this one is, whoever started it: torchrun, mpirun, srun, a Slurm array, or a person.
+
+One table of environment variables, read by both stages. A process group starts and ends together; the tasks of a Slurm array are
+processes on their own that only share out independent work.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+
+Environment = Mapping[str, str]
+
+# name, rank, world size, local rank, local world size; mpirun comes before srun, which it uses to reach other machines
+_LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    (
+        "mpirun",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+)
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a group, and its place among those of the group on the same machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    launcher: str = ""
+
+
+def this_process(environment: Environment = os.environ) -> Process:
+    """Return what the launcher says of this process; raises ConfigError if its variables contradict each other."""
+    for launcher, *names in _LAUNCHERS:
+        required = names if launcher == "mpiexec" else names[:2]
+        if any(not environment.get(name) for name in required):
+            continue
+        if launcher == "srun" and _is_batch_script(environment):
+            continue
+        return _checked(launcher, names, environment)
+    for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
+        if environment.get(name, harmless) != harmless:
+            missing = "RANK" if name == "WORLD_SIZE" else "WORLD_SIZE"
+            raise ConfigError(
+                f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or mpirun, "
+                f"which set both, or unset {name} for a single process"
+            )
+    return Process()
+
+
+def share_of_work(environment: Environment = os.environ) -> tuple[int, int]:
+    """Return the index of this process and the number of those that share independent work: the group times the Slurm array."""
+    process = this_process(environment)
+    if not (environment.get("SLURM_ARRAY_TASK_ID") and environment.get("SLURM_ARRAY_TASK_COUNT")):
+        return process.rank, process.world_size
+    tasks = max(1, _number(environment, "SLURM_ARRAY_TASK_COUNT"))
+    first = _number(environment, "SLURM_ARRAY_TASK_MIN", 0)
+    stride = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", 1))
+    task = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // stride % tasks
+    return task * process.world_size + process.rank, tasks * process.world_size
+
+
+def usable_cores(environment: Environment = os.environ) -> int:
+    """Return the cores for this process: its share of those that it may use, or all that Slurm has bound to it alone."""
+    process, cores = this_process(environment), len(os.sched_getaffinity(0))
+    if process.launcher == "srun":
+        if environment.get("SLURM_CPUS_PER_TASK"):
+            return max(1, min(cores, _number(environment, "SLURM_CPUS_PER_TASK")))
+        if cores < _number(environment, "SLURM_CPUS_ON_NODE", cores):
+            return cores
+    return max(1, cores // process.local_world_size)
+
+
+def meeting_point(process: Process, environment: Environment = os.environ) -> tuple[str, int]:
+    """Return the address and port at which the group's processes find each other; raises ConfigError if nothing says so."""
+    address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if process.launcher == "srun":
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+        address = address or (_first_host(nodes) if nodes else None)
+        if not port and environment.get(
+            "SLURM_JOB_ID"
+        ):  # a step of its own port, above those that are often taken
+            steps = _number(environment, "SLURM_JOB_ID") * 16 + _number(environment, "SLURM_STEP_ID", 0) % 16
+            port = str(20000 + steps % 12000)
+    if not (address and port):
+        raise ConfigError(
+            f"the {process.world_size} processes do not know where to meet: set MASTER_ADDR to the first machine and "
+            "MASTER_PORT to a free port of it, such as 29500, for all of them; torchrun sets both"
+        )
+    return address, _number({"MASTER_PORT": port}, "MASTER_PORT")
+
+
+def _is_batch_script(environment: Environment) -> bool:
+    """Whether this is a job's own script: it has a rank as well, but no srun has started the other tasks."""
+    steps = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
+    return "SLURM_JOB_ID" in environment and not any(name in environment for name in steps)
+
+
+def _checked(launcher: str, names: list[str], environment: Environment) -> Process:
+    rank, world_size = (_number(environment, name) for name in names[:2])
+    if launcher == "srun":  # a step may have fewer tasks than its job
+        world_size = _number(environment, "SLURM_STEP_NUM_TASKS", world_size)
+    local_rank = _number(environment, names[2], 0)
+    local_world_size = _number(environment, names[3], 0) or (
+        _tasks_of_node(world_size, environment) if launcher == "srun" else local_rank + 1
+    )
+    if not (rank < world_size and local_rank < local_world_size <= world_size):
+        raise ConfigError(
+            f"{launcher}'s variables contradict each other ({', '.join(f'{n}={environment.get(n)}' for n in names)}): "
+            f"{names[0]} must be below {names[1]} and {names[2]} below the processes of this machine"
+        )
+    return Process(rank, world_size, local_rank, local_world_size, launcher)
+
+
+def _tasks_of_node(world_size: int, environment: Environment) -> int:
+    """Return how many tasks of a Slurm step run on this machine, from a list such as 8(x2),4."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _number(environment, "SLURM_NODEID", 0)
+    if node < len(counts):
+        return counts[node]
+    return -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first of a Slurm list of hosts, such as node[07-12,20],login1."""
+    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^\[,]*))?", nodes)
+    return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+def _number(environment: Environment, name: str, default: int | None = None) -> int:
+    text = environment.get(name)
+    if not text and default is not None:
+        return default
+    if not text or not text.isdigit():
+        raise ConfigError(f"environment variable {name} is {text!r}: it must be a whole number")
+    return int(text)

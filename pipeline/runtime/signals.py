@@ -1,0 +1,87 @@
+"""Polite requests to end a command: SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C. The only module that sets their handlers.
+
+Slurm and systemd signal every process of a job, and torchrun then forwards a second SIGTERM or SIGHUP. So only the first request counts,
+those that follow change nothing, and only a second Ctrl-C aborts.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+POLITE = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+
+
+class StoppedError(BaseException):
+    """A request to end. Like KeyboardInterrupt, only the edge of a command catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = signal.Signals(number)
+
+
+@dataclass
+class StopRequest:
+    """What has been asked so far: the number of the first signal, 0 for none."""
+
+    number: int = 0
+    interrupts: int = 0  # how often Ctrl-C was pressed
+    deferred: bool = False
+
+    def note(self, number: int, _frame: FrameType | None = None) -> None:
+        """Handle a signal."""
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1:
+            raise KeyboardInterrupt
+        is_first, self.number = not self.number, self.number or number
+        if is_first and not self.deferred:
+            raise StoppedError(number)
+
+
+_handling: list[StopRequest] = []  # the one whose handlers are set, if any
+
+
+@contextmanager
+def polite_signals() -> Iterator[StopRequest]:
+    """Raise StoppedError at the first polite signal. What was ignored at the start stays ignored: nohup, and & in scripts."""
+    if _handling:
+        yield _handling[0]
+        return
+    request = StopRequest()
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
+        taken = [number for number in POLITE if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, request.note) for number in taken}
+    _handling.append(request)
+    try:
+        yield request
+    finally:
+        _handling.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def deferred_stop() -> Iterator[StopRequest]:
+    """Only note a polite signal, for a loop that looks at `number` and ends in good order."""
+    with polite_signals() as request:
+        request.deferred = True
+        try:
+            yield request
+        finally:
+            request.deferred = False
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Let processes that are started here never see a polite signal: one to the whole group must not take a helper from its owner.
+
+    They inherit the mask. Here a signal stays pending until the end, so none is lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

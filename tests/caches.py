@@ -1,0 +1,172 @@
+"""The one maker of caches for all tests.
+
+    path = real(tmp_path, tars=2, images_per_tar=70, views=1)    stage one with a tiny teacher on drawn images
+    arrays = synthetic(tmp_path / "a.cache", encoding="int4")    random rows of any schema; no images, and quick
+
+The fixtures `small_cache_path` (shared by the session, never changed) and `cache_copy` (private to a test) of conftest.py are a
+real cache of 2 tars x 2 views with 70 images each, two chunks a unit.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tars import make_tars
+
+from pipeline.cache.reader import calibration_digest
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema, array_specs
+from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, is_committed
+from pipeline.extraction.job import run_extraction
+from pipeline.extraction.options import ExtractionOptions
+from pipeline.storage.address import open_folder
+from pipeline.storage.files import DigestedFile
+
+TEACHER = "timm:test_vit.random"  # 6 blocks, 64 channels, 2 heads, CLS
+IMAGE_SIZE = 64
+PATCH_SIZE = 16
+
+SOURCES = [("a.tar", 1000), ("b.tar", 2000)]
+ROWS = 100  # of each synthetic unit: a whole chunk and a part
+
+
+def extraction_options(**changes):
+    """Return the options of a quick extraction on the CPU without workers; `shards` and `cache` must be given."""
+    options = {
+        "teacher": TEACHER,
+        "levels": "3",
+        "views": 2,
+        "encoding": "int8",
+        "keep": 1.0,
+        "keep_rank": "attention",
+        "view_format": "jpeg",
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "crop_scale": (0.4, 1.0),
+        "flip": 0.5,
+        "seed": 0,
+        "batch_size": 8,
+        "workers": 0,
+        "max_bad": 0.01,
+        "limit": None,
+        "device": torch.device("cpu"),
+        "rank": 0,
+        "processes": 1,
+    }
+    changes["cache"] = str(changes["cache"])
+    return ExtractionOptions(**(options | changes))
+
+
+def extract(cache, shards, **changes):
+    """Run an extraction of one process; return its tally and the number of units that are still missing."""
+    extractor, missing = run_extraction(extraction_options(cache=cache, shards=shards, **changes))
+    return extractor.tally, missing
+
+
+def real(folder, tars=2, images_per_tar=70, name="small.cache", shards=None, **changes):
+    """Make tars below `folder`/tars and a finished cache of them at `folder`/`name`; return the cache's path."""
+    shards = shards or make_tars(Path(folder) / "tars", tars, images_per_tar)
+    tally, missing = extract(Path(folder) / name, shards, **changes)
+    assert (missing, tally.failed) == (0, {})
+    return Path(folder) / name
+
+
+def make_schema(
+    *,
+    width=64,
+    image_size=64,
+    levels=(3, 5),
+    encoding="int8",
+    keep=1.0,
+    keep_rank="random",
+    has_cls=True,
+    has_importance=True,
+    **changes,
+):
+    """A valid schema of a small teacher on a grid of patches of 16 pixels."""
+    teacher = TeacherFacts(
+        library="timm",
+        name="test_vit",
+        tag="random",
+        weights_sha256="00",
+        trained=False,
+        precision="float32",
+        depth=12,
+        width=width,
+        patch_size=16,
+        input_size=image_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        has_cls=has_cls,
+        has_importance=has_importance,
+    )
+    view = ViewSchema(
+        format="jpeg",
+        image_size=image_size,
+        patch_size=16,
+        crop_scale=(0.2, 1.0),
+        flip=0.5,
+        seed=0,
+        decoder="any",
+        resize="any",
+    )
+    return CacheSchema(
+        teacher=teacher,
+        view=view,
+        levels=levels,
+        encoding=encoding,
+        keep=keep,
+        keep_rank=None if keep == 1 else keep_rank,
+        calibration=CalibrationSchema(pictures=0, sha256="00"),
+        **changes,
+    )
+
+
+def random_rows(schema, rows, seed=0):
+    """Random values of every array with rows, by name."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.integers(1, 100, (rows, *spec.item_shape)).astype(spec.dtype)
+        for name, spec in array_specs(schema).items()
+        if spec.by_rows
+    }
+
+
+def empty(path, sources=SOURCES, views=1, **changes):
+    """Create a synthetic cache without finished units; `changes` are those of make_schema. Returns its schema and units."""
+    plain = make_schema(**changes)
+    mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
+    calibration = CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))
+    schema = plain.model_copy(update={"calibration": calibration})
+    create_cache(open_folder(path), schema, mean, std)
+    return schema, extend_cache(open_folder(path), schema, sources, views, ())
+
+
+def publish(path, schema, unit, rows=ROWS, seed=None):
+    """Publish random rows of a unit; return (whether this call published it, the arrays)."""
+    arrays = random_rows(schema, rows, unit.unit if seed is None else seed)
+    folder = open_folder(path)
+    with folder.scratch() as scratch:
+        view_tar = f"crops of unit {unit.unit}".encode() * 100
+        return publish_arrays(folder, schema, unit, arrays, view_tar, (), scratch), arrays
+
+
+def synthetic(path, **changes):
+    """Create a cache with all units published, of random rows and view tars that hold no images; return {unit: its arrays}."""
+    schema, units = empty(path, **changes)
+    return {unit.unit: publish(path, schema, unit)[1] for unit in units}
+
+
+def publish_arrays(folder, schema, unit, arrays, view_tar, skipped, scratch):
+    """Publish a unit of arrays by name and a tar's WrittenFile or bytes; False if another process was first."""
+    if is_committed(folder, unit):
+        return False
+    writer = UnitWriter(folder, schema, unit, scratch)
+    for name, rows in arrays.items():
+        writer.append(name, rows)
+    if isinstance(view_tar, bytes):
+        file = DigestedFile(writer.view_tar)
+        file.write(view_tar)
+        view_tar = file.close()
+    published = writer.publish(view_tar, skipped)
+    writer.discard()
+    return published
