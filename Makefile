@@ -34,13 +34,13 @@ bench-check: setup ## fail if a ratio has fallen by more than a quarter since te
 bench-baseline: setup ## measure those ratios again on an idle machine
 	PYTHONPATH=tests/benchmark $(BIN)/python tests/benchmark/make_baseline.py
 
-faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS='--seed 1 --only disk')
-	PYTHONPATH=tests $(BIN)/python -m faults $(OPTIONS)
-	$(BIN)/python -m pytest -m faults
+faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS="--faults-seed 1 -k disk")
+	$(BIN)/python -m pytest tests/faults -m faults $(OPTIONS)
+	$(BIN)/python -m pytest -m faults --ignore tests/faults
 
 faults-short: setup ## a few of each of these, within five minutes
-	PYTHONPATH=tests $(BIN)/python -m faults --short $(OPTIONS)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
+	$(BIN)/python -m pytest -m faults --ignore tests/faults
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -7,6 +7,11 @@ import numpy as np
 Key = int | str
 
 
+def sample_keys(source: str | None, key: str) -> tuple[str, ...]:
+    """Return what tells a sample from all others in a draw: its source tar and key; the key alone in caches of schema 1.0 (None)."""
+    return (key,) if source is None else (source, key)
+
+
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
     """Return the generator of one draw, named by a purpose and by whatever tells it from others (epoch, sample, view)."""
     digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=16).digest()

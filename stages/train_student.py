@@ -44,7 +44,7 @@ def train_student(
     with cli_errors():
         from pipeline.runtime.workers import start_early
 
-        start_early()
+        start_early("pipeline.stream.worker")
         from pipeline.training.distributed import joined_ranks
 
         chosen = choose_device(device)

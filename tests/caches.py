@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from tars import make_tars
 
-from pipeline.cache.reader import calibration_digest
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema, array_specs
-from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, is_committed
+from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, is_committed, with_digests
 from pipeline.extraction.job import run_extraction
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import open_folder
@@ -80,6 +79,8 @@ def make_schema(
     keep_rank="random",
     has_cls=True,
     has_importance=True,
+    post_norm_eps=None,
+    projection_width=None,
     **changes,
 ):
     """A valid schema of a small teacher on a grid of patches of 16 pixels."""
@@ -98,6 +99,9 @@ def make_schema(
         std=(0.5, 0.5, 0.5),
         has_cls=has_cls,
         has_importance=has_importance,
+        post_norm_eps=post_norm_eps,
+        projection_width=projection_width,
+        output_sha256="",
     )
     view = ViewSchema(
         format="jpeg",
@@ -134,10 +138,13 @@ def random_rows(schema, rows, seed=0):
 def empty(path, sources=SOURCES, views=1, **changes):
     """Create a synthetic cache without finished units; `changes` are those of make_schema. Returns its schema and units."""
     plain = make_schema(**changes)
-    mean, std = (np.full((len(plain.levels), plain.teacher.width), value, np.float32) for value in (0.5, 2.0))
-    calibration = CalibrationSchema(pictures=3, sha256=calibration_digest(mean, std))
-    schema = plain.model_copy(update={"calibration": calibration})
-    create_cache(open_folder(path), schema, mean, std)
+    constants = {
+        name: np.full(spec.item_shape, 2 if name == "channel_std" else 0.5, np.float32)
+        for name, spec in array_specs(plain).items()
+        if not spec.by_rows
+    }
+    schema = with_digests(plain, constants, 3)
+    create_cache(open_folder(path), schema, constants)
     return schema, extend_cache(open_folder(path), schema, sources, views, ())
 
 

@@ -75,7 +75,7 @@ def measure_reads(bench: Workbench) -> Iterator[Figure]:
         ranges = [list(chunk_ranges(job.cache, commit, chunk, names, opened)) for commit, chunk in chunks]
         buffer = memoryview(bytearray(max(sum(one[2] for one in of_chunk) for of_chunk in ranges)))
         work: dict[str, Callable[[], object]] = {
-            "cache": lambda: [job.cache.read_block(commit, chunk, names) for commit, chunk in chunks],
+            "cache": lambda: [job.cache.read_chunk(commit, chunk, names) for commit, chunk in chunks],
             "raw": lambda: sum(read_raw(of_chunk, buffer) for of_chunk in ranges),
         }
         timed = {name: partial(wall_seconds, one, host) for name, one in work.items()}
@@ -95,7 +95,7 @@ def chunk_ranges(
     for name in names:
         file = os.open(Path(cache.address) / GROUP / shard_key(specs[name], commit.unit), os.O_RDONLY)
         opened.callback(os.close, file)
-        length = specs[name].block_bytes(cache.schema.block_rows) + _CRC_BYTES
+        length = specs[name].bytes_of(cache.schema.block_rows) + _CRC_BYTES
         yield file, chunk * length, length
 
 
@@ -137,5 +137,5 @@ def measure_overhead(bench: Workbench) -> Iterator[Figure]:
 
 def _read_chunk(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> bytes:
     """Read what a chunk's samples need: rows of the arrays, and the range of the crops, which is returned."""
-    index = cache.read_block(commit, chunk, names)["index"]
+    index = cache.read_chunk(commit, chunk, names)["index"]
     return cache.read_crops(commit, int(index[0, _OFFSET]), int(index[-1, _OFFSET] + index[-1, _LENGTH]))

@@ -47,5 +47,5 @@ def _chunks(job: TrainingJob) -> Iterator[dict[str, NDArray[Any]]]:
             joined = read_joined(cache, commit, chunk, list(masks.arrays))
             crops = zip(joined.crops, joined.keys, strict=True)
             pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
-            drawn = masks.draw(joined.arrays, joined.keys, commit.view, epoch=0)
+            drawn = masks.draw(joined.arrays, joined.source, joined.keys, commit.view, epoch=0)
             yield {"views": pixels, "visible": drawn.visible, "hidden": drawn.hidden, "shown": drawn.shown}

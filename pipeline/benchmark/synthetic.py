@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import Cache, calibration_digest
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, array_specs
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import CacheSchema, array_specs
 from pipeline.cache.store import Values
-from pipeline.cache.writer import UnitWriter, create_cache, extend_cache
+from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, with_digests
 from pipeline.demo.images import SIDE, image
 from pipeline.seeding import generator, key_hash
 from pipeline.storage.address import open_folder
@@ -49,11 +49,14 @@ def write_photographs(folder: Path, count: int, tars: int) -> None:
 
 def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], maker: ViewMaker) -> Cache:
     """Make a finished cache of one view of some tars, with random features of the shape of `plain`."""
-    folder, shape = open_folder(path), (len(plain.levels), plain.teacher.width)
-    mean, std = np.zeros(shape, np.float32), np.ones(shape, np.float32)  # a calibration that changes nothing
-    calibration = CalibrationSchema(pictures=0, sha256=calibration_digest(mean, std))
-    schema = plain.model_copy(update={"calibration": calibration})
-    create_cache(folder, schema, mean, std)
+    folder = open_folder(path)
+    constants = {  # a calibration that changes nothing
+        name: np.full(spec.item_shape, name == "channel_std", np.float32)
+        for name, spec in array_specs(plain).items()
+        if not spec.by_rows
+    }
+    schema = with_digests(plain, constants, 0)
+    create_cache(folder, schema, constants)
     units = extend_cache(folder, schema, [(tar.name, tar.size) for tar in tars], 1, ())
     for tar, unit in zip(tars, units, strict=True):
         views = [made for made in map(maker, read_samples(tar)) if isinstance(made, SampleViews)]
@@ -81,7 +84,7 @@ def _random_rows(schema: CacheSchema, rows: int, unit: int) -> dict[str, Values]
     for name, spec in array_specs(schema).items():
         shape = (rows, *spec.item_shape)
         if name.startswith("features/"):
-            arrays[name] = np.frombuffer(rng.bytes(spec.block_bytes(rows)), spec.dtype).reshape(shape)
+            arrays[name] = np.frombuffer(rng.bytes(spec.bytes_of(rows)), spec.dtype).reshape(shape)
         elif name == "stats":
             arrays[name] = np.full(shape, _SCALE, spec.dtype)
         elif name == "attention":

@@ -141,7 +141,7 @@ class Workbench:
 
     def _log_size(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> None:
         images = sum(tar.size for tar in tars) / IMAGE_BYTES
-        view = _CROP_BYTES + sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
+        view = _CROP_BYTES + sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
         self.log(f"making {name}, about {images * view / 1e6:,.0f} MB, in {self.folder}")
 
 

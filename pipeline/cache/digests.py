@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _SEAL = re.compile(
     rb'[{,]"digest":"([0-9a-f]{64})",'
 )  # a quote inside a JSON string is escaped: only a key looks like this
@@ -21,6 +24,14 @@ def digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(
         canonical_json({key: value for key, value in values.items() if key != "digest"})
     ).hexdigest()
+
+
+def digest_of_arrays(*arrays: NDArray[np.float32]) -> str:
+    """Return the SHA-256 of the bytes of some arrays, one after the other: float32, little-endian, C order."""
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values, "<f4").data)
+    return digest.hexdigest()
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:

@@ -94,6 +94,15 @@ class TargetDecoder(nn.Module):
         return values * scales * self.channel_std[place] + self.channel_mean[place], mean, deviation
 
 
+def normed(whitened: Tensor, std: Tensor, post_norm: Tensor, eps: float) -> Tensor:
+    """Return the teacher's final norm of tokens (..., D) from their whitened features and std (...): gamma * w + beta.
+
+    `post_norm` (2, D) is gamma and beta. A norm with another eps than ours divides by another std, which follows from ours.
+    """
+    theirs = ((std.square() - WHITENING_EPS).clamp(min=0) + eps).sqrt()
+    return whitened * (std / theirs)[..., None] * post_norm[0] + post_norm[1]
+
+
 def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: Encoding) -> Tensor:
     """Return the stated bound of the error of decoded values (..., M, T, D), but for the rounding of float32.
 

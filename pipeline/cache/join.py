@@ -19,13 +19,14 @@ _KEY, _OFFSET, _LENGTH, _CRC, _LABEL = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
-class JoinedBlock:
+class JoinedChunk:
     """The samples of one block: keys, encoded crops, the rows of the arrays that were asked for, and where they come from."""
 
     keys: list[str]
     crops: list[bytes]
     arrays: dict[str, Values]
     unit: str
+    source: str
     view: int
     first_row: int
 
@@ -47,14 +48,14 @@ class _MismatchError(Exception):
     """What does not fit, and from which row on."""
 
 
-def read_joined(cache: Cache, commit: Commit, block: int, names: list[str]) -> JoinedBlock:
+def read_joined(cache: Cache, commit: Commit, block: int, names: list[str]) -> JoinedChunk:
     """Read one block whole; raises CacheError that names the unit and row where crop and target do not belong together."""
-    arrays, first_row = cache.read_block(commit, block, ["index", *names]), block * cache.schema.block_rows
+    arrays, first_row = cache.read_chunk(commit, block, ["index", *names]), block * cache.schema.block_rows
     try:
         keys, crops = _read_crops(cache, commit, arrays["index"], first_row)
     except _MismatchError as error:
         raise CacheError(f"{commit.name}, {error}: {REMEDY}") from None
-    return JoinedBlock(keys, crops, arrays, commit.name, commit.view, first_row)
+    return JoinedChunk(keys, crops, arrays, commit.name, commit.source, commit.view, first_row)
 
 
 def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:

@@ -39,7 +39,7 @@ def read_bytes(schema: CacheSchema, levels: Sequence[int], attention: bool) -> i
         else []
     )
     names = {*(feature_array(level) for level in levels), "stats", "index", *masks}
-    return sum(spec.block_bytes(1) for name, spec in array_specs(schema).items() if name in names)
+    return sum(spec.bytes_of(1) for name, spec in array_specs(schema).items() if name in names)
 
 
 def alternatives(schema: CacheSchema) -> Iterator[Alternative]:
@@ -53,5 +53,5 @@ def alternatives(schema: CacheSchema) -> Iterator[Alternative]:
             yield Alternative(
                 encoding,
                 keep,
-                sum(spec.block_bytes(1) for spec in array_specs(other).values() if spec.by_rows),
+                sum(spec.bytes_of(1) for spec in array_specs(other).values() if spec.by_rows),
             )

@@ -1,6 +1,5 @@
 """Reading a cache: its units and, block by block, its arrays and crops. Every byte that is returned has been checked."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, Part, commit_key, committed, read_commit, read_commit_head
+from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.schema import array_specs
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
@@ -20,7 +20,7 @@ from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 
 REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
-_CALIBRATED_AGAIN = "the same extract-teacher command makes it again"
+_MADE_AGAIN = "the same extract-teacher command makes it again"
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
@@ -119,14 +119,27 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = (self._read_calibration(name) for name in ("channel_mean", "channel_std"))
-        if calibration_digest(mean, std) != self.schema.calibration.sha256:
+        mean, std = self._read_constants("channel_mean", "channel_std")
+        if digest_of_arrays(mean, std) != self.schema.calibration.sha256:
             raise CacheError(
-                f"the calibration of cache {self.address!r} does not match its digest: {_CALIBRATED_AGAIN}"
+                f"the calibration of cache {self.address!r} does not match its digest: {_MADE_AGAIN}"
             )
         return mean, std
 
-    def read_block(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
+    def teacher_output(self) -> dict[str, NDArray[np.float32]]:
+        """Return `post_norm` (2, D) and `projection` (D, E), those that the cache has, float32.
+
+        They are gamma and beta of the tower's final norm, and what projects a normed token. Raises CacheError if they are damaged.
+        """
+        names = [name for name in ("post_norm", "projection") if name in self._specs]
+        found = self._read_constants(*names)
+        if names and digest_of_arrays(*found) != self.schema.teacher.output_sha256:
+            raise CacheError(
+                f"the final norm or projection in cache {self.address!r} does not match its digest: {_MADE_AGAIN}"
+            )
+        return dict(zip(names, found, strict=True))
+
+    def read_chunk(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read the rows of one block of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
         first = block * self.schema.block_rows
         rows = min(self.schema.block_rows, commit.rows - first)
@@ -157,12 +170,15 @@ class Cache:
             raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
         return values
 
-    def _read_calibration(self, name: str) -> NDArray[np.float32]:
-        self._check_array(name)
-        try:
-            return store.read_calibration(self.folder, self._specs[name])
-        except (ValueError, OSError) as error:
-            raise store.unreadable(f"array {name!r} of calibration", error, _CALIBRATED_AGAIN) from None
+    def _read_constants(self, *names: str) -> list[NDArray[np.float32]]:
+        found = []
+        for name in names:
+            self._check_array(name)
+            try:
+                found.append(store.constant_of(self.folder.read(store.constant_key(name)), self._specs[name]))
+            except (ValueError, OSError) as error:
+                raise store.unreadable(f"array {name!r} of {self.address!r}", error, _MADE_AGAIN) from None
+        return found
 
     def _check_array(self, name: str) -> None:
         if name not in self._checked:
@@ -177,10 +193,3 @@ class Cache:
                 f"views {missing} are not in cache {self.address!r}: it has {sorted(stored)}; choose of these, or add --views"
             )
         return stored if views is None else set(views)
-
-
-def calibration_digest(mean: NDArray[np.float32], std: NDArray[np.float32]) -> str:
-    """Return the SHA-256 of the bytes of the calibration, float32 little-endian, mean first."""
-    return hashlib.sha256(
-        b"".join(np.ascontiguousarray(values, dtype="<f4").tobytes() for values in (mean, std))
-    ).hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.cache import store
 from pipeline.cache.commit import commit_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import SCHEMA_VERSION, array_specs
+from pipeline.cache.schema import array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, parse_units
 from pipeline.cache.verify import Finding
 from pipeline.cache.verify_content import is_damaged
@@ -17,7 +17,7 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
 
     A unit is verified once more before it is dropped: a disk or server may have been away, or someone may have made the unit anew.
     """
-    if cache.schema.version != SCHEMA_VERSION:
+    if store.is_newer(cache.schema.version):
         raise CacheError(
             f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version"
         )

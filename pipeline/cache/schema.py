@@ -12,13 +12,14 @@ from pipeline.cache.digests import digest_of
 from pipeline.config import Section
 from pipeline.views.masking import RankStrategy, count_of_share
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
+_FIRST_VERSION = "1.0"
 _MOST_PATCHES = 2**16
 
 Encoding = Literal["int8", "int4", "float16"]
@@ -50,6 +51,7 @@ class TeacherFacts(Section):
 
     input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision: the arithmetic of its forward
     pass. weights_sha256: of the vision tower as it was loaded, before its positions are resized, so the same for every grid.
+    The last three keys came with version 1.1 and describe the arrays `post_norm` and `projection`.
     """
 
     library: str
@@ -66,10 +68,16 @@ class TeacherFacts(Section):
     has_cls: bool
     has_importance: bool
     precision: str
+    post_norm_eps: float | None = None
+    projection_width: int | None = None
+    output_sha256: str = ""
 
     def address(self, tag: str) -> str:
         """Return the address LIBRARY:MODEL with a tag, as --teacher takes it."""
         return f"{self.library}:{self.name}{'/' if self.library == 'open_clip' else '.'}{tag}"
+
+
+_KEYS_OF_1_1 = {"post_norm_eps", "projection_width", "output_sha256"}
 
 
 class ViewSchema(Section):
@@ -121,7 +129,25 @@ class CacheSchema(Section):
             self.keep == 1
         ):
             raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
+        if (self.version == _FIRST_VERSION) != self.teacher.model_fields_set.isdisjoint(_KEYS_OF_1_1):
+            raise ValueError(f"version {self.version} does not have the teacher's keys of that version")
         return self
+
+    def in_version(self, version: str) -> "CacheSchema":
+        """Return the same schema as version 1.0 writes it, for `version` 1.0, or as it is."""
+        if version != _FIRST_VERSION or self.version == version:
+            return self
+        teacher = TeacherFacts(**self.teacher.model_dump(exclude=_KEYS_OF_1_1))
+        return self.model_copy(update={"version": version, "teacher": teacher})
+
+    def values(self) -> dict[str, Any]:
+        """Return the schema as it stands in the group's attributes."""
+        exclude = {"teacher": _KEYS_OF_1_1} if self.version == _FIRST_VERSION else None
+        return self.model_dump(mode="json", exclude=exclude)
+
+    def source_of_draws(self, source: str) -> str | None:
+        """Return the name of a source tar, by which draws are keyed since version 1.1; None for version 1.0."""
+        return None if self.version == _FIRST_VERSION else source
 
     @property
     def grid(self) -> int:
@@ -165,19 +191,19 @@ class CacheSchema(Section):
     @property
     def digest(self) -> str:
         """The cache's identity: the SHA-256 of the schema's canonical JSON."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self.values())
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: the shape of a row, its dtype, and whether it has rows at all (calibration has not)."""
+    """One array: the shape of a row, its dtype, and whether it has rows at all (a constant has not)."""
 
     name: str
     dtype: np.dtype[Any]
     item_shape: tuple[int, ...]
     by_rows: bool = True
 
-    def block_bytes(self, rows: int) -> int:
+    def bytes_of(self, rows: int) -> int:
         """Bytes of `rows` rows."""
         return rows * math.prod(self.item_shape) * self.dtype.itemsize
 
@@ -205,12 +231,22 @@ def _specs(schema: CacheSchema) -> Iterator[ArraySpec]:
     yield ArraySpec("view", np.dtype("int32"), (len(VIEW_COLUMNS),))
     yield ArraySpec("channel_mean", np.dtype("float32"), (levels, width), by_rows=False)
     yield ArraySpec("channel_std", np.dtype("float32"), (levels, width), by_rows=False)
+    if schema.teacher.post_norm_eps is not None:
+        yield ArraySpec("post_norm", np.dtype("float32"), (2, width), by_rows=False)
+    if schema.teacher.projection_width is not None:
+        shape = (width, schema.teacher.projection_width)
+        yield ArraySpec("projection", np.dtype("float32"), shape, by_rows=False)
 
 
 def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:
-    """Return 'key: value here, value there' for every configured difference; the calibration follows from the rest."""
+    """Return 'key: value here, value there' for every configured difference, by the keys of their version.
+
+    The calibration follows from the rest.
+    """
+    compared = (ours.in_version(theirs.version), theirs)
     here, there = (
-        _flat(schema.model_dump(mode="json", exclude={"calibration"})) for schema in (ours, theirs)
+        _flat({key: value for key, value in schema.values().items() if key != "calibration"})
+        for schema in compared
     )
     return [
         f"{key}: {here[key]!r} asked, {there[key]!r} in the cache" for key in here if here[key] != there[key]

@@ -78,7 +78,7 @@ class ShardReader:
 
         The chunk's own checksum is of the same bytes as the commit's of the block, so the caller need only compare the two numbers.
         """
-        key, size = f"{GROUP}/{shard_key(spec, commit.unit)}", spec.block_bytes(self._schema.block_rows)
+        key, size = f"{GROUP}/{shard_key(spec, commit.unit)}", spec.bytes_of(self._schema.block_rows)
         offset, stored = self._index(key, spec, commit)[block].tolist()
         if offset == stored == _ABSENT:
             raise ValueError("the shard does not have the block")

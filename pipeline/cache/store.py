@@ -1,7 +1,8 @@
-"""The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit, an inner chunk is a block."""
+"""The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit's, an inner chunk has 64 rows."""
 
 import errno
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,29 @@ DAMAGED = (
 )  # what zarr raises for a damaged zarr.json
 
 Values = NDArray[Any]
+Constants = Mapping[str, NDArray[np.float32]]  # the arrays without rows, by name
+
+
+def constant_key(name: str) -> str:
+    """Return where the values of an array without rows lie; it has two axes."""
+    return f"{GROUP}/{name}/c/0/0"
+
+
+def constant_bytes(values: NDArray[np.float32]) -> bytes:
+    """Return the one chunk of an array without rows: its values and their CRC-32C."""
+    data = np.ascontiguousarray(values, "<f4").tobytes()
+    return data + int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+
+
+def constant_of(data: bytes, spec: ArraySpec) -> NDArray[np.float32]:
+    """Return the values of an array without rows; raises ValueError if its bytes are damaged."""
+    values: NDArray[np.float32] = np.frombuffer(without_checksum(data), "<f4").reshape(spec.item_shape)
+    return values.copy()  # writable
 
 
 def create_group(path: Path, schema: CacheSchema, units: int) -> None:
     """Create the group and its empty arrays for a number of units."""
-    attributes = {_ATTRIBUTE: schema.model_dump(mode="json"), "digest": schema.digest}
+    attributes = {_ATTRIBUTE: schema.values(), "digest": schema.digest}
     group = zarr.create_group(path, attributes=attributes)
     for spec in array_specs(schema).values():
         _create_array(group, spec, schema, units)
@@ -69,18 +88,6 @@ def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units
         fill_value=0,
         attributes={"name": spec.name},
     )
-
-
-def write_calibration(path: Path, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
-    """Fill the calibration arrays (M, D) of a new group."""
-    for name, values in (("channel_mean", mean), ("channel_std", std)):
-        _open_for_writing(path, name)[...] = values
-
-
-def _open_for_writing(path: Path, name: str) -> zarr.Array[Any]:
-    # write_empty_chunks is not stored with the array and open_array ignores its argument for it: without it a block of zeros would vanish
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        return zarr.open_array(path / name, mode="r+")
 
 
 def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
@@ -135,12 +142,6 @@ def _as_zarr_reads_it(data: bytes) -> dict[str, Any]:
     return metadata
 
 
-def read_calibration(folder: Folder, spec: ArraySpec) -> Values:
-    """Read an array without shards, one small file; raises ValueError if it is damaged, OSError if it cannot be read."""
-    data = without_checksum(folder.read(f"{GROUP}/{spec.name}/c" + "/0" * len(spec.item_shape)))
-    return np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(spec.item_shape).copy()  # writable
-
-
 def without_checksum(data: bytes) -> bytes:
     """Return what stands before the CRC-32C at the end of a chunk or an index; raises ValueError if that is not of these bytes."""
     if google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
@@ -192,7 +193,9 @@ def read_schema(folder: Folder) -> tuple[CacheSchema, str]:
     attributes = _read_attributes(folder)
     values: Mapping[str, Any] = attributes[_ATTRIBUTE]
     place = f"the schema of cache {folder.address!r}"
-    newer = _is_newer(place, str(values.get("version")))
+    version = str(values.get("version"))
+    _refuse_version(place, version)
+    newer = is_newer(version)
     digest = digest_of(values)
     if digest != attributes.get("digest"):
         raise CacheError(f"{place} does not match its digest: restore {GROUP}/zarr.json from a copy")
@@ -218,17 +221,20 @@ def _read_attributes(folder: Folder) -> Mapping[str, Any]:
     )
 
 
-def _is_newer(place: str, version: str) -> bool:
-    """Tell whether a version that can be read is newer than ours; raises CacheError for one that cannot."""
-    ours, theirs = SCHEMA_VERSION.split("."), version.split(".")
-    if version != SCHEMA_VERSION and (
-        ours[0] == "0" or theirs[0] != ours[0] or len(theirs) != 2 or not theirs[1].isdigit()
-    ):
+def is_newer(version: str) -> bool:
+    """Tell whether a version that can be read is newer than ours."""
+    return int(version.partition(".")[2]) > int(SCHEMA_VERSION.partition(".")[2])
+
+
+def _refuse_version(place: str, version: str) -> None:
+    """Raise CacheError unless a version has our major number; a minor number has no sign, leading zero or other script."""
+    major, _, minor = version.partition(".")
+    ours = SCHEMA_VERSION.partition(".")[0]
+    if major != ours or not re.fullmatch("0|[1-9][0-9]{0,5}", minor):
         raise CacheError(
-            f"{place} has version {version}, this program reads {SCHEMA_VERSION}: "
+            f"{place} has version {version}, this program reads {ours}.x: "
             "use the version of this program that made the cache, or extract it again"
         )
-    return version != SCHEMA_VERSION and int(theirs[1]) > int(ours[1])
 
 
 def shard_key(spec: ArraySpec, unit: int) -> str:
@@ -239,7 +245,7 @@ def shard_key(spec: ArraySpec, unit: int) -> str:
 def shard_bytes(spec: ArraySpec, schema: CacheSchema, rows: int) -> int:
     """Return the exact size of a shard that holds `rows` rows."""
     blocks = -(-rows // schema.block_rows)
-    return blocks * (spec.block_bytes(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
+    return blocks * (spec.bytes_of(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
 
 
 def index_bytes(schema: CacheSchema) -> int:

@@ -3,23 +3,21 @@
 Memory does not grow with the cache: commits are read one at a time, and of the units only rows and tar sizes are remembered.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import store
 from pipeline.cache.commit import COMMITS, Commit, committed, read_commit
+from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import SCHEMA_VERSION, array_specs
+from pipeline.cache.schema import array_specs
 from pipeline.cache.units import UNITS_FILE, Unit, read_units
 from pipeline.errors import CacheError
 
-_CALIBRATION = [f"{store.GROUP}/{name}/c/0/0" for name in ("channel_mean", "channel_std")]
 _PARTS = {store.GROUP, "views", COMMITS, "logs", UNITS_FILE}
 
 Committed = dict[int, tuple[int, int]]  # unit to its rows and the bytes of its view tar
@@ -86,21 +84,32 @@ def _verify_metadata(cache: Cache) -> Iterator[Finding]:
     for key, content in store.metadata_files(cache.folder, cache.schema, len(cache.units)).items():
         if not _is_metadata(cache, key, content):
             yield Finding(f"{key} is not what the schema says", metadata=key)
-    if not is_calibrated(cache):
+    for part in damaged_constants(cache):
         yield Finding(
-            "the calibration does not match its digest: the same extract-teacher command makes it again; else restore it"
+            f"the {part} does not match its digest: the same extract-teacher command makes it again; else restore it"
         )
 
 
-def is_calibrated(cache: Cache) -> bool:
-    """Compare the bytes of both arrays and their checksums: what their zarr.json says does not matter here."""
-    try:
-        files = [cache.folder.read(key) for key in _CALIBRATION]
-    except FileNotFoundError:
-        return False
-    digest = hashlib.sha256(b"".join(data[:-4] for data in files)).hexdigest()
-    whole = all(google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little") for data in files)
-    return whole and digest == cache.schema.calibration.sha256
+def damaged_constants(cache: Cache) -> list[str]:
+    """Return which of `calibration` and `final norm and projection` are damaged, whatever their zarr.json says."""
+    schema, specs = cache.schema, array_specs(cache.schema)
+    parts = {
+        "calibration": (("channel_mean", "channel_std"), schema.calibration.sha256),
+        "final norm and projection": (("post_norm", "projection"), schema.teacher.output_sha256),
+    }
+    damaged = []
+    for part, (names, digest) in parts.items():
+        there = [specs[name] for name in names if name in specs]
+        try:
+            found = [
+                store.constant_of(cache.folder.read(store.constant_key(spec.name)), spec) for spec in there
+            ]
+        except (FileNotFoundError, ValueError):
+            damaged.append(part)
+            continue
+        if there and digest_of_arrays(*found) != digest:
+            damaged.append(part)
+    return damaged
 
 
 def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
@@ -163,7 +172,7 @@ def fits(cache: Cache, commit: Commit, tar: str) -> bool:
     sizes = {key: record.size for key, record in commit.files.items() if key != tar}
     counts = {name: len(blocks) for name, blocks in commit.blocks.items()}
     blocks = dict.fromkeys((spec.name for spec in specs), -(-rows // schema.block_rows))
-    if schema.version == SCHEMA_VERSION:
+    if not store.is_newer(schema.version):
         return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
     newer = (
         shards.items() <= sizes.items() and blocks.items() <= counts.items()

@@ -73,7 +73,7 @@ def _verify_blocks(cache: Cache, commit: Commit) -> Iterator[str]:
 
 def _is_sound(cache: Cache, commit: Commit, block: int, name: str) -> bool:
     try:
-        cache.read_block(commit, block, [name])
+        cache.read_chunk(commit, block, [name])
     except CacheError:
         return False
     return True
@@ -85,7 +85,7 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     end: int | None = 0
     for block in range(-(-commit.rows // size)):
         try:
-            index = cache.read_block(commit, block, ["index"])["index"]
+            index = cache.read_chunk(commit, block, ["index"])["index"]
             data = cache.read_crops(commit, int(index[0, 1]), int(index[-1, 1] + index[-1, 2]))
         except CacheError:  # named by another check
             end = None

@@ -4,12 +4,10 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cache import store
 from pipeline.cache.commit import Commit, FileRecord, commit_key, committed, create_commit
-from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, array_specs
 from pipeline.cache.shards import ShardWriter
 from pipeline.cache.units import UNITS_FILE, Source, Unit, extended_units, parse_units, read_units, units_json
 from pipeline.storage.files import WrittenFile, flush_to_disk
@@ -22,28 +20,37 @@ def is_empty(folder: Folder) -> bool:
     return folder.names() <= {store.GROUP, "logs"}
 
 
-def create_cache(
-    folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> None:
-    """Create a cache without units; what another process has made already stays as it is. The cache exists when units.json does."""
+def with_digests(schema: CacheSchema, constants: store.Constants, images: int) -> CacheSchema:
+    """Return a schema that names the digests of its arrays without rows; the calibration is of so many images."""
+    mean, std, *output = (constants[name] for name, spec in array_specs(schema).items() if not spec.by_rows)
+    calibration = CalibrationSchema(pictures=images, sha256=digest_of_arrays(mean, std))
+    teacher = schema.teacher.model_copy(update={"output_sha256": digest_of_arrays(*output)})
+    return schema.model_copy(update={"calibration": calibration, "teacher": teacher})
+
+
+def create_cache(folder: Folder, schema: CacheSchema, constants: store.Constants) -> None:
+    """Create a cache without units from its schema and every array without rows, by name.
+
+    What another process has made already stays as it is. The cache exists when units.json does.
+    """
+    specs = {name: spec for name, spec in array_specs(schema).items() if not spec.by_rows}
+    shapes = {name: values.shape for name, values in constants.items()}
+    if shapes != {name: spec.item_shape for name, spec in specs.items()}:
+        raise ValueError(f"arrays without rows of shapes {shapes} for {list(specs)}")
     with folder.scratch() as scratch:
-        draft = scratch / store.GROUP
-        store.create_group(draft, schema, units=0)
-        store.write_calibration(draft, mean, std)
-        folder.take_tree(draft, store.GROUP, "zarr.json")
+        store.create_group(scratch / store.GROUP, schema, units=0)
+        for name, values in constants.items():
+            path = scratch / store.constant_key(name)
+            path.parent.mkdir(parents=True)
+            path.write_bytes(store.constant_bytes(values))
+        folder.take_tree(scratch / store.GROUP, store.GROUP, "zarr.json")
         folder.create(UNITS_FILE, units_json(()))
 
 
-def restore_calibration(
-    folder: Folder, schema: CacheSchema, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> None:
-    """Put the calibration (M, D) back in place of a damaged one."""
-    with folder.scratch() as scratch:
-        store.create_group(scratch / store.GROUP, schema, units=0)
-        store.write_calibration(scratch / store.GROUP, mean, std)
-        for key in ("channel_mean/c/0/0", "channel_std/c/0/0"):
-            flush_to_disk(scratch / store.GROUP / key)
-            folder.take(scratch / store.GROUP / key, f"{store.GROUP}/{key}")
+def restore_constants(folder: Folder, constants: store.Constants) -> None:
+    """Put arrays without rows back in place of damaged ones."""
+    for name, values in constants.items():
+        folder.replace(store.constant_key(name), store.constant_bytes(values))
 
 
 def extend_cache(

@@ -1,6 +1,7 @@
 """The channel statistics of a cache: of the first images of its first tars, so that every process finds the same."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,14 +23,20 @@ _BATCH = 32
 
 
 def calibrate(
-    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, teacher: Teacher, device: torch.device
+    shards: Sequence[SourceTar],
+    maker: ViewMaker,
+    decoder: Decoder,
+    teacher: Teacher,
+    device: torch.device,
+    by_source: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
     """Return channel mean and deviation (M, D) and the number of images they are of.
 
+    `by_source`: draw crops by the name of the tar too, as all caches but those of schema 1.0 do.
     Raises SourceError if there is no image, CacheError that names block and image if the teacher's features are not finite.
     """
     calibrator, count = Calibrator(), 0
-    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_IMAGES), _BATCH):
+    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_IMAGES, by_source), _BATCH):
         pixels = np.stack([sample.pixels[0] for sample in samples])
         hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
         moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
@@ -41,11 +48,12 @@ def calibrate(
 
 
 def first_samples(
-    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, limit: int
+    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, limit: int, by_source: bool = True
 ) -> Iterator[SampleViews]:
     """Yield the views of the first `limit` images that can be decoded; raises SourceError if there is none."""
     count = 0
     for shard in shards:
+        maker = replace(maker, source=shard.name if by_source else None)
         for sample in decoder.views(whole_samples(shard), maker):
             if isinstance(sample, SampleViews):
                 yield sample

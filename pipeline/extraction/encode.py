@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.schema import CacheSchema, feature_array
+from pipeline.cache.units import Unit
 from pipeline.errors import CacheError
 from pipeline.extraction.options import Precision
 from pipeline.runtime.device import DeviceEvent, SideStream, compiled, to_host
@@ -72,7 +73,7 @@ class EncodingBatch:
     """A batch that is on its way through a device: what is still there, and what comes to the host without being asked."""
 
     keys: Sequence[str]
-    view: int
+    unit: Unit
     codes: list[Tensor]  # M levels (n, T, W), all tokens
     stats: Tensor  # (n, T, M, 2 + G)
     importance: Tensor | None  # (n, N) float32, on the host once `done` has come
@@ -102,8 +103,8 @@ class FeatureEncoder:
         self._copies = SideStream(device)
         self._features = compiled(self.features) if device.type == "cuda" else self.features
 
-    def launch(self, pixels: Tensor, keys: Sequence[str], view: int) -> EncodingBatch:
-        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device; `keys` are the images', `view` is the number of all.
+    def launch(self, pixels: Tensor, keys: Sequence[str], unit: Unit) -> EncodingBatch:
+        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device, those of the images `keys` of a unit.
 
         What lies behind them fills up the batch.
         """
@@ -115,7 +116,7 @@ class FeatureEncoder:
             finite = to_host(stats[:count].isfinite().all())
         done = DeviceEvent(self.device, since=begun)
         return EncodingBatch(
-            keys, view, [part[:count] for part in codes], stats[:count], on_host, finite, done
+            keys, unit, [part[:count] for part in codes], stats[:count], on_host, finite, done
         )
 
     def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
@@ -137,9 +138,8 @@ class FeatureEncoder:
             refuse_features(batch.stats, self._schema.levels, batch.keys)
         if importance is not None:
             _refuse_importance(importance, batch.keys)
-        ranked = self._rank(
-            importance, batch.keys, batch.view
-        )  # on the host, while the device is at the next batch
+        # on the host, while the device is at the next batch
+        ranked = self._rank(importance, batch.keys, batch.unit)
         with self._copies.running():
             copied = {
                 name: to_host(values)
@@ -154,15 +154,16 @@ class FeatureEncoder:
         }
 
     def _rank(
-        self, importance: NDArray[np.float32] | None, keys: Sequence[str], view: int
+        self, importance: NDArray[np.float32] | None, keys: Sequence[str], unit: Unit
     ) -> NDArray[np.uint16] | None:
         """Return the patches (n, K) to store, in rank order; None for all."""
         schema = self._schema
         if schema.keep_rank is None:
             return None
+        source = schema.source_of_draws(unit.source)
         rates = [None] * len(keys) if importance is None else importance
         rankings = [
-            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, key, view)
+            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, source, key, unit.view)
             for rate, key in zip(rates, keys, strict=True)
         ]
         return np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)

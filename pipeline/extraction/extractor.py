@@ -137,7 +137,8 @@ class Extractor:
                 held.callback(tar.builders[-1].discard)
             tar.held = held.pop_all()
         self._open.append(tar)
-        return tar, ViewMaker(self._policy, tuple(unit.view for unit in missing), self._schema.view.format)
+        views, source = tuple(unit.view for unit in missing), self._schema.source_of_draws(shard.name)
+        return tar, ViewMaker(self._policy, views, self._schema.view.format, source)
 
     def _read(self, tar: _Tar) -> Iterator[list[SourceSample]]:
         """Yield a tar's samples in groups, as far as it can be read and nothing else is wrong with it."""

@@ -119,7 +119,7 @@ def _commit_bytes(schema: CacheSchema, rows: int) -> int:
 def _bytes_beside_units(schema: CacheSchema, units: int) -> int:
     """Bytes of metadata, calibration and list of units: they count where a cache is small."""
     specs = array_specs(schema).values()
-    calibration = sum(spec.block_bytes(1) for spec in specs if not spec.by_rows)
+    calibration = sum(spec.bytes_of(1) for spec in specs if not spec.by_rows)
     return (
         _METADATA_BYTES + _METADATA_BYTES_AN_ARRAY * len(specs) + calibration + _BYTES_A_LISTED_UNIT * units
     )

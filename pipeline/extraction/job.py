@@ -10,11 +10,12 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import Cache, calibration_digest
-from pipeline.cache.schema import CacheSchema, CalibrationSchema
+from pipeline.cache.digests import digest_of_arrays
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
-from pipeline.cache.verify import is_calibrated
-from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_calibration
+from pipeline.cache.verify import damaged_constants
+from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError
 from pipeline.extraction.calibration import calibrate
 from pipeline.extraction.description import build_schema, refuse_other_configuration
@@ -69,8 +70,8 @@ def _create(
     folder: Folder, schema: CacheSchema, options: ExtractionOptions, teacher: Teacher, decoder: Decoder
 ) -> None:
     mean, std, images = _calibration(options, teacher, decoder, schema)
-    calibration = CalibrationSchema(pictures=images, sha256=calibration_digest(mean, std))
-    create_cache(folder, schema.model_copy(update={"calibration": calibration}), mean, std)
+    constants = {"channel_mean": mean, "channel_std": std} | teacher.tower.output()
+    create_cache(folder, with_digests(schema, constants, images), constants)
 
 
 def _calibration(
@@ -80,21 +81,24 @@ def _calibration(
     if schema.code_format.largest_code is None:
         shape = (len(teacher.levels), teacher.facts.width)
         return np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
-    return calibrate(options.shards, options.maker, decoder, teacher, options.device)
+    by_source = schema.source_of_draws("") is not None
+    return calibrate(options.shards, options.maker, decoder, teacher, options.device, by_source)
 
 
 def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> Cache:
-    """Open the cache and, if its calibration is damaged, make it again; raises CacheError if that comes out otherwise than it was."""
+    """Open the cache and write its damaged arrays without rows again; raises CacheError if that comes out otherwise than it was."""
     cache = Cache(options.cache)
-    if not is_calibrated(cache):
+    damaged = damaged_constants(cache)
+    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+        restore_constants(cache.folder, teacher.tower.output())
+    if "calibration" in damaged:
         mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
-        if calibration_digest(mean, std) != cache.schema.calibration.sha256:
+        if digest_of_arrays(mean, std) != cache.schema.calibration.sha256:
             raise CacheError(
                 f"the calibration of cache {options.cache!r} is damaged, and the first images of these tars give another: "
                 "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction"
             )
-        restore_calibration(cache.folder, cache.schema, mean, std)
-        cache = Cache(options.cache)
+        restore_constants(cache.folder, {"channel_mean": mean, "channel_std": std})
     return cache
 
 

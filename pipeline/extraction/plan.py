@@ -88,7 +88,7 @@ def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int)
 
     Beside it come the programs themselves, and on a GPU what page-locked copies are rounded up by.
     """
-    view_bytes = sum(spec.block_bytes(1) for spec in array_specs(schema).values() if spec.by_rows)
+    view_bytes = sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
     return (

@@ -107,7 +107,7 @@ class UnitBuilder:
     def _launch(self, encoder: FeatureEncoder, pixels: PixelInput) -> EncodingBatch:
         keys = self._keys[self._launched : self._launched + pixels.filled]
         self._launched += len(keys)
-        batch = encoder.launch(pixels.batch(), keys, self._unit.view)
+        batch = encoder.launch(pixels.batch(), keys, self._unit)
         pixels.begin()
         return batch
 

@@ -53,7 +53,8 @@ def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Tea
         levels=schema.levels,
         precision=stored.precision if device.type == "cuda" else "float32",
     ).to(device)
-    here, there = (facts.model_dump(exclude={"precision"}) for facts in (teacher.facts, stored))
+    keys = stored.model_fields_set - {"precision"}
+    here, there = (facts.model_dump(include=keys) for facts in (teacher.facts, stored))
     differing = [
         f"{key}: {here[key]!r} here, {there[key]!r} in the cache" for key in here if here[key] != there[key]
     ]
@@ -68,7 +69,14 @@ def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Tea
 def compare_with_teacher(
     cache: Cache, teacher: Teacher, device: torch.device, rows: int
 ) -> list[LevelComparison]:
-    """Run the teacher on about `rows` stored crops, 16 from each of some chunks, and compare level by level."""
+    """Run the teacher on about `rows` stored crops, 16 from each of some chunks, and compare level by level.
+
+    Raises CacheError if the stored final norm or projection is not the teacher's.
+    """
+    output = teacher.tower.output()
+    for name, values in cache.teacher_output().items():
+        if not np.array_equal(values, output[name]):
+            raise CacheError(f"array {name!r} of cache {cache.address!r} is not its teacher's; extract again")
     mean, std = (torch.from_numpy(values) for values in cache.calibration())
     decoder, rounding = TargetDecoder(mean, std, cache.schema.encoding), _tolerance(cache)[0]
     counts, cosines, errors, within = [], [], [], []

@@ -1,4 +1,4 @@
-"""Distances between prediction and target, and the forms of target that one cache of whitened features can serve."""
+"""Distances between prediction and target."""
 
 from typing import Literal
 
@@ -10,23 +10,6 @@ LossKind = Literal["smooth_l1", "l1", "l2", "cosine"]
 TargetKind = Literal["whiten", "none", "l2", "post_norm"]
 
 
-def normalise_target(
-    whitened: Tensor, mean: Tensor, std: Tensor, kind: TargetKind, post_norm: Tensor | None = None
-) -> Tensor:
-    """Return the target (..., D) of a kind from whitened features (..., D) and each token's mean and std (...).
-
-    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm` applies weight and bias
-    (2, D) of the tower's final norm and whitens again, as feature distillation does. All but the first are at least float32.
-    """
-    if kind == "whiten":
-        return whitened
-    if kind == "post_norm":
-        assert post_norm is not None
-        return F.layer_norm(_exact(whitened) * post_norm[0] + post_norm[1], whitened.shape[-1:])
-    raw = _exact(whitened) * _exact(std)[..., None] + _exact(mean)[..., None]
-    return raw if kind == "none" else F.normalize(raw, dim=-1)
-
-
 def distance(prediction: Tensor, target: Tensor, kind: LossKind, beta: float = 1.0) -> Tensor:
     """Return the mean distance () of predictions and targets (B, T, D), in at least float32 also under autocast.
 
@@ -36,7 +19,7 @@ def distance(prediction: Tensor, target: Tensor, kind: LossKind, beta: float = 1
     assert prediction.shape == target.shape, (
         f"predictions {tuple(prediction.shape)} for targets {tuple(target.shape)}"
     )
-    prediction, target = _exact(prediction), _exact(target)
+    prediction, target = exact(prediction), exact(target)
     if kind == "cosine":
         return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
     if kind == "smooth_l1":
@@ -48,6 +31,6 @@ def distance(prediction: Tensor, target: Tensor, kind: LossKind, beta: float = 1
     return distances.mean(-1).mean()
 
 
-def _exact(values: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
     """Return half precision as float32, anything finer as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

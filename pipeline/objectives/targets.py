@@ -1,13 +1,40 @@
-"""Where targets come from: a cache, or the teacher itself in the loop. Either way they pass one seam, a module from Batch to Targets."""
+"""Where targets come from: a cache, or the teacher itself in the loop. Either way they pass one seam, a module from Batch to Targets.
+
+One cache of whitened features serves every form of target, see `make_target`.
+"""
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.cache.encoding import TargetDecoder, whiten
-from pipeline.objectives.losses import TargetKind, normalise_target
+from pipeline.cache.encoding import WHITENING_EPS, TargetDecoder, normed, whiten
+from pipeline.objectives.losses import TargetKind, exact
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import Batch, MaskedView, Objective, Targets
+
+
+def make_target(
+    whitened: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    kind: TargetKind,
+    post_norm: Tensor | None = None,
+    eps: float = WHITENING_EPS,
+) -> Tensor:
+    """Return the target (..., D) of a kind from whitened features (..., D) and each token's mean and std (...).
+
+    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm` applies the tower's final
+    norm, gamma and beta (2, D), and whitens again, as feature distillation does. All but the first are at least float32.
+    """
+    if kind == "whiten":
+        return whitened
+    whitened, std = exact(whitened), exact(std)
+    if kind == "post_norm":
+        assert post_norm is not None
+        return F.layer_norm(normed(whitened, std, post_norm, eps), whitened.shape[-1:])
+    raw = whitened * std[..., None] + exact(mean)[..., None]
+    return raw if kind == "none" else F.normalize(raw, dim=-1)
 
 
 class CachedTargets(nn.Module):
@@ -18,10 +45,16 @@ class CachedTargets(nn.Module):
 
     post_norm: Tensor | None
 
-    def __init__(self, decoder: TargetDecoder, kind: TargetKind, post_norm: Tensor | None = None) -> None:
-        """Take the decoder of the M chosen levels, and the weight and bias (2, D) of the tower's final norm where `kind` needs them."""
+    def __init__(
+        self,
+        decoder: TargetDecoder,
+        kind: TargetKind,
+        post_norm: Tensor | None = None,
+        eps: float = WHITENING_EPS,
+    ) -> None:
+        """Take the decoder of the M chosen levels, and the tower's final norm (2, D) where `kind` needs it."""
         super().__init__()
-        self.decoder, self.kind = decoder, kind
+        self.decoder, self.kind, self._eps = decoder, kind, eps
         self.register_buffer("post_norm", post_norm)
 
     def forward(self, batch: Batch) -> Targets:
@@ -34,7 +67,7 @@ class CachedTargets(nn.Module):
         levels = zip(batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1), strict=True)
         first = len(self.decoder.channel_mean) - batch[f"{part}_codes"].shape[1]
         return [
-            normalise_target(*self.decoder.level(level, *stored), self.kind, self.post_norm)
+            make_target(*self.decoder.level(level, *stored), self.kind, self.post_norm, self._eps)
             for level, stored in enumerate(levels, first)
         ]
 
@@ -52,10 +85,11 @@ class TeacherTargets(nn.Module):
         kind: TargetKind,
         needs: Needs,
         post_norm: Tensor | None = None,
+        eps: float = WHITENING_EPS,
     ) -> None:
         super().__init__()
         self._hidden_states, self._has_cls = hidden_states, has_cls
-        self.kind, self.needs, self.post_norm = kind, needs, post_norm
+        self.kind, self.needs, self.post_norm, self._eps = kind, needs, post_norm, eps
 
     def forward(self, batch: Batch) -> Targets:
         """Compute the targets of visible and hidden tokens that the objective needs."""
@@ -67,7 +101,7 @@ class TeacherTargets(nn.Module):
                 tokens = nn.functional.pad(tokens, (1, 0))
             for level in levels:
                 chosen = states[level].gather(1, tokens[..., None].expand(-1, -1, states[level].shape[-1]))
-                found[part].append(normalise_target(*whiten(chosen), self.kind, self.post_norm))
+                found[part].append(make_target(*whiten(chosen), self.kind, self.post_norm, self._eps))
         return Targets(**found)
 
 

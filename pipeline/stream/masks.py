@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
-from pipeline.seeding import generator
+from pipeline.seeding import generator, sample_keys
 from pipeline.views.masking import (
     MaskConfig,
     draw_around_blocks,
@@ -59,19 +59,22 @@ class MaskSource:
             return ("tokens",)
         return ("attention",) if self._strategy == "attention" else ()
 
-    def draw(self, arrays: Mapping[str, NDArray[Any]], keys: list[str], view: int, epoch: int) -> BlockMasks:
-        """Draw the masks of samples of one view, from their rows of `arrays`."""
+    def draw(
+        self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
+    ) -> BlockMasks:
+        """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
+        source_of_draws = self._schema.source_of_draws(source)
         if self._schema.keep < 1:
             kept = arrays["tokens"][:, : self.count].astype(np.int64)
             rows = np.argsort(kept, axis=1)
             return self._masks(np.take_along_axis(kept, rows, axis=1), rows)
         if self._strategy == "block":
-            generators = (self._draws(key, view, epoch) for key in keys)
+            generators = (self._draws(source_of_draws, key, view, epoch) for key in keys)
             visible = np.stack([draw_around_blocks(self._schema.grid, self.count, rng) for rng in generators])
             return self._masks(visible, visible)
         arrivals = np.empty((len(keys), self._schema.patches))
         for row, key in enumerate(keys):
-            self._draws(key, view, epoch).standard_exponential(out=arrivals[row])
+            self._draws(source_of_draws, key, view, epoch).standard_exponential(out=arrivals[row])
         importance = arrays["attention"] if self.arrays else None
         visible = np.sort(rank_by_arrival(self._strategy, importance, arrivals)[:, : self.count], axis=1)
         return self._masks(visible, visible)
@@ -87,11 +90,11 @@ class MaskSource:
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
         return BlockMasks(visible, hidden, shown, tokens)
 
-    def _draws(self, key: str, view: int, epoch: int) -> np.random.Generator:
+    def _draws(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
         """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
         if self._redraw or self._strategy == "block":
-            return generator(self._seed, "mask", epoch, key)
-        return rank_generator(self._schema.view.seed, key, view)
+            return generator(self._seed, "mask", epoch, *sample_keys(source, key))
+        return rank_generator(self._schema.view.seed, source, key, view)
 
 
 def _refuse_impossible(schema: CacheSchema, mask: MaskConfig) -> None:

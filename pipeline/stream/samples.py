@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.join import JoinedBlock, decode_crop, read_joined
+from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, array_specs, feature_array
 from pipeline.errors import CacheError
@@ -91,7 +91,7 @@ class WindowReader:
         """Bytes of a block as it is read; of the crops, the most that they can be but for headers."""
         schema, specs = self._cache.schema, array_specs(self._cache.schema)
         crops = schema.block_rows * 3 * schema.view.image_size**2
-        return crops + sum(specs[name].block_bytes(schema.block_rows) for name in ("index", *self.arrays))
+        return crops + sum(specs[name].bytes_of(schema.block_rows) for name in ("index", *self.arrays))
 
     @property
     def most_ahead(self) -> int:
@@ -126,16 +126,16 @@ class WindowReader:
         places[(places < 0) | (places >= part.count)] = -1
         return np.split(places, np.cumsum(part.window.blocks[:-1, 2]))
 
-    def _read_block(self, found: tuple[Window, list[int]]) -> JoinedBlock:
+    def _read_block(self, found: tuple[Window, list[int]]) -> JoinedChunk:
         place, block, rows = found[1]
         pinned, first = self._spec.order.units[place], block * self._cache.schema.block_rows
         with named(f"in {self._cache.units[int(pinned['unit'])].name}, rows {first} to {first + rows - 1}"):
             return read_joined(self._cache, self._cache.pinned_commit(pinned), block, self.arrays)
 
-    def _scatter(self, block: JoinedBlock, places: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
+    def _scatter(self, block: JoinedChunk, places: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of a block's rows to their places: each value once, from where it was read."""
         with named(f"in {block.name}"):
-            masks = self._masks.draw(block.arrays, block.keys, block.view, epoch)
+            masks = self._masks.draw(block.arrays, block.source, block.keys, block.view, epoch)
         parts = [
             (
                 arrays[f"{part}_codes"],
@@ -167,7 +167,7 @@ class WindowReader:
             raise
 
     def _stored(
-        self, block: JoinedBlock, levels: tuple[int, ...]
+        self, block: JoinedChunk, levels: tuple[int, ...]
     ) -> tuple[list[NDArray[Any]], NDArray[np.float16]]:
         """Return the codes of each level and the stats of all of them."""
         stored = self._cache.schema.levels

@@ -1,5 +1,6 @@
 """From an address to a teacher: `open_clip:MODEL/TAG`, `open_clip:local-dir:PATH` or `timm:MODEL[.TAG]`; tag `random` means untrained."""
 
+from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.schema import TeacherFacts
 from pipeline.teacher.open_clip_zoo import load_open_clip
 from pipeline.teacher.request import RANDOM, resolve_levels, split_address, student_grid
@@ -51,6 +52,9 @@ def fit_teacher(
         has_cls=tower.has_cls,
         has_importance=tower.importance is not None,
         precision=precision,
+        post_norm_eps=tower.post_norm.eps if tower.post_norm else None,
+        projection_width=None if tower.projection is None else tower.projection.shape[1],
+        output_sha256=digest_of_arrays(*tower.output().values()),
     )
     chosen = resolve_levels(levels, tower.depth) if isinstance(levels, str) else levels
     return Teacher(tower, facts, chosen, grid)

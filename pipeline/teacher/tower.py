@@ -1,10 +1,12 @@
 """One shape for both libraries' vision towers: block outputs with all tokens, the final norm, the importance, positions on our grid."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer as OpenClipViT
 from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
@@ -41,8 +43,22 @@ class Tower:
     prefix: int  # tokens before the patches: CLS, distillation, registers
     has_cls: bool
     final_norm: nn.Module
+    post_norm: nn.LayerNorm | None  # the final norm, if every token passes it before any pooling
+    projection: Tensor | None  # (D, E): what comes after it and is linear in a token
     outputs: Callable[[Tensor, list[int]], list[Tensor]]
     importance: Importance | None
+
+    def output(self) -> dict[str, NDArray[np.float32]]:
+        """Return what the tower does to a token after its last block, on the host: arrays by their name in a cache.
+
+        `post_norm` (2, D) is gamma and beta of the final norm, `projection` (D, E) comes after it; a tower may have neither.
+        """
+        found = {}
+        if self.post_norm:
+            found["post_norm"] = torch.stack([self.post_norm.weight, self.post_norm.bias])
+        if self.projection is not None:
+            found["projection"] = self.projection
+        return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
 
 def require_plain(model: nn.Module, spec: str) -> None:
@@ -65,10 +81,31 @@ def _fault(model: TimmViT) -> str | None:
     return f"is a {name} made of {type(odd[0]).__name__}" if odd else None
 
 
+def _affine(norm: nn.Module) -> nn.LayerNorm | None:
+    """Return a norm if it is a LayerNorm over the channels with gamma and beta."""
+    if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
+        return norm
+    return None
+
+
+def _timm_projection(model: TimmModel, tower: Tower) -> Tensor | None:
+    """Return the projection (D, E) of open_clip's head behind a timm trunk, if it is linear in the normed tokens."""
+    linear = getattr(model.head, "proj", None)
+    pooled = (
+        model.trunk.attn_pool is not None
+        or tower.post_norm is None
+        or {name for name, _ in model.head.named_children()} - {"drop", "proj"}
+    )
+    if pooled or not isinstance(linear, nn.Linear) or linear.bias is not None:
+        return None
+    return linear.weight.detach().T
+
+
 def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
     """Fit a loaded tower to a grid (its positions are replaced); raises ConfigError for what is no plain ViT."""
     if isinstance(module, TimmModel):
         tower = build_tower(module.trunk, spec, grid)
+        tower = replace(tower, projection=_timm_projection(module, tower))
     elif isinstance(module, OpenClipViT):
         tower = _open_clip_tower(module, grid)
     else:
@@ -89,6 +126,8 @@ def _timm_tower(model: TimmViT, grid: int) -> Tower:
         prefix=model.num_prefix_tokens,
         has_cls=model.has_class_token,
         final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
+        post_norm=_affine(model.norm),
+        projection=None,
         outputs=partial(_timm_outputs, model),
         importance=_timm_importance(model),
     )
@@ -137,6 +176,8 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
     visual.grid_size = (grid, grid)
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
+    by_token = visual.attn_pool is None and not visual.final_ln_after_pool
+    post_norm = _affine(visual.ln_post) if by_token else None
     return Tower(
         module=visual,
         depth=len(blocks),
@@ -146,6 +187,8 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
         has_cls=True,
         # with an attention pool (CoCa), ln_post follows the pool and the tokens are normed by the pool itself
         final_norm=visual.ln_post if visual.attn_pool is None else visual.attn_pool.ln_k,
+        post_norm=post_norm,
+        projection=visual.proj.detach() if post_norm and visual.proj is not None else None,
         outputs=partial(_open_clip_outputs, visual),
         importance=Importance(
             last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)

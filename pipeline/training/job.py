@@ -38,7 +38,7 @@ from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser, build_schedule
 from pipeline.training.run_folder import MetricsLog, write_run
-from pipeline.training.targets import cached_targets, post_norm
+from pipeline.training.targets import cached_targets, refuse_target
 from pipeline.training.trainer import Metrics, Trainer
 
 _VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
@@ -132,7 +132,7 @@ def build_job(
     spec = StreamSpec(
         cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size), needs
     )
-    post_norm(cache, config.objective.target)
+    refuse_target(cache, levels, config.objective.target)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)

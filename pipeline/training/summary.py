@@ -83,7 +83,7 @@ def _masked_images(job: TrainingJob, cache: Cache) -> Iterator[MaskedImage]:
     masks = MaskSource(schema, job.config.mask, job.config.train.seed)
     shown = ["attention"] if schema.teacher.has_importance else []
     block = read_joined(cache, commit, 0, sorted({*masks.arrays, *shown}))
-    visible = masks.draw(block.arrays, block.keys, commit.view, epoch=0).visible
+    visible = masks.draw(block.arrays, block.source, block.keys, commit.view, epoch=0).visible
     for row, (key, crop) in enumerate(zip(block.keys[:_IMAGES], block.crops[:_IMAGES], strict=True)):
         importance = block.arrays["attention"][row] if shown else None
         yield MaskedImage(

@@ -1,4 +1,4 @@
-"""The crop and flip of a view, drawn from (seed, sample key, view): RandomResizedCrop (Szegedy et al. 2015) with keyed randomness."""
+"""The crop and flip of a view, drawn from (seed, source tar, sample key, view): RandomResizedCrop (Szegedy et al. 2015) with keyed randomness."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from pipeline.seeding import generator
+from pipeline.seeding import generator, sample_keys
 from pipeline.views.codec import Pixels
 
 RESIZE = "torchvision bicubic antialias uint8"
@@ -51,9 +51,14 @@ class CropPolicy:
     seed: int
 
 
-def draw_crop(policy: CropPolicy, key: str, view: int, width: int, height: int) -> CropBox:
-    """Draw the box of view `view` of sample `key`; with scale (1, 1) it is the largest centred square."""
-    rng = generator(policy.seed, "view", key, view)
+def draw_crop(
+    policy: CropPolicy, source: str | None, key: str, view: int, width: int, height: int
+) -> CropBox:
+    """Draw the box of view `view` of sample `key` of a source tar; with scale (1, 1) it is the largest centred square.
+
+    `source` is None in caches of schema 1.0, whose draws do not depend on the tar.
+    """
+    rng = generator(policy.seed, "view", *sample_keys(source, key), view)
     left, top, crop_width, crop_height = _draw_box(policy, rng, width, height)
     flip = bool(rng.random() < policy.flip)
     return CropBox(left, top, crop_width, crop_height, flip, width, height)

@@ -29,11 +29,15 @@ class SampleViews:
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Makes chosen views of a sample; a picklable function."""
+    """Makes chosen views of the samples of a source tar; a picklable function.
+
+    `source` names the tar, by which crops are drawn; None in caches of schema 1.0.
+    """
 
     policy: CropPolicy
     views: tuple[int, ...]
     view_format: ViewFormat
+    source: str | None = None
 
     def __call__(self, sample: SourceSample) -> SampleViews | SkippedImage:
         """Return the views, or why the sample is skipped."""
@@ -47,7 +51,8 @@ class ViewMaker:
             raise SourceError(sample.fault)
         source = decode_image(sample.image)
         boxes = [
-            draw_crop(self.policy, sample.key, view, source.shape[1], source.shape[0]) for view in self.views
+            draw_crop(self.policy, self.source, sample.key, view, source.shape[1], source.shape[0])
+            for view in self.views
         ]
         crops = [encode_view(cut_crop(source, box, self.policy.size), self.view_format) for box in boxes]
         pixels = np.stack([decode_view(crop, self.view_format) for crop in crops])

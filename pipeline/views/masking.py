@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.seeding import generator
+from pipeline.seeding import generator, sample_keys
 
 RankStrategy = Literal["attention", "random"]
 Strategy = Literal["attention", "random", "block"]
@@ -118,16 +118,20 @@ def rank_of_view(
     importance: NDArray[np.float32] | None,
     patches: int,
     seed: int,
+    source: str | None,
     key: str,
     view: int,
 ) -> NDArray[np.int64]:
-    """Return the one ranking (N,) int64 of a view of an image, whatever the epoch; `seed` is that of the cache's views."""
-    return rank_patches(strategy, importance, patches, rank_generator(seed, key, view))
+    """Return the one ranking (N,) int64 of a view of an image, whatever the epoch; `seed` is that of the cache's views.
+
+    `source` is the source tar, None in caches of schema 1.0.
+    """
+    return rank_patches(strategy, importance, patches, rank_generator(seed, source, key, view))
 
 
-def rank_generator(seed: int, key: str, view: int) -> np.random.Generator:
+def rank_generator(seed: int, source: str | None, key: str, view: int) -> np.random.Generator:
     """Return what the ranking of a view of an image is drawn from."""
-    return generator(seed, "rank", key, view)
+    return generator(seed, "rank", *sample_keys(source, key), view)
 
 
 def _checked_importance(

@@ -29,7 +29,7 @@ def test_raw_reads_are_of_the_bytes_that_the_cache_gives(bench):
             start = 0
             assert read_raw(ranges, memoryview(buffer)) == len(buffer)
             for name, (_, _, length) in zip(NAMES, ranges, strict=True):
-                values = cache.read_block(commit, chunk, [name])[name]
+                values = cache.read_chunk(commit, chunk, [name])[name]
                 raw = np.frombuffer(buffer, values.dtype, values.size, start)
                 np.testing.assert_array_equal(raw, values.ravel(), err_msg=name)
                 start += length

@@ -24,11 +24,11 @@ def test_a_synthetic_cache_is_sound_and_has_real_crops(small_cache_path, tmp_pat
     assert list(verify_quickly(cache)) == []
     assert [found for unit in cache.units for found in verify_unit(cache, unit)] == []
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [66, 66]
-    rows = cache.read_block(next(cache.commits()), 0, ["features/block_05", "stats", "index"])
+    rows = cache.read_chunk(next(cache.commits()), 0, ["features/block_05", "stats", "index"])
     assert rows["index"][:4, 4].tolist() == [0, 1, 2, 3]
     assert len(np.unique(rows["features/block_05"])) > 200
     if kept:
-        assert len(np.unique(cache.read_block(next(cache.commits()), 0, ["tokens"])["tokens"][0])) == 8
+        assert len(np.unique(cache.read_chunk(next(cache.commits()), 0, ["tokens"])["tokens"][0])) == 8
 
 
 def test_drawn_images_are_as_large_as_photographs(tmp_path):

@@ -29,7 +29,7 @@ def b16_schema(encoding, keep):
 def row_bytes(schema):
     """Bytes of one row of features and stats, without the checksum of its block."""
     return sum(
-        spec.block_bytes(1)
+        spec.bytes_of(1)
         for name, spec in array_specs(schema).items()
         if name.startswith("features/") or name == "stats"
     )

@@ -8,8 +8,7 @@ import numpy as np
 from caches import make_schema
 
 from pipeline.cache.commit import Commit, FileRecord, commit_key
-from pipeline.cache.digests import sealed
-from pipeline.cache.reader import calibration_digest
+from pipeline.cache.digests import digest_of_arrays, sealed
 from pipeline.cache.schema import CalibrationSchema, array_specs
 from pipeline.cache.store import GROUP, shard_bytes, shard_key
 from pipeline.cache.writer import create_cache, extend_cache
@@ -23,9 +22,9 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
     folder, plain = open_folder(path), make_schema(levels=(7, 8, 9, 10, 11), width=768, image_size=224)
     mean, std = (np.full((5, 768), value, np.float32) for value in (0.0, 1.0))
     schema = plain.model_copy(
-        update={"calibration": CalibrationSchema(pictures=256, sha256=calibration_digest(mean, std))}
+        update={"calibration": CalibrationSchema(pictures=256, sha256=digest_of_arrays(mean, std))}
     )
-    create_cache(folder, schema, mean, std)
+    create_cache(folder, schema, {"channel_mean": mean, "channel_std": std})
     units = extend_cache(
         folder,
         schema,

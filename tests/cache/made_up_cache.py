@@ -40,7 +40,7 @@ def expected_files(schema, units, finished):
     specs = array_specs(schema).values()
     names = {"units.json", "targets.zarr/zarr.json", "targets.zarr/features/zarr.json"}
     names |= {f"targets.zarr/{spec.name}/zarr.json" for spec in specs}
-    names |= {f"targets.zarr/{name}/c/0/0" for name in ("channel_mean", "channel_std")}
+    names |= {f"targets.zarr/{spec.name}/c/0/0" for spec in specs if not spec.by_rows}
     for unit in units[:finished]:
         names |= {f"targets.zarr/{store.shard_key(spec, unit.unit)}" for spec in specs if spec.by_rows}
         names |= {f"views/{unit.stem}.tar", f"commits/{unit.stem}.json"}
@@ -55,6 +55,6 @@ def read_all(path):
         for block in range(2):
             found |= {
                 (commit.unit, block, name): rows
-                for name, rows in cache.read_block(commit, block, ARRAYS).items()
+                for name, rows in cache.read_chunk(commit, block, ARRAYS).items()
             }
     return found

@@ -121,7 +121,7 @@ def request_table():
         "files",
         "bytes of its commit",
         "PUT and POST",
-        "GET a block",
+        "GET a chunk",
         "largest GET, MB",
         "GB to extract 1 view",
         "GB to extract 4 views",
@@ -130,7 +130,7 @@ def request_table():
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
         largest = max(
-            spec.block_bytes(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows
+            spec.bytes_of(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows
         )
         memory = [f"{_peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
         counts = [

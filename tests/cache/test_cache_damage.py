@@ -97,7 +97,7 @@ def test_swapped_blocks_are_noticed(made):
         ("commits/b.v00.json", r"commit '.*b\.v00\.json' (is damaged|belongs to another)"),
         ("targets.zarr/stats/zarr.json", "array 'stats' of "),
         ("targets.zarr/channel_std/zarr.json", "array 'channel_std' of |calibration"),
-        ("targets.zarr/channel_std/c/0/0", "array 'channel_std' of calibration cannot be read"),
+        ("targets.zarr/channel_std/c/0/0", "array 'channel_std' of"),
     ],
 )
 def test_a_flipped_bit_in_a_small_file_is_noticed_or_does_not_matter(made, name, message):

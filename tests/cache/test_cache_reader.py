@@ -39,7 +39,7 @@ def test_another_version_is_refused_by_name(made, version):
     values["attributes"]["digest"] = digest_of(schema)
     file.write_text(json.dumps(values))
     with pytest.raises(
-        CacheError, match=rf"has version {version}, this program reads 1\.0: use the version of this program"
+        CacheError, match=rf"has version {version}, this program reads 1\.x: use the version of this program"
     ):
         Cache(path)
 
@@ -62,7 +62,7 @@ def test_a_newer_minor_version_is_read_without_what_it_adds(made):
     assert (cache.schema.version, cache.digest) == ("1.7", digest_of(schema))
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [ROWS, ROWS]
     np.testing.assert_array_equal(
-        cache.read_block(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64]
+        cache.read_chunk(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64]
     )
     assert list(verify_quickly(cache)) == []
 
@@ -138,17 +138,17 @@ def test_a_reader_goes_on_while_the_cache_grows(made):
     path, arrays = made
     cache = Cache(path)
     commits, pinned = tuple(cache.commits()), cache.finished(None, allow_partial=False)
-    before = cache.read_block(commits[0], 0, ["stats"])["stats"]
+    before = cache.read_chunk(commits[0], 0, ["stats"])["stats"]
     units = extend_cache(cache.folder, cache.schema, [*SOURCES, ("c.tar", 7)], 2, ())
     _, new = caches.publish(path, cache.schema, units[-1])
-    np.testing.assert_array_equal(cache.read_block(commits[0], 0, ["stats"])["stats"], before)
+    np.testing.assert_array_equal(cache.read_chunk(commits[0], 0, ["stats"])["stats"], before)
     for name in ARRAYS:  # opened before and after the growth
-        np.testing.assert_array_equal(cache.read_block(commits[1], 1, [name])[name], arrays[1][name][64:])
+        np.testing.assert_array_equal(cache.read_chunk(commits[1], 1, [name])[name], arrays[1][name][64:])
     assert cache.finished(None, allow_partial=False).tolist() == pinned.tolist()
     grown = Cache(path)
     assert [commit.unit for commit in tuple(grown.commits())] == [0, 1, 5]
     np.testing.assert_array_equal(
-        grown.read_block(tuple(grown.commits())[2], 1, ["index"])["index"], new["index"][64:]
+        grown.read_chunk(tuple(grown.commits())[2], 1, ["index"])["index"], new["index"][64:]
     )
 
 

@@ -49,7 +49,9 @@ def test_a_cache_may_be_made_in_an_empty_folder_but_not_over_another_thing(tmp_p
 def test_a_creation_that_fails_leaves_no_cache_and_can_be_repeated(tmp_path):
     folder = open_folder(tmp_path / "a.cache")
     with pytest.raises(ValueError, match=r".+"):
-        create_cache(folder, make_schema(), np.zeros((9, 9), np.float32), np.zeros((9, 9), np.float32))
+        create_cache(
+            folder, make_schema(), {name: np.full((2, 64), "x") for name in ("channel_mean", "channel_std")}
+        )
     assert is_empty(folder)
     assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
     caches.empty(tmp_path / "a.cache")

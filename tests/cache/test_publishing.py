@@ -108,7 +108,7 @@ def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     assert sum(published for published, _ in results) == 1
     arrays = next(arrays for published, arrays in results if published)
     cache = Cache(path)
-    for name, rows in cache.read_block(next(cache.commits()), 0, arrays).items():
+    for name, rows in cache.read_chunk(next(cache.commits()), 0, arrays).items():
         np.testing.assert_array_equal(rows, arrays[name][:64])
 
 
@@ -137,7 +137,7 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
     published, arrays = caches.publish(path, schema, unit)
     assert published
     cache = Cache(path)
-    for name, rows in cache.read_block(next(cache.commits()), 1, arrays).items():
+    for name, rows in cache.read_chunk(next(cache.commits()), 1, arrays).items():
         np.testing.assert_array_equal(rows, arrays[name][64:])
     assert set(files_of(path)) == expected_files(schema, [unit], 1)
 
@@ -203,5 +203,5 @@ def test_logs_are_not_needed(tmp_path):
     shutil.rmtree(tmp_path / "a.cache" / "logs")
     cache = Cache(tmp_path / "a.cache")
     np.testing.assert_array_equal(
-        cache.read_block(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64]
+        cache.read_chunk(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64]
     )

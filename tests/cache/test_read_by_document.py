@@ -102,6 +102,8 @@ def test_features_are_within_the_stated_bound(made):
             states = stored_tokens(hidden[place], read["tokens"], schema)
             true = whitened(states)
             rounding = 2.0**-20 * (abs(true) + abs(group["channel_mean"][place]))
+            offset = states.mean(-1, keepdims=True) / (states.std(-1, keepdims=True) + 1e-9)
+            rounding += 2.0**-22 * (1 + abs(offset))  # torch adds up in another order than the extraction
             assert read["whitened"].shape == true.shape
             assert (abs(read["whitened"] - true) <= read["bound"] + rounding).all()
             assert (
@@ -128,7 +130,8 @@ def test_stored_tokens_are_the_first_of_the_ranking_of_the_document(made):
         read = READ_UNIT(path, number, schema["levels"][0])
         for row, sample in enumerate(read["samples"]):
             key = crop_of(sample)[0]
-            text = repr((schema["view"]["seed"], "rank", key, listed[number]["view"]))
+            unit = listed[number]
+            text = repr((schema["view"]["seed"], "rank", unit["source"], key, unit["view"]))
             seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
             arrivals = np.random.Generator(np.random.Philox(key=seed)).standard_exponential(16)
             if schema["keep_rank"] == "attention":
@@ -199,6 +202,8 @@ def test_digests_and_checksums_are_those_of_the_document(made):
     assert group.attrs["digest"] == digest(schema)
     calibration = group["channel_mean"][:].tobytes() + group["channel_std"][:].tobytes()
     assert schema["calibration"]["sha256"] == hashlib.sha256(calibration).hexdigest()
+    output = b"".join(group[name][:].tobytes() for name in ("post_norm", "projection") if name in group)
+    assert schema["teacher"]["output_sha256"] == hashlib.sha256(output).hexdigest()
     listed = json.loads((path / "units.json").read_text())
     assert (listed["digest"], listed["rows_per_unit"]) == (digest(listed), schema["unit_rows"])
     commits = [json.loads(file.read_text()) for file in (path / "commits").iterdir()]

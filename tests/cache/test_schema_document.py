@@ -27,6 +27,9 @@ SCHEMAS = {
     "kept by attention": make_schema(keep=0.5, keep_rank="attention"),
     "no importance, no CLS": make_schema(has_cls=False, has_importance=False),
     "width 96, one level": make_schema(width=96, levels=(11,)),
+    "norm and projection": make_schema(post_norm_eps=1e-6, projection_width=24),
+    "norm alone": make_schema(post_norm_eps=0.0),
+    "version 1.0": make_schema().in_version("1.0"),
     "large": make_schema(width=1280, image_size=224, levels=(7, 8, 9, 10, 11), keep=0.3, has_cls=False),
 }
 MODELS = {
@@ -172,6 +175,8 @@ def test_the_version_is_the_code_s():
         ('`"random"` or null', '`"random"`'),
         ("| `attention` | `rows, N` | `float32`", "| `attention` | `rows, N` | `float16`"),
         ("if `teacher.has_importance`", "always"),
+        ("| `projection` | `D, E` | `float32` | `D, E`", "| `projection` | `E, D` | `float32` | `E, D`"),
+        ("if `teacher.post_norm_eps is not None`", "if `teacher.post_norm_eps`"),
         ("| `channel_std` | `M, D`", "| `channel_dev` | `M, D`"),
         ("`unit_rows, 5`", "`block_rows, 5`"),
         ("| `K + teacher.has_cls` |", "| `K + 1` |"),

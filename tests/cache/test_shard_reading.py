@@ -31,7 +31,7 @@ def test_blocks_are_what_stock_zarr_reads(tmp_path, changes):
     for commit in cache.commits():
         for block in range(2):
             start = commit.unit * 16384 + 64 * block
-            for name, values in cache.read_block(commit, block, names).items():
+            for name, values in cache.read_chunk(commit, block, names).items():
                 expected = group[name][start : min(start + 64, commit.unit * 16384 + ROWS)]
                 assert (values.dtype, values.flags.c_contiguous) == (expected.dtype, True)
                 np.testing.assert_array_equal(values, expected)
@@ -109,7 +109,7 @@ def test_a_shard_that_has_grown_is_noticed(made):
         CacheError,
         match=r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)",
     ):
-        Cache(path).read_block(next(Cache(path).commits()), 0, ["stats"])
+        Cache(path).read_chunk(next(Cache(path).commits()), 0, ["stats"])
 
 
 @pytest.mark.parametrize("kind", ["gone", "cut", "folder"])
@@ -117,7 +117,7 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
     path, _ = made
     cache, file = Cache(path), shard(path, "view", 0)
     commit = next(cache.commits())
-    cache.read_block(commit, 0, ["view"])
+    cache.read_chunk(commit, 0, ["view"])
     if kind == "cut":
         file.write_bytes(file.read_bytes()[:2000])
     else:
@@ -133,7 +133,7 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         CacheError,
         match=rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify",
     ):
-        cache.read_block(commit, 1, ["view"])
+        cache.read_chunk(commit, 1, ["view"])
 
 
 def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
@@ -141,14 +141,14 @@ def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
     schema, units = caches.empty(path)
     caches.publish(path, schema, units[0], rows=20)
     cache = Cache(path)
-    before = cache.read_block(next(cache.commits()), 0, ["stats"])["stats"]
+    before = cache.read_chunk(next(cache.commits()), 0, ["stats"])["stats"]
     (path / commit_key(units[0])).unlink()
     _, arrays = caches.publish(path, schema, units[0], rows=200, seed=9)
     commit = next(cache.commits())
     assert len(before) == 20
     for block in range(4):
         np.testing.assert_array_equal(
-            cache.read_block(commit, block, ["stats"])["stats"],
+            cache.read_chunk(commit, block, ["stats"])["stats"],
             arrays["stats"][64 * block : 64 * (block + 1)],
         )
 
@@ -161,7 +161,7 @@ def test_a_shard_without_the_right_to_read_may_be_sound(made):
     with pytest.raises(
         StorageError, match=r"what is stored may be sound; mend access to '.*stats/c/0/0/0/0' and run again"
     ):
-        cache.read_block(next(cache.commits()), 0, ["stats"])
+        cache.read_chunk(next(cache.commits()), 0, ["stats"])
 
 
 def test_arrays_that_are_held_keep_their_values(tmp_path):
@@ -170,7 +170,7 @@ def test_arrays_that_are_held_keep_their_values(tmp_path):
     _, arrays = caches.publish(tmp_path / "a.cache", schema, units[0], rows=256)
     cache = Cache(tmp_path / "a.cache")
     commit, name = next(cache.commits()), "features/block_03"
-    parts = [cache.read_block(commit, block, [name])[name][10:20, 1] for block in range(4)]
+    parts = [cache.read_chunk(commit, block, [name])[name][10:20, 1] for block in range(4)]
     for block, part in enumerate(parts):
         np.testing.assert_array_equal(part, arrays[name][64 * block + 10 : 64 * block + 20, 1])
 

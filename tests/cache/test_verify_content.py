@@ -54,7 +54,7 @@ def places(path, unit=0):
     """(offset, end) of each sample of a unit's view tar."""
     cache = Cache(path)
     commit = read_commit(cache.folder, cache.units[unit], cache.digest)
-    index = np.concatenate([cache.read_block(commit, block, ["index"])["index"] for block in range(2)])
+    index = np.concatenate([cache.read_chunk(commit, block, ["index"])["index"] for block in range(2)])
     return [(offset, offset + length) for offset, length in index[:, 1:3].tolist()]
 
 
@@ -174,7 +174,7 @@ def republish(path, write, change=lambda _: None):
     """Make unit 0 anew with the crops that `write(writer, samples)` puts into its tar, and a changed index; every checksum is right."""
     cache, before = Cache(path), view_tar(path).read_bytes()
     unit, commit = cache.units[0], read_commit(cache.folder, cache.units[0], cache.digest)
-    blocks = [cache.read_block(commit, block, commit.blocks) for block in range(2)]
+    blocks = [cache.read_chunk(commit, block, commit.blocks) for block in range(2)]
     arrays = {name: np.concatenate([block[name] for block in blocks]) for name in commit.blocks}
     samples = []
     for start, end in places(path):

@@ -106,7 +106,7 @@ def cached_pixels(cache):
 
 def centre(data):
     source = decode_image(data)
-    box = draw_crop(CropPolicy(64, (1.0, 1.0), 0.0, 0), "", 0, source.shape[1], source.shape[0])
+    box = draw_crop(CropPolicy(64, (1.0, 1.0), 0.0, 0), None, "", 0, source.shape[1], source.shape[0])
     return cut_crop(source, box, 64)
 
 

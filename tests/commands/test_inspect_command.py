@@ -52,7 +52,7 @@ def test_info_says_what_is_in_a_cache(cache):
     said = {line[:13].strip(): line[13:] for line in lines[:11]}
     weights = opened.schema.teacher.weights_sha256[:16]
     assert said == {
-        "cache": f"{cache} (schema 1.0, digest {opened.digest[:16]})",
+        "cache": f"{cache} (schema 1.1, digest {opened.digest[:16]})",
         "teacher": f"timm:test_vit/random, untrained, weights {weights}, float32",
         "": "6 blocks of width 64, patches of 16 in 64 pixels",
         "levels": "3, 4, 5",

@@ -79,11 +79,13 @@ def test_a_bad_image_is_skipped_listed_and_shifts_no_row(bad_tar, tmp_path):
     cache, policy = Cache(tmp_path / "a.cache"), extraction_options(cache=tmp_path, shards=[]).policy
     for commit in tuple(cache.commits()):
         assert (commit.rows, list(commit.skipped)) == (11, tally.skipped)
-        rows = cache.read_block(commit, 0, ["index", "view"])
+        rows = cache.read_chunk(commit, 0, ["index", "view"])
         assert rows["index"][:, 4].tolist() == [0, 2, 3, 4, 5, NO_LABEL, 7, NO_LABEL, 9, 10, 11]
         for number, row in zip([0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], rows["view"].tolist(), strict=True):
             with Image.open(io.BytesIO(image(number))) as opened:
-                assert draw_crop(policy, f"{number:06d}", commit.view, *opened.size).as_row() == tuple(row)
+                assert draw_crop(
+                    policy, commit.source, f"{number:06d}", commit.view, *opened.size
+                ).as_row() == tuple(row)
 
 
 def test_a_bad_image_leaves_the_same_bytes_each_time(tmp_path):
@@ -277,9 +279,7 @@ def test_a_dead_worker_stops_the_run_and_writes_nothing(shards, tmp_path):
     killer.start()
     begin = time.monotonic()
     try:
-        with pytest.raises(
-            MaskAlignError, match="a decoding worker died, perhaps for want of memory: give fewer --workers"
-        ):
+        with pytest.raises(MaskAlignError, match=r"a decoding worker (was killed|ended)"):
             extract(tmp_path / "a.cache", shards, workers=1)
     finally:
         stop.set()
@@ -297,7 +297,7 @@ def test_a_worker_that_stands_still_is_told_and_ended(shards):
     with (
         closing(decoder),
         pytest.raises(
-            MaskAlignError, match="no decoding worker has finished 8 images in 2 s, perhaps because it was"
+            MaskAlignError, match="no decoding worker has finished 8 images in 2 s, probably because it was"
         ),
     ):
         list(decoder.views(read_samples(shards[0]), options.maker))
@@ -311,7 +311,7 @@ def test_the_death_of_one_worker_is_noticed_while_another_stands_still(shards):
     os.kill(second.pid, signal.SIGSTOP)
     first.kill()
     begin = time.monotonic()
-    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker was killed by SIGKILL"):
         list(decoder.views(samples[:9], maker))
     assert time.monotonic() - begin < 20
     assert multiprocessing.active_children() == []
@@ -389,7 +389,7 @@ def test_the_other_workers_end_with_a_dead_one(shards):
     samples = (
         sample for _ in range(1000) for sample in read_samples(shards[0])
     )  # enough to be under way when its death is noticed
-    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker was killed by SIGKILL"):
         list(decoder.views(samples, options.maker))
     assert multiprocessing.active_children() == []
 
@@ -478,9 +478,9 @@ def test_the_teacher_goes_on_from_one_tar_to_the_next(monkeypatch, tmp_path):
     calls = []
 
     class Noted(FeatureEncoder):
-        def launch(self, pixels, keys, view):
+        def launch(self, pixels, keys, unit):
             calls.append(("launch", keys[0]))
-            return super().launch(pixels, keys, view)
+            return super().launch(pixels, keys, unit)
 
         def collect(self, batch):
             calls.append(("collect", batch.keys[0]))

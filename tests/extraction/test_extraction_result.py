@@ -55,7 +55,7 @@ def test_leaves_exactly_the_files_of_the_layout(finished):
     for name, axes in ARRAYS.items():
         expected |= {f"targets.zarr/{name}/zarr.json"}
         expected |= {f"targets.zarr/{name}/c/{unit}{'/0' * (axes - 1)}" for unit in units.values()}
-    for name in ("channel_mean", "channel_std"):
+    for name in ("channel_mean", "channel_std", "post_norm"):
         expected |= {f"targets.zarr/{name}/zarr.json", f"targets.zarr/{name}/c/0/0"}
     assert set(contents(finished)) == expected
     assert list((finished / "logs" / "scratch").iterdir()) == []
@@ -77,7 +77,7 @@ def test_features_are_those_of_the_stored_crops(finished, shards, tmp_path, enco
             torch.stack(values, dim=1) for values in zip(*map(whiten, features.hidden), strict=True)
         )
         levels = [f"features/block_{level:02d}" for level in (3, 4, 5)]
-        stored = cache.read_block(commit, 0, [*levels, "stats", "attention"])
+        stored = cache.read_chunk(commit, 0, [*levels, "stats", "attention"])
         stats = torch.from_numpy(stored["stats"])
         decoded, stored_mean, stored_deviation = decoder(
             torch.from_numpy(np.stack([stored[level] for level in levels], axis=1)), stats
@@ -95,14 +95,14 @@ def test_features_are_those_of_the_stored_crops(finished, shards, tmp_path, enco
         )
 
 
-def test_views_are_a_function_of_seed_key_and_number(finished, shards):
+def test_views_are_a_function_of_seed_tar_key_and_number(finished, shards):
     cache, policy = Cache(finished), extraction_options(cache=finished, shards=shards).policy
     sources = sources_of(shards)
     for commit in tuple(cache.commits()):
-        boxes = cache.read_block(commit, 0, ["view"])["view"]
+        boxes = cache.read_chunk(commit, 0, ["view"])["view"]
         for (key, crop), row in zip(crops_of(cache, cache.units[commit.unit]).items(), boxes, strict=True):
             source = decode_image(sources[key])
-            box = draw_crop(policy, key, commit.view, source.shape[1], source.shape[0])
+            box = draw_crop(policy, commit.source, key, commit.view, source.shape[1], source.shape[0])
             assert box.as_row() == tuple(row)
             np.testing.assert_array_equal(
                 crop, decode_view(encode_view(cut_crop(source, box, 64), "jpeg"), "jpeg")
@@ -123,7 +123,12 @@ def test_raw_views_are_the_pixels_that_were_cut(shards, tmp_path):
     with tarfile.open(Path(options.cache) / "views" / "train-0000.v00.tar") as tar:
         stored = decode_view(tar.extractfile("000004.npy").read(), "raw")
     np.testing.assert_array_equal(
-        stored, cut_crop(source, draw_crop(options.policy, "000004", 0, source.shape[1], source.shape[0]), 64)
+        stored,
+        cut_crop(
+            source,
+            draw_crop(options.policy, "train-0000.tar", "000004", 0, source.shape[1], source.shape[0]),
+            64,
+        ),
     )
 
 
@@ -142,7 +147,7 @@ def test_the_batch_size_changes_no_view_and_the_features_by_rounding_only(finish
     ] == []
     for ours, theirs in zip(tuple(before.commits()), tuple(after.commits()), strict=True):
         rows = (
-            cache.read_block(commit, 0, ["stats", "attention"])
+            cache.read_chunk(commit, 0, ["stats", "attention"])
             for cache, commit in ((before, ours), (after, theirs))
         )
         for left, right in zip(*(block.values() for block in rows), strict=True):

@@ -150,6 +150,6 @@ def check_rows(cache, commit, good, policy):
         source = decode_image(
             next(members[name] for name in ("jpg", "jpeg", "JPEG", "png") if name in members)
         )
-        box = draw_crop(policy, key, 0, source.shape[1], source.shape[0])
+        box = draw_crop(policy, commit.source, key, 0, source.shape[1], source.shape[0])
         assert crop == encode_view(cut_crop(source, box, policy.size), "jpeg")
         assert decode_view(crop, "jpeg").shape == (64, 64, 3)

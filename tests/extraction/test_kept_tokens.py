@@ -33,8 +33,9 @@ def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cach
         all_keys, all_arrays = whole[place]
         assert keys == all_keys
         np.testing.assert_array_equal(arrays["attention"], all_arrays["attention"])
+        source = Cache(finished).units[place[0]].source
         rankings = [
-            rank_of_view("attention", rates, 16, 0, key, place[1])
+            rank_of_view("attention", rates, 16, 0, source, key, place[1])
             for rates, key in zip(arrays["attention"], keys, strict=True)
         ]
         assert arrays["tokens"].dtype == np.uint16
@@ -84,7 +85,8 @@ def test_the_ranking_of_a_teacher_without_importance_is_random_or_refused(shards
     )
     ((keys, arrays),) = rows_of(tmp_path / "a.cache", ["tokens", *LEVELS[:0]]).values()
     np.testing.assert_array_equal(
-        arrays["tokens"], np.stack([rank_of_view("random", None, 16, 0, key, 0)[:8] for key in keys])
+        arrays["tokens"],
+        np.stack([rank_of_view("random", None, 16, 0, "train-0000.tar", key, 0)[:8] for key in keys]),
     )
 
 

@@ -5,18 +5,20 @@ import pytest
 import torch
 from caches import extraction_options
 
+from pipeline.cache.units import Unit
 from pipeline.extraction.description import build_schema
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.job import build_teacher
 from pipeline.extraction.pixel_input import PixelInput
 
 CPU = torch.device("cpu")
+UNIT = Unit(unit=0, source="a.tar", source_bytes=1, view=0, first_row=0)
 
 
 def encoder_of(batch_size=8, teacher="timm:test_vit.random", **changes):
     options = extraction_options(cache="none", shards=[], teacher=teacher, **changes)
     made = build_teacher(options)
-    mean, std = (np.full((len(made.levels), made.width), value, np.float32) for value in (0.1, 0.9))
+    mean, std = (np.full((len(made.levels), made.facts.width), value, np.float32) for value in (0.1, 0.9))
     return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size)
 
 
@@ -72,8 +74,8 @@ def test_a_batch_gives_the_same_rows_whichever_is_launched_before_it_is_collecte
     encoder = encoder_of(keep=keep)
     first, second = images(16).reshape(2, 8, 64, 64, 3)
     keys = [str(number) for number in range(16)]
-    alone = encoder.collect(encoder.launch(torch.from_numpy(first), keys[:8], 0))
-    batch = encoder.launch(torch.from_numpy(first), keys[:8], 0)
-    encoder.launch(torch.from_numpy(second), keys[8:], 0)
+    alone = encoder.collect(encoder.launch(torch.from_numpy(first), keys[:8], UNIT))
+    batch = encoder.launch(torch.from_numpy(first), keys[:8], UNIT)
+    encoder.launch(torch.from_numpy(second), keys[8:], UNIT)
     for name, rows in encoder.collect(batch).items():
         np.testing.assert_array_equal(rows, alone[name])

@@ -133,15 +133,30 @@ def not_numbers(weights):
 def test_other_weights_under_the_same_name_are_noticed(made, change):
     cache, teacher = Cache(made.path), copy.deepcopy(made.teacher())
     with torch.no_grad():
-        change(teacher.tower.module.parameters())
+        norms = {id(parameter) for parameter in teacher.tower.final_norm.parameters()}
+        change(one for one in teacher.tower.module.parameters() if id(one) not in norms)
     assert refused(cache, compare_with_teacher(cache, teacher, CPU, rows=16)) == [2, 3]
+
+
+def test_another_final_norm_or_projection_is_noticed(tmp_path):
+    shards = make_tars(tmp_path, tars=1, images_per_tar=4)
+    extract(tmp_path / "a.cache", shards, levels="2,3", views=1, teacher=DEMO)
+    cache, sound = Cache(tmp_path / "a.cache"), load(DEMO, "2,3")
+    assert set(cache.teacher_output()) == {"post_norm", "projection"}
+    for name in ("post_norm", "projection"):
+        teacher = copy.deepcopy(sound)
+        weight = teacher.tower.projection if name == "projection" else teacher.tower.post_norm.weight
+        with torch.no_grad():
+            weight[0] += 1
+        with pytest.raises(CacheError, match=f"array '{name}' of cache '.*' is not its teacher's; extract"):
+            compare_with_teacher(cache, teacher, CPU, rows=16)
 
 
 def republish(path, change):
     """Make the only unit anew from changed arrays: every checksum is right."""
     cache = Cache(path)
     (unit,), (commit,) = cache.units, cache.commits()
-    arrays = cache.read_block(commit, 0, commit.blocks)
+    arrays = cache.read_chunk(commit, 0, commit.blocks)
     change(arrays)
     (path / "commits" / f"{unit.stem}.json").unlink()
     with cache.folder.scratch() as scratch:

@@ -20,6 +20,7 @@ from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import SCHEMA_VERSION, array_specs
+from pipeline.demo.clip import TEACHER_DIR
 from pipeline.views.source_tars import SourceTar
 
 GOLDEN = Path(__file__).parent
@@ -28,6 +29,7 @@ VARIANTS = {
     "int8": {"levels": "3,5", "views": 2},
     "int4_keep": {"levels": "1", "views": 1, "encoding": "int4", "keep": 0.5},
     "float16_raw": {"levels": "1", "views": 1, "encoding": "float16", "view_format": "raw"},
+    "int8_clip": {"levels": "1", "views": 1, "teacher": f"open_clip:local-dir:{TEACHER_DIR}"},
 }
 _SHOWN = 6  # decoded numbers of the first and of the last token
 
@@ -57,9 +59,11 @@ def _source(folder):
 
 
 def found_in(path):
-    """Return all that a reader finds in a cache, in JSON's types: identity, and of each unit keys, labels, digests and a few numbers."""
+    """Return all that a reader finds in a cache, in JSON's types: identity, the teacher's norm and projection, and each unit's content."""
     cache = Cache(path)
-    return {"digest": cache.digest, "units": [_unit(cache, commit) for commit in cache.commits()]}
+    output = {name: _sha256(values) for name, values in cache.teacher_output().items()}
+    found = {"digest": cache.digest, "units": [_unit(cache, commit) for commit in cache.commits()]}
+    return found | ({"output": output} if output else {})
 
 
 def _unit(cache, commit):

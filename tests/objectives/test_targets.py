@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.cache.encoding import TargetDecoder, whiten
-from pipeline.objectives.losses import distance, normalise_target
+from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
-from pipeline.objectives.targets import CachedTargets, TeacherTargets
+from pipeline.objectives.targets import CachedTargets, TeacherTargets, make_target
 
 
 def plain(prediction, target, kind):
@@ -62,14 +62,14 @@ def test_each_target_is_its_function_of_the_hidden_states(hidden):
         "post_norm": F.layer_norm(normed, (32,)),
     }
     for kind, target in expected.items():
-        found = normalise_target(*stored, kind, post_norm)
+        found = make_target(*stored, kind, post_norm)
         torch.testing.assert_close(found, target, rtol=1e-10, atol=1e-10)
-    assert normalise_target(*stored, "whiten") is stored[0]
+    assert make_target(*stored, "whiten") is stored[0]
 
 
 def test_half_precision_is_restored_in_single(hidden):
     states, *stored = hidden
-    raw = normalise_target(*(values.half() for values in stored), "none")
+    raw = make_target(*(values.half() for values in stored), "none")
     assert raw.dtype == torch.float32
     torch.testing.assert_close(raw, states.float(), rtol=0.01, atol=0.01)
 

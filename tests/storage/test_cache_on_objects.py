@@ -231,13 +231,13 @@ def test_reading_asks_for_many_things_at_once_but_not_twice(server, copied):
     names = ["index", "stats", "features/block_03"]
     commit = next(cache.commits())
     server.forget()
-    cache.read_block(commit, 0, names)
+    cache.read_chunk(commit, 0, names)
     assert (server.counts(), server.most_at_once) == (
         {"GET": 3 * len(names)},
         len(names),
     )  # metadata, shard index and block of each array
     server.forget()
-    cache.read_block(commit, 1, names)
+    cache.read_chunk(commit, 1, names)
     assert (server.counts(), server.most_at_once) == ({"GET": len(names)}, len(names))
 
 
@@ -253,7 +253,7 @@ def test_what_fails_for_good_ends_reading_with_one_sentence(server, copied, kind
     work = (
         partial(cache.read_crops, commit, 0, 100)
         if kind == "gone"
-        else partial(cache.read_block, commit, 0, ["index"])
+        else partial(cache.read_chunk, commit, 0, ["index"])
     )
     with pytest.raises(CacheError if kind == "gone" else StorageError) as error:
         work()

@@ -89,13 +89,13 @@ def test_a_higher_ratio_shows_the_first_of_the_same_ranking(kept_caches):
 )
 def test_only_what_masks_need_is_read(kept_caches, monkeypatch, name, mask, read):
     cache, asked = Cache(kept_caches[name]), set()
-    read_block = Cache.read_block
+    read_chunk = Cache.read_chunk
 
     def note(self, commit, block, names):
         asked.update(names)
-        return read_block(self, commit, block, names)
+        return read_chunk(self, commit, block, names)
 
-    monkeypatch.setattr(Cache, "read_block", note)
+    monkeypatch.setattr(Cache, "read_chunk", note)
     spec = stream_spec(cache, levels=(1,), **mask)
     WindowReader(cache, spec).read(0, next(iter(spec.order.windows(0))))
     assert asked == {"index", "stats", "features/block_04"} | read
@@ -104,7 +104,7 @@ def test_only_what_masks_need_is_read(kept_caches, monkeypatch, name, mask, read
 def test_a_kept_row_holds_the_tokens_of_its_visible_patches(kept_caches):
     cache = Cache(kept_caches["attention"])
     commit = next(cache.commits())
-    stored = cache.read_block(commit, 0, ["tokens", "features/block_03"])
+    stored = cache.read_chunk(commit, 0, ["tokens", "features/block_03"])
     by_cls = {
         row[0].tobytes(): (tokens, row)
         for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)

@@ -128,7 +128,7 @@ def test_the_memory_of_a_stream_is_stated(small_cache_path):
     samples = WindowReader(cache, spec).read(0, window)
     assert 0 <= inline.slots - sum(array.nbytes for array in samples.values()) < 4096 * len(samples)
     names = ["features/block_03", "features/block_04", "features/block_05", "stats", "attention", "index"]
-    arrays = cache.read_block(next(cache.commits()), 0, names)
+    arrays = cache.read_chunk(next(cache.commits()), 0, names)
     assert inline.block == sum(array.nbytes for array in arrays.values()) + 64 * 64 * 64 * 3
     with BatchStream(cache, spec, CPU, workers=2) as stream:
         assert [memory.size for memory in stream._feed.memories] == [of_two.slots] * 2

@@ -1,5 +1,6 @@
 """Crops are pure functions of (seed, key, view), lie inside their image and keep to the policy."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from pipeline.views.crop import ASPECT_RATIO, CropBox, CropPolicy, cut_crop, dra
 
 POLICY = CropPolicy(size=32, scale=(0.2, 1.0), flip=0.5, seed=3)
 CENTRE = CropPolicy(size=32, scale=(1.0, 1.0), flip=0.0, seed=3)
-GOLDEN = [(7, 12, 424, 461, 0, 640, 480), (121, 3, 352, 469, 0, 640, 480)]  # as drawn when the schema was 0.1
+GOLDEN_OF_1_0 = [(7, 12, 424, 461, 0, 640, 480), (121, 3, 352, 469, 0, 640, 480)]
+GOLDEN = [(264, 118, 348, 327, 1, 640, 480), (127, 36, 494, 432, 0, 640, 480)]
 SIDES = st.integers(1, 3000)
 SCALES = st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(lambda pair: (min(pair), max(pair)))
 
@@ -22,7 +24,7 @@ SCALES = st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(lambda pair: 
 @example(3000, 1, (0.2, 1.0), 0, "a")
 @example(1, 1, (0.01, 0.01), 0, "a")
 def test_a_crop_lies_inside_its_image(width, height, scale, seed, key):
-    box = draw_crop(CropPolicy(32, scale, 0.5, seed), key, 0, width, height)
+    box = draw_crop(CropPolicy(32, scale, 0.5, seed), "a.tar", key, 0, width, height)
     assert 0 <= box.left < box.left + box.width <= width
     assert 0 <= box.top < box.top + box.height <= height
     assert (box.source_width, box.source_height) == (width, height)
@@ -30,7 +32,7 @@ def test_a_crop_lies_inside_its_image(width, height, scale, seed, key):
 
 @given(st.integers(0, 10_000), SCALES)
 def test_scale_and_aspect_stay_in_their_bounds_up_to_rounding(number, scale):
-    box = draw_crop(CropPolicy(32, scale, 0.5, 0), str(number), 0, 1000, 1100)
+    box = draw_crop(CropPolicy(32, scale, 0.5, 0), "a.tar", str(number), 0, 1000, 1100)
     fallback = (box.width, box.height) == (1000, 1100)
     slack = (box.width + box.height) / 1_100_000
     assume(scale != (1.0, 1.0))  # the centred square
@@ -38,29 +40,32 @@ def test_scale_and_aspect_stay_in_their_bounds_up_to_rounding(number, scale):
     assert ASPECT_RATIO[0] * 0.95 <= box.width / box.height <= ASPECT_RATIO[1] * 1.05
 
 
-def test_a_crop_is_a_function_of_seed_key_and_view():
-    keys = [(seed, key, view) for seed in (0, 1) for key in ("a", "b", "1") for view in (0, 1, 2)]
-    boxes = [draw_crop(replace(POLICY, seed=seed), key, view, 640, 480) for seed, key, view in keys]
-    again = [draw_crop(replace(POLICY, seed=seed), key, view, 640, 480) for seed, key, view in reversed(keys)]
+def test_a_crop_is_a_function_of_seed_tar_key_and_view():
+    keys = list(itertools.product((0, 1), ("a.tar", "b.tar", None), ("a", "b", "1"), (0, 1, 2)))
+    boxes = [draw_crop(replace(POLICY, seed=seed), *rest, 640, 480) for seed, *rest in keys]
+    again = [draw_crop(replace(POLICY, seed=seed), *rest, 640, 480) for seed, *rest in reversed(keys)]
     assert boxes == again[::-1]
     assert len(set(boxes)) == len(boxes)
 
 
 def test_crops_are_the_same_for_ever():
-    assert [draw_crop(POLICY, "000017", view, 640, 480).as_row() for view in (0, 1)] == GOLDEN
+    old = [draw_crop(POLICY, None, "000017", view, 640, 480).as_row() for view in (0, 1)]
+    new = [draw_crop(POLICY, "a.tar", "000017", view, 640, 480).as_row() for view in (0, 1)]
+    assert (old, new) == (GOLDEN_OF_1_0, GOLDEN)
 
 
 def test_flips_are_as_frequent_as_asked():
     for share in (0.0, 0.3, 1.0):
         flips = [
-            draw_crop(replace(POLICY, flip=share), str(number), 0, 64, 64).flip for number in range(1000)
+            draw_crop(replace(POLICY, flip=share), "a.tar", str(number), 0, 64, 64).flip
+            for number in range(1000)
         ]
         assert abs(np.mean(flips) - share) < (0.06 if 0 < share < 1 else 1e-9)
 
 
 def test_areas_are_uniform_between_their_bounds():
     policy = replace(POLICY, scale=(0.2, 0.6))  # larger ones do not fit in every aspect and are drawn again
-    boxes = [draw_crop(policy, str(number), 0, 500, 500) for number in range(1500)]
+    boxes = [draw_crop(policy, "a.tar", str(number), 0, 500, 500) for number in range(1500)]
     areas = np.sort([box.width * box.height / 250_000 for box in boxes])
     uniform = np.linspace(0.2, 0.6, len(areas))
     assert abs(areas - uniform).max() < 0.02
@@ -68,7 +73,7 @@ def test_areas_are_uniform_between_their_bounds():
 
 @given(SIDES, SIDES)
 def test_scale_one_is_the_largest_centred_square(width, height):
-    box = draw_crop(CENTRE, "any", 5, width, height)
+    box = draw_crop(CENTRE, "a.tar", "any", 5, width, height)
     side = min(width, height)
     assert (box.width, box.height, box.flip) == (side, side, False)
     assert (box.left, box.top) == ((width - side) // 2, (height - side) // 2)
@@ -76,7 +81,7 @@ def test_scale_one_is_the_largest_centred_square(width, height):
 
 @pytest.mark.parametrize(("width", "height"), [(1, 400), (400, 1), (10, 4000)])
 def test_a_strip_falls_back_to_the_largest_box_of_a_fitting_aspect(width, height):
-    box = draw_crop(POLICY, "strip", 0, width, height)
+    box = draw_crop(POLICY, "a.tar", "strip", 0, width, height)
     assert max(box.width, box.height) <= math.ceil(4 / 3 * min(width, height))
 
 
@@ -99,5 +104,5 @@ def test_a_crop_of_the_final_size_is_cut_out_exactly():
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 90), (90, 1)])
 def test_the_smallest_images_are_cropped(width, height):
     pixels = np.full((height, width, 3), 9, np.uint8)
-    found = cut_crop(pixels, draw_crop(POLICY, "small", 0, width, height), 32)
+    found = cut_crop(pixels, draw_crop(POLICY, "a.tar", "small", 0, width, height), 32)
     np.testing.assert_array_equal(found, np.full((32, 32, 3), 9))

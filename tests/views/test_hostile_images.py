@@ -338,7 +338,9 @@ def test_strips_and_points_are_accepted(form, width, height, scale):
     data = saved(Image.new("RGB", (width, height), (10, 200, 60)), form)
     with memory(128 * 2**20):
         pixels = decode_image(data)
-        crop = cut_crop(pixels, draw_crop(CropPolicy(64, scale, 0.5, 0), "key", 0, width, height), 64)
+        crop = cut_crop(
+            pixels, draw_crop(CropPolicy(64, scale, 0.5, 0), "a.tar", "key", 0, width, height), 64
+        )
     assert pixels.shape == (height, width, 3)
     assert abs(crop.astype(int) - (10, 200, 60)).max() <= 2
 

@@ -190,15 +190,25 @@ def test_a_mask_is_the_first_of_the_ranking_of_all_patches(grid, strategy, seed)
         np.testing.assert_array_equal(drawn, np.sort(ranking[:count]))
 
 
-def test_the_ranking_of_a_view_is_a_function_of_seed_key_and_view():
+def test_a_ranking_is_a_function_of_seed_tar_key_and_view():
     importance = np.linspace(0.1, 1, 49, dtype=np.float32)
     first, again, *others = (
         rank_of_view("attention", importance, 49, *key).tolist()
-        for key in [(0, "a", 0), (0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+        for key in [
+            (0, "a.tar", "a", 0),
+            (0, "a.tar", "a", 0),
+            (0, None, "a", 0),
+            (0, "b.tar", "a", 0),
+            (1, "a.tar", "a", 0),
+            (0, "a.tar", "b", 0),
+            (0, "a.tar", "a", 1),
+        ]
     )
     assert first == again
     assert first not in others
-    assert first == rank_patches("attention", importance, 49, generator(0, "rank", "a", 0)).tolist()
+    new, old = generator(0, "rank", "a.tar", "a", 0), generator(0, "rank", "a", 0)
+    assert first == rank_patches("attention", importance, 49, new).tolist()
+    assert others[0] == rank_patches("attention", importance, 49, old).tolist()
 
 
 def test_masks_are_drawn_as_ever():
