@@ -1,41 +1,120 @@
-"""One training step as a module: targets decoded and normalised, student run, loss taken, so that it compiles as one graph."""
+"""Where targets come from: a cache, or the teacher itself in the loop. Either way they pass one seam, a module from Batch to Targets.
+
+One cache of whitened features serves every form of target, see `make_target`.
+"""
+
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.cache.encoding import TargetDecoder
-from pipeline.objectives.losses import TargetKind, normalise_target
-from pipeline.objectives.maskalign import MaskAlignStudent
+from pipeline.cache.encoding import WHITENING_EPS, TargetDecoder, normed, whiten
+from pipeline.objectives.losses import TargetKind, exact
+from pipeline.objectives.needs import Needs
+from pipeline.objectives.objective import Batch, MaskedView, Objective, Targets
+
+
+def make_target(
+    whitened: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    kind: TargetKind,
+    post_norm: Tensor | None = None,
+    eps: float = WHITENING_EPS,
+) -> Tensor:
+    """Return the target (..., D) of a kind from whitened features (..., D) and each token's mean and std (...).
+
+    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm` applies the tower's final
+    norm, gamma and beta (2, D), and whitens again, as feature distillation does. All but the first are at least float32.
+    """
+    if kind == "whiten":
+        return whitened
+    whitened, std = exact(whitened), exact(std)
+    if kind == "post_norm":
+        assert post_norm is not None
+        return F.layer_norm(normed(whitened, std, post_norm, eps), whitened.shape[-1:])
+    raw = whitened * std[..., None] + exact(mean)[..., None]
+    return raw if kind == "none" else F.normalize(raw, dim=-1)
 
 
 class CachedTargets(nn.Module):
-    """Codes (B, M, T, W) and stats (B, M, T, 2 + G) of the cache to M targets (B, T, D) of one kind.
+    """Decodes codes and stats of the chosen levels, all M of them or only the last, to targets of one kind.
 
-    Level by level, so that compiled each is made where the loss reads it: values that several levels share would be written first.
+    Level by level: compiled, each target is made where the loss reads it, while values that levels share would be written to memory first.
     """
 
-    def __init__(self, decoder: TargetDecoder, kind: TargetKind) -> None:
-        super().__init__()
-        self.decoder, self.kind = decoder, kind
+    post_norm: Tensor | None
 
-    def forward(self, codes: Tensor, stats: Tensor) -> list[Tensor]:
-        """Decode and normalise."""
-        levels = zip(codes.unbind(1), stats.unbind(1), strict=True)
+    def __init__(
+        self,
+        decoder: TargetDecoder,
+        kind: TargetKind,
+        post_norm: Tensor | None = None,
+        eps: float = WHITENING_EPS,
+    ) -> None:
+        """Take the decoder of the M chosen levels, and the tower's final norm (2, D) where `kind` needs it."""
+        super().__init__()
+        self.decoder, self.kind, self._eps = decoder, kind, eps
+        self.register_buffer("post_norm", post_norm)
+
+    def forward(self, batch: Batch) -> Targets:
+        """Decode the targets of visible and hidden tokens that the batch has."""
+        return Targets(self._levels(batch, "visible"), self._levels(batch, "hidden"))
+
+    def _levels(self, batch: Batch, part: str) -> list[Tensor]:
+        if f"{part}_codes" not in batch:
+            return []
+        levels = zip(batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1), strict=True)
+        first = len(self.decoder.channel_mean) - batch[f"{part}_codes"].shape[1]
         return [
-            normalise_target(*self.decoder.level(place, *level), self.kind)
-            for place, level in enumerate(levels)
+            make_target(*self.decoder.level(level, *stored), self.kind, self.post_norm, self._eps)
+            for level, stored in enumerate(levels, first)
         ]
 
 
-class TrainingStep(nn.Module):
-    """Student and targets together. `targets` may be any module of the same arguments, such as one that runs the teacher itself."""
+class TeacherTargets(nn.Module):
+    """Runs the teacher on whole `views` (B, S, S, 3) uint8 of the batch and picks the same tokens as a cache would have.
 
-    def __init__(self, student: MaskAlignStudent, targets: nn.Module) -> None:
+    `hidden_states` maps views to one (B, CLS + N, D) for each of the M chosen levels. It is not a submodule: it must not be trained.
+    """
+
+    def __init__(
+        self,
+        hidden_states: Callable[[Tensor], Sequence[Tensor]],
+        has_cls: bool,
+        kind: TargetKind,
+        needs: Needs,
+        post_norm: Tensor | None = None,
+        eps: float = WHITENING_EPS,
+    ) -> None:
         super().__init__()
-        self.student, self.targets = student, targets
+        self._hidden_states, self._has_cls = hidden_states, has_cls
+        self.kind, self.needs, self.post_norm, self._eps = kind, needs, post_norm, eps
 
-    def forward(
-        self, patches: Tensor, visible: Tensor, codes: Tensor, stats: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss () and its part at each level (M,)."""
-        loss, per_level = self.student(patches, visible, self.targets(codes, stats))
-        return loss, per_level
+    def forward(self, batch: Batch) -> Targets:
+        """Compute the targets of visible and hidden tokens that the objective needs."""
+        states = self._hidden_states(batch["views"])
+        found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
+        for part, levels in self.needs.targets(tuple(range(len(states)))).items():
+            tokens = batch[part] + int(self._has_cls)
+            if part == "visible" and self._has_cls:
+                tokens = nn.functional.pad(tokens, (1, 0))
+            for level in levels:
+                chosen = states[level].gather(1, tokens[..., None].expand(-1, -1, states[level].shape[-1]))
+                found[part].append(make_target(*whiten(chosen), self.kind, self.post_norm, self._eps))
+        return Targets(**found)
+
+
+class TrainingStep(nn.Module):
+    """One training step as a module, so that it compiles as one graph: targets are made, the objective runs, the loss is taken."""
+
+    def __init__(self, objective: Objective, targets: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.targets = objective, targets
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss () and its terms (len(objective.parts),)."""
+        targets = self.targets(batch)
+        view = MaskedView(batch["patches"], batch["visible"], batch.get("hidden"))
+        loss, terms = self.objective(view, targets)
+        return loss, terms

@@ -93,7 +93,7 @@ def epochs(path, number):
         batches = iter(stream)
         for _ in range(number):
             begin = time.perf_counter()
-            found += [digest(vars(batch)) for batch in islice(batches, 7)]
+            found += [digest(batch) for batch in islice(batches, 7)]
             seconds.append(time.perf_counter() - begin)
     return found, seconds
 
