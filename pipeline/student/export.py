@@ -1,7 +1,6 @@
 """The trained student as a folder that describes itself: `timm.create_model("local-dir:RUN/student", pretrained=True)` loads it strictly."""
 
 import json
-import os
 import secrets
 from pathlib import Path
 
@@ -57,4 +56,4 @@ def _link(target: Path, link: Path) -> None:
     except OSError:
         replace_file(link, (link.parent / target).read_bytes())
     else:
-        os.replace(temporary, link)
+        temporary.replace(link)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.stream.batches import BatchStream
@@ -21,6 +20,7 @@ from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_job, describe_job
 from pipeline.training.run_folder import (
+    RUN_FILE,
     MetricsLog,
     Resume,
     continues,
@@ -34,6 +34,15 @@ from pipeline.training.trainer import Metrics, Trainer
 
 _LIBRARIES = ("torch", "timm", "zarr", "webdataset", "numpy")
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: after which step, by which signal (0: none), and whether its steps were compiled."""
+
+    done: int
+    stopped_by: int
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -76,24 +85,23 @@ def run_training(
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         if ranks.is_main:
-            _write_start(job, start)
+            _write_start(job, start, job.compiled)
             for message in (_sorted_classes(job), describe_start(job, first)):
                 if message:
                     say(message)
         begin = time.perf_counter()
-        trainer, done = run_job(job, first, say)
+        outcome = run_job(job, first, say)
         seconds = time.perf_counter() - begin
         if ranks.is_main:
             export_student(job.objective.encoder, config.student, run)
-            _write_start(job, {**start, "ended": utc_now(), "last_step": done})
+            _write_start(job, {**start, "ended": utc_now(), "last_step": outcome.done}, outcome.compiled)
         logged = read_metrics(run)[-1:] if ranks.is_main else []
-    rate = (done - first) * config.train.global_batch / seconds
-    return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, trainer.stopped_by)
+    rate = (outcome.done - first) * config.train.global_batch / seconds
+    loss = logged[0]["loss"] if logged else None
+    return Result(outcome.done, job.steps, seconds, rate, loss, outcome.stopped_by)
 
 
-def _decide(
-    cache: Cache, run: Path, config: RunConfig, resume: Resume
-) -> tuple[bool, RunConfig, list[int]]:
+def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, RunConfig, list[int]]:
     """Return whether the run is continued, its configuration and its units; raises what is wrong with them."""
     if not continues(run, resume):
         units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
@@ -116,8 +124,8 @@ def load_newest(job: TrainingJob) -> int:
     return checkpoint.step
 
 
-def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> tuple[Trainer, int]:
-    """Train from step `first` on; returns the loop and the number of finished steps, fewer than the run's after a signal."""
+def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
+    """Train from step `first` on; fewer steps are done than the run has after a signal."""
     epoch, step = divmod(first, job.spec.steps_per_epoch)
     images = job.config.train.global_batch
     with ExitStack() as stack:
@@ -139,18 +147,21 @@ def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> tuple[Tr
 
         batches = BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
         stack.enter_context(batches)
-        trainer = Trainer.of(job, log, say)
-        return trainer, trainer.run(iter(batches), first, job.steps)
+        trainer = Trainer(job, job.build_step(), log, say)
+        done = trainer.run(iter(batches), first, job.steps)
+    return Outcome(done, trainer.stopped_by, trainer.compiled)
 
 
 def describe_start(job: TrainingJob, first: int) -> str:
     """Say what is about to be trained."""
     config, optim = job.config, job.config.optim
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
-    how = ", ".join(f"{value}" for value in job.resolved.values())
-    begin = f"continuing after step {first:,} of" if first else "training for"
+    how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
+    begin = (
+        f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
+    )
     return (
-        f"{begin} {job.steps:,} steps of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M parameters), "
+        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M parameters), "
         f"objective {config.objective.name}, learning rate {optim.base_lr * config.train.global_batch / 256:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
@@ -165,11 +176,9 @@ def _sorted_classes(job: TrainingJob) -> str:
     )
 
 
-def _write_start(job: TrainingJob, start: dict[str, Any]) -> None:
+def _write_start(job: TrainingJob, start: dict[str, Any], compiled: bool) -> None:
     """Write run.json: what the run depends on, and where and when it was started, each start with an entry of its own."""
-    try:
-        starts = [each for each in read_run(job.run)["starts"] if each["began"] != start["began"]]
-    except Exception:
-        starts = []
-    starts.append(start)
-    write_run(job.run, {**describe_job(job), **start, "began": starts[0]["began"], "starts": starts})
+    earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
+    starts = [*(each for each in earlier if each["began"] != start["began"]), start]
+    described = describe_job(job, compiled)
+    write_run(job.run, {**described, **start, "began": starts[0]["began"], "starts": starts})

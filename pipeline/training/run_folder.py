@@ -124,7 +124,9 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         except Exception as error:
-            if getattr(error, "name", "") != "tensorboard":  # which is the name of the module that is not installed
+            if (
+                getattr(error, "name", "") != "tensorboard"
+            ):  # which is the name of the module that is not installed
                 self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -151,7 +153,9 @@ class MetricsLog:
     def _give_up(self, error: Exception) -> None:
         self._board = None
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._warn(f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same values")
+        self._warn(
+            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same values"
+        )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
