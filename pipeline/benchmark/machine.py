@@ -37,7 +37,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Return the TFLOP/s of large square products: bfloat16 on a GPU, float32 with the step's threads on a CPU."""
+    """Return the TFLOP/s of large square products, bfloat16 on a GPU and float32 on a CPU."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)

@@ -1,7 +1,7 @@
-"""The step of the published algorithm (MaskAlign, arXiv 2211.08887), written plainly: what a comparison starts from.
+"""The step of the published algorithm (MaskAlign, arXiv 2211.08887), written plainly, to compare with.
 
-It embeds the whole image and then gathers, runs the teacher in the step, stacks block outputs and then mixes them,
-compiles nothing, and uses float16 on a GPU. Images lie on the device: reading them is not part of the step.
+It embeds the whole image and then gathers, runs the teacher in the step, stacks block outputs and then
+mixes them, compiles nothing, and uses float16 on a GPU. Images lie on the device: reading is not included.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class ReferenceStudent(nn.Module):
 
 
 def reference_step(student: ReferenceStudent, teacher: Teacher, count: int) -> Callable[[Tensor], Tensor]:
-    """Return what takes one optimiser step on images (B, S, S, 3) uint8 with `count` visible patches and returns its loss ().
+    """Return what takes a step on images (B, S, S, 3) uint8 with `count` visible patches and gives its loss ().
 
     Student and teacher have CLS and lie on the device of the images.
     """

@@ -1,6 +1,6 @@
 """What is measured unless the user gives data: tars of drawn images, and caches of random features.
 
-Images have the size of photographs. The cache's own writer makes such a cache, with real crops and without meaning.
+Images have the size of photographs. The cache's own writer makes the caches; their crops are real.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def write_photographs(folder: Path, count: int, tars: int) -> None:
 
 
 def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], maker: ViewMaker) -> Cache:
-    """Make a finished cache of one view: a unit for each tar, with the crops of the first and random features."""
+    """Make a finished cache: a unit for each tar, with the crops of the first and random features."""
     folder = open_folder(path)
     constants = {  # a calibration that changes nothing
         name: np.full(spec.item_shape, name == "channel_std", np.float32)
