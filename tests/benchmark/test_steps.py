@@ -9,8 +9,7 @@ from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
 from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
 from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch
 from pipeline.objectives.losses import distance
-from pipeline.objectives.objective import MaskedView
-from pipeline.objectives.targets import TrainingStep
+from pipeline.objectives.objective import MaskedView, TrainingStep
 from pipeline.training.targets import cached_targets
 
 

@@ -6,10 +6,11 @@ from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.errors import DivergedError
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.objective import TrainingStep
 from pipeline.stream.batches import BatchStream
 from pipeline.training.job import run_job
 from pipeline.training.optimiser import build_schedule
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
 

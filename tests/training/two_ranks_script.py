@@ -11,11 +11,12 @@ from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.objective import TrainingStep
 from pipeline.stream.batches import micro_batches
 from pipeline.training.distributed import Ranks, joined_ranks
 from pipeline.training.job import pinned_units, prepare_folder, run_job
 from pipeline.training.optimiser import build_schedule
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 from stages.train_student import train_student
 
