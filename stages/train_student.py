@@ -60,40 +60,47 @@ def train_student(
         raise typer.BadParameter("give --resume or --resume-auto, not both")
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     with cli_errors(lambda: _advice(run, mode)):
-        # What needs no torch comes first, so that a wrong path or option is answered at once.
-        check_device_name(device)
-        if (process := this_process()).world_size > 1:
-            meeting_point(process)
-        from pipeline.config import dump_toml, parse_config, read_settings
-        from pipeline.training.run_folder import continues, read_run
-
         if print_config:
-            from pipeline.training.config import RunConfig
-
-            typer.echo(dump_toml(parse_config(RunConfig, read_settings(config, assignments or []))), nl=False)
+            _print_config(config, assignments or [])
             return
-        base = read_run(run)["config"] if continues(run, mode) else None
-        settings = read_settings(config, assignments or [], base)
-        from pipeline.cache.reader import Cache
-        from pipeline.runtime.workers import start_early
-
-        opened = Cache(cache)
-        start_early("pipeline.stream.worker")
-        from pipeline.report.run_page import write_run_report
-        from pipeline.training.config import RunConfig
-        from pipeline.training.distributed import joined_ranks
-        from pipeline.training.run import run_training
-
-        parsed, chosen = parse_config(RunConfig, settings), choose_device(device)
-        with joined_ranks(chosen) as ranks:
-            result = run_training(
-                opened, run, parsed, resume=mode, ranks=ranks, device=chosen, say=_print_message
-            )
-            if ranks.is_main:
-                report = write_run_report(run)
-                _print_result(result, run, report, mode)
+        result = _train(cache, run, config, assignments or [], mode, device)
     if result.done < result.steps:
         raise typer.Exit(stop_code(result.stopped_by))
+
+
+def _print_config(file: Path | None, assignments: list[str]) -> None:
+    from pipeline.config import dump_toml, load_config
+    from pipeline.training.config import RunConfig
+
+    typer.echo(dump_toml(load_config(RunConfig, file, assignments)), nl=False)
+
+
+def _train(
+    address: str, run: Path, file: Path | None, assignments: list[str], mode: "Resume", device: str
+) -> "Result":
+    # What needs no torch comes first, so that a wrong path or option is answered at once.
+    check_device_name(device)
+    if (process := this_process()).world_size > 1:
+        meeting_point(process)
+    from pipeline.cache.reader import Cache
+    from pipeline.config import parse_config, read_settings
+    from pipeline.runtime.workers import start_early
+    from pipeline.training.run_folder import continues, read_run
+
+    settings = read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+    cache = Cache(address)
+    start_early("pipeline.stream.worker")
+    from pipeline.report.run_page import write_run_report
+    from pipeline.training.config import RunConfig
+    from pipeline.training.distributed import joined_ranks
+    from pipeline.training.run import run_training
+
+    config, chosen = parse_config(RunConfig, settings), choose_device(device)
+    with joined_ranks(chosen) as ranks:
+        result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=_print_message)
+        if ranks.is_main:
+            _print_result(result, run, write_run_report(run), mode)
+    return result
 
 
 def _print_message(message: str) -> None:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.objectives.objective import Batch
-from pipeline.objectives.targets import TeacherTargets
 from pipeline.stream.masks import MaskSource
 from pipeline.student.patches import cut_patches
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.job import TrainingJob
+from pipeline.training.targets import TeacherTargets
 
 
 def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:

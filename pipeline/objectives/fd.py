@@ -4,6 +4,7 @@ The target is the teacher's output after its final norm, whitened again. A cache
 norm(h) = weight * w + bias, which needs `post_norm` in the cache (schema 1.1). `target = "whiten"`, w itself, is the substitute.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
 from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
 from pipeline.student.initialise import initialise_layer
-from pipeline.views.masking import MaskConfig
 
 _BETA = 2.0
 
@@ -21,7 +21,7 @@ _BETA = 2.0
 class FeatureDistillation(ObjectiveConfig):
     """Unmasked distillation of one level; [mask] is not used."""
 
-    masks: ClassVar[MaskConfig] = MaskConfig(strategy="random", ratio=0.0)
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.0}
     masked: ClassVar[bool] = False
 
     name: Literal["fd"] = "fd"

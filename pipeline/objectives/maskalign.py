@@ -4,8 +4,8 @@ A student that sees a third of an image does not match its teacher block by bloc
 level, a mixture of student blocks that starts at the same relative depth. The fixed mixtures are the paper's baselines.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ Head = Literal["linear", "norm_linear", "mlp"]
 
 class MaskAlign(ObjectiveConfig):
     """How student blocks are mixed for a teacher level, the head that maps a mixture to the teacher's width, distance and target."""
+
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.7}
 
     name: Literal["maskalign"] = "maskalign"
     mode: Mode = "dynamic"

@@ -11,7 +11,6 @@ from pipeline.config import Section
 from pipeline.objectives.losses import TargetKind
 from pipeline.objectives.needs import Needs
 from pipeline.student.encoder import MaskedEncoder, StudentConfig
-from pipeline.views.masking import MaskConfig
 
 Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 
@@ -85,9 +84,9 @@ class Objective(nn.Module):
 
 
 class ObjectiveConfig(Section):
-    """The section [objective] of one objective. `masks` are its defaults of [mask]; `masked` tells whether [mask] may be set at all."""
+    """The section [objective] of one objective. `mask` has its defaults of [mask]; `masked` tells whether [mask] may be set at all."""
 
-    masks: ClassVar[MaskConfig] = MaskConfig()
+    mask: ClassVar[Mapping[str, str | float | int]] = {}
     masked: ClassVar[bool] = True
 
     name: str
@@ -101,3 +100,18 @@ class ObjectiveConfig(Section):
     def build(self, student: StudentConfig, setting: Setting) -> Objective:
         """Return the untrained objective, its values drawn from torch's global generator, the encoder's first; raises ConfigError."""
         raise NotImplementedError
+
+
+class TrainingStep(nn.Module):
+    """One training step as a module, so that it compiles as one graph: targets are made, the objective runs, the loss is taken."""
+
+    def __init__(self, objective: Objective, targets: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.targets = objective, targets
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss () and its terms (len(objective.parts),)."""
+        targets = self.targets(batch)
+        view = MaskedView(batch["patches"], batch["visible"], batch.get("hidden"))
+        loss, terms = self.objective(view, targets)
+        return loss, terms

@@ -87,7 +87,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fit_the_objective(self) -> Self:
         """Complete the mask, and refuse by name what the objective does not use."""
-        name, defaults = self.objective.name, self.objective.masks
+        name, defaults = self.objective.name, MaskConfig.model_validate(self.objective.mask)
         chosen = {key: getattr(self.mask, key) for key in self.mask.model_fields_set}
         if not self.objective.masked:
             unused = sorted(f"mask.{key}" for key, value in chosen.items() if value != getattr(defaults, key))

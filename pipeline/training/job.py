@@ -13,8 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from pipeline.cache.reader import Cache
-from pipeline.objectives.objective import Objective, Setting
-from pipeline.objectives.targets import TrainingStep
+from pipeline.objectives.objective import Objective, Setting, TrainingStep
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream

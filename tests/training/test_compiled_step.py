@@ -16,12 +16,12 @@ from pipeline.cache.encoding import TargetDecoder
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
-from pipeline.objectives.objective import Setting
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
 from pipeline.training.config import RunConfig, TrainConfig
 from pipeline.training.job import choose_compilation, choose_precision
 from pipeline.training.run import load_newest, run_job
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
