@@ -25,12 +25,15 @@ class ProgressDisplay:
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task(title, total=total, completed=done, text=self._counts(done))
 
-    def update(self, done: int, text: str) -> None:
-        """Show that `done` of the total are done."""
+    def update(self, done: int, text: str, total: int | None = None) -> None:
+        """Show that `done` of the total are done, which may be better known by now."""
         now = time.monotonic()
+        self._total = self._total if total is None else total
         counts = self._counts(done, now)
         self._since = self._since or (now, done)
-        self._bar.update(self._task, completed=done, text=f"{counts}, {text}" if text else counts)
+        self._bar.update(
+            self._task, completed=done, total=self._total, text=f"{counts}, {text}" if text else counts
+        )
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             line = f"{self._title}: {counts}, {text}".removesuffix(", ")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
+from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
 from pipeline.benchmark.machine import matrix_rate, matrix_shape
 from pipeline.benchmark.measure import Figure, WaitMeter, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
-from pipeline.stream.batches import Batch, BatchStream
+from pipeline.objectives.objective import Batch
+from pipeline.stream.batches import BatchStream, micro_batches
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_step, cached_targets
+from pipeline.training.job import TrainingJob, build_step
 from pipeline.training.optimiser import build_schedule
+from pipeline.training.targets import cached_targets
 from pipeline.training.trainer import Trainer
-from pipeline.views.masking import visible_count
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
@@ -48,7 +49,10 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the kinds of steps among the chosen parts."""
     job, options, device = bench.job, bench.options, bench.options.device
-    resident, cached = resident_batch(job), _trainer(job, cached_targets(job))
+    resident, cached = (
+        resident_batch(job),
+        _trainer(job, cached_targets(job.cache, job.spec.levels, job.config.objective.target)),
+    )
     few = max(min(_FEW, options.steps), options.steps // 4)  # steps of a round of the slow ones
     variants = {
         "peak": lambda: Turn(matrix_rate(device)),
@@ -59,10 +63,10 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     if {"in-loop", "reference"} & set(options.parts):
         views = whole_view_batch(job)
     if "in-loop" in options.parts:
-        in_loop = _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
+        in_loop = _trainer(job, teacher_targets(job, bench.teacher))
         variants["teacher_in_loop"] = _repeated(bench, in_loop, views, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
-        variants["reference"] = _reference(bench, views.codes[:_REFERENCE_BATCH], few)
+        variants["reference"] = _reference(bench, views["views"][:_REFERENCE_BATCH], few)
     turns = take_turns(variants, options.rounds, warm_up=False)
     side, dtype = matrix_shape(device)
     title = f"matrix product of side {side}, {str(dtype).removeprefix('torch.')}"
@@ -82,14 +86,16 @@ def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
 
     def ignore(_: object) -> None: ...
 
-    return Trainer(model, job.optimiser, schedule, config, Ranks(), job.device, epoch, ignore, ignore)
+    return Trainer(
+        model, job.objective, job.optimiser, schedule, config, Ranks(), job.device, epoch, ignore, ignore
+    )
 
 
 def resident_batch(job: TrainingJob) -> Batch:
     """Return a copy of the first batch of the stream."""
     with BatchStream(job.cache, job.spec, job.device, workers=0) as stream:
         batch = next(iter(stream))
-        copied = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+        copied = {name: values.clone() for name, values in batch.items()}
         wait_for(job.device)
     return copied
 
@@ -109,7 +115,7 @@ def _take_steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> Turn:
         with meter.waiting():
             batch = next(batches)
         trainer.step(batch, step)
-        images += len(batch.patches)
+        images += len(batch["patches"])
     wait_for(trainer.device)
     seconds = time.perf_counter() - begin
     return Turn(images / seconds, meter.seconds() / seconds)
@@ -138,7 +144,7 @@ def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Tur
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
     sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
-    step = ReferenceStep(student, teacher, visible_count(schema.patches, config.mask.ratio))
+    step = ReferenceStep(student, teacher, config.mask.visible_count(schema.patches))
     step.step(pixels)
 
     def turn() -> Turn:
@@ -181,12 +187,12 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
 
 def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
-    few = next(islice(batch.micro_batches(max(1, len(batch.patches) // _COUNTED)), 1))
+    few = next(islice(micro_batches(batch, max(1, len(batch["patches"]) // _COUNTED)), 1))
     # The counter knows the products of this attention on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.forward(few.patches, few.visible, few.codes, few.stats)[0].backward()
+        model.forward(few)[0].backward()
     model.zero_grad()
-    return float(counter.get_total_flops() / len(few.patches))
+    return float(counter.get_total_flops() / len(few["patches"]))
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
@@ -197,4 +203,4 @@ def _memory(trainer: Trainer, batch: Batch) -> Figure:
     trainer.step(batch, 0)
     wait_for(trainer.device)
     grown = torch.cuda.max_memory_allocated(trainer.device) - before
-    return Figure("step.memory", [grown / len(batch.patches) / 1e6], "MB/image", "GPU memory of the step")
+    return Figure("step.memory", [grown / len(batch["patches"]) / 1e6], "MB/image", "GPU memory of the step")

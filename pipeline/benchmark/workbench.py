@@ -11,9 +11,8 @@ from pipeline.benchmark.synthetic import IMAGE_BYTES, synthetic_cache, write_pho
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, TeacherFacts, array_specs
 from pipeline.errors import ConfigError, MaskAlignError
-from pipeline.extraction.description import build_schema
 from pipeline.extraction.extractor import Extractor
-from pipeline.extraction.job import build_teacher, run_extraction
+from pipeline.extraction.job import build_schema, build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.teacher.request import LOCAL, RANDOM
 from pipeline.teacher.teacher import Teacher

@@ -13,7 +13,7 @@ from pipeline.cache.units import Unit
 from pipeline.cache.verify import Finding, as_ranges, fits
 from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
-from pipeline.storage.ranges import read_pieces
+from pipeline.storage.folder import read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
 from pipeline.views.view_tars import parse_samples, tar_bytes
 

@@ -3,14 +3,13 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from pipeline.cache.reader import Cache
+from pipeline.objectives.objective import Batch
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
 from pipeline.stream.samples import StreamSpec, sample_fields
@@ -21,26 +20,17 @@ _MOST_PENDING = (
 )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B samples on the device, for work that is launched before the next batch is asked for.
-
-    patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, W), stats (B, M, T, 2 + G) float16.
-    """
-
-    patches: Tensor
-    visible: Tensor
-    codes: Tensor
-    stats: Tensor
-
-    def micro_batches(self, count: int) -> Iterator["Batch"]:
-        """Split into `count` equal parts."""
-        parts = zip(*(getattr(self, name).chunk(count) for name in self.__dataclass_fields__), strict=True)
-        return (Batch(*part) for part in parts)
+def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into `count` equal parts."""
+    parts = zip(*(tensor.chunk(count) for tensor in batch.values()), strict=True)
+    return (dict(zip(batch, part, strict=True)) for part in parts)
 
 
 class BatchStream:
-    """The batches of one rank from a position on, for ever; a context manager that ends the workers."""
+    """The batches of one rank from a position on, for ever; a context manager that ends the workers.
+
+    A batch lies on the device, for work that is launched before the next one is asked for.
+    """
 
     def __init__(
         self,
@@ -91,14 +81,12 @@ class BatchStream:
 
 
 def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
-    fields = sample_fields(cache.schema, spec).items()
-    dtypes = {name: getattr(torch, field.dtype.name) for name, field in fields}
-    return Batch(
-        **{
-            name: torch.empty((spec.batch_size, *field.shape), dtype=dtypes[name], device=device)
-            for name, field in fields
-        }
-    )
+    return {
+        name: torch.empty(
+            (spec.batch_size, *field.shape), dtype=getattr(torch, field.dtype.name), device=device
+        )
+        for name, field in sample_fields(cache.schema, spec).items()
+    }
 
 
 class _Copier:
@@ -115,7 +103,7 @@ class _Copier:
         with self._stream():
             for name, array in piece.arrays.items():
                 source = torch.from_numpy(array[start : start + count])
-                getattr(batch, name)[position : position + count].copy_(source, non_blocking=True)
+                batch[name][position : position + count].copy_(source, non_blocking=True)
 
     def release(self, piece: FedPiece) -> None:
         """Give back a piece that is copied."""

@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.maskalign import MaskAlignStudent, build_student
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.objective import Objective, Setting, TrainingStep
 from pipeline.progress import ProgressDisplay
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
@@ -39,6 +37,7 @@ from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser, build_schedule
 from pipeline.training.run_folder import MetricsLog, write_run
+from pipeline.training.targets import cached_targets, refuse_target
 from pipeline.training.trainer import Metrics, Trainer
 
 _VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
@@ -51,7 +50,7 @@ class TrainingJob:
     config: RunConfig
     cache: Cache
     spec: StreamSpec
-    student: MaskAlignStudent
+    objective: Objective
     optimiser: AdamW
     run: Path
     ranks: Ranks
@@ -81,14 +80,16 @@ class TrainingJob:
         if checkpoint is None:
             return 0
         refuse_other_pins(checkpoint.pinned, self.pinned)
-        self.student.load_state_dict(checkpoint.student)
+        self.objective.load_state_dict(checkpoint.student)
         self.optimiser.load_state_dict(checkpoint.optimiser)
         return checkpoint.step
 
     def save_checkpoint(self, step: int) -> None:
         """Save after `step` steps, on the main rank only."""
         if self.ranks.is_main:
-            checkpoint = Checkpoint(step, self.student.state_dict(), self.optimiser.state_dict(), self.pinned)
+            checkpoint = Checkpoint(
+                step, self.objective.state_dict(), self.optimiser.state_dict(), self.pinned
+            )
             save_checkpoint(self.run / "checkpoints", checkpoint)
         self.ranks.wait()
 
@@ -121,36 +122,38 @@ def build_job(
         cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     )
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    MaskSource(cache.schema, config.mask, config.train.seed)  # refuses masks that this cache cannot serve
+    needs = config.objective.needs
+    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
     order = SampleOrder(
         pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks
     )
     levels = cache.level_indices(config.data.levels)
     spec = StreamSpec(
-        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size)
+        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size), needs
     )
+    refuse_target(cache, levels, config.objective.target)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
-    student = initial_student(config, cache).to(device)
-    optimiser = build_optimiser(student, student.no_weight_decay(), config.optim, config.train.global_batch)
-    return TrainingJob(config, cache, spec, student, optimiser, run, ranks, device, steps, warmup)
-
-
-def initial_student(config: RunConfig, cache: Cache) -> MaskAlignStudent:
-    """Build the student as it is before the first step: a function of configuration and cache."""
-    schema = cache.schema
-    seed_initial_weights(config)
-    return build_student(
-        config.student,
-        config.alignment,
-        config.loss,
-        image_size=schema.view.image_size,
-        patch_size=schema.view.patch_size,
-        teacher_levels=[schema.levels[place] for place in cache.level_indices(config.data.levels)],
-        teacher_depth=schema.teacher.depth,
-        teacher_width=schema.teacher.width,
-        teacher_has_cls=schema.teacher.has_cls,
+    objective = initial_objective(config, cache).to(device)
+    optimiser = build_optimiser(
+        objective, objective.no_weight_decay(), config.optim, config.train.global_batch
     )
+    return TrainingJob(config, cache, spec, objective, optimiser, run, ranks, device, steps, warmup)
+
+
+def initial_objective(config: RunConfig, cache: Cache) -> Objective:
+    """Build objective and student as they are before the first step: a function of configuration and cache."""
+    schema = cache.schema
+    setting = Setting(
+        schema.view.image_size,
+        schema.view.patch_size,
+        tuple(schema.levels[level] for level in cache.level_indices(config.data.levels)),
+        schema.teacher.depth,
+        schema.teacher.width,
+        schema.teacher.has_cls,
+    )
+    seed_initial_weights(config)
+    return config.objective.build(config.student, setting)
 
 
 def seed_initial_weights(config: RunConfig) -> None:
@@ -203,9 +206,10 @@ def run_job(job: TrainingJob, first: int) -> int:
         batches = stack.enter_context(
             BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
         )
-        model = build_step(job, cached_targets(job))
+        model = build_step(job, cached_targets(job.cache, job.spec.levels, job.config.objective.target))
         trainer = Trainer(
             model,
+            job.objective,
             job.optimiser,
             schedule,
             job.config,
@@ -227,20 +231,12 @@ def prepare_folder(job: TrainingJob) -> None:
 
 def finish(job: TrainingJob) -> None:
     """Export the student."""
-    export_student(job.student.encoder, job.config.student, job.run)
-
-
-def cached_targets(job: TrainingJob) -> CachedTargets:
-    """Return what makes targets of what the cache holds."""
-    mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
-    return CachedTargets(
-        TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target
-    )
+    export_student(job.objective.encoder, job.config.student, job.run)
 
 
 def build_step(job: TrainingJob, targets: nn.Module) -> nn.Module:
     """Return the module of one step, compiled if the configuration says so, and shared by the ranks if there are several."""
-    model: nn.Module = TrainingStep(job.student, targets)
+    model: nn.Module = TrainingStep(job.objective, targets.to(job.device))
     if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
         model.compile(fullgraph=True, dynamic=False)
     return _distributed(model, job.device) if job.ranks.world_size > 1 else model

@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from pipeline.errors import ConfigError, DivergedError
+from pipeline.objectives.objective import Batch, Objective
 from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
-from pipeline.stream.batches import Batch
+from pipeline.stream.batches import micro_batches
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 
@@ -35,7 +36,7 @@ class Interval:
     first_step: int
     begin: float = field(default_factory=time.perf_counter)
     wait_seconds: float = 0.0
-    losses: list[Tensor] = field(default_factory=list)  # (1 + M,): the loss and its parts, on the device
+    losses: list[Tensor] = field(default_factory=list)  # the loss and its terms, on the device
 
 
 class StopVotes:
@@ -69,11 +70,12 @@ class StopVotes:
 class Trainer:
     """One rank's loop.
 
-    `model` maps (patches, visible, codes, stats) to the loss () and its parts (M,). `log` gets a line of metrics every so many steps and
+    `model` maps a batch to the loss () and the terms of `objective`, detached. `log` gets a line of metrics every so many steps and
     `save` the number of finished steps every so many.
     """
 
     model: nn.Module
+    objective: Objective
     optimiser: AdamW
     schedule: CosineLRScheduler
     config: RunConfig
@@ -116,7 +118,7 @@ class Trainer:
         return step
 
     def step(self, batch: Batch, step: int) -> Tensor:
-        """Take one optimiser step; returns the loss and its parts (1 + M,) on the device. All randomness is keyed by (seed, rank, step)."""
+        """Take one optimiser step; returns the loss and its terms on the device. All randomness is keyed by (seed, rank, step)."""
         torch.manual_seed(derived_seed(self.config.train.seed, "step", self.ranks.rank, step))
         self.schedule.step_update(step + 1)
         losses = [self._backward(micro, is_last) for micro, is_last in self._micro_batches(batch)]
@@ -128,28 +130,28 @@ class Trainer:
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
         count = self.config.train.accumulate
-        return ((micro, number == count - 1) for number, micro in enumerate(batch.micro_batches(count)))
+        return ((micro, number == count - 1) for number, micro in enumerate(micro_batches(batch, count)))
 
     def _backward(self, batch: Batch, is_last: bool) -> Tensor:
         with ExitStack() as contexts:
             if isinstance(self.model, DistributedDataParallel) and not is_last:
                 contexts.enter_context(self.model.no_sync())
             contexts.enter_context(self._autocast())
-            loss, per_level = self._losses(batch)
+            loss, terms = self._losses(batch)
             (loss / self.config.train.accumulate).backward()  # type: ignore[no-untyped-call]
-        return torch.cat([loss.detach()[None], per_level])
+        return torch.cat([loss.detach()[None], terms])
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the model; raises ConfigError if it cannot be compiled, since steps that are slow for no visible reason would be worse."""
         try:
-            loss, per_level = self.model(batch.patches, batch.visible, batch.codes, batch.stats)
+            loss, terms = self.model(batch)
         except TorchDynamoException as error:
             cause = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"the training step cannot be compiled as one graph ({type(error).__name__}: {cause}): "
                 "set train.compile=false to run it as it is, slower, or leave out the student.options that it fails on"
             ) from error
-        return loss, per_level
+        return loss, terms
 
     def _autocast(self) -> AbstractContextManager[object]:
         precision = self.config.train.precision
@@ -174,13 +176,14 @@ class Trainer:
             "step": step,
             "epoch": step / self.steps_per_epoch,
             "loss": losses[0],
-            "loss_per_level": losses[1:],
+            "loss_terms": dict(zip(self.objective.parts, losses[1:], strict=True)),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "images_per_second": (step - interval.first_step) * self.config.train.global_batch / seconds,
             "wait_share": interval.wait_seconds / seconds,
             "data_seconds": interval.wait_seconds,
             "step_seconds": seconds - interval.wait_seconds,
             **self._memory(),
+            "figures": self.objective.figures(),
         }
 
     def _memory(self) -> dict[str, float]:

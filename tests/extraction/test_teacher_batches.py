@@ -6,10 +6,9 @@ import torch
 from caches import extraction_options
 
 from pipeline.cache.units import Unit
-from pipeline.extraction.description import build_schema
 from pipeline.extraction.encode import FeatureEncoder
-from pipeline.extraction.job import build_teacher
-from pipeline.extraction.pixel_input import PixelInput
+from pipeline.extraction.job import build_schema, build_teacher
+from pipeline.extraction.lane import PixelInput
 
 CPU = torch.device("cpu")
 UNIT = Unit(unit=0, source="a.tar", source_bytes=1, view=0, first_row=0)

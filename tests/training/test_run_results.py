@@ -74,15 +74,16 @@ def test_metrics_have_these_keys_and_values(run):
             "step",
             "epoch",
             "loss",
-            "loss_per_level",
+            "loss_terms",
             "learning_rate",
             "images_per_second",
             "wait_share",
             "data_seconds",
             "step_seconds",
+            "figures",
         ]
         assert line["epoch"] == line["step"] / 8
-        assert line["loss"] == pytest.approx(sum(line["loss_per_level"]) / 3)
+        assert line["loss"] == pytest.approx(sum(line["loss_terms"].values()) / 3)
         assert 0 <= line["wait_share"] <= 1
         seconds = line["data_seconds"] + line["step_seconds"]
         assert line["images_per_second"] == pytest.approx(16 / seconds)
@@ -139,7 +140,7 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
     model.load_state_dict(load_file(run / "student.safetensors"), strict=True)
     job = tiny_job(small_cache_path, run)
     assert job.load_checkpoint() == 6
-    encoder = job.student.encoder.eval()
+    encoder = job.objective.encoder.eval()
     images = torch.randint(
         0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -175,12 +176,14 @@ def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_
     settings = (
         "data.levels=[5, 3]",
         "data.views=[1]",
-        "alignment.mode='layerwise'",
-        "alignment.head='mlp'",
-        "loss.kind='cosine'",
+        "objective.mode='layerwise'",
+        "objective.head='mlp'",
+        "objective.loss='cosine'",
     )
-    run = trained(small_cache_path, tmp_path / "run", *settings, "loss.target='l2'", "mask.strategy='block'")
-    assert {len(line["loss_per_level"]) for line in metrics(run)} == {2}
+    run = trained(
+        small_cache_path, tmp_path / "run", *settings, "objective.target='l2'", "mask.strategy='block'"
+    )
+    assert [list(line["loss_terms"]) for line in metrics(run)] == [["level 5", "level 3"]] * 6
     assert torch.equal(
         checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     )

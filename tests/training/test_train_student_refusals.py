@@ -118,7 +118,10 @@ def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
             "data.window_blocks=0",
             "configuration key 'data.window_blocks' is 0: input should be greater than 0",
         ),
-        ("data.levels=[]", "levels and views must name at least one; leave them out for all"),
+        (
+            "data.levels=[]",
+            "configuration key 'data.levels' is []: name at least one, or leave the key out for all",
+        ),
         ("data.levels=[1, 3]", "levels [1] are not in cache"),
         ("data.views=[0, 2]", "views [2] are not in cache"),
         ("optim.betas=[0.9, 1.0]", "configuration key 'optim.betas[1]' is 1.0: input should be less than 1"),

@@ -6,10 +6,11 @@ from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.errors import DivergedError
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.objective import TrainingStep
 from pipeline.stream.batches import BatchStream
 from pipeline.training.job import run_job
 from pipeline.training.optimiser import build_schedule
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
 
@@ -21,7 +22,7 @@ def first_step(cache, run, *settings, step=0):
         gradients.update(
             {
                 name: value.grad.clone()
-                for name, value in job.student.named_parameters()
+                for name, value in job.objective.named_parameters()
                 if value.grad is not None
             }
         )
@@ -36,10 +37,21 @@ def first_step(cache, run, *settings, step=0):
 def trainer_of(job):
     """The loop of a job that logs and saves nothing."""
     mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target))
+    model = TrainingStep(
+        job.objective, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.objective.target)
+    )
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
     return Trainer(
-        model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print
+        model,
+        job.objective,
+        job.optimiser,
+        schedule,
+        job.config,
+        job.ranks,
+        CPU,
+        job.spec.steps_per_epoch,
+        print,
+        print,
     )
 
 
@@ -63,7 +75,9 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(small_cache_path, 
 def test_every_trained_parameter_gets_a_gradient(small_cache_path, tmp_path):
     _, gradients = first_step(small_cache_path, tmp_path / "run")
     job = tiny_job(small_cache_path, tmp_path / "run")
-    assert gradients.keys() == {name for name, value in job.student.named_parameters() if value.requires_grad}
+    assert gradients.keys() == {
+        name for name, value in job.objective.named_parameters() if value.requires_grad
+    }
     assert all(value.abs().max() > 0 for value in gradients.values())
 
 
@@ -106,7 +120,7 @@ LOGGED_EVERY_2 = ("train.log_every=2", "train.checkpoint_every=2")
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
-    job.student.alignment.weights.data[0, 0] = float("nan")
+    job.objective.alignment.weights.data[0, 0] = float("nan")
     with pytest.raises(
         DivergedError,
         match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$",
@@ -117,7 +131,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_p
 
 def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
-    job.student.encoder.vit.norm.weight.data[0] = float("inf")
+    job.objective.encoder.vit.norm.weight.data[0] = float("inf")
     with pytest.raises(
         DivergedError, match=r"^a weight is not finite after step 2: .*the last checkpoint is intact$"
     ):

@@ -94,7 +94,7 @@ def metrics(run):
 def losses(run):
     """What the log says of each step that does not depend on time."""
     return [
-        {name: line[name] for name in ("step", "epoch", "loss", "loss_per_level", "learning_rate")}
+        {name: line[name] for name in ("step", "epoch", "loss", "loss_terms", "learning_rate")}
         for line in metrics(run)
     ]
 

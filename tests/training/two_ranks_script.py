@@ -11,11 +11,12 @@ from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.targets import CachedTargets, TrainingStep
-from pipeline.stream.batches import Batch
+from pipeline.objectives.objective import TrainingStep
+from pipeline.stream.batches import micro_batches
 from pipeline.training.distributed import Ranks, joined_ranks
 from pipeline.training.job import pinned_units, prepare_folder, run_job
 from pipeline.training.optimiser import build_schedule
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 from stages.train_student import train_student
 
@@ -33,13 +34,18 @@ def joint_batch(step):
 
     visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
     codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
-    return Batch(draw(256, 8, 768).to(torch.uint8), visible, codes.to(torch.int8), stats.half())
+    return {
+        "patches": draw(256, 8, 768).to(torch.uint8),
+        "visible": visible,
+        "visible_codes": codes.to(torch.int8),
+        "visible_stats": stats.half(),
+    }
 
 
 def steps_on_joint_batches(cache, run, ranks, accumulate=1):
     """Take some steps on this rank's share of the joint batches; returns losses (STEPS, 1 + M), gradients of each step and weights."""
     job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
-    parameters = dict(job.student.named_parameters())
+    parameters = dict(job.objective.named_parameters())
 
     def note(*_):
         gradients.append(
@@ -48,18 +54,18 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
 
     job.optimiser.register_step_pre_hook(note)
     targets = CachedTargets(
-        TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.loss.target
+        TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.objective.target
     )
-    model = TrainingStep(job.student, targets)
+    model = TrainingStep(job.objective, targets)
     if ranks.world_size > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
     schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(model, job.optimiser, schedule, job.config, ranks, CPU, 1, print, print)
+    trainer = Trainer(model, job.objective, job.optimiser, schedule, job.config, ranks, CPU, 1, print, print)
     losses = []
     for step in range(STEPS):
-        share = list(joint_batch(step).micro_batches(ranks.world_size))[ranks.rank]
+        share = list(micro_batches(joint_batch(step), ranks.world_size))[ranks.rank]
         losses.append(ranks.mean(trainer.step(share, step)))
-    return {"losses": torch.stack(losses), "gradients": gradients, "student": job.student.state_dict()}
+    return {"losses": torch.stack(losses), "gradients": gradients, "student": job.objective.state_dict()}
 
 
 def stopped_on_one_rank(cache, run, ranks):
@@ -108,7 +114,7 @@ def main(folder, cache):
         job.run.mkdir(exist_ok=True)
         prepare_folder(job)
         run_job(job, 0)
-        torch.save(job.student.state_dict(), folder / f"trained-{ranks.rank}.pt")
+        torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
         torch.save(units_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
         meet_elsewhere(ranks)
