@@ -122,6 +122,15 @@ class FeatureEncoder:
         self.compiler_fault = ""  # why the teacher runs uncompiled although compiling was tried
         self._features = compiled(self.features) if self.compiled else self.features
 
+    def prepare(self) -> None:
+        """Compile for whole batches now: on a GPU it takes longer than thousands of images, and no rate should contain it."""
+        if self.compiled:
+            side = self._schema.view.image_size
+            pixels = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
+            with in_precision(self._teacher, self.device):
+                self._run(pixels)
+            DeviceEvent(self.device).wait()
+
     def launch(self, pixels: Tensor, keys: Sequence[str], unit: Unit) -> EncodingBatch:
         """Begin to encode the first of the views (b, S, S, 3) uint8 on the device, those of the images `keys` of a unit.
 

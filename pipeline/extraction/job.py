@@ -59,9 +59,11 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             options.batch_size,
             resolve_compile(options.compile, options.device),
         )
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
+        if count_committed(cache.folder, wanted) < len(wanted):
+            encoder.prepare()
+        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
         log = _Log(cache.folder, options)
         try:

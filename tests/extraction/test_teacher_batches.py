@@ -56,6 +56,21 @@ def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
     assert importance is expected[2] or torch.equal(importance, expected[2])
 
 
+@pytest.mark.bench
+def test_whole_batches_are_compiled_before_they_come():
+    graphs = []
+    backend = torch.compiler.set_stance(
+        force_backend=lambda module, _: graphs.append(module) or module.forward
+    )
+    torch._dynamo.reset()
+    encoder = encoder_of(compile="on")
+    with backend:
+        encoder.prepare()
+        assert len(graphs) == 1
+        encoder.collect(encoder.launch(torch.from_numpy(images(8)), [str(n) for n in range(8)], UNIT))
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (7, 8), (8, 8)])
 def test_a_short_batch_is_filled_up_to_one_of_four_sizes(count, size):
     pixels = PixelInput(8, 64, CPU)

@@ -101,8 +101,7 @@ def digests(address, count, workers=0):
     )
     with BatchStream(cache, spec, torch.device("cpu"), workers, 0, 0) as stream:
         return [
-            [getattr(batch, name).numpy().tobytes().hex() for name in batch.__dataclass_fields__]
-            for batch in islice(stream, count)
+            [values.numpy().tobytes().hex() for values in batch.values()] for batch in islice(stream, count)
         ]
 
 
