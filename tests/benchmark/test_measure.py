@@ -61,7 +61,5 @@ def test_threads_are_given_for_a_while():
 
 
 def test_the_machine_is_described_and_multiplies():
-    machine = describe_machine(CPU)
-    assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert machine["hardware"]["cores"] >= 1
+    assert describe_machine(CPU)["hardware"]["cores"] >= 1
     assert matrix_rate(CPU) > 0
