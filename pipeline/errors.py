@@ -5,6 +5,7 @@ class MaskAlignError(Exception):
     """Any failure that is reported in one sentence, without a traceback."""
 
     exit_code = 1
+    printed_by_rank: int | None = None  # where all ranks raise it: the one that prints it
 
 
 class ConfigError(MaskAlignError):
