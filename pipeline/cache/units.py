@@ -78,8 +78,9 @@ def extended_units(
 ) -> tuple[Unit, ...]:
     """Append the units of new tars and views to those that exist.
 
-    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit. Raises ConfigError for a known
-    tar that has gone, or changed its size after units were `made` of it; before that it may be replaced (None: of all tars)
+    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit; tars of older units need
+    not be among them. Raises ConfigError for a tar that changed its size after units were `made` of it; before that it may be replaced
+    (None: of all tars).
     """
     sizes = dict(sources) | dict(present)
     units = [unit if made is None or unit.source in made else _resized(unit, sizes) for unit in units]
@@ -101,11 +102,7 @@ def _resized(unit: Unit, sizes: dict[str, int]) -> Unit:
 def _refuse_changed(units: Sequence[Unit], sizes: dict[str, int]) -> None:
     for unit in units:
         size = sizes.get(unit.source)
-        if size is None:
-            raise ConfigError(
-                f"tar {unit.source!r} is in the cache but not among the shards: name all its tars, with any new ones"
-            )
-        if size != unit.source_bytes:
+        if size not in (None, unit.source_bytes):
             raise ConfigError(
                 f"tar {unit.source!r} has {size} bytes, but had {unit.source_bytes} when the cache was made: use another --cache"
             )

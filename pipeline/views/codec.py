@@ -44,7 +44,7 @@ _INCOMPLETE = re.compile(
     r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous|\d+ extraneous bytes before marker 0x(d9|01))|"
     r"Invalid SOS|Inconsistent progression"
 )
-_BEFORE_THE_END = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 _END = b"\xff\xd9"
 
 
@@ -106,7 +106,7 @@ def _decode_whole_jpeg(data: bytes) -> Pixels:
 
 def _is_incomplete(data: bytes, warning: str) -> bool:
     """Tell whether a JPEG lacks data, from what libjpeg warns of."""
-    if not _BEFORE_THE_END.match(warning):
+    if not _EXTRANEOUS.match(warning):
         return bool(_INCOMPLETE.match(warning))
     # A JPEG that was cut and filled up with zeros looks alike, since zeros are a code as well: it lacks data without them.
     end = data.rfind(_END)
@@ -115,7 +115,7 @@ def _is_incomplete(data: bytes, warning: str) -> bool:
     try:
         _decode_jpeg(kept + _END)
     except ValueError as error:
-        return bool(_INCOMPLETE.match(str(error)))
+        return not _EXTRANEOUS.match(str(error))
     return False
 
 

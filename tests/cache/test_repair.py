@@ -195,8 +195,8 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     before = files_of(damaged)
     with pytest.raises(
         CacheError,
-        match=r"the calibration of cache .* is damaged, and the first images of these tars give another: "
-        "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction",
+        match=r"has a damaged calibration, and these tars do not reproduce it; restore targets.zarr/channel_mean and channel_std "
+        "from a copy, or name the tars of the first extraction in its order",
     ):
         extract_again(extracted, damaged, shards=shards)
     assert files_of(damaged) == before

@@ -59,11 +59,9 @@ def test_a_tar_beyond_the_limit_counts_as_present():
     assert extended_units(units, SOURCES[:1], 1, present=SOURCES) == units
 
 
-def test_a_tar_that_has_gone_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"tar 'b\.tar' is in the cache but not among the shards: name all its tars"
-    ):
-        extended_units(extended_units((), SOURCES, 1), SOURCES[:1], 1)
+def test_new_tars_alone_extend():
+    units = extended_units(extended_units((), SOURCES, 1), [("c.tar", 3)], 1)
+    assert [unit.source for unit in units] == ["a.tar", "b.tar", "c.tar"]
 
 
 def test_a_tar_of_another_size_is_refused():

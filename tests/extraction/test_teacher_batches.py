@@ -6,10 +6,9 @@ import torch
 from caches import extraction_options
 
 from pipeline.cache.units import Unit
-from pipeline.extraction.description import build_schema
 from pipeline.extraction.encode import FeatureEncoder
-from pipeline.extraction.job import build_teacher
-from pipeline.extraction.pixel_input import PixelInput
+from pipeline.extraction.job import build_schema, build_teacher
+from pipeline.extraction.lane import PixelInput
 
 CPU = torch.device("cpu")
 UNIT = Unit(unit=0, source="a.tar", source_bytes=1, view=0, first_row=0)
@@ -19,7 +18,7 @@ def encoder_of(batch_size=8, teacher="timm:test_vit.random", **changes):
     options = extraction_options(cache="none", shards=[], teacher=teacher, **changes)
     made = build_teacher(options)
     mean, std = (np.full((len(made.levels), made.facts.width), value, np.float32) for value in (0.1, 0.9))
-    return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size)
+    return FeatureEncoder(made, mean, std, build_schema(options, made), CPU, batch_size, options.compile)
 
 
 def images(count):
@@ -54,6 +53,21 @@ def test_teacher_whitening_and_encoding_are_one_graph(teacher, encoding):
     assert all(torch.equal(one, other) for one, other in zip(codes, expected[0], strict=True))
     assert torch.equal(stats, expected[1])
     assert importance is expected[2] or torch.equal(importance, expected[2])
+
+
+@pytest.mark.bench
+def test_whole_batches_are_compiled_before_they_come():
+    graphs = []
+    backend = torch.compiler.set_stance(
+        force_backend=lambda module, _: graphs.append(module) or module.forward
+    )
+    torch._dynamo.reset()
+    encoder = encoder_of(compile="on")
+    with backend:
+        encoder.prepare()
+        assert len(graphs) == 1
+        encoder.collect(encoder.launch(torch.from_numpy(images(8)), [str(n) for n in range(8)], UNIT))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (7, 8), (8, 8)])

@@ -91,7 +91,7 @@ def epochs(path, number):
     with BatchStream(
         Cache(path), stream_spec(Cache(path), views=(0,), batch_size=20), CPU, workers=0
     ) as stream:
-        return [digest(vars(batch)) for batch in islice(stream, 7 * number)]
+        return [digest(batch) for batch in islice(stream, 7 * number)]
 
 
 def test_a_stream_from_a_slow_disk_reads_ahead_and_stays_the_same(small_cache_path, slow_folder, monkeypatch):
