@@ -20,7 +20,7 @@ from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
-from pipeline.extraction.encode import FeatureEncoder, resolve_precision
+from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
 from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.plan import (
@@ -63,7 +63,12 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(
-            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size, options.compile
+            teacher,
+            *cache.calibration(),
+            cache.schema,
+            options.device,
+            options.batch_size,
+            resolve_compile(options.compile, options.device),
         )
         covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
