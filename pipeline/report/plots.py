@@ -126,13 +126,13 @@ def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) ->
     sizes = np.abs(weights)
     centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes("student block", (8.4, 2.6))
+        figure, axes = _axes("student block")
         for index, name in enumerate(names):
             shown = len(names) <= _MAX_LEGEND or index in (0, len(names) - 1)
             at = np.array(steps, np.float64)
             _line(axes, at, centres[:, index], _HUE.format(index), 1.6, name if shown else "_")
         axes.set_ylim(0, max(weights.shape[2] - 1, 1))
-        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
         told = "; ".join(
             f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, x in zip(names, centres.T, strict=True)
         )
@@ -146,8 +146,8 @@ def _tint_warmup(axes: Axes, warmup: int) -> None:
         axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
 
 
-def _axes(label: str, size: tuple[float, float] = (4.2, 2.6)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+def _axes(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 2.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel="step", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

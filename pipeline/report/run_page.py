@@ -70,20 +70,16 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     """Return where the run has got to, and how fast."""
     if not metrics:
         return PageSection("", '<p class="card">Nothing has been logged yet.</p>')
-    steps, losses = plots.column(metrics, "loss")
-    rates, waits, memory = (
-        plots.column(metrics, name)[1] for name in ("images_per_second", "wait_share", "bytes_per_image")
-    )
+    names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
+    losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
     seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
     cells = [
+        ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
         (
-            "steps",
-            f"{steps[-1] if len(steps) else 0:,.0f} of {run['steps']:,}",
-            f"{metrics[-1]['epoch']:.4g} epochs",
+            "loss",
+            f"{losses[-1]:.4f}" if len(losses) else "never finite",
+            f"from {losses[0]:.4f}" if len(losses) else "",
         ),
-        ("loss", f"{losses[-1]:.4f}", f"from {losses[0]:.4f}")
-        if len(losses)
-        else ("loss", "none", "never finite"),
         ("training took", duration(seconds), "without start-up"),
     ]
     if len(rates):
@@ -94,7 +90,13 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if len(memory):  # of a GPU
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if count := _parameters(folder):
-        cells.append(("parameters", f"{count / 1e6:.1f} M", "of the exported student"))
+        cells.append(
+            (
+                "parameters",
+                f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}",
+                "of the exported student",
+            )
+        )
     return PageSection("", numbers(cells))
 
 

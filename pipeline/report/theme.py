@@ -19,9 +19,8 @@ p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
 .numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .numbers small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted); }
 .wide { overflow-x: auto; }
-.course { margin-top: 12px; } .course svg { max-width: 860px; }
-.matrix { width: auto; font-size: 12px; } .matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; }
-.matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th:first-child { min-width: 0; }
+.matrix { width: auto; font-size: 12px; } .matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; vertical-align: middle; }
+.matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th { min-width: 0; }
 .matrix td { padding: 4px 1px; min-width: 2.1em; border: 2px solid var(--card); border-radius: 5px; overflow-wrap: normal; }
 .matrix .plus { background: color-mix(in srgb, var(--accent) var(--w), transparent); }
 .matrix .minus { background: color-mix(in srgb, var(--warm) var(--w), transparent); }
@@ -45,14 +44,19 @@ td { overflow-wrap: anywhere; }
 tr:first-child > * { border-top: 0; }
 th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; color: var(--muted); }
 .log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
-@media (max-width: 480px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
-  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } }
 .scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; } .scores .share { width: 99%; }
-.track { border-right: 1px dashed var(--line); background: linear-gradient(var(--warm), var(--warm)) var(--chance) 0 / 2px 100% no-repeat; }
+.track { position: relative; } .track::after { content: ""; position: absolute; top: -3px; bottom: -3px; left: var(--chance);
+  border-left: 2px solid var(--warm); }
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
 .bar.cls { background: var(--muted); }
 .bar.old { background: repeating-linear-gradient(45deg, var(--line) 0 4px, transparent 4px 8px); }
 .subtitle { margin: 0 0 16px; } .config td:last-child { color: var(--muted); } .config .changed > * { color: var(--ink); font-weight: 600; }
 .config .changed > th { box-shadow: -8px 0 0 var(--card), -11px 0 0 var(--accent); }
 summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
+@media (max-width: 600px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
+  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
+  .scores tr, .config tr { display: grid; grid-template-columns: auto 1fr auto; gap: 0 8px; padding: 4px 0; }
+  .config tr { grid-template-columns: 1fr 1fr; }
+  .scores tr > *, .config tr > * { width: auto; border: 0; padding: 0; align-self: center; }
+  .scores th, .config th { grid-column: 1 / -1; white-space: normal; } }
 """
