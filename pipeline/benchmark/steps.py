@@ -1,4 +1,4 @@
-"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published one."""
+"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
-from pipeline.benchmark.machine import matrix_rate, matrix_shape
+from pipeline.benchmark.machine import matrix_rate
 from pipeline.benchmark.measure import Figure, WaitMeter, ratio, take_turns, wait_for, wall_seconds
-from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
@@ -49,11 +49,9 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the kinds of steps among the chosen parts."""
     job, options, device = bench.job, bench.options, bench.options.device
-    resident, cached = (
-        resident_batch(job),
-        _trainer(job, cached_targets(job.cache, job.spec.levels, job.config.objective.target)),
-    )
-    few = max(min(_FEW, options.steps), options.steps // 4)  # steps of a round of the slow ones
+    targets = cached_targets(job.cache, job.spec.levels, job.config.objective.target)
+    resident, cached = resident_batch(job), _trainer(job, targets)
+    few = max(min(_FEW, options.steps), options.steps // 10)  # steps of a round of the slow ones
     variants = {
         "peak": lambda: Turn(matrix_rate(device)),
         "resident": _repeated(bench, cached, resident, options.steps),
@@ -68,9 +66,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views["views"][:_REFERENCE_BATCH], few)
     turns = take_turns(variants, options.rounds, warm_up=False)
-    side, dtype = matrix_shape(device)
-    title = f"matrix product of side {side}, {str(dtype).removeprefix('torch.')}"
-    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", title)
+    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", "matrix peak")
     yield peak
     yield from _rates(turns)
     yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
@@ -144,11 +140,11 @@ def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Tur
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
     sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
-    step = ReferenceStep(student, teacher, config.mask.visible_count(schema.patches))
-    step.step(pixels)
+    step = reference_step(student, teacher, config.mask.visible_count(schema.patches))
+    step(pixels)
 
     def turn() -> Turn:
-        seconds = wall_seconds(lambda: [step.step(pixels) for _ in range(count)], pixels.device)
+        seconds = wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
         return Turn(count * len(pixels) / seconds)
 
     return turn
