@@ -25,7 +25,7 @@ from pipeline.training.run_folder import read_metrics, read_run
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a block says of B images after the final norm: CLS (B, C) if there is one, and the patches (B, g, g, C)."""
+    """A block's normed output for B images: CLS (B, C) if there is one, and patches (B, g, g, C)."""
 
     cls: Tensor | None
     patches: Tensor
@@ -35,9 +35,9 @@ class Tokens:
 class Subject:
     """One network to judge, in evaluation mode on its device.
 
-    `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and ascending block numbers to
-    a tensor (B, prefix + N, C) for each block, after the final norm; the subject normalises pixels itself. A further function beside
-    `outputs` will give attention maps (B, heads, g, g).
+    `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and
+    ascending block numbers to a tensor (B, prefix + N, C) for each block, after the final norm; it normalises
+    pixels itself. Attention maps (B, heads, g, g) will be a further function beside `outputs`.
     """
 
     facts: SubjectFacts
@@ -55,14 +55,14 @@ class Subject:
         return next(self.module.parameters()).device
 
     def tokens(self, pixels: Tensor, block: int = -1) -> Tokens:
-        """Run images (B, S, S, 3) uint8 up to a block, counted from the end if negative; registers are left out."""
+        """Run images (B, S, S, 3) uint8 up to a block, counted from the end if negative; no registers."""
         (tokens,) = self.outputs(pixels, [block % self.depth])
         patches = tokens[:, self.prefix :].reshape(len(tokens), self.grid, self.grid, -1)
         return Tokens(tokens[:, 0] if self.has_cls else None, patches)
 
 
 def student_subject(run: Path, device: torch.device) -> Subject:
-    """Load the student of a run; raises CheckpointError for weights that are missing, damaged or of another network."""
+    """Load a run's student; raises CheckpointError for weights that are missing or do not fit."""
     config, sizes = read_run_config(run)
     encoder = build_encoder(config.student, *sizes)
     try:
@@ -121,7 +121,7 @@ def teacher_subject(
     device: torch.device,
     kind: Literal["teacher", "model"] = "teacher",
 ) -> Subject:
-    """Load a teacher, or any plain ViT of timm, on the grid of a student with these sizes; raises as `load_teacher` does."""
+    """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError."""
     from pipeline.teacher.geometry import teacher_images
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 

@@ -11,7 +11,7 @@ from pipeline.report.page import PageSection
 
 
 def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Return the last alignment matrix (M levels, L blocks), and where each level's weights lay over the steps."""
+    """Return the last alignment matrix (M levels, L blocks), and where its weights lay over the steps."""
     found = [
         (line["step"], np.array(line["figures"]["alignment"])) for line in metrics if _has_alignment(line)
     ]
@@ -21,8 +21,8 @@ def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     terms = list(metrics[-1].get("loss_terms", {}))
     names = terms if len(terms) == len(last) else [f"level {index}" for index in range(len(last))]
     text = (
-        "Each row is a level of the teacher, each column a block of the student: the weight with which the block takes part "
-        "in that level's prediction. The largest of a row is framed."
+        "Each row is a level of the teacher, each column a block of the student: the weight with which the "
+        "block takes part in that level's prediction. The largest of a row is framed."
     )
     cards = f'<div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
     if len(found) > 1:

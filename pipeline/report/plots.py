@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
-    """Return the steps (n,) at which a metric was logged and its finite values (n,); of a step logged twice, the later line counts."""
+    """Return the steps (n,) and finite values (n,) of a metric; of two lines of a step the later counts."""
     found = {int(line["step"]): float(line[name]) for line in metrics if line.get(name) is not None}
     points = sorted((step, value) for step, value in found.items() if math.isfinite(value))
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
@@ -122,7 +122,7 @@ def single_chart(
 
 
 def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
-    """The mean student block of each level, weighted by the sizes of `weights` (steps, M, L), against steps."""
+    """The mean student block of each level, by the sizes of `weights` (steps, M, L), against steps."""
     sizes = np.abs(weights)
     centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
     with mpl.rc_context(_STYLE):

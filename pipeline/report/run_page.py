@@ -155,7 +155,7 @@ def _facts(run: Run) -> PageSection:
 
 
 def _configuration(run: Run) -> PageSection:
-    """Return all keys that count, those first that differ from the defaults, which are the paper's recipe for B."""
+    """Return all keys that count, first those that differ from the defaults, the paper's recipe for B."""
     config, defaults = _flat(run["config"]), _flat(RunConfig().model_dump(mode="json"))
     optim = run["config"]["optim"]
     unused = {f"optim.{name}" for name, by in _OVERRIDDEN.items() if optim.get(by) is not None}
@@ -163,23 +163,26 @@ def _configuration(run: Run) -> PageSection:
         ((name, value) for name, value in config.items() if name not in unused),
         key=lambda row: row[1] == defaults.get(row[0]),
     )
-    table = "".join(
-        f'<tr{"" if value == defaults.get(name) else " class=changed"}><th scope="row">{html.escape(name)}</th>'
-        f"<td>{_plain(value)}</td><td>{'' if value == defaults.get(name) else f'default {_plain(defaults.get(name))}'}</td></tr>"
-        for name, value in rows
+    table = "".join(_config_row(name, value, defaults.get(name)) for name, value in rows)
+    text = (
+        "Marked rows differ from the defaults, the paper's recipe for ViT-B; overridden values are left out."
     )
-    text = "Marked rows differ from the defaults, which are the paper's recipe for ViT-B; values that others override are left out."
     return PageSection(
         "Configuration", f'<p>{text}</p><div class="card"><table class="config">{table}</table></div>'
     )
 
 
-def _plain(value: object) -> str:
-    return html.escape(value if isinstance(value, str) else json.dumps(value))
+def _config_row(name: str, value: object, default: object) -> str:
+    name, shown, usual = (
+        html.escape(x if isinstance(x, str) else json.dumps(x)) for x in (name, value, default)
+    )
+    if value == default:
+        return f'<tr><th scope="row">{name}</th><td>{shown}</td><td></td></tr>'
+    return f'<tr class="changed"><th scope="row">{name}</th><td>{shown}</td><td>default {usual}</td></tr>'
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring sections to one level, with dotted names; free options such as student.options stay as they are."""
+    """Bring sections to one level, with dotted names; free options such as student.options stay whole."""
     values: dict[str, Any] = {}
     for name, value in section.items():
         nested = isinstance(value, Mapping) and not prefix

@@ -1,4 +1,4 @@
-"""The report page: complete in itself, well-formed, escaped, and there for any run folder and length of log."""
+"""The report page: complete in itself, well-formed, escaped, for any run folder and length of log."""
 
 import json
 import re
@@ -21,8 +21,9 @@ from pipeline.training.config import RunConfig
 
 def line(step, **changes):
     values = {
-        "step": step, "epoch": step / 80, "loss": 1 / step, "loss_terms": {"level 2": 1 / step, "level 3": 2 / step},
-        "learning_rate": 1e-3, "images_per_second": 800.0, "wait_share": 0.01, "data_seconds": 0.1, "step_seconds": 9.9,
+        "step": step, "epoch": step / 80, "loss": 1 / step, "learning_rate": 1e-3, "images_per_second": 800.0,
+        "loss_terms": {"level 2": 1 / step, "level 3": 2 / step},
+        "wait_share": 0.01, "data_seconds": 0.1, "step_seconds": 9.9,
         "figures": {"alignment": (np.eye(2, 4) + 1 / step).tolist()},
     }  # fmt: skip
     return values | changes
@@ -36,12 +37,12 @@ def cache(small_cache_path):
 def run_folder(path, cache, metrics, config=None, **changes):
     """Write the folder of a run as train-student does, with a student of 24 parameters."""
     path.mkdir()
+    teacher = cache.schema.teacher.model_dump(mode="json")
     described = {
         "config": RunConfig(**(config or {})).model_dump(mode="json"),
-        "cache": {
-            "path": cache.address, "digest": cache.digest, "teacher": cache.schema.teacher.model_dump(mode="json"),
-        },
-        "view": cache.schema.view.model_dump(mode="json"), "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
+        "cache": {"path": cache.address, "digest": cache.digest, "teacher": teacher},
+        "view": cache.schema.view.model_dump(mode="json"),
+        "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
         "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00",
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(described | changes))
@@ -167,7 +168,9 @@ def test_an_objective_without_alignment_has_no_matrix(cache, tmp_path):
 def test_configuration_marks_what_differs_and_hides_what_is_overridden(cache, tmp_path):
     config = {"mask": {"ratio": 0.6}, "optim": {"steps": 60, "warmup_steps": 5}}
     text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config))
-    changed = re.findall(r"<tr class=changed><th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", text)
+    changed = re.findall(
+        r"<tr class=\"changed\"><th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", text
+    )
     assert changed == [
         ("mask.ratio", "0.6", "default 0.7"), ("optim.steps", "60", "default null"),
         ("optim.warmup_steps", "5", "default null"),
