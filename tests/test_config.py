@@ -78,7 +78,7 @@ def test_a_configuration_survives_json():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("mask.ratoi=0.6", "unknown configuration key 'mask.ratoi': did you mean 'ratio'?"),
+        ("mask.ratoi=0.6", "unknown configuration key 'mask.ratoi': did you mean 'mask.ratio'?"),
         ("maks.ratio=0.6", "unknown configuration key 'maks': did you mean 'mask'?"),
         (
             "zzz=1",
@@ -124,7 +124,7 @@ def test_a_configuration_survives_json():
         ("alignment.mode='last'", "configuration key 'alignment.mode' is now called 'objective.mode'"),
         ("loss.target='l2'", "configuration key 'loss.target' is now called 'objective.target'"),
         ("loss.x=1", "unknown configuration key 'loss.x': section [loss] is gone"),
-        ("objective.hed='mlp'", "unknown configuration key 'objective.hed': did you mean 'head'?"),
+        ("objective.hed='mlp'", "unknown configuration key 'objective.hed': did you mean 'objective.head'?"),
         (
             "objective={name='fd', mode='last'}",
             "unknown configuration key 'objective.mode': known are name, target",

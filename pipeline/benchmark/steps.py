@@ -19,9 +19,7 @@ from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
 from pipeline.stream.batches import BatchStream, micro_batches
-from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_step
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.job import TrainingJob
 from pipeline.training.targets import cached_targets
 from pipeline.training.trainer import Trainer
 
@@ -76,15 +74,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
 
 def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     """Build a loop that logs and saves nothing, compiled where training would be."""
-    model, config = build_step(job, targets).train(), job.config
-    schedule = build_schedule(job.optimiser, config.optim, job.steps, job.warmup)
-    epoch = job.spec.steps_per_epoch
-
-    def ignore(_: object) -> None: ...
-
-    return Trainer(
-        model, job.objective, job.optimiser, schedule, config, Ranks(), job.device, epoch, ignore, ignore
-    )
+    return Trainer(job, job.build_step(targets).train())
 
 
 def resident_batch(job: TrainingJob) -> Batch:
@@ -104,15 +94,15 @@ def _repeated(bench: Workbench, trainer: Trainer, batch: Batch, count: int) -> C
 
 def _take_steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> Turn:
     """Take `count` steps and return their rate."""
-    meter, images = WaitMeter(trainer.device), 0
-    wait_for(trainer.device)
+    meter, images = WaitMeter(trainer.job.device), 0
+    wait_for(trainer.job.device)
     begin = time.perf_counter()
     for step in range(count):
         with meter.waiting():
             batch = next(batches)
         trainer.step(batch, step)
         images += len(batch["patches"])
-    wait_for(trainer.device)
+    wait_for(trainer.job.device)
     seconds = time.perf_counter() - begin
     return Turn(images / seconds, meter.seconds() / seconds)
 
@@ -193,10 +183,10 @@ def count_operations(model: nn.Module, batch: Batch) -> float:
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
     """Return the GPU memory of a step per image beyond weights, optimiser and data; gradients count."""
-    wait_for(trainer.device)
-    torch.cuda.reset_peak_memory_stats(trainer.device)
-    before = torch.cuda.memory_allocated(trainer.device)
+    wait_for(trainer.job.device)
+    torch.cuda.reset_peak_memory_stats(trainer.job.device)
+    before = torch.cuda.memory_allocated(trainer.job.device)
     trainer.step(batch, 0)
-    wait_for(trainer.device)
-    grown = torch.cuda.max_memory_allocated(trainer.device) - before
+    wait_for(trainer.job.device)
+    grown = torch.cuda.max_memory_allocated(trainer.job.device) - before
     return Figure("step.memory", [grown / len(batch["patches"]) / 1e6], "MB/image", "GPU memory of the step")

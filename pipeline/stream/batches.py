@@ -1,5 +1,6 @@
 """Batches on the device: two sets of tensors in turn, filled piece by piece, on a GPU by a second stream while the step runs."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,8 +30,11 @@ def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
 class BatchStream:
     """The batches of one rank from a position on, for ever; a context manager that ends the workers.
 
-    A batch lies on the device, for work that is launched before the next one is asked for.
+    A batch lies on the device, for work that is launched before the next one is asked for. `blocked_seconds` is how long the caller has
+    waited for the feed in all; on a GPU the rest of `next` waits for the step that last used the batch.
     """
+
+    blocked_seconds = 0.0
 
     def __init__(
         self,
@@ -49,10 +53,25 @@ class BatchStream:
         self._size = spec.batch_size
         self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches in the order of the stream."""
+    def __iter__(self) -> Self:
+        self._batches = self._fill()
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch in the order of the stream."""
+        return next(self._batches)
+
+    def _pieces(self) -> Iterator[FedPiece]:
+        pieces = self._feed.pieces()
+        while True:
+            begin = time.perf_counter()
+            piece = next(pieces)
+            self.blocked_seconds += time.perf_counter() - begin
+            yield piece
+
+    def _fill(self) -> Iterator[Batch]:
         filled, turn = 0, 0
-        for piece in self._feed.pieces():
+        for piece in self._pieces():
             taken = 0
             while taken < piece.count:
                 if not filled:

@@ -56,12 +56,12 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float32 and eager on a CPU."""
+    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float16 before Ampere, float32 and eager on a CPU."""
 
     global_batch: int = Field(1024, gt=0)
     accumulate: int = Field(1, gt=0)
     seed: int = 0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     log_every: int = Field(50, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
