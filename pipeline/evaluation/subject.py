@@ -20,7 +20,7 @@ from pipeline.student.patches import cut_patches
 from pipeline.teacher.source import weights_sha256
 from pipeline.training.config import RunConfig
 from pipeline.training.job import seed_initial_weights
-from pipeline.training.run_folder import read_metrics, read_run
+from pipeline.training.run_folder import read_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,11 @@ def student_subject(run: Path, device: torch.device) -> Subject:
             f"{str(run / STUDENT_FILE)!r} cannot be loaded ({str(error).splitlines()[0]}): "
             "finish the run, with --resume if it stopped"
         ) from None
-    lines = read_metrics(run)
-    step = lines[-1]["step"] if lines else None
-    facts = SubjectFacts(kind="run", name="student", weights=student_digest(run) or "", step=step)
+    # A run that was continued and killed has newer steps, but its student is that of the last good end.
+    steps = [start["last_step"] for start in read_run(run).get("starts", ()) if "last_step" in start]
+    facts = SubjectFacts(
+        kind="run", name="student", weights=student_digest(run) or "", step=steps[-1] if steps else None
+    )
     return _of_encoder(facts, encoder, device)
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError
 from pipeline.report.alignment import alignment_section
 from pipeline.report.page import PageSection, render_page
 from pipeline.report.plots import loss_chart
-from pipeline.report.run_page import duration, write_run_report
+from pipeline.report.run_page import write_run_report
 from pipeline.training.config import RunConfig
 
 
@@ -43,7 +43,7 @@ def run_folder(path, cache, metrics, config=None, **changes):
         "cache": {"path": cache.address, "digest": cache.digest, "teacher": teacher},
         "view": cache.schema.view.model_dump(mode="json"),
         "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
-        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00",
+        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00", "ended": "2026-11-02T11:00:00+00:00",
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(described | changes))
     (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
@@ -70,11 +70,8 @@ def test_title_and_headline_say_what_became_of_the_run(text):
 
 def test_a_run_that_took_all_steps_is_finished(cache, tmp_path):
     assert "60 of 60 steps, finished" in page_of(run_folder(tmp_path / "run", cache, [line(60)]))
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(3.4, "3 s"), (600, "10 min"), (90_000, "25 h 0 min")])
-def test_time_is_given_in_units_that_people_use(seconds, expected):
-    assert duration(seconds) == expected
+    killed = run_folder(tmp_path / "killed", cache, [line(22)], ended=None)
+    assert "22 of 60 steps, not ended yet" in page_of(killed)
 
 
 @pytest.mark.parametrize(("count", "charts"), [(0, 0), (1, 4), (2, 5), (1_000, 5)])
