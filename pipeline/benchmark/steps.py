@@ -1,4 +1,4 @@
-"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published one."""
+"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and published."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,8 +1,9 @@
 """What needs a GPU, in under nine minutes: `make gpu-check`, or `python -m gpu` with tests/ on PYTHONPATH.
 
-First the tests marked `gpu`, then the figures that docs/performance.md lists as open, most important first. Each
-part is a process of its own that gets the time that is left, prints when it ends, and adds to one JSON file. Exit
-codes: 0, 1 if a part failed, 2 without a GPU. A part without enough time stays open: run it alone with --only.
+First the tests marked `gpu`, then the figures that docs/performance.md lists as open, most important first.
+Each part is a process of its own that gets the time that is left, prints when it ends, and adds to one JSON
+file. Exit codes: 0, 1 if a part failed, 2 without a GPU. A part without enough time stays open: run it alone
+with --only.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def run_row(options, end):
 
 
 def run_part(arguments, end):
-    """Run Python until it ends or the time is over; return "done", "failed", or "open" if there was too little time."""
+    """Run Python until it ends or the time is over; return "done", "failed", or "open" for too little time."""
     if end - time.monotonic() < LEAST:
         return "open"
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)
