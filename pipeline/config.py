@@ -159,18 +159,7 @@ def _name(values: Any, detail: ErrorDetails) -> str:
 def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> str:
     detail = found[0]
     if detail["type"] == "extra_forbidden":
-        path = [str(part) for part in detail["loc"]]
-        known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = (
-            f"did you mean {f'{prefix}.{close[0]}'.lstrip('.')!r}?"
-            if close
-            else f"known are {', '.join(known)}"
-        )
-        if len(path) == 1:  # perhaps a key without its section
-            inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
-            hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else hint
-        return f"unknown configuration key {name!r}: {hint}"
+        return _explain_unknown(model, name, [str(part) for part in detail["loc"]], detail["input"])
     if detail["type"] == "missing":
         return f"configuration key {name!r} is missing: set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
     if detail["type"] == "union_tag_invalid":
@@ -181,6 +170,22 @@ def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> 
         [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
     )
     return f"configuration key {name!r} is {detail['input']!r}: {accepted}" if name else accepted
+
+
+def _explain_unknown(model: type[Section], name: str, path: list[str], value: Any) -> str:
+    """Suggest the whole key that was probably meant: `mask.ratio` for `mask.ratoi`, for `maks.ratio` and for `ratio` alone."""
+    known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
+    meant = [f"{prefix}.{key}".lstrip(".") for key in difflib.get_close_matches(path[-1], known, n=1)]
+    if len(path) == 1 and isinstance(value, dict) and len(value) == 1:  # a section that is misspelled
+        (key,) = value
+        name = f"{name}.{key}"
+        inside = _known_keys(model, meant) if meant else []
+        meant = [f"{meant[0]}.{each}" for each in difflib.get_close_matches(key, inside, n=1)] or meant
+    elif len(path) == 1:  # perhaps a key without its section
+        inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
+        meant = inside or meant
+    hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are {', '.join(known)}"
+    return f"unknown configuration key {name!r}: {hint}"
 
 
 def _known_keys(model: type[Section], path: list[str]) -> list[str]:

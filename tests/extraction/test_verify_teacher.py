@@ -62,8 +62,8 @@ def refused(cache, found):
     except CacheError as error:
         told = re.fullmatch(
             r"levels \[(.*)\] of cache '.*' are not what the teacher gives here \(expected: a mean cosine "
-            r"of at least 0\.\d+ and 9\d\.\d% of values within 0\.\d+ of the bound\); use the library versions in "
-            r"logs/, or extract again",
+            r"of at least 0\.\d+ and 9\d\.\d% of values within 0\.\d+ of the bound\); use the library "
+            r"versions in logs/, or extract again",
             str(error),
         )
         return [int(level) for level in told[1].split(",")]

@@ -1,4 +1,4 @@
-"""Decoding workers: the same views in the same order; a worker's fault ends in one sentence, no process left."""
+"""Decoding workers: the same views in the same order; a worker's fault is one sentence and no process left."""
 
 import multiprocessing
 import os
