@@ -36,9 +36,9 @@ class Waitable(Protocol):
 
 @dataclass
 class DecodedJob(Generic[Of]):
-    """Some consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are those of the n good ones.
+    """Consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are of the n good ones.
 
-    Later jobs overwrite them; copies that take longer than that go into `copies`, which are waited for before.
+    Later jobs overwrite them, but wait for `copies` before: put there what still copies from them.
     """
 
     of: Of
@@ -53,10 +53,10 @@ class DecodedJob(Generic[Of]):
 
 
 class Decoder:
-    """Makes views in worker processes, in order and with bounded look-ahead; with no workers, in this process."""
+    """Makes views in worker processes, in order, with bounded look-ahead; without workers in this process."""
 
     def __init__(self, workers: int, image_size: int, views: int = 1, patience: float = _PATIENCE) -> None:
-        """Start `workers` processes, with room for `views` views of an image; raises ConfigError for too little memory.
+        """Start workers with room for `views` views of an image; raises ConfigError for too little memory.
 
         A job is given up when its worker has sent nothing for `patience` seconds.
         """
@@ -83,7 +83,7 @@ class Decoder:
                 yield replace(one, pixels=one.pixels.copy()) if isinstance(one, SampleViews) else one
 
     def jobs(self, groups: Iterable[Group[Of]]) -> Iterator[DecodedJob[Of]]:
-        """Yield the views of groups of at most SAMPLES_PER_JOB samples, in order; an empty group gives an empty job.
+        """Yield the views of groups of up to SAMPLES_PER_JOB samples, in order, also of an empty group.
 
         Raises MaskAlignError if a worker dies or stands still, which is not the fault of a tar.
         """
@@ -96,8 +96,8 @@ class Decoder:
         except WorkerStalledError:
             self.close()
             raise MaskAlignError(
-                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, probably because "
-                "it was stopped or the machine swaps: lower --workers and run the same command again"
+                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, probably "
+                "because it was stopped or the machine swaps: lower --workers and run the same command again"
             ) from None
 
     def lock_pages(self) -> None:
@@ -105,7 +105,7 @@ class Decoder:
         self._locked = lock_pages(self._memories, cuda_runtime(), "lower --workers")
 
     def close(self) -> None:
-        """End the workers, which have nothing to save, and free their memory once nothing is copied from it any more."""
+        """End the workers, which have nothing to save, and free their memory once no copy reads it."""
         for worker in self._workers:
             worker.end()
         try:
@@ -166,7 +166,7 @@ class Decoder:
         self._asked += 1
 
     def _take_answers(self, worker: int) -> None:
-        """Take the answers that a worker owes: it cannot take a long message while it is sending one itself."""
+        """Take the answers a worker owes: it cannot receive a long message while it sends one itself."""
         for number in range(self._answered, self._asked):
             if self._turn(number)[0] == worker and number not in self._answers:
                 self._answers[number] = self._workers[worker].receive()

@@ -1,7 +1,7 @@
 """A decoding worker and the shared memory in which images go to it, and pixels and crops come back.
 
-Samples and views travel as they are, but with a slice in the place of each large piece of bytes: where it lies in the
-arena of its job. Bytes that did not fit into the arena stay themselves.
+Samples and views travel as they are, but with a slice in the place of an image's or crop's bytes: where they
+lie in the arena of the job. Bytes that did not fit into the arena stay themselves.
 """
 
 import math
@@ -76,7 +76,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job gave and its seconds, or the traceback of what went wrong. The pixels are those of the good images."""
+    """What a job gave and its seconds, or the traceback of what went wrong."""
 
     seconds: float = 0.0
     results: Sequence[SampleViews | SkippedImage] = ()
