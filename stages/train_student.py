@@ -72,8 +72,8 @@ def _train(
 
     from pipeline.cache.reader import Cache
     from pipeline.report.run_page import write_run_report
-    from pipeline.stream.classes import is_sorted_by_class
     from pipeline.stream.feed import stream_memory
+    from pipeline.stream.order import is_sorted_by_class
     from pipeline.student.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
@@ -81,7 +81,7 @@ def _train(
     cache = Cache(address)
     units = read_run(run).get("units") if resume else pinned_units(cache, config, ranks)
     job = build_job(config, cache, run, ranks, device, units)
-    if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order.units):
+    if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order):
         typer.echo(
             f"warning: neighbours in cache {address!r} are of one class, and a batch comes from data.window_blocks="
             f"{config.data.window_blocks} blocks of neighbours: shuffle the images among the source tars, or raise data.window_blocks",

@@ -42,7 +42,7 @@ def _chunks(job: TrainingJob) -> Iterator[dict[str, NDArray[Any]]]:
     cache, order = job.cache, job.spec.order
     masks = MaskSource(cache.schema, job.spec.mask, order.seed, job.spec.needs)
     for window in order.windows(0):
-        for unit, chunk, _ in window.blocks.tolist():
+        for unit, chunk, _ in window.chunks.tolist():
             commit = cache.pinned_commit(order.units[unit])
             joined = read_joined(cache, commit, chunk, list(masks.arrays))
             crops = zip(joined.crops, joined.keys, strict=True)
