@@ -42,10 +42,17 @@ def load_config(
 
     Raises ConfigError with a line for each key that is unknown or has a wrong value.
     """
+    return parse_config(model, read_settings(file, assignments, base))
+
+
+def read_settings(
+    file: Path | None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the plain values that `load_config` validates; raises ConfigError for what cannot be read."""
     values = _read_toml(file) if file else copy.deepcopy(dict(base or {}))
     for assignment in assignments:
         _assign(values, assignment)
-    return parse_config(model, values)
+    return values
 
 
 def parse_config(model: type[Model], values: Mapping[str, Any]) -> Model:
@@ -54,6 +61,24 @@ def parse_config(model: type[Model], values: Mapping[str, Any]) -> Model:
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(model, values, error.errors()))) from None
+
+
+def dump_toml(config: Section) -> str:
+    """Return a configuration as a recipe; a key without a value is a comment."""
+    lines: list[str | None] = []
+    for section, values in config.model_dump(mode="json").items():
+        lines += ["" if lines else None, f"[{section}]"]
+        for key, value in values.items():
+            lines.append(f"# {key} is not set" if value is None else f"{key} = {_toml(value)}")
+    return "".join(f"{line}\n" for line in lines if line is not None)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -134,11 +159,7 @@ def _name(values: Any, detail: ErrorDetails) -> str:
 def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> str:
     detail = found[0]
     if detail["type"] == "extra_forbidden":
-        path = [str(part) for part in detail["loc"]]
-        known = _known_keys(model, path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        return f"unknown configuration key {name!r}: {hint}"
+        return _explain_unknown(model, name, [str(part) for part in detail["loc"]], detail["input"])
     if detail["type"] == "missing":
         return f"configuration key {name!r} is missing: set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
     if detail["type"] == "union_tag_invalid":
@@ -149,6 +170,22 @@ def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> 
         [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
     )
     return f"configuration key {name!r} is {detail['input']!r}: {accepted}" if name else accepted
+
+
+def _explain_unknown(model: type[Section], name: str, path: list[str], value: Any) -> str:
+    """Suggest the whole key that was probably meant: `mask.ratio` for `mask.ratoi`, for `maks.ratio` and for `ratio` alone."""
+    known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
+    meant = [f"{prefix}.{key}".lstrip(".") for key in difflib.get_close_matches(path[-1], known, n=1)]
+    if len(path) == 1 and isinstance(value, dict) and len(value) == 1:  # a section that is misspelled
+        (key,) = value
+        name = f"{name}.{key}"
+        inside = _known_keys(model, meant) if meant else []
+        meant = [f"{meant[0]}.{each}" for each in difflib.get_close_matches(key, inside, n=1)] or meant
+    elif len(path) == 1:  # perhaps a key without its section
+        inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
+        meant = inside or meant
+    hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are {', '.join(known)}"
+    return f"unknown configuration key {name!r}: {hint}"
 
 
 def _known_keys(model: type[Section], path: list[str]) -> list[str]:

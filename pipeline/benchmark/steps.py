@@ -1,4 +1,4 @@
-"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published one."""
+"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
-from pipeline.benchmark.machine import matrix_rate, matrix_shape
+from pipeline.benchmark.machine import matrix_rate
 from pipeline.benchmark.measure import Figure, WaitMeter, ratio, take_turns, wait_for, wall_seconds
-from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
 from pipeline.stream.batches import BatchStream, micro_batches
-from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_step
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.job import TrainingJob
 from pipeline.training.targets import cached_targets
 from pipeline.training.trainer import Trainer
 
@@ -49,11 +47,9 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the kinds of steps among the chosen parts."""
     job, options, device = bench.job, bench.options, bench.options.device
-    resident, cached = (
-        resident_batch(job),
-        _trainer(job, cached_targets(job.cache, job.spec.levels, job.config.objective.target)),
-    )
-    few = max(min(_FEW, options.steps), options.steps // 4)  # steps of a round of the slow ones
+    targets = cached_targets(job.cache, job.spec.levels, job.config.objective.target)
+    resident, cached = resident_batch(job), _trainer(job, targets)
+    few = max(min(_FEW, options.steps), options.steps // 10)  # steps of a round of the slow ones
     variants = {
         "peak": lambda: Turn(matrix_rate(device)),
         "resident": _repeated(bench, cached, resident, options.steps),
@@ -68,9 +64,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views["views"][:_REFERENCE_BATCH], few)
     turns = take_turns(variants, options.rounds, warm_up=False)
-    side, dtype = matrix_shape(device)
-    title = f"matrix product of side {side}, {str(dtype).removeprefix('torch.')}"
-    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", title)
+    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", "matrix peak")
     yield peak
     yield from _rates(turns)
     yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
@@ -80,15 +74,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
 
 def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     """Build a loop that logs and saves nothing, compiled where training would be."""
-    model, config = build_step(job, targets).train(), job.config
-    schedule = build_schedule(job.optimiser, config.optim, job.steps, job.warmup)
-    epoch = job.spec.steps_per_epoch
-
-    def ignore(_: object) -> None: ...
-
-    return Trainer(
-        model, job.objective, job.optimiser, schedule, config, Ranks(), job.device, epoch, ignore, ignore
-    )
+    return Trainer(job, job.build_step(targets).train())
 
 
 def resident_batch(job: TrainingJob) -> Batch:
@@ -108,15 +94,15 @@ def _repeated(bench: Workbench, trainer: Trainer, batch: Batch, count: int) -> C
 
 def _take_steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> Turn:
     """Take `count` steps and return their rate."""
-    meter, images = WaitMeter(trainer.device), 0
-    wait_for(trainer.device)
+    meter, images = WaitMeter(trainer.job.device), 0
+    wait_for(trainer.job.device)
     begin = time.perf_counter()
     for step in range(count):
         with meter.waiting():
             batch = next(batches)
         trainer.step(batch, step)
         images += len(batch["patches"])
-    wait_for(trainer.device)
+    wait_for(trainer.job.device)
     seconds = time.perf_counter() - begin
     return Turn(images / seconds, meter.seconds() / seconds)
 
@@ -144,11 +130,11 @@ def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Tur
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
     sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
-    step = ReferenceStep(student, teacher, config.mask.visible_count(schema.patches))
-    step.step(pixels)
+    step = reference_step(student, teacher, config.mask.visible_count(schema.patches))
+    step(pixels)
 
     def turn() -> Turn:
-        seconds = wall_seconds(lambda: [step.step(pixels) for _ in range(count)], pixels.device)
+        seconds = wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
         return Turn(count * len(pixels) / seconds)
 
     return turn
@@ -197,10 +183,10 @@ def count_operations(model: nn.Module, batch: Batch) -> float:
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
     """Return the GPU memory of a step per image beyond weights, optimiser and data; gradients count."""
-    wait_for(trainer.device)
-    torch.cuda.reset_peak_memory_stats(trainer.device)
-    before = torch.cuda.memory_allocated(trainer.device)
+    wait_for(trainer.job.device)
+    torch.cuda.reset_peak_memory_stats(trainer.job.device)
+    before = torch.cuda.memory_allocated(trainer.job.device)
     trainer.step(batch, 0)
-    wait_for(trainer.device)
-    grown = torch.cuda.max_memory_allocated(trainer.device) - before
+    wait_for(trainer.job.device)
+    grown = torch.cuda.max_memory_allocated(trainer.job.device) - before
     return Figure("step.memory", [grown / len(batch["patches"]) / 1e6], "MB/image", "GPU memory of the step")

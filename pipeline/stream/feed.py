@@ -123,16 +123,6 @@ class WorkerFeed:
         return slot, samples
 
 
-def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> str:
-    """Say what memory the workers of one rank need beside the program itself; without workers, the trainer needs as much as one."""
-    slot, reader = slot_layout(cache.schema, spec), WindowReader(cache, spec)
-    own = reader.chunk_bytes / 1e6
-    ahead = f"up to {own * reader.most_ahead:.0f} MB more on a slow disk"
-    if not workers:
-        return f"{slot.slot_bytes / 1e6 + own:.0f} MB, {ahead}"
-    return f"{workers} x ({slot.worker_bytes / 1e6:.0f} MB of shared memory and {own:.0f} MB of its own, {ahead})"
-
-
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
     """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
     ranks = this_process().local_world_size

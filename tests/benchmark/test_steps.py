@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
-from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import MaskedView, TrainingStep
@@ -52,12 +52,12 @@ def test_the_published_algorithm_predicts_as_our_student(bench):
 
 def test_the_published_algorithm_learns(bench):
     teacher, pixels = bench.teacher, whole_view_batch(bench.job)["views"]
-    step = ReferenceStep(
+    step = reference_step(
         ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width),
         teacher,
-        visible=4,
+        count=4,
     )
-    losses = [step.step(pixels).item() for _ in range(12)]
+    losses = [step(pixels).item() for _ in range(12)]
     assert losses[-1] < losses[0]
 
 

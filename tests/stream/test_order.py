@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
 from pipeline.stream.order import SampleOrder, have_few_classes
+from pipeline.training.config import DataConfig
 
 BLOCK = 64
 
@@ -215,3 +216,8 @@ def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
             assert not have_few_classes(chunks_of(rng.permutation(labels)))
     assert not have_few_classes(chunks_of(np.zeros(20_000, np.uint64)))
     assert not have_few_classes([np.empty(0, np.uint64)] * 3)
+
+
+def test_a_window_has_at_least_two_batches_unless_it_is_set():
+    assert [DataConfig().chunks_of_window(batch) for batch in (16, 256, 257, 1024)] == [8, 8, 9, 32]
+    assert DataConfig(window_blocks=3).chunks_of_window(1024) == 3

@@ -1,4 +1,4 @@
-"""Reading ahead where the disk is slow, and what memory a stream states that it needs."""
+"""Reading ahead where the disk is slow, and the memory of a stream."""
 
 import threading
 import time
@@ -12,7 +12,6 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
 from pipeline.storage.local import LocalFolder
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.feed import stream_memory
 from pipeline.stream.samples import WindowReader
 from pipeline.stream.slots import slot_layout
 
@@ -73,7 +72,7 @@ def test_errors_of_reads_ahead_come_when_their_chunk_is_due(cache_copy, slow_fol
             list(islice(stream, 7 * 6))
 
 
-def test_the_memory_of_a_stream_is_stated(small_cache_path):
+def test_the_memory_of_a_stream_is_known_beforehand(small_cache_path):
     cache = Cache(small_cache_path)
     spec = stream_spec(cache, window_blocks=8)
     slots, reader_ = slot_layout(cache.schema, spec), WindowReader(cache, spec)
@@ -86,8 +85,3 @@ def test_the_memory_of_a_stream_is_stated(small_cache_path):
     assert reader_.chunk_bytes == sum(array.nbytes for array in arrays.values()) + 64 * 64 * 64 * 3
     with BatchStream(cache, spec, CPU, workers=2) as stream:
         assert [memory.size for memory in stream._feed.memories] == [slots.worker_bytes] * 2
-    assert stream_memory(cache, spec, 0) == "2 MB, up to 16 MB more on a slow disk"
-    assert (
-        stream_memory(cache, spec, 2)
-        == "2 x (2 MB of shared memory and 1 MB of its own, up to 16 MB more on a slow disk)"
-    )

@@ -1,8 +1,13 @@
 """The step compiles as one graph, once for a whole run, and asks nothing of the device."""
 
+import dataclasses
+
 import pytest
 import torch
+from functorch.compile import nop
 from safetensors.torch import load_file
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import SkipFrame
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import CPU, TINY, losses, tiny_job, trained
@@ -13,9 +18,9 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.config import RunConfig
-from pipeline.training.job import run_job
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.config import RunConfig, TrainConfig
+from pipeline.training.job import choose_compilation, choose_precision
+from pipeline.training.run import load_newest, run_job
 from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
@@ -135,8 +140,8 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
 
     job.optimiser.register_step_post_hook(evaluate)
     with torch.compiler.set_stance(force_backend=note), torch._dynamo.config.patch(error_on_recompile=True):
-        assert run_job(job, 0) == 20
-        assert job.load_checkpoint() == 20
+        assert run_job(job, 0).done == 20
+        assert load_newest(job) == 20
     assert len(graphs) == 1
 
 
@@ -183,6 +188,42 @@ def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_
         run_job(job, 0)
 
 
+def test_a_compiler_that_fails_backward_leaves_an_eager_step(small_cache_path, tmp_path):
+    """As Inductor does for bfloat16 before Ampere, when it first sees the backward graph."""
+
+    def fail(*_):
+        raise SkipFrame("BF16 is not supported")
+
+    backend, messages = aot_autograd(fw_compiler=nop, bw_compiler=fail), []
+    job = dataclasses.replace(tiny_job(small_cache_path, tmp_path / "auto"), compiled=True)
+    with torch.compiler.set_stance(force_backend=backend):
+        job.run.mkdir()
+        outcome = run_job(job, 0, messages.append)
+        refused = tiny_job(small_cache_path, tmp_path / "refused", "train.compile=true")
+        refused.run.mkdir()
+        with pytest.raises(ConfigError, match=r"cannot be compiled as one graph .*BF16 is not supported"):
+            run_job(refused, 0)
+    assert (outcome.done, outcome.compiled) == (6, False)
+    assert [message.partition(" (")[0] for message in messages] == [
+        "warning: the training step cannot be compiled"
+    ]
+    assert losses(job.run) == losses(trained(small_cache_path, tmp_path / "eager"))
+
+
+@pytest.mark.parametrize(
+    ("major", "precision", "compiled"),
+    [(9, "bfloat16", True), (7, "float16", True), (6, "float32", False)],
+)
+def test_an_older_gpu_gets_what_it_can_compute(monkeypatch, major, precision, compiled):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    train, device = TrainConfig(), torch.device("cuda", 0)
+    assert choose_precision(train, device) == precision
+    assert choose_compilation(train, precision, device) is compiled
+    assert choose_compilation(train, "bfloat16", device) is (major >= 8)
+    assert choose_precision(TrainConfig(precision="float32"), device) == "float32"
+    assert (choose_precision(train, CPU), choose_compilation(train, "float32", CPU)) == ("float32", False)
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails on what would make the host wait for a GPU: values read from a tensor, and shapes that depend on values."""
 
@@ -193,27 +234,17 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("optim.clip_grad=0.01",), ("train.accumulate=2", "train.precision='bfloat16'")]
+    "settings",
+    [
+        (),
+        ("optim.clip_grad=0.01",),
+        ("train.accumulate=2", "train.precision='bfloat16'"),
+        ("train.precision='float16'", "optim.clip_grad=0.01"),
+    ],
 )
 def test_no_step_waits_for_the_device(small_cache_path, tmp_path, settings):
     job = tiny_job(small_cache_path, tmp_path, "student.drop_path=0.5", *settings)
-    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(
-        job.objective, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.objective.target)
-    ).train()
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(
-        model,
-        job.objective,
-        job.optimiser,
-        schedule,
-        job.config,
-        job.ranks,
-        CPU,
-        job.spec.steps_per_epoch,
-        print,
-        print,
-    )
+    trainer = Trainer(job, job.build_step().train())
     with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
         batches = iter(stream)
         for step in range(2):

@@ -11,7 +11,8 @@ from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import build_job, run_job
+from pipeline.training.job import build_job
+from pipeline.training.run import run_job
 
 RECORD = json.loads(FILE.read_text())
 MOVED = {"mode": "mode", "head": "head", "kind": "loss", "target": "target"}

@@ -4,13 +4,9 @@ import pytest
 import torch
 from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.errors import DivergedError
-from pipeline.objectives.objective import TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.job import run_job
-from pipeline.training.optimiser import build_schedule
-from pipeline.training.targets import CachedTargets
+from pipeline.training.run import run_job
 from pipeline.training.trainer import Trainer
 
 
@@ -28,31 +24,8 @@ def first_step(cache, run, *settings, step=0):
         )
 
     job.optimiser.register_step_pre_hook(note)
-    trainer = trainer_of(job)
-    trainer.model.train()
     with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
-        return trainer.step(next(iter(stream)), step), gradients
-
-
-def trainer_of(job):
-    """The loop of a job that logs and saves nothing."""
-    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(
-        job.objective, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.objective.target)
-    )
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    return Trainer(
-        model,
-        job.objective,
-        job.optimiser,
-        schedule,
-        job.config,
-        job.ranks,
-        CPU,
-        job.spec.steps_per_epoch,
-        print,
-        print,
-    )
+        return Trainer(job, job.build_step().train()).step(next(iter(stream)), step), gradients
 
 
 def assert_close(first, second, tolerance=1e-5):
@@ -165,7 +138,7 @@ def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tm
     )
     for job in (fine, coarse):
         job.run.mkdir()
-        assert run_job(job, 0) == 6
+        assert run_job(job, 0).done == 6
     each, few = metrics(tmp_path / "fine"), metrics(tmp_path / "coarse")
     assert [line["step"] for line in few] == [3, 4, 6]
     for line, steps in zip(few, ((1, 2, 3), (4,), (5, 6)), strict=True):

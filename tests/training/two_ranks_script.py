@@ -4,19 +4,21 @@ import os
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from training_runs import CPU, TINY, terminate_when, tiny_job
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.objective import TrainingStep
+from pipeline.config import load_config
+from pipeline.errors import CheckpointError
 from pipeline.stream.batches import micro_batches
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
+from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks, joined_ranks
-from pipeline.training.job import pinned_units, prepare_folder, run_job
-from pipeline.training.optimiser import build_schedule
-from pipeline.training.targets import CachedTargets
+from pipeline.training.run import run_job, run_training
+from pipeline.training.run_folder import read_run
 from pipeline.training.trainer import Trainer
 from stages.train_student import train_student
 
@@ -53,14 +55,7 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
         )
 
     job.optimiser.register_step_pre_hook(note)
-    targets = CachedTargets(
-        TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.objective.target
-    )
-    model = TrainingStep(job.objective, targets)
-    if ranks.world_size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model)
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(model, job.objective, job.optimiser, schedule, job.config, ranks, CPU, 1, print, print)
+    trainer = Trainer(job, job.build_step().train())
     losses = []
     for step in range(STEPS):
         share = list(micro_batches(joint_batch(step), ranks.world_size))[ranks.rank]
@@ -76,16 +71,37 @@ def stopped_on_one_rank(cache, run, ranks):
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
         terminate_when(run, 3)
-    return run_job(job, 0)
+    outcome = run_job(job, 0)
+    return outcome.done, outcome.stopped_by
 
 
-def units_while_growing(cache, folder, ranks):
-    """The units that this rank is to take of a cache that has one fewer when the main rank looks."""
-    config = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks).config
+def trained_while_growing(cache, folder, ranks):
+    """Train on a cache that has one unit fewer when the main rank looks; returns the units that this rank takes."""
     if ranks.is_main:
         cache = shutil.copytree(cache, folder / "earlier.cache")
         max((cache / "commits").iterdir()).unlink()
-    return pinned_units(Cache(cache), config, ranks)
+    config = load_config(RunConfig, None, [*TINY, "data.allow_partial=true", "train.global_batch=12"])
+    run_training(Cache(cache), folder / "job", config, ranks=ranks)
+    return read_run(folder / "job")["units"]
+
+
+def resumed_apart(cache, folder, ranks):
+    """Resume where this rank's folder has a checkpoint of another content or none; returns the error of each, the same on all ranks."""
+    errors = []
+    for damage in (lambda path: path.write_bytes(b"another"), lambda path: path.unlink()):
+        mine = folder / f"seen-by-{ranks.rank}"
+        shutil.copytree(folder / "job", mine / "run", dirs_exist_ok=True)
+        if ranks.rank == 1:
+            damage(mine / "run/checkpoints/step_00000006.pt")
+        job = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks)
+        chosen = ranks.decide(lambda: choose_checkpoint(folder / "job/checkpoints"))
+        own = replace(chosen, path=mine / "run/checkpoints" / chosen.path.name)
+        try:
+            with job.ranks.together():
+                load_checkpoint(own)
+        except CheckpointError as error:
+            errors.append((error.printed_by_rank, str(error)))
+    return errors
 
 
 def meet_elsewhere(ranks):
@@ -110,13 +126,15 @@ def main(folder, cache):
                 steps_on_joint_batches(cache, folder, ranks, accumulate),
                 folder / f"joint-{accumulate}-{ranks.rank}.pt",
             )
-        job = tiny_job(cache, folder / "job", ranks=ranks)
-        job.run.mkdir(exist_ok=True)
-        prepare_folder(job)
+        job = tiny_job(cache, folder / "own", ranks=ranks)
+        if ranks.is_main:
+            job.run.mkdir()
+        ranks.wait()
         run_job(job, 0)
         torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
-        torch.save(units_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(trained_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(resumed_apart(cache, folder, ranks), folder / f"apart-{ranks.rank}.pt")
         meet_elsewhere(ranks)
     train_student(cache, folder / "run", assignments=list(TINY), device="cpu")
 
