@@ -1,4 +1,4 @@
-"""Processes forked from this one, which has imported everything and started no thread. None outlives the suite, however it ends."""
+"""Processes forked from this one, which has imported everything and has no threads; none outlives it."""
 
 import ctypes
 import multiprocessing
@@ -84,7 +84,7 @@ def run_forked(work, *arguments, log, seconds=_SECONDS):
 
 
 def answer_of(work, *arguments, log, seconds=_SECONDS):
-    """Return what a function returns in a forked process; raises AssertionError with its output if it fails."""
+    """Return what a function returns in a forked process; raises AssertionError with its output."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     child = Child(lambda: theirs.send(work(*arguments)), log=log)
     theirs.close()

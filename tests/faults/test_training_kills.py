@@ -1,4 +1,4 @@
-"""train-student killed at any moment and resumed: the student is bit for bit the undisturbed run's, and no file is left over."""
+"""train-student killed at any moment and resumed: the student is the undisturbed one, bit for bit."""
 
 import json
 import shutil
