@@ -24,9 +24,9 @@ _SETTINGS = [
     f"optim.steps={_STEPS}",
     "train.checkpoint_every=2",
 ]
-_FILES = {".lock", "run.json", "metrics.jsonl", "student.safetensors", "report.html", "tensorboard"}
+_FILES = {".lock", "run.json", "metrics.jsonl", "student", "student.safetensors", "report.html", "tensorboard"}
 _CHECKPOINTS = {f"step_{step:08d}.pt" for step in (_STEPS - 2, _STEPS)}
-_STOPPED = ("stopped by a signal after step", "stopped by SIGTERM")  # within the loop, and around it
+_STOPPED = "stopped by SIGTERM"
 _PARTS = ("checkpoints", "metrics", "student", "report", "run.json")
 
 
@@ -99,7 +99,7 @@ def _killed(rng, trainings, run, seconds, workers):
     child.signal(number)
     code = child.wait()
     failures = child.orphans() + [f"shared memory {path.name} is left" for path in memory if path.exists()]
-    polite = number == signal.SIGTERM and any(text in child.output() for text in _STOPPED)
+    polite = number == signal.SIGTERM and _STOPPED in child.output()
     if code not in {0, -number, *[1] * polite}:
         failures.append(f"exit code {code} after signal {number}: {child.output()}")
     return "came through" if code == 0 else number.name, failures
