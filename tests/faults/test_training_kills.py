@@ -24,7 +24,15 @@ _SETTINGS = [
     f"optim.steps={_STEPS}",
     "train.checkpoint_every=2",
 ]
-_FILES = {".lock", "run.json", "metrics.jsonl", "student", "student.safetensors", "report.html", "tensorboard"}
+_FILES = {
+    ".lock",
+    "run.json",
+    "metrics.jsonl",
+    "student",
+    "student.safetensors",
+    "report.html",
+    "tensorboard",
+}
 _CHECKPOINTS = {f"step_{step:08d}.pt" for step in (_STEPS - 2, _STEPS)}
 _STOPPED = "stopped by SIGTERM"
 _PARTS = ("checkpoints", "metrics", "student", "report", "run.json")
