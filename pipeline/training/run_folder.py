@@ -43,10 +43,10 @@ def continues(run: Path, resume: Resume) -> bool:
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
         )
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run folder {str(run)!r} cannot be written, since {str(nearest)!r} is read-only: use another "
-            "--run"
+            f"run folder {str(run)!r} cannot be made: {str(nearest)!r} is not a folder that you may write; "
+            "use another --run"
         )
     return exists
 
