@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
+def resolve_compile(compile: Compile, device: torch.device) -> Literal["on", "try", "off"]:
+    """Return whether to compile the teacher: `auto` tries it on a GPU and does not on a CPU."""
+    if compile == "auto":
+        return "try" if device.type == "cuda" else "off"
+    return compile
+
+
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
     """Run the teacher on views (B, S, S, 3) uint8 in its precision."""
     with in_precision(teacher, pixels.device):
@@ -45,8 +53,14 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
-    # autocast to float32 is not a thing: torch runs in float32 where autocast is off
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    exact = (
+        dtype == torch.float32
+    )  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, None if exact else dtype, enabled=not exact),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
+    ):
         yield
 
 
@@ -97,16 +111,15 @@ class FeatureEncoder:
         schema: CacheSchema,
         device: torch.device,
         batch_size: int,
-        compile: Compile = "auto",
+        compile: Literal["on", "try", "off"] = "off",
     ) -> None:
-        """Take the teacher and the calibration (M, D)."""
+        """Take the teacher and the calibration (M, D). `try`: run the teacher uncompiled where compiling fails."""
         self.device, self.batch_size = device, batch_size
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
-        self.compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
-        self.compiler_fault = ""  # why a compiler that was tried could not be used
-        self._may_fall_back = compile == "auto"
+        self.compiled, self._must_compile = compile != "off", compile == "on"
+        self.compiler_fault = ""  # why the teacher runs uncompiled although compiling was tried
         self._features = compiled(self.features) if self.compiled else self.features
 
     def prepare(self) -> None:
@@ -148,7 +161,7 @@ class FeatureEncoder:
             raise
         except Exception as error:
             fault = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            if not self._may_fall_back:
+            if self._must_compile:
                 raise ConfigError(f"the teacher cannot be compiled ({fault}); give --compile off") from error
             self.compiled, self.compiler_fault = False, fault
             return self.features(pixels)

@@ -20,7 +20,7 @@ from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
-from pipeline.extraction.encode import FeatureEncoder, resolve_precision
+from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
 from pipeline.extraction.extractor import Extractor, count_committed
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.plan import (
@@ -31,20 +31,31 @@ from pipeline.extraction.plan import (
     refuse_full_disk,
 )
 from pipeline.provenance import provenance, utc_now
+from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.decoder import Decoder
+from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
 from pipeline.views.source_tars import SourceTar
 
+_OPEN_TARS = 4  # one is published, one waits for that, one ends and one is fed
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
+
+
+def open_files(options: ExtractionOptions) -> int:
+    """Return how many files one process has open at the most: a view tar and the shards of each view of a few tars."""
+    levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
+    of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
+    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    return _OPEN_TARS * options.views * of_view + locks + 8 * options.workers + 200
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
+    allow_open_files(open_files(options), "lower --views or --workers")
     teacher = build_teacher(options)
     decoder = Decoder(options.workers, options.image_size, options.views)
     try:
@@ -52,7 +63,12 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder)
         encoder = FeatureEncoder(
-            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size, options.compile
+            teacher,
+            *cache.calibration(),
+            cache.schema,
+            options.device,
+            options.batch_size,
+            resolve_compile(options.compile, options.device),
         )
         covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]

@@ -205,7 +205,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("options", "changes", "parts"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence_exit_code_2_and_nothing_written(tars, tmp_path, options, changes, parts):
+def test_a_mistake_is_one_sentence_and_writes_nothing(tars, tmp_path, options, changes, parts):
     (tmp_path / "empty").mkdir()
     (tmp_path / "zero.tar").touch()
     before = entries(tmp_path)

@@ -117,9 +117,7 @@ def test_bad_first_images_do_not_hinder_and_none_at_all_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("made", [0, 1])
-def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(
-    tmp_path, monkeypatch, made
-):
+def test_a_disk_too_small_for_what_is_missing_is_refused(tmp_path, monkeypatch, made):
     shards = make_tars(tmp_path / "tars", 2, 20)
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=1)
     needed = planned(options).sizes.total_bytes * (2 - made) / 2

@@ -1,4 +1,4 @@
-"""train-student killed at any moment and resumed: the student is bit for bit the undisturbed run's, and no file is left over."""
+"""train-student killed at any moment and resumed: the student is the undisturbed one, bit for bit."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ class Trainings:
             return [f"resuming ended with {code}: {output}"]
         students = [(each / "student.safetensors").read_bytes() for each in (run, self.undisturbed)]
         found = [] if students[0] == students[1] else ["student.safetensors differs"]
-        steps = Counter(json.loads(line)["step"] for line in (run / "metrics.jsonl").open())
+        steps = Counter(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
         if steps != Counter(range(1, _STEPS + 1)):
             found.append(f"metrics.jsonl has the steps {sorted(steps.elements())}")
         others = {path.name for path in run.iterdir()} - _FILES - {"checkpoints"}

@@ -20,10 +20,10 @@ from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import SCHEMA_VERSION, array_specs
-from pipeline.demo.clip import TEACHER_DIR
 from pipeline.views.source_tars import SourceTar
 
 GOLDEN = Path(__file__).parent
+TEACHER_DIR = GOLDEN.parents[1] / "pipeline/demo/teacher"
 EXPECTED = "expected.json"
 VARIANTS = {
     "int8": {"levels": "3,5", "views": 2},
