@@ -1,6 +1,7 @@
-"""The extraction of one process: tars in, units out, and the count of both. All parts overlap, also from one tar to the next.
+"""The extraction of one process: tars in, units out. All parts overlap, also from one tar to the next.
 
-source tar → samples → decoding workers → a lane for each view (teacher, encoding) → unit builders (files) → publishing thread (commits)
+source tar → samples → decoding workers → a lane for each view (teacher, encoding) → unit builders (files) →
+publishing thread (commits)
 """
 
 import time
@@ -84,7 +85,7 @@ class Extractor:
         self.tally = Tally()
 
     def run(self, tars: Sequence[SourceTar], units: Sequence[Unit]) -> None:
-        """Make the uncommitted units of the tars, in the order of `tars`. A tar that fails is noted and left out."""
+        """Make the missing units, tar by tar in the order of `tars`. One that fails is noted and left out."""
         with (
             self._folder.scratch() as scratch,
             WriterThreads() as threads,
@@ -168,7 +169,7 @@ class Extractor:
             yield group
 
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
-        """Send groups through decoding and teacher; yields each tar once all its rows are on their way to its files."""
+        """Send groups through decoding and teacher; yields tars whose rows are all on their way to files."""
         for job in self._decoder.jobs(groups):
             self._push(job)
             yield from self._done()
@@ -184,7 +185,8 @@ class Extractor:
         tar.images += len(job.good)
         if tar.images > self._schema.unit_rows:
             tar.reading_fault = tar.reading_fault or (
-                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
+                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
+                "split it into smaller tars"
             )
         # lanes that get nothing more for now: a tar that waits for them would hold up all tars behind it
         idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
@@ -225,18 +227,21 @@ class Extractor:
         if not total:
             return f"tar {name!r} holds no samples; leave it out or make it again"
         if not tar.images:
-            return f"tar {name!r} holds no image that can be decoded: 0 of {total} ({first}); leave it out or make it again"
+            counts = f"0 of {total} samples, {first}"
+            return (
+                f"tar {name!r} holds no image that can be decoded ({counts}); leave it out or make it again"
+            )
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
             return (
-                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
-                f"{first}; make the tar again or raise --max-bad"
+                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
+                f"--max-bad {self._max_bad:g}); {first}; make the tar again or raise --max-bad"
             )
         if tar_size(tar.source.address) != tar.source.size:
-            return f"tar {name!r} was replaced while it was read: run the same command again"
+            return f"tar {name!r} was replaced while it was read; run the same command again"
         return ""
 
     def _show(self, progress: ProgressDisplay, units: Sequence[Unit]) -> None:
-        """Show the progress of all processes in images, from the bytes of finished tars and the bytes of an image so far."""
+        """Show the progress of all processes in images, estimated from the bytes of finished tars."""
         views = len({unit.view for unit in units}) or 1
         finished = sum(unit.source_bytes for unit in committed(self._folder, units)) / views
         total = sum(unit.source_bytes for unit in units) / views

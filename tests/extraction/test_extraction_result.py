@@ -1,4 +1,4 @@
-"""What an extraction leaves behind: which files, which pixels, which features, and that nothing but the options decides them."""
+"""What an extraction writes: files, pixels and features, and that nothing but the options decides them."""
 
 import tarfile
 from pathlib import Path
