@@ -1,4 +1,4 @@
-"""The whole configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
+"""The configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
@@ -42,7 +42,7 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. The learning rate is base_lr x global batch / 256; `steps` and `warmup_steps` take the place of epochs."""
+    """AdamW and its schedule: the rate is base_lr x global batch / 256; `steps` override `epochs`."""
 
     epochs: float = Field(200, gt=0)
     warmup_epochs: float = Field(20, ge=0)
@@ -56,7 +56,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float16 before Ampere, float32 and eager on a CPU."""
+    """How the loop runs. `auto` is bfloat16 (before Ampere float16) and compiled; on a CPU float32 and not."""
 
     global_batch: int = Field(1024, gt=0)
     accumulate: int = Field(1, gt=0)
@@ -98,7 +98,8 @@ class RunConfig(Section):
         needs = self.objective.needs
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
             raise ValueError(
-                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name only that"
+                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name "
+                "only that"
             )
         merged = {**defaults.model_dump(), **chosen}
         if chosen.get("hidden") is not None:
@@ -114,8 +115,8 @@ def batch_of_rank(train: TrainConfig, world_size: int) -> int:
     parts = world_size * train.accumulate
     if train.global_batch % parts:
         raise ConfigError(
-            f"train.global_batch {train.global_batch} is not a multiple of {world_size} ranks x train.accumulate {train.accumulate}: "
-            f"choose a multiple of {parts}"
+            f"train.global_batch {train.global_batch} is not a multiple of {world_size} ranks x "
+            f"train.accumulate {train.accumulate}: choose a multiple of {parts}"
         )
     return train.global_batch // world_size
 
