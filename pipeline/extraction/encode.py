@@ -171,13 +171,12 @@ class FeatureEncoder:
     def features(self, pixels: Tensor) -> Encoded:
         """Encode views (b, S, S, 3): codes M x (b, T, W), stats (b, T, M, 2 + G), importance (b, N)."""
         features = self._teacher.features(pixels)
-        levels = zip(features.hidden, self._mean, self._std, strict=True)
-        encoded = [encode_level(*level, self._schema.encoding) for level in levels]
-        return (
-            [codes for codes, _ in encoded],
-            torch.stack([stats for _, stats in encoded], dim=2),
-            features.importance,
-        )
+        # Encoding is float32 arithmetic, and under autocast to bfloat16 `stack` refuses float16 tensors.
+        with torch.autocast(self.device.type, enabled=False):
+            levels = zip(features.hidden, self._mean, self._std, strict=True)
+            encoded = [encode_level(*level, self._schema.encoding) for level in levels]
+            stats = torch.stack([stats for _, stats in encoded], dim=2)
+        return [codes for codes, _ in encoded], stats, features.importance
 
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError if they are not finite."""
