@@ -11,7 +11,7 @@ from pipeline.training.run_folder import held_run_folder
 WRONG = [
     ("mask.ration=0.6", "unknown configuration key 'mask.ration': did you mean 'mask.ratio'?"),
     ("ratio=0.6", "unknown configuration key 'ratio': did you mean 'mask.ratio'?"),
-    ("optimiser.steps=3", "unknown configuration key 'optimiser': did you mean 'optim'?"),
+    ("optimiser.steps=3", "unknown configuration key 'optimiser.steps': did you mean 'optim.steps'?"),
     ("mask.ratio='much'", "key 'mask.ratio' is 'much': input should be a valid number"),
     ("mask.ratio=1.0", "key 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such"),
     ("mask.ratio=0.99", "mask.ratio 0.99 leaves 0 of 16 patches visible: give one from 0 to 0.9375"),
