@@ -1,7 +1,7 @@
 """The teacher's part: batches of fixed composition in, encoded arrays out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,12 +55,15 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
-    exact = dtype == torch.float32
-    with (  # where autocast is off, cuDNN would still round the patch embedding's inputs to TF32
-        torch.inference_mode(),
-        torch.autocast(device.type, None if exact else dtype, enabled=not exact),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
-    ):
+    if dtype != torch.float32:
+        with torch.inference_mode(), torch.autocast(device.type, dtype):
+            yield
+        return
+    # cuDNN would round the inputs of the patch embedding to TF32
+    exact = (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
+    )
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         yield
 
 
