@@ -63,11 +63,15 @@ def constant_of(data: bytes, spec: ArraySpec) -> NDArray[np.float32]:
 
 
 def create_group(path: Path, schema: CacheSchema, units: int) -> None:
-    """Create the group and its empty arrays for a number of units."""
+    """Create the group and its empty arrays for a number of units, also where zarr cannot: it needs hard links."""
     attributes = {_ATTRIBUTE: schema.values(), "digest": schema.digest}
-    group = zarr.create_group(path, attributes=attributes)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(zarr.storage.MemoryStore(files), attributes=attributes)
     for spec in array_specs(schema).values():
         _create_array(group, spec, schema, units)
+    for key, buffer in files.items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(buffer.to_bytes())
 
 
 def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units: int) -> zarr.Array[Any]:
