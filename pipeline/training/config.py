@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Discriminator as Choice
 from pydantic import Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
+from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section, named
 from pipeline.errors import ConfigError
 from pipeline.objectives.fd import FeatureDistillation
@@ -13,6 +14,7 @@ from pipeline.objectives.maskalign import MaskAlign
 from pipeline.student.encoder import StudentConfig
 from pipeline.views.masking import MaskConfig
 
+_LEAST_WINDOW = 8  # chunks
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Every objective has one line here.
@@ -23,12 +25,15 @@ AnyObjective = Annotated[
 
 
 class DataConfig(Section):
-    """Which part of the cache is used, and how it is read."""
+    """Which part of the cache is used, and how it is read.
+
+    `window_blocks` is how many chunks of 64 neighbours are shuffled together; auto: 8, or as many as two batches have.
+    """
 
     levels: tuple[int, ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
-    window_blocks: PositiveInt = 8
+    window_blocks: PositiveInt | Literal["auto"] = "auto"
     allow_partial: bool = False
 
     @field_validator("levels", "views")
@@ -39,6 +44,12 @@ class DataConfig(Section):
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise ValueError("name each only once")
         return chosen
+
+    def chunks_of_window(self, batch_size: int) -> int:
+        """Return how many chunks a window has for batches of one rank."""
+        if self.window_blocks == "auto":
+            return max(_LEAST_WINDOW, -(-2 * batch_size // BLOCK_ROWS))
+        return self.window_blocks
 
 
 class OptimConfig(Section):

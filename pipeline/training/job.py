@@ -115,13 +115,11 @@ def build_job(
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
     needs = config.objective.needs
     MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    order = SampleOrder(
-        pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks
-    )
+    batch_size = batch_of_rank(config.train, ranks.world_size)
+    window = config.data.chunks_of_window(batch_size)
+    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
     levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(
-        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size), needs
-    )
+    spec = StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
     refuse_target(cache, levels, config.objective.target)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)

@@ -13,7 +13,7 @@ from pipeline.cache.reader import Cache
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.classes import is_sorted_by_class
+from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint, refuse_other_pins
 from pipeline.training.config import RunConfig
@@ -171,11 +171,11 @@ def describe_start(job: TrainingJob, first: int) -> str:
 
 
 def _sorted_classes(job: TrainingJob) -> str:
-    if not is_sorted_by_class(job.cache, job.spec.order.units):
+    if not is_sorted_by_class(job.cache, job.spec.order):
         return ""
     return (
-        f"warning: neighbours in cache {job.cache.address!r} are of one class, and a batch comes from "
-        f"data.window_blocks={job.config.data.window_blocks} chunks of neighbours: shuffle the images among "
+        f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
+        f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
 

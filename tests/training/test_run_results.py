@@ -273,5 +273,5 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
         shards.append(SourceTar(path, path.stat().st_size))
     result = train(caches.real(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
     assert result.exit_code == 0
-    text = "are of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
+    text = "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
     assert (text in result.stderr) is warned
