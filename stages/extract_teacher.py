@@ -31,7 +31,7 @@ def extract_teacher(
     teacher: Annotated[
         str,
         typer.Option(
-            help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; "
+            help="open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
             "the tag `random` is an untrained rehearsal."
         ),
     ],
