@@ -1,6 +1,8 @@
-"""evaluate-student: judge a run's student, the untrained student or a teacher by its frozen features."""
+"""evaluate-student: judge a run's student, an untrained one, a teacher or a timm model."""
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,201 +15,212 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.cache.reader import Cache
-    from pipeline.evaluation.embedding import EmbeddedViews, Embedder
+    from pipeline.evaluation.data import LabelledTars
+    from pipeline.evaluation.run import Evaluation
+    from pipeline.evaluation.subject import Subject
+    from pipeline.report.scores import Score
 
 app = new_app()
 
+Name = Annotated[str, typer.Argument(help="What is evaluated: knn.")]
+Run = Annotated[Path | None, typer.Option(help="Judge the student of this run.")]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Judge a student before its first step: of --run, or of --config.")
+]
+Teacher = Annotated[
+    str | None, typer.Option(help="Judge a teacher, such as open_clip:ViT-B-16-quickgelu/openai.")
+]
+Model = Annotated[str | None, typer.Option(help="Judge a plain ViT of timm: its name, or local-dir:PATH.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--config", help="Recipe of an untrained student without a run.")
+]
+CacheAddress = Annotated[str | None, typer.Option("--cache", help="Learn from the views of this cache.")]
+Shards = Annotated[str | None, typer.Option(help="Learn from the centre squares of these labelled tars.")]
+TestShards = Annotated[
+    str | None, typer.Option(help="Test on these labelled tars; default: each image against all others.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the evaluation, such as k=10."),
+]
+ImageSize = Annotated[
+    int, typer.Option(min=1, help="Side of a view where neither a cache nor a run says it.")
+]
+PatchSize = Annotated[
+    int, typer.Option(min=1, help="Side of a patch where neither a cache nor a run says it.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+Workers = Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Report = Annotated[
+    Path | None, typer.Option(help="Run whose scores and report get the result; default: --run, if trained.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the keys of the evaluation and their values, and stop.")
+]
 
-@app.callback()
-def evaluate() -> None:
-    """Judge a run's student, the untrained student or a teacher by its frozen features."""
+
+@dataclass(frozen=True)
+class _Choice:
+    """Who is judged and what is shown, as the options say."""
+
+    run: Path | None
+    untrained: bool
+    teacher: str | None
+    model: str | None
+    config: Path | None
+    cache: str | None
+    shards: str | None
+    report: Path | None
+    out: Path | None
+
+    def refuse_contradictions(self) -> None:
+        """Raise ConfigError for options that do not go together, before anything is imported or read."""
+        judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
+        if sum(judged) != 1:
+            raise ConfigError(
+                "give one to judge: --run DIR, --untrained (with --run or --config), --teacher SPEC or --model NAME"
+            )
+        if self.config is not None and (self.run is not None or not self.untrained):
+            raise ConfigError(
+                "--config is for an untrained student without a run: leave it out, or give it with --untrained alone"
+            )
+        if (self.cache is None) == (self.shards is None):
+            raise ConfigError("give the data to learn from either as --cache DIR or as --shards SHARDS")
+        if self.report and self.run and not self.untrained and self.report.resolve() != self.run.resolve():
+            raise ConfigError(
+                "--report is another run than --run: a student's score belongs to its own run; leave --report out"
+            )
+        if self.out and not os.access(self.out.parent, os.W_OK):
+            raise ConfigError(
+                f"--out {str(self.out)!r}: its folder does not exist or is not yours to write in"
+            )
 
 
 @app.command()
-def knn(
-    run: Annotated[Path | None, typer.Option(help="Run whose student is judged.")] = None,
-    untrained: Annotated[
-        bool,
-        typer.Option(
-            "--untrained", help="Judge the student before its first step: of --run, or of --config."
-        ),
-    ] = False,
-    teacher: Annotated[
-        str | None, typer.Option(help="Judge a teacher instead, such as open_clip:ViT-B-16-quickgelu/openai.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="Recipe of an untrained student without a run.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Neighbours are the views of this cache.")] = None,
-    shards: Annotated[
-        str | None, typer.Option(help="Neighbours are the centre views of these labelled tars.")
-    ] = None,
-    test_shards: Annotated[
-        str | None,
-        typer.Option(help="Queries are of these labelled tars; default: each image against all others."),
-    ] = None,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
-    temperature: Annotated[
-        float, typer.Option(min=1e-6, help="Votes are weighted by exp(cosine / temperature).")
-    ] = 0.07,
-    image_size: Annotated[
-        int, typer.Option(min=1, help="Side of a view where neither a cache nor a run says it.")
-    ] = 224,
-    patch_size: Annotated[
-        int, typer.Option(min=1, help="Side of a patch where neither a cache nor a run says it.")
-    ] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Views in a batch.")] = 128,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")] = 2,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Run in whose report the result is noted, too; default: --run, if trained."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result to this JSON file, too.")] = None,
+def evaluate_student(
+    evaluation: Name,
+    run: Run = None,
+    untrained: Untrained = False,
+    teacher: Teacher = None,
+    model: Model = None,
+    config: Recipe = None,
+    cache: CacheAddress = None,
+    shards: Shards = None,
+    test_shards: TestShards = None,
+    assignments: Assignments = None,
+    image_size: ImageSize = 224,
+    patch_size: PatchSize = 16,
+    batch_size: BatchSize = 128,
+    workers: Workers = 2,
+    device: Device = "auto",
+    report: Report = None,
+    out: Out = None,
+    print_config: PrintConfig = False,
 ) -> None:
-    """Classify by the k nearest neighbours in cosine similarity, on mean patch tokens after the final norm and on CLS."""
+    """Judge a student, a teacher or a timm model by what it makes of labelled images.
+
+    knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS. Its keys
+    are k, temperature and shared_keys.
+    """
     with cli_errors():
-        from pipeline.cache.reader import Cache
-        from pipeline.training.summary import note_score, read_report
+        if print_config:
+            for name, value in _settings(evaluation, assignments).model_dump().items():
+                typer.echo(f"{name} = {json.dumps(value)}")
+            return
+        choice = _Choice(run, untrained, teacher, model, config, cache, shards, report, out)
+        choice.refuse_contradictions()
+        opened, sizes = _opened(choice, (image_size, patch_size))
+        data, test = (_tars(spec, sizes[0], workers) for spec in (shards, test_shards))
+        settings = _settings(evaluation, assignments)
+        subject = _subject(choice, sizes, choose_device(device))
+        from pipeline.evaluation.data import CacheViews
+        from pipeline.evaluation.run import run_evaluation
 
-        _refuse_choice(run, untrained, teacher, config, cache, shards)
-        noted = report or (run if not untrained else None)
-        if report:
-            read_report(report)
-        chosen, opened = choose_device(device), Cache(cache) if cache else None
-        sizes = _sizes(opened, run, (image_size, patch_size))
-        embedder = _embedder(run, untrained, teacher, config, sizes, chosen)
-        bank, queries = _embedded(
-            opened, shards, test_shards, embedder, sizes[0], chosen, batch_size, workers
-        )
-        result = {
-            "k": k,
-            "neighbours": len(bank.labels),
-            "queries": len(queries.labels),
-            **_accuracies(bank, queries, k, temperature),
-        }
-        cls = f", CLS {result['cls']:.1%}" if "cls" in result else ""
-        count = f"k {k}, {result['queries']} queries, {result['neighbours']} neighbours"
-        typer.echo(f"k-NN accuracy: mean patch token {result['mean']:.1%}{cls} ({count})")
-        if out:
-            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        if noted:
-            note_score(noted, _subject(teacher, untrained), result["mean"], result.get("cls"))
+        learnt = CacheViews(opened) if opened else data
+        assert learnt is not None
+        where = f"of {test.address}" if test else "against all others"
+        typer.echo(f"{evaluation} of {subject.facts.name}: images {where}, learning from {learnt.address}")
+        _report(choice, run_evaluation(settings, subject, learnt, test, batch_size=batch_size))
 
 
-def _subject(teacher: str | None, untrained: bool) -> str:
-    if teacher is not None:
-        name = teacher.rstrip("/").rpartition("/")[2] if "local-dir:" in teacher else teacher
-        return f"teacher {name}".removesuffix(" teacher")
-    return "untrained student" if untrained else "student"
-
-
-def _refuse_choice(
-    run: Path | None,
-    untrained: bool,
-    teacher: str | None,
-    config: Path | None,
-    cache: str | None,
-    shards: str | None,
-) -> None:
-    if (teacher is not None) + (run is not None or untrained) != 1:
-        raise ConfigError(
-            "give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC"
-        )
-    if config is not None and (run is not None or teacher is not None):
-        raise ConfigError(
-            "--config is for an untrained student without a run: leave it out, or leave out --run and --teacher"
-        )
-    if (cache is None) == (shards is None):
-        raise ConfigError("give the neighbours either as --cache DIR or as --shards SHARDS")
-
-
-def _sizes(cache: "Cache | None", run: Path | None, asked: tuple[int, int]) -> tuple[int, int]:
-    """Return image and patch size, as the run, else the cache, else the options say; raises ConfigError if run and cache differ."""
+def _opened(choice: _Choice, asked: tuple[int, int]) -> tuple["Cache | None", tuple[int, int]]:
+    """Return the cache, and the image and patch size as the run, else the cache, else the options say."""
+    from pipeline.cache.reader import Cache
     from pipeline.training.run_folder import read_run
 
+    if choice.report:
+        read_run(choice.report)
+    view = read_run(choice.run)["view"] if choice.run else None
+    cache = Cache(choice.cache) if choice.cache else None
     stored = (cache.schema.view.image_size, cache.schema.view.patch_size) if cache else asked
-    if run is None:
-        return stored
-    view = read_run(run)["view"]
-    of_run = (view["image_size"], view["patch_size"])
-    if cache and stored != of_run:
+    sizes = (view["image_size"], view["patch_size"]) if view else stored
+    if cache and sizes != stored:
         raise ConfigError(
-            f"run {str(run)!r} takes views of {of_run[0]} pixels in patches of {of_run[1]}, cache {cache.address!r} has {stored[0]} "
-            f"in {stored[1]}: give a cache of the run's sizes, or --shards"
+            f"run {str(choice.run)!r} takes views of {sizes[0]} pixels in patches of {sizes[1]}: cache {cache.address!r} "
+            f"has {stored[0]} in {stored[1]}; give a cache of the run's sizes, or --shards"
         )
-    return of_run
+    return cache, sizes
 
 
-def _embedder(
-    run: Path | None,
-    untrained: bool,
-    teacher: str | None,
-    config: Path | None,
-    sizes: tuple[int, int],
-    device: "torch.device",
-) -> "Embedder":
-    from pipeline.config import load_config, parse_config
-    from pipeline.evaluation.embedding import student_embedder, teacher_embedder
-    from pipeline.training.config import RunConfig
-    from pipeline.training.run_folder import read_run
-
-    if teacher is not None:
-        return teacher_embedder(teacher, *sizes, device)
-    configured = parse_config(RunConfig, read_run(run)["config"]) if run else load_config(RunConfig, config)
-    return student_embedder(configured, None if untrained else run, *sizes, device)
-
-
-def _embedded(
-    cache: "Cache | None",
-    shards: str | None,
-    test_shards: str | None,
-    embedder: "Embedder",
-    image_size: int,
-    device: "torch.device",
-    batch_size: int,
-    workers: int,
-) -> tuple["EmbeddedViews", "EmbeddedViews"]:
-    """Return neighbours and queries, which are the same views if no test tars are given."""
-    from pipeline.evaluation.embedding import embed_views
-    from pipeline.evaluation.views import cached_views, centre_views
-    from pipeline.views.decoder import Decoder
+def _tars(spec: str | None, image_size: int, workers: int) -> "LabelledTars | None":
+    from pipeline.evaluation.data import LabelledTars
     from pipeline.views.source_tars import resolve_tars
 
-    decoder = Decoder(workers if shards or test_shards else 0, image_size)
-    try:
-        views = (
-            cached_views(cache) if cache else centre_views(resolve_tars(shards or ""), image_size, decoder)
-        )
-        bank = embed_views(views, embedder, device, batch_size)
-        if test_shards is None:
-            return bank, bank
-        return bank, embed_views(
-            centre_views(resolve_tars(test_shards), image_size, decoder), embedder, device, batch_size
-        )
-    finally:
-        decoder.close()
+    return LabelledTars(spec, resolve_tars(spec), image_size, workers) if spec is not None else None
 
 
-def _accuracies(
-    bank: "EmbeddedViews", queries: "EmbeddedViews", k: int, temperature: float
-) -> dict[str, float]:
-    from pipeline.evaluation.knn import knn_accuracy
+def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
+    from pipeline.config import load_config
+    from pipeline.evaluation.run import EVALUATIONS
 
-    own = (bank.images, queries.images) if queries is bank else (None, None)
-    pairs = {"mean": (bank.mean, queries.mean), "cls": (bank.cls, queries.cls)}
-    return {
-        name: knn_accuracy(
-            neighbours,
-            bank.labels,
-            asked,
-            queries.labels,
-            k=k,
-            temperature=temperature,
-            bank_groups=own[0],
-            query_groups=own[1],
-        )
-        for name, (neighbours, asked) in pairs.items()
-        if neighbours is not None and asked is not None
-    }
+    if evaluation not in EVALUATIONS:
+        raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
+    return load_config(EVALUATIONS[evaluation], None, assignments or [])
+
+
+def _subject(choice: _Choice, sizes: tuple[int, int], device: "torch.device") -> "Subject":
+    from pipeline.config import load_config
+    from pipeline.evaluation import subject
+    from pipeline.training.config import RunConfig
+
+    if choice.teacher is not None:
+        return subject.teacher_subject(choice.teacher, *sizes, device)
+    if choice.model is not None:
+        return subject.teacher_subject(f"timm:{choice.model}", *sizes, device, kind="model")
+    if choice.run and not choice.untrained:
+        return subject.student_subject(choice.run, device)
+    config = subject.read_run_config(choice.run)[0] if choice.run else load_config(RunConfig, choice.config)
+    return subject.untrained_subject(config, *sizes, device)
+
+
+def _report(choice: _Choice, scores: list["Score"]) -> None:
+    """Print the scores and what is odd about them, and write them where the options say."""
+    from pipeline.report.run_page import write_run_report
+    from pipeline.report.scores import add_scores, scores_json
+
+    first = scores[0]
+    for facts in (first.bank,) if first.test == first.bank else (first.bank, first.test):
+        for kind, count in facts.left_out.items():
+            typer.echo(
+                f"warning: {count} {kind} of {count + facts.images} images of {facts.address} are left out; "
+                f"the first: {facts.first_reasons[kind]}",
+                err=True,
+            )
+    for note in first.notes:
+        typer.echo(f"warning: {note}", err=True)
+    for score in scores:
+        metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
+        typer.echo(f"{score.representation:<5} {metrics}")
+    typer.echo(
+        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; chance {first.chance:.1%}"
+    )
+    if choice.out:
+        choice.out.write_bytes(scores_json(scores))
+    if noted := choice.report or (choice.run if not choice.untrained else None):
+        add_scores(noted, scores)
+        write_run_report(noted)
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def extract_teacher(
         options = _read_options(given)
         from pipeline.runtime.workers import start_early
 
-        start_early()
+        start_early("pipeline.views.decoding_worker")
         from pipeline.extraction.job import run_extraction
 
         if dry_run:

@@ -44,7 +44,7 @@ def train_student(
     with cli_errors():
         from pipeline.runtime.workers import start_early
 
-        start_early()
+        start_early("pipeline.stream.worker")
         from pipeline.training.distributed import joined_ranks
 
         chosen = choose_device(device)
@@ -71,12 +71,12 @@ def _train(
     from contextlib import nullcontext
 
     from pipeline.cache.reader import Cache
+    from pipeline.report.run_page import write_run_report
     from pipeline.stream.classes import is_sorted_by_class
     from pipeline.stream.feed import stream_memory
     from pipeline.student.export import STUDENT_FILE
     from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
     from pipeline.training.run_folder import held_run_folder, read_run
-    from pipeline.training.summary import write_report
 
     cache = Cache(address)
     units = read_run(run).get("units") if resume else pinned_units(cache, config, ranks)
@@ -97,7 +97,7 @@ def _train(
         done = run_job(job, first)
         if ranks.is_main:
             finish(job)
-            report = write_report(job)
+            report = write_run_report(run)
             typer.echo(f"{done} of {job.steps} steps done; student: {run / STUDENT_FILE}, report: {report}")
     if done < job.steps:
         raise MaskAlignError(f"stopped by a signal after step {done}; continue with --resume")

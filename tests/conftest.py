@@ -7,7 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pipeline.runtime.workers import worker_context
+
 torch.set_num_threads(1)
+worker_context("pipeline.stream.worker", "pipeline.views.decoding_worker")  # quick starts of both kinds
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,1 +1,1 @@
-"""What features are worth: k-nearest neighbours over a bank of labelled images."""
+"""What a network is worth: a Subject is judged by what it makes of Data, and a Score says what came of it."""

@@ -1,95 +1,169 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4; DINO's protocol)."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
+from pipeline.evaluation.data import Data, Features, extract_features
+from pipeline.evaluation.subject import Subject
+from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
 
 
-def knn_accuracy(
+class Knn(Section):
+    """The k most similar images of the bank vote by exp(cosine / temperature).
+
+    Without test data each image of the bank is asked against all others. `shared_keys` says what a key in both bank and test means:
+    refuse it, exclude the image of that key from the vote (it is the same image), or allow it (tars that number other images alike).
+    """
+
+    name: ClassVar[str] = "knn"
+    protocol: ClassVar[str] = "weighted k-NN, version 1"
+
+    k: int = Field(20, ge=1)
+    temperature: float = Field(0.07, gt=0)
+    shared_keys: Literal["refuse", "exclude", "allow"] = "refuse"
+
+    def run(self, subject: Subject, data: Data, test: Data | None, batch_size: int) -> list[Outcome]:
+        """Score CLS, if there is one, and the mean patch token."""
+        bank = extract_features(subject, data, batch_size)
+        queries = bank if test is None else extract_features(subject, test, batch_size)
+        groups = self._groups(bank, queries)
+        return [self._score(name, bank, queries, groups, subject.device) for name in sorted(bank.by_name)]
+
+    def _groups(self, bank: Features, queries: Features) -> tuple[Tensor, Tensor] | None:
+        """Return numbers of the images behind bank (n,) and queries (m,) where a query's own image must not vote."""
+        if queries is bank:
+            names = list(zip(bank.tars, bank.keys, strict=True))
+            return _numbered(names, names)
+        shared = sorted(set(bank.keys) & set(queries.keys))
+        if not shared or self.shared_keys == "allow":
+            return None
+        if self.shared_keys == "refuse":
+            raise ConfigError(
+                f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: an image must not be its "
+                "own neighbour; give other test data, or --set shared_keys=exclude if equal keys are the same image, "
+                "or --set shared_keys=allow if they are different images"
+            )
+        return _numbered(bank.keys, queries.keys)
+
+    def _score(
+        self,
+        name: str,
+        bank: Features,
+        queries: Features,
+        groups: tuple[Tensor, Tensor] | None,
+        device: torch.device,
+    ) -> Outcome:
+        predicted = knn_predictions(
+            bank.by_name[name].to(device),
+            bank.labels.to(device),
+            queries.by_name[name].to(device),
+            k=self.k,
+            temperature=self.temperature,
+            groups=groups and (groups[0].to(device), groups[1].to(device)),
+        ).cpu()
+        right = predicted == queries.labels
+        classes, images = torch.unique(queries.labels, return_counts=True)
+        per_class = {
+            str(int(label)): float(right[queries.labels == label].float().mean()) for label in classes
+        }
+        return Outcome(
+            representation=name,
+            bank=bank.facts,
+            test=queries.facts,
+            metrics={"top-1": int(right.sum()) / len(right)},
+            per_class=per_class,
+            class_images=dict(zip(per_class, images.tolist(), strict=True)),
+            chance=int(images.max()) / len(right),
+            selection="none: k and temperature are given",
+            notes=tuple(_notes(bank, queries)),
+        )
+
+
+def knn_predictions(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
-    query_labels: Tensor,
     *,
     k: int = 20,
     temperature: float = 0.07,
-    bank_groups: Tensor | None = None,
-    query_groups: Tensor | None = None,
-) -> float:
-    """Share of `queries` (m, F) whose k most similar entries of `bank` (n, F) vote for their label, in [0, 1].
+    groups: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Classify `queries` (m, C) by their k most similar entries of `bank` (n, C): labels (m,), taken from bank_labels (n,).
 
-    Labels (n,) and (m,) are integers from 0. A neighbour's vote is exp(cosine / temperature). Groups (n,) and (m,) are integers that
-    name the image behind a row: entries of the query's own group have no vote. A `k` beyond the bank is cut to it. All on one device.
-    Raises ConfigError for a wrong option and CacheError for features that cannot be scored: none, unlabelled, not finite, no neighbour.
+    Groups (n,) and (m,) are integers that name the image behind a row: entries of the query's own group have no vote. All on one device.
+    Raises ConfigError for a k of more than the entries that may vote, and CacheError for features that are not finite.
     """
-    _check_options(k, temperature, bank_groups, query_groups)
-    _check_rows("bank", bank, bank_labels, bank_groups)
-    _check_rows("queries", queries, query_labels, query_groups)
+    _check(bank, queries, k, groups)
     classes, votes_for = torch.unique(bank_labels, return_inverse=True)
     bank = F.normalize(bank.float(), dim=1)
     rows = max(1, _MAX_SCORES // max(len(bank), len(classes)))
-    correct = 0
+    winners = []
     for start in range(0, len(queries), rows):
-        part = slice(start, start + rows)
-        scores = F.normalize(queries[part].float(), dim=1) @ bank.T
-        if bank_groups is not None and query_groups is not None:
-            scores = _without_own_group(scores, query_groups[part], bank_groups)
-        winners = classes[_votes(scores, votes_for, len(classes), k, temperature).argmax(1)]
-        correct += int((winners == query_labels[part]).sum())
-    return correct / len(queries)
+        similar = F.normalize(queries[start : start + rows].float(), dim=1) @ bank.T
+        if groups:
+            similar = similar.masked_fill(groups[1][start : start + rows, None] == groups[0], -torch.inf)
+        nearest, index = similar.topk(k, dim=1)
+        # Relative to the nearest, which changes no winner and cannot overflow at a low temperature.
+        weights = ((nearest - nearest[:, :1]) / temperature).exp()
+        votes = similar.new_zeros(len(similar), len(classes)).scatter_add_(1, votes_for[index], weights)
+        winners.append(classes[votes.argmax(1)])
+    return torch.cat(winners)
 
 
-def _votes(scores: Tensor, votes_for: Tensor, classes: int, k: int, temperature: float) -> Tensor:
-    """Sum the neighbours' weights for each class: scores (m, n) and class indices (n,) to (m, classes)."""
-    nearest, index = scores.topk(min(k, scores.shape[1]), dim=1)
-    # Relative to the nearest, which changes no winner and cannot overflow at a low temperature.
-    weights = ((nearest - nearest[:, :1]) / temperature).exp()
-    return scores.new_zeros(len(scores), classes).scatter_add_(1, votes_for[index], weights)
-
-
-def _without_own_group(scores: Tensor, query_groups: Tensor, bank_groups: Tensor) -> Tensor:
-    own = query_groups[:, None] == bank_groups[None, :]
-    alone = own.all(1)
-    if alone.any():
-        group = int(query_groups[alone][0])
-        raise CacheError(
-            f"the bank holds nothing but group {group}, which is a query's own: give a bank with other images"
+def _check(bank: Tensor, queries: Tensor, k: int, groups: tuple[Tensor, Tensor] | None) -> None:
+    voters = len(bank)
+    if groups:
+        images, views = torch.unique(groups[0], return_counts=True)
+        own = views[torch.isin(images, groups[1])]
+        voters -= int(own.max()) if len(own) else 0
+    if k > voters:
+        remedy = (
+            f"give --set k={voters} or less, or a larger bank" if voters else "give a bank of other images"
         )
-    return scores.masked_fill(own, -torch.inf)
-
-
-def _check_options(
-    k: int, temperature: float, bank_groups: Tensor | None, query_groups: Tensor | None
-) -> None:
-    if k < 1:
-        raise ConfigError(f"k is {k}: give a number of neighbours from 1")
-    if not temperature > 0:
-        raise ConfigError(f"temperature is {temperature}: give a number above 0, such as 0.07")
-    if (bank_groups is None) != (query_groups is None):
-        given = "query_groups" if bank_groups is None else "bank_groups"
-        raise ConfigError(
-            f"{given} alone is given: give the groups of both the bank and the queries, or of neither"
-        )
-
-
-def _check_rows(name: str, features: Tensor, labels: Tensor, groups: Tensor | None) -> None:
-    if len(features) == 0:
-        raise CacheError(f"no images in the {name}: give at least one")
-    for what, values in (("labels", labels), ("groups", groups)):
-        if values is not None and values.shape != features.shape[:1]:
-            raise ConfigError(
-                f"{what} of the {name} have shape {tuple(values.shape)}: give one for each of the {len(features)} rows"
+        raise ConfigError(f"k is {k}: only {voters} views of the bank may vote for each image; {remedy}")
+    for name, features in (("bank", bank), ("test data", queries)):
+        if not features.isfinite().all():
+            raise CacheError(
+                f"features of the {name} are not finite: the network has diverged or its weights are damaged; "
+                "evaluate another"
             )
-    missing = int((labels < 0).sum())
-    if missing:
-        raise CacheError(
-            f"{missing} of {len(labels)} images of the {name} have no label: k-NN needs a .cls member for each image"
+
+
+def _numbered(bank: Sequence[object], queries: Sequence[object]) -> tuple[Tensor, Tensor]:
+    """Give equal names equal numbers: (n,) and (m,)."""
+    numbers: dict[object, int] = {}
+    bank_numbers, query_numbers = (
+        torch.tensor([numbers.setdefault(name, len(numbers)) for name in names]) for names in (bank, queries)
+    )
+    return bank_numbers, query_numbers
+
+
+def _notes(bank: Features, queries: Features) -> Iterator[str]:
+    """Say what makes an accuracy mean less than it seems to."""
+    if queries is bank:
+        images = Counter(
+            label for label, _, _ in set(zip(bank.labels.tolist(), bank.tars, bank.keys, strict=True))
         )
-    if not features.isfinite().all():
-        raise CacheError(
-            f"features of the {name} are not finite: the model that made them has diverged or its weights are damaged"
-        )
+        lonely = sorted(label for label, count in images.items() if count == 1)
+        if lonely:
+            yield f"{len(lonely)} classes have one image only, such as class {lonely[0]}: it cannot be right"
+    else:
+        unknown = sorted(set(queries.labels.tolist()) - set(bank.labels.tolist()))
+        if unknown:
+            count = int(torch.isin(queries.labels, torch.tensor(unknown)).sum())
+            yield (
+                f"{count} test images are of classes that the bank does not have, such as class {unknown[0]}: "
+                "they cannot be right"
+            )
+    if queries.facts.classes == 1:
+        yield "all test images are of one class: the accuracy says nothing"

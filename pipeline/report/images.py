@@ -1,20 +1,30 @@
-"""Images as a run saw them: whole, with the teacher's importance, and with the hidden patches greyed."""
+"""Images as a run saw them: whole, with the teacher's importance, and with the hidden patches hatched."""
 
 import base64
 import html
 import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.reader import Cache
+from pipeline.config import parse_config
+from pipeline.errors import MaskAlignError
+from pipeline.report.page import PageSection
+from pipeline.stream.masks import MaskSource
+from pipeline.training.config import RunConfig
+
 Pixels = NDArray[np.uint8]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-_GREY = 128
+_HATCH = ((46, 40, 82), (124, 112, 190))  # ground and lines, RGB
+_SHOWN = 6  # images of a run
 _HEAT = 0.6  # share of the colour of importance in the overlay
 
 
@@ -33,13 +43,12 @@ class MaskedImage:
 
 
 def masked(image: MaskedImage) -> Pixels:
-    """Return the image (H, W, 3) uint8 with all but the visible patches grey."""
+    """Return the image (H, W, 3) uint8 with all but the visible patches hatched, which no photograph is, grey or not."""
     seen = np.zeros(_patches(image), bool)
     seen[image.visible] = True
-    hidden = ~_spread(image, seen)
-    pixels = image.pixels.copy()
-    pixels[hidden] = _GREY
-    return pixels
+    row, column = np.indices(image.pixels.shape[:2])
+    hatch = np.where(((row + column) // 2 % 4 == 0)[..., None], _HATCH[1], _HATCH[0]).astype(np.uint8)
+    return np.where(_spread(image, seen)[..., None], image.pixels, hatch)
 
 
 def overlaid(image: MaskedImage) -> Pixels:
@@ -54,19 +63,16 @@ def overlaid(image: MaskedImage) -> Pixels:
 
 
 def strip(image: MaskedImage) -> str:
-    """Return a figure element: the panels of one image side by side, and its key."""
+    """Return a figure element: the panels of one image side by side, each under its heading, and its key."""
     count, key = _patches(image), html.escape(image.key)
-    panels = [_image(image.pixels, f"Image {key}")]
+    panels = [_panel("image", image.pixels, f"Image {key}")]
     if image.importance is not None:
-        panels.append(_image(overlaid(image), f"Heat map of the teacher's importance over image {key}"))
-    panels.append(
-        _image(
-            masked(image),
-            f"Image {key} with the {count - len(image.visible)} hidden of its {count} patches grey",
-        )
-    )
-    told = f"{len(image.visible)} of {count} patches visible"
-    return f'<figure class="strip"><div>{"".join(panels)}</div><figcaption><b>{key}</b> <span>{told}</span></figcaption></figure>'
+        alt = f"Heat map of the teacher's importance over image {key}"
+        panels.append(_panel("teacher's importance", overlaid(image), alt))
+    alt = f"Image {key} with the {count - len(image.visible)} hidden of its {count} patches hatched"
+    panels.append(_panel("what the student sees", masked(image), alt))
+    caption = f"<b>{key}</b> <span>{len(image.visible)} of {count} patches visible</span>"
+    return f'<figure class="strip"><div>{"".join(panels)}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def _patches(image: MaskedImage) -> int:
@@ -82,10 +88,36 @@ def _spread(image: MaskedImage, values: NDArray[Scalar]) -> NDArray[Scalar]:
     return grid.repeat(image.patch_size, 0).repeat(image.patch_size, 1)
 
 
-def _image(pixels: Pixels, alt: str) -> str:
+def _panel(heading: str, pixels: Pixels, alt: str) -> str:
     buffer = io.BytesIO()
-    # Full colour resolution, or the grey of a hidden patch would bleed into its neighbours.
+    # Full colour resolution, or the colour of a hidden patch would bleed into its neighbours.
     Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
     data = base64.b64encode(buffer.getvalue()).decode()
     height, width = pixels.shape[:2]
-    return f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{alt}">'
+    source = f"data:image/jpeg;base64,{data}"
+    return f'<div><h3>{heading}</h3><img src="{source}" width="{width}" height="{height}" alt="{alt}"></div>'
+
+
+def image_section(run: Mapping[str, Any]) -> PageSection:
+    """Return the first images of a run with their masks, or why there are none."""
+    try:
+        strips = "".join(strip(image) for image in _masked_images(run))
+    except (MaskAlignError, OSError) as error:
+        text = f"No images: {error}"
+        return PageSection("Images", f"<p>{html.escape(text)}</p>")
+    return PageSection("Images", f'<div class="card strips">{strips}</div>')
+
+
+def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
+    """Yield the first images of a run's first unit with the masks of epoch 0; raises CacheError without its cache."""
+    config = parse_config(RunConfig, run["config"])
+    cache = Cache(run["cache"]["path"])
+    (unit, *_) = cache.pinned(run["units"][:1])
+    schema, commit = cache.schema, cache.pinned_commit(unit)
+    masks = MaskSource(schema, config.mask, config.train.seed)
+    importance = ["attention"] if schema.teacher.has_importance else []
+    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays, *importance}))
+    visible = masks.draw(chunk.arrays, chunk.source, chunk.keys, commit.view, epoch=0).visible
+    for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
+        weights = chunk.arrays["attention"][row] if importance else None
+        yield MaskedImage(decode_crop(cache, crop, key), visible[row], schema.view.patch_size, weights, key)

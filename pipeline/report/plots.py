@@ -15,8 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -30,10 +29,9 @@ _CSS = {
     _ACCENT: "var(--accent)",
     _WARM: "var(--warm)",
 }
-_LEVEL = "#0b0b{:02x}"  # the colour of a teacher level, by its place
+_HUE = "#0b0b{:02x}"  # the colour of one of several lines, by its index
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6
-_MAX_ANNOTATED = 13 * 8
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -68,123 +66,84 @@ def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
     return steps, values
 
 
-def loss_chart(metrics: Metrics, levels: Sequence[int]) -> str:
-    """Loss against steps, in all and for each teacher level."""
+def loss_chart(metrics: Metrics, warmup: int) -> str:
+    """Loss against steps on a log axis, with its terms behind it and the warm-up tinted."""
+    terms = _terms(metrics)
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("loss")
-        for place, level in enumerate(levels):
-            per_level = [{"step": line["step"], "loss": _entry(line, place)} for line in metrics]
-            label = f"block {level}" if len(levels) <= _MAX_LEGEND or place in (0, len(levels) - 1) else "_"
-            _line(axes, *column(per_level, "loss"), color=_LEVEL.format(place), linewidth=1.1, label=label)
+        for index, (name, (steps, values)) in enumerate(terms.items()):
+            shown = len(terms) <= _MAX_LEGEND or index in (0, len(terms) - 1)
+            _line(axes, steps, values, _HUE.format(index), 0.9, name if shown else "_", alpha=0.65)
         steps, values = column(metrics, "loss")
-        _line(axes, steps, values, color=_INK, linewidth=1.8, label="all levels")
-        if len(steps):
-            axes.legend(
-                ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4
-            )
-        return _svg(
-            figure,
-            "loss",
-            f"Line chart of the loss against steps{_from_to(values)}, in all and for each teacher level.",
-            len(levels),
+        _line(axes, steps, values, _INK, 2.0, "loss")
+        _use_log_axis(axes, [each for _, each in [*terms.values(), (steps, values)] if len(each)])
+        _tint_warmup(axes, warmup)
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+        alt = f"Line chart of the loss against steps{_from_to(values)}, with its {len(terms)} terms."
+        return _svg(figure, "loss", alt, len(terms))
+
+
+def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
+    """Make the y axis logarithmic, with plain numbers, if all values are above zero."""
+    if not lines or min(line.min() for line in lines) <= 0:
+        return
+    axes.set_yscale("log")
+    if max(line.max() for line in lines) < 10 * min(line.min() for line in lines):  # less than a decade
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _terms(metrics: Metrics) -> dict[str, tuple[Values, Values]]:
+    """Return steps and values of each term of the loss, by name."""
+    names = list(dict.fromkeys(name for line in metrics for name in line.get("loss_terms", {})))
+    return {
+        name: column(
+            [{"step": line["step"], name: line.get("loss_terms", {}).get(name)} for line in metrics], name
         )
+        for name in names
+    }
 
 
-def rate_chart(metrics: Metrics) -> str:
-    """Learning rate against steps."""
-    return _single(metrics, "learning_rate", "learning rate", _ACCENT, "rate")
-
-
-def throughput_chart(metrics: Metrics) -> str:
-    """Images a second against steps."""
-    return _single(metrics, "images_per_second", "images per second", _ACCENT, "throughput")
-
-
-def _single(metrics: Metrics, key: str, label: str, colour: str, name: str) -> str:
+def single_chart(
+    metrics: Metrics, key: str, label: str, scale: float = 1, least_top: float = 0, warmup: int = 0
+) -> str:
+    """One metric, times `scale`, against steps, on an axis from 0 to at least `least_top`."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(label)
         steps, values = column(metrics, key)
-        _line(axes, steps, values, color=colour, linewidth=1.6)
-        if len(values):
-            axes.set_ylim(0, 1.08 * max(values.max(), 1e-12))
-        return _svg(figure, name, f"Line chart of the {label} against steps{_from_to(values)}.")
+        values = values * scale
+        _line(axes, steps, values, _ACCENT, 1.6)
+        axes.set_ylim(0, max(1.08 * values.max(initial=0), least_top, 1e-12))
+        _tint_warmup(axes, warmup)
+        if warmup:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2)
+        return _svg(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
 
 
-def time_chart(metrics: Metrics) -> str:
-    """Where the time of each logged interval went: waiting for data, or in the step."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("share of time, %")
-        steps, waits = (_thin(x) for x in column(metrics, "wait_share"))
-        if len(steps):
-            # A line tells of the steps up to its own, so the first interval starts at 0.
-            edges, shares = np.concatenate([[0], steps]), 100 * np.concatenate([waits[:1], waits])
-            axes.fill_between(
-                edges, 0, shares, step="pre", color=_WARM, alpha=0.85, linewidth=0, label="waiting for data"
-            )
-            axes.fill_between(
-                edges, shares, 100, step="pre", color=_ACCENT, alpha=0.35, linewidth=0, label="in the step"
-            )
-            axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.0)
-            axes.set(xlim=(0, 1.02 * max(steps[-1], 1)), ylim=(0, 100))
-        told = f": {100 * waits.mean():.1f} % waiting for data on average" if len(waits) else ""
-        return _svg(
-            figure, "time", f"Area chart of the share of time spent waiting for data and in the step{told}."
-        )
-
-
-def alignment_chart(alignment: Values, levels: Sequence[int]) -> str:
-    """Heat map of the dynamic-alignment matrix (M, L): a row for each teacher level, a column for each student block."""
-    rows, columns = alignment.shape
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
-        figure, axes = _axes("teacher block", (6.6, 0.75 + rows * min(0.36, 5.7 / columns)))
-        _cells(axes, alignment)
-        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xlabel="student block")
-        axes.set_yticks(range(rows), [str(level) for level in levels])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        return _svg(figure, "alignment", _told(alignment, levels))
-
-
-def _cells(axes: Axes, alignment: Values) -> None:
-    """Draw each weight as a tint, blue above zero and orange below, and frame the largest of each row."""
-    top = max(float(np.abs(alignment).max()), 1e-12)
-    for (row, place), weight in np.ndenumerate(alignment):
-        colour, alpha = _ACCENT if weight >= 0 else _WARM, 0.75 * abs(weight) / top
-        axes.add_patch(
-            Rectangle((place - 0.47, row - 0.46), 0.94, 0.92, linewidth=0, facecolor=colour, alpha=alpha)
-        )
-        largest = place == _largest(alignment[row])
-        edge = _INK if largest else _LINE
-        axes.add_patch(
-            Rectangle(
-                (place - 0.47, row - 0.46),
-                0.94,
-                0.92,
-                fill=False,
-                edgecolor=edge,
-                linewidth=1.2 if largest else 0.5,
-            )
-        )
-        if alignment.size <= _MAX_ANNOTATED:
-            text = f"{weight:.2f}".replace("-0.00", "0.00")
-            axes.text(place, row, text, ha="center", va="center", fontsize=7.5)
-
-
-def _largest(weights: Values) -> int | None:
-    """Return the place of the largest weight by size, or None where no single one is."""
+def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
+    """The mean student block of each level, weighted by the sizes of `weights` (steps, M, L), against steps."""
     sizes = np.abs(weights)
-    return int(sizes.argmax()) if (sizes == sizes.max()).sum() == 1 else None
+    centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("student block", (8.4, 2.6))
+        for index, name in enumerate(names):
+            shown = len(names) <= _MAX_LEGEND or index in (0, len(names) - 1)
+            at = np.array(steps, np.float64)
+            _line(axes, at, centres[:, index], _HUE.format(index), 1.6, name if shown else "_")
+        axes.set_ylim(0, max(weights.shape[2] - 1, 1))
+        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+        told = "; ".join(
+            f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, x in zip(names, centres.T, strict=True)
+        )
+        return _svg(
+            figure, "course", f"Line chart of the mean student block of each level: {told}.", len(names)
+        )
 
 
-def _told(alignment: Values, levels: Sequence[int]) -> str:
-    found = [(level, _largest(weights)) for level, weights in zip(levels, alignment, strict=True)]
-    strongest = [
-        f"; teacher block {level} draws most on student block {block}"
-        for level, block in found
-        if block is not None
-    ]
-    return f"Heat map of the weights of {alignment.shape[1]} student blocks for {len(levels)} teacher blocks{''.join(strongest)}."
+def _tint_warmup(axes: Axes, warmup: int) -> None:
+    if warmup > 0:
+        axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
 
 
 def _axes(label: str, size: tuple[float, float] = (4.2, 2.6)) -> tuple[Figure, Axes]:
@@ -195,20 +154,15 @@ def _axes(label: str, size: tuple[float, float] = (4.2, 2.6)) -> tuple[Figure, A
     return figure, axes
 
 
-def _line(axes: Axes, steps: Values, values: Values, color: str, linewidth: float, label: str = "_") -> None:
+def _line(
+    axes: Axes, steps: Values, values: Values, colour: str, width: float, label: str = "_", alpha: float = 1
+) -> None:
     """Draw a line, and a dot where there is only one value."""
     if not len(steps):
         return
     marker = "o" if len(steps) == 1 else None
-    axes.plot(
-        _thin(steps),
-        _thin(values),
-        marker=marker,
-        markersize=4,
-        color=color,
-        linewidth=linewidth,
-        label=label,
-    )
+    style: dict[str, Any] = {"marker": marker, "markersize": 4, "color": colour, "linewidth": width}
+    axes.plot(_thin(steps), _thin(values), label=label, alpha=alpha, **style)
     axes.set_xlim(0, 1.02 * max(steps[-1], 1))
 
 
@@ -219,16 +173,11 @@ def _thin(values: Values) -> Values:
     return np.array([part.mean() for part in np.array_split(values, _MAX_POINTS)])
 
 
-def _entry(line: Mapping[str, Any], place: int) -> float | None:
-    losses = line.get("loss_per_level") or ()
-    return float(losses[place]) if place < len(losses) else None
-
-
 def _from_to(values: Values) -> str:
     return f", from {values[0]:.4g} to {values[-1]:.4g}" if len(values) else ", without values"
 
 
-def _svg(figure: Figure, name: str, alt: str, levels: int = 0) -> str:
+def _svg(figure: Figure, name: str, alt: str, hues: int = 0) -> str:
     """Render a figure as an SVG element with CSS colours, an accessible name and ids of its own."""
     text = io.StringIO()
     FigureCanvasSVG(figure).print_svg(
@@ -237,10 +186,10 @@ def _svg(figure: Figure, name: str, alt: str, levels: int = 0) -> str:
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
-    hues = {
-        _LEVEL.format(place): f"hsl({170 + 180 * place / max(levels - 1, 1):.0f} 60% var(--tone))"
-        for place in range(levels)
+    colours = {
+        _HUE.format(index): f"hsl({170 + 180 * index / max(hues - 1, 1):.0f} 60% var(--tone))"
+        for index in range(hues)
     }
-    for marker, css in (_CSS | hues).items():
+    for marker, css in (_CSS | colours).items():
         svg = svg.replace(marker, css)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

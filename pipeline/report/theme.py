@@ -8,25 +8,34 @@ STYLE_SHEET = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 16px; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 32px 0 8px; }
 h3 { font-size: .95rem; margin: 0 0 4px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.tables { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; min-width: 0; }
 .numbers { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); margin: 0; }
 .numbers dt { color: var(--muted); font-size: .85rem; }
 .numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .numbers small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted); }
 .wide { overflow-x: auto; }
-.wide svg { min-width: 560px; max-width: 860px; margin: 0 auto; }
+.course { margin-top: 12px; } .course svg { max-width: 860px; }
+.matrix { width: auto; font-size: 12px; } .matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; }
+.matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th:first-child { min-width: 0; }
+.matrix td { padding: 4px 1px; min-width: 2.1em; border: 2px solid var(--card); border-radius: 5px; overflow-wrap: normal; }
+.matrix .plus { background: color-mix(in srgb, var(--accent) var(--w), transparent); }
+.matrix .minus { background: color-mix(in srgb, var(--warm) var(--w), transparent); }
+.matrix .largest { box-shadow: inset 0 0 0 1.5px var(--ink); font-weight: 650; }
+.scale { display: flex; gap: 8px; align-items: center; margin-top: 8px; font-size: 12px; color: var(--muted); }
+.scale i { height: 10px; width: 160px; border-radius: 3px; background: linear-gradient(90deg,
+  color-mix(in srgb, var(--warm) 75%, transparent), transparent, color-mix(in srgb, var(--accent) 75%, transparent)); }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
-.strips { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+.strips { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .strip { margin: 0; min-width: 0; }
-.strip div { display: flex; gap: 4px; }
-.strip img { flex: 1 1 0; min-width: 0; width: 100%; height: auto; border-radius: 4px; }
+.strip > div { display: flex; gap: 4px; align-items: end; } .strip > div > div { flex: 1 1 0; min-width: 0; }
+.strip h3 { font-size: .75rem; font-weight: 400; color: var(--muted); margin: 0 0 2px; line-height: 1.2; }
+.strip img { display: block; width: 100%; height: auto; border-radius: 4px; }
 .strip figcaption { font-size: .85rem; margin-top: 4px; overflow-wrap: anywhere; }
 .strip span { color: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -39,6 +48,11 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 @media (max-width: 480px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } }
 .scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; } .scores .share { width: 99%; }
-.bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; } .bar.cls { background: var(--muted); }
+.track { border-right: 1px dashed var(--line); background: linear-gradient(var(--warm), var(--warm)) var(--chance) 0 / 2px 100% no-repeat; }
+.bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
+.bar.cls { background: var(--muted); }
+.bar.old { background: repeating-linear-gradient(45deg, var(--line) 0 4px, transparent 4px 8px); }
+.subtitle { margin: 0 0 16px; } .config td:last-child { color: var(--muted); } .config .changed > * { color: var(--ink); font-weight: 600; }
+.config .changed > th { box-shadow: -8px 0 0 var(--card), -11px 0 0 var(--accent); }
 summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
 """

@@ -1,4 +1,4 @@
-"""Page-locked shared memory: the driver copies from it to the GPU while the program goes on."""
+"""Page-locked shared memory: the driver copies from it to the GPU while the program continues."""
 
 import sys
 from collections.abc import Sequence
@@ -17,30 +17,27 @@ def cuda_runtime() -> Any:
 
 
 def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> list[int]:
-    """Page-lock shared memory and return the addresses; from where the driver refuses, copies are slower but right.
+    """Page-lock shared memory and return the addresses.
 
-    That is said once, with what the user may do.
+    Where the driver refuses, copies are slower but right; one warning says so and what the user may do.
     """
     locked: list[int] = []
     for memory in memories:
         tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
         if code := int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)):
-            _forget_error()
+            # cudaHostRegister leaves a sticky error, which the next kernel launch would report as its own and clear.
+            # So a trivial kernel is launched here, and its error is ignored.
+            if torch.cuda.is_available():
+                with suppress(RuntimeError):
+                    torch.ones(1, device="cuda")
             size = sum(other.size for other in memories[len(locked) :])
             sys.stderr.write(
-                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory (CUDA error {code}), so copies to the GPU "
-                f"are slower: {cure}, or raise the limit of locked memory (ulimit -l)\n"
+                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory (CUDA error {code}), "
+                f"so copies to the GPU are slower: {cure}, or raise the limit of locked memory (ulimit -l)\n"
             )
             break
         locked.append(tensor.data_ptr())
     return locked
-
-
-def _forget_error() -> None:
-    """Let the next kernel take the blame now: its launch reports the last error of the runtime, whosever it is, and clears it."""
-    if torch.cuda.is_available():
-        with suppress(RuntimeError):
-            torch.ones(1, device="cuda")
 
 
 def unlock_pages(locked: Sequence[int], runtime: Any) -> None:

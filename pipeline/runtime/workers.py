@@ -1,8 +1,8 @@
-"""Worker processes, forked from a server that has imported what they need and nothing else, so they start fast and inherit no threads.
+"""Worker processes, forked from a server that has imported what they need and nothing else: they start fast, without threads.
 
-Each has a pipe of its own and shares no lock and no queue with another: whatever is done to one, also in the middle of a message, nobody
-else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result whose writer was killed: its owner holds that end
-of the pipe too.)
+Each worker has a pipe of its own and shares no lock and no queue with another, so whatever happens to one, even in the middle
+of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result whose writer was
+killed, because its owner also holds the writing end of the pipe.)
 """
 
 import multiprocessing
@@ -11,35 +11,43 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import Finalize
 from types import ModuleType
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.runtime.signals import POLITE, blocked_signals
 
-_PRELOADED = ["pipeline.views.decoding_worker", "pipeline.stream.worker"]
+# AF_UNIX takes paths of 107 bytes, and multiprocessing appends this much to the temporary folder
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_preloaded: list[str] = []
 
 
 class WorkerDiedError(Exception):
-    """A worker process has ended by itself or been killed."""
+    """A worker process has ended by itself or been killed. The text says how, and can follow "the worker"."""
 
     def __init__(self, exit_code: int | None) -> None:
-        super().__init__(f"exit code {exit_code}")
         self.exit_code = exit_code
+        self.lacks_memory = exit_code == -signal.SIGKILL  # the kernel's OOM killer sends nothing else
+        text = f"ended with exit code {exit_code}"
+        if exit_code is not None and exit_code < 0:
+            text = f"was killed by {signal.Signals(-exit_code).name} (exit code {exit_code})"
+        super().__init__(text + ", probably because memory ran out" * self.lacks_memory)
 
 
 class WorkerStalledError(Exception):
-    """A worker process has neither said nor taken anything for too long."""
+    """A worker process has neither sent nor received anything for too long."""
 
 
 class Owner:
-    """A worker's end of the pipe. When the owner has gone, however it went, the worker ends."""
+    """A worker's end of the pipe. When the owner is gone, for whatever reason, the worker ends."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -64,19 +72,20 @@ class Worker:
 
     def __init__(self, name: str, serve: Callable[..., None], *arguments: Any, patience: float = 0) -> None:
         """Start the process. With `patience`, no message is waited for longer than that many seconds."""
+        start_early(serve.__module__)
         context = worker_context()
         pipe, theirs = context.Pipe()
         _limit_waiting(pipe, patience)
         self._pipe: Connection = pipe
         self._process = context.Process(target=_run, args=(serve, theirs, *arguments), daemon=True, name=name)
-        with blocked_signals(), _hidden_main():
+        with _without_main_module():
             self._process.start()
         theirs.close()
         # Also when no one calls end: at its exit Python waits for daemons, and these ignore its SIGTERM.
-        self._end = Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
+        self._end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
 
     def send(self, message: object) -> None:
-        """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker itself is sending a long one."""
+        """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker sends a long one."""
         self._talk(self._pipe.send, message)
 
     def receive(self) -> Any:
@@ -97,25 +106,72 @@ class Worker:
             raise WorkerDiedError(self._process.exitcode) from None
 
 
-def worker_context() -> ForkServerContext:
-    """Return the context in which all worker processes are made."""
+def worker_context(*modules: str) -> ForkServerContext:
+    """Return the context of all worker processes; a server that starts from now on imports `modules` as well."""
+    _preloaded.extend(module for module in modules if module not in _preloaded)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(_preloaded)
     return context
 
 
-def start_early() -> None:
-    """Start the server that forks workers, so that it imports what they need while this process imports its own."""
-    worker_context()
-    with blocked_signals():
+def start_early(*modules: str) -> None:
+    """Start the server that forks workers, unless it runs, so that it imports `modules` while this process imports its own."""
+    worker_context(*modules)
+    resource_tracker_started()
+    with _short_temporary_folder():
+        util.get_temp_dir()  # which remembers it
+    with safe_path(), blocked_signals():
         forkserver.ensure_running()
 
 
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Hide the program's main module from a worker that starts, which needs nothing of it.
+def resource_tracker_started() -> None:
+    """Start the process that removes what killed processes leave, unless it runs."""
+    with safe_path():
+        resource_tracker.ensure_running()
 
-    Python would import it again in the worker: a script without a main guard would start everything a second time.
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Let interpreters that are started here not import from the working folder.
+
+    CPython runs both of multiprocessing's helpers as `python -c`, which puts the working folder first on the path: a user's own
+    pipeline.py or queue.py would be imported and run.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Let temporary files be where the path of a socket is short enough: batch systems and CI set a long TMPDIR."""
+    usual = tempfile.gettempdir()
+    short = [folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER]
+    writable = [folder for folder in short if os.access(folder, os.W_OK | os.X_OK)]
+    if not writable:
+        raise ConfigError(
+            f"the folder for temporary files {usual!r} is too long for a socket in it, and {', '.join(_SHORT_FOLDERS)} "
+            f"cannot be written: set TMPDIR to a folder of at most {_LONGEST_FOLDER} bytes"
+        )
+    tempfile.tempdir = writable[0]
+    try:
+        yield
+    finally:
+        tempfile.tempdir = usual
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Let a process that is started here not import the program's main script, which no worker needs.
+
+    multiprocessing would run the script again in every worker. Without a main guard that starts workers within workers, and
+    fails; with one it costs the time of the script's imports.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -127,15 +183,14 @@ def _hidden_main() -> Iterator[None]:
 
 def _limit_waiting(pipe: Connection, seconds: float) -> None:
     """Let every read and write fail after a time (0: never), also within a message."""
+    timeout = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            end.setsockopt(
-                socket.SOL_SOCKET, direction, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-            )
+            end.setsockopt(socket.SOL_SOCKET, direction, timeout)
 
 
 def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> None:
-    # Ctrl-C, and a launcher that stops a run, signal the whole process group; it is the owner who decides what follows
+    # Ctrl-C, and a launcher that stops a run, signal the whole process group; the owner decides what follows
     for number in POLITE:
         signal.signal(number, signal.SIG_IGN)
     serve(Owner(pipe), *arguments)

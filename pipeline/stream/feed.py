@@ -113,8 +113,8 @@ class WorkerFeed:
             ) from None
         except WorkerDiedError as error:
             raise StreamError(
-                f"stream worker {place} died ({error}), perhaps for want of memory: "
-                "continue with --resume --set data.workers=N, fewer than now"
+                f"stream worker {place} {error}: continue with --resume"
+                + " --set data.workers=N, fewer than now" * error.lacks_memory
             ) from None
         if isinstance(message, Failure):
             raise (

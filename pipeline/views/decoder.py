@@ -99,16 +99,15 @@ class Decoder:
         """
         try:
             yield from self._from_workers(groups) if self._crew else map(self._made_here, groups)
-        except WorkerDiedError:
+        except WorkerDiedError as error:
             self.close()
-            raise MaskAlignError(
-                "a decoding worker died, perhaps for want of memory: give fewer --workers and run again"
-            ) from None
+            cure = "lower --workers and run" if error.lacks_memory else "run"
+            raise MaskAlignError(f"a decoding worker {error}: {cure} the same command again") from None
         except WorkerStalledError:
             self.close()
             raise MaskAlignError(
-                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, "
-                "perhaps because it was stopped or the machine swaps: give fewer --workers and run again"
+                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, probably because "
+                "it was stopped or the machine swaps: lower --workers and run the same command again"
             ) from None
 
     def lock_pages(self) -> None:

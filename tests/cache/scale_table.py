@@ -121,7 +121,7 @@ def request_table():
         "files",
         "bytes of its commit",
         "PUT and POST",
-        "GET a block",
+        "GET a chunk",
         "largest GET, MB",
         "GB to extract 1 view",
         "GB to extract 4 views",

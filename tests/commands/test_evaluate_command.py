@@ -1,7 +1,6 @@
 """evaluate-student at the command line: a run's student, an untrained one and a teacher, against features made without our code."""
 
 import json
-import re
 import shutil
 import tarfile
 
@@ -18,7 +17,8 @@ from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.evaluation.knn import knn_accuracy
+from pipeline.evaluation.knn import knn_predictions
+from pipeline.report.scores import read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
 from pipeline.training.job import initial_student
@@ -36,7 +36,7 @@ train = {global_batch = 8, seed = 5}
 """
 MODEL = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0, "img_size": 64, "patch_size": 16}
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
-SETTINGS = ("--k", "3", "--batch-size", "5", "--workers", "0", "--device", "cpu")
+SETTINGS = ("--set", "k=3", "--batch-size", "5", "--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +63,16 @@ def call(*arguments):
 
 
 def judged(tmp_path, *arguments):
-    """Return the JSON result of an evaluation that succeeds, having compared it with what is said."""
+    """Return images in bank and test, and the accuracies, of an evaluation that succeeds, compared with what it prints."""
     result = call(*arguments, "--out", tmp_path / "result.json")
-    assert result.exit_code == 0, result.output
-    values = json.loads((tmp_path / "result.json").read_text())
-    said = re.fullmatch(
-        r"k-NN accuracy: mean patch token (.+)%, CLS (.+)% \(k 3, (\d+) queries, (\d+) neighbours\)\n",
-        result.stdout,
-    )
-    assert said.groups() == (
-        f"{values['mean']:.1%}"[:-1],
-        f"{values['cls']:.1%}"[:-1],
-        str(values["queries"]),
-        str(values["neighbours"]),
-    )
-    return values
+    assert (result.exit_code, result.stderr) == (0, "")
+    scores = json.loads((tmp_path / "result.json").read_text())
+    found = {score["representation"]: score["metrics"]["top-1"] for score in scores}
+    bank, test = scores[0]["bank"]["images"], scores[0]["test"]["images"]
+    for name, value in found.items():
+        assert f"{name:<5} top-1 {value:.1%}\n" in result.stdout
+    assert f"{test} images of 4 classes, {bank} to learn from; chance " in result.stdout
+    return bank, test, found
 
 
 def student_tokens(state, pixels):
@@ -110,12 +105,13 @@ def centre(data):
     return cut_crop(source, box, 64)
 
 
-def expected(tokens, labels, *queries, **groups):
+def expected(tokens, labels, *queries, groups=None):
     """Score mean patch tokens and CLS: (n, 17, F) and labels (n,), of queries the same."""
     asked, truth = queries or (tokens, labels)
-    pairs = {"mean": (tokens[:, 1:].mean(1), asked[:, 1:].mean(1)), "cls": (tokens[:, 0], asked[:, 0])}
+    pairs = {"cls": (tokens[:, 0], asked[:, 0]), "mean": (tokens[:, 1:].mean(1), asked[:, 1:].mean(1))}
     return {
-        name: knn_accuracy(bank, labels, query, truth, k=3, **groups) for name, (bank, query) in pairs.items()
+        name: (knn_predictions(bank, labels, query, k=3, groups=groups) == truth).double().mean().item()
+        for name, (bank, query) in pairs.items()
     }
 
 
@@ -125,15 +121,9 @@ def initial_state(cache, recipe):
 
 def test_a_runs_student_on_the_views_of_a_cache(cache, run, tmp_path):
     pixels, labels, numbers = cached_pixels(cache)
-    scores = expected(
-        student_tokens(load_file(run / "student.safetensors"), pixels),
-        labels,
-        bank_groups=numbers,
-        query_groups=numbers,
-    )
-    assert (
-        judged(tmp_path, "--run", run, "--cache", cache) == {"k": 3, "neighbours": 48, "queries": 48} | scores
-    )
+    tokens = student_tokens(load_file(run / "student.safetensors"), pixels)
+    scores = expected(tokens, labels, groups=(numbers, numbers))
+    assert judged(tmp_path, "--run", run, "--cache", cache) == (48, 48, scores)
 
 
 def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recipe, tmp_path):
@@ -141,9 +131,9 @@ def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recip
     state = initial_state(cache, recipe)
     trained = load_file(run / "student.safetensors")
     assert any(not torch.equal(state[name], trained[name]) for name in trained)
-    scores = expected(student_tokens(state, pixels), labels, bank_groups=numbers, query_groups=numbers)
+    scores = expected(student_tokens(state, pixels), labels, groups=(numbers, numbers))
     of_run = judged(tmp_path, "--untrained", "--run", run, "--cache", cache)
-    assert of_run == {"k": 3, "neighbours": 48, "queries": 48} | scores
+    assert of_run == (48, 48, scores)
     assert judged(tmp_path, "--untrained", "--config", recipe, "--cache", cache) == of_run
 
 
@@ -151,27 +141,17 @@ def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recip
 def test_tar(tmp_path_factory):
     """Nine labelled images that are in no other tar."""
     images = {f"{n}": image(n) for n in range(100, 109)}
-    return write_tar(
-        tmp_path_factory.mktemp("test") / "test.tar", images, {f"{n}": n % 4 for n in range(100, 109)}
-    )
+    labels = {f"{n}": n % 4 for n in range(100, 109)}
+    return write_tar(tmp_path_factory.mktemp("test") / "test.tar", images, labels)
 
 
-def test_labelled_tars_are_seen_through_the_centre_view(tars, run, test_tar, tmp_path):
+def test_labelled_tars_are_seen_as_centre_squares(tars, run, test_tar, tmp_path):
     state = load_file(run / "student.safetensors")
     bank = student_tokens(state, [centre(image(n)) for n in range(24)])
     queries = student_tokens(state, [centre(image(n)) for n in range(100, 109)])
     scores = expected(bank, torch.arange(24) % 4, queries, torch.arange(100, 109) % 4)
     result = judged(tmp_path, "--run", run, "--shards", tars, "--test-shards", test_tar)
-    assert result == {"k": 3, "neighbours": 24, "queries": 9} | scores
-
-
-def test_each_image_of_some_tars_against_all_others(tars, run, tmp_path):
-    tokens = student_tokens(load_file(run / "student.safetensors"), [centre(image(n)) for n in range(24)])
-    numbers = torch.arange(24)
-    scores = expected(tokens, numbers % 4, bank_groups=numbers, query_groups=numbers)
-    assert (
-        judged(tmp_path, "--run", run, "--shards", tars) == {"k": 3, "neighbours": 24, "queries": 24} | scores
-    )
+    assert result == (24, 9, scores)
 
 
 def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_path):
@@ -186,14 +166,11 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
             return teacher.tower.module.forward_features((images - mean) / std)
 
     pixels, labels, _ = cached_pixels(cache)
-    scores = expected(
-        tokens(pixels),
-        labels,
-        tokens([centre(image(n)) for n in range(100, 109)]),
-        torch.arange(100, 109) % 4,
-    )
-    result = judged(tmp_path, "--teacher", TEACHER, "--cache", cache, "--test-shards", test_tar)
-    assert result == {"k": 3, "neighbours": 48, "queries": 9} | scores
+    queries = tokens([centre(image(n)) for n in range(100, 109)])
+    scores = (48, 9, expected(tokens(pixels), labels, queries, torch.arange(100, 109) % 4))
+    arguments = ("--cache", cache, "--test-shards", test_tar)
+    assert judged(tmp_path, "--teacher", TEACHER, *arguments) == scores
+    assert judged(tmp_path, "--model", TEACHER.removeprefix("timm:"), *arguments) == scores
 
 
 def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
@@ -201,16 +178,47 @@ def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
     file.write_text(
         recipe.read_text().replace("num_heads = 2", "num_heads = 2, class_token = false, global_pool = 'avg'")
     )
-    result = call("--untrained", "--config", file, "--cache", cache)
-    assert re.fullmatch(
-        r"k-NN accuracy: mean patch token \d+\.\d% \(k 3, 48 queries, 48 neighbours\)\n", result.stdout
+    assert judged(tmp_path, "--untrained", "--config", file, "--cache", cache)[2].keys() == {"mean"}
+
+
+def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
+    arguments = ("--cache", cache, "--test-shards", test_tar)
+    call("--run", copy, *arguments)
+    call("--teacher", TEACHER, *arguments, "--report", copy)
+    scores = read_scores(copy)
+    assert [(score.subject.kind, score.representation) for score in scores] == [
+        ("run", "cls"), ("run", "mean"), ("teacher", "cls"), ("teacher", "mean"),
+    ]  # fmt: skip
+    assert (scores[0].subject.step, scores[0].subject.weights) == (2, student_digest(copy))
+    assert len({score.conditions for score in scores}) == 1
+    call("--run", copy, *arguments)
+    assert len(read_scores(copy)) == 4
+    call("--run", copy, *arguments, "--set", "shared_keys=allow")
+    assert len(read_scores(copy)) == 6
+    assert "student, step 2" in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
+    images = {f"{n}": image(n) for n in range(8)} | {"bad": b"no image"}
+    tar = write_tar(tmp_path / "a.tar", images, {f"{n}": n % 4 for n in range(6)} | {"bad": 0})
+    result = call("--run", run, "--cache", cache, "--test-shards", tar)
+    assert result.exit_code == 0
+    assert "6 images of 4 classes, 48 to learn from" in result.stdout
+    assert (
+        f"warning: 2 unlabelled of 8 images of {tar} are left out; the first: a.tar/6 has no .cls"
+        in result.stderr
     )
+    assert f"warning: 1 damaged of 7 images of {tar} are left out; the first: a.tar/bad " in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "give one to judge: --run DIR, --untrained (with --run or --config), or --teacher SPEC"),
+        (
+            [],
+            "give one to judge: --run DIR, --untrained (with --run or --config), --teacher SPEC or --model NAME",
+        ),
         (["--run", "{run}", "--teacher", TEACHER], "give one to judge"),
         (["--untrained", "--teacher", TEACHER], "give one to judge"),
         (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
@@ -218,86 +226,84 @@ def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
             ["--teacher", TEACHER, "--config", "{recipe}"],
             "--config is for an untrained student without a run",
         ),
-        (
-            ["--run", "{run}", "--shards", "{tars}"],
-            "give the neighbours either as --cache DIR or as --shards SHARDS",
-        ),
+        (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
+        (
+            ["--run", "{run}", "--test-shards", "{tars}"],
+            "24 keys are in the bank and in the test data, such as '0",
+        ),
+        (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
+        (
+            ["--run", "{run}", "--set", "neighbours=3"],
+            "unknown configuration key 'neighbours': known are k, temp",
+        ),
+        (["--run", "{run}", "--report", "{tars}"], "--report is another run than --run"),
+        (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
     ],
 )
 def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, arguments, part):
     arguments = [argument.format(run=run, recipe=recipe, tars=tars) for argument in arguments]
-    result = call(*arguments, "--cache", cache)
-    assert (result.exit_code, result.stdout) == (2, "")
+    result = CliRunner().invoke(app, ["knn", "--set", "k=3", *arguments, "--cache", str(cache)])
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert part in result.stderr
 
 
-def test_neighbours_must_be_given(run):
+def test_an_unknown_evaluation_names_those_there_are():
+    result = CliRunner().invoke(app, ["kn", "--print-config"])
+    assert (result.exit_code, result.stderr) == (2, "error: evaluation 'kn' is unknown: give one of knn\n")
+
+
+def test_print_config_prints_the_keys_of_an_evaluation():
+    result = CliRunner().invoke(app, ["knn", "--print-config", "--set", "k=5"])
+    assert result.stdout == 'k = 5\ntemperature = 0.07\nshared_keys = "refuse"\n'
+
+
+def test_data_to_learn_from_must_be_given(run):
     result = call("--run", run)
     assert result.exit_code == 2
-    assert "give the neighbours either as --cache DIR or as --shards SHARDS" in result.stderr
+    assert "give the data to learn from either as --cache DIR or as --shards SHARDS" in result.stderr
 
 
 def refused(*arguments):
     result = call(*arguments)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     return result.stderr
 
 
 def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
-    assert "is not the folder of a run (no readable run.json): give one that" in refused(
-        "--run", tmp_path / "none", "--cache", cache
-    )
+    message = refused("--run", tmp_path / "none", "--cache", cache)
+    assert "is not the folder of a run (no readable run.json): give one that" in message
     part = tmp_path / "part"
     part.mkdir()
     shutil.copy(run / "run.json", part)
-    assert "student.safetensors' cannot be loaded (" in (told := refused("--run", part, "--cache", cache))
-    assert told.endswith("finish the run, with --resume if it stopped\n")
+    assert "student.safetensors' cannot be loaded (" in (message := refused("--run", part, "--cache", cache))
+    assert message.endswith("finish the run, with --resume if it stopped\n")
     (part / "student.safetensors").write_bytes((run / "student.safetensors").read_bytes()[:5000])
     assert "student.safetensors' cannot be loaded (" in refused("--run", part, "--cache", cache)
 
 
-def test_a_cache_that_is_none_exits_1(run, tmp_path):
+def test_a_cache_that_is_none_or_unfinished_exits_1(cache, run, tmp_path):
     assert "is not a cache" in refused("--run", run, "--cache", tmp_path)
+    copy = shutil.copytree(cache, tmp_path / "copy.cache")
+    next((copy / "commits").iterdir()).unlink()
+    message = refused("--run", run, "--cache", copy)
+    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in message
 
 
-def test_unlabelled_tars_are_refused(cache, run, tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {f"{n}": image(n) for n in range(4)}, {"0": 0})
-    told = refused("--run", run, "--cache", cache, "--test-shards", tar)
-    assert "3 of 4 images of the queries have no label: k-NN needs a .cls member for each image" in told
-    assert "3 of 4 images of the bank have no label" in refused("--run", run, "--shards", tar)
-
-
-def test_tars_without_images_are_refused(cache, run, tmp_path):
+def test_tars_without_a_single_usable_image_are_refused(cache, run, tmp_path):
     tar = write_tar(tmp_path / "a.tar", {"a": b"no image"})
-    assert "no images in the queries: give at least one" in refused(
-        "--run", run, "--cache", cache, "--test-shards", tar
-    )
+    message = refused("--run", run, "--cache", cache, "--test-shards", tar)
+    assert "has no image that is whole and labelled (damaged: 1, first a.tar/a " in message
 
 
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
     other = caches.real(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
     result = call("--run", run, "--cache", other)
     assert result.exit_code == 2
-    assert "takes views of 64 pixels in patches of 16, cache " in result.stderr
-    assert "has 32 in 8: give a cache of the run's sizes, or --shards" in result.stderr
-
-
-def test_an_unfinished_cache_is_refused(cache, run, tmp_path):
-    copy = shutil.copytree(cache, tmp_path / "copy.cache")
-    next((copy / "commits").iterdir()).unlink()
-    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in refused(
-        "--run", run, "--cache", copy
-    )
-
-
-def test_the_result_is_told_even_where_its_file_cannot_be(cache, run, tmp_path):
-    result = call("--run", run, "--cache", cache, "--out", tmp_path / "none" / "result.json")
-    assert result.exit_code == 1
-    assert result.stdout.startswith("k-NN accuracy: mean patch token ")
-    assert result.stderr.startswith("error: No such file or directory (")
+    assert "takes views of 64 pixels in patches of 16: cache " in result.stderr
+    assert "has 32 in 8; give a cache of the run's sizes, or --shards" in result.stderr

@@ -1,36 +1,40 @@
-"""k-NN accuracy against a plain reference in numpy, its properties and its errors."""
+"""k-NN against a plain reference in numpy, its properties, and what its scores say and refuse."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import knn
-from pipeline.evaluation.knn import knn_accuracy
+from pipeline.evaluation.data import LabelledView
+from pipeline.evaluation.knn import Knn, knn_predictions
+from pipeline.evaluation.run import EVALUATIONS, run_evaluation
+from pipeline.evaluation.subject import Subject
+from pipeline.report.scores import SubjectFacts
 
 
-def reference(bank, bank_labels, queries, query_labels, k, temperature, bank_groups=None, query_groups=None):
+def reference(bank, bank_labels, queries, k, temperature, groups=None):
     """One query at a time, in double precision."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
-    correct = 0
+    found = []
     for row, query in enumerate(queries):
-        allowed = (
-            np.arange(len(bank)) if bank_groups is None else np.flatnonzero(bank_groups != query_groups[row])
-        )
+        allowed = np.arange(len(bank)) if groups is None else np.flatnonzero(groups[0] != groups[1][row])
         similarity = bank[allowed] @ (query / np.linalg.norm(query))
-        nearest = np.argsort(-similarity)[:k]
         votes = {}
-        for place in nearest:
-            label = bank_labels[allowed[place]]
-            votes[label] = votes.get(label, 0.0) + np.exp(similarity[place] / temperature)
-        correct += max(votes, key=votes.get) == query_labels[row]
-    return correct / len(queries)
+        for index in np.argsort(-similarity)[:k]:
+            label = bank_labels[allowed[index]]
+            votes[label] = votes.get(label, 0.0) + np.exp(similarity[index] / temperature)
+        found.append(max(votes, key=votes.get))
+    return found
 
 
 def clusters(seed, count, classes=5, width=6):
-    """Noisy points round one centre a class, with labels that are neither dense nor sorted."""
+    """Noisy points around one centre per class, with labels that are neither dense nor sorted."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(classes, width))
     index = rng.integers(classes, size=count)
@@ -44,127 +48,194 @@ def tensors(*arrays):
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    k=st.integers(1, 60),
+    k=st.integers(1, 30),
     temperature=st.sampled_from([0.01, 0.07, 1.0]),
     grouped=st.booleans(),
 )
 def test_equals_the_reference(seed, k, temperature, grouped):
-    (bank, bank_labels), (queries, query_labels) = clusters(seed, 40), clusters(seed + 1, 25)
-    rng = np.random.default_rng(seed)
-    bank_groups, query_groups = (rng.integers(12, size=n) for n in (40, 25)) if grouped else (None, None)
-    expected = reference(bank, bank_labels, queries, query_labels, k, temperature, bank_groups, query_groups)
-    groups = (
-        dict(zip(("bank_groups", "query_groups"), tensors(bank_groups, query_groups), strict=True))
-        if grouped
-        else {}
+    (bank, bank_labels), (queries, _) = clusters(seed, 40), clusters(seed + 1, 25)
+    groups = (np.arange(40) % 12, np.arange(25) % 12) if grouped else None
+    expected = reference(bank, bank_labels, queries, k, temperature, groups)
+    found = knn_predictions(
+        *tensors(bank, bank_labels, queries),
+        k=k,
+        temperature=temperature,
+        groups=groups and tuple(tensors(*groups)),
     )
-    actual = knn_accuracy(
-        *tensors(bank, bank_labels, queries, query_labels), k=k, temperature=temperature, **groups
-    )
-    assert actual == pytest.approx(expected)
-
-
-def test_separable_features_are_all_found_and_shuffled_labels_are_not():
-    bank, labels = clusters(0, 400)
-    queries, truth = clusters(1, 200)
-    bank, queries = (x + 20 * np.eye(5, 6)[(y - 3) // 7] for x, y in ((bank, labels), (queries, truth)))
-    assert knn_accuracy(*tensors(bank, labels, queries, truth)) == 1.0
-    shuffled = np.random.default_rng(2).permutation(labels)
-    assert knn_accuracy(*tensors(bank, shuffled, queries, truth)) < 0.5
-
-
-def test_the_same_image_does_not_vote():
-    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
-    labels, groups = torch.arange(60), torch.arange(60)
-    assert knn_accuracy(features, labels, features, labels, k=1) == 1.0
-    assert (
-        knn_accuracy(features, labels, features, labels, k=1, bank_groups=groups, query_groups=groups) == 0.0
-    )
+    assert found.tolist() == expected
 
 
 def test_near_neighbours_outvote_a_far_majority():
-    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    labels = torch.tensor([4, 9, 9])
-    query, truth = torch.tensor([[1.0, 0.05]]), torch.tensor([4])
-    assert knn_accuracy(bank, labels, query, truth, k=50) == 1.0
-    assert knn_accuracy(bank, labels, query, truth, k=50, temperature=1e6) == 0.0
+    bank, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([4, 9, 9])
+    query = torch.tensor([[1.0, 0.05]])
+    assert knn_predictions(bank, labels, query, k=3).tolist() == [4]
+    assert knn_predictions(bank, labels, query, k=3, temperature=1e6).tolist() == [9]
 
 
 def test_a_low_temperature_does_not_overflow():
-    bank, labels = clusters(3, 50)
-    queries, truth = clusters(4, 50)
-    nearest = knn_accuracy(*tensors(bank, labels, queries, truth), k=1)
-    assert knn_accuracy(*tensors(bank, labels, queries, truth), k=20, temperature=1e-6) == nearest
+    bank, labels, queries, _ = tensors(*clusters(3, 50), *clusters(4, 50))
+    nearest = knn_predictions(bank, labels, queries, k=1)
+    assert knn_predictions(bank, labels, queries, k=20, temperature=1e-6).equal(nearest)
 
 
 def test_length_and_precision_of_features_do_not_matter():
-    bank, labels, queries, truth = tensors(*clusters(5, 80), *clusters(6, 80))
-    expected = knn_accuracy(bank, labels, queries, truth)
-    assert knn_accuracy(bank * 3, labels, queries * 0.2, truth) == expected
-    half = knn_accuracy(bank.half(), labels, queries.half(), truth)
-    assert abs(half - expected) <= 2 / 80
+    bank, labels, queries, _ = tensors(*clusters(5, 80), *clusters(6, 80))
+    expected = knn_predictions(bank, labels, queries)
+    assert knn_predictions(bank * 3, labels, queries * 0.2).equal(expected)
+    assert (knn_predictions(bank.half(), labels, queries.half()) == expected).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("limit", [1, 100, 1000])
-def test_chunks_change_nothing(monkeypatch, limit):
-    rows = tensors(*clusters(7, 50), *clusters(8, 33))
-    groups = {"bank_groups": torch.arange(50) % 9, "query_groups": torch.arange(33) % 9}
-    expected = knn_accuracy(*rows, **groups)
+def test_parts_change_nothing(monkeypatch, limit):
+    bank, labels, queries, _ = tensors(*clusters(7, 50), *clusters(8, 33))
+    groups = (torch.arange(50) % 9, torch.arange(33) % 9)
+    expected = knn_predictions(bank, labels, queries, groups=groups)
     monkeypatch.setattr(knn, "_MAX_SCORES", limit)
-    assert knn_accuracy(*rows, **groups) == expected
-
-
-def small(**changes):
-    values = {
-        "bank": torch.eye(3),
-        "bank_labels": torch.arange(3),
-        "queries": torch.eye(3),
-        "query_labels": torch.arange(3),
-    }
-    return values | changes
+    assert knn_predictions(bank, labels, queries, groups=groups).equal(expected)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("bank", "k", "groups", "error", "message"),
     [
+        (torch.eye(3), 4, None, ConfigError, "k is 4: only 3 views .* may vote .*; give --set k=3 or less"),
         (
-            {"bank": torch.empty(0, 3), "bank_labels": torch.empty(0)},
-            CacheError,
-            "no images in the bank: give at least one",
-        ),
-        (
-            {"queries": torch.empty(0, 3), "query_labels": torch.empty(0)},
-            CacheError,
-            "no images in the queries",
-        ),
-        (
-            {"bank_labels": torch.tensor([0, -1, -1])},
-            CacheError,
-            "2 of 3 images of the bank have no label: .* .cls",
-        ),
-        (
-            {"query_labels": torch.tensor([0, 1, -1])},
-            CacheError,
-            "1 of 3 images of the queries have no label",
-        ),
-        ({"bank": torch.eye(3) / 0}, CacheError, "features of the bank are not finite"),
-        (
-            {"query_labels": torch.arange(4)},
+            torch.eye(3),
+            3,
+            (torch.tensor([0, 1, 1]), torch.tensor([1])),
             ConfigError,
-            r"labels of the queries have shape \(4,\): give one for each of the 3 rows",
+            "only 1 views .* --set k=1 or less",
         ),
-        ({"k": 0}, ConfigError, "k is 0: give a number of neighbours from 1"),
-        ({"temperature": 0.0}, ConfigError, "temperature is 0.0: give a number above 0"),
-        ({"temperature": float("nan")}, ConfigError, "temperature is nan"),
-        ({"bank_groups": torch.arange(3)}, ConfigError, "bank_groups alone is given"),
-        ({"query_groups": torch.arange(3)}, ConfigError, "query_groups alone is given"),
         (
-            {"bank_groups": torch.ones(3), "query_groups": torch.tensor([0, 1, 2])},
+            torch.eye(3),
+            1,
+            (torch.ones(3), torch.ones(1)),
+            ConfigError,
+            "only 0 views .* a bank of other images",
+        ),
+        (
+            torch.eye(3) / 0,
+            1,
+            None,
             CacheError,
-            "nothing but group 1",
+            "features of the bank are not finite: the network has diverged",
         ),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(changes, error, message):
+def test_what_cannot_be_scored_is_refused(bank, k, groups, error, message):
     with pytest.raises(error, match=message):
-        knn_accuracy(**small(**changes))
+        knn_predictions(bank, torch.arange(3), torch.ones(1, 3), k=k, groups=groups)
+
+
+@dataclass
+class Points:
+    """Data of images whose first pixel is a point on a circle: {key: (angle in 256ths, label)}."""
+
+    points: dict
+    tar: str = "a.tar"
+    address = "points"
+    kind = "tars"
+
+    def views(self, left_out):
+        for key, (angle, label) in self.points.items():
+            if label is None:
+                left_out.add("unlabelled", f"{self.tar}/{key}", "has no .cls member")
+            else:
+                yield LabelledView(np.full((2, 2, 3), angle, np.uint8), label, key, self.tar)
+
+
+def circle_subject():
+    """A subject without CLS that turns the angle of an image into a direction."""
+
+    def outputs(pixels, blocks):
+        turn = pixels[:, :1, 0, 0].float() / 256 * 2 * torch.pi
+        return [torch.stack([turn.cos(), turn.sin()], dim=2) for _ in blocks]
+
+    facts = SubjectFacts(kind="model", name="circle", weights="00")
+    return Subject(facts, nn.Linear(1, 1), 2, 1, 1, 0, False, outputs)
+
+
+def scored(data, test=None, **settings):
+    (score,) = run_evaluation(Knn(**({"k": 1} | settings)), circle_subject(), data, test, batch_size=2)
+    return score
+
+
+BANK = Points({"a": (0, 0), "b": (10, 0), "c": (128, 1), "d": (138, 1)})
+OTHERS = Points({"v": (3, 0), "w": (131, 1), "x": (132, 1), "y": (5, 1)}, "b.tar")
+
+
+def test_a_score_holds_all_that_it_depends_on():
+    score = scored(BANK, OTHERS, temperature=0.1)
+    assert score.metrics == {"top-1": 0.75}
+    assert score.per_class == {"0": 1.0, "1": pytest.approx(2 / 3)}
+    assert score.class_images == {"0": 1, "1": 3}
+    assert (score.chance, score.evaluation, score.representation, score.notes) == (0.75, "knn", "mean", ())
+    assert score.options == {"k": 1, "temperature": 0.1, "shared_keys": "refuse"}
+    assert (score.bank.images, score.test.images, score.bank.classes) == (4, 4, 2)
+    assert score.bank.digest != score.test.digest
+    assert score.subject.name == "circle"
+
+
+def test_scores_compare_only_under_equal_conditions():
+    score = scored(BANK, OTHERS)
+    assert scored(BANK, OTHERS).conditions == score.conditions
+    assert scored(BANK, OTHERS, k=2).conditions != score.conditions
+    assert scored(BANK, Points(OTHERS.points | {"z": (0, 0)})).conditions != score.conditions
+
+
+def test_without_test_data_no_image_is_its_own_neighbour():
+    assert scored(BANK).metrics == {"top-1": 1.0}
+    alone = scored(Points({"a": (0, 0), "b": (10, 0), "c": (5, 1)}))
+    assert alone.metrics == {"top-1": 0.0}
+    assert alone.notes == ("1 classes have one image only, such as class 1: it cannot be right",)
+
+
+def test_equal_keys_of_two_tars_are_two_images():
+    @dataclass
+    class Two:
+        address = "two"
+        kind = "tars"
+
+        def views(self, left_out):
+            yield from BANK.views(left_out)
+            yield from Points(BANK.points, "z.tar").views(left_out)
+
+    assert scored(Two(), k=7).test.images == 8
+
+
+def test_keys_in_bank_and_test_are_refused_unless_explained():
+    moved = Points({"a": (0, 1), "b": (128, 1)}, "b.tar")
+    with pytest.raises(
+        ConfigError, match="2 keys are in the bank and in the test data, such as 'a': an image"
+    ):
+        scored(BANK, moved)
+    assert scored(BANK, moved, shared_keys="allow").metrics == {"top-1": 0.5}
+    same = Points({"a": (0, 0), "c": (128, 0)}, "copy.tar")
+    assert scored(BANK, same, shared_keys="exclude", k=3).metrics == {"top-1": 0.5}
+    with pytest.raises(ConfigError, match="k is 4: only 3 views"):
+        scored(BANK, same, shared_keys="exclude", k=4)
+
+
+def test_images_without_label_are_counted_with_a_reason():
+    score = scored(BANK, Points(OTHERS.points | {"q": (0, None), "r": (0, None)}))
+    assert score.test.left_out == {"unlabelled": 2}
+    assert score.test.first_reasons == {"unlabelled": "a.tar/q has no .cls member"}
+    with pytest.raises(
+        CacheError, match=r"has no image that is whole and labelled \(unlabelled: 1, first a.tar/q"
+    ):
+        scored(Points({"q": (0, None)}))
+
+
+def test_classes_without_neighbours_are_noted():
+    score = scored(BANK, Points({"v": (3, 0), "w": (4, 7)}))
+    assert score.notes == (
+        "1 test images are of classes that the bank does not have, such as class 7: they cannot be right",
+    )
+    assert scored(BANK, Points({"v": (3, 0)})).notes == (
+        "all test images are of one class: the accuracy says nothing",
+    )
+
+
+def test_every_evaluation_has_its_name_and_defaults():
+    assert {name: settings().name for name, settings in EVALUATIONS.items()} == {
+        name: name for name in EVALUATIONS
+    }

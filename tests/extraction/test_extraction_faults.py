@@ -279,9 +279,7 @@ def test_a_dead_worker_stops_the_run_and_writes_nothing(shards, tmp_path):
     killer.start()
     begin = time.monotonic()
     try:
-        with pytest.raises(
-            MaskAlignError, match="a decoding worker died, perhaps for want of memory: give fewer --workers"
-        ):
+        with pytest.raises(MaskAlignError, match=r"a decoding worker (was killed|ended)"):
             extract(tmp_path / "a.cache", shards, workers=1)
     finally:
         stop.set()
@@ -299,7 +297,7 @@ def test_a_worker_that_stands_still_is_told_and_ended(shards):
     with (
         closing(decoder),
         pytest.raises(
-            MaskAlignError, match="no decoding worker has finished 8 images in 2 s, perhaps because it was"
+            MaskAlignError, match="no decoding worker has finished 8 images in 2 s, probably because it was"
         ),
     ):
         list(decoder.views(read_samples(shards[0]), options.maker))
@@ -313,7 +311,7 @@ def test_the_death_of_one_worker_is_noticed_while_another_stands_still(shards):
     os.kill(second.pid, signal.SIGSTOP)
     first.kill()
     begin = time.monotonic()
-    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker was killed by SIGKILL"):
         list(decoder.views(samples[:9], maker))
     assert time.monotonic() - begin < 20
     assert multiprocessing.active_children() == []
@@ -391,7 +389,7 @@ def test_the_other_workers_end_with_a_dead_one(shards):
     samples = (
         sample for _ in range(1000) for sample in read_samples(shards[0])
     )  # enough to be under way when its death is noticed
-    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker died"):
+    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker was killed by SIGKILL"):
         list(decoder.views(samples, options.maker))
     assert multiprocessing.active_children() == []
 

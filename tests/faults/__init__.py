@@ -1,4 +1,4 @@
-"""What happens when processes are killed, stopped or told to end, disks fill up and bytes rot. `make faults` runs it all.
+"""Processes killed, stopped or told to end, disks that fill up, bytes that rot: `make faults` runs it all, `make faults-short` a part.
 
-Each part of it takes a seed, does its worst to small real caches and runs, and returns rows of the table that is printed at the end.
+Each test does its worst to small real caches and runs, many times, at places and moments drawn from a seed (--faults-seed).
 """

@@ -1,21 +1,18 @@
-"""Bytes of a cache that are flipped, cut, lost or exchanged anywhere: training's reads refuse them or return what was stored.
+"""Bytes of a cache flipped, cut, lost or exchanged anywhere: training's reads refuse them or return what was stored.
 
 Full verification finds every one of them.
 """
 
-import json
 import re
-import signal
+import struct
 import traceback
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import caches
+import google_crc32c
 
-from faults.damage_kinds import ANYWHERE, swap, swap_blocks
-from faults.processes import run_forked
 from faults.reading import read_everything, wrong_values
-from faults.table import Row
 from pipeline.cache.commit import committed
 from pipeline.cache.reader import Cache
 from pipeline.cache.verify import verify_quickly
@@ -35,54 +32,50 @@ _SWAPPED = ("shard", "array metadata", "calibration", "view tar", "commit")
 _NAMED = re.compile(
     r"unit \d+ \(.+, view \d+\)|array '\w|calibration|units\.json|zarr\.json|targets\.zarr|commit|view tar|is not finished: "
 )
-_SECONDS = 60
-_IMAGES = 66  # a whole block and the beginning of another
+_ENTRY = 16  # offset and length of an inner chunk in the index of a shard
+_CRC = 4
+_LONGEST = 64
+_KINDS = ("flip", "flip", "flip", "overwrite", "blank", "delete", "truncate", "remove")
 
 
-def damage_caches(plan):
-    """Damage a small cache in place, at 1,000 places, and heal it again after each."""
-    small_cache_made, output = run_forked(caches.real, plan.folder, 2, _IMAGES, log=plan.folder / "made.log")
-    assert small_cache_made == 0, output
-    log = plan.folder / "damage.log"
-    code, output = run_forked(
-        _report, plan, plan.folder / "small.cache", plan.times(1040, 60), log=log, seconds=1200
-    )
-    if code:
-        yield Row("bytes damaged", "places", 0, Counter(), [f"exit code {code}: {output[-2000:]}"])
-        return
-    for name, count, outcomes, failures in json.loads(output.splitlines()[-1]):
-        yield Row(f"damage: {name}", "places", count, Counter(outcomes), failures)
+@dataclass(frozen=True)
+class Damage:
+    """What some files would hold, None for a file that would be gone."""
 
+    kind: str
+    contents: dict
+    where: str
 
-def found_by_full_verification(cache):
-    """Tell whether `inspect-cache verify --full` would report a damage to a finished cache; a unit without its commit is one."""
-    try:
-        opened = Cache(cache)
-        units = committed(opened.folder, opened.units)
-        if len(units) < len(opened.units) or any(verify_quickly(opened)):
-            return True
-        return any(verify_unit(opened, unit) for unit in units)
-    except CacheError:
-        return True
+    def __str__(self):
+        return f"{self.kind} of {' and '.join(str(path) for path in self.contents)}, {self.where}"
+
+    @contextmanager
+    def done(self):
+        """Damage the files and restore them; yields whether that changes anything."""
+        whole = {path: path.read_bytes() for path in self.contents}
+        try:
+            for path, data in self.contents.items():
+                path.unlink() if data is None else path.write_bytes(data)
+            yield whole != self.contents
+        finally:
+            for path, data in whole.items():
+                path.write_bytes(data)
 
 
 def damage_at_random(cache, rng, places):
-    """Damage a cache at random places; return a row for each type of file."""
-    expected, rows, files = read_everything(cache), {name: Row(name) for name in _TYPES}, _files(cache)
-    chunks = _chunks(cache)
+    """Damage a cache at random places, one at a time; return the number of each outcome and what was wrong."""
+    expected, files, outcomes, failures = read_everything(cache), _files(cache), Counter(), []
+    schema = Cache(cache).schema
     for _ in range(places):
         name = rng.choice(list(_TYPES))
-        damage = _drawn(name, files[name], chunks, rng)
-        with _damaged(damage) as changed:
+        damage = _drawn(name, files[name], schema.unit_rows // schema.block_rows, rng)
+        with damage.done() as changed:
             if changed:
-                outcome, failures = _read(cache, expected, damage)
-                rows[name].note(f"{damage.kind} {outcome}", failures + _unverified(cache, damage))
-    return list(rows.values())
-
-
-def _report(plan, cache, places):
-    rows = damage_at_random(cache, plan.rng, places)
-    print(json.dumps([(row.what, row.count, row.outcomes, row.failures) for row in rows]))
+                outcome, wrong = _read(cache, expected)
+                outcomes[f"{name} {outcome}"] += 1
+                failures += [f"{damage}: {text}" for text in wrong]
+                failures += [] if _verified(cache) else [f"full verification misses {damage}"]
+    return outcomes, failures
 
 
 def _files(cache):
@@ -96,75 +89,57 @@ def _files(cache):
     return found
 
 
-def _chunks(cache):
-    schema = Cache(cache).schema
-    return schema.unit_rows // schema.block_rows
-
-
 def _drawn(name, files, chunks, rng):
     """Draw a damage to files of one type."""
     path = rng.choice(files)
+    data = path.read_bytes()
     if name == "shard" and rng.random() < 0.15:
-        return swap_blocks(path, path.read_bytes(), chunks)
-    others = [
-        other
-        for other in files
-        if other != path and (name != "shard" or other.stat().st_size == path.stat().st_size)
-    ]
+        return Damage("swapped chunks", {path: _with_swapped_chunks(data, chunks)}, "first and second")
+    others = [other for other in files if other != path]
+    if name == "shard":
+        others = [other for other in others if other.stat().st_size == len(data)]
     if name in _SWAPPED and others and rng.random() < 0.2:
-        return swap(path, rng.choice(others))
-    return rng.choice(ANYWHERE)(path, path.read_bytes(), rng)
+        other = rng.choice(others)
+        return Damage("swap", {path: other.read_bytes(), other: data}, f"with {other.name}")
+    kind, start = rng.choice(_KINDS), rng.randrange(len(data))
+    end = min(start + rng.randint(1, _LONGEST), len(data))
+    changed = {
+        "flip": data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1 :],
+        "overwrite": data[:start] + rng.randbytes(end - start) + data[end:],
+        "blank": data[:start] + bytes(end - start) + data[end:],  # as a lost page of a disk reads
+        "delete": data[:start] + data[end:],
+        "truncate": data[: rng.choice([0, start])],
+        "remove": None,
+    }
+    return Damage(kind, {path: changed[kind]}, f"bytes {start} to {end}")
 
 
-@contextmanager
-def _damaged(damage):
-    """Do a damage and undo it; yields whether it changes anything."""
-    whole = {path: path.read_bytes() for path in damage.contents}
-    try:
-        for path, data in damage.contents.items():
-            _put(path, data)
-        yield whole != damage.contents
-    finally:
-        for path, data in whole.items():
-            path.write_bytes(data)
+def _with_swapped_chunks(data, chunks):
+    """Exchange the first two inner chunks of a shard; its index keeps a right checksum."""
+    index = data[-_CRC - chunks * _ENTRY : -_CRC]
+    swapped = index[_ENTRY : 2 * _ENTRY] + index[:_ENTRY] + index[2 * _ENTRY :]
+    return data[: -_CRC - len(index)] + swapped + struct.pack("<I", google_crc32c.value(swapped))
 
 
-def _put(path, data):
-    if data is None:
-        path.unlink()
-    else:
-        path.write_bytes(data)
-
-
-def _read(cache, expected, damage):
+def _read(cache, expected):
     """Read a damaged cache as training does; return the outcome and what was wrong."""
-    where = f"{damage.kind} of {' and '.join(str(path.relative_to(cache)) for path in damage.contents)}, {damage.place}"
     try:
-        with _time_limit():
-            found = read_everything(cache)
+        found = read_everything(cache)
     except (CacheError, ConfigError) as error:
-        return "refused", [] if _NAMED.search(str(error)) else [f"{where}: the error names no place: {error}"]
+        return "refused", [] if _NAMED.search(str(error)) else [f"the error names no file or unit: {error}"]
     except Exception:
-        return "RAISED", [f"{where}: {traceback.format_exc(limit=-3)}"]
+        return "RAISED", [traceback.format_exc(limit=-3)]
     wrong = wrong_values(found, expected) + sorted(map(str, expected.keys() - found.keys()))
-    return ("READ WRONG", [f"{where}: wrong values of {wrong}"]) if wrong else ("harmless", [])
+    return ("READ WRONG", [f"wrong values of {wrong}"]) if wrong else ("harmless", [])
 
 
-def _unverified(cache, damage):
-    if found_by_full_verification(cache):
-        return []
-    return [f"full verification misses {damage.kind} of {sorted(map(str, damage.contents))}, {damage.place}"]
-
-
-@contextmanager
-def _time_limit():
-    def stop(*_):
-        raise TimeoutError(f"not read after {_SECONDS} s")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_SECONDS)
+def _verified(cache):
+    """Whether `inspect-cache verify --full` would report a damage to a finished cache; a unit without its commit is one."""
     try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        opened = Cache(cache)
+        units = committed(opened.folder, opened.units)
+        if len(units) < len(opened.units) or any(verify_quickly(opened)):
+            return True
+        return any(verify_unit(opened, unit) for unit in units)
+    except CacheError:
+        return True

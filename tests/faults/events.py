@@ -1,59 +1,92 @@
-"""The changes that a process makes to the files below a folder, one by one, and its death just before a chosen one of them."""
+"""The changes that a process makes to files below a folder, one by one, and its death just before a chosen one of them."""
 
+import multiprocessing
 import os
 import signal
 import sys
 
+from faults.processes import Child
+
 _WRITING = os.O_WRONLY | os.O_RDWR
-_NOT_AIMED_AT = "/tensorboard/"  # a thread writes there when it likes
+_IGNORED = "/tensorboard/"  # a thread writes there at any time
 _CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir"}
 
 
-class Changes:
-    """Counts the changes of this process through Python's audit events, and tells them; an audit hook stays for ever."""
+def on_change(folder, call):
+    """Call `call(number, path)` before every change of this process below a folder, counted from 0, until the process ends."""
+    count = 0
 
-    def __init__(self, folder, on_change):
-        """Call `on_change(number, path)` before every change, counted from 0."""
-        self._folder, self._on_change, self._count = str(folder), on_change, 0
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event, arguments):
-        path = self._changed(event, arguments)
+    def hook(event, arguments):
+        nonlocal count
+        path = _changed(str(folder), event, arguments)
         if path is not None:
-            number, self._count = self._count, self._count + 1
-            self._on_change(number, path)
+            number, count = count, count + 1
+            call(number, path)
 
-    def _changed(self, event, arguments):
-        """Return the path that an event will change, None if it changes none below the folder."""
-        if event == "open":
-            path, _, flags = arguments
-            return self._inside(path) if isinstance(flags, int) and flags & _WRITING else None
-        if event == "os.mkdir":
-            return None if os.path.isdir(arguments[0]) else self._inside(arguments[0])  # noqa: PTH112
-        if event in _CHANGES:
-            target = arguments[1] if event in ("os.rename", "os.link") else arguments[0]
-            relative = event in ("os.remove", "os.rmdir") and arguments[1] != -1
-            return os.fspath(target) if relative else self._inside(target)
-        return None
-
-    def _inside(self, path):
-        if isinstance(path, int):
-            return None
-        text = os.fsdecode(path)
-        return text if text.startswith(self._folder) and _NOT_AIMED_AT not in text else None
+    sys.addaudithook(hook)
 
 
-def die_at(folder, number, report):
-    """Let this process kill itself before its change `number`, telling the path through the connection `report`."""
+def _changed(folder, event, arguments):
+    """Return the path that an audit event will change, None if it changes none below the folder."""
+    if event == "open":
+        path, _, flags = arguments
+        return _inside(folder, path) if isinstance(flags, int) and flags & _WRITING else None
+    if event == "os.mkdir":
+        return None if os.path.isdir(arguments[0]) else _inside(folder, arguments[0])  # noqa: PTH112
+    if event in _CHANGES:
+        target = arguments[1] if event in ("os.rename", "os.link") else arguments[0]
+        relative = event in ("os.remove", "os.rmdir") and arguments[1] != -1
+        return os.fspath(target) if relative else _inside(folder, target)
+    return None
 
-    def hear(count, path):
-        if count == number:
-            report.send(path)
+
+def _inside(folder, path):
+    text = "" if isinstance(path, int) else os.fsdecode(path)
+    return text if text.startswith(folder) and _IGNORED not in text else None
+
+
+def chosen(count, most, rng):
+    """Return all numbers below `count`, or about `most` of them, spread evenly."""
+    step = max(1, count // most) if most else 1
+    return range(rng.randrange(step), count, step)
+
+
+def changes_of(folder, work, *arguments, log):
+    """Do undisturbed work; return the paths below `folder` that it changes, in order."""
+    child, report = _started(folder, None, work, arguments, log)
+    paths = list(iter(lambda: _received(report), None))
+    assert child.wait() == 0, child.output()
+    return paths
+
+
+def killed_before(number, folder, work, *arguments, log):
+    """Do work that is killed before a change; return the change's path (None if the work made fewer) and what was wrong."""
+    child, report = _started(folder, number, work, arguments, log)
+    path = _received(report)
+    return path, child.ended({0 if path is None else -signal.SIGKILL})
+
+
+def _started(folder, fatal, work, arguments, log):
+    """Fork a process that reports every change, or only the one that kills it."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def report(number, path):
+        if fatal in (None, number):
+            theirs.send(path)
+        if number == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Changes(folder, hear)
+    def observed():
+        on_change(folder, report)
+        work(*arguments)
+
+    child = Child(observed, log=log)
+    theirs.close()
+    return child, ours
 
 
-def tell_changes(folder, report):
-    """Send the path of every change through the connection `report`."""
-    Changes(folder, lambda _number, path: report.send(path))
+def _received(connection):
+    try:
+        return connection.recv()
+    except EOFError:
+        return None

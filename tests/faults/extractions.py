@@ -1,17 +1,18 @@
-"""The extraction that is disturbed: some tars, a cache of them that grows once, and what it is when nobody disturbs it."""
+"""The extraction that is disturbed: some tars, a cache of them that grows once, and the same cache undisturbed."""
 
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from caches import IMAGE_SIZE, TEACHER, extraction_options
+from caches import IMAGE_SIZE, TEACHER, extract
 from extraction.cache_files import changed, contents
 from tars import make_tars
 
 from faults.processes import run_forked
-from pipeline.extraction.job import run_extraction
+from stages.extract_teacher import main
 
 IMAGES = 12
 _LOGS = re.compile(r"logs|logs/locks(/[\w.-]+)?|logs/scratch|logs/\d{8}T\d{6}Z-.+-\d+\.json")
@@ -26,16 +27,13 @@ class Stage:
     views: int
 
 
-FIRST, EXTENDED = (
-    Stage("made", 1, 1),
-    Stage("extended", 2, 2),
-)  # one after the other: the order decides who owns which rows
-STAGES = (FIRST, EXTENDED)
+# One after the other: the order of extractions decides which unit owns which rows.
+FIRST, EXTENDED = STAGES = Stage("made", 1, 1), Stage("extended", 2, 2)
 WHOLE = Stage("whole", 2, 2)  # the same at once
 
 
 class Extractions:
-    """Tars, and undisturbed caches of both stages of them."""
+    """Tars, and undisturbed caches of all stages of them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -45,14 +43,11 @@ class Extractions:
         for stages in (STAGES, (WHOLE,)):
             cache = fresh(folder / "undisturbed", len(stages))
             for stage in stages:
-                self.seconds[stage] = self._make(cache, stage)
+                begin = time.monotonic()
+                code, output = run_forked(self.extract, cache, stage, log=folder / f"{stage.name}.log")
+                assert code == 0, output
+                self.seconds[stage] = time.monotonic() - begin
                 shutil.copytree(cache, self.reference(stage))
-
-    def _make(self, cache, stage):
-        begin = time.monotonic()
-        code, output = run_forked(self.extract, cache, stage, log=self.folder / f"{stage.name}.log")
-        assert code == 0, output
-        return time.monotonic() - begin
 
     def reference(self, stage):
         """Return the undisturbed cache of a stage; not to be changed."""
@@ -60,44 +55,43 @@ class Extractions:
 
     def extract(self, cache, stage, rank=0, processes=1, workers=0):
         """Extract, in this process; exits with 1 if a tar failed."""
-        shards = self.shards[: stage.tars]
-        options = extraction_options(
-            cache=cache, shards=shards, views=stage.views, rank=rank, processes=processes, workers=workers
-        )
-        extractor, _ = run_extraction(options)
-        if extractor.tally.failed:
-            raise SystemExit(f"tars failed: {extractor.tally.failed}")
+        how = {"views": stage.views, "rank": rank, "processes": processes, "workers": workers}
+        tally, _ = extract(cache, self.shards[: stage.tars], **how)
+        if tally.failed:
+            raise SystemExit(f"tars failed: {tally.failed}")
 
     def command(self, cache, stage, workers=0):
         """Return the arguments with which extract-teacher does the same."""
-        tars = f"{self.tars}/train-{{0000..{stage.tars - 1:04d}}}.tar"
-        asked = {
-            "--cache": cache,
-            "--teacher": TEACHER,
-            "--views": stage.views,
-            "--levels": 3,
-            "--image-size": IMAGE_SIZE,
-        }
-        others = {"--batch-size": 8, "--workers": workers, "--device": "cpu"}
-        return [
-            tars,
-            *(str(word) for option in (asked | others).items() for word in option),
-            "--crop-scale",
-            "0.4",
-            "1.0",
-        ]
+        return (
+            f"{self.tars}/train-{{0000..{stage.tars - 1:04d}}}.tar --cache {cache} --teacher {TEACHER} "
+            f"--views {stage.views} --levels 3 --image-size {IMAGE_SIZE} --batch-size 8 --workers {workers} "
+            "--device cpu --crop-scale 0.4 1.0"
+        ).split()
 
-    def differences(self, cache, stage):
-        """Return in what a finished cache, alone in its folder, is not the undisturbed one: other bytes, and files that no one needs."""
+    def finish(self, cache, stage):
+        """Extract to the end, undisturbed; return how the cache, alone in its folder, differs from the reference."""
+        log = cache.parent.with_suffix(".log")
+        code, output = run_forked(run_command, self.command(cache, stage), log=log)
+        if code:
+            return [f"the same command then ended with {code}: {output}"]
         other = [f"{name} differs" for name in changed(contents(self.reference(stage)), contents(cache))]
         beside = [f"{path.name} is left beside the cache" for path in cache.parent.iterdir() if path != cache]
-        return other + beside + strays(cache)
+        logs = (path.relative_to(cache).as_posix() for path in (cache / "logs").rglob("*"))
+        return other + beside + [f"{name} is left in the cache" for name in logs if not _LOGS.fullmatch(name)]
 
 
-def strays(cache):
-    """Return what lies about in the folder logs/ of a cache that no one is making."""
-    names = (path.relative_to(cache).as_posix() for path in (cache / "logs").rglob("*"))
-    return [f"{name} is left in the cache" for name in names if not _LOGS.fullmatch(name)]
+def run_command(arguments):
+    """Run extract-teacher in this process and exit as it does."""
+    sys.argv = ["extract-teacher", *arguments]
+    main()
+
+
+def command_errors(code, output, sentence):
+    """Return what is wrong about the exit code and the output of a command that should fail with a sentence."""
+    lines = [line for line in output.splitlines() if sentence in line]
+    if code == 1 and len(lines) == 1 and "Traceback" not in output:
+        return []
+    return [f"exit code {code}, not 1 with one sentence of {sentence!r}: {output}"]
 
 
 def fresh(folder, number):

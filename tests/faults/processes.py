@@ -32,7 +32,7 @@ class Child:
         self._process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         self.pid = self._process.pid
-        with suppress(OSError):  # the child does the same: whoever comes first
+        with suppress(OSError):  # parent and child both do this, since either may be first
             os.setpgid(self.pid, self.pid)
         _started.append(self)
 
@@ -49,32 +49,50 @@ class Child:
     def wait(self, seconds=_SECONDS):
         """Return the exit code, negative for a signal; raises StuckError."""
         self._process.join(seconds)
-        if self._process.exitcode is None:
+        if self.runs():
             raise StuckError(f"process {self.pid} has not ended after {seconds} s:\n{self.output()}")
         return self._process.exitcode
 
     def runs(self):
-        """Tell whether the process has not ended."""
+        """Whether the process has not ended."""
         return self._process.exitcode is None
 
     def output(self):
         """Return what it has printed."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
 
-    def orphans(self, seconds=20):
-        """Wait until all of the group have ended, and kill and return (as text) those that have not."""
-        end = time.monotonic() + seconds
-        while (left := group_members(self.pid)) and time.monotonic() < end:
-            time.sleep(0.02)
+    def orphans(self, seconds=60):
+        """Wait until all of the group have ended; kill and return (as text) those that have not."""
+        wait_until(lambda: not group_members(self.pid), seconds, 0.02)
+        left = [f"process {pid} outlives its owner" for pid in group_members(self.pid)]
         self.signal_group(signal.SIGKILL)
-        return [f"process {pid} ({command_line(pid)}) outlives its owner" for pid in left]
+        return left
+
+    def ended(self, accepted, seconds=60):
+        """Wait for the process and its workers; return what is wrong with their end."""
+        try:
+            code = self.wait(seconds)
+        except StuckError as error:
+            return [str(error), *self.orphans()]
+        return ([] if code in accepted else [f"exit code {code}: {self.output()}"]) + self.orphans()
 
 
 def run_forked(work, *arguments, log, seconds=_SECONDS):
     """Run a function in a forked process; return its exit code and its output."""
     child = Child(work, *arguments, log=log)
-    code = child.wait(seconds)
-    return code, child.output()
+    return child.wait(seconds), child.output()
+
+
+def answer_of(work, *arguments, log, seconds=_SECONDS):
+    """Return what a function returns in a forked process; raises AssertionError with its output if it fails."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = Child(lambda: theirs.send(work(*arguments)), log=log)
+    theirs.close()
+    try:
+        assert ours.poll(seconds), f"no answer after {seconds} s: {child.output()}"
+        return ours.recv()
+    except EOFError:
+        raise AssertionError(f"exit code {child.wait()}: {child.output()}") from None
 
 
 def end_all():
@@ -101,14 +119,6 @@ def descendants(owner, generation):
     return [pid for pid, fields in _processes() if int(fields[1]) in parents]
 
 
-def command_line(pid):
-    """Return the command of a process."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:100]
-    except OSError:
-        return "gone"
-
-
 def shared_memory_of(pid):
     """Return the shared memory that a process has mapped."""
     try:
@@ -119,7 +129,7 @@ def shared_memory_of(pid):
 
 
 def wait_until(condition, seconds=60, pause=0.002):
-    """Wait for a condition; tell whether it came true."""
+    """Wait for a condition; return whether it came true."""
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
         time.sleep(pause)

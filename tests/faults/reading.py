@@ -1,4 +1,4 @@
-"""Reading a cache as training does, and a process that goes on doing so while others write it."""
+"""Reading a cache as training does, and a process that repeats it while others write the cache."""
 
 import multiprocessing
 import signal

@@ -8,7 +8,7 @@ import errno
 import os
 from pathlib import Path
 
-from faults.events import Changes
+from faults.events import on_change
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000
 _REMOUNT, _PRIVATE_ALL = 0x20, 0x40000 | 0x4000
@@ -16,7 +16,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def may_mount():
-    """Tell (in a process that then ends) whether a small disk can be had."""
+    """Whether this process, which must then end, can have a small disk."""
     try:
         enter_private_mounts()
     except OSError:
@@ -62,13 +62,13 @@ def enlarge_disk(folder):
 
 
 def refuse_changes(folder, number):
-    """Let every change of this process below a folder, from its change `number` on, fail as on a full disk; removing goes on."""
+    """Let every change of this process below a folder, from its change `number` on, fail as on a full disk; removing works."""
 
-    def hear(count, path):
+    def refuse(count, path):
         if count >= number and "/" in path and not Path(path).exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    Changes(folder, hear)
+    on_change(folder, refuse)
 
 
 def _check(result):

@@ -1,96 +1,86 @@
-"""The report page: complete in itself, well-formed, escaped, and there for any length of log."""
+"""The report page: complete in itself, well-formed, escaped, and there for any run folder and length of log."""
 
+import json
 import re
-from html.parser import HTMLParser
+import shutil
 
+import caches
 import numpy as np
 import pytest
+from html_page import Page
+from safetensors.numpy import save_file
 
-from pipeline.report.page import MaskedImage, RunReport, render_page
-
-VOID = {"meta", "img"}
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask for and refuses tags that do not nest."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.ids, self.addresses, self.images, self.charts, self.words = [], [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.ids += [values["id"]] if "id" in values else []
-        self.addresses += [values[name] for name in ("src", "href", "xlink:href") if name in values]
-        self.images += [values["alt"]] if tag == "img" else []
-        self.charts += [values["aria-label"]] if tag == "svg" else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data.strip())
+from pipeline.cache.reader import Cache
+from pipeline.errors import CheckpointError
+from pipeline.report.alignment import alignment_section
+from pipeline.report.page import PageSection, render_page
+from pipeline.report.plots import loss_chart
+from pipeline.report.run_page import duration, write_run_report
+from pipeline.training.config import RunConfig
 
 
 def line(step, **changes):
     values = {
-        "step": step,
-        "epoch": step / 80,
-        "loss": 1 / step,
-        "loss_per_level": [1 / step, 2 / step],
-        "learning_rate": 1e-3,
-    }
-    return (
-        values
-        | {"images_per_second": 800.0, "wait_share": 0.01, "data_seconds": 0.1, "step_seconds": 9.9}
-        | changes
-    )
-
-
-def masked_image(key="000001", importance=True):
-    rng = np.random.default_rng(0)
-    weights = rng.random(16, np.float32) if importance else None
-    return MaskedImage(rng.integers(0, 255, (32, 32, 3), np.uint8), np.array([0, 5, 15]), 8, weights, key)
-
-
-def report(count=3, **changes):
-    config = {
-        "seed": 0,
-        "mask": {"ratio": 0.7},
-        "optimiser": {"schedule": {"warmup": 20}, "betas": [0.9, 0.95]},
-    }
-    values = {
-        "title": "a run",
-        "config": config,
-        "facts": {"device": "cpu"},
-        "metrics": [line(10 * i) for i in range(1, count + 1)],
-    }
-    values |= {"alignment": np.eye(2, 4), "levels": [2, 3], "mode": "dynamic", "images": [masked_image()]}
-    return RunReport(**values | changes)
+        "step": step, "epoch": step / 80, "loss": 1 / step, "loss_terms": {"level 2": 1 / step, "level 3": 2 / step},
+        "learning_rate": 1e-3, "images_per_second": 800.0, "wait_share": 0.01, "data_seconds": 0.1, "step_seconds": 9.9,
+        "figures": {"alignment": (np.eye(2, 4) + 1 / step).tolist()},
+    }  # fmt: skip
+    return values | changes
 
 
 @pytest.fixture(scope="module")
-def text():
-    return render_page(report())
+def cache(small_cache_path):
+    return Cache(small_cache_path)
 
 
-@pytest.mark.parametrize(("count", "levels"), [(0, 2), (1, 1), (2, 9), (1_000, 2)])
-def test_any_length_of_log_gives_a_well_formed_page(count, levels):
-    metrics = [line(10 * i, loss_per_level=[1.0 / i] * levels) for i in range(1, count + 1)]
-    text = render_page(report(metrics=metrics, alignment=np.ones((levels, 12)) / 12, levels=range(levels)))
+def run_folder(path, cache, metrics, config=None, **changes):
+    """Write the folder of a run as train-student does, with a student of 24 parameters."""
+    path.mkdir()
+    described = {
+        "config": RunConfig(**(config or {})).model_dump(mode="json"),
+        "cache": {
+            "path": cache.address, "digest": cache.digest, "teacher": cache.schema.teacher.model_dump(mode="json"),
+        },
+        "view": cache.schema.view.model_dump(mode="json"), "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
+        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00",
+    }  # fmt: skip
+    (path / "run.json").write_text(json.dumps(described | changes))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
+    save_file({"a": np.zeros((4, 5), np.float32), "b": np.zeros(4, np.float32)}, path / "student.safetensors")
+    return path
+
+
+def page_of(folder):
+    return write_run_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "my-run"
+    return page_of(run_folder(folder, cache, [line(10), line(20), line(22)]))
+
+
+def test_title_and_headline_say_what_became_of_the_run(text):
+    words = Page(text).words
+    assert words.count("my-run, 2026-11-02") == 2
+    assert "vit_base_patch16_224 taught by timm test_vit: 22 of 60 steps, stopped" in words
+    assert {"22 of 60", "0.0455", "from 0.1000", "800", "1.0%", "30 s", "0.0 M"} <= set(words)
+
+
+def test_a_run_that_took_all_steps_is_finished(cache, tmp_path):
+    assert "60 of 60 steps, finished" in page_of(run_folder(tmp_path / "run", cache, [line(60)]))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3.4, "3 s"), (600, "10 min"), (90_000, "25 h 0 min")])
+def test_time_is_given_in_units_that_people_use(seconds, expected):
+    assert duration(seconds) == expected
+
+
+@pytest.mark.parametrize(("count", "charts"), [(0, 0), (1, 4), (2, 5), (1_000, 5)])
+def test_any_length_of_log_gives_a_well_formed_page(cache, tmp_path, count, charts):
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10 * i) for i in range(1, count + 1)]))
     page = Page(text)
-    assert len(page.charts) == (5 if count else 1)
+    assert len(page.charts) == charts
     assert len(set(page.ids)) == len(page.ids)
     assert ("Nothing has been logged yet." in page.words) == (count == 0)
 
@@ -99,101 +89,116 @@ def test_nothing_comes_from_elsewhere(text):
     page = Page(text)
     assert page.addresses
     assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
-    assert set(re.findall(r"https?://[^\"' ]*", text)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\"' ]*", text)) <= namespaces
     assert not re.search(r"<script|@import|<link", text)
     assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.ids)
 
 
-def test_the_same_report_gives_the_same_page(text):
-    assert render_page(report()) == text
+def test_the_same_folder_gives_the_same_page(cache, tmp_path, text):
+    assert page_of(run_folder(tmp_path / "my-run", cache, [line(10), line(20), line(22)])) == text
 
 
 def test_charts_follow_the_theme(text):
     assert not re.search(r"#0[ab]0[ab]0\d", text)
     used = set(re.findall(r"var\((--\w+)\)", text))
-    assert used <= set(re.findall(r"(--\w+):", text))
+    assert used <= {*re.findall(r"(--\w+):", text), "--chance"}
     assert {"--ink", "--accent", "--warm", "--tone"} <= used
     assert "prefers-color-scheme: dark" in text
 
 
-def test_all_text_is_escaped():
-    evil = "<b onclick='x'>&\"</b>"
-    images = [masked_image(key=evil)]
-    text = render_page(
-        report(
-            title=evil,
-            mode=evil,
-            facts={evil: evil},
-            config={evil: evil, "s" + evil: {evil: evil}},
-            images=images,
-        )
+def test_all_text_is_escaped(cache, tmp_path):
+    evil = "<b onclick='x'>&"
+    config = {"student": {"model": evil, "options": {evil: evil}}}
+    folder = run_folder(
+        tmp_path / "<b>", cache, [line(10)], config, device=evil, command=evil, versions={evil: evil}
     )
+    text = page_of(folder) + render_page(evil, evil, [PageSection(evil, "x")])
     assert "<b onclick" not in text
+    Page(text)
+
+
+def test_charts_and_images_are_described_in_words(text):
     page = Page(text)
-    assert page.words.count(evil) == 2 + 1 + 2 + 4 + 1  # title twice, mode, facts, configuration, key
-    assert any(evil in alt for alt in page.images)
+    assert page.charts[0] == "Line chart of the loss against steps, from 0.1 to 0.04545, with its 2 terms."
+    assert page.charts[3] == "Line chart of the % of the time against steps, from 1 to 1."
+    assert page.images[0].startswith("Image 0000")
+    assert page.images[1].startswith("Heat map of the teacher's importance over image 0000")
+    assert page.images[2].endswith("hidden of its 16 patches hatched")
+    assert "4 of 16 patches visible" in page.words
 
 
-def test_headline_and_tables_tell_the_numbers():
-    metrics = [
-        line(10, loss=0.5, wait_share=0.0, images_per_second=50.0),
-        line(2000, loss=0.25, wait_share=0.5, images_per_second=1950.0),
-    ]
-    words = Page(render_page(report(metrics=metrics))).words
-    for expected in ("0.2500", "from 0.5000", "2,000", "25 epochs", "1,000", "25.0%"):
-        assert expected in words
-    for expected in (
-        "general",
-        "seed",
-        "mask",
-        "ratio",
-        "0.7",
-        "schedule.warmup",
-        "[0.9, 0.95]",
-        "device",
-        "cpu",
-    ):
-        assert expected in words
+def test_the_loss_has_a_log_axis_unless_it_reaches_zero():
+    def decades(lowest):
+        chart = loss_chart([line(10, loss=lowest, loss_terms={}), line(20, loss=10.0, loss_terms={})], 0)
+        return re.findall(r">(0\.001|0\.01|0\.1)</text>", chart)
+
+    assert decades(1e-4) == ["0.001", "0.01", "0.1"]
+    assert decades(-0.5) == []
 
 
-def test_memory_per_image_is_told_where_it_was_measured():
+def test_the_warm_up_is_tinted_where_the_rate_is_shown(cache, tmp_path, text):
+    assert text.count(">warm-up<") == 2
+    without = run_folder(tmp_path / "run", cache, [line(10)], {"optim": {"warmup_steps": 0}})
+    assert ">warm-up<" not in page_of(without)
+
+
+def test_the_matrix_frames_the_single_largest_of_a_row():
+    def framed(weights):
+        return alignment_section([line(10, figures={"alignment": weights})]).body.count(' largest"')
+
+    assert framed([[0.25] * 4, [0.25] * 4]) == 0
+    assert framed([[1.0, 0.0], [0.0, -2.0]]) == 2
+    assert 'class="minus' in alignment_section([line(1, figures={"alignment": [[1.0, -1.0]]})]).body
+
+
+def test_the_matrix_has_names_a_scale_and_its_course(text):
+    words = Page(text).words
+    assert {"level 2", "level 3", "1.05", ".05", "-1.05"} <= set(words)
+    assert "Mean student block that a level draws on, weighted by size, over the steps" in words
+
+
+def test_an_objective_without_alignment_has_no_matrix(cache, tmp_path):
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10, figures={}, loss_terms={})]))
+    assert "Alignment" not in Page(text).words
+
+
+def test_configuration_marks_what_differs_and_hides_what_is_overridden(cache, tmp_path):
+    config = {"mask": {"ratio": 0.6}, "optim": {"steps": 60, "warmup_steps": 5}}
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config))
+    changed = re.findall(r"<tr class=changed><th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", text)
+    assert changed == [
+        ("mask.ratio", "0.6", "default 0.7"), ("optim.steps", "60", "default null"),
+        ("optim.warmup_steps", "5", "default null"),
+    ]  # fmt: skip
+    words = Page(text).words
+    assert "optim.epochs" not in words
+    assert "optim.warmup_epochs" not in words
+    assert "optim.base_lr" in words
+
+
+def test_memory_per_image_is_shown_where_it_was_measured(cache, tmp_path, text):
     metrics = [line(10, bytes_per_image=24_000_000.0), line(20, bytes_per_image=25_640_000.0)]
-    assert "25.6 MB" in Page(render_page(report(metrics=metrics))).words
-    assert "memory per image" not in render_page(report())
+    assert "25.6 MB" in Page(page_of(run_folder(tmp_path / "run", cache, metrics))).words
+    assert "memory per image" not in text
 
 
-def test_images_and_charts_are_told_in_words(text):
-    page = Page(text)
-    assert page.images == [
-        "Image 000001",
-        "Heat map of the teacher's importance over image 000001",
-        "Image 000001 with the 13 hidden of its 16 patches grey",
-    ]
-    assert (
-        page.charts[0]
-        == "Line chart of the loss against steps, from 0.1 to 0.03333, in all and for each teacher level."
-    )
-    assert page.charts[-1].endswith(
-        "teacher block 2 draws most on student block 0; teacher block 3 draws most on student block 1."
-    )
-    assert "3 of 16 patches visible" in page.words
+def test_a_long_log_stays_small(cache, tmp_path):
+    metrics = [line(step, figures={}) for step in range(1, 5_000)]
+    assert len(page_of(run_folder(tmp_path / "run", cache, metrics))) < 300_000
 
 
-def test_without_importance_there_is_no_overlay():
-    page = Page(render_page(report(images=[masked_image(importance=False)])))
-    assert len(page.images) == 2
-    assert not any("importance" in word for word in page.words)
+def test_without_its_cache_a_run_still_has_a_report(tmp_path):
+    copy = Cache(caches.real(tmp_path, tars=1, images_per_tar=4, views=1))
+    folder = run_folder(tmp_path / "run", copy, [line(10)], units=[0])
+    assert len(Page(page_of(folder)).images) == 3 * 4
+    shutil.rmtree(copy.address)
+    text = page_of(folder)
+    assert "No images: " in text
+    assert "is not a cache" in text
 
 
-def test_missing_and_infinite_values_are_left_out():
-    metrics = [
-        {"step": 0},
-        line(10, wait_share=None, loss_per_level=[0.1]),
-        line(20, loss=float("inf"), images_per_second=float("nan")),
-    ]
-    assert "0.1000" in Page(render_page(report(metrics=metrics))).words
-    assert "none" in Page(render_page(report(metrics=metrics[:1]))).words
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is not the folder of a run"):
+        write_run_report(tmp_path)

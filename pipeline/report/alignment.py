@@ -1,0 +1,59 @@
+"""The dynamic alignment of a run: its last matrix, and where each level's weights lay over the steps."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.report import plots
+from pipeline.report.page import PageSection
+
+
+def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
+    """Return the last alignment matrix (M levels, L blocks), and where each level's weights lay over the steps."""
+    found = [
+        (line["step"], np.array(line["figures"]["alignment"])) for line in metrics if _has_alignment(line)
+    ]
+    if not found:
+        return PageSection("Alignment", "")
+    last = found[-1][1]
+    terms = list(metrics[-1].get("loss_terms", {}))
+    names = terms if len(terms) == len(last) else [f"level {index}" for index in range(len(last))]
+    text = (
+        "Each row is a level of the teacher, each column a block of the student: the weight with which the block takes part "
+        "in that level's prediction. The largest of a row is framed."
+    )
+    body = f'<p>{text}</p><div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
+    if len(found) > 1:
+        course = plots.course_chart([step for step, _ in found], np.stack([each for _, each in found]), names)
+        heading = "Mean student block that a level draws on, weighted by size, over the steps"
+        body += f'<section class="card course"><h3>{heading}</h3>{course}</section>'
+    return PageSection("Alignment", body)
+
+
+def _has_alignment(line: Mapping[str, Any]) -> bool:
+    return bool(line.get("figures", {}).get("alignment"))
+
+
+def _matrix(weights: np.ndarray[Any, Any], names: Sequence[str]) -> str:
+    """Return a matrix as a table of tinted cells with a colour scale; it stays readable on a phone."""
+    top = max(float(np.abs(weights).max()), 1e-12)
+    head = "".join(f'<th scope="col">{block}</th>' for block in range(weights.shape[1]))
+    rows = ""
+    for name, row in zip(names, weights, strict=True):
+        sizes = np.abs(row)
+        largest = int(sizes.argmax()) if (sizes == sizes.max()).sum() == 1 else -1
+        cells = "".join(
+            f'<td class="{"minus" if weight < 0 else "plus"}{" largest" if block == largest else ""}" '
+            f'style="--w:{75 * abs(weight) / top:.0f}%">{_short(weight)}</td>'
+            for block, weight in enumerate(row)
+        )
+        rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    scale = f'<div class="scale"><span>{-top:.2f}</span><i></i><span>{top:.2f}</span></div>'
+    return f'<table class="matrix"><tr><th>student block</th>{head}</tr>{rows}</table>{scale}'
+
+
+def _short(weight: float) -> str:
+    """Return two decimals without the leading zero: .25, -.25."""
+    return f"{weight:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1)

@@ -1,0 +1,131 @@
+"""What came of an evaluation. scores.json in a run's folder is a list of Scores, kept for whoever compares runs later."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config import Section
+from pipeline.errors import CheckpointError
+from pipeline.storage.files import locked, replace_file
+from pipeline.student.export import STUDENT_FILE
+
+SCORES_FILE = "scores.json"
+
+
+class SubjectFacts(Section):
+    """Who was judged. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state; `step` is a run's."""
+
+    kind: Literal["run", "untrained", "teacher", "model"]
+    name: str
+    weights: str
+    step: int | None = None
+
+
+class DataFacts(Section):
+    """What was shown: images used and left out (a count and the first reason of each kind), and the SHA-256 of keys and labels."""
+
+    address: str
+    kind: Literal["tars", "cache"]
+    image_size: int
+    images: int
+    classes: int
+    left_out: dict[str, int]
+    first_reasons: dict[str, str]
+    digest: str
+
+
+class Outcome(Section):
+    """What one evaluation found with one representation. `per_class` holds the first metric by class index, `class_images` its images.
+
+    `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what a reader must know.
+    """
+
+    representation: str
+    bank: DataFacts
+    test: DataFacts
+    metrics: dict[str, float]
+    per_class: dict[str, float]
+    class_images: dict[str, int]
+    chance: float
+    selection: str
+    seeds: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Score(Outcome):
+    """An outcome with its circumstances."""
+
+    subject: SubjectFacts
+    evaluation: str
+    protocol: str
+    options: dict[str, Any]
+    date: str
+    seconds: float
+    device: str
+
+    @property
+    def conditions(self) -> str:
+        """Equal for two scores exactly if they may be compared: same protocol, options, selection and data."""
+        data = [[facts.digest, facts.image_size] for facts in (self.bank, self.test)]
+        return json.dumps(
+            [self.evaluation, self.protocol, self.options, self.selection, self.seeds, data], sort_keys=True
+        )
+
+
+_SCORES = TypeAdapter(tuple[Score, ...])
+
+
+def read_scores(run: Path) -> tuple[Score, ...]:
+    """Read scores.json, empty if there is none; raises CheckpointError if it is not a list of scores."""
+    path = run / SCORES_FILE
+    try:
+        return _SCORES.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except ValidationError:
+        raise CheckpointError(
+            f"{str(path)!r} is not a list of scores: an earlier version may have written it; remove it and evaluate again"
+        ) from None
+
+
+def add_scores(run: Path, new: Sequence[Score]) -> None:
+    """Add scores to scores.json; each replaces one of the same subject and weights under the same conditions."""
+    replaced = {_identity(score) for score in new}
+    with locked(run / f".{SCORES_FILE}.lock"):
+        kept = [score for score in read_scores(run) if _identity(score) not in replaced]
+        replace_file(run / SCORES_FILE, scores_json([*kept, *new]))
+
+
+def scores_json(scores: Iterable[Score]) -> bytes:
+    """Return scores as JSON that `read_scores` reads."""
+    text = _SCORES.dump_json(tuple(scores), indent=2) + b"\n"
+    _SCORES.validate_json(text)  # read back before it replaces anything
+    return text
+
+
+def _identity(score: Score) -> tuple[str, str, str, str, str]:
+    return (
+        score.subject.kind,
+        score.subject.name,
+        score.subject.weights,
+        score.representation,
+        score.conditions,
+    )
+
+
+def student_digest(run: Path) -> str | None:
+    """Return the SHA-256 of a run's student.safetensors, None if there is none yet."""
+    path = run / STUDENT_FILE
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_outdated(score: Score, student: str | None) -> bool:
+    """Whether a score is of other weights than the run's present student, whose digest is given."""
+    return score.subject.kind == "run" and score.subject.weights != student

@@ -1,0 +1,67 @@
+"""Worker processes start in hostile surroundings, and their death is reported as what it was."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from echo_worker import SCRIPT, serve
+
+from pipeline.runtime.workers import Worker, WorkerDiedError
+
+HOSTILE = ("pipeline.py", "queue.py", "random.py", "stages.py", "signal.py", "typer.py")
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A working folder with a user's own modules of our and the library's names."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in HOSTILE:
+        (folder / name).write_text(f"raise SystemExit('the own {name} was run')")
+    return folder
+
+
+def run(*arguments, folder, **environment):
+    path = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_a_worker_starts_beside_own_modules_in_a_long_tmpdir(hostile, tmp_path):
+    script, temporary = tmp_path / "script.py", tmp_path / ("t" * 100)
+    script.write_text(SCRIPT)
+    temporary.mkdir()
+    answer, death = run(script, folder=hostile, TMPDIR=str(temporary))
+    message, path = eval(answer)
+    assert message == "hello"
+    assert str(hostile) not in path
+    assert death == "ended with exit code 7"
+
+
+def test_a_stage_runs_as_a_module_beside_own_modules(hostile):
+    (hostile / "stages.py").unlink()
+    assert run("-m", "stages.inspect_cache", "--version", folder=hostile)[0].startswith("maskalign ")
+
+
+def test_a_death_by_a_signal_names_it_and_blames_memory_for_kill_only():
+    for number, text in (
+        (signal.SIGKILL, r"^was killed by SIGKILL \(exit code -9\), probably because memory ran out$"),
+        (signal.SIGSEGV, r"^was killed by SIGSEGV \(exit code -11\)$"),
+    ):
+        worker = Worker("echo", serve)
+        os.kill(worker._process.pid, number)
+        with pytest.raises(WorkerDiedError, match=text) as error:
+            worker.receive()
+        assert error.value.lacks_memory == (number == signal.SIGKILL)
+        worker.end()

@@ -1,0 +1,102 @@
+"""What the documents say exists: links, files, folders, make targets, and every command with its options."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import typer
+from torch.distributed.run import get_args_parser
+
+from stages.evaluate_student import app as evaluate_student
+from stages.extract_teacher import extract_teacher
+from stages.inspect_cache import app as inspect_cache
+from stages.train_student import train_student
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+}
+
+
+def single_command(function):
+    app = typer.Typer()
+    app.command()(function)
+    return app
+
+
+COMMANDS = {
+    "extract-teacher": single_command(extract_teacher),
+    "train-student": single_command(train_student),
+    "evaluate-student": evaluate_student,
+    "inspect-cache": inspect_cache,
+}
+
+
+def command_lines():
+    """(page, words) of every line of a code block that starts a command, alone or by torchrun."""
+    for page, text in PAGES.items():
+        for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+            for words in map(shlex.split, re.findall(r"^(?:torchrun|[a-z]+-[a-z]+) .*", block, re.MULTILINE)):
+                if words[0] in {"torchrun", *COMMANDS}:
+                    yield page, words
+
+
+def without_torchrun(words):
+    """Return the command that torchrun starts."""
+    if words[0] != "torchrun":
+        return words
+    parsed = get_args_parser().parse_args(words[1:])
+    assert parsed.no_python
+    return [parsed.training_script, *parsed.training_script_args]
+
+
+def refusal(words):
+    """What the command line parser objects to; None if it accepts the words."""
+    command = typer.main.get_command(COMMANDS[words[0]])
+    arguments = words[1:]
+    if isinstance(command, click.Group):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    try:
+        command.make_context(words[0], arguments)
+    except click.ClickException as error:
+        return error.format_message()
+
+
+def test_commands_of_the_documents_are_accepted():
+    lines = [(page, without_torchrun(words)) for page, words in command_lines()]
+    assert {words[0] for _, words in lines} == set(COMMANDS)
+    assert [(page, words, refusal(words)) for page, words in lines if refusal(words)] == []
+
+
+def test_targets_of_links_exist():
+    targets = {
+        (page, target)
+        for page, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+        if "://" not in target
+    }
+    assert len(targets) > 20
+    assert [
+        (page, target) for page, target in targets if not (ROOT / page).parent.joinpath(target).exists()
+    ] == []
+
+
+def test_the_index_lists_all_documents():
+    linked = re.findall(r"\]\(([^)]+)\)", PAGES["docs/README.md"])
+    listed = {(ROOT / "docs" / target).resolve().relative_to(ROOT).as_posix() for target in linked}
+    assert set(PAGES) - {"docs/README.md"} == listed
+
+
+def test_the_file_map_is_that_of_the_project():
+    (file_map,) = re.findall(r"```\n(pipeline/.*?)```", PAGES["README.md"], re.DOTALL)
+    named = {line.split()[0].rstrip("/") for line in file_map.splitlines()}
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").glob("*/__init__.py")}
+    assert named == folders | {"stages", "tests"}
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {target for text in PAGES.values() for target in re.findall(r"`make ([\w-]+)", text)}
+    assert named - set(targets) == set()
