@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import check_device_name, choose_device, cli_errors, new_app, run_app, usable_cores
+from pipeline.runtime.launch import usable_cores
+from stages.console import check_device_name, choose_device, cli_errors, new_app, run_app
 
 if TYPE_CHECKING:
     import torch
@@ -190,7 +191,7 @@ def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "
     for one in found:
         cosines = f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}"
         typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
-    refuse_differences(cache, found, device)
+    refuse_differences(cache, found)
 
 
 def main() -> None:

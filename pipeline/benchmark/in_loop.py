@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.cache.encoding import whiten
-from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.join import decode_crops, read_joined
 from pipeline.objectives.losses import TargetKind, normalise_target
 from pipeline.stream.batches import Batch
 from pipeline.stream.masks import MaskSource
@@ -54,7 +53,5 @@ def _chunks(job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
         for unit, chunk, _ in window.blocks.tolist():
             commit = cache.pinned_commit(order.units[unit])
             joined = read_joined(cache, commit, chunk, list(masks.arrays))
-            crops = zip(joined.crops, joined.keys, strict=True)
-            pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
             seen = masks.draw(joined.arrays, joined.source, joined.keys, commit.view, epoch=0).visible
-            yield torch.from_numpy(pixels), torch.from_numpy(seen)
+            yield torch.from_numpy(decode_crops(cache, joined)), torch.from_numpy(seen)

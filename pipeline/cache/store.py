@@ -22,7 +22,6 @@ from zarr.core.buffer import default_buffer_prototype
 from pipeline.cache.digests import canonical_json, digest_of, parse_json
 from pipeline.cache.layout import (
     CRC_BYTES,
-    GROUP,
     GROUP_FILE,
     ArraySpec,
     array_specs,

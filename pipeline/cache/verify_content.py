@@ -74,7 +74,7 @@ def _sha256(folder: Folder, key: str) -> str:
 
 def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:
     for name in row_arrays(cache.schema):
-        wrong = []
+        wrong: list[int] = []
         for chunk in range(chunk_count(commit.rows)):
             try:
                 cache.read_chunk(commit, chunk, [name])
@@ -114,9 +114,8 @@ def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) ->
         offset, length = expected[OFFSET], expected[LENGTH]
         sample = data[offset - start : offset - start + length]
         follows = end is None or offset == end
-        if not follows or google_crc32c.value(sample) != expected[CRC]:
-            yield row
-        elif _key_of(sample, extension) != expected[KEY_HASH]:
+        whole = follows and google_crc32c.value(sample) == expected[CRC]
+        if not whole or _key_of(sample, extension) != expected[KEY_HASH]:
             yield row
         end = offset + length
 

@@ -4,9 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.cache.commit import committed
-from pipeline.cache.schema import CacheSchema, array_specs
-from pipeline.cache.store import shard_bytes
-from pipeline.cache.units import UNITS_FILE, read_units
+from pipeline.cache.layout import (
+    UNITS_FILE,
+    array_specs,
+    chunk_count,
+    constant_arrays,
+    row_arrays,
+    shard_sizes,
+)
+from pipeline.cache.reader import read_units
+from pipeline.cache.schema import CacheSchema
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import first_samples, whole_samples
 from pipeline.extraction.options import ExtractionOptions
@@ -108,23 +115,21 @@ def _sample_bytes(sample: SampleViews) -> int:
 
 
 def _target_bytes(schema: CacheSchema, rows: int) -> int:
-    return sum(shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows)
+    return sum(shard_sizes(schema, 0, rows).values())
 
 
 def _commit_bytes(schema: CacheSchema, rows: int) -> int:
     files = _files_of_unit(schema)
-    return files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_BLOCK * -(-rows // schema.block_rows))
+    return files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_BLOCK * chunk_count(rows))
 
 
 def _bytes_beside_units(schema: CacheSchema, units: int) -> int:
     """Bytes of metadata, calibration and list of units: they count where a cache is small."""
-    specs = array_specs(schema).values()
-    calibration = sum(spec.bytes_of(1) for spec in specs if not spec.by_rows)
-    return (
-        _METADATA_BYTES + _METADATA_BYTES_AN_ARRAY * len(specs) + calibration + _BYTES_A_LISTED_UNIT * units
-    )
+    specs = array_specs(schema)
+    constants = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values())
+    return _METADATA_BYTES + _METADATA_BYTES_AN_ARRAY * len(specs) + constants + _BYTES_A_LISTED_UNIT * units
 
 
 def _files_of_unit(schema: CacheSchema) -> int:
     """Shards, view tar and commit."""
-    return sum(spec.by_rows for spec in array_specs(schema).values()) + 2
+    return len(row_arrays(schema)) + 2

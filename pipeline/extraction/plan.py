@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.schema import CacheSchema
+from pipeline.cache.sizes import view_bytes as target_bytes
 from pipeline.cache.writer import is_empty
 from pipeline.extraction.calibration import first_samples
 from pipeline.extraction.description import build_schema, refuse_other_configuration
@@ -88,7 +89,7 @@ def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int)
 
     Beside it come the programs themselves, and on a GPU what page-locked copies are rounded up by.
     """
-    view_bytes = sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
+    view_bytes = target_bytes(schema)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
     return (

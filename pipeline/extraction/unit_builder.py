@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.layout import index_rows
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import UnitWriter
@@ -16,7 +17,6 @@ from pipeline.errors import SourceError
 from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
 from pipeline.extraction.pixel_input import PixelInput
 from pipeline.extraction.writer_threads import WriterThreads
-from pipeline.seeding import key_hash
 from pipeline.storage.folder import Folder
 from pipeline.views.decoder import DecodedJob, Of
 from pipeline.views.sample import SkippedImage
@@ -88,11 +88,7 @@ class UnitBuilder:
         while self._writing:
             self._wait()
         view_tar = self._tar.close()
-        rows = [
-            (key_hash(key), *where, label)
-            for key, where, label in zip(self._keys, self._tar.ranges, self._labels, strict=True)
-        ]
-        self._files.append("index", np.array(rows, np.uint64))
+        self._files.append("index", index_rows(self._keys, self._tar.ranges, self._labels))
         self._files.append("view", np.stack(self._boxes))
         return self._files.publish(view_tar, skipped)
 

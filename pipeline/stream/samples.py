@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
+from pipeline.cache.layout import array_specs, feature_array
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, array_specs, feature_array
+from pipeline.cache.schema import CacheSchema
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.stream.ahead import ReadAhead

@@ -2,16 +2,16 @@
 
 import json
 
-from pipeline.cache import store
+from pipeline.cache import layout
 from pipeline.cache.digests import sealed
+from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 
 
 def shard(path, name, unit):
     """Return the file with a unit's rows of an array."""
     spec = array_specs(Cache(path).schema)[name]
-    return path / store.GROUP / store.shard_key(spec, unit)
+    return path / layout.shard_key(spec, unit)
 
 
 def flip(file, place):

@@ -7,10 +7,16 @@ from pathlib import Path
 import numpy as np
 from caches import make_schema
 
-from pipeline.cache.commit import Commit, FileRecord, commit_key
+from pipeline.cache.commit import Commit, FileRecord
 from pipeline.cache.digests import digest_of_arrays, sealed
-from pipeline.cache.schema import CalibrationSchema, array_specs
-from pipeline.cache.store import GROUP, shard_bytes, shard_key
+from pipeline.cache.layout import (
+    commit_key,
+    row_arrays,
+    shard_bytes,
+    shard_key,
+    view_tar_key,
+)
+from pipeline.cache.schema import CalibrationSchema
 from pipeline.cache.writer import create_cache, extend_cache
 from pipeline.storage.address import open_folder
 
@@ -42,11 +48,11 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
 
 def made_up_commit(schema, unit, rows):
     """The commit of a unit with so many rows, of which only digests, checksums and the size of the view tar are made up."""
-    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
+    specs = [spec for spec in row_arrays(schema).values()]
     blocks = -(-rows // schema.block_rows)
     digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
-    files = {f"{GROUP}/{shard_key(spec, unit.unit)}": shard_bytes(spec, schema, rows) for spec in specs}
-    files[f"views/{unit.stem}.tar"] = 30_000_000
+    files = {shard_key(spec, unit.unit): shard_bytes(spec, rows) for spec in specs}
+    files[view_tar_key(unit)] = 30_000_000
     return Commit(
         unit=unit.unit,
         source=unit.source,

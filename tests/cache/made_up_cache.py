@@ -7,9 +7,8 @@ from caches import ROWS, SOURCES, publish
 from caches import empty as empty_cache
 from caches import synthetic as full_cache
 
-from pipeline.cache import store
+from pipeline.cache.layout import array_specs, shard_key, view_tar_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 
 __all__ = [
     "ROWS",
@@ -39,11 +38,12 @@ def expected_files(schema, units, finished):
     """Every file that a cache may have outside logs/."""
     specs = array_specs(schema).values()
     names = {"units.json", "targets.zarr/zarr.json", "targets.zarr/features/zarr.json"}
+    names |= {"copies/units.json", "copies/zarr.json"}
     names |= {f"targets.zarr/{spec.name}/zarr.json" for spec in specs}
     names |= {f"targets.zarr/{spec.name}/c/0/0" for spec in specs if not spec.by_rows}
     for unit in units[:finished]:
-        names |= {f"targets.zarr/{store.shard_key(spec, unit.unit)}" for spec in specs if spec.by_rows}
-        names |= {f"views/{unit.stem}.tar", f"commits/{unit.stem}.json"}
+        names |= {shard_key(spec, unit.unit) for spec in specs if spec.by_rows}
+        names |= {view_tar_key(unit), f"commits/{unit.stem}.json"}
     return names
 
 

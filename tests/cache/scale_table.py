@@ -16,12 +16,11 @@ from caches import make_schema
 from imagenet_sized import imagenet_sized, made_up_commit
 
 from pipeline.cache.digests import sealed
+from pipeline.cache.layout import row_arrays, shard_bytes
 from pipeline.cache.reader import UNIT_DTYPE, Cache
-from pipeline.cache.schema import ENCODINGS, array_specs
-from pipeline.cache.store import shard_bytes
+from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.units import Unit, parse_units, units_json
 from pipeline.extraction.plan import _peak_memory
-from pipeline.storage.address import open_folder
 from pipeline.storage.objects import PART_BYTES
 from pipeline.stream.order import SampleOrder
 
@@ -67,7 +66,7 @@ def schema_of(encoding="int8", keep=1.0):
 
 def files_of_unit(schema, rows):
     """The sizes of a unit's shards and, last, of its view tar."""
-    shards = [shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows]
+    shards = [shard_bytes(spec, rows) for spec in row_arrays(schema).values()]
     return [*shards, CROP_BYTES * rows]
 
 
@@ -129,9 +128,7 @@ def request_table():
     yield from heading("encoding", "keep", *columns)
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
-        largest = max(
-            spec.bytes_of(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows
-        )
+        largest = max(spec.bytes_of(schema.block_rows) for spec in row_arrays(schema).values())
         memory = [f"{_peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
         counts = [
             len(files_of_unit(schema, 1_000)) + 1,
@@ -195,7 +192,7 @@ def measured():
             yield f"open {opened - start:.3f} s, {len(finished)} commits {read - opened:.3f} s, plan {planned - read:.3f} s"
         data = (path / "units.json").read_bytes()
         tracemalloc.start()
-        units = parse_units(open_folder(path), data)
+        units = parse_units(data, path)
         yield f"{tracemalloc.get_traced_memory()[0] / len(units):.0f} bytes a unit in memory"
         tracemalloc.stop()
 

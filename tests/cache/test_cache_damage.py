@@ -9,8 +9,8 @@ from damage import flip, shard, swap
 from made_up_cache import ARRAYS, read_all
 
 from pipeline.cache.join import read_joined
+from pipeline.cache.layout import UNITS_FILE
 from pipeline.cache.reader import Cache
-from pipeline.cache.units import UNITS_FILE
 from pipeline.errors import CacheError
 
 

@@ -6,9 +6,8 @@ import pytest
 from caches import extraction_options
 from tars import make_tars
 
-from pipeline.cache.inventory import take_inventory
-from pipeline.cache.plan import alternatives, finished_bytes, read_bytes
 from pipeline.cache.reader import Cache
+from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
 from pipeline.errors import CacheError
 from pipeline.extraction.job import run_extraction
 

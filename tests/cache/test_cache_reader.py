@@ -9,8 +9,8 @@ import pytest
 from caches import ROWS, SOURCES
 from made_up_cache import ARRAYS, read_all
 
-from pipeline.cache.commit import commit_key
 from pipeline.cache.digests import digest_of, sealed
+from pipeline.cache.layout import commit_key
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import differing_keys
 from pipeline.cache.verify import verify_quickly

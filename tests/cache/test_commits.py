@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline.cache.commit import Commit, FileRecord, commit_key, create_commit, read_commit
+from pipeline.cache.commit import Commit, FileRecord, create_commit, read_head
 from pipeline.cache.digests import sealed
+from pipeline.cache.layout import commit_key
 from pipeline.cache.units import extended_units
 from pipeline.errors import CacheError
 from pipeline.storage.address import open_folder
@@ -30,7 +31,7 @@ def cache(tmp_path):
 
 
 def test_a_commit_is_read_back_with_its_digest(cache):
-    found = read_commit(open_folder(cache), UNIT, "right")
+    found = read_head(open_folder(cache), UNIT, "right", Commit)
     assert found.model_copy(update={"digest": ""}) == COMMIT
     assert len(found.digest) == 64
 
@@ -44,7 +45,7 @@ def test_a_commit_is_created_once(cache):
 
 def test_no_commit(cache):
     with pytest.raises(FileNotFoundError):
-        read_commit(open_folder(cache), OTHER, "right")
+        read_head(open_folder(cache), OTHER, "right", Commit)
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(cache):
@@ -60,20 +61,20 @@ def test_every_flipped_bit_and_every_cut_is_noticed(cache):
             CacheError,
             match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair drops it, and the same",
         ):
-            read_commit(open_folder(cache), UNIT, "right")
+            read_head(open_folder(cache), UNIT, "right", Commit)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"a"', "{}", '{"digest": 1}'])
 def test_what_is_no_commit_is_refused(cache, text):
     (cache / commit_key(UNIT)).write_text(text)
     with pytest.raises(CacheError, match="is damaged"):
-        read_commit(open_folder(cache), UNIT, "right")
+        read_head(open_folder(cache), UNIT, "right", Commit)
 
 
 def test_a_key_of_a_newer_minor_version_is_ignored(cache):
     values = COMMIT.model_dump(mode="json", exclude={"digest"}) | {"more": 1}
     (cache / commit_key(UNIT)).write_bytes(sealed(values))
-    assert read_commit(open_folder(cache), UNIT, "right").rows == 100
+    assert read_head(open_folder(cache), UNIT, "right", Commit).rows == 100
 
 
 def test_a_missing_key_is_refused_though_the_digest_is_right(cache):
@@ -81,17 +82,17 @@ def test_a_missing_key_is_refused_though_the_digest_is_right(cache):
         sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"}))
     )
     with pytest.raises(CacheError, match="is damaged"):
-        read_commit(open_folder(cache), UNIT, "right")
+        read_head(open_folder(cache), UNIT, "right", Commit)
 
 
 def test_the_commit_of_another_cache_is_refused(cache):
     with pytest.raises(
         CacheError, match="belongs to another cache or unit: inspect-cache verify --repair drops it"
     ):
-        read_commit(open_folder(cache), UNIT, "wrong")
+        read_head(open_folder(cache), UNIT, "wrong", Commit)
 
 
 def test_the_commit_of_another_unit_is_refused(cache):
     (cache / commit_key(UNIT)).rename(cache / commit_key(OTHER))
     with pytest.raises(CacheError, match=r"commit '.*a\.v01\.json' belongs to another cache or unit"):
-        read_commit(open_folder(cache), OTHER, "right")
+        read_head(open_folder(cache), OTHER, "right", Commit)

@@ -13,10 +13,11 @@ import zarr
 from caches import ROWS, make_schema, random_rows
 from made_up_cache import expected_files, files_of
 
-from pipeline.cache import store
-from pipeline.cache.commit import commit_key, read_commit
+from pipeline.cache import layout
+from pipeline.cache.commit import read_commit
+from pipeline.cache.layout import array_specs, commit_key, row_arrays, shard_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import ENCODINGS, array_specs
+from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.shards import ShardWriter
 from pipeline.storage.address import open_folder
 
@@ -47,8 +48,8 @@ def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
     caches.publish(tmp_path / "a.cache", schema, unit, rows)
     for spec in array_specs(schema).values():
         if spec.by_rows:
-            file = tmp_path / "a.cache" / store.GROUP / store.shard_key(spec, unit.unit)
-            assert file.stat().st_size == store.shard_bytes(spec, schema, rows)
+            file = tmp_path / "a.cache" / layout.shard_key(spec, unit.unit)
+            assert file.stat().st_size == layout.shard_bytes(spec, rows)
 
 
 def in_blocks(values):
@@ -59,11 +60,11 @@ def in_blocks(values):
 
 def written_by_zarr(path, schema, arrays):
     """Write a unit's arrays by stock zarr; returns the bytes of their shards by name."""
-    store.create_group(path, schema, units=1)
+    group = caches.write_group(path, schema, 1)
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, rows in arrays.items():
-            zarr.open_array(path / name, mode="r+")[: len(rows)] = rows
-    return {name: (path / store.shard_key(array_specs(schema)[name], 0)).read_bytes() for name in arrays}
+            zarr.open_array(group / name, mode="r+")[: len(rows)] = rows
+    return {name: (path / layout.shard_key(array_specs(schema)[name], 0)).read_bytes() for name in arrays}
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
@@ -74,7 +75,7 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
     arrays["stats"] = np.zeros_like(arrays["stats"])  # which zarr leaves out unless told otherwise
     expected = written_by_zarr(tmp_path / "group", schema, arrays)
     for name, values in arrays.items():
-        shard = ShardWriter(tmp_path / "shard", array_specs(schema)[name], schema)
+        shard = ShardWriter(tmp_path / "shard", array_specs(schema)[name])
         for start in range(0, rows, 50):  # rows come as they come
             shard.append(values[start : start + 50])
         written = shard.close()
@@ -83,7 +84,7 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
             len(expected[name]),
             hashlib.sha256(expected[name]).hexdigest(),
         )
-        assert shard.block_crcs == [google_crc32c.value(block.tobytes()) for block in in_blocks(values)]
+        assert shard.checksums == [google_crc32c.value(block.tobytes()) for block in in_blocks(values)]
         written.path.unlink()
 
 
@@ -125,12 +126,10 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
     path, schema, (unit, _) = unfinished
     for spec in array_specs(schema).values():
         if spec.by_rows:
-            file = path / store.GROUP / store.shard_key(spec, unit.unit)
+            file = path / layout.shard_key(spec, unit.unit)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(
-                {"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[
-                    orphan
-                ]
+                {"whole": b"x" * layout.shard_bytes(spec, ROWS), "torn": b"x" * 100, "empty": b""}[orphan]
             )
     (path / "views").mkdir()
     (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
@@ -145,11 +144,9 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
 def test_a_commit_tells_files_and_blocks(unfinished):
     path, schema, (unit, _) = unfinished
     _, arrays = caches.publish(path, schema, unit)
-    commit = read_commit(open_folder(path), unit, schema.digest)
+    commit = read_commit(open_folder(path), schema, unit, schema.digest)
     assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
-    names = {
-        f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows
-    }
+    names = {shard_key(spec, 0) for spec in row_arrays(schema).values()}
     assert set(commit.files) == names | {"views/a.v00.tar"}
     for name, values in arrays.items():
         assert commit.blocks[name] == tuple(
@@ -166,9 +163,9 @@ def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
         ("columns", np.asfortranarray(rows)),
         ("reversed", rows[::-1].copy()[::-1]),
     ):
-        shard = ShardWriter(tmp_path / name, spec, schema)
+        shard = ShardWriter(tmp_path / name, spec)
         shard.append(same)
-        written.append((shard.close().sha256, shard.block_crcs))
+        written.append((shard.close().sha256, shard.checksums))
     assert written[0] == written[1] == written[2]
 
 

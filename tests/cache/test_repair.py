@@ -11,9 +11,9 @@ from made_up_cache import files_of
 from tars import image, write_tar
 
 from pipeline.cache.commit import committed
+from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
 from pipeline.cache.repair import repair
-from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import count_unfinished, verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import extend_cache

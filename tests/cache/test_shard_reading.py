@@ -9,9 +9,8 @@ from caches import ROWS
 from damage import shard
 from made_up_cache import read_all
 
-from pipeline.cache.commit import commit_key
+from pipeline.cache.layout import commit_key, row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.shards import BufferPool
 from pipeline.errors import CacheError, StorageError
 
@@ -27,7 +26,7 @@ LARGE = 3 << 20
 def test_blocks_are_what_stock_zarr_reads(tmp_path, changes):
     caches.synthetic(tmp_path / "a.cache", **changes)
     cache, group = Cache(tmp_path / "a.cache"), zarr.open_group(tmp_path / "a.cache/targets.zarr", mode="r")
-    names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
+    names = list(row_arrays(cache.schema))
     for commit in cache.commits():
         for block in range(2):
             start = commit.unit * 16384 + 64 * block

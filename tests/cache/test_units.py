@@ -5,7 +5,9 @@ import json
 import pytest
 
 from pipeline.cache.digests import sealed
-from pipeline.cache.units import UNITS_FILE, extended_units, read_units, units_json
+from pipeline.cache.layout import UNITS_FILE
+from pipeline.cache.reader import read_units
+from pipeline.cache.units import extended_units, units_json
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.address import open_folder
 

@@ -10,9 +10,8 @@ from caches import make_schema
 from damage import flip, resealed, shard
 
 from pipeline.cache import store
-from pipeline.cache.commit import read_commit
+from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import as_ranges, count_unfinished, foreign_files, verify_quickly
 from pipeline.cache.writer import extend_cache
 from pipeline.errors import CacheError
@@ -44,7 +43,7 @@ def test_a_sound_cache_gives_no_findings(extracted):
 
 def test_every_missing_cut_or_longer_file_of_a_unit_is_named(damaged):
     cache = Cache(damaged)
-    files = read_commit(cache.folder, cache.units[1], cache.digest).files
+    files = cache.commit_of(cache.units[1]).files
     assert len(files) == len([spec for spec in array_specs(cache.schema).values() if spec.by_rows]) + 1
     for key in files:
         data = (damaged / key).read_bytes()
@@ -264,9 +263,8 @@ def test_what_is_no_part_of_a_cache_is_told(made):
     assert quick(path) == []
 
 
-def test_a_newer_minor_versions_keys_are_kept(tmp_path, monkeypatch):
+def test_a_newer_minor_versions_keys_are_kept(tmp_path):
     """Metadata is compared with the attributes as they are, which may have keys that we do not know."""
-    monkeypatch.setattr(store, "SCHEMA_VERSION", "1.0")
     path = tmp_path / "made.cache"
     schema, _ = caches.empty(path)
     values = json.loads((path / GROUP).read_bytes())
@@ -274,7 +272,7 @@ def test_a_newer_minor_versions_keys_are_kept(tmp_path, monkeypatch):
     values["attributes"] = {"maskalign_cache": newer, "digest": store.digest_of(newer)}
     (path / GROUP).write_bytes(json.dumps(values, indent=2).encode())
     assert quick(path) == []
-    assert json.loads(store.metadata_files(Cache(path).folder, make_schema(), 0)[GROUP]) == values
+    assert json.loads(store.metadata_files(newer, make_schema(), 0)[GROUP]) == values
 
 
 @pytest.mark.parametrize(

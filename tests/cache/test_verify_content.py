@@ -11,10 +11,10 @@ import pytest
 from caches import publish_arrays
 from damage import flip, resealed, shard, swap
 
-from pipeline.cache.commit import committed, read_commit
+from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of
+from pipeline.cache.layout import row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import StorageError
@@ -35,7 +35,7 @@ def full(path):
 
 
 def arrays_of(path):
-    return [name for name, spec in array_specs(Cache(path).schema).items() if spec.by_rows]
+    return list(row_arrays(Cache(path).schema))
 
 
 def of_file(path, file, unit=0):
@@ -53,7 +53,7 @@ def view_tar(path, unit=0):
 def places(path, unit=0):
     """(offset, end) of each sample of a unit's view tar."""
     cache = Cache(path)
-    commit = read_commit(cache.folder, cache.units[unit], cache.digest)
+    commit = cache.commit_of(cache.units[unit])
     index = np.concatenate([cache.read_chunk(commit, block, ["index"])["index"] for block in range(2)])
     return [(offset, offset + length) for offset, length in index[:, 1:3].tolist()]
 
@@ -173,7 +173,7 @@ def test_a_missing_file_is_named(damaged):
 def republish(path, write, change=lambda _: None):
     """Make unit 0 anew with the crops that `write(writer, samples)` puts into its tar, and a changed index; every checksum is right."""
     cache, before = Cache(path), view_tar(path).read_bytes()
-    unit, commit = cache.units[0], read_commit(cache.folder, cache.units[0], cache.digest)
+    unit, commit = cache.units[0], cache.commit_of(cache.units[0])
     blocks = [cache.read_chunk(commit, block, commit.blocks) for block in range(2)]
     arrays = {name: np.concatenate([block[name] for block in blocks]) for name in commit.blocks}
     samples = []
@@ -243,7 +243,7 @@ def test_two_crops_as_one_sample_are_noticed(damaged):
 
 def test_a_resealed_commit_with_another_checksum_is_noticed(damaged):
     cache = Cache(damaged)
-    commit = read_commit(cache.folder, cache.units[0], cache.digest).model_dump(mode="json")
+    commit = cache.commit_of(cache.units[0]).model_dump(mode="json")
     commit["blocks"]["stats"][1] ^= 1
     resealed(damaged / "commits/train-0000.v00.json", blocks=commit["blocks"])
     assert digest_of(commit) != commit["digest"]

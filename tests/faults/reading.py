@@ -8,8 +8,8 @@ import numpy as np
 
 from faults.processes import Child
 from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.errors import CacheError
 
 EXPECTED = ("is not a cache", "is not finished")
