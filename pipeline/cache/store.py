@@ -36,6 +36,7 @@ from pipeline.storage.folder import Folder
 _ATTRIBUTE = "maskalign_cache"
 # A file that is gone, another kind of thing, or on a bad sector; any other error says nothing about what is stored.
 _DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+_MOST_ROWS = 2**46  # of four billion units
 _WRITES_AGAIN = "inspect-cache verify --repair writes it again"
 _RESTORES = "inspect-cache verify --repair restores it from its copy"
 
@@ -99,7 +100,7 @@ def _rows_of(data: bytes) -> int:
     """Return the rows that an array's zarr.json names, whole units; raises ValueError if it does not."""
     shape = parse_json(data).get("shape")
     rows = shape[0] if isinstance(shape, list) and shape else None
-    if type(rows) is not int or rows < 0 or rows % UNIT_ROWS:
+    if type(rows) is not int or not 0 <= rows < _MOST_ROWS or rows % UNIT_ROWS:
         raise ValueError(f"its shape is {str(shape)[:40]}")
     return rows
 
