@@ -86,9 +86,8 @@ def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: 
         else (sizes == shards and chunks == expected)
     )
     if tar is None or not fits:
-        raise CacheError(
-            f"{commit.name}: the commit names other files, sizes or chunks than the schema; {_CURE}"
-        )
+        where = f"{folder.address}/{commit_key(unit)}"
+        raise CacheError(f"commit {where!r} names other files, sizes or chunks than the schema: {_CURE}")
     return commit
 
 

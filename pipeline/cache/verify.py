@@ -58,10 +58,10 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
     """Compare names, sizes and metadata with what commits and schema say; no array or tar is read."""
     for key in wrong_metadata(cache):
         yield Finding(f"{key} is not what the schema says", metadata=key)
-    for part in damaged_constants(cache):
-        yield Finding(
-            f"the {part} does not match its digest: the same extract-teacher command makes it again; else restore it"
-        )
+    for names in damaged_constants(cache):
+        what = "calibration" if "channel_mean" in names else "final norm or projection"
+        cure = "the same extract-teacher command makes it again; else restore it"
+        yield Finding(f"the {what} does not match its digest: {cure}")
     found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
     yield from _verify_commits(cache, found)
     for name, spec in row_arrays(cache.schema).items():
@@ -105,21 +105,21 @@ def _is_older(copy: bytes, cache: Cache) -> bool:
     return [unit.name for unit in units] == [unit.name for unit in listed[: len(units)]]
 
 
-def damaged_constants(cache: Cache) -> list[str]:
-    """Return which of `calibration` and `final norm or projection` are damaged, whatever their zarr.json says."""
+def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
+    """Return which arrays without rows are damaged, the calibration's or the teacher's, whatever their zarr.json says."""
     schema, damaged = cache.schema, []
-    for part, names, digest in (
-        ("calibration", ("channel_mean", "channel_std"), schema.calibration.sha256),
-        ("final norm or projection", ("post_norm", "projection"), schema.teacher.output_sha256),
+    for names, digest in (
+        (("channel_mean", "channel_std"), schema.calibration.sha256),
+        (("post_norm", "projection"), schema.teacher.output_sha256),
     ):
         specs = [spec for name, spec in constant_arrays(schema).items() if name in names]
         try:
             found = [store.constant_of(cache.folder.read(constant_key(spec.name)), spec) for spec in specs]
+            sound = not specs or digest_of_arrays(*found) == digest
         except (FileNotFoundError, ValueError):
-            damaged.append(part)
-            continue
-        if specs and digest_of_arrays(*found) != digest:
-            damaged.append(part)
+            sound = False
+        if not sound:
+            damaged.append(names)
     return damaged
 
 

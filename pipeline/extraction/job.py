@@ -89,9 +89,9 @@ def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Dec
     """Open the cache and write its damaged arrays without rows again; raises CacheError if that comes out otherwise than it was."""
     cache = Cache(options.cache)
     damaged = damaged_constants(cache)
-    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+    if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
-    if "calibration" in damaged:
+    if ("channel_mean", "channel_std") in damaged:
         mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
         if digest_of_arrays(mean, std) != cache.schema.calibration.sha256:
             raise CacheError(

@@ -112,6 +112,6 @@ def test_a_commit_that_does_not_fit_the_schema_is_refused(made, change):
     resealed(file, **change(json.loads(file.read_bytes())))
     cache = Cache(path)
     with pytest.raises(
-        CacheError, match=r"^unit 1 \(b\.tar, view 0\): the commit names other files, sizes or chunks"
+        CacheError, match=r"^commit '.*/b\.v00\.json' names other files, sizes or chunks than the schema: ins"
     ):
         cache.commit_of(cache.units[1])
