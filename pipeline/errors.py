@@ -2,9 +2,10 @@
 
 
 class MaskAlignError(Exception):
-    """Any failure that is told in one sentence, without a traceback."""
+    """Any failure that is reported in one sentence, without a traceback."""
 
     exit_code = 1
+    printed_by_rank: int | None = None  # where all ranks raise it: the one that prints it
 
 
 class ConfigError(MaskAlignError):
@@ -18,11 +19,11 @@ class SourceError(MaskAlignError):
 
 
 class CacheError(MaskAlignError):
-    """A cache that is damaged, incomplete or not what was asked for."""
+    """A cache that is damaged, incomplete or not the one that was asked for."""
 
 
 class StorageError(MaskAlignError):
-    """A folder, disk or object store that cannot do what is asked of it."""
+    """A folder, disk or object store that cannot do what is needed."""
 
 
 class CheckpointError(MaskAlignError):

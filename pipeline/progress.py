@@ -11,6 +11,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 _BAR_WIDTH = 8  # so that counts, rate and time left of ImageNet fit into 80 columns
 
 
+def duration(seconds: float) -> str:
+    """Return a time span in the units that a person uses."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class ProgressDisplay:
     """Shows how many images, or other units, of a total are done, with a free text behind; a context manager."""
 
@@ -25,12 +33,15 @@ class ProgressDisplay:
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task(title, total=total, completed=done, text=self._counts(done))
 
-    def update(self, done: int, text: str) -> None:
-        """Show that `done` of the total are done."""
+    def update(self, done: int, text: str, total: int | None = None) -> None:
+        """Show that `done` of the total are done, which may be better known by now."""
         now = time.monotonic()
+        self._total = self._total if total is None else total
         counts = self._counts(done, now)
         self._since = self._since or (now, done)
-        self._bar.update(self._task, completed=done, text=f"{counts}, {text}" if text else counts)
+        self._bar.update(
+            self._task, completed=done, total=self._total, text=f"{counts}, {text}" if text else counts
+        )
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             line = f"{self._title}: {counts}, {text}".removesuffix(", ")

@@ -1,4 +1,4 @@
-"""Keyed randomness: every draw is a pure function of what it is for, so no generator has a state to save or to share."""
+"""Keyed randomness: every draw is a pure function of what it is for, so there is no generator state to save or share."""
 
 import hashlib
 
@@ -13,13 +13,13 @@ def sample_keys(source: str | None, key: str) -> tuple[str, ...]:
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
-    """Return the generator of one draw, named by a purpose and by whatever tells it from others (epoch, sample, view)."""
+    """Return the generator of one draw, named by a purpose and by what distinguishes it (epoch, sample, view)."""
     digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def derived_seed(seed: int, purpose: str, *keys: Key) -> int:
-    """Return a seed for a library that wants an integer: 63 bits."""
+    """Return a seed of 63 bits for a library that needs an integer."""
     digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -17,12 +17,15 @@ from pipeline.runtime.signals import StoppedError, polite_signals
 if TYPE_CHECKING:
     import torch
 
-_CONTINUE = "run the same command again to continue (train-student: add --resume)"
-
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
-    """Turn errors and requests to stop into one sentence on stderr and an exit code: 2 for wrong use, 130 for Ctrl-C, otherwise 1."""
+def cli_errors(
+    advice: Callable[[], str] = lambda: "run the same command again to continue",
+) -> Iterator[None]:
+    """Turn errors and requests to stop into one sentence on stderr and an exit code: 2 for wrong use, 130 for Ctrl-C, otherwise 1.
+
+    `advice` says how a stopped command is continued.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(
             stream, "reconfigure"
@@ -33,11 +36,12 @@ def cli_errors() -> Iterator[None]:
             yield
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        typer.echo(f"error: {error}{notes}", err=True)
+        if error.printed_by_rank is None or error.printed_by_rank == this_process().rank:
+            typer.echo(f"error: {error}{notes}", err=True)
         raise typer.Exit(error.exit_code) from None
     except (KeyboardInterrupt, StoppedError) as error:
         number = error.signal if isinstance(error, StoppedError) else signal.SIGINT
-        typer.echo(f"stopped by {describe_signal(number)}: {_CONTINUE}", err=True)
+        typer.echo(f"stopped by {describe_signal(number)}: {advice()}", err=True)
         raise typer.Exit(stop_code(number)) from None
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -115,9 +119,13 @@ def choose_device(name: str) -> "torch.device":
     else:
         index = 0 if count == 1 else process.local_rank
     if index >= count:
+        remedy = (
+            f"give cuda:0 to cuda:{count - 1}"
+            if ":" in name
+            else f"start at most {count} processes on this machine"
+        )
         raise ConfigError(
-            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: "
-            f"start at most {max(1, count)} processes on this machine, or give --device cpu"
+            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: {remedy if count else 'give --device cpu'}"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -7,18 +7,22 @@ import typer
 
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.runtime.launch import share_of_work, usable_cores
-from stages.console import choose_device, cli_errors, run_command
+from stages.console import check_device_name, choose_device, cli_errors, run_command
 
 if TYPE_CHECKING:
-    from pipeline.extraction.extractor import Extractor, Tally
-    from pipeline.extraction.plan import ExtractionPlan
+    from pipeline.extraction.extractor import Extractor
+    from pipeline.extraction.plan import RateForecast, SizeForecast
+    from pipeline.extraction.tally import Tally
+
+_SHOWN = 20  # skipped images; a damaged data set may have thousands
 
 
 def extract_teacher(
     shards: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="Source tars: a brace pattern, a folder, or a list, one tar a line; paths or URLs."
+            help="Source tars: tars, patterns, folders, or a text file with one tar a line; paths or URLs. Extending a cache needs "
+            "the new tars only."
         ),
     ],
     cache: Annotated[
@@ -111,10 +115,10 @@ def extract_teacher(
         from pipeline.runtime.workers import start_early
 
         start_early("pipeline.views.decoding_worker")
-        from pipeline.extraction.job import run_extraction
+        from pipeline.extraction.job import plan_extraction, run_extraction
 
         if dry_run:
-            _show_plan(options)
+            _show_rates(options, plan_extraction(options, _show_sizes))
             return
         extractor, missing = run_extraction(options)
         _show_summary(options, extractor, missing)
@@ -123,9 +127,13 @@ def extract_teacher(
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    """Resolve shards, rank and device; what can be checked without torch is checked first."""
+    """Resolve shards, rank and device. All that needs no torch is checked before it is imported, which takes seconds."""
+    from pipeline.cache.reader import Cache
+    from pipeline.cache.writer import is_empty
+    from pipeline.storage.address import open_folder
     from pipeline.views.source_tars import resolve_tars
 
+    check_device_name(given["device"])
     rank, processes = share_of_work()
     given |= {
         "shards": resolve_tars(given["shards"]),
@@ -134,58 +142,89 @@ def _read_options(given: dict[str, Any]) -> Options:
         "processes": processes,
     }
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
+    if not is_empty(open_folder(options.cache)):
+        Cache(options.cache)  # raises CacheError for a folder that is not a cache
     return replace(options, device=choose_device(given["device"]))
 
 
-def _show_plan(options: Options) -> None:
-    from pipeline.extraction.plan import plan_extraction
-
-    plan: ExtractionPlan = plan_extraction(options)
-    view_bytes = plan.sizes.target_bytes + plan.sizes.crop_bytes
-    for name, value in (
-        ("images", f"{plan.sizes.images:,.0f} in {plan.tars:,} tars, {plan.views} views of each"),
-        (
-            "bytes a view",
-            f"{plan.sizes.target_bytes:,.0f} of targets and {plan.sizes.crop_bytes:,.0f} of crop",
-        ),
-        ("cache", f"{plan.sizes.total_bytes / 1e9:,.3f} GB in {plan.sizes.files:,} files"),
-        ("memory", f"{plan.peak_memory / 1e9:,.2f} GB at most for each process's units"),
-        ("teacher", f"{plan.teacher_rate:,.0f} views/s on {options.device}"),
-        (
-            "decoding",
-            f"{plan.decode_rate:,.0f} images/s a worker with all their views, {plan.workers} workers",
-        ),
-        (
-            "extraction",
-            f"{plan.hours:,.2f} h with {plan.processes} processes, writing {plan.image_rate * plan.views * view_bytes / 1e6:,.0f} MB/s",
-        ),
-        (
-            "training",
-            f"reads at most {view_bytes:,.0f} bytes an image: {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
-        ),
-        (
-            "paid back",
-            f"after {plan.paid_after_epochs:,.1f} student epochs, against running the teacher in each",
-        ),
-    ):
+def _print_rows(rows: dict[str, str]) -> None:
+    for name, value in rows.items():
         typer.echo(f"{name:<13}{value}")
+
+
+def _show_sizes(sizes: "SizeForecast") -> None:
+    from pipeline.cache.schema import UNIT_ROWS
+
+    tars, views = counted(sizes.tars, "tar"), counted(sizes.views, "view")
+    rows = {
+        "images": f"{sizes.images:,.0f} in {tars}, {views} of each",
+        "bytes a view": f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop",
+        "cache": f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files",
+    }
+    if sizes.finished:
+        rows["finished"] = f"{sizes.finished:,} of {sizes.units:,} units exist already"
+    if sizes.rows > UNIT_ROWS:
+        rows["too large"] = (
+            f"tar {sizes.largest_tar!r} has {sizes.rows:,} images; a tar may have {UNIT_ROWS:,}: split it into smaller tars"
+        )
+    rows["memory"] = f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units"
+    _print_rows(rows)
+
+
+def _show_rates(options: Options, rates: "RateForecast") -> None:
+    sizes = rates.sizes
+    view_bytes = sizes.target_bytes + sizes.crop_bytes
+    written = rates.image_rate * sizes.views * view_bytes
+    _print_rows(
+        {
+            "teacher": f"{rates.teacher_rate:,.3g} views/s on {options.device}",
+            "decoding": f"{rates.decode_rate:,.3g} images/s a worker with all their views, {counted(rates.workers, 'worker')}",
+            "extraction": f"{duration(rates.hours)} with {counted(rates.processes, 'process', 'processes')}, "
+            f"writing {written / 1e6:,.3g} MB/s",
+            "training": f"reads at most {view_bytes:,.0f} bytes an image: {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
+            "paid back": f"after {rates.paid_after_epochs:,.1f} student epochs, against running the teacher in each",
+        }
+    )
+
+
+def counted(count: float, name: str, plural: str = "") -> str:
+    """Return a number with the singular or plural of what it counts."""
+    return f"{count:,} {name if count == 1 else plural or name + 's'}"
+
+
+def duration(hours: float) -> str:
+    """Return hours in the unit that a person would use."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:
     tally, timing = extractor.tally, extractor.timing
-    typer.echo(
-        f"{tally.units} units made of {tally.images} images ({tally.views} views) in {timing.wall:.1f} s, "
-        f"{tally.views / timing.wall:.3g} views/s; {len(tally.skipped)} images skipped"
-    )
-    if tally.units:
-        parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in timing.seconds.items())
-        limit = timing.limit()
+    if extractor.encoder.compiler_fault:
         typer.echo(
-            f"busy: {parts} (decode: in each of {options.workers} workers); "
-            f"the limit is {limit}: {tally.views / timing.seconds[limit]:.3g} views/s if nothing else held it up"
+            f"the teacher ran without compiling, which failed ({extractor.encoder.compiler_fault}); "
+            "--compile off avoids the attempt",
+            err=True,
         )
-    for skipped in tally.skipped:
+    if tally.units:
+        typer.echo(
+            f"{counted(tally.units, 'unit')} made of {counted(tally.images, 'image')} ({counted(tally.views, 'view')}) in "
+            f"{timing.wall:.1f} s, {tally.views / timing.wall:.3g} views/s"
+        )
+        parts = ", ".join(f"{part} {one:.1f} s" for part, one in timing.seconds.items() if one >= 0.05)
+        typer.echo(f"busy: {parts or 'hardly'}; the slowest part is {timing.limit()}")
+    if tally.skipped:
+        typer.echo(f"{counted(len(tally.skipped), 'image')} skipped")
+    for skipped in tally.skipped[:_SHOWN]:
         typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
+    if len(tally.skipped) > _SHOWN:
+        typer.echo(f"the commits in {options.cache!r} list all skipped images")
+    if tally.unlabelled:
+        key, reason = tally.first_unlabelled
+        typer.echo(
+            f"{counted(tally.unlabelled, 'image')} stored without a label, since theirs cannot be used; the first: {key!r} {reason}"
+        )
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
     typer.echo(f"cache {options.cache!r}: {_state(missing, tally)}")
@@ -195,10 +234,10 @@ def _state(missing: int, tally: "Tally") -> str:
     if not missing:
         return "complete"
     if tally.failed:
-        return f"{missing} units missing: make the failed tars again and run the same command"
+        return f"{counted(missing, 'unit')} missing; make the failed tars again and run the same command"
     if tally.elsewhere:
-        return f"{missing} units are still with other processes"
-    return f"{missing} units missing: run the same command again"
+        return f"{counted(missing, 'unit')} not finished yet; other processes are working on them"
+    return f"{counted(missing, 'unit')} missing; run the same command again"
 
 
 def main() -> None:

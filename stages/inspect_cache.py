@@ -162,8 +162,9 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     schema = cache.schema
     teacher, view = schema.teacher, schema.view
     trained = "" if teacher.trained else ", untrained"
-    norm = ", its final norm" if teacher.post_norm_eps is not None else ""
-    projection = f" and projection to {teacher.projection_width}" if teacher.projection_width else ""
+    stored = {"final norm": teacher.post_norm_eps is not None, "projection": teacher.projection_width}
+    output = " and ".join(name for name, there in stored.items() if there)
+    is_stored = f", its {output} {'are' if ' and ' in output else 'is'} stored" if output else ""
     of = f"of {schema.patches} a view"
     rank = (
         "" if schema.keep == 1 else f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
@@ -174,7 +175,7 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
         "",
         f"{teacher.depth} blocks of width {teacher.width}, patches of {teacher.patch_size} in {teacher.input_size} pixels",
     )
-    yield "", f"ran in {teacher.precision}{norm}{projection}"
+    yield "", f"ran in {teacher.precision}{is_stored}"
     yield "levels", ", ".join(map(str, schema.levels))
     yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} images"
     yield "patches", f"{schema.stored_patches} {of}{rank}{', and CLS' if teacher.has_cls else ''}"

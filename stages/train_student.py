@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import MaskAlignError
-from stages.console import choose_device, cli_errors, run_command
+from pipeline.runtime.launch import meeting_point, this_process
+from stages.console import (
+    check_device_name,
+    choose_device,
+    cli_errors,
+    describe_signal,
+    run_command,
+    stop_code,
+)
 
 if TYPE_CHECKING:
-    import torch
-
-    from pipeline.training.config import RunConfig
-    from pipeline.training.distributed import Ranks
+    from pipeline.training.run import Result
+    from pipeline.training.run_folder import Resume
 
 
 def train_student(
@@ -35,72 +40,96 @@ def train_student(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run exactly, from its newest checkpoint.")
     ] = False,
+    resume_auto: Annotated[
+        bool,
+        typer.Option(
+            "--resume-auto",
+            help="Start the run, or continue it if there is one: for launchers that start a command again.",
+        ),
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration as a recipe and stop.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Train a masked student and its dynamic alignment on cached teacher features.
 
-    Start it with torchrun for several GPUs.
+    Start it with torchrun, srun or mpirun for several GPUs.
     """
-    with cli_errors():
-        from pipeline.runtime.workers import start_early
+    if resume and resume_auto:
+        raise typer.BadParameter("give --resume or --resume-auto, not both")
+    mode: Resume = "auto" if resume_auto else "always" if resume else "never"
+    with cli_errors(lambda: _advice(run, mode)):
+        if print_config:
+            _print_config(config, assignments or [])
+            return
+        result = _train(cache, run, config, assignments or [], mode, device)
+    if result.done < result.steps:
+        raise typer.Exit(stop_code(result.stopped_by))
 
-        start_early("pipeline.stream.worker")
-        from pipeline.training.distributed import joined_ranks
 
-        chosen = choose_device(device)
-        with joined_ranks(chosen) as ranks:
-            _train(cache, run, _configured(run, config, assignments or [], resume), resume, ranks, chosen)
-
-
-def _configured(run: Path, file: Path | None, assignments: list[str], resume: bool) -> "RunConfig":
-    """Read the configuration; a resumed run without a recipe begins from its own."""
-    from pipeline.config import load_config
+def _print_config(file: Path | None, assignments: list[str]) -> None:
+    from pipeline.config import dump_toml, load_config
     from pipeline.training.config import RunConfig
-    from pipeline.training.run_folder import read_run, refuse_other_config, refuse_run
 
-    refuse_run(run, resume)
-    config = load_config(RunConfig, file, assignments, base=read_run(run)["config"] if resume else None)
-    if resume:
-        refuse_other_config(config, run)
-    return config
+    typer.echo(dump_toml(load_config(RunConfig, file, assignments)), nl=False)
 
 
 def _train(
-    address: str, run: Path, config: "RunConfig", resume: bool, ranks: "Ranks", device: "torch.device"
-) -> None:
-    from contextlib import nullcontext
-
+    address: str, run: Path, file: Path | None, assignments: list[str], mode: "Resume", device: str
+) -> "Result":
+    # What needs no torch comes first, so that a wrong path or option is answered at once.
+    check_device_name(device)
+    if (process := this_process()).world_size > 1:
+        meeting_point(process)
     from pipeline.cache.reader import Cache
-    from pipeline.report.run_page import write_run_report
-    from pipeline.stream.classes import is_sorted_by_class
-    from pipeline.stream.feed import stream_memory
-    from pipeline.student.export import STUDENT_FILE
-    from pipeline.training.job import build_job, finish, pinned_units, prepare_folder, run_job
-    from pipeline.training.run_folder import held_run_folder, read_run
+    from pipeline.config import parse_config, read_settings
+    from pipeline.runtime.workers import start_early
+    from pipeline.training.run_folder import continues, read_run
 
+    settings = read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
     cache = Cache(address)
-    units = read_run(run).get("units") if resume else pinned_units(cache, config, ranks)
-    job = build_job(config, cache, run, ranks, device, units)
-    if ranks.is_main and is_sorted_by_class(job.cache, job.spec.order.units):
+    start_early("pipeline.stream.worker")
+    from pipeline.report.run_page import write_run_report
+    from pipeline.training.config import RunConfig
+    from pipeline.training.distributed import joined_ranks
+    from pipeline.training.run import run_training
+
+    config, chosen = parse_config(RunConfig, settings), choose_device(device)
+    with joined_ranks(chosen) as ranks:
+        result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=_print_message)
+        if ranks.is_main:
+            _print_result(result, run, write_run_report(run), mode)
+    return result
+
+
+def _print_message(message: str) -> None:
+    typer.echo(message, err=message.startswith("warning:"))
+
+
+def _print_result(result: "Result", run: Path, report: Path, mode: "Resume") -> None:
+    from pipeline.progress import duration
+    from pipeline.student.export import STUDENT_FOLDER
+
+    figures = [] if result.loss is None else [f"loss {result.loss:.4f}"]
+    if result.images_per_second:
+        figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
+    typer.echo(
+        f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}; student: {run / STUDENT_FOLDER}, report: {report}"
+    )
+    if result.done < result.steps:
+        stop = describe_signal(result.stopped_by)
         typer.echo(
-            f"warning: neighbours in cache {address!r} are of one class, and a batch comes from data.window_blocks="
-            f"{config.data.window_blocks} blocks of neighbours: shuffle the images among the source tars, or raise data.window_blocks",
-            err=True,
+            f"stopped by {stop} after step {result.done} of {result.steps}: {_advice(run, mode)}", err=True
         )
-    with held_run_folder(run) if ranks.is_main else nullcontext():
-        first = job.load_checkpoint() if resume else 0
-        if resume and ranks.is_main:
-            typer.echo(f"resuming after step {first} of {job.steps}")
-        prepare_folder(job)
-        if ranks.is_main:
-            typer.echo(f"memory of the stream: {stream_memory(job.cache, job.spec, config.data.workers)}")
-        done = run_job(job, first)
-        if ranks.is_main:
-            finish(job)
-            report = write_run_report(run)
-            typer.echo(f"{done} of {job.steps} steps done; student: {run / STUDENT_FILE}, report: {report}")
-    if done < job.steps:
-        raise MaskAlignError(f"stopped by a signal after step {done}; continue with --resume")
+
+
+def _advice(run: Path, mode: "Resume") -> str:
+    """Say how to continue, by what the run folder holds."""
+    started = (run / "run.json").exists()
+    return (
+        "continue with --resume" if started and mode == "never" else "run the same command again to continue"
+    )
 
 
 def main() -> None:

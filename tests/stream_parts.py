@@ -6,12 +6,12 @@ from itertools import islice
 import torch
 
 from pipeline.cache.reader import Cache
+from pipeline.objectives.needs import VISIBLE_ALONE
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.views.masking import MaskConfig
 
-FIELDS = ("patches", "visible", "codes", "stats")
 CPU = torch.device("cpu")
 
 
@@ -22,7 +22,9 @@ def stream_spec(
     views=(0, 1),
     strategy="attention",
     ratio=0.5,
+    hidden=None,
     redraw="auto",
+    needs=VISIBLE_ALONE,
     batch_size=16,
     window_blocks=1,
     seed=0,
@@ -33,21 +35,20 @@ def stream_spec(
     order = SampleOrder(
         cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks
     )
-    return StreamSpec(
-        cache.address, order, levels, MaskConfig(strategy=strategy, ratio=ratio, redraw=redraw), batch_size
-    )
+    mask = MaskConfig(strategy=strategy, ratio=ratio, hidden=hidden, redraw=redraw)
+    return StreamSpec(cache.address, order, levels, mask, batch_size, needs)
 
 
 def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):
     """Read batches and copy them, as a batch is valid only for a while."""
     cache = Cache(path)
     with BatchStream(cache, stream_spec(cache, **changes), CPU, workers, epoch, step) as stream:
-        return [{name: getattr(batch, name).clone() for name in FIELDS} for batch in islice(stream, count)]
+        return [{name: values.clone() for name, values in batch.items()} for batch in islice(stream, count)]
 
 
 def digest(batch):
     """One text for every bit of a batch."""
-    return hashlib.sha256(b"".join(batch[name].numpy().tobytes() for name in FIELDS)).hexdigest()
+    return hashlib.sha256(b"".join(values.numpy().tobytes() for values in batch.values())).hexdigest()
 
 
 def digests(path, count, **changes):

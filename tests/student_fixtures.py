@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.objectives.alignment import AlignmentConfig
-from pipeline.objectives.losses import LossConfig
-from pipeline.objectives.maskalign import build_student
+from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.objective import Setting
 from pipeline.student.encoder import StudentConfig, build_encoder
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3}
@@ -26,30 +25,14 @@ def tiny_encoder():
 
 
 @pytest.fixture
-def tiny_student():
-    """Build a student of 4 x 4 patches for the levels of a teacher that is 20 channels wide."""
+def tiny_objective():
+    """Build an objective on 4 x 4 patches for the levels of a teacher that is 20 channels wide."""
 
-    def build(
-        mode="dynamic",
-        head="linear",
-        kind="smooth_l1",
-        levels=(1, 4, 5),
-        teacher_has_cls=True,
-        drop_path=0.0,
-        **options,
-    ):
+    def build(config=None, levels=(1, 4, 5), teacher_has_cls=True, drop_path=0.0, **options):
         torch.manual_seed(0)
-        return build_student(
-            StudentConfig(model="vit_tiny_patch16_224", options=TINY | options, drop_path=drop_path),
-            AlignmentConfig(mode=mode, head=head),
-            LossConfig(kind=kind),
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            teacher_levels=levels,
-            teacher_depth=6,
-            teacher_width=20,
-            teacher_has_cls=teacher_has_cls,
-        )
+        student = StudentConfig(model="vit_tiny_patch16_224", options=TINY | options, drop_path=drop_path)
+        setting = Setting(IMAGE_SIZE, PATCH_SIZE, levels, 6, 20, teacher_has_cls)
+        return (config or MaskAlign()).build(student, setting)
 
     return build
 

@@ -78,11 +78,11 @@ def test_a_configuration_survives_json():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("mask.ratoi=0.6", "unknown configuration key 'mask.ratoi': did you mean 'ratio'?"),
+        ("mask.ratoi=0.6", "unknown configuration key 'mask.ratoi': did you mean 'mask.ratio'?"),
         ("maks.ratio=0.6", "unknown configuration key 'maks': did you mean 'mask'?"),
         (
             "zzz=1",
-            "unknown configuration key 'zzz': known are data, mask, student, alignment, loss, optim, train",
+            "unknown configuration key 'zzz': known are objective, data, mask, student, optim, train",
         ),
         ("mask.ratio=much", "configuration key 'mask.ratio' is 'much': input should be a valid number"),
         ("mask.ratio=", "configuration key 'mask.ratio' is '': input should be a valid number"),
@@ -121,6 +121,24 @@ def test_a_configuration_survives_json():
         ("optim.epochs=inf", "configuration key 'optim.epochs' is inf: input should be a finite number"),
         ("optim.base_lr=nan", "configuration key 'optim.base_lr' is nan: input should be a finite number"),
         ("mask=3", "configuration key 'mask' is 3: input should be an object"),
+        ("alignment.mode='last'", "configuration key 'alignment.mode' is now called 'objective.mode'"),
+        ("loss.target='l2'", "configuration key 'loss.target' is now called 'objective.target'"),
+        ("loss.x=1", "unknown configuration key 'loss.x': section [loss] is gone"),
+        ("objective.hed='mlp'", "unknown configuration key 'objective.hed': did you mean 'objective.head'?"),
+        (
+            "objective={name='fd', mode='last'}",
+            "unknown configuration key 'objective.mode': known are name, target",
+        ),
+        (
+            "objective.name=mae",
+            "configuration key 'objective.name' is 'mae': input should be 'maskalign', 'fd'",
+        ),
+        ("objective=3", "configuration key 'objective' is 3: input should be an object"),
+        (
+            "mask={ratio=0.5, hidden=75}",
+            "configuration key 'mask' is {'ratio': 0.5, 'hidden': 75}: "
+            "ratio and hidden both say how many patches are hidden; set only one of them",
+        ),
         (
             "student.options.depth=[1]",
             "configuration key 'student.options.depth' is [1]: "
@@ -135,6 +153,29 @@ def test_a_configuration_survives_json():
 )
 def test_a_wrong_assignment_is_told_in_one_line(assignment, message):
     assert refusal(assignment) == message
+
+
+def test_what_an_objective_does_not_use_is_refused_by_name():
+    assert (
+        refusal("objective.name=fd", "mask.ratio=0.7", "mask.strategy=block")
+        == "mask.ratio, mask.strategy is set: objective 'fd' hides no patches; remove it"
+    )
+    assert (
+        refusal("objective.name=fd", "data.levels=[7, 11]")
+        == "data.levels names 2 levels: objective 'fd' learns from one; name only that"
+    )
+
+
+def test_the_objective_completes_the_mask_and_json_keeps_it():
+    for assignments, mask in (
+        ([], ("attention", 0.7, None)),
+        (["objective.name=fd"], ("random", 0.0, None)),
+        (["mask.hidden=75"], ("attention", None, 75)),
+        (["mask.ratio=0.5"], ("attention", 0.5, None)),
+    ):
+        config = load_config(RunConfig, None, assignments)
+        assert (config.mask.strategy, config.mask.ratio, config.mask.hidden) == mask
+        assert parse_config(RunConfig, config.model_dump(mode="json")) == config
 
 
 def test_a_key_below_a_value_is_refused():

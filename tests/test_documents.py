@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import typer
+from test_architecture import ALLOWED, DOORS, FORBIDDEN
 from torch.distributed.run import get_args_parser
 
 from stages.evaluate_student import app as evaluate_student
@@ -100,3 +101,26 @@ def test_make_targets_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = {target for text in PAGES.values() for target in re.findall(r"`make ([\w-]+)", text)}
     assert named - set(targets) == set()
+
+
+def test_functions_that_the_documents_name_exist():
+    named = {
+        (page, path, name)
+        for page, text in PAGES.items()
+        for path, name in re.findall(r"`((?:pipeline|stages)/[\w/]+\.py):(\w+)`", text)
+    }
+    assert len(named) > 20
+    missing = [
+        (page, path, name)
+        for page, path, name in named
+        if not (ROOT / path).exists()
+        or not re.search(rf"^(class|def) {name}\b", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+
+
+def test_the_page_on_architecture_states_the_rules_of_the_test():
+    rules = PAGES["docs/architecture.md"].partition("## Which folder may import which")[2]
+    doors = {folder.rpartition("/")[2] for folders in DOORS.values() for folder in folders}
+    words = {folder.rpartition("/")[2] for folder in {*FORBIDDEN, *ALLOWED}} | set(DOORS) | doors
+    assert [word for word in sorted(words) if word not in rules] == []

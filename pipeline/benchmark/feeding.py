@@ -13,10 +13,9 @@ import torch
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.commit import Commit
-from pipeline.cache.layout import CRC_BYTES, LENGTH, OFFSET, array_specs, feature_array, shard_key
+from pipeline.cache.layout import CRC_BYTES, LENGTH, OFFSET, array_specs, shard_key
 from pipeline.cache.reader import Cache
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import Window
 from pipeline.stream.samples import WindowReader
 from pipeline.training.job import TrainingJob
@@ -37,7 +36,7 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
     with BatchStream(job.cache, job.spec, options.device, options.workers) as stream:
         batches = iter(stream)
         first = next(batches)
-        size = sum(getattr(first, name).nbytes for name in first.__dataclass_fields__)
+        size = sum(values.nbytes for values in first.values())
         list(islice(batches, options.warm_up))
         rates = []
         for _ in range(options.rounds):
@@ -54,9 +53,7 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
 
 def array_names(job: TrainingJob) -> list[str]:
     """Return the arrays of the cache of which training reads every chunk."""
-    schema, spec = job.cache.schema, job.spec
-    features = [feature_array(schema.levels[index]) for index in spec.levels]
-    return ["index", *features, "stats", *MaskSource(schema, spec.mask, spec.order.seed).arrays]
+    return ["index", *WindowReader(job.cache, job.spec).arrays]
 
 
 def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:

@@ -11,7 +11,6 @@ import torch
 from pipeline.benchmark.measure import wall_seconds
 
 _VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
-_GPU_SIDE, _CPU_SIDE = 8192, 1024
 _SECONDS = 0.2  # of a measurement
 
 
@@ -37,14 +36,9 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return {"hardware": hardware, "system": platform.platform(), "versions": versions}
 
 
-def matrix_shape(device: torch.device) -> tuple[int, torch.dtype]:
-    """Return side and type of the product whose rate counts as the peak."""
-    return (_GPU_SIDE, torch.bfloat16) if device.type == "cuda" else (_CPU_SIDE, torch.float32)
-
-
 def matrix_rate(device: torch.device) -> float:
-    """Return the TFLOP/s of large square products, on a CPU with as many threads as the step has."""
-    side, dtype = matrix_shape(device)
+    """Return the TFLOP/s of large square products, bfloat16 on a GPU and float32 on a CPU."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 

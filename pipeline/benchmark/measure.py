@@ -1,4 +1,4 @@
-"""How everything is measured: variants alternate in rounds, since machines drift, and figures have a spread."""
+"""How all is measured: variants alternate in rounds, since machines drift, and figures have a spread."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ def threads(count: int) -> Iterator[None]:
 
 @dataclass
 class WaitMeter:
-    """Adds up a loop's waiting for data: on a GPU, from the end of a step to the arrival of the next batch."""
+    """Adds up the waiting for data: on a GPU, from the end of a step to the arrival of the next batch."""
 
     device: torch.device
     _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
@@ -102,8 +102,8 @@ class WaitMeter:
     def waiting(self) -> Iterator[None]:
         """Measure the fetching of one batch."""
         if self.device.type == "cuda":
-            # The host runs ahead of the GPU, so its own waiting means nothing. Both events go to the stream of the
-            # steps: the GPU reaches the first when a step ends, the second when the next batch has been copied.
+            # The host runs ahead of the GPU, so its own waiting means nothing. Both events go to the stream of
+            # the steps: the GPU reaches one when a step ends, the other when the next batch has been copied.
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             before.record(torch.cuda.current_stream())
             yield

@@ -86,7 +86,7 @@ def choose_options(
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe!r} is unknown: give {', '.join(RECIPES)}")
     if unknown := [part for part in only or () if part not in PARTS]:
-        raise ConfigError(f"--only {unknown[0]!r} is not a part of the benchmark: give {', '.join(PARTS)}")
+        raise ConfigError(f"--only {unknown[0]!r} is not a part: give {', '.join(PARTS)}")
     remote = cache is not None and is_url(cache)
     if remote and "reads" in (only or ()):
         raise ConfigError(f"--only reads needs a cache on a disk, not {cache!r}: leave it out")

@@ -60,9 +60,8 @@ def print_result(options: BenchOptions, result: Result) -> None:
     hardware, teacher = result.machine["hardware"], result.configuration["teacher"]
     name = f"{hardware['gpu']}, {hardware['cpu']}" if "gpu" in hardware else hardware["cpu"]
     console.print(f"{name}, {hardware['cores']} cores; torch {result.machine['versions']['torch']}")
-    console.print(
-        f"recipe {options.recipe}, teacher {teacher}, batch {options.batch_size}, {options.workers_text}"
-    )
+    batch = f"batch {options.batch_size}, {options.workers_text}"
+    console.print(f"recipe {options.recipe}, teacher {teacher}, {batch}")
     edges = box.HEAVY_HEAD if console.is_terminal else box.MARKDOWN
     table = Table("what", "median", "quartiles", "unit", "rounds", box=edges)
     for column in table.columns[1:3]:

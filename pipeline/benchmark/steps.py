@@ -1,8 +1,8 @@
-"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published one."""
+"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and the published."""
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
-from pipeline.benchmark.machine import matrix_rate, matrix_shape
+from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
+from pipeline.benchmark.machine import matrix_rate
 from pipeline.benchmark.measure import Figure, WaitMeter, ratio, take_turns, wait_for, wall_seconds
-from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.reader import Cache
-from pipeline.stream.batches import Batch, BatchStream
-from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_step, cached_targets
-from pipeline.training.optimiser import build_schedule
+from pipeline.objectives.objective import Batch
+from pipeline.stream.batches import BatchStream, micro_batches
+from pipeline.training.job import TrainingJob
+from pipeline.training.targets import cached_targets
 from pipeline.training.trainer import Trainer
-from pipeline.views.masking import visible_count
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
@@ -48,8 +47,9 @@ class Turn:
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of the kinds of steps among the chosen parts."""
     job, options, device = bench.job, bench.options, bench.options.device
-    resident, cached = resident_batch(job), _trainer(job, cached_targets(job))
-    few = max(min(_FEW, options.steps), options.steps // 4)  # steps of a round of the slow ones
+    targets = cached_targets(job.cache, job.spec.levels, job.config.objective.target)
+    resident, cached = resident_batch(job), _trainer(job, targets)
+    few = max(min(_FEW, options.steps), options.steps // 10)  # steps of a round of the slow ones
     variants = {
         "peak": lambda: Turn(matrix_rate(device)),
         "resident": _repeated(bench, cached, resident, options.steps),
@@ -59,14 +59,12 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     if {"in-loop", "reference"} & set(options.parts):
         views = whole_view_batch(job)
     if "in-loop" in options.parts:
-        in_loop = _trainer(job, TeacherTargets(bench.teacher, job.config.loss.target))
+        in_loop = _trainer(job, teacher_targets(job, bench.teacher))
         variants["teacher_in_loop"] = _repeated(bench, in_loop, views, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
-        variants["reference"] = _reference(bench, views.codes[:_REFERENCE_BATCH], few)
+        variants["reference"] = _reference(bench, views["views"][:_REFERENCE_BATCH], few)
     turns = take_turns(variants, options.rounds, warm_up=False)
-    side, dtype = matrix_shape(device)
-    title = f"matrix product of side {side}, {str(dtype).removeprefix('torch.')}"
-    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", title)
+    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", "matrix peak")
     yield peak
     yield from _rates(turns)
     yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
@@ -76,20 +74,14 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
 
 def _trainer(job: TrainingJob, targets: nn.Module) -> Trainer:
     """Build a loop that logs and saves nothing, compiled where training would be."""
-    model, config = build_step(job, targets).train(), job.config
-    schedule = build_schedule(job.optimiser, config.optim, job.steps, job.warmup)
-    epoch = job.spec.steps_per_epoch
-
-    def ignore(_: object) -> None: ...
-
-    return Trainer(model, job.optimiser, schedule, config, Ranks(), job.device, epoch, ignore, ignore)
+    return Trainer(job, job.build_step(targets).train())
 
 
 def resident_batch(job: TrainingJob) -> Batch:
     """Return a copy of the first batch of the stream."""
     with BatchStream(job.cache, job.spec, job.device, workers=0) as stream:
         batch = next(iter(stream))
-        copied = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(batch)})
+        copied = {name: values.clone() for name, values in batch.items()}
         wait_for(job.device)
     return copied
 
@@ -102,15 +94,15 @@ def _repeated(bench: Workbench, trainer: Trainer, batch: Batch, count: int) -> C
 
 def _take_steps(trainer: Trainer, batches: Iterator[Batch], count: int) -> Turn:
     """Take `count` steps and return their rate."""
-    meter, images = WaitMeter(trainer.device), 0
-    wait_for(trainer.device)
+    meter, images = WaitMeter(trainer.job.device), 0
+    wait_for(trainer.job.device)
     begin = time.perf_counter()
     for step in range(count):
         with meter.waiting():
             batch = next(batches)
         trainer.step(batch, step)
-        images += len(batch.patches)
-    wait_for(trainer.device)
+        images += len(batch["patches"])
+    wait_for(trainer.job.device)
     seconds = time.perf_counter() - begin
     return Turn(images / seconds, meter.seconds() / seconds)
 
@@ -138,11 +130,11 @@ def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Tur
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
     sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
-    step = ReferenceStep(student, teacher, visible_count(schema.patches, config.mask.ratio))
-    step.step(pixels)
+    step = reference_step(student, teacher, config.mask.visible_count(schema.patches))
+    step(pixels)
 
     def turn() -> Turn:
-        seconds = wall_seconds(lambda: [step.step(pixels) for _ in range(count)], pixels.device)
+        seconds = wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
         return Turn(count * len(pixels) / seconds)
 
     return turn
@@ -181,20 +173,20 @@ def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figu
 
 def count_operations(model: nn.Module, batch: Batch) -> float:
     """Count the floating-point operations of an image's forward and backward pass, attention included."""
-    few = next(islice(batch.micro_batches(max(1, len(batch.patches) // _COUNTED)), 1))
+    few = next(islice(micro_batches(batch, max(1, len(batch["patches"]) // _COUNTED)), 1))
     # The counter knows the products of this attention on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.forward(few.patches, few.visible, few.codes, few.stats)[0].backward()
+        model.forward(few)[0].backward()
     model.zero_grad()
-    return float(counter.get_total_flops() / len(few.patches))
+    return float(counter.get_total_flops() / len(few["patches"]))
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:
     """Return the GPU memory of a step per image beyond weights, optimiser and data; gradients count."""
-    wait_for(trainer.device)
-    torch.cuda.reset_peak_memory_stats(trainer.device)
-    before = torch.cuda.memory_allocated(trainer.device)
+    wait_for(trainer.job.device)
+    torch.cuda.reset_peak_memory_stats(trainer.job.device)
+    before = torch.cuda.memory_allocated(trainer.job.device)
     trainer.step(batch, 0)
-    wait_for(trainer.device)
-    grown = torch.cuda.max_memory_allocated(trainer.device) - before
-    return Figure("step.memory", [grown / len(batch.patches) / 1e6], "MB/image", "GPU memory of the step")
+    wait_for(trainer.job.device)
+    grown = torch.cuda.max_memory_allocated(trainer.job.device) - before
+    return Figure("step.memory", [grown / len(batch["patches"]) / 1e6], "MB/image", "GPU memory of the step")

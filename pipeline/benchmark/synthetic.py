@@ -1,6 +1,6 @@
 """What is measured unless the user gives data: tars of drawn images, and caches of random features.
 
-Images have the size of photographs. The cache's own writer makes such a cache, with real crops and without meaning.
+Images have the size of photographs. The cache's own writer makes the caches; their crops are real.
 """
 
 from collections.abc import Sequence
@@ -27,29 +27,30 @@ HEIGHT, WIDTH = 375, 500
 IMAGE_BYTES = 105_000  # of a tar for each image, about as in ImageNet
 _SEED = 12
 _DRAWN = 48  # images of which each mosaic shows some
+_MOSAICS = 512
 _SCALE = 2.0**-6  # with codes of about one std in 127
 
 
 def write_photographs(folder: Path, count: int, tars: int) -> None:
-    """Write labelled JPEGs, mosaics of the demo's images, into tars FOLDER/drawn-000000.tar and on."""
+    """Write labelled JPEGs into tars FOLDER/drawn-000000.tar and on: mosaics of the demo's images."""
     folder.mkdir(parents=True)
     rows, columns = -(-HEIGHT // SIDE), -(-WIDTH // SIDE)
     tiles = np.stack([image(_SEED, index).pixels for index in range(_DRAWN)])
+    mosaics: list[bytes] = []
+    for index in range(min(count, _MOSAICS)):
+        chosen = generator(_SEED, "mosaic", index).integers(len(tiles), size=(rows, columns))
+        mosaic = tiles[chosen].swapaxes(1, 2).reshape(rows * SIDE, columns * SIDE, 3)[:HEIGHT, :WIDTH]
+        mosaics.append(encode_view(np.ascontiguousarray(mosaic), "jpeg"))
     for number, indices in enumerate(np.array_split(np.arange(count), tars)):
         tar = ViewTarWriter(folder / f"drawn-{number:06d}.tar")
         for index in indices.tolist():
-            chosen = generator(_SEED, "mosaic", index).integers(len(tiles), size=(rows, columns))
-            mosaic = tiles[chosen].swapaxes(1, 2).reshape(rows * SIDE, columns * SIDE, 3)[:HEIGHT, :WIDTH]
-            data, members = (
-                encode_view(np.ascontiguousarray(mosaic), "jpeg"),
-                {"cls": b"%d" % (index % _DRAWN)},
-            )
-            tar.append(tar_sample(f"{index:06d}", data, members, "jpeg"))
+            members = {"cls": str(index % _DRAWN).encode()}
+            tar.append(tar_sample(f"{index:06d}", mosaics[index % _MOSAICS], members, "jpeg"))
         tar.close()
 
 
 def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], maker: ViewMaker) -> Cache:
-    """Make a finished cache of one view of some tars, with random features of the shape of `plain`."""
+    """Make a finished cache: a unit for each tar, with the crops of the first and random features."""
     folder = open_folder(path)
     constants = {  # a calibration that changes nothing
         name: np.full(spec.item_shape, name == "channel_std", np.float32)
@@ -58,8 +59,8 @@ def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], m
     schema = with_digests(plain, constants, 0)
     create_cache(folder, schema, constants)
     units = extend_cache(folder, schema, [(tar.name, tar.size) for tar in tars], 1, ())
-    for tar, unit in zip(tars, units, strict=True):
-        views = [made for made in map(maker, read_samples(tar)) if isinstance(made, SampleViews)]
+    views = [made for made in map(maker, read_samples(tars[0])) if isinstance(made, SampleViews)]
+    for unit in units:
         with folder.scratch() as scratch:
             writer = UnitWriter(folder, schema, unit, scratch)
             view_tar = ViewTarWriter(writer.view_tar)

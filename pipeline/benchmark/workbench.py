@@ -1,4 +1,4 @@
-"""What the parts of a benchmark share: images, teacher, caches and configuration, each made when first needed."""
+"""What the parts of a benchmark share: images, teacher, caches and training, each made when first needed."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,9 +12,8 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, TeacherFacts
 from pipeline.cache.sizes import view_bytes
 from pipeline.errors import ConfigError, MaskAlignError
-from pipeline.extraction.description import build_schema
 from pipeline.extraction.extractor import Extractor
-from pipeline.extraction.job import build_teacher, run_extraction
+from pipeline.extraction.job import build_schema, build_teacher, run_extraction
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.teacher.request import LOCAL, RANDOM
 from pipeline.teacher.teacher import Teacher
@@ -85,7 +84,7 @@ class Workbench:
 
     @cached_property
     def read_job(self) -> TrainingJob:
-        """The same on the cache whose reads are measured; its batch, which is not measured, fits few chunks."""
+        """The same on the cache whose reads are measured, with a batch that few chunks fill."""
         return self._build_job(self.read_cache, min(_LEAST_BATCH, self.options.batch_size))
 
     def _build_job(self, cache: Cache, batch: int) -> TrainingJob:
@@ -102,7 +101,7 @@ class Workbench:
         return self._recipe.model_copy(update={"train": train, "data": data})
 
     def extraction_options(self, cache: str = "", tars: Sequence[SourceTar] = ()) -> ExtractionOptions:
-        """Return the options of an extraction into the folder: those of the user's cache, else the paper's."""
+        """Return the options of an extraction: those of the user's cache, else the paper's."""
         options = ExtractionOptions(
             shards=tars,
             cache=str(self.folder / cache),
@@ -149,7 +148,5 @@ class Workbench:
 def untrained_twin(teacher: TeacherFacts) -> str:
     """Return the address of an untrained teacher of the same shape; raises ConfigError for one of a folder."""
     if teacher.tag == LOCAL:
-        raise ConfigError(
-            f"the cache's teacher {teacher.name!r} came from a folder: give one of its shape with --teacher"
-        )
+        raise ConfigError(f"the cache's teacher {teacher.name!r} came from a folder: give --teacher")
     return teacher.address(RANDOM)

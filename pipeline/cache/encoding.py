@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from pipeline.cache.schema import CODE_FORMATS, GROUP_CHANNELS, Encoding
 
 WHITENING_EPS = 1e-5
-MIN_CHANNEL_STD = 0.05  # keeps a channel that hardly varies from filling its group's scale
+MIN_CHANNEL_STD = 0.05
+# A channel that varies less in the images of the calibration than in others must not fill its group's scale there.
+MIN_SHARE_OF_STD = 0.5
 _NIBBLE_ZERO = 8  # what a code of 0 is stored as in four bits
 _MIN_SCALE = 2.0**-14  # the smallest normal half: below it a scale would lose digits
 
@@ -136,4 +138,6 @@ class Calibrator:
         assert self._squares is not None
         mean = self._sums / self._tokens
         deviation = (self._squares / self._tokens - mean.square()).clamp(min=0).sqrt()
-        return mean.float(), deviation.clamp(min=MIN_CHANNEL_STD).float()
+        typical = deviation.median(dim=-1, keepdim=True).values  # of the level
+        least = (MIN_SHARE_OF_STD * typical).clamp(min=MIN_CHANNEL_STD)
+        return mean.float(), deviation.maximum(least).float()

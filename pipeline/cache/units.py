@@ -106,8 +106,8 @@ def extended_units(
     """Append the units of new tars and views to those that exist.
 
     `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit, `finished` the numbers of
-    the units that are committed. A tar of finished units alone need not be there. Raises ConfigError for a name that no file can
-    have, for another known tar that has gone, and for one that changed its size after a unit was made of it.
+    the units that are committed. Tars of older units need not be there. Raises ConfigError for a name that no file can have, and for
+    a tar that changed its size after a unit was made of it; before that it may be replaced.
     """
     for name, _ in sources:
         if fault := tar_name_fault(name):
@@ -118,14 +118,10 @@ def extended_units(
     made, extended = {unit.source for unit in units if unit.unit in finished}, []
     for unit in units:
         size = sizes.get(unit.source)
-        if size is None and unit.unit in finished:
-            extended.append(unit)
-        elif size is None and unit.source_bytes == _UNKNOWN_BYTES and new:
+        if size is None and unit.source_bytes == _UNKNOWN_BYTES and unit.unit not in finished and new:
             extended.append(_unit(unit.unit, *new.pop(0)))  # it stood for an entry that was lost
         elif size is None:
-            raise ConfigError(
-                f"tar {unit.source!r} is in the cache, unfinished, but not among the shards; name it, too"
-            )
+            extended.append(unit)
         elif unit.source in made and unit.source_bytes not in (size, _UNKNOWN_BYTES):
             raise ConfigError(
                 f"tar {unit.source!r} has {size} bytes, but had {unit.source_bytes} when the cache was made; "

@@ -24,11 +24,9 @@ from pipeline.cache.units import Unit
 from pipeline.cache.verify import Finding, damaged_commit
 from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
-from pipeline.storage.folder import Folder
+from pipeline.storage.folder import Folder, read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
 from pipeline.views.view_tars import parse_samples, tar_bytes
-
-_PIECE = 8 << 20
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
@@ -49,27 +47,18 @@ def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
 
 def _verify_files(folder: Folder, commit: Commit) -> Iterator[str]:
     for key, record in commit.files.items():
+        digest = hashlib.sha256()
         try:
-            digest = _sha256(folder, key)
+            for piece in read_pieces(folder, key):
+                digest.update(piece)
         except OSError as error:
             found = unreadable(key, error, "")
             if isinstance(found, StorageError):  # says nothing about what is stored
                 raise found from None
             yield f"{key} cannot be read ({error.strerror})"
             continue
-        if digest != record.sha256:
+        if digest.hexdigest() != record.sha256:
             yield f"{key} does not match its SHA-256"
-
-
-def _sha256(folder: Folder, key: str) -> str:
-    """Digest a file in pieces of 8 MiB."""
-    digest, start = hashlib.sha256(), 0
-    while piece := folder.read(key, start, start + _PIECE):
-        digest.update(piece)
-        start += len(piece)
-        if len(piece) < _PIECE:
-            break
-    return digest.hexdigest()
 
 
 def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:

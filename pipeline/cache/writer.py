@@ -28,20 +28,10 @@ from pipeline.storage.files import WrittenFile, flush_to_disk
 from pipeline.storage.folder import Folder
 from pipeline.views.sample import SkippedImage
 
-# What file systems, desktops and NAS boxes put into any folder, besides names that begin with a dot.
-_BYSTANDERS = {
-    "lost+found",
-    "Thumbs.db",
-    "desktop.ini",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "@eaDir",
-}
-
 
 def foreign_names(folder: Folder) -> set[str]:
-    """Return what is directly in a folder, but for unfinished files and what file systems put into any folder."""
-    return {name for name in folder.names() - _BYSTANDERS if not name.startswith(".")}
+    """Return what is directly in a folder, but for unfinished files."""
+    return {name for name in folder.names() if not name.startswith(".")}
 
 
 def is_empty(folder: Folder) -> bool:

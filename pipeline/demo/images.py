@@ -60,23 +60,19 @@ def image(seed: int, index: int) -> DrawnImage:
     return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption)
 
 
-def prompts() -> list[list[str]]:
-    """Return the texts of each class for zero-shot classification, in the order of CLASSES."""
-    return [[f"{_article(name)} {name}", f"a picture of {_article(name)} {name}"] for name in CLASSES]
-
-
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """Return the article of a word of the captions."""
     return "an" if word[0] in "aeiou" or word.startswith("hour") else "a"
 
 
 def _caption(rng: np.random.Generator, form: str, colour: str, texture: str, ground: str) -> str:
     """Name the form always, colours and textures only sometimes, as people do."""
     if rng.random() < 0.5:
-        return str(rng.choice([f"{_article(form)} {form}", f"a picture of {_article(form)} {form}"]))
+        return str(rng.choice([f"{article(form)} {form}", f"a picture of {article(form)} {form}"]))
     adjectives = [word for word in (texture, colour) if rng.random() < 0.5]
     noun = " ".join([*adjectives, form])
-    where = f" on {_article(ground)} {ground} ground" if rng.random() < 0.3 else ""
-    return f"{_article(noun)} {noun}{where}"
+    where = f" on {article(ground)} {ground} ground" if rng.random() < 0.3 else ""
+    return f"{article(noun)} {noun}{where}"
 
 
 def _luma(colour: str) -> float:

@@ -1,7 +1,10 @@
-"""The channel statistics of a cache: of the first images of its first tars, so that every process finds the same."""
+"""The channel statistics of a cache, from images that are spread over its tars by a rule, so that every process finds the same.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+Tars are often sorted by class, so a few images of each of many tars say more than many images of one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,62 +16,90 @@ from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.storage.address import printable
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
+from pipeline.views.decoding_worker import SAMPLES_PER_JOB
 from pipeline.views.maker import SampleViews, ViewMaker
-from pipeline.views.sample import SourceSample
+from pipeline.views.sample import SkippedImage, SourceSample
 from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
 
 CALIBRATION_IMAGES = 256
+CALIBRATION_TARS = 64
 _BATCH = 32
 
 
 def calibrate(
-    shards: Sequence[SourceTar],
-    maker: ViewMaker,
-    decoder: Decoder,
-    teacher: Teacher,
-    device: torch.device,
-    by_source: bool = True,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Return channel mean and deviation (M, D) and the number of images they are of.
+    images: Sequence[SampleViews], teacher: Teacher, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return channel mean and std (M, D) over the first views of some images.
 
-    `by_source`: draw crops by the name of the tar too, as all caches but those of schema 1.0 do.
-    Raises SourceError if there is no image, CacheError that names block and image if the teacher's features are not finite.
+    Raises CacheError that names the teacher's block and the image if its features are not finite.
     """
-    calibrator, count = Calibrator(), 0
-    for samples in in_groups(first_samples(shards, maker, decoder, CALIBRATION_IMAGES, by_source), _BATCH):
-        pixels = np.stack([sample.pixels[0] for sample in samples])
+    calibrator = Calibrator()
+    for group in in_groups(images, _BATCH):
+        pixels = np.stack([image.pixels[0] for image in group])
         hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
         moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
-        refuse_features(torch.stack(moments, dim=2), teacher.levels, [sample.key for sample in samples])
+        refuse_features(torch.stack(moments, dim=2), teacher.levels, [image.key for image in group])
         calibrator.add(hidden)
-        count += len(samples)
     mean, std = calibrator.result()
-    return mean.numpy(), std.numpy(), count
+    return mean.numpy(), std.numpy()
 
 
-def first_samples(
-    shards: Sequence[SourceTar], maker: ViewMaker, decoder: Decoder, limit: int, by_source: bool = True
-) -> Iterator[SampleViews]:
-    """Yield the views of the first `limit` images that can be decoded; raises SourceError if there is none."""
-    count = 0
-    for shard in shards:
-        maker = replace(maker, source=shard.name if by_source else None)
-        for sample in decoder.views(whole_samples(shard), maker):
-            if isinstance(sample, SampleViews):
-                yield sample
-                count += 1
-            if count == limit:
-                return
-    if not count:
-        raise SourceError(
-            f"none of the {len(shards)} tars holds an image that can be decoded, the first is {printable(shards[0].address)!r}: check SHARDS"
-        )
+def spread_images(
+    tars: Sequence[SourceTar],
+    maker_of: Callable[[SourceTar], ViewMaker],
+    decoder: Decoder,
+    limit: int = CALIBRATION_IMAGES,
+    most_tars: int = CALIBRATION_TARS,
+) -> list[SampleViews]:
+    """Return the views of up to `limit` images: an equal number from the beginning of each of `most_tars` tars, evenly spaced in the list.
+
+    What one of these tars lacks the next ones give. Raises SourceError, with the first reason, if no tar has an image that can be decoded.
+    """
+    count = min(len(tars), most_tars)
+    chosen = [tars[index * len(tars) // count] for index in range(count)]
+    images: list[SampleViews] = []
+    skipped: list[SkippedImage] = []
+    for index, tar in enumerate(chosen):
+        share = -(-(limit - len(images)) // (count - index))
+        # with a few samples to spare for bad ones, since workers would decode far ahead
+        samples = islice(whole_samples(tar), 2 * share + SAMPLES_PER_JOB)
+        images += _good(decoder, samples, maker_of(tar), share, skipped)
+    for tar in tars:
+        if images:
+            return images
+        images += _good(decoder, whole_samples(tar), maker_of(tar), 1, skipped)
+    reason = (
+        f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else "they hold no samples"
+    )
+    raise SourceError(
+        f"none of the {len(tars)} tars holds an image that can be decoded, the first is {printable(tars[0].address)!r} ({reason}); "
+        "check SHARDS"
+    )
 
 
-def whole_samples(shard: SourceTar) -> Iterator[SourceSample]:
+def _good(
+    decoder: Decoder,
+    samples: Iterator[SourceSample],
+    maker: ViewMaker,
+    count: int,
+    skipped: list[SkippedImage],
+) -> list[SampleViews]:
+    """Return the views of the first `count` samples that can be decoded, and note the others."""
+    images: list[SampleViews] = []
+    for made in decoder.views(samples, maker):
+        if isinstance(made, SkippedImage):
+            skipped.append(made)
+        elif len(images) < count:
+            images.append(made)
+        if len(images) == count:
+            break
+    return images
+
+
+def whole_samples(tar: SourceTar) -> Iterator[SourceSample]:
     """Yield the samples up to where a tar breaks, whoever decodes them: its own extraction will report that."""
     try:
-        yield from read_samples(shard)
+        yield from read_samples(tar)
     except SourceError:
         return

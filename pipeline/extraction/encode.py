@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,13 +14,15 @@ from pipeline.cache.encoding import encode_level
 from pipeline.cache.layout import feature_array
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
-from pipeline.errors import CacheError
-from pipeline.extraction.options import Precision
+from pipeline.errors import CacheError, ConfigError
+from pipeline.extraction.options import Compile, Precision
 from pipeline.runtime.device import DeviceEvent, SideStream, compiled, to_host
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
 from pipeline.views.masking import rank_of_view
 
 _LARGEST_HALF = 65504
+
+Encoded = tuple[list[Tensor], Tensor, Tensor | None]  # codes by level, stats, importance
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
@@ -34,6 +37,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
+def resolve_compile(compile: Compile, device: torch.device) -> Literal["on", "try", "off"]:
+    """Return whether to compile the teacher: `auto` tries it on a GPU and does not on a CPU."""
+    if compile == "auto":
+        return "try" if device.type == "cuda" else "off"
+    return compile
+
+
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
     """Run the teacher on views (B, S, S, 3) uint8 in its precision."""
     with in_precision(teacher, pixels.device):
@@ -44,8 +54,14 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
-    # autocast to float32 is not a thing: torch runs in float32 where autocast is off
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    exact = (
+        dtype == torch.float32
+    )  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, None if exact else dtype, enabled=not exact),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
+    ):
         yield
 
 
@@ -55,8 +71,8 @@ def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str])
     if bad.any():
         sample, level = bad.nonzero()[0].tolist()
         raise CacheError(
-            f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or whose mean or deviation exceeds "
-            f"{_LARGEST_HALF:g}: check the teacher's weights, run it in float32 on --device cpu, or leave the image out"
+            f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or whose mean or std exceeds "
+            f"{_LARGEST_HALF:g}; check the teacher's weights, give --precision float32, or leave the image out"
         )
 
 
@@ -64,8 +80,8 @@ def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> 
     bad = np.flatnonzero(~np.isfinite(importance).all(axis=1))
     if len(bad):
         raise CacheError(
-            f"the attention of the teacher's last block to the patches of {keys[bad[0]]!r} is not finite: "
-            "check the teacher's weights, run it in float32 on --device cpu, or leave the image out"
+            f"the attention of the teacher's last block to the patches of {keys[bad[0]]!r} is not finite; "
+            "check the teacher's weights, give --precision float32, or leave the image out"
         )
 
 
@@ -96,13 +112,25 @@ class FeatureEncoder:
         schema: CacheSchema,
         device: torch.device,
         batch_size: int,
+        compile: Literal["on", "try", "off"] = "off",
     ) -> None:
-        """Take the teacher and the calibration (M, D)."""
+        """Take the teacher and the calibration (M, D). `try`: run the teacher uncompiled where compiling fails."""
         self.device, self.batch_size = device, batch_size
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
-        self._features = compiled(self.features) if device.type == "cuda" else self.features
+        self.compiled, self._must_compile = compile != "off", compile == "on"
+        self.compiler_fault = ""  # why the teacher runs uncompiled although compiling was tried
+        self._features = compiled(self.features) if self.compiled else self.features
+
+    def prepare(self) -> None:
+        """Compile for whole batches now: on a GPU it takes longer than thousands of images, and no rate should contain it."""
+        if self.compiled:
+            side = self._schema.view.image_size
+            pixels = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
+            with in_precision(self._teacher, self.device):
+                self._run(pixels)
+            DeviceEvent(self.device).wait()
 
     def launch(self, pixels: Tensor, keys: Sequence[str], unit: Unit) -> EncodingBatch:
         """Begin to encode the first of the views (b, S, S, 3) uint8 on the device, those of the images `keys` of a unit.
@@ -112,7 +140,7 @@ class FeatureEncoder:
         begun = DeviceEvent(self.device)
         count = len(keys)
         with in_precision(self._teacher, self.device):
-            codes, stats, importance = self._features(pixels)
+            codes, stats, importance = self._run(pixels)
             on_host = None if importance is None else to_host(importance[:count].float())
             finite = to_host(stats[:count].isfinite().all())
         done = DeviceEvent(self.device, since=begun)
@@ -120,7 +148,26 @@ class FeatureEncoder:
             keys, unit, [part[:count] for part in codes], stats[:count], on_host, finite, done
         )
 
-    def features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    def _run(self, pixels: Tensor) -> Encoded:
+        """Run the compiled teacher; where compiling fails, run it as it is or raise ConfigError, as --compile says.
+
+        Each new batch size is compiled when it first comes, so the compiler may fail late. It fails with errors of all kinds: no C
+        compiler, a GPU too old for Triton or for its bfloat16, a full cache folder.
+        """
+        if not self.compiled:
+            return self.features(pixels)
+        try:
+            return self._features(pixels)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            if self._must_compile:
+                raise ConfigError(f"the teacher cannot be compiled ({fault}); give --compile off") from error
+            self.compiled, self.compiler_fault = False, fault
+            return self.features(pixels)
+
+    def features(self, pixels: Tensor) -> Encoded:
         """Return codes, M of (b, T, W), stats (b, T, M, 2 + G) float16 and importance (b, N) of views (b, S, S, 3) uint8, all tokens."""
         features = self._teacher.features(pixels)
         levels = zip(features.hidden, self._mean, self._std, strict=True)

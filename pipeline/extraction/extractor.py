@@ -1,4 +1,7 @@
-"""The extraction of one process: tars in, units out, and the count of both. All parts overlap, also from one tar to the next."""
+"""The extraction of one process: tars in, units out, and the count of both. All parts overlap, also from one tar to the next.
+
+source tar → samples → decoding workers → a lane for each view (teacher, encoding) → unit builders (files) → publishing thread (commits)
+"""
 
 import time
 from collections import deque
@@ -12,12 +15,11 @@ from pipeline.cache.commit import committed
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_committed
-from pipeline.errors import CacheError, SourceError
-from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
-from pipeline.extraction.pixel_input import PixelInput
-from pipeline.extraction.timing import Timing
-from pipeline.extraction.unit_builder import UnitBuilder
-from pipeline.extraction.writer_threads import WriterThreads
+from pipeline.errors import SourceError
+from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.lane import Lane
+from pipeline.extraction.tally import Tally, Timing
+from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.storage.tar_streams import tar_size
@@ -31,31 +33,33 @@ from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
-_BATCHES_UNDER_WAY = 1  # that the device has been asked for, beside the one that is being collected
-
-
-@dataclass
-class Tally:
-    """What one process has done."""
-
-    units: int = 0
-    images: int = 0
-    views: int = 0
-    skipped: list[SkippedImage] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
-    failed: dict[str, str] = field(default_factory=dict)  # tar to reason
+_HEADER_BYTES = (
+    1536  # of a member in a tar: its header, and on average half a block of padding and a label's member
+)
 
 
 @dataclass
 class _Tar:
     """A tar whose units are being made, and what is held until they are: the claim on it, open files."""
 
-    shard: SourceTar
+    source: SourceTar
     builders: list[UnitBuilder]
     held: ExitStack
     skipped: list[SkippedImage] = field(default_factory=list)
+    unlabelled: list[tuple[str, str]] = field(default_factory=list)  # key and reason
     images: int = 0
-    fault: str = ""  # why it is left out
+    is_read: bool = False
+    reading_fault: str = ""
+
+    @property
+    def fault(self) -> str:
+        """Why the tar is left out, if it is."""
+        return self.reading_fault or next((one.fault for one in self.builders if one.fault), "")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rows are on their way to the files."""
+        return self.is_read and not any(builder.under_way for builder in self.builders)
 
 
 class Extractor:
@@ -72,177 +76,174 @@ class Extractor:
     ) -> None:
         """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
         self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
-        self._encoder, self._decoder = encoder, decoder
-        self._inputs: list[PixelInput] = []
-        self._under_way: deque[tuple[_Tar, UnitBuilder | None, EncodingBatch | None]] = deque()
-        self._open: list[_Tar] = []
+        self.encoder, self._decoder = encoder, decoder
+        self._lanes: list[Lane] = []
+        self._open: deque[_Tar] = deque()  # in the order in which they were begun
+        self._read_images, self._read_bytes = 0, 0
         self.timing = Timing()
         self.tally = Tally()
 
-    def run(self, shards: Sequence[SourceTar], units: Sequence[Unit], progress: ProgressDisplay) -> None:
-        """Make the uncommitted units of the tars, in the order of `shards`. A tar that fails is noted and left out."""
+    def run(self, tars: Sequence[SourceTar], units: Sequence[Unit]) -> None:
+        """Make the uncommitted units of the tars, in the order of `tars`. A tar that fails is noted and left out."""
         with (
             self._folder.scratch() as scratch,
             WriterThreads() as threads,
             ThreadPoolExecutor(1, "publish") as publisher,
+            ProgressDisplay("extract-teacher", 0) as progress,
         ):
             try:
-                publishing, counted = deque[Future[None]](), 0.0
-                for tar in self._encoded(self._groups(shards, units, scratch, threads)):
+                publishing, counted = deque[Future[None]](), time.monotonic()
+                for tar in self._encoded(self._groups(tars, units, scratch, threads)):
                     publishing.append(publisher.submit(self._publish, tar))
                     while len(publishing) > 1:
                         publishing.popleft().result()
                     if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:  # one listing of all commits
-                        progress.update(count_committed(self._folder, units), self._rate())
+                        self._show(progress, units)
                         counted = time.monotonic()
                 while publishing:
                     publishing.popleft().result()
+                self._show(progress, units)
             finally:
                 publisher.shutdown()
                 for tar in self._open:
                     tar.held.close()
                 self.timing.seconds["write"] += threads.seconds
-        progress.update(count_committed(self._folder, units), self._rate())
+                self.timing.seconds["teacher"] += sum(lane.seconds for lane in self._lanes)
 
     def _groups(
-        self, shards: Sequence[SourceTar], units: Sequence[Unit], scratch: Path, threads: WriterThreads
+        self, tars: Sequence[SourceTar], units: Sequence[Unit], scratch: Path, threads: WriterThreads
     ) -> Iterator[Group[_Tar]]:
         """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
-        finished = {
-            unit.unit for unit in committed(self._folder, units)
-        }  # to claim a tar and look again takes several round trips
+        # one listing of all commits now: to claim a tar and look for its own takes several round trips
+        finished = {unit.unit for unit in committed(self._folder, units)}
         missing: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
-        for shard in (shard for shard in shards if shard.name in missing):
-            if begun := self._begin(shard, missing[shard.name], scratch, threads):
-                tar, maker = begun
+        for source in tars:
+            if source.name in missing and (
+                tar := self._begin(source, missing[source.name], scratch, threads)
+            ):
+                views = tuple(builder.unit.view for builder in tar.builders)
+                draws = self._schema.source_of_draws(source.name)
+                maker = ViewMaker(self._policy, views, self._schema.view.format, draws)
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 
     def _begin(
-        self, shard: SourceTar, units: Sequence[Unit], scratch: Path, threads: WriterThreads
-    ) -> tuple[_Tar, ViewMaker] | None:
+        self, source: SourceTar, units: Sequence[Unit], scratch: Path, threads: WriterThreads
+    ) -> _Tar | None:
         """Claim a tar and begin its missing units; None if another process is at it or has made them."""
         with ExitStack() as held:
-            if not held.enter_context(self._folder.claimed(shard.name)):
-                self.tally.elsewhere.append(shard.name)
+            if not held.enter_context(self._folder.claimed(source.name)):
+                self.tally.elsewhere.append(source.name)
                 return None
-            if not (missing := [unit for unit in units if not is_committed(self._folder, unit)]):
+            missing = [unit for unit in units if not is_committed(self._folder, unit)]
+            if not missing:
                 return None
-            tar = _Tar(shard, [], held)
-            for place, unit in enumerate(missing):
-                tar.builders.append(UnitBuilder(self._folder, self._schema, unit, place, scratch, threads))
-                held.callback(tar.builders[-1].discard)
-            tar.held = held.pop_all()
+            builders = []
+            for unit in missing:
+                builders.append(UnitBuilder(self._folder, self._schema, unit, scratch, threads))
+                held.callback(builders[-1].discard)
+            tar = _Tar(source, builders, held.pop_all())
+        while len(self._lanes) < len(builders):
+            self._lanes.append(Lane(len(self._lanes), self.encoder, self._schema.view.image_size))
         self._open.append(tar)
-        views, source = tuple(unit.view for unit in missing), self._schema.source_of_draws(shard.name)
-        return tar, ViewMaker(self._policy, views, self._schema.view.format, source)
+        return tar
 
     def _read(self, tar: _Tar) -> Iterator[list[SourceSample]]:
         """Yield a tar's samples in groups, as far as it can be read and nothing else is wrong with it."""
-        groups = in_groups(read_samples(tar.shard), SAMPLES_PER_JOB)
+        groups = in_groups(read_samples(tar.source), SAMPLES_PER_JOB)
         while not tar.fault:
             with self.timing.measure("read"):
                 try:
                     group = next(groups, None)
                 except SourceError as error:
-                    tar.fault = str(error)
+                    tar.reading_fault = str(error)
                     return
             if group is None:
                 return
+            self._read_images += len(group)
+            self._read_bytes += sum(len(sample.image or b"") + _HEADER_BYTES for sample in group)
             yield group
 
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
         """Send groups through decoding and teacher; yields each tar once all its rows are on their way to its files."""
         for job in self._decoder.jobs(groups):
-            self._feed(job)
-            yield from self._collect(_BATCHES_UNDER_WAY)
-        yield from self._collect(0)
+            self._push(job)
+            yield from self._done()
+        for lane in self._lanes:
+            lane.collect()
+        yield from self._done()
 
-    def _feed(self, job: DecodedJob[_Tar]) -> None:
-        """Copy a job's pixels to the device and launch what is full; a job without samples ends its tar."""
+    def _push(self, job: DecodedJob[_Tar]) -> None:
+        """Send a job's images down the lanes; a job without samples ends its tar."""
         tar = job.of
         tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
+        tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
         tar.images += len(job.good)
-        for builder in tar.builders:
-            pixels = self._input(builder.place)
-            if not tar.fault:
-                self._launch(tar, builder, job, pixels)
-            if pixels.filled and (tar.fault or not job.results):
-                pixels.begin()
-        if not job.results:
-            self._under_way.append((tar, None, None))
-
-    def _launch(self, tar: _Tar, builder: UnitBuilder, job: DecodedJob[_Tar], pixels: PixelInput) -> None:
-        try:
-            launched = (
-                builder.add(job, self._encoder, pixels) if job.results else builder.end(self._encoder, pixels)
+        if tar.images > self._schema.unit_rows:
+            tar.reading_fault = tar.reading_fault or (
+                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
             )
-            self._under_way.extend((tar, builder, batch) for batch in launched)
-        except SourceError as error:
-            tar.fault = str(error)
+        # lanes that get nothing more for now: a tar that waits for them would hold up all tars behind it
+        idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
+        for lane in idle:
+            lane.collect()
+        for lane, builder in zip(self._lanes, tar.builders, strict=False):
+            if tar.fault:
+                lane.give_up()
+            elif job.results:
+                lane.push(builder, job)
+            else:
+                lane.end(builder)
+        tar.is_read = not job.results
 
-    def _collect(self, keep: int) -> Iterator[_Tar]:
-        """Take rows off the device until `keep` batches are under way; yields the tars that this ends."""
-        while self._under_way and (
-            not self._under_way[0][1] or sum(1 for entry in self._under_way if entry[1]) > keep
-        ):
-            tar, builder, batch = self._under_way.popleft()
-            if not builder or not batch:
-                yield tar
-                continue
-            try:
-                rows = self._encoder.collect(batch)
-                self.timing.seconds["teacher"] += batch.done.seconds
-                if not tar.fault:
-                    builder.take(rows)
-            except CacheError as error:
-                tar.fault = tar.fault or str(error)
-
-    def _input(self, place: int) -> PixelInput:
-        while len(self._inputs) <= place:
-            self._inputs.append(
-                PixelInput(self._encoder.batch_size, self._schema.view.image_size, self._encoder.device)
-            )
-        return self._inputs[place]
+    def _done(self) -> Iterator[_Tar]:
+        while self._open and self._open[0].is_done:
+            yield self._open.popleft()
 
     def _publish(self, tar: _Tar) -> None:
         """Publish a tar's units, or note why they are left out."""
-        self._open.remove(tar)
         with tar.held, self.timing.measure("publish"):
             if fault := tar.fault or self._fault_of(tar):
-                self.tally.failed[tar.shard.name] = fault
+                self.tally.failed[tar.source.name] = fault
                 return
             for builder in tar.builders:
                 self.tally.units += builder.publish(tar.skipped)
         self.tally.images += tar.images
         self.tally.views += tar.images * len(tar.builders)
-        self.tally.skipped.extend(tar.skipped)
+        self.tally.skipped += tar.skipped
+        if tar.unlabelled and not self.tally.unlabelled:
+            self.tally.first_unlabelled = tar.unlabelled[0]
+        self.tally.unlabelled += len(tar.unlabelled)
 
     def _fault_of(self, tar: _Tar) -> str:
         """Return what is wrong with a tar that has been read to its end."""
-        name, bad, total = tar.shard.name, len(tar.skipped), tar.images + len(tar.skipped)
+        name, bad, total = tar.source.name, len(tar.skipped), tar.images + len(tar.skipped)
+        first = f"the first: {tar.skipped[0].key!r} {tar.skipped[0].reason}" if bad else ""
+        if not total:
+            return f"tar {name!r} holds no samples; leave it out or make it again"
         if not tar.images:
-            return f"tar {name!r} holds no image that can be decoded: leave it out or make it again"
+            return f"tar {name!r} holds no image that can be decoded: 0 of {total} ({first}); leave it out or make it again"
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
-            first = tar.skipped[0]
             return (
                 f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
-                f"the first: {first.key!r} {first.reason}; make the tar again or raise --max-bad"
+                f"{first}; make the tar again or raise --max-bad"
             )
-        if tar_size(tar.shard.address) != tar.shard.size:
+        if tar_size(tar.source.address) != tar.source.size:
             return f"tar {name!r} was replaced while it was read: run the same command again"
         return ""
 
-    def _rate(self) -> str:
-        rate = (
-            f"{self.tally.images / self.timing.wall:.3g} images/s"
-            if self.tally.images
-            else "first tars under way"
-        )
-        return f"{rate}, {len(self.tally.skipped)} skipped, {len(self.tally.failed)} tars failed"
+    def _show(self, progress: ProgressDisplay, units: Sequence[Unit]) -> None:
+        """Show the progress of all processes in images, from the bytes of finished tars and the bytes of an image so far."""
+        views = len({unit.view for unit in units}) or 1
+        finished = sum(unit.source_bytes for unit in committed(self._folder, units)) / views
+        total = sum(unit.source_bytes for unit in units) / views
+        image_bytes = self._read_bytes / self._read_images if self._read_images else total
+        notes = {"skipped": len(self.tally.skipped), "tars failed": len(self.tally.failed)}
+        text = ", ".join(f"{count} {name}" for name, count in notes.items() if count)
+        progress.update(round(finished / image_bytes), text, round(total / image_bytes))
 
 
 def count_committed(folder: Folder, units: Sequence[Unit]) -> int:

@@ -1,35 +1,99 @@
-"""One extraction as the command asks for it: teacher, schema, the cache made or extended, and the work of this process."""
+"""One extraction as the command asks for it: teacher, schema, the cache created or extended, and the work of this process."""
 
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache as once
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
-from pipeline.errors import CacheError
-from pipeline.extraction.calibration import calibrate
-from pipeline.extraction.description import build_schema, refuse_other_configuration
-from pipeline.extraction.encode import FeatureEncoder, resolve_precision
+from pipeline.errors import CacheError, ConfigError
+from pipeline.extraction.calibration import calibrate, spread_images
+from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
 from pipeline.extraction.extractor import Extractor, count_committed
-from pipeline.extraction.forecast import refuse_full_disk
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.progress import ProgressDisplay
+from pipeline.extraction.plan import (
+    RateForecast,
+    SizeForecast,
+    forecast_rates,
+    forecast_sizes,
+    refuse_full_disk,
+)
+from pipeline.provenance import provenance, utc_now
+from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.decoder import Decoder
+from pipeline.views.decoder import JOBS_AHEAD, Decoder
+from pipeline.views.maker import SampleViews
+from pipeline.views.masking import count_of_share
 from pipeline.views.source_tars import SourceTar
+
+_OPEN_TARS = 4  # one is published, one waits for that, one ends and one is fed
+_LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
+
+
+def open_files(options: ExtractionOptions) -> int:
+    """Return how many files one process has open at the most: a view tar and the shards of each view of a few tars."""
+    levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
+    of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
+    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    return _OPEN_TARS * options.views * of_view + locks + 8 * options.workers + 200
+
+
+def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
+    """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
+    allow_open_files(open_files(options), "lower --views or --workers")
+    teacher = build_teacher(options)
+    decoder = Decoder(options.workers, options.image_size, options.views)
+    try:
+        if options.device.type == "cuda":
+            decoder.lock_pages()
+        cache, units = prepare_cache(options, teacher, decoder)
+        encoder = FeatureEncoder(
+            teacher,
+            *cache.calibration(),
+            cache.schema,
+            options.device,
+            options.batch_size,
+            resolve_compile(options.compile, options.device),
+        )
+        covered = {tar.name for tar in options.tars}
+        wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
+        if count_committed(cache.folder, wanted) < len(wanted):
+            encoder.prepare()
+        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
+        decoded = decoder.busy_seconds  # for the calibration
+        log = _Log(cache.folder, options)
+        try:
+            extractor.run(_rotated(options), wanted)
+        finally:
+            log.write(extractor)
+    finally:
+        decoder.close()
+    extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
+    return extractor, len(wanted) - count_committed(cache.folder, wanted)
+
+
+def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], object]) -> RateForecast:
+    """Forecast sizes and, after they have been shown, rates; writes nothing."""
+    teacher = build_teacher(options)
+    schema = build_schema(options, teacher)
+    sizes, decode_seconds = forecast_sizes(options, schema, open_existing(options, schema))
+    show(sizes)
+    return forecast_rates(options, teacher, sizes, decode_seconds)
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:
@@ -44,114 +108,139 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
     return teacher.to(options.device)
 
 
+def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
+    """Describe the cache that the options ask for, before calibration.
+
+    Raises ConfigError for a ranking that the teacher cannot give. A --keep that leaves out no patch is stored as 1, without a ranking.
+    """
+    patches = teacher.grid**2
+    whole = count_of_share(patches, options.keep) == patches
+    if not whole and options.keep_rank == "attention" and not teacher.facts.has_importance:
+        raise ConfigError(
+            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has neither CLS nor "
+            "a pooling query; give --keep-rank random, or --keep 1"
+        )
+    return CacheSchema(
+        teacher=teacher.facts,
+        view=options.view,
+        levels=teacher.levels,
+        encoding=options.encoding,
+        keep=1.0 if whole else options.keep,
+        keep_rank=None if whole else options.keep_rank,
+        calibration=CalibrationSchema(pictures=0, sha256=""),
+    )
+
+
+def open_existing(options: ExtractionOptions, schema: CacheSchema) -> Cache | None:
+    """Open the cache if there is one; raises ConfigError, naming the keys that differ, if it is not the one that is asked for."""
+    if is_empty(open_folder(options.cache)):
+        return None
+    cache = Cache(options.cache)
+    if differences := differing_keys(schema, cache.schema):
+        raise ConfigError(
+            f"cache {options.cache!r} was made with another configuration ({'; '.join(differences)}); "
+            "repeat its options or use another --cache"
+        )
+    return cache
+
+
 def prepare_cache(
     options: ExtractionOptions, teacher: Teacher, decoder: Decoder
 ) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
-    folder = open_folder(options.cache)
     schema = build_schema(options, teacher)
-    exists = not is_empty(folder)
-    if exists:
-        refuse_other_configuration(options.cache, schema, Cache(options.cache).schema)
-    refuse_full_disk(options, schema, decoder)
-    if not exists:
-        _create(folder, schema, options, teacher, decoder)
-    cache = _with_calibration(options, teacher, decoder)
-    refuse_other_configuration(options.cache, schema, cache.schema)  # another process may have been first
-    present = {(shard.name, shard.size) for shard in options.shards}
-    with folder.scratch():
-        _record(folder, options)
+    cache = open_existing(options, schema)
+    drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
+    maker = options.maker
+
+    @once
+    def images() -> Sequence[SampleViews]:
+        return spread_images(
+            options.shards, lambda tar: replace(maker, source=drawn.source_of_draws(tar.name)), decoder
+        )
+
+    refuse_full_disk(options, schema, cache, images)
+    if cache is None:
+        calibration, count = _calibrate(schema, images, teacher, options)
+        constants = calibration | teacher.tower.output()
+        create_cache(open_folder(options.cache), with_digests(schema, constants, count), constants)
+        cache = open_existing(options, schema)  # which another process may have created
+        assert cache is not None
+    _restore_constants(cache, lambda: _calibrate(schema, images, teacher, options)[0], teacher)
+    present = [(tar.name, tar.size) for tar in options.shards]
+    with cache.folder.scratch():
         return cache, extend_cache(
-            folder, cache.schema, [(tar.name, tar.size) for tar in options.tars], options.views, present
+            cache.folder, cache.schema, present[: options.limit], options.views, present
         )
 
 
-def _create(
-    folder: Folder, schema: CacheSchema, options: ExtractionOptions, teacher: Teacher, decoder: Decoder
-) -> None:
-    mean, std, images = _calibration(options, teacher, decoder, schema)
-    constants = {"channel_mean": mean, "channel_std": std} | teacher.tower.output()
-    create_cache(folder, with_digests(schema, constants, images), constants)
-
-
-def _calibration(
-    options: ExtractionOptions, teacher: Teacher, decoder: Decoder, schema: CacheSchema
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Return channel mean and deviation (M, D) and of how many images they are; 0 and 1 for an encoding that needs none."""
+def _calibrate(
+    schema: CacheSchema,
+    images: Callable[[], Sequence[SampleViews]],
+    teacher: Teacher,
+    options: ExtractionOptions,
+) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """Return channel mean and std (M, D) and of how many images they are; 0 and 1 of none for an encoding that needs none."""
     if schema.code_format.largest_code is None:
-        shape = (len(teacher.levels), teacher.facts.width)
-        return np.zeros(shape, np.float32), np.ones(shape, np.float32), 0
-    by_source = schema.source_of_draws("") is not None
-    return calibrate(options.shards, options.maker, decoder, teacher, options.device, by_source)
+        shape = (len(schema.levels), schema.teacher.width)
+        return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
+    mean, std = calibrate(images(), teacher, options.device)
+    return {"channel_mean": mean, "channel_std": std}, len(images())
 
 
-def _with_calibration(options: ExtractionOptions, teacher: Teacher, decoder: Decoder) -> Cache:
-    """Open the cache and write its damaged arrays without rows again; raises CacheError if that comes out otherwise than it was."""
-    cache = Cache(options.cache)
+def _restore_constants(
+    cache: Cache, calibration: Callable[[], dict[str, NDArray[np.float32]]], teacher: Teacher
+) -> None:
+    """Write damaged arrays without rows again; raises CacheError if they come out otherwise than they were."""
     damaged = damaged_constants(cache)
     if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
     if ("channel_mean", "channel_std") in damaged:
-        mean, std, _ = _calibration(options, teacher, decoder, cache.schema)
-        if digest_of_arrays(mean, std) != cache.schema.calibration.sha256:
+        found = calibration()
+        if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(
-                f"the calibration of cache {options.cache!r} is damaged, and the first images of these tars give another: "
-                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars in the order of the first extraction"
+                f"cache {cache.address!r} has a damaged calibration, and these tars do not reproduce it; "
+                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars of the first extraction in its order"
             )
-        restore_constants(cache.folder, {"channel_mean": mean, "channel_std": std})
-    return cache
+        restore_constants(cache.folder, found)
 
 
-def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
-    """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
-    teacher = build_teacher(options)
-    decoder = Decoder(options.workers, options.image_size, options.views)
-    try:
-        if options.device.type == "cuda":
-            decoder.lock_pages()
-        cache, units = prepare_cache(options, teacher, decoder)
-        encoder = FeatureEncoder(
-            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size
-        )
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
-        covered = {tar.name for tar in options.tars}
-        wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
-        decoded = decoder.busy_seconds  # for the calibration
-        with ProgressDisplay(
-            "extract-teacher", len(wanted), count_committed(cache.folder, wanted), "units"
-        ) as progress:
-            extractor.run(_rotated(options), wanted, progress)
-    finally:
-        decoder.close()
-    extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
-    return extractor, len(wanted) - count_committed(cache.folder, wanted)
+class _Log:
+    """A file in logs/ with what may differ from process to process: it decides no content, but explains a difference."""
 
+    def __init__(self, folder: Folder, options: ExtractionOptions) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self._folder, self._key = folder, f"logs/{stamp}-{platform.node()}-{os.getpid()}.json"
+        self._values: dict[str, Any] = {
+            **provenance(*_LIBRARIES),
+            "shards": [printable(tar.address) for tar in options.tars],
+            "batch_size": options.batch_size,
+            "workers": options.workers,
+            "device": str(options.device),
+            "rank": options.rank,
+            "processes": options.processes,
+            "precision": resolve_precision(options.precision, options.device),
+        }
+        self.write()
 
-def _record(folder: Folder, options: ExtractionOptions) -> None:
-    """Note in logs/ what may differ from process to process: it decides no content, but who looks into a difference will ask for it."""
-    noted = {
-        "batch_size": options.batch_size,
-        "workers": options.workers,
-        "device": str(options.device),
-        "rank": options.rank,
-    }
-    versions = {
-        name: version(name)
-        for name in ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
-    }
-    values = {
-        "host": platform.node(),
-        "shards": [printable(shard.address) for shard in options.shards],
-        **noted,
-        "versions": versions,
-    }
-    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{platform.node()}-{os.getpid()}.json"
-    folder.create(f"logs/{name}", (json.dumps(values, indent=2) + "\n").encode())
+    def write(self, extractor: Extractor | None = None) -> None:
+        """Write the log; with an extractor, what it has done until now."""
+        if extractor:
+            tally = extractor.tally
+            self._values |= {
+                "compiled": extractor.encoder.compiled,
+                "ended": utc_now(),
+                "units": tally.units,
+                "images": tally.images,
+                "failed": tally.failed,
+            }
+        self._folder.replace(self._key, (json.dumps(self._values, indent=2) + "\n").encode())
 
 
 def _rotated(options: ExtractionOptions) -> Sequence[SourceTar]:
-    shards = options.shards[: options.limit]
+    """Return the tars from this process's share on, so that processes begin at different ones."""
+    tars = options.tars
     start = (
-        len(shards) * options.rank // options.processes % len(shards)
+        len(tars) * options.rank // options.processes % len(tars)
     )  # a Slurm array may count from any number
-    return [*shards[start:], *shards[:start]]
+    return [*tars[start:], *tars[:start]]

@@ -3,38 +3,67 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from pipeline.cache.commit import committed
+from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_sizes
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
-from pipeline.cache.sizes import view_bytes as target_bytes
-from pipeline.cache.writer import is_empty
-from pipeline.extraction.calibration import first_samples
-from pipeline.extraction.description import build_schema, refuse_other_configuration
+from pipeline.cache.sizes import view_bytes
+from pipeline.cache.units import Unit
+from pipeline.errors import StorageError
+from pipeline.extraction.calibration import spread_images, whole_samples
 from pipeline.extraction.encode import run_teacher
-from pipeline.extraction.forecast import SAMPLED_IMAGES, SizeForecast, forecast_sizes
-from pipeline.extraction.job import build_teacher
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import is_url, open_folder
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
-from pipeline.views.source_tars import SourceTar
+from pipeline.views.view_tars import tar_bytes
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
-_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few images: each has a block of every array
+_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few images: each has a chunk of every array
+_SAMPLED_TARS = 4
+_SAMPLED_IMAGES = 64
+_SURE = 0.8  # of a forecast that goes by the bytes of a few tars
+_TEACHER_SECONDS = 3.0
+_COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
+_COMMIT_BYTES_A_CHUNK = 12  # the checksum of one array's chunk
+_METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
+_METADATA_BYTES_AN_ARRAY = 1000
+_BYTES_A_LISTED_UNIT = 120
 
 
 @dataclass(frozen=True)
-class ExtractionPlan:
-    """A forecast; counts are of views unless said."""
+class SizeForecast:
+    """Sizes of a whole cache, of which `finished` of `units` exist already."""
 
-    sizes: SizeForecast
     tars: int
     views: int
-    peak_memory: float
+    images: float
+    rows: int  # of the largest unit that was counted
+    largest_tar: str  # which that is
+    target_bytes: float  # of a view
+    crop_bytes: float  # of a view, as a sample of its tar
+    total_bytes: float
+    files: int
+    finished: int
+    peak_memory: float  # of each process
+
+    @property
+    def units(self) -> int:
+        """Units of the whole cache."""
+        return self.tars * self.views
+
+
+@dataclass(frozen=True)
+class RateForecast:
+    """How fast an extraction will be."""
+
+    sizes: SizeForecast
     teacher_rate: float  # views a second of one device
     decode_rate: float  # images with all their views a second of one worker
     workers: int
@@ -43,12 +72,15 @@ class ExtractionPlan:
     @property
     def image_rate(self) -> float:
         """Images a second of all processes together: the slower of teacher and decoding."""
-        return self.processes * min(self.teacher_rate / self.views, self.decode_rate * max(1, self.workers))
+        return self.processes * min(
+            self.teacher_rate / self.sizes.views, self.decode_rate * max(1, self.workers)
+        )
 
     @property
     def hours(self) -> float:
-        """Hours for all."""
-        return self.sizes.images / self.image_rate / 3600
+        """Hours for what is missing."""
+        missing = 1 - self.sizes.finished / self.sizes.units
+        return self.sizes.images * missing / self.image_rate / 3600
 
     @property
     def paid_after_epochs(self) -> float:
@@ -56,53 +88,110 @@ class ExtractionPlan:
         return self.teacher_rate * self.processes / self.image_rate
 
 
-def plan_extraction(options: ExtractionOptions) -> ExtractionPlan:
-    """Sample a few tars and time decoding and teacher; writes nothing. Counts are exact up to four tars, else scaled by bytes."""
-    teacher = build_teacher(options)
-    schema = build_schema(options, teacher)
-    if not is_empty(open_folder(options.cache)):
-        refuse_other_configuration(options.cache, schema, Cache(options.cache).schema)
-    shards = options.shards[: options.limit]
-    samples, decode_seconds = _sample_views(options, shards)
-    sizes = forecast_sizes(schema, shards, samples, options.views)
-    return ExtractionPlan(
-        sizes=sizes,
-        tars=len(shards),
-        views=options.views,
-        peak_memory=_peak_memory(schema, options.views, options.batch_size, options.workers),
-        teacher_rate=_teacher_rate(options, teacher),
-        decode_rate=len(samples) / decode_seconds,
-        workers=options.workers,
-        processes=options.processes,
-    )
+def forecast_sizes(
+    options: ExtractionOptions, schema: CacheSchema, cache: Cache | None
+) -> tuple[SizeForecast, float]:
+    """Forecast from the views of a few images and the counts of a few tars; return it with the seconds of a worker for an image.
 
-
-def _sample_views(options: ExtractionOptions, shards: Sequence[SourceTar]) -> tuple[list[SampleViews], float]:
-    """Return the first images with all their views, and the seconds that one process took to make them."""
+    Counts are exact up to four tars, else scaled by bytes. Writes nothing.
+    """
     decoder = Decoder(0, options.image_size)
     maker = replace(options.maker, views=tuple(range(options.views)))
-    return list(first_samples(shards, maker, decoder, SAMPLED_IMAGES)), decoder.busy_seconds
-
-
-def _peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
-    """Bytes, whatever the length of a tar: batches and unfinished blocks of every view, the teacher's input, what decoders share with it.
-
-    Beside it come the programs themselves, and on a GPU what page-locked copies are rounded up by.
-    """
-    view_bytes = target_bytes(schema)
-    rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
-    pixels = batch_size * 3 * schema.view.image_size**2
-    return (
-        views * (rows * view_bytes + pixels)
-        + workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
+    images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
+    return _forecast(options, schema, images, len(_finished(options, cache))), decoder.busy_seconds / len(
+        images
     )
 
 
-def _teacher_rate(options: ExtractionOptions, teacher: Teacher) -> float:
-    size = options.image_size
-    pixels = torch.zeros((options.batch_size, size, size, 3), dtype=torch.uint8, device=options.device)
-    seconds = min(_seconds(lambda: run_teacher(teacher, pixels), options.device) for _ in range(3))
-    return options.batch_size / seconds
+def _forecast(
+    options: ExtractionOptions, schema: CacheSchema, images: Sequence[SampleViews], finished: int
+) -> SizeForecast:
+    tars, views = options.tars, options.views
+    sampled = tars[:: max(1, len(tars) // _SAMPLED_TARS)]
+    rows = [max(1, sum(1 for _ in whole_samples(tar))) for tar in sampled]
+    scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
+    stored = [len(sample) for image in images for sample in image.tar_samples]
+    crop_bytes = sum(stored) / len(stored)
+    files = len(row_arrays(schema)) + 2  # shards, view tar and commit
+    target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
+    commit_bytes = sum(
+        files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_CHUNK * chunk_count(count)) for count in rows
+    )
+    view_tars = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
+    beside = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values()) + _METADATA_BYTES
+    beside += _METADATA_BYTES_AN_ARRAY * len(array_specs(schema)) + _BYTES_A_LISTED_UNIT * len(tars) * views
+    return SizeForecast(
+        tars=len(tars),
+        views=views,
+        images=sum(rows) * scale,
+        rows=max(rows),
+        largest_tar=sampled[rows.index(max(rows))].name,
+        target_bytes=target_bytes / sum(rows),
+        crop_bytes=crop_bytes,
+        total_bytes=views * (target_bytes + commit_bytes + view_tars) * scale + beside,
+        files=len(tars) * views * files,
+        finished=finished,
+        peak_memory=peak_memory(schema, views, options.batch_size, options.workers),
+    )
+
+
+def forecast_rates(
+    options: ExtractionOptions, teacher: Teacher, sizes: SizeForecast, decode_seconds: float
+) -> RateForecast:
+    """Time the teacher for a few seconds at most, in batches that grow up to the one of the options."""
+    side, size, rate = options.image_size, 1, 0.0
+    pixels = torch.zeros((options.batch_size, side, side, 3), dtype=torch.uint8, device=options.device)
+    begin = time.perf_counter()
+    _seconds(partial(run_teacher, teacher, pixels[:1]), options.device)  # the first call sets things up
+    while True:
+        taken = _seconds(partial(run_teacher, teacher, pixels[:size]), options.device)
+        rate = max(rate, size / taken)
+        larger = min(2 * size, options.batch_size)
+        if size == larger or time.perf_counter() - begin + 2 * taken > _TEACHER_SECONDS:
+            break
+        size = larger
+    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes)
+
+
+def refuse_full_disk(
+    options: ExtractionOptions,
+    schema: CacheSchema,
+    cache: Cache | None,
+    images: Callable[[], Sequence[SampleViews]],
+) -> None:
+    """Raise StorageError if what the options ask for and does not exist yet will surely not fit onto the disk; writes nothing.
+
+    Tars behind URLs are not counted for that, and where there is one among them nothing is refused.
+    """
+    free, units = open_folder(options.cache).free_bytes(), len(options.tars) * options.views
+    missing = units - len(_finished(options, cache))
+    if free is None or not missing or any(is_url(tar.address) for tar in options.tars):
+        return
+    needed = _forecast(options, schema, images(), 0).total_bytes * missing / units
+    if needed * _SURE > free:
+        raise StorageError(
+            f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has {free / 1e9:.3g} GB free; "
+            "make room, or extract less (--limit, --views; in a new cache --keep 0.3, --encoding int4)"
+        )
+
+
+def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
+    """Return the units that exist of those that the options ask for."""
+    covered = {tar.name for tar in options.tars}
+    units = committed(cache.folder, cache.units) if cache else []
+    return [unit for unit in units if unit.source in covered and unit.view < options.views]
+
+
+def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
+    """Bytes, whatever the length of a tar: batches and unfinished chunks of every view, the teacher's input, what decoders share with it.
+
+    The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
+    """
+    row_bytes = view_bytes(schema)
+    rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
+    pixels = batch_size * 3 * schema.view.image_size**2
+    shared = workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
+    return views * (rows * row_bytes + pixels) + shared
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,10 +1,13 @@
 """What accumulates while a unit is made: its view tar and its shards in a scratch folder, its index in memory."""
 
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,33 +16,62 @@ from pipeline.cache.layout import index_rows
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import UnitWriter
-from pipeline.errors import SourceError
-from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
-from pipeline.extraction.pixel_input import PixelInput
-from pipeline.extraction.writer_threads import WriterThreads
 from pipeline.storage.folder import Folder
-from pipeline.views.decoder import DecodedJob, Of
+from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage
 from pipeline.views.view_tars import ViewTarWriter
 
+_THREADS = 4
 _BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 
 
+class WriterThreads:
+    """A few threads that write while the teacher runs. Digests, checksums and writes release the GIL, so several keep up with a disk.
+
+    Work with the same number is done in order, by one of them.
+    """
+
+    def __init__(self) -> None:
+        self._threads = [ThreadPoolExecutor(1, f"write-{number}") for number in range(_THREADS)]
+        self._seconds = [0.0] * _THREADS
+
+    def submit(self, number: int, work: Callable[..., None], *arguments: object) -> Future[None]:
+        """Let a thread do some work."""
+
+        def timed() -> None:
+            begin = time.perf_counter()
+            try:
+                work(*arguments)
+            finally:
+                self._seconds[number % _THREADS] += time.perf_counter() - begin
+
+        return self._threads[number % _THREADS].submit(timed)
+
+    @property
+    def seconds(self) -> float:
+        """Busy seconds of the busiest thread."""
+        return max(self._seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=error is not None)
+
+
 class UnitBuilder:
-    """Builds one unit in a scratch folder and publishes it."""
+    """Builds one unit in a scratch folder and publishes it. `fault` says why it must not be published."""
 
     def __init__(
-        self,
-        folder: Folder,
-        schema: CacheSchema,
-        unit: Unit,
-        place: int,
-        scratch: Path,
-        threads: WriterThreads,
+        self, folder: Folder, schema: CacheSchema, unit: Unit, scratch: Path, threads: WriterThreads
     ) -> None:
-        """Begin a unit; `place` is its view's place among those that a sample comes with."""
-        self.place = place
-        self._schema, self._unit, self._threads = schema, unit, threads
+        """Begin a unit."""
+        self.unit, self.fault = unit, ""
+        self.under_way = 0  # batches on the device
+        self._threads = threads
         self._files = UnitWriter(folder, schema, unit, scratch)
         self._tar = ViewTarWriter(self._files.view_tar)
         self._writing: deque[list[Future[None]]] = deque()
@@ -48,45 +80,33 @@ class UnitBuilder:
         self._boxes: list[NDArray[np.int32]] = []
         self._launched = 0
 
-    def add(
-        self, job: DecodedJob[Of], encoder: FeatureEncoder, pixels: PixelInput
-    ) -> Iterator[EncodingBatch]:
-        """Take the samples of a job; yields the batches that these fill up, launched."""
-        for sample in job.good:
-            self._tar.append(sample.tar_samples[self.place])
+    def add(self, samples: Sequence[SampleViews], index: int) -> None:
+        """Take view `index` of some images."""
+        for sample in samples:
+            self._tar.append(sample.tar_samples[index])
             self._keys.append(sample.key)
             self._labels.append(sample.label)
-            self._boxes.append(sample.boxes[self.place])
-        if len(self._keys) > self._schema.unit_rows:
-            raise SourceError(
-                f"tar {self._unit.source!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
-            )
-        rest = job.pixels[self.place]
-        while len(rest):
-            count = min(len(rest), pixels.room)
-            if copy := pixels.add(rest[:count]):
-                job.copies.append(copy)
-            rest = rest[count:]
-            if not pixels.room:
-                yield self._launch(encoder, pixels)
+            self._boxes.append(sample.boxes[index])
 
-    def end(self, encoder: FeatureEncoder, pixels: PixelInput) -> Iterator[EncodingBatch]:
-        """Launch the last, short batch, if there is one."""
-        if pixels.filled:
-            yield self._launch(encoder, pixels)
+    def next_keys(self, count: int) -> Sequence[str]:
+        """Return the keys of the next images that the teacher will see."""
+        self._launched += count
+        return self._keys[self._launched - count : self._launched]
 
     def take(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
         """Let the rows of a batch be written."""
+        arrays = enumerate(rows.items(), start=self.unit.view)
         self._writing.append(
-            [self._submit(number, name, values) for number, (name, values) in enumerate(rows.items())]
+            [
+                self._threads.submit(number, self._files.append, name, values)
+                for number, (name, values) in arrays
+            ]
         )
-        while len(self._writing) > _BATCHES_TO_WRITE:
-            self._wait()
+        self._wait(_BATCHES_TO_WRITE)
 
     def publish(self, skipped: Sequence[SkippedImage]) -> bool:
         """Finish and commit the unit; False if another process was first."""
-        while self._writing:
-            self._wait()
+        self._wait()
         view_tar = self._tar.close()
         self._files.append("index", index_rows(self._keys, self._tar.ranges, self._labels))
         self._files.append("view", np.stack(self._boxes))
@@ -100,18 +120,10 @@ class UnitBuilder:
         self._tar.discard()
         self._files.discard()
 
-    def _launch(self, encoder: FeatureEncoder, pixels: PixelInput) -> EncodingBatch:
-        keys = self._keys[self._launched : self._launched + pixels.filled]
-        self._launched += len(keys)
-        batch = encoder.launch(pixels.batch(), keys, self._unit)
-        pixels.begin()
-        return batch
-
-    def _submit(self, number: int, name: str, rows: NDArray[np.generic]) -> Future[None]:
-        return self._threads.submit(self.place + number, self._files.append, name, rows)
-
-    def _wait(self) -> None:
-        batch = self._writing.popleft()
-        wait(batch)  # for all: files are not given up while another thread still writes
-        for future in batch:
-            future.result()
+    def _wait(self, keep: int = 0) -> None:
+        """Wait for the oldest batches to be written; for all arrays of each: no file may be given up while a thread still writes it."""
+        while len(self._writing) > keep:
+            batch = self._writing.popleft()
+            wait(batch)
+            for future in batch:
+                future.result()

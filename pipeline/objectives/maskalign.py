@@ -1,92 +1,166 @@
-"""The whole student of pretraining: masked encoder, dynamic alignment and loss in one module, so that one compiled step holds all."""
+"""MaskAlign: the student sees the visible patches alone and matches an intact teacher there, at several levels (arXiv 2211.08887).
 
-from collections.abc import Sequence
+A student that sees a third of an image does not match its teacher block by block. Dynamic alignment therefore learns, for each teacher
+level, a mixture of student blocks that starts at the same relative depth. The fixed mixtures are the paper's baselines.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.objectives.alignment import AlignmentConfig, DynamicAlignment, matched_blocks
-from pipeline.objectives.losses import LossConfig, LossKind, alignment_loss
+from pipeline.errors import ConfigError
+from pipeline.objectives.losses import LossKind, TargetKind, distance
+from pipeline.objectives.needs import Needs
+from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
 from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.initialise import initialise_layer
+
+Mode = Literal["dynamic", "layerwise", "uniform", "last"]
+Head = Literal["linear", "norm_linear", "mlp"]
 
 
-class MaskAlignStudent(nn.Module):
-    """Visible patches and teacher targets in, loss out.
+class MaskAlign(ObjectiveConfig):
+    """How student blocks are mixed for a teacher level, the head that maps a mixture to the teacher's width, distance and target."""
 
-    Every parameter that requires a gradient gets one. Blocks behind the last one that any level uses (a fixed mixture of early levels) are
-    frozen and not run.
-    """
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.7}
+
+    name: Literal["maskalign"] = "maskalign"
+    mode: Mode = "dynamic"
+    head: Head = "linear"
+    loss: LossKind = "smooth_l1"
+    target: TargetKind = "whiten"
+
+    @property
+    def needs(self) -> Needs:
+        """All chosen levels at the visible tokens."""
+        return Needs()
+
+    def build(self, student: StudentConfig, setting: Setting) -> "MaskAlignObjective":
+        """Return an untrained encoder with its alignment; raises ConfigError."""
+        encoder = build_encoder(student, setting.image_size, setting.patch_size)
+        matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)
+        alignment = DynamicAlignment(
+            self.mode, self.head, matched, encoder.depth, encoder.width, setting.teacher_width
+        )
+        return MaskAlignObjective(encoder, alignment, self.loss, self.needs, setting)
+
+
+class MaskAlignObjective(Objective):
+    """Encoder, dynamic alignment and loss. Blocks behind the last one that any level reads are frozen and not run."""
 
     def __init__(
-        self, encoder: MaskedEncoder, alignment: DynamicAlignment, loss_kind: LossKind, teacher_has_cls: bool
+        self,
+        encoder: MaskedEncoder,
+        alignment: "DynamicAlignment",
+        loss: LossKind,
+        needs: Needs,
+        setting: Setting,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
+        parts = tuple(f"level {level}" for level in setting.levels)
+        super().__init__(encoder, needs, parts, setting.teacher_has_cls)
         self.alignment = alignment
-        self.loss_kind: LossKind = loss_kind
-        self.teacher_has_cls = teacher_has_cls
+        self.loss: LossKind = loss
         for block in encoder.vit.blocks[alignment.last_block + 1 :]:
             block.requires_grad_(False)
 
-    def forward(
-        self, patches: Tensor, visible: Tensor, targets: Tensor | Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss () and its part at each level (M,), detached.
+    def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the loss (), the equally weighted mean of its parts at each level (M,).
 
-        Patches (B, K, P) uint8 or float, visible (B, K) int64, targets M tensors (B, K', D) or one (B, M, K', D) at the visible
-        patches, with the teacher's CLS first if it has one. CLS counts as a token where both have it; without, the loss covers the patches.
+        CLS counts as a token where student and teacher have one; otherwise the loss covers the patches.
         """
-        tokens = self.encoder.embed(patches, visible)
-        predictions = self.alignment(self.encoder.blocks(tokens))
-        levels = targets.unbind(1) if isinstance(targets, Tensor) else targets
-        loss, per_level = alignment_loss(
-            [self._comparable(prediction) for prediction in predictions],
-            [self._compared(target) for target in levels],
-            self.loss_kind,
+        predictions = self.alignment(self.encoder.blocks(self.encoder.embed(view.patches, view.visible)))
+        pairs = zip(predictions, targets.visible, strict=True)
+        per_level = torch.stack(
+            [
+                distance(self.with_target(prediction), self.with_token(target), self.loss)
+                for prediction, target in pairs
+            ]
         )
-        return loss, per_level.detach()
+        return per_level.mean(), per_level.detach()
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that are no matrices of a layer; norms and biases are told by having one axis."""
-        tokens = ("cls_token", "reg_token", "pos_embed")
-        return {
-            "alignment.weights",
-            *(f"encoder.vit.{name}" for name in tokens if getattr(self.encoder.vit, name) is not None),
-        }
+        """Return the encoder's tokens and the mixture."""
+        return super().no_weight_decay() | {"alignment.weights"}
 
-    @property
-    def _aligns_cls(self) -> bool:
-        return self.teacher_has_cls and self.encoder.has_cls
-
-    def _comparable(self, prediction: Tensor) -> Tensor:
-        """Drop the prefix tokens of a prediction (B, prefix + K, D) that have no target."""
-        prefix = self.encoder.prefix_tokens
-        if self._aligns_cls and prefix == 1:
-            return prediction
-        patches = prediction[:, prefix:]
-        return torch.cat([prediction[:, :1], patches], dim=1) if self._aligns_cls else patches
-
-    def _compared(self, target: Tensor) -> Tensor:
-        """Drop the teacher's CLS of a target (B, T, D) where the student has none."""
-        return target[:, 1:] if self.teacher_has_cls and not self.encoder.has_cls else target
+    def figures(self) -> dict[str, list[list[float]]]:
+        """Return the mixture (M, L)."""
+        weights: list[list[float]] = self.alignment.weights.detach().float().tolist()
+        return {"alignment": weights}
 
 
-def build_student(
-    student: StudentConfig,
-    alignment: AlignmentConfig,
-    loss: LossConfig,
-    *,
-    image_size: int,
-    patch_size: int,
-    teacher_levels: Sequence[int],
-    teacher_depth: int,
-    teacher_width: int,
-    teacher_has_cls: bool,
-) -> MaskAlignStudent:
-    """Return an untrained student for a teacher's levels, its values drawn from torch's global generator; raises ConfigError."""
-    encoder = build_encoder(student, image_size, patch_size)
-    matched = matched_blocks(teacher_levels, teacher_depth, encoder.depth)
-    aligned = DynamicAlignment(
-        alignment.mode, alignment.head, matched, encoder.depth, encoder.width, teacher_width
+def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:
+    """Return for each teacher block t of T the student block at its relative depth: round((t + 1) * L / T) - 1.
+
+    Halves are rounded up, in whole numbers, so that depth cannot depend on how a float falls; equal depth gives t itself. What would
+    fall before the first block is the first. Raises ConfigError for levels that the teacher does not have.
+    """
+    wrong = [level for level in teacher_levels if not 0 <= level < teacher_depth]
+    if wrong or not teacher_levels:
+        raise ConfigError(
+            f"teacher levels {list(teacher_levels)} cannot be aligned: give one or more block numbers from 0 to {teacher_depth - 1}"
+        )
+    rounded = (
+        (2 * (level + 1) * student_depth + teacher_depth) // (2 * teacher_depth) for level in teacher_levels
     )
-    return MaskAlignStudent(encoder, aligned, loss.kind, teacher_has_cls)
+    return tuple(max(block - 1, 0) for block in rounded)
+
+
+def initial_weights(mode: Mode, matched: Sequence[int], student_depth: int) -> Tensor:
+    """Return the weights (M, L) float32 that a mode begins with, or keeps; a learned match begins at 0.01 + 1."""
+    match = torch.nn.functional.one_hot(torch.tensor(matched), student_depth).float()
+    if mode == "dynamic":
+        return match + 0.01
+    if mode == "layerwise":
+        return match
+    if mode == "uniform":
+        return torch.full_like(match, 1 / student_depth)
+    last = torch.zeros_like(match)
+    last[:, -1] = 1
+    return last
+
+
+def build_head(kind: Head, student_width: int, teacher_width: int) -> nn.Module:
+    """Return a head from C to D channels, Xavier-uniform with zero biases."""
+    linear = nn.Linear(student_width, teacher_width)
+    head: nn.Module = linear
+    if kind == "norm_linear":
+        head = nn.Sequential(nn.LayerNorm(student_width), linear)
+    elif kind == "mlp":
+        head = nn.Sequential(nn.Linear(student_width, student_width), nn.GELU(), linear)
+    return head.apply(initialise_layer)
+
+
+class DynamicAlignment(nn.Module):
+    """Weighted sums of student blocks and a head for each of M teacher levels.
+
+    `weights` (M, L) is learned in mode `dynamic` and frozen otherwise; `last_block` is the last student block that any level uses.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        head: Head,
+        matched: Sequence[int],
+        student_depth: int,
+        student_width: int,
+        teacher_width: int,
+    ) -> None:
+        super().__init__()
+        weights = initial_weights(mode, matched, student_depth)
+        self.weights = nn.Parameter(weights, requires_grad=mode == "dynamic")
+        self.heads = nn.ModuleList(build_head(head, student_width, teacher_width) for _ in matched)
+        # For each student block the levels that read it, known before any step so that zeros cost nothing and compiling sees constants.
+        self.readers = [row.nonzero().flatten().tolist() for row in weights.T]
+        self.last_block = max(block for block, levels in enumerate(self.readers) if levels)
+
+    def forward(self, block_outputs: Iterable[Tensor]) -> list[Tensor]:
+        """Return M predictions (B, K', D) from block outputs (B, K', C), which are summed as they come and never stacked."""
+        sums: dict[int, Tensor] = {}
+        # The range comes first: when it ends, no further block has been asked for.
+        for block, tokens in zip(range(self.last_block + 1), block_outputs, strict=False):
+            for level in self.readers[block]:
+                term = self.weights[level, block] * tokens
+                sums[level] = sums[level] + term if level in sums else term
+        return [head(sums[level]) for level, head in enumerate(self.heads)]

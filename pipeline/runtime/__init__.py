@@ -1,1 +1,1 @@
-"""Devices, memory that processes share, worker processes and ordered look-ahead. Imports nothing above it but errors."""
+"""Devices, shared memory, worker processes, signals and launchers. Imports nothing above it but errors."""

@@ -1,4 +1,7 @@
-"""What lets host and device work side by side: moments, a second stream, copies through page-locked memory. On a CPU all is at once."""
+"""What lets host and device work side by side: events, a second stream, copies through page-locked memory.
+
+On a CPU every operation is done when its call returns, so there is nothing to wait for.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +15,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Return a function compiled as one graph, again for each new shape of its arguments: give batches of few sizes.
+    """Return a function compiled as one graph, once for each shape of its arguments: give batches of few sizes.
 
-    No kernel is chosen by timing, since the choice, and with it the last bits, could differ from process to process.
+    No kernel is chosen by timing: the choice, and with it the last bits, could differ between processes.
     """
     return cast(
         Function, torch.compile(function, fullgraph=True, dynamic=False, options={"deterministic": True})
@@ -22,7 +25,7 @@ def compiled(function: Function) -> Function:
 
 
 class DeviceEvent:
-    """The moment at which a device is done with what has been asked of it so far."""
+    """The moment when a device has done what the current stream was asked for so far."""
 
     def __init__(self, device: torch.device, since: "DeviceEvent | None" = None) -> None:
         self._since = since
@@ -32,13 +35,13 @@ class DeviceEvent:
             self._event.record()
 
     def wait(self) -> None:
-        """Return when it has come."""
+        """Wait for it."""
         if self._event:
             self._event.synchronize()
 
     @property
     def seconds(self) -> float:
-        """Seconds of the device since the moment given at the start; both have come."""
+        """Seconds of the device between `since` and this event; both must have passed."""
         assert self._since
         if self._event:
             return float(self._since._event.elapsed_time(self._event)) / 1e3
@@ -46,14 +49,14 @@ class DeviceEvent:
 
 
 class SideStream:
-    """A second stream of a GPU, for work that must not wait for what the first one has been asked to do next."""
+    """A second stream of a GPU, for work that must not wait for what the first one is asked for next."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let what is asked of the device run on this stream."""
+        """Launch on this stream what is launched in this context."""
         if self._stream is None:
             yield
             return
@@ -61,13 +64,13 @@ class SideStream:
             yield
 
     def wait(self) -> None:
-        """Return when all that was asked of this stream is done."""
+        """Wait for all that was launched on this stream."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
 def to_host(values: Tensor) -> Tensor:
-    """Begin to copy a tensor to the host; on a CPU it is the tensor itself. The copy is there when the current stream has passed it."""
+    """Begin to copy a tensor to the host; an event recorded afterwards tells when it is there."""
     if not values.is_cuda:
         return values
     copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Memory that processes share: allocated at once, refused at the start where the machine has too little, freed with its owner."""
+"""Shared memory of processes: allocated at once, or refused at the start where the machine has too little."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ _FOLDER = Path("/dev/shm")
 
 
 def refuse_too_little_shared(size: int, purpose: str, cure: str) -> None:
-    """Raise ConfigError, with its purpose and what the user may do, if the machine has fewer than `size` bytes to share."""
+    """Raise ConfigError, with purpose and remedy, if the machine has fewer than `size` bytes to share."""
     if _FOLDER.is_dir() and shutil.disk_usage(_FOLDER).free < size:
         raise _too_little(size, purpose, cure)
 
@@ -26,8 +26,8 @@ def allocate_shared(size: int, count: int, purpose: str, cure: str) -> list[Shar
     try:
         for _ in range(count):
             memories.append(SharedMemory(create=True, size=size))
-            # tmpfs is lazy: pages are allocated at the first touch, and a process that touches a page it cannot get dies of
-            # SIGBUS. So all pages are allocated now, where a lack of them is an error that can be reported.
+            # tmpfs is lazy: pages are allocated at the first touch, and a process that touches a page it cannot
+            # get dies of SIGBUS. So all pages are allocated now, where too few of them are a plain error.
             if _FOLDER.is_dir():
                 with (_FOLDER / memories[-1].name).open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""Work whose results are wanted in order while several pieces of it wait for an answer."""
+"""Results in order while several pieces of work wait for an answer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
-    """Yield function(item) for each item in order, in `at_once` threads and never further ahead than that; 1 means in this thread."""
+    """Yield function(item) for each item in order, at most `at_once` ahead, in threads; 1 means in this thread."""
     if at_once == 1:
         yield from map(function, items)
         return

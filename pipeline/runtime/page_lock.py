@@ -25,8 +25,8 @@ def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> lis
     for memory in memories:
         tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
         if code := int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.numel(), 0)):
-            # cudaHostRegister leaves a sticky error, which the next kernel launch would report as its own and clear.
-            # So a trivial kernel is launched here, and its error is ignored.
+            # cudaHostRegister leaves a sticky error, which the next kernel launch would report as its own and
+            # clear. So a trivial kernel is launched here, and its error is ignored.
             if torch.cuda.is_available():
                 with suppress(RuntimeError):
                     torch.ones(1, device="cuda")

@@ -1,8 +1,8 @@
-"""Worker processes, forked from a server that has imported what they need and nothing else: they start fast, without threads.
+"""Worker processes, forked from a server that has imported what they need and has no threads, so they start fast.
 
-Each worker has a pipe of its own and shares no lock and no queue with another, so whatever happens to one, even in the middle
-of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result whose writer was
-killed, because its owner also holds the writing end of the pipe.)
+Each worker has its own pipe and shares no lock and no queue with another, so whatever happens to one, even in the
+middle of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result
+whose writer was killed, because its owner also holds the writing end of the pipe.)
 """
 
 import multiprocessing
@@ -85,7 +85,7 @@ class Worker:
         self._end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
 
     def send(self, message: object) -> None:
-        """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker sends a long one."""
+        """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker sends."""
         self._talk(self._pipe.send, message)
 
     def receive(self) -> Any:
@@ -107,7 +107,7 @@ class Worker:
 
 
 def worker_context(*modules: str) -> ForkServerContext:
-    """Return the context of all worker processes; a server that starts from now on imports `modules` as well."""
+    """Return the context of all worker processes; a server that starts later imports `modules` as well."""
     _preloaded.extend(module for module in modules if module not in _preloaded)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_preloaded)
@@ -115,7 +115,7 @@ def worker_context(*modules: str) -> ForkServerContext:
 
 
 def start_early(*modules: str) -> None:
-    """Start the server that forks workers, unless it runs, so that it imports `modules` while this process imports its own."""
+    """Start the server that forks workers, unless it runs; it imports `modules` while this process imports its own."""
     worker_context(*modules)
     resource_tracker_started()
     with _short_temporary_folder():
@@ -134,8 +134,8 @@ def resource_tracker_started() -> None:
 def safe_path() -> Iterator[None]:
     """Let interpreters that are started here not import from the working folder.
 
-    CPython runs both of multiprocessing's helpers as `python -c`, which puts the working folder first on the path: a user's own
-    pipeline.py or queue.py would be imported and run.
+    CPython runs multiprocessing's two helpers as `python -c`, which puts the working folder first on the path: a user's
+    own pipeline.py or queue.py would be imported and run.
     """
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -150,14 +150,14 @@ def safe_path() -> Iterator[None]:
 
 @contextmanager
 def _short_temporary_folder() -> Iterator[None]:
-    """Let temporary files be where the path of a socket is short enough: batch systems and CI set a long TMPDIR."""
+    """Use a temporary folder whose path is short enough for a socket: batch systems set a long TMPDIR."""
     usual = tempfile.gettempdir()
     short = [folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER]
     writable = [folder for folder in short if os.access(folder, os.W_OK | os.X_OK)]
     if not writable:
         raise ConfigError(
-            f"the folder for temporary files {usual!r} is too long for a socket in it, and {', '.join(_SHORT_FOLDERS)} "
-            f"cannot be written: set TMPDIR to a folder of at most {_LONGEST_FOLDER} bytes"
+            f"the temporary folder {usual!r} has a path too long for a socket, and {', '.join(_SHORT_FOLDERS)} cannot "
+            f"be written: set TMPDIR to a folder of at most {_LONGEST_FOLDER} bytes"
         )
     tempfile.tempdir = writable[0]
     try:
@@ -168,10 +168,10 @@ def _short_temporary_folder() -> Iterator[None]:
 
 @contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Let a process that is started here not import the program's main script, which no worker needs.
+    """Let a process that starts here not import the program's main script, which no worker needs.
 
-    multiprocessing would run the script again in every worker. Without a main guard that starts workers within workers, and
-    fails; with one it costs the time of the script's imports.
+    multiprocessing would run the script again in every worker. Without a main guard that starts workers within
+    workers, and fails; with one it costs the time of the script's imports.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -1,1 +1,1 @@
-"""Where files live that outlast a process: a folder of a disk, or a prefix of an object store. The only door to obstore."""
+"""Folders of files on a disk or in an object store, and streams of source tars. The only door to obstore."""

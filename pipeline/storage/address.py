@@ -24,12 +24,12 @@ def absolute(address: str) -> str:
 
 
 def printable(address: str) -> str:
-    """Return an address, or a text with one, for logs and messages: without user name, password and query, which may be secret."""
+    """Return an address, or a text with one, without what may be secret in it: user, password and query."""
     return _SECRET.sub("", address) if "://" in address else address
 
 
 def name_fault(name: str) -> str:
-    """Return what is wrong with a name that is to be stored in metadata or given to derived files; "" if nothing is."""
+    """Return why a name cannot be stored in metadata or in the names of other files; "" if it can."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -38,7 +38,7 @@ def name_fault(name: str) -> str:
 
 
 def open_folder(address: str | Path) -> Folder:
-    """Return the folder at an address, which need not exist; raises ConfigError for an address that cannot be used."""
+    """Return the folder at an address, which need not exist; raises ConfigError for an unusable address."""
     if fault := name_fault(str(address)):
         raise ConfigError(f"the name of folder {printable(str(address))!r} {fault}; choose another one")
     if not is_url(address):
@@ -50,7 +50,7 @@ def open_folder(address: str | Path) -> Folder:
 
 
 def check_url(url: str, accepted: tuple[str, ...]) -> None:
-    """Raise ConfigError for a URL of another scheme, without a bucket or host, or without the library that reads it."""
+    """Raise ConfigError for a URL of another scheme or without a host, or if obstore is not installed."""
     scheme, _, rest = url.partition("://")
     shown = printable(url)
     if scheme not in accepted:

@@ -1,4 +1,4 @@
-"""Claims on an object store: an object that says who is at work, kept fresh by a thread. They save double work and guarantee nothing."""
+"""Claims on an object store: objects that say which process is at work. They only avoid double work."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore
 
-from pipeline.storage.connection import told, version_of
+from pipeline.storage.connection import translate_errors, version_of
 
 CLAIM_EXPIRY = timedelta(minutes=10)
 _BEATS = 10  # in the time of expiry
@@ -21,7 +21,7 @@ _ours: set[str] = set()  # tokens of the claims that this process holds
 
 
 class Claim:
-    """One object; held by whoever created it, or took it over from one who died."""
+    """One object, held by the process that created it or took it over; a thread keeps it fresh."""
 
     def __init__(self, store: ObjectStore, key: str, url: str, expiry: timedelta) -> None:
         self._store, self._key, self._url, self._expiry = store, key, url, expiry
@@ -34,7 +34,7 @@ class Claim:
 
     def take(self) -> bool:
         """Take the claim if no one alive has it."""
-        with told(self._url):
+        with translate_errors(self._url):
             held = self._put("create") or self._put(self._abandoned())
         if held:
             _ours.add(self._token)
@@ -78,7 +78,10 @@ class Claim:
 
 
 def _is_of_dead_process(data: bytes) -> bool:
-    """Tell whether a claim is of this host and its process is gone, also if a restarted container gave this one its number."""
+    """Tell whether a claim is of this host and its process is gone.
+
+    A restarted container may give this process the number of the dead one: the token tells them apart.
+    """
     try:
         values = json.loads(data)
         if values["host"] != _HOST:

@@ -1,4 +1,4 @@
-"""Connections to object stores and web servers: who is asked at an address, how often, and its errors as OSErrors with the whole URL."""
+"""Connections to object stores and web servers: their configuration, retries, and errors as OSErrors."""
 
 import errno
 import os
@@ -19,6 +19,7 @@ from obstore.exceptions import (
 from obstore.store import HTTPStore, ObjectStore, from_url
 
 from pipeline.errors import ConfigError
+from pipeline.storage.address import WEB_SCHEMES, printable
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -39,19 +40,19 @@ _REMEDIES = {
 }
 Result = TypeVar("Result")
 
-_STATUS = re.compile(r"status code: (\d+) ([A-Za-z ]+)")
+# obstore tells the server's answer only in the text of its errors
+_STATUS = re.compile(r"status code: (\d+) ([A-Za-z ]+\b)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_RETRIED = re.compile(r"after (\d+) retries")
-_NUMBERS = {"403": errno.EACCES, "401": errno.EACCES, "412": errno.ESTALE, "404": errno.ENOENT}
+_NO_BUCKET = "the bucket does not exist: create it, or correct the address"
+_NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 
 
 def connect(address: str, retries: "RetryConfig | None" = None) -> ObjectStore:
-    """Return the store whose keys are below `address`, configured by the environment; raises ConfigError for an address it cannot use."""
+    """Return the store of the keys below `address`, configured by the environment; raises ConfigError."""
     if retries:
         return _connected(address, retries)
-    return _connection(
-        address, tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
-    )
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
+    return _connection(address, settings)
 
 
 @lru_cache(maxsize=64)
@@ -60,102 +61,79 @@ def _connection(address: str, settings: tuple[tuple[str, str], ...]) -> ObjectSt
 
 
 def _connected(address: str, retries: "RetryConfig") -> ObjectStore:
+    scheme = address.partition("://")[0]
     client: ClientConfig = {**_CLIENT}
-    plain = address if _scheme(address) == "http" else os.environ.get("AWS_ENDPOINT_URL", "")
-    if plain.startswith("http://"):  # who says so means it
-        client["allow_http"] = True
+    if (address if scheme == "http" else os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
+        client["allow_http"] = True  # the user has written http on purpose
+    make = HTTPStore.from_url if scheme in WEB_SCHEMES else from_url
     try:
-        if _scheme(address) in ("http", "https"):
-            return HTTPStore.from_url(address, client_options=client, retry_config=retries)
-        return from_url(address, client_options=client, retry_config=retries)
+        return make(address, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
         raise ConfigError(
-            f"address {address!r} cannot be used ({_first_line(error)}): {_remedy(address)}"
+            f"address {printable(address)!r} cannot be used ({_end_of_line(error)}): {_remedy(address)}"
         ) from None
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
-    """Turn what obstore raises into an OSError with errno, a clear sentence and the URL; FileNotFoundError where it is one."""
+def translate_errors(url: str) -> Iterator[None]:
+    """Turn what obstore raises into an OSError with errno, a sentence and the URL."""
     try:
         yield
-    except FileNotFoundError as error:
-        if "<Code>NoSuchBucket</Code>" in str(error):
-            raise FileNotFoundError(
-                errno.ENOENT, "the bucket does not exist: make it, or correct the address", url
-            ) from None
-        raise FileNotFoundError(errno.ENOENT, "no such object", url) from None
-    except BaseError as error:
-        raise OSError(*_reason(error, url), url) from None
+    except (BaseError, FileNotFoundError) as error:
+        raise OSError(*_reason(error, url), printable(url)) from None
 
 
-def patiently(work: Callable[[], Result]) -> Result:
-    """Do something that can be done twice; again if its answer breaks off, from which obstore itself does not always recover."""
+def with_retries(work: Callable[[], Result]) -> Result:
+    """Do work; again if its answer begins and breaks off, which obstore does not always retry."""
     for _ in range(_BROKEN_TRIES - 1):
         try:
             return work()
         except GenericError as error:
-            if not _broke_off(error):
+            if "body error" not in str(error):
                 raise
     return work()
 
 
-def _broke_off(error: GenericError) -> bool:
-    """Tell whether an answer began and did not end."""
-    return "body error" in str(error)
-
-
 def out_of_range(error: BaseError) -> bool:
-    """Tell whether a range was refused for beginning beyond the object's end."""
-    return "416" in _status(str(error))
-
-
-def _reason(error: BaseError, url: str) -> tuple[int, str]:
-    text = str(error)
-    if isinstance(error, PreconditionError):
-        return errno.ESTALE, "the object has changed meanwhile: run the same command again"
-    if "<Code>NoSuchBucket</Code>" in text:
-        return errno.ENOENT, "the bucket does not exist: make it, or correct the address"
-    if "non-partial response" in text or "Content-Range" in text:
-        return (
-            errno.ENOTSUP,
-            "the server does not serve ranges of a file: copy the file to a disk or an object store first",
-        )
-    retried = f" after {found[1]} retries" if (found := _RETRIED.search(text)) else ""
-    status = _status(text)
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status[:3] in ("401", "403"):
-        return errno.EACCES, f"access is denied ({_with_code(status, text)}): {_remedy(url)}"
-    if status:
-        return _NUMBERS.get(
-            status[:3], errno.EIO
-        ), f"the server answered {_with_code(status, text)}{retried}: {_remedy(url)}"
-    return errno.EIO, f"the server cannot be reached ({_first_line(error)}): {_remedy(url)}"
-
-
-def _status(text: str) -> str:
-    found = _STATUS.search(text)
-    return f"{found[1]} {found[2].strip()}" if found else ""
-
-
-def _with_code(status: str, text: str) -> str:
-    found = _CODE.search(text)
-    return f"{status}, {found[1]}" if found else status or "no answer"
-
-
-def _first_line(error: Exception) -> str:
-    """Return the end of the first line, which says what happened; the beginning repeats the URL."""
-    return str(error).splitlines()[0].rpartition(" - ")[2] if str(error) else type(error).__name__
-
-
-def _remedy(address: str) -> str:
-    names = _REMEDIES.get(_scheme(address))
-    return f"check the address, the network and {names}" if names else "check the address and the network"
-
-
-def _scheme(address: str) -> str:
-    return address.partition("://")[0]
+    """Tell whether a range was refused because it begins beyond the object's end."""
+    return "status code: 416" in str(error)
 
 
 def version_of(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a conditional put needs to know of the object that it replaces: e_tag, and version where there is one."""
+    """Return what a conditional put must know of the object that it replaces."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
+def _reason(error: Exception, url: str) -> tuple[int, str]:
+    """Return errno and a sentence."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if code and code[1] == "NoSuchBucket":
+        return errno.ENOENT, _NO_BUCKET
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT, "no such object"
+    if isinstance(error, PreconditionError):
+        return errno.ESTALE, "the object has changed meanwhile: run the same command again"
+    if "non-partial response" in text or "Content-Range" in text:
+        return (
+            errno.ENOTSUP,
+            "the server does not serve ranges: copy the file to a disk or an object store first",
+        )
+    answer = ", ".join([*([f"{status[1]} {status[2]}"] if status else []), *([code[1]] if code else [])])
+    number = _NUMBERS.get(int(status[1]), errno.EIO) if status else errno.EIO
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or number == errno.EACCES:
+        return errno.EACCES, f"access is denied ({answer or 'no answer'}): {_remedy(url)}"
+    if status:
+        return number, f"the server answered {answer}: {_remedy(url)}"
+    return errno.EIO, f"the server cannot be reached ({_end_of_line(error)}): {_remedy(url)}"
+
+
+def _end_of_line(error: Exception) -> str:
+    """Return the end of an error's first line, which says what happened; the beginning repeats the URL."""
+    line = printable(str(error)).splitlines()[0] if str(error) else type(error).__name__
+    return line.rpartition(" - ")[2]
+
+
+def _remedy(address: str) -> str:
+    names = _REMEDIES.get(address.partition("://")[0])
+    return f"check the address, the network and {names}" if names else "check the address and the network"

@@ -1,16 +1,22 @@
-"""Local files that appear whole or not at all, and locks that die with their holder."""
+"""Local files that appear whole or not at all, and locks that end with their holder."""
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from pipeline.errors import StorageError
+
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_FLAGS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_HERE, _RENAME_NOREPLACE = -100, 1  # AT_FDCWD, and a flag of renameat2
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class WrittenFile:
 
 
 class DigestedFile:
-    """A new file that is written from front to back, and its digest with it, so that nobody need read it again for that."""
+    """A new file written from front to back, with its digest, so that it need not be read again for that."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, 0
@@ -69,29 +75,77 @@ def make_folder(path: Path) -> None:
 
 def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
     """Write a file under a temporary name, in `scratch` or beside it, flush it and rename it into place."""
-    temporary = _write_temporary(path, data, scratch)
-    temporary.replace(path)
-    flush_to_disk(path.parent)
+    move_file(_write_temporary(path, data, scratch), path)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a flushed file over `target`, from another file system by way of a copy beside it."""
+    make_folder(target.parent)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = _temporary_name(target)
+        try:
+            shutil.copyfile(source, copy)
+            flush_to_disk(copy)
+            copy.replace(target)
+        finally:
+            copy.unlink(missing_ok=True)
+        source.unlink()
+    flush_to_disk(target.parent)
 
 
 def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None) -> bool:
-    """Create a file whole, unless it is there already; tell whether this call made it."""
+    """Create a file whole, unless it is there already; tell whether this call created it.
+
+    os.link fails if the target exists, so of many creators one succeeds. exFAT, SMB and many FUSE file systems have
+    no hard links: there the kernel is asked for a rename that does not replace, else the folder is locked.
+    """
+    make_folder(path.parent)
+    if scratch and scratch.stat().st_dev != path.parent.stat().st_dev:
+        scratch = None  # neither links nor renames reach another file system
     temporary = _write_temporary(path, data, scratch)
     try:
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_exclusively(temporary, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     flush_to_disk(path.parent)
     return True
 
 
+def _rename_exclusively(source: Path, target: Path) -> None:
+    """Rename a file unless the target exists; raises FileExistsError."""
+    names = os.fsencode(source), os.fsencode(target)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        if not libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_NOREPLACE):
+            return
+        if (number := ctypes.get_errno()) not in _NO_FLAGS:
+            raise OSError(number, os.strerror(number), str(target))
+    with _open_lock(target.parent, os.O_RDONLY) as folder:
+        _flock(folder, target.parent, fcntl.LOCK_EX)
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+
+
+def _temporary_name(path: Path, scratch: Path | None = None) -> Path:
+    # 64 random bits: process numbers repeat from host to host
+    return (scratch or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
+
+
 def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
     make_folder(path.parent)
-    temporary = (
-        scratch or path.parent
-    ) / f".{path.name}.{secrets.token_hex(8)}.tmp"  # process numbers repeat from host to host
+    temporary = _temporary_name(path, scratch)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -105,35 +159,40 @@ def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file, waiting for it; raises StorageError where the file system has no locks."""
-    with _lock_file(path) as file:
-        _flock(file, fcntl.LOCK_EX)
+    """Wait for the exclusive lock of a file and hold it; raises StorageError if there are no locks."""
+    with _open_lock(path, os.O_RDWR | os.O_CREAT) as file:
+        _flock(file, path, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Try to hold the exclusive lock of a file; yields whether it is held. Raises StorageError where the file system has no locks."""
-    with _lock_file(path) as file:
+    """Try to hold the exclusive lock of a file; yields whether it is held. Raises StorageError as above."""
+    with _open_lock(path, os.O_RDWR | os.O_CREAT) as file:
         try:
-            _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError:
             held = False
         yield held
 
 
-def _lock_file(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)  # whoever copied the cache may have left out empty folders
-    return path.open("a")
+@contextmanager
+def _open_lock(path: Path, flags: int) -> Iterator[int]:
+    path.parent.mkdir(parents=True, exist_ok=True)  # a copy of the cache may have left out empty folders
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _flock(file: IO[str], operation: int) -> None:
+def _flock(file: int, path: Path, operation: int) -> None:
     try:
         fcntl.flock(file, operation)
     except BlockingIOError:
         raise
     except OSError as error:
         raise StorageError(
-            f"the file system of {file.name!r} has no file locks ({error.strerror}): use one that has"
+            f"the file system of {str(path)!r} has no file locks ({error.strerror}): use one that has them"
         ) from None

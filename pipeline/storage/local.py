@@ -1,8 +1,9 @@
-"""A folder of a disk: files appear by rename, commits by link, and locks die with their holder."""
+"""A folder of a disk: files appear by rename, commits by link, and locks end with their holder."""
 
 import errno
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
@@ -16,7 +17,7 @@ from pipeline.storage.files import (
     flush_to_disk,
     locked,
     locked_if_free,
-    make_folder,
+    move_file,
     replace_file,
 )
 
@@ -25,6 +26,11 @@ _LOCKS = "logs/locks"
 _SCRATCH = "logs/scratch"
 _SECONDS_OF_OTHERS = 86_400.0
 _SECONDS_OF_THREADS = 0.3
+# what file systems and desktops put into any folder
+_FOREIGN = re.compile(
+    r"lost\+found|\.DS_Store|\._.*|\.Trash.*|\.Spotlight-V100|\.fseventsd|\.nfs.*|\.fuse_hidden.*|\.snapshot|"
+    r"Thumbs\.db|desktop\.ini|System Volume Information|@eaDir|#recycle"
+)
 
 
 class LocalFolder:
@@ -62,13 +68,14 @@ class LocalFolder:
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of what is directly in a folder."""
         try:
-            return {entry.name for entry in (self.path / prefix).iterdir()}
+            entries = {entry.name for entry in (self.path / prefix).iterdir()}
         except FileNotFoundError:
             return set()
         except NotADirectoryError:
             raise StorageError(
                 f"{self.address!r} is a file or below one: give a folder, or a path where nothing is"
             ) from None
+        return {name for name in entries if not _FOREIGN.fullmatch(name)}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every file below a folder, by key."""
@@ -82,6 +89,8 @@ class LocalFolder:
                 os.scandir(f"{self.path}/{folder}") as entries,
             ):
                 for entry in entries:
+                    if _FOREIGN.fullmatch(entry.name):
+                        continue
                     if entry.is_dir():
                         folders.append(start + entry.name)
                     else:
@@ -98,21 +107,22 @@ class LocalFolder:
         return create_file_exclusively(self.path / key, data, self._scratch)
 
     def take(self, source: Path, key: str) -> None:
-        """Move a flushed file of the same file system into place."""
-        target = self.path / key
-        make_folder(target.parent)
-        source.replace(target)
-        flush_to_disk(target.parent)
+        """Move a flushed file into place."""
+        move_file(source, self.path / key)
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
-        """Flush a folder of the same file system and rename it into place, unless there is one."""
+        """Flush a folder and rename it into place, unless there is one."""
+        target = self.path / key
+        if source.stat().st_dev != self.path.stat().st_dev:  # logs/ may be a link to another file system
+            source = Path(shutil.copytree(source, self.path / f".{key}.{secrets.token_hex(8)}.tmp"))
         for entry in (source, *source.rglob("*")):
             flush_to_disk(entry)
         try:
-            source.rename(self.path / key)
+            source.rename(target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            shutil.rmtree(source, ignore_errors=True)
             return False
         flush_to_disk(self.path)
         return True
@@ -143,39 +153,36 @@ class LocalFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Lend a folder on the same file system, and sweep those of processes of this host that died."""
+        """Lend a folder for temporary files, and sweep those of processes of this host that died."""
         parent, sweeping = self.path / _SCRATCH, self.path / _LOCKS / "scratch"
         folder = parent / f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
         with ExitStack() as held:
             try:  # from before the folder is there: a signal may come at any moment
-                with locked(
-                    sweeping
-                ):  # else another's sweep could meet the folder before it is locked, or half removed
+                # without this lock another's sweep could meet the folder before it is locked, or half removed
+                with locked(sweeping):
                     folder.mkdir(parents=True)
                     held.enter_context(locked(folder / "lock"))
                     _sweep(parent)
                 self._scratch = (
-                    folder  # for the temporary names of replace and create, so that a sweep finds them
+                    folder  # replace and create put their temporary files there, so a sweep finds them
                 )
                 yield folder
             except BaseException:
-                time.sleep(
-                    _SECONDS_OF_THREADS
-                )  # zarr writes in a thread of its own, which an exception here does not stop
+                # zarr writes in a thread of its own, which an exception here does not stop
+                time.sleep(_SECONDS_OF_THREADS)
                 raise
             finally:
                 self._scratch = None
                 try:
                     _remove(folder, sweeping)
-                except BaseException:  # a signal came in the midst of it
+                except BaseException:  # a signal came in the middle of it
                     _remove(folder, sweeping)
                     raise
 
     def free_bytes(self) -> int:
         """Return the bytes free on the disk."""
-        nearest = next(
-            folder for folder in (self.path.absolute(), *self.path.absolute().parents) if folder.exists()
-        )
+        path = self.path.absolute()
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
         return shutil.disk_usage(nearest).free
 
 
@@ -185,14 +192,11 @@ def _remove(folder: Path, sweeping: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of processes that died: those of this host, and of others, whose locks may not be seen from here, after a day."""
+    """Remove the folders of dead processes; those of other hosts, whose locks may not reach here, after a day."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
-            if (
-                folder.name.rsplit("-", 2)[0] != _HOST
-                and time.time() - folder.stat().st_mtime < _SECONDS_OF_OTHERS
-            ):
-                continue
-            with locked_if_free(folder / "lock") as free:
-                if free:
-                    shutil.rmtree(folder, ignore_errors=True)
+            of_this_host = folder.name.rsplit("-", 2)[0] == _HOST
+            if of_this_host or time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS:
+                with locked_if_free(folder / "lock") as free:
+                    if free:
+                        shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A prefix of an object store as a Folder: every write is one whole object, and conditional puts decide who was first."""
+"""A prefix of an object store as a Folder: a write is one whole object, a conditional put decides who is first."""
 
 import errno
 import os
@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
-from obstore.store import ObjectStore
 
 from pipeline.errors import StorageError
 from pipeline.storage.claims import CLAIM_EXPIRY, Claim
-from pipeline.storage.connection import connect, out_of_range, patiently, told, version_of
+from pipeline.storage.connection import connect, out_of_range, translate_errors, version_of, with_retries
 from pipeline.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -43,9 +41,9 @@ class ObjectFolder:
     def __init__(
         self, address: str, retries: "RetryConfig | None" = None, claim_expiry: timedelta = CLAIM_EXPIRY
     ) -> None:
-        """Take the URL; nothing is asked yet. Raises ConfigError for one that cannot be used."""
+        """Take the URL without a request. Raises ConfigError for one that cannot be used."""
         self.address = address.rstrip("/")
-        self._retries, self._claim_expiry = retries, claim_expiry
+        self._claim_expiry = claim_expiry
         self._store = connect(self.address, retries)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,7 +52,7 @@ class ObjectFolder:
     def exists(self, key: str) -> bool:
         """Tell whether an object is there."""
         try:
-            with self._told(key):
+            with self._errors(key):
                 obstore.head(self._store, key)
         except FileNotFoundError:
             return False
@@ -62,14 +60,14 @@ class ObjectFolder:
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of an object."""
-        with self._told(key):
+        with self._errors(key):
             if end is not None and end <= start:
                 obstore.head(self._store, key)
                 return b""
             ranged: Any = {"offset": start} if end is None else (start, end)
             options: Any = {"range": ranged} if start or end is not None else {}
             try:
-                return patiently(lambda: bytes(obstore.get(self._store, key, options=options).bytes()))
+                return with_retries(lambda: bytes(obstore.get(self._store, key, options=options).bytes()))
             except GenericError as error:
                 if out_of_range(error):
                     return b""
@@ -83,61 +81,48 @@ class ObjectFolder:
 
     def names(self, prefix: str = "") -> set[str]:
         """Return the names of what is directly in a folder."""
-        with self._told(prefix):
-            found = patiently(lambda: obstore.list_with_delimiter(self._store, prefix))
+        with self._errors(prefix):
+            found = with_retries(lambda: obstore.list_with_delimiter(self._store, prefix))
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {path.rpartition("/")[2] for path in paths}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every object below a folder, by key."""
-        with self._told(prefix):
-            return patiently(
-                lambda: {
-                    meta["path"]: meta["size"]
-                    for batch in obstore.list(self._store, prefix)
-                    for meta in batch
-                }
-            )
+        with self._errors(prefix):
+            batches = with_retries(lambda: list(obstore.list(self._store, prefix)))
+        return {meta["path"]: meta["size"] for batch in batches for meta in batch}
 
     def replace(self, key: str, data: bytes) -> None:
         """Write an object whole."""
-        with self._told(key):
+        with self._errors(key):
             obstore.put(self._store, key, data, use_multipart=False)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create an object unless it is there. Never in parts: then a second one could be completed over the first."""
+        """Create an object unless it is there. Never in parts: a second one could be completed over the first."""
         writer = secrets.token_hex(8)
         for _ in range(_CREATE_TRIES):
-            with self._told(key):
+            with self._errors(key):
                 try:
-                    obstore.put(
-                        self._store,
-                        key,
-                        data,
-                        mode="create",
-                        attributes={_WRITER: writer},
-                        use_multipart=False,
-                    )
+                    self._put(key, data, "create", writer)
                     return True
-                except AlreadyExistsError:  # or it was this put, tried again after its first answer got lost
+                except AlreadyExistsError:  # or this put was tried again because its first answer got lost
                     with suppress(
                         FileNotFoundError
                     ):  # S3 may refuse one of two puts before the other is there
                         return obstore.get(self._store, key).attributes.get(_WRITER) == writer
             time.sleep(random.uniform(0, 0.1))
-        raise OSError(
-            errno.EAGAIN,
-            "the store neither creates the object nor has it: run the same command again",
-            self._url(key),
-        )
+        text = "the store neither creates the object nor has it: run the same command again"
+        raise OSError(errno.EAGAIN, text, self._url(key))
 
     def take(self, source: Path, key: str) -> None:
         """Upload a file, a large one in parts side by side, and unlink it."""
-        self._upload(source, key)
+        part = max(PART_BYTES, source.stat().st_size // _MOST_PARTS)
+        with self._errors(key):
+            with_retries(lambda: obstore.put(self._store, key, source, chunk_size=part))
         source.unlink()
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
-        """Create the marker, which decides who makes the folder, then upload the other files; finish what another began alike."""
+        """Create the marker, which decides who makes the folder, then upload the files that are missing."""
         data = (source / marker).read_bytes()
         made = self.create(f"{key}/{marker}", data)
         if not made and self.read(f"{key}/{marker}") != data:
@@ -145,53 +130,39 @@ class ObjectFolder:
                 f"{self._url(key)!r} was begun by another process with other contents: "
                 "run the command again once that one is under way, or remove the folder if none is"
             )
-        present = {} if made else self.sizes(key)
-        files = {
-            f"{key}/{path.relative_to(source).as_posix()}": path
-            for path in sorted(source.rglob("*"))
-            if path.is_file()
-        }
-        missing = [
-            name for name in files if name != f"{key}/{marker}" and name not in present
-        ]  # an object is whole; it may have been extended
+        present = {} if made else self.sizes(key)  # an object is whole; it may have been extended
+        paths = (path for path in sorted(source.rglob("*")) if path.is_file())
+        files = {f"{key}/{path.relative_to(source).as_posix()}": path for path in paths}
+        missing = [name for name in files if name != f"{key}/{marker}" and name not in present]
         with ThreadPoolExecutor(self.parallel_reads) as pool:
             list(pool.map(lambda name: self.create(name, files[name].read_bytes()), missing))
         return made
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
         """Replace an object by a function of what it holds, if no one else has meanwhile, else again."""
+
+        def fetch() -> tuple["GetResult", bytes]:
+            found = obstore.get(self._store, key)
+            return found, bytes(found.bytes())
+
         writer = secrets.token_hex(8)
         for attempt in range(_UPDATE_TRIES):
-            with self._told(key):
-                found, before = patiently(partial(_fetched, self._store, key))
-                after = (
-                    change(before) if found.attributes.get(_WRITER) != writer else before
-                )  # ours: its answer was lost
-                if after == before:
-                    return
+            with self._errors(key):
+                found, before = with_retries(fetch)
+                if found.attributes.get(_WRITER) == writer or (after := change(before)) == before:
+                    return  # the object is ours: the answer to the put was lost
                 try:
-                    version: Any = version_of(found.meta)
-                    obstore.put(
-                        self._store,
-                        key,
-                        after,
-                        mode=version,
-                        attributes={_WRITER: writer},
-                        use_multipart=False,
-                    )
+                    self._put(key, after, version_of(found.meta), writer)
                     return
                 except (PreconditionError, AlreadyExistsError):
                     time.sleep(random.uniform(0, min(1.0, 0.01 * 2**attempt)))
-        raise OSError(
-            errno.EAGAIN,
-            f"others changed the object {_UPDATE_TRIES} times in a row: run the same command again",
-            self._url(key),
-        )
+        text = f"others changed the object {_UPDATE_TRIES} times in a row: run the same command again"
+        raise OSError(errno.EAGAIN, text, self._url(key))
 
     def remove(self, key: str) -> None:
         """Remove an object."""
-        with suppress(FileNotFoundError), self._told(key):
-            patiently(lambda: obstore.delete(self._store, key))
+        with suppress(FileNotFoundError), self._errors(key):
+            with_retries(lambda: obstore.delete(self._store, key))
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
@@ -214,22 +185,14 @@ class ObjectFolder:
         return LocalFolder(Path(tempfile.gettempdir()) / f"maskalign-{os.getuid()}").scratch()
 
     def free_bytes(self) -> None:
-        """Tell nothing: a bucket has no bound."""
+        """Return None: a bucket has no bound."""
         return
 
-    def _upload(self, source: Path, key: str) -> None:
-        part = max(PART_BYTES, source.stat().st_size // _MOST_PARTS)
-        with self._told(key):
-            patiently(lambda: obstore.put(self._store, key, source, chunk_size=part))
+    def _put(self, key: str, data: bytes, mode: Any, writer: str) -> None:
+        obstore.put(self._store, key, data, mode=mode, attributes={_WRITER: writer}, use_multipart=False)
 
     def _url(self, key: str) -> str:
         return f"{self.address}/{key}" if key else self.address
 
-    def _told(self, key: str) -> AbstractContextManager[None]:
-        return told(self._url(key))
-
-
-def _fetched(store: ObjectStore, key: str) -> tuple["GetResult", bytes]:
-    """Return an object with what is known of it."""
-    found = obstore.get(store, key)
-    return found, bytes(found.bytes())
+    def _errors(self, key: str) -> AbstractContextManager[None]:
+        return translate_errors(self._url(key))

@@ -12,11 +12,11 @@ from pipeline.errors import ConfigError
 from pipeline.storage.address import STORE_SCHEMES, WEB_SCHEMES, check_url, is_url, printable
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import ObjectStore
 
 RANGE_BYTES = 8 << 20
-_RANGES_AHEAD = 4  # once it is clear that more than the beginning is wanted
+_RANGES_AHEAD = 4  # once it is clear that more than the beginning is needed
 
 
 def tar_name(address: str) -> str:
@@ -29,39 +29,33 @@ def tar_name(address: str) -> str:
 
 def tar_size(address: str) -> int:
     """Return the bytes of a tar; raises OSError, FileNotFoundError if it does not exist."""
-    if not is_url(address):
-        path = Path(address)
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such file", address)
-        return path.stat().st_size
-    import obstore
-
-    from pipeline.storage.connection import told
-
-    store, key = _located(address)
-    with told(address):
-        return int(obstore.head(store, key)["size"])
+    if is_url(address):
+        return int(_located(address)[2]["size"])
+    path = Path(address)
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", address)
+    return path.stat().st_size
 
 
 def list_tars(address: str) -> list[str]:
-    """Return the addresses of the .tar objects directly below a URL, sorted; raises ConfigError for a web server and OSError."""
+    """Return the .tar objects directly below a URL, sorted; raises OSError, and ConfigError for a web server."""
     if address.partition("://")[0] in WEB_SCHEMES:
         raise ConfigError(
-            f"shards {printable(address)!r}: a web server cannot list its files; give a brace pattern of URLs or a text list"
+            f"shards {printable(address)!r}: a web server cannot list its files; "
+            "give a brace pattern of URLs or a text list"
         )
     import obstore
 
-    from pipeline.storage.connection import patiently, told
+    from pipeline.storage.connection import translate_errors, with_retries
 
-    store, key = _located(address)
-    with told(address):
-        found = patiently(lambda: obstore.list_with_delimiter(store, key))
+    store, key = _connected(address)
+    with translate_errors(address):
+        found = with_retries(lambda: obstore.list_with_delimiter(store, key))
     root = address[: len(address) - len(key)] if key else address.rstrip("/") + "/"
-    paths = (meta["path"] for meta in found["objects"])
+    paths = [meta["path"] for meta in found["objects"]]
+    names = {path: path.rpartition("/")[2] for path in paths}
     return sorted(
-        f"{root}{path}"
-        for path in paths
-        if path.endswith(".tar") and not path.rpartition("/")[2].startswith(".")
+        f"{root}{path}" for path, name in names.items() if name.endswith(".tar") and not name.startswith(".")
     )
 
 
@@ -72,7 +66,7 @@ def open_tar(address: str) -> IO[bytes]:
     return io.BufferedReader(_RangeStream(address), RANGE_BYTES)
 
 
-def _located(address: str) -> tuple["ObjectStore", str]:
+def _connected(address: str) -> tuple["ObjectStore", str]:
     check_url(address, (*STORE_SCHEMES, *WEB_SCHEMES))
     from pipeline.storage.connection import connect
 
@@ -81,19 +75,24 @@ def _located(address: str) -> tuple["ObjectStore", str]:
     return connect(f"{scheme}://{root}"), unquote(key) if scheme in WEB_SCHEMES else key
 
 
+def _located(address: str) -> tuple["ObjectStore", str, "ObjectMeta"]:
+    """Return store, key and metadata of an object."""
+    store, key = _connected(address)
+    import obstore
+
+    from pipeline.storage.connection import translate_errors
+
+    with translate_errors(address):
+        return store, key, obstore.head(store, key)
+
+
 class _RangeStream(io.RawIOBase):
-    """Reads an object in large ranges, some of them ahead; each is asked for again where its connection breaks."""
+    """Reads an object in large ranges, some of them ahead; a range whose connection breaks is read again."""
 
     def __init__(self, address: str) -> None:
-        import obstore
-
-        from pipeline.storage.connection import told
-
         super().__init__()
         self._address = address
-        self._store, self._key = _located(address)
-        with told(address):
-            meta = obstore.head(self._store, self._key)
+        self._store, self._key, meta = _located(address)
         tag = meta["e_tag"]
         self._condition: GetOptions = {"if_match": tag} if tag and not tag.startswith("W/") else {}
         self._size, self._asked, self._taken = meta["size"], 0, 0
@@ -108,7 +107,10 @@ class _RangeStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer as far as the current range goes; 0 at the end."""
         if not self._rest:
-            self._ask_ahead()
+            while self._asked < self._size and len(self._coming) < min(_RANGES_AHEAD, self._taken + 1):
+                end = min(self._asked + RANGE_BYTES, self._size)
+                self._coming.append(self._pool.submit(self._read, self._asked, end))
+                self._asked = end
             if not self._coming:
                 return 0
             self._rest = memoryview(self._coming.popleft().result())
@@ -124,22 +126,15 @@ class _RangeStream(io.RawIOBase):
             self._pool.shutdown(wait=False, cancel_futures=True)
         super().close()
 
-    def _ask_ahead(self) -> None:
-        while self._asked < self._size and len(self._coming) < min(_RANGES_AHEAD, self._taken + 1):
-            end = min(self._asked + RANGE_BYTES, self._size)
-            self._coming.append(self._pool.submit(self._read, self._asked, end))
-            self._asked = end
-
     def _read(self, start: int, end: int) -> bytes:
         import obstore
 
-        from pipeline.storage.connection import patiently, told
+        from pipeline.storage.connection import translate_errors, with_retries
 
         options: GetOptions = {**self._condition, "range": (start, end)}
-        with told(self._address):
-            data = patiently(lambda: bytes(obstore.get(self._store, self._key, options=options).bytes()))
+        with translate_errors(self._address):
+            data = with_retries(lambda: bytes(obstore.get(self._store, self._key, options=options).bytes()))
         if len(data) != end - start:
-            raise OSError(
-                errno.EIO, f"bytes {start} to {end} came as {len(data)} bytes", printable(self._address)
-            )
+            text = f"bytes {start} to {end} came as {len(data)} bytes"
+            raise OSError(errno.EIO, text, printable(self._address))
         return data

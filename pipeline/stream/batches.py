@@ -1,16 +1,16 @@
 """Batches on the device: two sets of tensors in turn, filled piece by piece, on a GPU by a second stream while the step runs."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from pipeline.cache.reader import Cache
+from pipeline.objectives.objective import Batch
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
 from pipeline.stream.samples import StreamSpec, sample_fields
@@ -21,26 +21,20 @@ _MOST_PENDING = (
 )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B samples on the device, for work that is launched before the next batch is asked for.
-
-    patches (B, K, P) uint8, visible (B, K) int64, codes (B, M, T, W), stats (B, M, T, 2 + G) float16.
-    """
-
-    patches: Tensor
-    visible: Tensor
-    codes: Tensor
-    stats: Tensor
-
-    def micro_batches(self, count: int) -> Iterator["Batch"]:
-        """Split into `count` equal parts."""
-        parts = zip(*(getattr(self, name).chunk(count) for name in self.__dataclass_fields__), strict=True)
-        return (Batch(*part) for part in parts)
+def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into `count` equal parts."""
+    parts = zip(*(tensor.chunk(count) for tensor in batch.values()), strict=True)
+    return (dict(zip(batch, part, strict=True)) for part in parts)
 
 
 class BatchStream:
-    """The batches of one rank from a position on, for ever; a context manager that ends the workers."""
+    """The batches of one rank from a position on, for ever; a context manager that ends the workers.
+
+    A batch lies on the device, for work that is launched before the next one is asked for. `blocked_seconds` is how long the caller has
+    waited for the feed in all; on a GPU the rest of `next` waits for the step that last used the batch.
+    """
+
+    blocked_seconds = 0.0
 
     def __init__(
         self,
@@ -59,10 +53,25 @@ class BatchStream:
         self._size = spec.batch_size
         self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches in the order of the stream."""
+    def __iter__(self) -> Self:
+        self._batches = self._fill()
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch in the order of the stream."""
+        return next(self._batches)
+
+    def _pieces(self) -> Iterator[FedPiece]:
+        pieces = self._feed.pieces()
+        while True:
+            begin = time.perf_counter()
+            piece = next(pieces)
+            self.blocked_seconds += time.perf_counter() - begin
+            yield piece
+
+    def _fill(self) -> Iterator[Batch]:
         filled, turn = 0, 0
-        for piece in self._feed.pieces():
+        for piece in self._pieces():
             taken = 0
             while taken < piece.count:
                 if not filled:
@@ -91,14 +100,12 @@ class BatchStream:
 
 
 def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
-    fields = sample_fields(cache.schema, spec).items()
-    dtypes = {name: getattr(torch, field.dtype.name) for name, field in fields}
-    return Batch(
-        **{
-            name: torch.empty((spec.batch_size, *field.shape), dtype=dtypes[name], device=device)
-            for name, field in fields
-        }
-    )
+    return {
+        name: torch.empty(
+            (spec.batch_size, *field.shape), dtype=getattr(torch, field.dtype.name), device=device
+        )
+        for name, field in sample_fields(cache.schema, spec).items()
+    }
 
 
 class _Copier:
@@ -115,7 +122,7 @@ class _Copier:
         with self._stream():
             for name, array in piece.arrays.items():
                 source = torch.from_numpy(array[start : start + count])
-                getattr(batch, name)[position : position + count].copy_(source, non_blocking=True)
+                batch[name][position : position + count].copy_(source, non_blocking=True)
 
     def release(self, piece: FedPiece) -> None:
         """Give back a piece that is copied."""

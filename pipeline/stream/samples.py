@@ -8,34 +8,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
 from pipeline.cache.layout import array_specs, feature_array
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
-from pipeline.config import Section
 from pipeline.errors import CacheError
+from pipeline.objectives.needs import VISIBLE_ALONE, Needs
 from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
-from pipeline.student.patches import visible_patches
-from pipeline.views.masking import MaskConfig, visible_count
+from pipeline.student.patches import patches_at
+from pipeline.views.masking import MaskConfig
 
 Arrays = Mapping[str, NDArray[Any]]
 
 _MOST_AHEAD = 16  # blocks
 _BYTES_AHEAD = 256 << 20
-
-
-class DataConfig(Section):
-    """Which part of the cache is used, and how it is read."""
-
-    levels: tuple[int, ...] | None = None
-    views: tuple[int, ...] | None = None
-    workers: NonNegativeInt = 8
-    window_blocks: PositiveInt = 8
-    allow_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,9 +33,10 @@ class StreamSpec:
 
     cache: str
     order: SampleOrder
-    levels: tuple[int, ...]  # places among the stored levels
+    levels: tuple[int, ...]  # chosen ones, as indices of the stored levels
     mask: MaskConfig
     batch_size: int
+    needs: Needs = VISIBLE_ALONE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,34 +53,46 @@ class Field:
 
 
 def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, Field]:
-    """Return what a sample has: patches (K, P), visible (K,), codes (M, T, W), stats (M, T, 2 + G); T is K and CLS if any."""
-    count = visible_count(schema.patches, spec.mask.ratio)
-    tokens, levels = count + int(schema.teacher.has_cls), len(spec.levels)
-    return {
-        "patches": Field((count, 3 * schema.view.patch_size**2), np.dtype(np.uint8)),
-        "visible": Field((count,), np.dtype(np.int64)),
-        "codes": Field((levels, tokens, schema.stored_width), schema.code_format.dtype),
-        "stats": Field((levels, tokens, 2 + schema.groups), np.dtype(np.float16)),
+    """Return the tensors of a sample that `Needs` names, with their shapes."""
+    needs, count = spec.needs, spec.mask.visible_count(schema.patches)
+    hidden, numbers = schema.patches - count, np.dtype(np.int64)
+    pixels = count if needs.pixels == "visible" else schema.patches
+    fields = {
+        "patches": Field((pixels, 3 * schema.view.patch_size**2), np.dtype(np.uint8)),
+        "visible": Field((count,), numbers),
     }
+    if needs.positions:
+        fields["hidden"] = Field((hidden,), numbers)
+    tokens = {"visible": count + int(schema.teacher.has_cls), "hidden": hidden}
+    for part, levels in needs.targets(spec.levels).items():
+        shape = (len(levels), tokens[part])
+        fields[f"{part}_codes"] = Field((*shape, schema.stored_width), schema.code_format.dtype)
+        fields[f"{part}_stats"] = Field((*shape, 2 + schema.groups), np.dtype(np.float16))
+    return fields
+
+
+def target_arrays(schema: CacheSchema, spec: StreamSpec) -> list[str]:
+    """Return the names of the arrays that targets come from."""
+    levels = sorted({level for levels in spec.needs.targets(spec.levels).values() for level in levels})
+    return [*(feature_array(schema.levels[level]) for level in levels), *(["stats"] if levels else [])]
 
 
 class WindowReader:
-    """Reads windows of blocks and cuts out what is visible, straight into the arrays that leave the worker."""
+    """Reads windows of blocks and cuts out what the objective needs, straight into the arrays that leave the worker."""
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
         self._cache, self._spec = cache, spec
-        self._features = [feature_array(cache.schema.levels[place]) for place in spec.levels]
-        self._all_levels = spec.levels == tuple(range(len(cache.schema.levels)))
-        self._masks = MaskSource(cache.schema, spec.mask, spec.order.seed)
-        self._names = [*self._features, "stats", *self._masks.arrays]
+        self._levels = spec.needs.targets(spec.levels)
+        self._masks = MaskSource(cache.schema, spec.mask, spec.order.seed, spec.needs)
+        self.arrays = [*target_arrays(cache.schema, spec), *self._masks.arrays]
 
     @property
     def block_bytes(self) -> int:
         """Bytes of a block as it is read; of the crops, the most that they can be but for headers."""
         schema, specs = self._cache.schema, array_specs(self._cache.schema)
         crops = schema.block_rows * 3 * schema.view.image_size**2
-        return crops + sum(specs[name].bytes_of(schema.block_rows) for name in ("index", *self._names))
+        return crops + sum(specs[name].bytes_of(schema.block_rows) for name in ("index", *self.arrays))
 
     @property
     def most_ahead(self) -> int:
@@ -129,29 +131,50 @@ class WindowReader:
         place, block, rows = found[1]
         pinned, first = self._spec.order.units[place], block * self._cache.schema.block_rows
         with named(f"in {self._cache.units[int(pinned['unit'])].name}, rows {first} to {first + rows - 1}"):
-            return read_joined(self._cache, self._cache.pinned_commit(pinned), block, self._names)
+            return read_joined(self._cache, self._cache.pinned_commit(pinned), block, self.arrays)
 
     def _scatter(self, block: JoinedChunk, places: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
-        """Copy the visible part of a block's rows to their places: each value once, from where it was read."""
+        """Copy what is needed of a block's rows to their places: each value once, from where it was read."""
         with named(f"in {block.name}"):
             masks = self._masks.draw(block.arrays, block.source, block.keys, block.view, epoch)
-        features, stats = [block.arrays[name] for name in self._features], block.arrays["stats"]
-        stats = stats if self._all_levels else stats[:, list(self._spec.levels)]
+        parts = [
+            (
+                arrays[f"{part}_codes"],
+                arrays[f"{part}_stats"],
+                *self._stored(block, levels),
+                masks.tokens[part],
+            )
+            for part, levels in self._levels.items()
+        ]
         row = 0
         try:
             for row in np.flatnonzero(places >= 0).tolist():
-                place, seen, tokens = places[row], masks.visible[row], masks.tokens[row]
-                for level, values in enumerate(features):
-                    values[row].take(
-                        tokens, 0, arrays["codes"][place, level], "clip"
-                    )  # else numpy writes to a buffer first
-                stats[row].take(tokens, 1, arrays["stats"][place], "clip")
-                arrays["visible"][place] = seen
+                place = places[row]
+                for codes, moments, features, stats, tokens in parts:
+                    for level, values in enumerate(
+                        features
+                    ):  # without "clip" numpy would write to a buffer first
+                        values[row].take(tokens[row], 0, codes[place, level], "clip")
+                    stats[row].take(tokens[row], 1, moments[place], "clip")
+                arrays["visible"][place] = masks.visible[row]
+                if "hidden" in arrays:
+                    arrays["hidden"][place] = masks.hidden[row]
                 pixels = decode_crop(self._cache, block.crops[row], block.keys[row])
-                visible_patches(pixels, self._cache.schema.view.patch_size, seen, arrays["patches"][place])
+                patches_at(
+                    pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][place]
+                )
         except Exception as error:  # a context for each row would take as long as its copy
             error.add_note(f"in {block.unit}, row {block.first_row + row}")
             raise
+
+    def _stored(
+        self, block: JoinedChunk, levels: tuple[int, ...]
+    ) -> tuple[list[NDArray[Any]], NDArray[np.float16]]:
+        """Return the codes of each level and the stats of all of them."""
+        stored = self._cache.schema.levels
+        features = [block.arrays[feature_array(stored[level])] for level in levels]
+        stats = block.arrays["stats"]
+        return features, stats if levels == tuple(range(len(stored))) else stats[:, list(levels)]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""The trained student as a file that timm loads strictly, with what is needed to use it in its metadata."""
+"""The trained student as a folder that describes itself: `timm.create_model("local-dir:RUN/student", pretrained=True)` loads it strictly."""
 
 import json
+import secrets
 from pathlib import Path
 
 from safetensors.torch import save
@@ -9,22 +10,50 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from pipeline.storage.files import replace_file
 from pipeline.student.encoder import MaskedEncoder, StudentConfig
 
-STUDENT_FILE = "student.safetensors"
+STUDENT_FOLDER = "student"
+STUDENT_FILE = "student.safetensors"  # a link to the weights in the folder
+_WEIGHTS = "model.safetensors"  # the name that timm prefers
 
 
 def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> None:
-    """Write student.safetensors: the timm model's own state, whole or not at all."""
-    arguments = {
-        "model_name": config.model,
-        "num_classes": 0,
-        "img_size": encoder.grid * encoder.patch_size,
-        "patch_size": encoder.patch_size,
-        **config.options,
-    }
+    """Write student/model.safetensors, the timm model's own state, and student/config.json, each whole or not at all."""
+    side = encoder.grid * encoder.patch_size
+    arguments = {"num_classes": 0, "img_size": side, "patch_size": encoder.patch_size, **config.options}
     metadata = {
-        "timm.create_model": json.dumps(arguments),
+        "timm.create_model": json.dumps({"model_name": config.model, **arguments}),
         "mean": json.dumps(IMAGENET_DEFAULT_MEAN),
         "std": json.dumps(IMAGENET_DEFAULT_STD),
     }
+    described = {
+        "architecture": config.model,
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "fixed_input_size": True,
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.vit.state_dict().items()}
-    replace_file(run / STUDENT_FILE, save(state, metadata))
+    folder = run / STUDENT_FOLDER
+    replace_file(folder / _WEIGHTS, save(state, metadata))
+    replace_file(folder / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+    _link(Path(STUDENT_FOLDER) / _WEIGHTS, run / STUDENT_FILE)
+
+
+def _link(target: Path, link: Path) -> None:
+    """Let a relative link point to a file below its folder; where there are no links, as on FAT, make a copy."""
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.symlink_to(target)
+    except OSError:
+        replace_file(link, (link.parent / target).read_bytes())
+    else:
+        temporary.replace(link)

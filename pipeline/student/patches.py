@@ -26,17 +26,17 @@ def cut_patches(images: Pixels, patch: int) -> Pixels:
     return _by_patch(images, patch).reshape((*leading, -1, patch * patch * 3))
 
 
-def visible_patches(
-    image: NDArray[np.uint8], patch: int, visible: NDArray[np.int64], out: NDArray[np.uint8] | None = None
+def patches_at(
+    image: NDArray[np.uint8], patch: int, numbers: NDArray[np.int64], out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Return the patches (K, P) of one image (H, W, 3) that `visible` (K,) names, in `out` if given; no other pixel is copied."""
-    strips = _strips(image.shape, patch)[visible]
-    patches = np.empty((len(visible), patch * patch * 3), np.uint8) if out is None else out
+    """Return the patches (K, P) of one image (H, W, 3) that `numbers` (K,) name, in `out` if given; no other pixel is copied."""
+    strips = _strips(image.shape, patch)[numbers]
+    patches = np.empty((len(numbers), patch * patch * 3), np.uint8) if out is None else out
     np.take(
         image.reshape(-1, patch * 3),
         strips,
         axis=0,
-        out=patches.reshape(len(visible), patch, patch * 3),
+        out=patches.reshape(len(numbers), patch, patch * 3),
         mode="clip",
     )
     return patches

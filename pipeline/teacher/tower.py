@@ -174,6 +174,9 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
         resize_positions(visual.positional_embedding, visual.grid_size, grid)
     )
     visual.grid_size = (grid, grid)
+    # Under autocast the convolution gives bfloat16, open_clip casts the positions to that, and its LayerNorm casts back to it: the
+    # residual stream would be rounded after every block, at five times the error of a float32 one.
+    visual.conv1.register_forward_hook(_as_float32)
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
     by_token = visual.attn_pool is None and not visual.final_ln_after_pool
@@ -194,6 +197,10 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
             last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)
         ),
     )
+
+
+def _as_float32(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.float()
 
 
 def _open_clip_outputs(visual: OpenClipViT, images: Tensor, blocks: list[int]) -> list[Tensor]:

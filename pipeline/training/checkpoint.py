@@ -1,8 +1,9 @@
-"""Checkpoints: all that the next step depends on, written whole, the newest kept."""
+"""Checkpoints: all that the next step depends on, written whole, the newest two kept. One rank chooses, and all load exactly its file."""
 
+import hashlib
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +22,78 @@ class Checkpoint:
     student: dict[str, Any]
     optimiser: dict[str, Any]
     pinned: dict[str, Any]
+    scaler: dict[str, Any] = field(default_factory=dict)  # of float16's losses
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """A file that all ranks must find with the same content."""
+
+    path: Path
+    sha256: str
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under a temporary name, flush it and rename it; then drop all but the newest two."""
-    folder.mkdir(exist_ok=True)
+    """Write a checkpoint under a temporary name, flush it, rename it, and remove all but the newest two; raises CheckpointError."""
     path = folder / f"step_{checkpoint.step:08d}.pt"
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(vars(checkpoint), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    drop_leftovers(folder)
+    try:
+        folder.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(vars(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        remove_leftovers(folder)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} cannot be written ({reason}): make room or give write permission, "
+            "then continue with --resume from the one before"
+        ) from error
     return path
 
 
-def drop_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove all but the newest two checkpoints, and what a killed process had not finished."""
     for leftover in (*_saved(folder)[:-_KEPT], *folder.glob("step_*.tmp")):
         leftover.unlink()
 
 
-def load_newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest checkpoint of a run into host memory, None if there is none; raises CheckpointError if it is damaged."""
+def choose_checkpoint(folder: Path) -> ChosenCheckpoint | None:
+    """Return the newest checkpoint of a run, None if there is none; raises CheckpointError if it is damaged."""
+    remove_leftovers(folder)
     saved = _saved(folder)
     if not saved:
         return None
     try:
-        _refuse_flipped_bits(saved[-1])
-        return Checkpoint(**torch.load(saved[-1], map_location="cpu", weights_only=True))
-    except (OSError, MemoryError):
-        raise  # no word on the file's content
-    except Exception as error:  # torch raises whatever its zip and pickle readers do
+        with zipfile.ZipFile(saved[-1]) as archive:  # torch.load does not compare its checksums
+            if wrong := archive.testzip():
+                raise _damaged(saved[-1], f"{wrong} does not match its checksum")
+    except (OSError, MemoryError, CheckpointError):
+        raise  # OSError and MemoryError say nothing of the file's content
+    except Exception as error:  # the zip reader raises whatever comes of damaged bytes
+        raise _damaged(saved[-1], type(error).__name__) from None
+    return ChosenCheckpoint(saved[-1], _digest(saved[-1]))
+
+
+def load_checkpoint(chosen: ChosenCheckpoint) -> Checkpoint:
+    """Load a checkpoint into host memory; raises CheckpointError if this process does not see it as the one that chose it."""
+    try:
+        found = _digest(chosen.path)
+    except FileNotFoundError:
+        found = "no file"
+    if found != chosen.sha256:
         raise CheckpointError(
-            f"checkpoint {str(saved[-1])!r} is damaged ({type(error).__name__}): delete it, and --resume goes on from the one before"
-        ) from None
+            f"checkpoint {str(chosen.path)!r} is not the same on all ranks (SHA-256 {chosen.sha256[:16]} on the main rank, "
+            f"{found[:16]} here): keep the run folder on a file system that all machines share"
+        )
+    try:
+        return Checkpoint(**torch.load(chosen.path, map_location="cpu", weights_only=True))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises whatever its zip and pickle readers do
+        raise _damaged(chosen.path, type(error).__name__) from None
 
 
 def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -72,11 +109,15 @@ def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
         )
 
 
-def _refuse_flipped_bits(path: Path) -> None:
-    """Raise ValueError if the file does not match its checksums: torch.load does not compare them."""
-    with zipfile.ZipFile(path) as archive:
-        if wrong := archive.testzip():
-            raise ValueError(f"{wrong} does not match its checksum")
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {str(path)!r} is damaged ({reason}): delete it, and --resume continues from the one before"
+    )
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -1,18 +1,44 @@
 """The whole configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator as Choice
+from pydantic import Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
-from pipeline.config import Section
+from pipeline.config import Section, named
 from pipeline.errors import ConfigError
-from pipeline.objectives.alignment import AlignmentConfig
-from pipeline.objectives.losses import LossConfig
-from pipeline.stream.samples import DataConfig
+from pipeline.objectives.fd import FeatureDistillation
+from pipeline.objectives.maskalign import MaskAlign
 from pipeline.student.encoder import StudentConfig
 from pipeline.views.masking import MaskConfig
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+
+# Every objective has one line here.
+AnyObjective = Annotated[
+    Annotated[MaskAlign, Tag("maskalign")] | Annotated[FeatureDistillation, Tag("fd")],
+    Choice(named("maskalign")),
+]
+
+
+class DataConfig(Section):
+    """Which part of the cache is used, and how it is read."""
+
+    levels: tuple[int, ...] | None = None
+    views: tuple[int, ...] | None = None
+    workers: NonNegativeInt = 8
+    window_blocks: PositiveInt = 8
+    allow_partial: bool = False
+
+    @field_validator("levels", "views")
+    @classmethod
+    def _some_and_each_once(cls, chosen: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if chosen == ():
+            raise ValueError("name at least one, or leave the key out for all")
+        if chosen is not None and len(set(chosen)) < len(chosen):
+            raise ValueError("name each only once")
+        return chosen
 
 
 class OptimConfig(Section):
@@ -30,36 +56,57 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float32 and eager on a CPU."""
+    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float16 before Ampere, float32 and eager on a CPU."""
 
     global_batch: int = Field(1024, gt=0)
     accumulate: int = Field(1, gt=0)
     seed: int = 0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     log_every: int = Field(50, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
 
 
 class RunConfig(Section):
-    """Everything that a run depends on but the cache."""
+    """Everything that a run depends on but the cache. What [mask] leaves unset comes from the objective."""
 
+    moved: ClassVar[Mapping[str, str]] = {
+        "alignment.mode": "objective.mode",
+        "alignment.head": "objective.head",
+        "loss.kind": "objective.loss",
+        "loss.target": "objective.target",
+    }
+
+    objective: AnyObjective = MaskAlign()
     data: DataConfig = DataConfig()
     mask: MaskConfig = MaskConfig()
     student: StudentConfig = StudentConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
-    @field_validator("data")
-    @classmethod
-    def _chosen(cls, data: DataConfig) -> DataConfig:
-        if data.levels == () or data.views == ():
-            raise ValueError("levels and views must name at least one; leave them out for all")
-        if any(chosen is not None and len(set(chosen)) < len(chosen) for chosen in (data.levels, data.views)):
-            raise ValueError("levels and views must not name one twice")
-        return data
+    @model_validator(mode="after")
+    def _fit_the_objective(self) -> Self:
+        """Complete the mask, and refuse by name what the objective does not use."""
+        name, defaults = self.objective.name, MaskConfig.model_validate(self.objective.mask)
+        chosen = {key: getattr(self.mask, key) for key in self.mask.model_fields_set}
+        if not self.objective.masked:
+            unused = sorted(f"mask.{key}" for key, value in chosen.items() if value != getattr(defaults, key))
+            if unused:
+                raise ValueError(
+                    f"{', '.join(unused)} is set: objective {name!r} hides no patches; remove it"
+                )
+        needs = self.objective.needs
+        if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
+            raise ValueError(
+                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name only that"
+            )
+        merged = {**defaults.model_dump(), **chosen}
+        if chosen.get("hidden") is not None:
+            merged["ratio"] = None
+        elif chosen.get("ratio") is not None:
+            merged["hidden"] = None
+        object.__setattr__(self, "mask", MaskConfig(**merged))
+        return self
 
 
 def batch_of_rank(train: TrainConfig, world_size: int) -> int:

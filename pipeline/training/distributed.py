@@ -1,9 +1,9 @@
 """The ranks of a run as a launcher starts them; one rank needs no process group."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -41,24 +41,34 @@ class Ranks:
             dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
         return [int(vote) for vote in votes]
 
-    def from_main(self, value: Value) -> Value:
-        """Return what the main rank gives; all must ask together."""
+    def decide(self, function: Callable[[], Value]) -> Value:
+        """Call a function on the main rank and return what it gives on all; its MaskAlignError is raised on all."""
+        value: Any = None
+        with self.together():
+            if self.is_main:
+                value = function()
+        if self.world_size == 1:
+            return cast("Value", value)
         boxed = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(boxed, src=0, group=self.hosts)
-        return boxed[0]
+        dist.broadcast_object_list(boxed, src=0, group=self.hosts)
+        return cast("Value", boxed[0])
 
-    def agree(self, error: MaskAlignError | None) -> None:
-        """Raise the first rank's error on all ranks, if any has one: otherwise the others would wait for it for ever."""
-        errors = [error]
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise on all ranks a MaskAlignError that one raises here: otherwise the others would wait for it for ever."""
+        mine: MaskAlignError | None = None
+        try:
+            yield
+        except MaskAlignError as error:
+            mine = error
+        found = [mine]
         if self.world_size > 1:
-            errors = [None] * self.world_size
-            dist.all_gather_object(errors, error, group=self.hosts)
-        for rank, found in enumerate(errors):
-            if found is not None:
-                if self.world_size > 1:
-                    found.add_note(f"on rank {rank} of {self.world_size}")
-                raise found
+            found = [None] * self.world_size
+            dist.all_gather_object(found, mine, group=self.hosts)
+        for rank, first in enumerate(found):
+            if first is not None:
+                first.printed_by_rank = rank if self.world_size > 1 else None
+                raise first
 
     def wait(self) -> None:
         """Return once all ranks are here."""

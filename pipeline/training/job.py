@@ -1,11 +1,8 @@
-"""One run as the command asks for it: cache, stream, student, loop, and what they leave in the run folder."""
+"""The parts of a run on one rank: stream, objective, optimiser, and the step that joins them."""
 
 import hashlib
-import platform
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +12,42 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.maskalign import MaskAlignStudent, build_student
-from pipeline.objectives.targets import CachedTargets, TrainingStep
-from pipeline.progress import ProgressDisplay
+from pipeline.objectives.objective import Objective, Setting, TrainingStep
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
-from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
-from pipeline.student.export import export_student
-from pipeline.training.checkpoint import (
-    Checkpoint,
-    drop_leftovers,
-    load_newest_checkpoint,
-    refuse_other_pins,
-    save_checkpoint,
-)
-from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.checkpoint import Checkpoint, save_checkpoint
+from pipeline.training.config import RunConfig, TrainConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
-from pipeline.training.optimiser import build_optimiser, build_schedule
-from pipeline.training.run_folder import MetricsLog, write_run
-from pipeline.training.trainer import Metrics, Trainer
+from pipeline.training.optimiser import build_optimiser
+from pipeline.training.targets import cached_targets, refuse_target
 
-_VERSIONED = ("torch", "timm", "zarr", "webdataset", "numpy")
+# Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass overlap. Of ViT-B's 338 MiB,
+# torch's default of 25 MB makes 14 graphs; 100 MB makes 5 (counted on a CPU with gloo), and only the last bucket's exchange is not hidden.
+_BUCKET_MB = 100
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A run, ready to start on one rank."""
+    """A run, ready to start on one rank. `precision` and `compiled` are what `auto` was resolved to on this device."""
 
     config: RunConfig
     cache: Cache
     spec: StreamSpec
-    student: MaskAlignStudent
+    objective: Objective
     optimiser: AdamW
+    scaler: torch.amp.GradScaler  # of float16's losses; otherwise it does nothing
     run: Path
     ranks: Ranks
     device: torch.device
     steps: int
     warmup: int
+    precision: str
+    compiled: bool
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -70,39 +60,36 @@ class TrainingJob:
             "train.global_batch": self.config.train.global_batch,
         }
 
-    def load_checkpoint(self) -> int:
-        """Load the newest checkpoint and return its step, 0 if there is none; raises CheckpointError.
-
-        The main rank, which holds the run folder, drops what a killed one has left.
-        """
-        if self.ranks.is_main:
-            drop_leftovers(self.run / "checkpoints")
-        checkpoint = load_newest_checkpoint(self.run / "checkpoints")
-        if checkpoint is None:
-            return 0
-        refuse_other_pins(checkpoint.pinned, self.pinned)
-        self.student.load_state_dict(checkpoint.student)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
-        return checkpoint.step
+    @property
+    def device_name(self) -> str:
+        """What the device is called."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def save_checkpoint(self, step: int) -> None:
-        """Save after `step` steps, on the main rank only."""
-        if self.ranks.is_main:
-            checkpoint = Checkpoint(step, self.student.state_dict(), self.optimiser.state_dict(), self.pinned)
-            save_checkpoint(self.run / "checkpoints", checkpoint)
-        self.ranks.wait()
+        """Save after `step` steps, on the main rank only; raises CheckpointError on all."""
+        with self.ranks.together():
+            if self.ranks.is_main:
+                states = self.objective.state_dict(), self.optimiser.state_dict()
+                checkpoint = Checkpoint(step, *states, self.pinned, self.scaler.state_dict())
+                save_checkpoint(self.run / "checkpoints", checkpoint)
 
-
-def pinned_units(cache: Cache, config: RunConfig, ranks: Ranks) -> list[int] | None:
-    """Return the units of a new run as the main rank finds them, since a cache may grow from one look to the next; None for one rank."""
-    if ranks.world_size == 1:
-        return None
-    own = (
-        cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
-        if ranks.is_main
-        else None
-    )
-    return ranks.from_main(own)
+    def build_step(self, targets: nn.Module | None = None, compiled: bool | None = None) -> nn.Module:
+        """Return the module of one step, compiled if the job is, and shared by the ranks if there are several."""
+        targets = targets or cached_targets(self.cache, self.spec.levels, self.config.objective.target)
+        model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
+        if self.compiled if compiled is None else compiled:
+            model.compile(fullgraph=True, dynamic=False)
+        if self.ranks.world_size == 1:
+            return model
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            bucket_cap_mb=_BUCKET_MB,
+            gradient_as_bucket_view=True,  # saves a copy of all gradients
+        )
+        # Buffers are constant. Set here because the argument is deprecated from torch 2.14 on, and its heir is not in 2.11.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
 
 def build_job(
@@ -121,36 +108,71 @@ def build_job(
         cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     )
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    MaskSource(cache.schema, config.mask, config.train.seed)  # refuses masks that this cache cannot serve
+    needs = config.objective.needs
+    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
     order = SampleOrder(
         pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks
     )
     levels = cache.level_indices(config.data.levels)
     spec = StreamSpec(
-        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size)
+        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size), needs
     )
+    refuse_target(cache, levels, config.objective.target)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
-    student = initial_student(config, cache).to(device)
-    optimiser = build_optimiser(student, student.no_weight_decay(), config.optim, config.train.global_batch)
-    return TrainingJob(config, cache, spec, student, optimiser, run, ranks, device, steps, warmup)
-
-
-def initial_student(config: RunConfig, cache: Cache) -> MaskAlignStudent:
-    """Build the student as it is before the first step: a function of configuration and cache."""
-    schema = cache.schema
-    seed_initial_weights(config)
-    return build_student(
-        config.student,
-        config.alignment,
-        config.loss,
-        image_size=schema.view.image_size,
-        patch_size=schema.view.patch_size,
-        teacher_levels=[schema.levels[place] for place in cache.level_indices(config.data.levels)],
-        teacher_depth=schema.teacher.depth,
-        teacher_width=schema.teacher.width,
-        teacher_has_cls=schema.teacher.has_cls,
+    objective = initial_objective(config, cache).to(device)
+    optimiser = build_optimiser(
+        objective, objective.no_weight_decay(), config.optim, config.train.global_batch
     )
+    precision = choose_precision(config.train, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    compiled = choose_compilation(config.train, precision, device)
+    return TrainingJob(
+        config,
+        cache,
+        spec,
+        objective,
+        optimiser,
+        scaler,
+        run,
+        ranks,
+        device,
+        steps,
+        warmup,
+        precision,
+        compiled,
+    )
+
+
+def choose_precision(train: TrainConfig, device: torch.device) -> str:
+    """Return what `auto` is: bfloat16 on a GPU from Ampere on, float16 on one with tensor cores before it, otherwise float32."""
+    if train.precision != "auto":
+        return train.precision
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
+
+
+def choose_compilation(train: TrainConfig, precision: str, device: torch.device) -> bool:
+    """Return what `auto` is: compiled on a GPU that torch's compiler makes code for in this precision."""
+    if train.compile != "auto":
+        return train.compile
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return major >= 8 or (major == 7 and precision != "bfloat16")
+
+
+def initial_objective(config: RunConfig, cache: Cache) -> Objective:
+    """Build objective and student as they are before the first step: a function of configuration and cache."""
+    schema = cache.schema
+    setting = Setting(
+        schema.view.image_size,
+        schema.view.patch_size,
+        tuple(schema.levels[level] for level in cache.level_indices(config.data.levels)),
+        schema.teacher.depth,
+        schema.teacher.width,
+        schema.teacher.has_cls,
+    )
+    seed_initial_weights(config)
+    return config.objective.build(config.student, setting)
 
 
 def seed_initial_weights(config: RunConfig) -> None:
@@ -158,96 +180,20 @@ def seed_initial_weights(config: RunConfig) -> None:
     torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
 
 
-def describe_run(job: TrainingJob) -> dict[str, Any]:
-    """Return what run.json says."""
-    teacher = job.cache.schema.teacher
+def describe_job(job: TrainingJob, compiled: bool) -> dict[str, Any]:
+    """Return what run.json says of the run itself."""
     return {
         "config": job.config.model_dump(mode="json"),
+        "resolved": {"train.precision": job.precision, "train.compile": compiled},
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,
-            "teacher": teacher.model_dump(mode="json"),
+            "teacher": job.cache.schema.teacher.model_dump(mode="json"),
         },
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
-        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}},
+        "device": job.device_name,
     }
-
-
-def run_job(job: TrainingJob, first: int) -> int:
-    """Train from step `first` on; returns the number of finished steps, fewer than the run's after SIGTERM."""
-    epoch, step = divmod(first, job.spec.steps_per_epoch)
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    with ExitStack() as stack:
-        progress = (
-            stack.enter_context(ProgressDisplay("train-student", job.steps, first))
-            if job.ranks.is_main
-            else None
-        )
-        metrics = MetricsLog(job.run, first) if job.ranks.is_main else None
-        if metrics:
-            stack.callback(metrics.close)
-
-        def log(line: Metrics) -> None:
-            if metrics and progress:
-                metrics.write(line)
-                progress.update(
-                    line["step"],
-                    f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, {line['wait_share']:.0%} waiting",
-                )
-
-        batches = stack.enter_context(
-            BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
-        )
-        model = build_step(job, cached_targets(job))
-        trainer = Trainer(
-            model,
-            job.optimiser,
-            schedule,
-            job.config,
-            job.ranks,
-            job.device,
-            job.spec.steps_per_epoch,
-            log,
-            job.save_checkpoint,
-        )
-        return trainer.run(iter(batches), first, job.steps)
-
-
-def prepare_folder(job: TrainingJob) -> None:
-    """Write run.json on the main rank, once no rank will look any more whether the folder is free."""
-    job.ranks.wait()
-    if job.ranks.is_main:
-        write_run(job.run, describe_run(job))
-
-
-def finish(job: TrainingJob) -> None:
-    """Export the student."""
-    export_student(job.student.encoder, job.config.student, job.run)
-
-
-def cached_targets(job: TrainingJob) -> CachedTargets:
-    """Return what makes targets of what the cache holds."""
-    mean, std = (torch.from_numpy(values[list(job.spec.levels)]) for values in job.cache.calibration())
-    return CachedTargets(
-        TargetDecoder(mean, std, job.cache.schema.encoding).to(job.device), job.config.loss.target
-    )
-
-
-def build_step(job: TrainingJob, targets: nn.Module) -> nn.Module:
-    """Return the module of one step, compiled if the configuration says so, and shared by the ranks if there are several."""
-    model: nn.Module = TrainingStep(job.student, targets)
-    if job.config.train.compile is True or (job.config.train.compile == "auto" and job.device.type == "cuda"):
-        model.compile(fullgraph=True, dynamic=False)
-    return _distributed(model, job.device) if job.ranks.world_size > 1 else model
-
-
-def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    # Buffers are constant. Set here because the argument is deprecated from torch 2.14 on, and its heir is not in 2.11.
-    wrapped.broadcast_buffers = False
-    return wrapped

@@ -1,40 +1,75 @@
-"""The folder of a run: who holds it, what it was configured to be, and its metrics line by line."""
+"""The folder of a run: who holds it, what it was configured to be, and its metrics line by line. Imports no torch.
+
+run.json holds what the run depends on and, in `sessions`, one entry for each start: command, commit, host, device, begin and end.
+"""
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from pipeline.config import parse_config
+from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.storage.files import replace_file
-from pipeline.training.config import RunConfig
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+Resume = Literal["never", "always", "auto"]
 _NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "checkpoint_every", "compile"}}
+
+
+def continues(run: Path, resume: Resume) -> bool:
+    """Return whether a start continues the run of a folder.
+
+    Raises ConfigError for a new run in a folder that has one, a resumed run in a folder that has none, and a folder that cannot be written.
+    """
+    if run.parts and run.parts[0].endswith(":"):
+        raise ConfigError(
+            f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done"
+        )
+    exists = (run / RUN_FILE).exists()
+    if exists and resume == "never":
+        raise ConfigError(
+            f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run"
+        )
+    if not exists and resume == "always":
+        raise ConfigError(
+            f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
+        )
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"run folder {str(run)!r} cannot be written ({str(nearest)!r} is read-only): choose another --run, or make it writable"
+        )
+    return exists
 
 
 @contextmanager
 def held_run_folder(run: Path) -> Iterator[None]:
-    """Hold a run folder, making it if need be, and sweep what a killed holder was writing.
+    """Hold a run folder, making it if need be, and remove what a killed holder was writing.
 
     Raises ConfigError if it cannot be made or another process has it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("w")
     except OSError as error:
         raise ConfigError(
             f"run folder {str(run)!r} cannot be made ({error.strerror}): give --run a new folder in one that you may write"
         ) from None
-    with (run / ".lock").open("w") as lock:
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"run folder {str(run)!r} is in use by another process: wait for it or choose another --run"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {str(run)!r} cannot be locked ({error.strerror}): choose --run on a file system with locks"
             ) from None
         for unfinished in run.glob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -57,28 +92,10 @@ def write_run(run: Path, values: Mapping[str, Any]) -> None:
     replace_file(run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def refuse_run(run: Path, resume: bool) -> None:
-    """Raise ConfigError for a new run in a folder that has one, or a resumed run in a folder that has none."""
-    if run.parts and run.parts[0].endswith(":"):
-        raise ConfigError(
-            f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done"
-        )
-    exists = (run / RUN_FILE).exists()
-    if exists and not resume:
-        raise ConfigError(
-            f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run"
-        )
-    if resume and not exists:
-        raise ConfigError(
-            f"run folder {str(run)!r} holds no run to resume: leave out --resume, or check --run"
-        )
-
-
-def refuse_other_config(config: RunConfig, run: Path) -> None:
+def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys in which a resumed run differs from its run.json; how it is fed and logged may."""
-    earlier = parse_config(RunConfig, read_run(run)["config"]).model_dump(
-        mode="json"
-    )  # an older one may lack keys of now
+    # Parsed and not as it is: an older run may lack keys of today.
+    earlier = parse_config(type(config), read_run(run)["config"]).model_dump(mode="json")
     now = config.model_dump(mode="json")
     differing = [
         f"{section}.{key} was {earlier[section].get(key)!r}, is {value!r}"
@@ -88,35 +105,57 @@ def refuse_other_config(config: RunConfig, run: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"the run was configured otherwise: {'; '.join(differing)}; resume with the same values or start another --run"
+            f"--resume needs the original configuration, but {'; '.join(differing)}: use the same values or a new --run"
         )
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard beside it where that is installed."""
+    """metrics.jsonl, and TensorBoard beside it where that is installed and works; whatever fails in it costs a warning only."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Continue after `step`: lines of steps that a killed process took beyond its checkpoint are dropped."""
-        self._path = run / METRICS_FILE
+    def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
+        """Continue after `step`: lines of steps that a killed process took beyond its checkpoint are removed."""
+        self._path, self._warn = run / METRICS_FILE, warn
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
-        self._board = _tensorboard(run, step)
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        except Exception as error:
+            if (
+                getattr(error, "name", "") != "tensorboard"
+            ):  # which is the name of the module that is not installed
+                self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, values["step"])
+        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
+        scalars |= {f"loss/{name}": value for name, value in values.get("loss_terms", {}).items()}
+        try:
+            for name, value in scalars.items() if self._board else ():
+                self._board.add_scalar(name, value, values["step"])
+        except Exception as error:
+            self._give_up(error)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._board:
-            self._board.close()
+        try:
+            if self._board:
+                self._board.close()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._board = None
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        self._warn(
+            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same values"
+        )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -126,11 +165,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _tensorboard(run: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

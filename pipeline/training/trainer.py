@@ -2,24 +2,25 @@
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from pipeline.errors import ConfigError, DivergedError
+from pipeline.objectives.objective import Batch
 from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
-from pipeline.stream.batches import Batch
-from pipeline.training.config import RunConfig
+from pipeline.stream.batches import micro_batches
 from pipeline.training.distributed import Ranks
+from pipeline.training.job import TrainingJob
+from pipeline.training.optimiser import build_schedule
 
 Metrics = dict[str, Any]
 
@@ -33,21 +34,22 @@ class Interval:
     """What accumulates between two lines of the log."""
 
     first_step: int
+    waited_before: float  # seconds that the stream had blocked the loop in all
     begin: float = field(default_factory=time.perf_counter)
-    wait_seconds: float = 0.0
-    losses: list[Tensor] = field(default_factory=list)  # (1 + M,): the loss and its parts, on the device
+    losses: list[Tensor] = field(default_factory=list)  # the loss and its terms, on the device
 
 
 class StopVotes:
     """Whether the run ends here because some rank was asked to stop.
 
-    A vote waits for the slowest rank, so it is held now and then: the ranks agree in each vote on the steps until the next, so few that
-    they take about two seconds.
+    A vote waits for the slowest rank, so it is held now and then. In each, the ranks agree on the number of steps until the next: as many
+    as the slowest takes in two seconds, so that torchrun, which kills after 30 seconds, never has to.
     """
 
     def __init__(self, ranks: Ranks, request: StopRequest) -> None:
-        self._ranks, self._request, self._countdown = ranks, request, 1
-        self._begin, self._interval = time.perf_counter(), 1
+        self._ranks, self._request = ranks, request
+        self._interval = self._countdown = 1
+        self._begin = time.perf_counter()
 
     def __call__(self) -> int:
         """Return the signal that ends the run after this step, 0 for none; all ranks ask after each step."""
@@ -56,10 +58,9 @@ class StopVotes:
         self._countdown -= 1
         if self._countdown:
             return 0
-        now = time.perf_counter()
-        seconds_per_step = max((now - self._begin) / self._interval, 1e-6)
-        mine = min(_MOST_STEPS_BETWEEN_VOTES, max(1, int(_SECONDS_BETWEEN_VOTES / seconds_per_step)))
-        number, fewest = self._ranks.largest(self._request.number, -mine)
+        seconds_per_step = max((time.perf_counter() - self._begin) / self._interval, 1e-6)
+        steps = min(_MOST_STEPS_BETWEEN_VOTES, max(1, int(_SECONDS_BETWEEN_VOTES / seconds_per_step)))
+        number, fewest = self._ranks.largest(self._request.number, -steps)
         self._interval = self._countdown = -fewest
         self._begin = time.perf_counter()
         return number
@@ -69,126 +70,136 @@ class StopVotes:
 class Trainer:
     """One rank's loop.
 
-    `model` maps (patches, visible, codes, stats) to the loss () and its parts (M,). `log` gets a line of metrics every so many steps and
-    `save` the number of finished steps every so many.
+    `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of metrics every so many steps,
+    `say` a message for a person.
     """
 
+    job: TrainingJob
     model: nn.Module
-    optimiser: AdamW
-    schedule: CosineLRScheduler
-    config: RunConfig
-    ranks: Ranks
-    device: torch.device
-    steps_per_epoch: int
-    log: Callable[[Metrics], None]
-    save: Callable[[int], None]
+    log: Callable[[Metrics], None] = lambda _: None
+    say: Callable[[str], None] = lambda _: None
     stopped_by: int = 0  # the signal that ended the last run early
+
+    def __post_init__(self) -> None:
+        job = self.job
+        self.schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+        self.compiled = job.compiled
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
         """Take steps `first` to `last` - 1 and return the number of steps finished, fewer if a signal asked for it.
 
         Raises DivergedError, naming the range of steps, when the loss or a weight is not finite; no checkpoint is written after that.
         """
-        interval, step = Interval(first), first
+        train, step, waited = self.job.config.train, first, 0.0
+        interval = Interval(first, waited)
         self.model.train()
         with deferred_stop() as request:
-            votes = StopVotes(self.ranks, request)
+            votes = StopVotes(self.job.ranks, request)
             while step < last:
                 begin = time.perf_counter()
                 batch = next(batches)
-                interval.wait_seconds += time.perf_counter() - begin
-                interval.losses.append(self.step(batch, step))
+                # A GPU's host runs ahead: most of next() waits for the step before last. Only the feed's own delay is a wait for data.
+                waited = getattr(batches, "blocked_seconds", waited + time.perf_counter() - begin)
+                interval.losses.append(self._step_or_eager(batch, step))
                 step += 1
-                due_log, due_save = (
-                    step % self.config.train.log_every == 0,
-                    step % self.config.train.checkpoint_every == 0,
-                )
                 self.stopped_by = votes() if step < last else 0
                 ending = step == last or self.stopped_by > 0
-                if due_log or due_save or ending:
-                    self.log(self._measure(interval, step))
-                    interval = Interval(step)
-                if due_save or ending:
+                due_save = ending or step % train.checkpoint_every == 0
+                if due_save or step % train.log_every == 0:
+                    self.log(self._measure(interval, step, waited))
+                    interval = Interval(step, waited)
+                if due_save:
                     self._refuse_spoilt_weights(step)
-                    self.save(step)
+                    self.job.save_checkpoint(step)
                 if ending:
                     break
         return step
 
+    def _step_or_eager(self, batch: Batch, step: int) -> Tensor:
+        """Take a step; where the compiler fails, forward or backward, take it again without, unless train.compile asks for it.
+
+        Raises ConfigError then, and for several ranks, whose gradients are half exchanged: slow steps need a reason that is seen.
+        """
+        try:
+            return self.step(batch, step)
+        except Exception as error:
+            if not (self.compiled and is_compiler_failure(error)):
+                raise
+            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if self.job.config.train.compile is True or self.job.ranks.world_size > 1:
+                raise ConfigError(
+                    f"the training step cannot be compiled as one graph ({cause}): set train.compile=false to run it as it is, "
+                    "slower, or leave out the student.options that it fails on; before Ampere, set train.precision=float16"
+                ) from error
+            self.say(f"warning: the training step cannot be compiled ({cause}): it runs as it is, slower")
+        self.model, self.compiled = self.job.build_step(compiled=False).train(), False
+        self.job.optimiser.zero_grad()
+        return self.step(batch, step)
+
     def step(self, batch: Batch, step: int) -> Tensor:
-        """Take one optimiser step; returns the loss and its parts (1 + M,) on the device. All randomness is keyed by (seed, rank, step)."""
-        torch.manual_seed(derived_seed(self.config.train.seed, "step", self.ranks.rank, step))
+        """Take one optimiser step; returns the loss and its terms on the device. All randomness is keyed by (seed, rank, step)."""
+        config, scaler = self.job.config, self.job.scaler
+        torch.manual_seed(derived_seed(config.train.seed, "step", self.job.ranks.rank, step))
         self.schedule.step_update(step + 1)
-        losses = [self._backward(micro, is_last) for micro, is_last in self._micro_batches(batch)]
-        if self.config.optim.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        micros = list(micro_batches(batch, config.train.accumulate))
+        losses = [self._backward(micro, micro is micros[-1]) for micro in micros]
+        if config.optim.clip_grad:
+            scaler.unscale_(self.job.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad)
+        scaler.step(self.job.optimiser)
+        scaler.update()
+        self.job.optimiser.zero_grad()
         return torch.stack(losses).mean(0)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
-        count = self.config.train.accumulate
-        return ((micro, number == count - 1) for number, micro in enumerate(batch.micro_batches(count)))
-
     def _backward(self, batch: Batch, is_last: bool) -> Tensor:
+        job = self.job
         with ExitStack() as contexts:
             if isinstance(self.model, DistributedDataParallel) and not is_last:
                 contexts.enter_context(self.model.no_sync())
-            contexts.enter_context(self._autocast())
-            loss, per_level = self._losses(batch)
-            (loss / self.config.train.accumulate).backward()  # type: ignore[no-untyped-call]
-        return torch.cat([loss.detach()[None], per_level])
-
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the model; raises ConfigError if it cannot be compiled, since steps that are slow for no visible reason would be worse."""
-        try:
-            loss, per_level = self.model(batch.patches, batch.visible, batch.codes, batch.stats)
-        except TorchDynamoException as error:
-            cause = str(error).strip().partition("\n")[0]
-            raise ConfigError(
-                f"the training step cannot be compiled as one graph ({type(error).__name__}: {cause}): "
-                "set train.compile=false to run it as it is, slower, or leave out the student.options that it fails on"
-            ) from error
-        return loss, per_level
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        precision = self.config.train.precision
-        if precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+            autocast = job.precision != "float32"
+            contexts.enter_context(
+                torch.autocast(job.device.type, getattr(torch, job.precision)) if autocast else nullcontext()
+            )
+            loss, terms = self.model(batch)
+            job.scaler.scale(loss / job.config.train.accumulate).backward()
+        return torch.cat([loss.detach()[None], terms])
 
     def _refuse_spoilt_weights(self, step: int) -> None:
         """Look at the weights before they are saved: the last loss was taken before the last update."""
         if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
             raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
 
-    def _measure(self, interval: Interval, step: int) -> Metrics:
+    def _measure(self, interval: Interval, step: int, waited: float) -> Metrics:
         """Reduce an interval to a line of metrics; the only place that waits for the device."""
-        losses = self.ranks.mean(torch.stack(interval.losses).mean(0)).tolist()
-        if not all(math.isfinite(loss) for loss in losses):
+        job = self.job
+        loss, *terms = job.ranks.mean(torch.stack(interval.losses).mean(0)).tolist()
+        if not all(math.isfinite(value) for value in (loss, *terms)):
             raise DivergedError(
-                f"the loss is {losses[0]} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}"
+                f"the loss is {loss} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}"
             )
-        seconds = time.perf_counter() - interval.begin
-        return {
+        seconds, waited = time.perf_counter() - interval.begin, waited - interval.waited_before
+        line = {
             "step": step,
-            "epoch": step / self.steps_per_epoch,
-            "loss": losses[0],
-            "loss_per_level": losses[1:],
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
-            "images_per_second": (step - interval.first_step) * self.config.train.global_batch / seconds,
-            "wait_share": interval.wait_seconds / seconds,
-            "data_seconds": interval.wait_seconds,
-            "step_seconds": seconds - interval.wait_seconds,
-            **self._memory(),
+            "epoch": step / job.spec.steps_per_epoch,
+            "loss": loss,
+            "loss_terms": dict(zip(job.objective.parts, terms, strict=True)),
+            "learning_rate": job.optimiser.param_groups[0]["lr"],
+            "images_per_second": (step - interval.first_step) * job.config.train.global_batch / seconds,
+            "wait_share": waited / seconds,
+            "data_seconds": waited,
+            "step_seconds": seconds - waited,
+            "figures": job.objective.figures(),
         }
+        if job.device.type == "cuda":  # the allocator's own count: the device is not asked
+            images = job.spec.batch_size // job.config.train.accumulate
+            line["bytes_per_image"] = torch.cuda.max_memory_allocated(job.device) / images
+        return line
 
-    def _memory(self) -> dict[str, float]:
-        """Return the most GPU memory so far by image of a micro-batch, weights and optimiser included; nothing on a CPU.
 
-        The allocator's own count: the device is not asked.
-        """
-        if self.device.type != "cuda":
-            return {}
-        images = self.config.train.global_batch // (self.ranks.world_size * self.config.train.accumulate)
-        return {"bytes_per_image": torch.cuda.max_memory_allocated(self.device) / images}
+def is_compiler_failure(error: Exception) -> bool:
+    """Tell whether an exception comes from making code for a step and not from running it."""
+    if isinstance(error, TorchDynamoException):
+        return True
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    makers = ("torch._inductor.compile_fx", "torch._inductor.codegen", "torch._inductor.scheduler", "triton.")
+    return not isinstance(error, torch.OutOfMemoryError) and any(name.startswith(makers) for name in modules)

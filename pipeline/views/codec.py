@@ -38,10 +38,14 @@ logging.getLogger("PIL").addHandler(
 )  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
-# what libjpeg calls a warning and fills up with grey, and Pillow passes over; a few bytes too many before a marker do no harm
+# libjpeg only warns of a JPEG that lacks data and fills it up with grey, and Pillow ignores that. A few bytes too many
+# before a marker are harmless, and so is any number before the end marker, which some cameras write.
 _INCOMPLETE = re.compile(
-    r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous)|Invalid SOS|Inconsistent progression"
+    r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous|\d+ extraneous bytes before marker 0x(d9|01))|"
+    r"Invalid SOS|Inconsistent progression"
 )
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+_END = b"\xff\xd9"
 
 
 def decode_image(data: bytes) -> Pixels:
@@ -53,7 +57,8 @@ def decode_image(data: bytes) -> Pixels:
     try:
         return _decode_whole_jpeg(data)
     except ValueError as error:
-        _refuse_incomplete(str(error))
+        if _is_incomplete(data, str(error)):
+            raise SourceError(f"cannot be decoded ({error})") from None
         return _decode_by_pillow(data, str(error))
 
 
@@ -99,9 +104,19 @@ def _decode_whole_jpeg(data: bytes) -> Pixels:
     return _decode_jpeg(data)
 
 
-def _refuse_incomplete(reason: str) -> None:
-    if _INCOMPLETE.match(reason):
-        raise SourceError(f"cannot be decoded ({reason})")
+def _is_incomplete(data: bytes, warning: str) -> bool:
+    """Tell whether a JPEG lacks data, from what libjpeg warns of."""
+    if not _EXTRANEOUS.match(warning):
+        return bool(_INCOMPLETE.match(warning))
+    # A JPEG that was cut and filled up with zeros looks alike, since zeros are a code as well: it lacks data without them.
+    end = data.rfind(_END)
+    kept = data[:end].rstrip(data[end - 1 : end])
+    kept += b"\0" * kept.endswith(b"\xff")  # which belongs to it
+    try:
+        _decode_jpeg(kept + _END)
+    except ValueError as error:
+        return not _EXTRANEOUS.match(str(error))
+    return False
 
 
 def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:

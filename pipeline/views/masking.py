@@ -6,11 +6,11 @@ epoch, is also what decides which patches a cache keeps.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
@@ -28,21 +28,43 @@ FLATTEST_BLOCK = 0.3
 
 
 class MaskConfig(Section):
-    """How patches are chosen, the share of them that is hidden, and whether each epoch draws afresh or all show what --keep would store.
+    """How patches are chosen, how many are hidden, and whether each epoch draws again or all show what --keep would store.
 
-    `redraw` auto: afresh if the cache has all patches.
+    `ratio` is a share of the patches, `hidden` their exact number instead. `redraw` auto: again if the cache has all patches.
     """
 
     strategy: Strategy = "attention"
-    ratio: float = 0.7
+    ratio: float | None = 0.7
+    hidden: int | None = Field(None, ge=0)
     redraw: bool | Literal["auto"] = "auto"
 
     @field_validator("ratio")
     @classmethod
-    def _within_range(cls, ratio: float) -> float:
-        if not 0 <= ratio < 1:
+    def _within_range(cls, ratio: float | None) -> float | None:
+        if ratio is not None and not 0 <= ratio < 1:
             raise ValueError("the hidden share must be at least 0 and less than 1, such as 0.7")
         return ratio
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.hidden is not None and self.ratio is not None:
+            if "ratio" in self.model_fields_set:
+                raise ValueError(
+                    "ratio and hidden both say how many patches are hidden; set only one of them"
+                )
+            object.__setattr__(self, "ratio", None)
+        return self
+
+    def visible_count(self, patches: int) -> int:
+        """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
+        if self.hidden is None:
+            assert self.ratio is not None
+            return visible_count(patches, self.ratio)
+        if self.hidden >= patches:
+            raise ConfigError(
+                f"mask.hidden {self.hidden} leaves none of {patches} patches visible: choose 0 to {patches - 1}"
+            )
+        return patches - self.hidden
 
 
 def count_of_share(patches: int, share: float) -> int:
@@ -67,28 +89,6 @@ def least_ratio(patches: int, count: int) -> float:
     return next(
         step / 1e4 for step in range(below, 10_000) if count_of_share(patches, 1 - step / 1e4) <= count
     )
-
-
-def draw_visible(
-    strategy: Strategy,
-    importance: NDArray[np.float32] | None,
-    grid: int,
-    count: int,
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Draw the visible patches (K,) int64 of one image, ascending and distinct.
-
-    `attention` draws without replacement with probability proportional to `importance` (N,), `random` uniformly, and
-    `block` hides rectangles of the grid x grid patches. Raises ConfigError for an unknown strategy or impossible values.
-    """
-    patches = grid * grid
-    if not 1 <= count <= patches:
-        raise ConfigError(
-            f"{count} visible patches cannot be drawn from a grid of {grid} x {grid}: choose 1 to {patches}"
-        )
-    if strategy == "block":
-        return _draw_around_blocks(grid, count, rng)
-    return np.sort(rank_patches(strategy, importance, patches, rng)[:count])
 
 
 def rank_patches(
@@ -154,7 +154,7 @@ def _checked_importance(
     return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
 
 
-def _draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Hide rectangles until at most `count` patches are visible, then give back hidden ones at random up to `count`."""
     hide = grid * grid - count
     hidden = np.zeros((grid, grid), dtype=bool)

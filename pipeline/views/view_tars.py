@@ -43,21 +43,27 @@ class ViewTarWriter:
 
     def __init__(self, path: Path) -> None:
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
-        self._file = DigestedFile(path)
+        self._path = path
+        self._file: DigestedFile | None = (
+            None  # opened with the first sample: many tars may wait for their turn
+        )
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
+        self._file = self._file or DigestedFile(self._path)
         self.ranges.append((self._file.size, len(sample), google_crc32c.value(sample)))
         self._file.write(sample)
 
     def close(self) -> WrittenFile:
         """Finish the tar."""
+        assert self._file
         self._file.write(bytes(tar_bytes(self._file.size) - self._file.size))
         return self._file.close()
 
     def discard(self) -> None:
         """Close and remove a tar that will not be used."""
-        self._file.discard()
+        if self._file:
+            self._file.discard()
 
 
 def tar_bytes(samples: int) -> int:

@@ -85,7 +85,7 @@ def test_one_part_is_measured_and_json_goes_to_a_file(small_cache_path, tmp_path
 def test_a_users_mistake_is_one_sentence():
     for arguments, text in (
         (["--recipe", "huge"], "--recipe 'huge' is unknown: give tiny, s, b, l"),
-        (["--only", "all"], "--only 'all' is not a part of the benchmark: give step, in-loop"),
+        (["--only", "all"], "--only 'all' is not a part: give step, in-loop"),
         (["--device", "tpu"], "--device 'tpu' is unknown"),
         (["--only", "decode", "--shards", "/nowhere/a.tar"], "'/nowhere/a.tar' does not exist"),
         (["--only", "teacher", "--teacher", "timm:no_vit"], "teacher 'timm:no_vit' names no model of timm"),

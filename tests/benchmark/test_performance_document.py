@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import typer
+from gpu.__main__ import ROWS
 from typer.testing import CliRunner
 
 from pipeline.benchmark.options import PARTS, choose_options
@@ -20,7 +21,7 @@ app.command()(bench)
 
 
 def test_commands_have_options_recipes_and_parts_that_exist():
-    commands = set(re.findall(r"python -m stages\.bench((?: [^`|\n]+)?)[`\n]", PAGE))
+    commands = set(re.findall(r"(?:^|`)python -m stages\.bench( [^`|\n]+)?[`\n]", PAGE, re.MULTILINE))
     assert len(commands) > 5
     text = CliRunner().invoke(app, ["--help"], terminal_width=200).output
     for command in commands:
@@ -34,6 +35,14 @@ def test_commands_have_options_recipes_and_parts_that_exist():
 
 def test_every_part_is_explained():
     assert [part for part in PARTS if f"`{part}`" not in PAGE] == []
+
+
+def test_open_figures_are_the_rows_of_gpu_check():
+    table = PAGE.partition("\n## Open\n")[2].partition("\n\n`make")[0]
+    cells = [line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("| ")]
+    named = [name for cell in cells[1:] for name in re.findall(r"`(\w+)`", cell)]
+    assert len(cells) > 5
+    assert set(named) == set(ROWS)
 
 
 def test_files_and_make_targets_exist():

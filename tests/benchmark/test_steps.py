@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.benchmark.in_loop import TeacherTargets, whole_view_batch
-from pipeline.benchmark.reference import ReferenceStep, ReferenceStudent
+from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
+from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch
-from pipeline.objectives.losses import alignment_loss
-from pipeline.objectives.targets import TrainingStep
-from pipeline.training.job import cached_targets
+from pipeline.objectives.losses import distance
+from pipeline.objectives.objective import MaskedView, TrainingStep
+from pipeline.training.targets import cached_targets
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,9 +22,9 @@ def test_a_teacher_in_the_loop_gives_what_the_cache_has(bench):
     """The first batch of the stream and the whole views hold nearly the same images, in another order."""
     job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
     views, resident = whole_view_batch(job), resident_batch(job)
-    in_loop = torch.stack(TeacherTargets(bench.teacher, "whiten")(views.codes, views.stats), dim=1)
-    cached = torch.stack(cached_targets(job)(resident.codes, resident.stats), dim=1)
-    ours, theirs = ([row.numpy().tobytes() for row in batch.patches] for batch in (views, resident))
+    in_loop = torch.stack(teacher_targets(job, bench.teacher)(views).visible, dim=1)
+    cached = torch.stack(cached_targets(job.cache, job.spec.levels, "whiten")(resident).visible, dim=1)
+    ours, theirs = ([row.numpy().tobytes() for row in batch["patches"]] for batch in (views, resident))
     shared = [(ours.index(row), index) for index, row in enumerate(theirs) if row in ours]
     assert len(shared) >= 116  # of 140 images both have 128
     of_views, of_stream = (list(column) for column in zip(*shared, strict=True))
@@ -32,7 +32,7 @@ def test_a_teacher_in_the_loop_gives_what_the_cache_has(bench):
 
 
 def test_the_published_algorithm_predicts_as_our_student(bench):
-    student, teacher, batch = bench.job.student.eval(), bench.teacher, whole_view_batch(bench.job)
+    student, teacher, batch = bench.job.objective.eval(), bench.teacher, whole_view_batch(bench.job)
     reference = ReferenceStudent(
         bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width
     ).eval()
@@ -42,28 +42,32 @@ def test_the_published_algorithm_predicts_as_our_student(bench):
     mean, std = (
         torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     )
-    images = (batch.codes.permute(0, 3, 1, 2) / 255 - mean) / std
-    targets = TeacherTargets(teacher, "whiten")(batch.codes, batch.stats)
-    loss, _ = student(batch.patches, batch.visible, targets)
-    expected, _ = alignment_loss(reference(images, batch.visible), targets, "smooth_l1")
+    images = (batch["views"].permute(0, 3, 1, 2) / 255 - mean) / std
+    targets = teacher_targets(bench.job, teacher)(batch)
+    loss, _ = student(MaskedView(batch["patches"], batch["visible"]), targets)
+    pairs = zip(reference(images, batch["visible"]), targets.visible, strict=True)
+    expected = torch.stack([distance(*pair, "smooth_l1") for pair in pairs]).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_algorithm_learns(bench):
-    teacher, pixels = bench.teacher, whole_view_batch(bench.job).codes
-    step = ReferenceStep(
+    teacher, pixels = bench.teacher, whole_view_batch(bench.job)["views"]
+    step = reference_step(
         ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width),
         teacher,
-        visible=4,
+        count=4,
     )
-    losses = [step.step(pixels).item() for _ in range(12)]
+    losses = [step(pixels).item() for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
 def test_operations_are_counted_as_by_hand(bench):
     """Three times the forward pass's products, except in the first layer: pixels need no gradient."""
-    model, batch = TrainingStep(bench.job.student, cached_targets(bench.job)), resident_batch(bench.job)
-    width, blocks, visible = 192, 4, batch.visible.shape[1]
+    model, batch = (
+        TrainingStep(bench.job.objective, cached_targets(bench.cache, bench.job.spec.levels, "whiten")),
+        resident_batch(bench.job),
+    )
+    width, blocks, visible = 192, 4, batch["visible"].shape[1]
     tokens, levels, target = visible + 1, 3, 64
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     forward = blocks * block + levels * tokens * width * target

@@ -20,7 +20,7 @@ from pipeline.cache.layout import chunk_count, row_arrays, shard_bytes
 from pipeline.cache.reader import UNIT_DTYPE, Cache
 from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.units import Unit, parse_units
-from pipeline.extraction.plan import _peak_memory
+from pipeline.extraction.plan import peak_memory
 from pipeline.storage.objects import PART_BYTES
 from pipeline.stream.order import SampleOrder
 
@@ -129,7 +129,7 @@ def request_table():
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
         largest = max(spec.bytes_of(schema.block_rows) for spec in row_arrays(schema).values())
-        memory = [f"{_peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
+        memory = [f"{peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
         counts = [
             len(files_of_unit(schema, 1_000)) + 1,
             commit_of(schema, 1_000)[0],

@@ -13,7 +13,7 @@ from pipeline.cache import store
 from pipeline.cache.reader import Cache, read_units
 from pipeline.cache.verify import foreign_files
 from pipeline.cache.writer import create_cache, extend_cache, is_empty
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import StorageError
 from pipeline.storage.address import open_folder
 
 
@@ -87,16 +87,6 @@ def test_extending_by_nothing_changes_no_byte(unfinished):
     path, schema, _ = unfinished
     before = files_of(path)
     extend_cache(open_folder(path), schema, SOURCES, 1, ())
-    assert files_of(path) == before
-
-
-def test_extending_without_an_unfinished_tar_changes_no_byte(unfinished):
-    path, schema, _ = unfinished
-    before = files_of(path)
-    with pytest.raises(
-        ConfigError, match=r"tar 'b\.tar' is in the cache, unfinished, but not among the shards"
-    ):
-        extend_cache(open_folder(path), schema, SOURCES[:1], 1, ())
     assert files_of(path) == before
 
 

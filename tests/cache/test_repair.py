@@ -177,7 +177,11 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     other = write_tar(tmp_path / "other.tar", {f"{n}": image(n) for n in range(200, 203)})
     shards = [SourceTar(other, other.stat().st_size), extracted.options["shards"][0]]
     before = files_of(damaged)
-    with pytest.raises(CacheError, match=r"calibration .* restore targets.zarr/channel_mean and channel_std"):
+    with pytest.raises(
+        CacheError,
+        match=r"has a damaged calibration, and these tars do not reproduce it; restore targets.zarr/channel_mean and channel_std "
+        "from a copy, or name the tars of the first extraction in its order",
+    ):
         extract_again(extracted, damaged, shards=shards)
     assert files_of(damaged) == before
 

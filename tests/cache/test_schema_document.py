@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pipeline.cache import encoding, layout, schema
 from pipeline.cache.commit import Commit, FileRecord
 from pipeline.cache.units import Unit
-from pipeline.extraction.calibration import CALIBRATION_IMAGES
+from pipeline.extraction.calibration import CALIBRATION_IMAGES, CALIBRATION_TARS
 from pipeline.views import codec, sample, source
 from pipeline.views.sample import SkippedImage
 
@@ -49,7 +49,9 @@ CONSTANTS = {
     "GROUP_CHANNELS": schema.GROUP_CHANNELS,
     "WHITENING_EPS": encoding.WHITENING_EPS,
     "MIN_CHANNEL_STD": encoding.MIN_CHANNEL_STD,
+    "MIN_SHARE_OF_STD": encoding.MIN_SHARE_OF_STD,
     "CALIBRATION_IMAGES": CALIBRATION_IMAGES,
+    "CALIBRATION_TARS": CALIBRATION_TARS,
     "NO_LABEL": sample.NO_LABEL,
     "MAX_CARRIED_BYTES": source.MAX_CARRIED_BYTES,
     "JPEG_QUALITY": codec.JPEG_QUALITY,
@@ -145,9 +147,9 @@ def shard_sizes_agree(tables, one):
         for rows in (1, 64, 65, one.unit_rows):
             names |= {"n": rows, "item_bytes": math.prod(spec.item_shape) * spec.dtype.itemsize}
             names |= {
-                row["Symbol"]: evaluate(row["Value"], names) for row in tables["SourceTar size", "Symbol"][:1]
+                row["Symbol"]: evaluate(row["Value"], names) for row in tables["Shard size", "Symbol"][:1]
             }
-            formula = tables["SourceTar size", "Symbol"][1]["Value"]
+            formula = tables["Shard size", "Symbol"][1]["Value"]
             if spec.by_rows and evaluate(formula, names) != layout.shard_bytes(spec, rows):
                 return False
     return True

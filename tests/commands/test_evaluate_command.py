@@ -21,7 +21,7 @@ from pipeline.evaluation.knn import knn_predictions
 from pipeline.report.scores import read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
-from pipeline.training.job import initial_student
+from pipeline.training.job import initial_objective
 from pipeline.views.codec import decode_image, decode_view
 from pipeline.views.crop import CropPolicy, cut_crop, draw_crop
 from stages.evaluate_student import app
@@ -116,7 +116,7 @@ def expected(tokens, labels, *queries, groups=None):
 
 
 def initial_state(cache, recipe):
-    return initial_student(load_config(RunConfig, recipe), Cache(cache)).encoder.vit.state_dict()
+    return initial_objective(load_config(RunConfig, recipe), Cache(cache)).encoder.vit.state_dict()
 
 
 def test_a_runs_student_on_the_views_of_a_cache(cache, run, tmp_path):

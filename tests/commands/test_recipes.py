@@ -8,7 +8,7 @@ import stages
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
 
-RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/*.toml"))
+RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.demo.forms import CLASSES
-from pipeline.demo.images import SIDE, image, prompts
+from pipeline.demo.images import SIDE, image
 
-COUNT = 1_500
-TRAINING = 1_200
+COUNT = 900
+TRAINING = 720
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +19,12 @@ def images():
     return [image(7, index) for index in range(COUNT)]
 
 
-def test_a_image_is_a_function_of_seed_and_index(images):
-    again = image(7, 1_234)
-    np.testing.assert_array_equal(again.pixels, images[1_234].pixels)
-    assert (again.label, again.caption) == (images[1_234].label, images[1_234].caption)
-    assert (image(8, 1_234).pixels != again.pixels).mean() > 0.5
-    assert (image(7, 1_235).pixels != again.pixels).mean() > 0.5
+def test_an_image_is_a_function_of_seed_and_index(images):
+    again = image(7, 834)
+    np.testing.assert_array_equal(again.pixels, images[834].pixels)
+    assert (again.label, again.caption) == (images[834].label, images[834].caption)
+    assert (image(8, 834).pixels != again.pixels).mean() > 0.5
+    assert (image(7, 835).pixels != again.pixels).mean() > 0.5
 
 
 def test_shape_and_type(images):
@@ -54,17 +54,11 @@ def test_captions_name_the_class_with_the_right_article(images):
             assert article == article_of(word), one.caption
 
 
-def test_captions_vary_in_what_they_tell(images):
+def test_captions_vary_in_what_they_name(images):
     captions = [one.caption for one in images]
     bare = [re.fullmatch(r"(a picture of )?an? \w+", caption) is not None for caption in captions]
     assert 0.4 < float(np.mean(bare)) < 0.75
     assert any(re.fullmatch(r"an? striped \w+ \w+ on an? \w+ ground", caption) for caption in captions)
-
-
-def test_prompts_follow_the_classes():
-    assert len(prompts()) == len(CLASSES)
-    for name, texts in zip(CLASSES, prompts(), strict=True):
-        assert texts == [f"{article_of(name)} {name}", f"a picture of {article_of(name)} {name}"]
 
 
 def mean_colour(pixels):
@@ -96,14 +90,4 @@ def test_colours_do_not_give_the_class_away(images, features, classify):
     labels = np.array([one.label for one in images])
     guesses = classify(values[:TRAINING], labels[:TRAINING], values[TRAINING:])
     accuracy = (guesses == labels[TRAINING:]).mean()
-    assert accuracy < 0.25, (
-        f"{accuracy:.0%} of the images are told by colour alone; chance is {1 / len(CLASSES):.0%}"
-    )
-
-
-@pytest.mark.parametrize("classify", [nearest_centroid, nearest_neighbours])
-def test_those_classifiers_find_what_is_there(classify):
-    labels = np.arange(COUNT) % len(CLASSES)
-    values = np.random.default_rng(0).normal(labels[:, None] * 10.0, 1.0, (COUNT, 3))
-    guesses = classify(values[:TRAINING], labels[:TRAINING], values[TRAINING:])
-    assert (guesses == labels[TRAINING:]).mean() > 0.95
+    assert accuracy < 0.25, f"{accuracy:.0%} are found by colour alone, chance is {1 / len(CLASSES):.0%}"

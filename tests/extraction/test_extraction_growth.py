@@ -79,13 +79,13 @@ def test_what_does_not_change_the_bytes_may_change(finished, shards):
     assert extract(finished, shards, batch_size=3, workers=1, max_bad=0.5, processes=3)[1] == 0
 
 
-def test_a_tar_that_has_gone_is_refused(finished, shards):
-    before = contents(finished)
-    with pytest.raises(
-        ConfigError, match=r"tar 'train-0000.tar' is in the cache but not among the shards: name all its tars"
-    ):
-        extract(finished, shards[1:])
-    assert contents(finished) == before
+def test_new_tars_alone_extend(copy, tmp_path):
+    before = contents(copy)
+    third = make_tars(tmp_path / "more", tars=3, images_per_tar=5)[2]
+    tally, missing = extract(copy, [third])
+    assert (tally.units, missing) == (2, 0)
+    assert {name for name in changed(before, contents(copy)) if name in before} == METADATA
+    assert [unit.source for unit in Cache(copy).units][4:] == ["train-0002.tar"] * 2
 
 
 def test_a_tar_of_another_size_is_refused(finished, shards, tmp_path):

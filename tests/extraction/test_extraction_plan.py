@@ -7,19 +7,32 @@ import pytest
 from caches import extract, extraction_options
 from tars import image, make_tars, write_tar
 
+from pipeline.cache.layout import array_specs
+from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.extraction.plan import plan_extraction
+from pipeline.extraction.job import plan_extraction
 from pipeline.views.codec import VIEW_FORMATS
 from pipeline.views.source_tars import SourceTar
 
 
+def planned(options):
+    """Return what is forecast, and check that sizes are shown before anything is timed."""
+    shown = []
+    plan = plan_extraction(options, shown.append)
+    assert shown == [plan.sizes]
+    return plan
+
+
 def size_of(cache):
+    """Return the bytes of a cache and the number of files of its units."""
     files = [path for path in cache.rglob("*") if path.is_file()]
-    made = [path for path in files if path.name.count(".v") or "c" in path.parent.relative_to(cache).parts]
-    return sum(path.stat().st_size for path in files), len(
-        [path for path in made if "channel" not in str(path)]
-    )
+    constants = [one.name for one in array_specs(Cache(cache).schema).values() if not one.by_rows]
+    of_units = [
+        path for path in files if {"c", "views", "commits"} & set(path.parent.relative_to(cache).parts)
+    ]
+    made = [path for path in of_units if not set(constants) & set(path.parts)]
+    return sum(path.stat().st_size for path in files), len(made)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +46,17 @@ def test_forecasts_what_is_written(tmp_path, changes):
         *make_tars(tmp_path / "tars", 2, 70)[1:],
     ]
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
-    plan = plan_extraction(options)
+    plan = planned(options)
     assert not Path(options.cache).exists()
     extract(options.cache, shards, **changes)
     real, files = size_of(Path(options.cache))
     assert plan.sizes.total_bytes == pytest.approx(real, rel=0.02)
-    assert (plan.sizes.images, plan.tars, plan.views, plan.sizes.files) == (80, 2, changes["views"], files)
+    assert (plan.sizes.images, plan.sizes.tars, plan.sizes.views, plan.sizes.files) == (
+        80,
+        2,
+        changes["views"],
+        files,
+    )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -46,25 +64,20 @@ def test_forecasts_what_is_written(tmp_path, changes):
 @pytest.mark.parametrize("view_format", VIEW_FORMATS)
 def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, keep, view_format):
     changes = {"encoding": encoding, "keep": keep, "view_format": view_format, "views": 1}
-    plan = plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache", **changes))
+    plan = planned(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache", **changes))
     extract(tmp_path / "a.cache", shards[:1], **changes)
     assert plan.sizes.total_bytes == pytest.approx(size_of(tmp_path / "a.cache")[0], rel=0.02)
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
     shards = make_tars(tmp_path / "tars", tars=10, images_per_tar=6)
-    plan = plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
+    plan = planned(extraction_options(shards=shards, cache=tmp_path / "a.cache"))
     assert plan.sizes.images == pytest.approx(60, rel=0.1)
-    assert (
-        plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).sizes.images
-        == 18
-    )
+    assert planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", limit=3)).sizes.images == 18
 
 
 def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
-    plan = plan_extraction(
-        extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3)
-    )
+    plan = planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3))
     assert min(plan.teacher_rate, plan.decode_rate) > 0
     assert plan.image_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
     assert plan.hours == pytest.approx(24 / plan.image_rate / 3600)
@@ -75,9 +88,9 @@ def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
     short, long = (make_tars(tmp_path / f"{size}", tars=1, images_per_tar=size) for size in (5, 100))
 
     def memory(shards, **changes):
-        return plan_extraction(
+        return planned(
             extraction_options(shards=shards, cache=tmp_path / "a.cache", **changes)
-        ).peak_memory
+        ).sizes.peak_memory
 
     assert (
         memory(short, views=1) == memory(long, views=1) > 5 * 8 * 3 * 17 * 64
@@ -88,38 +101,34 @@ def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
 
 def test_nothing_is_written_where_a_cache_is_or_will_be(finished, shards, tmp_path):
     (tmp_path / "empty").mkdir()
-    plan_extraction(extraction_options(shards=shards, cache=tmp_path / "empty"))
+    planned(extraction_options(shards=shards, cache=tmp_path / "empty"))
     assert list((tmp_path / "empty").iterdir()) == []
-    plan_extraction(extraction_options(shards=shards, cache=finished))
+    planned(extraction_options(shards=shards, cache=finished))
     with pytest.raises(ConfigError, match=r"another configuration \(levels: \[5\] asked"):
-        plan_extraction(extraction_options(shards=shards, cache=finished, levels="1"))
+        planned(extraction_options(shards=shards, cache=finished, levels="1"))
 
 
 def test_bad_first_images_do_not_hinder_and_none_at_all_is_told(tmp_path):
     bad = write_tar(tmp_path / "bad.tar", {f"{number:02d}": b"no image" for number in range(70)})
     tar = write_tar(tmp_path / "good.tar", {f"{number:02d}": image(number) for number in range(5)})
     shards = [SourceTar(path, path.stat().st_size) for path in (bad, tar)]
-    assert (
-        plan_extraction(extraction_options(shards=shards, cache=tmp_path / "a.cache")).sizes.crop_bytes > 1024
-    )
+    assert planned(extraction_options(shards=shards, cache=tmp_path / "a.cache")).sizes.crop_bytes > 1024
     with pytest.raises(SourceError, match="none of the 1 tars holds an image"):
-        plan_extraction(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache"))
+        planned(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache"))
 
 
 @pytest.mark.parametrize("made", [0, 1])
-def test_a_disk_that_is_too_small_for_what_is_missing_is_refused_before_the_start(
-    tmp_path, monkeypatch, made
-):
+def test_a_disk_too_small_for_what_is_missing_is_refused(tmp_path, monkeypatch, made):
     shards = make_tars(tmp_path / "tars", 2, 20)
     options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=1)
-    needed = plan_extraction(options).sizes.total_bytes * (2 - made) / 2
+    needed = planned(options).sizes.total_bytes * (2 - made) / 2
     if made:
         extract(tmp_path / "a.cache", shards, views=1, limit=1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed * 0.7)))
     with pytest.raises(
         StorageError,
-        match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free: make room, or",
+        match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free; make room, or",
     ):
         extract(tmp_path / "a.cache", shards, views=1)
     assert (tmp_path / "a.cache").exists() is bool(made)

@@ -40,7 +40,7 @@ def caches(tmp_path_factory):
     return folder, told
 
 
-def test_four_processes_that_create_a_cache_at_once_make_one(caches):
+def test_four_processes_that_create_a_cache_make_one(caches):
     folder, told = caches
     assert "missing 0\n" in told
     assert changed(contents(folder / "alone.cache"), contents(folder / "four.cache")) == []

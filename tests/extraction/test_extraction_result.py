@@ -139,7 +139,7 @@ def test_the_same_bytes_however_it_is_made(finished, shards, tmp_path, changes):
     assert changed(contents(finished), contents(tmp_path / "b.cache")) == []
 
 
-def test_the_batch_size_changes_no_view_and_the_features_by_rounding_only(finished, shards, tmp_path):
+def test_the_batch_size_changes_features_by_rounding_only(finished, shards, tmp_path):
     extract(tmp_path / "b.cache", shards, batch_size=5)
     before, after = Cache(finished), Cache(tmp_path / "b.cache")
     differing = changed(contents(finished), contents(after.folder.path))

@@ -22,9 +22,7 @@ def rows_of(path, names):
     return {(commit.unit, commit.view): (block.keys, block.arrays) for commit, block in joined}
 
 
-def test_what_is_kept_is_the_first_of_the_ranking_and_equal_to_what_a_whole_cache_has(
-    finished, shards, tmp_path
-):
+def test_what_is_kept_equals_a_whole_cache(finished, shards, tmp_path):
     extract(tmp_path / "kept.cache", shards, keep=0.5)
     whole = rows_of(finished, [*LEVELS, "stats", "attention"])
     kept = rows_of(tmp_path / "kept.cache", [*LEVELS, "stats", "attention", "tokens"])
@@ -69,7 +67,7 @@ def test_a_share_that_leaves_out_none_is_a_whole_cache(finished, shards, tmp_pat
     assert "tokens" not in zarr.open_group(finished / "targets.zarr", mode="r")
 
 
-def test_the_ranking_of_a_teacher_without_importance_is_random_or_refused(shards, tmp_path):
+def test_without_importance_only_random_ranks(shards, tmp_path):
     refused = r"^--keep-rank 'attention' needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither .* or --keep 1$"
     with pytest.raises(ConfigError, match=refused):
         extract(tmp_path / "a.cache", shards, teacher=NO_CLS_TEACHER, keep=0.5)

@@ -21,10 +21,10 @@ from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.layout import row_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import SCHEMA_VERSION
-from pipeline.demo.clip import TEACHER_DIR
 from pipeline.views.source_tars import SourceTar
 
 GOLDEN = Path(__file__).parent
+TEACHER_DIR = GOLDEN.parents[1] / "pipeline/demo/teacher"
 EXPECTED = "expected.json"
 VARIANTS = {
     "int8": {"levels": "3,5", "views": 2},

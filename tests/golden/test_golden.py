@@ -83,6 +83,6 @@ def test_training_reads_a_batch(path):
     spec = StreamSpec(cache.address, order, levels, MaskConfig(strategy="attention", ratio=0.5), batch_size=4)
     with BatchStream(cache, spec, torch.device("cpu"), 0, 0, 0) as stream:
         (batch,) = islice(stream, 1)
-        assert batch.patches.shape[:2] == (4, 2)
-        assert batch.codes.shape[:3] == (4, len(levels), 3)
-        assert all(math.isfinite(value) for value in batch.stats.flatten().tolist())
+        assert batch["patches"].shape[:2] == (4, 2)
+        assert batch["visible_codes"].shape[:3] == (4, len(levels), 3)
+        assert all(math.isfinite(value) for value in batch["visible_stats"].flatten().tolist())

@@ -32,7 +32,7 @@ def copies(batches, device):
     found = []
     for batch in batches:
         keep_busy(device)
-        found.append({name: tensor.clone() for name, tensor in vars(batch).items()})
+        found.append({name: tensor.clone() for name, tensor in batch.items()})
     return [{name: tensor.cpu() for name, tensor in batch.items()} for batch in found]
 
 

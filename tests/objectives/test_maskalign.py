@@ -1,82 +1,73 @@
-"""The whole student against a plain reference on whole images, and which of its parameters learn."""
+"""MaskAlign against a plain computation on whole images, its mixtures, and which of its parameters learn."""
 
 import pytest
 import torch
+from plain import assert_same_gradients, block_outputs, draw, view_of
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from pipeline.student.patches import cut_patches
+from pipeline.errors import ConfigError
+from pipeline.objectives.maskalign import (
+    DynamicAlignment,
+    MaskAlign,
+    build_head,
+    initial_weights,
+    matched_blocks,
+)
+from pipeline.objectives.objective import Targets
 
 NO_CLS = {"class_token": False, "global_pool": "avg"}
 MODES = ["dynamic", "layerwise", "uniform", "last"]
 
 
-def batch(images, visible, target_tokens, dtype):
-    """Visible patches (2, 6, P), and targets (2, 3, target_tokens, 20)."""
-    patches = torch.gather(cut_patches(images, 8), 1, visible[..., None].expand(-1, -1, 192))
-    return patches, 2 * torch.randn(
-        2, 3, target_tokens, 20, generator=torch.Generator().manual_seed(2), dtype=dtype
-    )
+def targets_of(tokens, dtype=torch.float32):
+    """Targets (2, tokens, 20) of three levels."""
+    return Targets(list(draw(3, 2, tokens, 20, dtype=dtype)), [])
 
 
-def reference(student, images, visible, targets_BMKD):
-    """Embed whole images with timm's convolution, add positions, then gather, run, stack, mix, predict, compare."""
-    vit, heads = student.encoder.vit, student.alignment.heads
-    mean, deviation = (
-        torch.tensor(values).double() for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-    whole = (
-        vit.patch_embed(((images.double() / 255 - mean) / deviation).permute(0, 3, 1, 2))
-        + vit.pos_embed[:, 1:]
-    )
-    x = torch.cat(
-        [(vit.cls_token + vit.pos_embed[:, :1]).expand(2, -1, -1), whole[torch.arange(2)[:, None], visible]],
-        dim=1,
-    )
-    levels = []
-    for block in vit.blocks:
-        levels.append(x := block(x))
-    mixed = torch.einsum("ml,lbkc->mbkc", student.alignment.weights, torch.stack(levels))
-    predictions_BMKD = torch.stack(
-        [m @ head.weight.T + head.bias for m, head in zip(mixed, heads, strict=True)], dim=1
-    )
-    error = (predictions_BMKD - targets_BMKD).abs()
+def reference(objective, images, visible, targets):
+    """Stack all blocks, mix, predict, and take the smooth-L1 of everything at once."""
+    outputs = torch.stack(block_outputs(objective.encoder, images, visible))
+    mixed = torch.einsum("ml,lbkc->mbkc", objective.alignment.weights, outputs)
+    heads = zip(mixed, objective.alignment.heads, strict=True)
+    error = (torch.stack([m @ head.weight.T + head.bias for m, head in heads]) - torch.stack(targets)).abs()
     return torch.where(error < 1, error**2, 2 * error - 1).mean()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_loss_and_every_gradient_equal_the_plain_reference(tiny_student, images, visible, mode):
-    student = tiny_student(mode).double()
-    for parameter in student.alignment.heads.parameters():
+def test_loss_and_gradients_equal_the_plain_computation(tiny_objective, images, visible, mode):
+    objective = tiny_objective(MaskAlign(mode=mode)).double()
+    for parameter in objective.alignment.heads.parameters():
         nn.init.normal_(parameter, std=0.2)
-    patches, targets = batch(images, visible, 7, torch.float64)
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    loss, per_level = student(patches, visible, targets)
-    gradients = torch.autograd.grad(loss, parameters)
-    expected = reference(student, images, visible, targets)
-    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(per_level.mean(), expected, rtol=1e-10, atol=1e-10)
-    for ours, theirs in zip(gradients, torch.autograd.grad(expected, parameters), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    targets = targets_of(7, torch.float64)
+    loss, per_level = objective(view_of(images, visible), targets)
+    assert_same_gradients(objective, loss, reference(objective, images, visible, targets.visible))
+    torch.testing.assert_close(per_level.mean(), loss.detach())
+    assert objective.parts == ("level 1", "level 4", "level 5")
+    assert not per_level.requires_grad
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("head", ["linear", "norm_linear", "mlp"])
-@pytest.mark.parametrize("options", [{"reg_tokens": 2}, NO_CLS], ids=["registers", "no cls"])
-def test_exactly_the_trainable_parameters_get_a_gradient(tiny_student, images, visible, mode, head, options):
-    student = tiny_student(mode, head, **options)
-    patches, targets = batch(images, visible, 7, torch.float32)
-    student(patches, visible, targets)[0].backward()
-    for name, parameter in student.named_parameters():
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        *((MaskAlign(mode=mode), {"reg_tokens": 2}) for mode in MODES),
+        *((MaskAlign(head=head), NO_CLS) for head in ("linear", "norm_linear", "mlp")),
+    ],
+    ids=str,
+)
+def test_exactly_the_trained_parameters_get_a_gradient(tiny_objective, images, visible, config, options):
+    objective = tiny_objective(config, **options)
+    objective(view_of(images, visible), targets_of(7))[0].backward()
+    for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_blocks_that_no_level_reads_are_frozen(tiny_student, images, visible):
-    student = tiny_student("layerwise", levels=(0, 1, 2))
-    patches, targets = batch(images, visible, 7, torch.float32)
-    student(patches, visible, targets)[0].backward()
-    assert student.alignment.last_block == 1
-    for number, block in enumerate(student.encoder.vit.blocks):
+def test_blocks_that_no_level_reads_are_frozen_and_not_run(tiny_objective, images, visible):
+    objective = tiny_objective(MaskAlign(mode="layerwise"), levels=(0, 1, 2))
+    objective.encoder.vit.blocks[2].forward = None
+    objective(view_of(images, visible), targets_of(7))[0].backward()
+    assert objective.alignment.last_block == 1
+    for number, block in enumerate(objective.encoder.vit.blocks):
         for parameter in block.parameters():
             assert parameter.requires_grad == (parameter.grad is not None) == (number < 2)
 
@@ -94,58 +85,89 @@ def test_blocks_that_no_level_reads_are_frozen(tiny_student, images, visible):
     ids=["both", "registers", "student alone", "teacher alone", "teacher alone, registers", "neither"],
 )
 def test_cls_counts_where_both_have_it(
-    tiny_student, images, visible, options, teacher_has_cls, kept, target_kept
+    tiny_objective, images, visible, options, teacher_has_cls, kept, target_kept
 ):
-    student = tiny_student(teacher_has_cls=teacher_has_cls, kind="l2", **options)
-    patches, targets = batch(images, visible, 6 + teacher_has_cls, torch.float32)
-    predictions = torch.stack(
-        student.alignment(student.encoder.blocks(student.encoder.embed(patches, visible))), dim=1
+    objective = tiny_objective(MaskAlign(loss="l2"), teacher_has_cls=teacher_has_cls, **options)
+    view, targets = view_of(images, visible), targets_of(6 + teacher_has_cls)
+    outputs = objective.encoder.blocks(objective.encoder.embed(view.patches, view.visible))
+    errors = [
+        ((prediction[:, kept] - target[:, target_kept]) ** 2).mean()
+        for prediction, target in zip(objective.alignment(outputs), targets.visible, strict=True)
+    ]
+    torch.testing.assert_close(objective(view, targets)[1], torch.stack(errors).detach())
+
+
+def test_weight_decay_is_for_matrices_alone(tiny_objective):
+    objective = tiny_objective(reg_tokens=2)
+    bare, decayed = param_groups_weight_decay(
+        objective, 0.05, no_weight_decay_list=objective.no_weight_decay()
     )
-    expected = ((predictions[:, :, kept] - targets[:, :, target_kept]) ** 2).mean(dim=(0, 2, 3))
-    loss, per_level = student(patches, visible, list(targets.unbind(1)))
-    torch.testing.assert_close(per_level, expected)
-    torch.testing.assert_close(loss, expected.mean())
-    assert not per_level.requires_grad
-
-
-def test_weight_decay_is_for_matrices_alone(tiny_student):
-    student = tiny_student(reg_tokens=2)
-    bare, decayed = param_groups_weight_decay(student, 0.05, no_weight_decay_list=student.no_weight_decay())
-    matrices = {
-        name
-        for name, parameter in student.named_parameters()
-        if name.endswith("weight") and parameter.ndim > 1
-    }
-    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    named = dict(objective.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
+    matrices = {name for name, value in named.items() if name.endswith("weight") and value.ndim > 1}
     assert {names[id(parameter)] for parameter in decayed["params"]} == matrices
     assert {"encoder.vit.cls_token", "encoder.vit.reg_token", "alignment.weights"} <= {
         names[id(parameter)] for parameter in bare["params"]
     }
-    assert student.no_weight_decay() <= set(names.values())
-    assert "encoder.vit.cls_token" not in tiny_student(**NO_CLS).no_weight_decay()
+    assert objective.no_weight_decay() <= named.keys()
+    assert "encoder.vit.cls_token" not in tiny_objective(**NO_CLS).no_weight_decay()
 
 
-def test_half_precision_autocast_gives_a_single_precision_loss(tiny_student, images, visible):
-    student = tiny_student()
-    patches, targets = batch(images, visible, 7, torch.float32)
-    exact, _ = student(patches, visible, targets)
+def test_half_precision_autocast_gives_a_single_precision_loss(tiny_objective, images, visible):
+    objective, view, targets = tiny_objective(), view_of(images, visible), targets_of(7)
+    exact, _ = objective(view, targets)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, per_level = student(patches, visible, targets)
+        loss, per_level = objective(view, targets)
     assert loss.dtype == per_level.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
 
 
-def test_some_steps_lower_the_loss(tiny_student, images, visible):
-    student = tiny_student(drop_path=0.1)
-    patches, targets = batch(images, visible, 7, torch.float32)
-    optimiser = torch.optim.AdamW(
-        (parameter for parameter in student.parameters() if parameter.requires_grad), lr=3e-3
-    )
-    losses = []
-    for _ in range(15):
-        loss, _ = student(patches, visible, targets)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+def test_the_mixture_is_a_figure(tiny_objective):
+    objective = tiny_objective()
+    assert objective.figures() == {"alignment": objective.alignment.weights.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("teacher_depth", "student_depth", "expected"),
+    [
+        (12, 12, tuple(range(12))),
+        (24, 12, (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11)),
+        (6, 12, (1, 3, 5, 7, 9, 11)),
+        (6, 4, (0, 0, 1, 2, 2, 3)),
+        (6, 1, (0, 0, 0, 0, 0, 0)),
+    ],
+)
+def test_levels_match_by_relative_depth_halves_up(teacher_depth, student_depth, expected):
+    assert matched_blocks(range(teacher_depth), teacher_depth, student_depth) == expected
+
+
+@pytest.mark.parametrize("levels", [[], [12], [-1]])
+def test_levels_that_the_teacher_lacks_are_refused(levels):
+    with pytest.raises(
+        ConfigError,
+        match=r"teacher levels \[.*\] cannot be aligned: give one or more block numbers from 0 to 11",
+    ):
+        matched_blocks(levels, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("dynamic", [[0.01, 1.01, 0.01, 0.01], [0.01, 0.01, 0.01, 1.01]]),
+        ("layerwise", [[0, 1, 0, 0], [0, 0, 0, 1]]),
+        ("uniform", [[0.25] * 4] * 2),
+        ("last", [[0, 0, 0, 1]] * 2),
+    ],
+)
+def test_modes_begin_with_their_weights_and_dynamic_alone_learns(mode, expected):
+    torch.testing.assert_close(initial_weights(mode, [1, 3], 4), torch.tensor(expected, dtype=torch.float32))
+    assert DynamicAlignment(mode, "linear", [1, 3], 4, 8, 6).weights.requires_grad == (mode == "dynamic")
+
+
+def test_heads_are_what_they_are_called():
+    assert [type(part) for part in build_head("norm_linear", 8, 6).children()] == [nn.LayerNorm, nn.Linear]
+    assert [type(part) for part in build_head("mlp", 8, 6).children()] == [nn.Linear, nn.GELU, nn.Linear]
+    linear = build_head("linear", 8, 6)
+    assert linear.weight.shape == (6, 8)
+    assert linear.weight.abs().max() <= (6 / 14) ** 0.5
+    assert not linear.bias.any()

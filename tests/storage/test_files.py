@@ -1,52 +1,130 @@
-"""Files that appear whole or not at all, and locks."""
+"""Files that appear whole or not at all, also on poor file systems, and locks."""
 
+import ctypes
 import errno
 import fcntl
-import multiprocessing
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage.files import create_file_exclusively, locked, locked_if_free, replace_file
+from pipeline.storage.files import (
+    create_file_exclusively,
+    locked,
+    locked_if_free,
+    move_file,
+    replace_file,
+)
+from pipeline.storage.local import LocalFolder
+
+
+def failing(number):
+    """A call of the operating system that fails with an errno."""
+
+    def fail(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=["links", "renames that do not replace", "neither"])
+def file_system(request, monkeypatch):
+    """A file system with hard links; without, as exFAT and SMB are; and one whose kernel has no such rename either."""
+    if request.param != "links":
+        monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    if request.param == "neither":
+
+        class Poor(ctypes.CDLL):
+            def __getattr__(self, name):
+                raise AttributeError(name)
+
+        monkeypatch.setattr(ctypes, "CDLL", Poor)
 
 
 def test_replacing_a_file_leaves_no_other(tmp_path):
     for data in (b"one", b"two" * 1000):
         replace_file(tmp_path / "a.json", data)
         assert (tmp_path / "a.json").read_bytes() == data
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     replace_file(tmp_path / "a", b"old")
-
-    def full(_descriptor):
-        raise OSError(errno.ENOSPC, "no space")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
         replace_file(tmp_path / "a", b"new")
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"old")
 
 
-def test_an_exclusive_file_is_made_once(tmp_path):
+@pytest.mark.usefixtures("file_system")
+def test_an_exclusive_file_is_created_once(tmp_path):
     assert create_file_exclusively(tmp_path / "a", b"first")
     assert not create_file_exclusively(tmp_path / "a", b"second")
-    assert (tmp_path / "a").read_bytes() == b"first"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"first")
 
 
-def test_of_many_makers_at_once_one_wins_with_a_whole_file(tmp_path):
+@pytest.mark.usefixtures("file_system")
+def test_of_many_creators_at_once_one_wins_with_a_whole_file(tmp_path):
+    def create(number):
+        return create_file_exclusively(tmp_path / "a", b"%d" % number * 5000)
+
     with ThreadPoolExecutor(8) as pool:
-        won = list(
-            pool.map(lambda number: create_file_exclusively(tmp_path / "a", b"%d" % number * 5000), range(8))
-        )
-    assert sum(won) == 1
-    assert (tmp_path / "a").read_bytes() == b"%d" % won.index(True) * 5000
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        won = list(pool.map(create, range(8)))
+    assert won.count(True) == 1
+    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"%d" % won.index(True) * 5000)
+
+
+def test_files_cross_from_one_file_system_to_another(tmp_path):
+    """The scratch folder of a cache whose logs/ is a link to another disk; /dev/shm stands for that disk."""
+    folder, other = LocalFolder(tmp_path / "a.cache"), Path("/dev/shm") / f"test-{os.getpid()}"
+    folder.path.mkdir()
+    other.mkdir()
+    try:
+        assert other.stat().st_dev != tmp_path.stat().st_dev
+        (folder.path / "logs").symlink_to(other)
+        with folder.scratch() as scratch:
+            (scratch / "draft").mkdir()
+            for name in ("file", "draft/zarr.json"):
+                (scratch / name).write_bytes(b"data")
+            folder.take(scratch / "file", "views/a.tar")
+            assert folder.create("commits/a.json", b"{}")
+            assert not folder.create("commits/a.json", b"[]")
+            folder.replace("units.json", b"1")
+            assert folder.take_tree(scratch / "draft", "targets.zarr", "zarr.json")
+            assert not folder.take_tree(scratch / "draft", "targets.zarr", "zarr.json")
+        sizes = {"views/a.tar": 4, "commits/a.json": 2, "units.json": 1, "targets.zarr/zarr.json": 4}
+        assert {key: size for key, size in folder.sizes().items() if not key.startswith("logs/")} == sizes
+        assert folder.names() == {"views", "commits", "units.json", "targets.zarr", "logs"}
+    finally:
+        shutil.rmtree(other)
+
+
+def test_a_move_replaces_what_is_there(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name)
+    move_file(tmp_path / "new", tmp_path / "old")
+    assert (names(tmp_path), (tmp_path / "old").read_text()) == (["old"], "new")
+
+
+def test_what_file_systems_and_desktops_add_is_not_there(tmp_path):
+    for name in ("lost+found", "views"):
+        (tmp_path / name).mkdir()
+    for name in (".DS_Store", "views/._a.tar", "views/a.tar", "views/Thumbs.db", "lost+found/1"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = LocalFolder(tmp_path)
+    assert (folder.names(), folder.names("views"), folder.sizes()) == (
+        {"views"},
+        {"a.tar"},
+        {"views/a.tar": 1},
+    )
 
 
 def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
@@ -65,8 +143,8 @@ def _hold_and_die(path, ready):
         os._exit(1)
 
 
-def test_a_lock_dies_with_its_holder(tmp_path):
-    context = multiprocessing.get_context("spawn")
+def test_a_lock_ends_with_its_holder(tmp_path):
+    context = get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_hold_and_die, args=(tmp_path / "lock", ready))
     process.start()
@@ -78,10 +156,7 @@ def test_a_lock_dies_with_its_holder(tmp_path):
 
 @pytest.mark.parametrize("lock", [locked, locked_if_free])
 def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, lock):
-    def unsupported(_file, _operation):
-        raise OSError(errno.ENOTSUP, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    told = r"the file system of '.*lock' has no file locks \(no locks\): use"
-    with pytest.raises(StorageError, match=told), lock(tmp_path / "new" / "lock"):
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOTSUP))
+    text = r"the file system of '.*lock' has no file locks \(Operation not supported\): use one that has them"
+    with pytest.raises(StorageError, match=text), lock(tmp_path / "new" / "lock"):
         pass

@@ -171,6 +171,6 @@ def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(stor
         server.fail("503", method=method)
         with pytest.raises(
             StorageError,
-            match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable after 4",
+            match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable",
         ):
             list(read_samples(shard))

@@ -38,8 +38,8 @@ def test_batches_of_both_are_equal_bit_for_bit(kept_caches, strategy, ratio, cou
     ]
     for one, other in zip(chain(*kept), chain(*whole), strict=True):
         assert one["visible"].shape == (6, count)
-        assert one["codes"].shape == (6, 3, count + 1, 32)
-        assert (one["codes"].dtype, one["visible"].dtype) == (torch.uint8, torch.int64)
+        assert one["visible_codes"].shape == (6, 3, count + 1, 32)
+        assert (one["visible_codes"].dtype, one["visible"].dtype) == (torch.uint8, torch.int64)
         assert (one["visible"].diff(dim=1) > 0).all()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -47,7 +47,7 @@ def test_batches_of_both_are_equal_bit_for_bit(kept_caches, strategy, ratio, cou
 def masks(path, epoch, **changes):
     """Visible patches by what tells a sample whatever its mask: CLS."""
     rows = [
-        (batch["codes"][row, :, 0], batch["visible"][row])
+        (batch["visible_codes"][row, :, 0], batch["visible"][row])
         for batch in batches(path, epoch, **changes)
         for row in range(6)
     ]
@@ -110,7 +110,9 @@ def test_a_kept_row_holds_the_tokens_of_its_visible_patches(kept_caches):
         for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)
     }
     for batch in read_batches(cache.address, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
-        for codes, visible in zip(batch["codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True):
+        for codes, visible in zip(
+            batch["visible_codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True
+        ):
             tokens, row = by_cls[codes[0].tobytes()]
             places = [int(np.flatnonzero(tokens == patch)[0]) + 1 for patch in visible]
             assert max(places) <= 4

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from small_cache import make_shards, small_cache
 from stream_parts import CPU, digest, digests, read_batches, stream_spec
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
-from pipeline.stream.batches import BatchStream
+from pipeline.objectives.needs import Needs
+from pipeline.stream.batches import BatchStream, micro_batches
 from pipeline.training.config import TrainConfig, batch_of_rank
 from pipeline.views.masking import MaskConfig
 
@@ -76,7 +78,7 @@ def test_a_batch_is_valid_until_the_batch_after_the_next(small_cache_path, undis
         batches = iter(stream)
         first = next(batches)
         next(batches)
-        assert digest(vars(first)) == undisturbed[0]
+        assert digest(first) == undisturbed[0]
 
 
 def test_fields_have_the_documented_shapes_and_dtypes(small_cache_path):
@@ -84,16 +86,16 @@ def test_fields_have_the_documented_shapes_and_dtypes(small_cache_path):
     assert {name: (tuple(values.shape), values.dtype) for name, values in batch.items()} == {
         "patches": ((16, 8, 768), torch.uint8),
         "visible": ((16, 8), torch.int64),
-        "codes": ((16, 2, 9, 64), torch.int8),
-        "stats": ((16, 2, 9, 3), torch.float16),
+        "visible_codes": ((16, 2, 9, 64), torch.int8),
+        "visible_stats": ((16, 2, 9, 3), torch.float16),
     }
 
 
 def test_a_subset_of_levels_is_the_same_data_in_the_order_asked_for(small_cache_path):
     everything, some = (read_batches(small_cache_path, 3, levels=levels) for levels in ((0, 1, 2), (2, 0)))
     for batch, part in zip(everything, some, strict=True):
-        assert torch.equal(part["codes"], batch["codes"][:, [2, 0]])
-        assert torch.equal(part["stats"], batch["stats"][:, [2, 0]])
+        assert torch.equal(part["visible_codes"], batch["visible_codes"][:, [2, 0]])
+        assert torch.equal(part["visible_stats"], batch["visible_stats"][:, [2, 0]])
         assert all(torch.equal(part[name], batch[name]) for name in ("patches", "visible"))
 
 
@@ -101,11 +103,9 @@ def test_micro_batches_are_the_batch_in_equal_parts(small_cache_path):
     cache = Cache(small_cache_path)
     with BatchStream(cache, stream_spec(cache), CPU, workers=0) as stream:
         batch = next(iter(stream))
-        parts = list(batch.micro_batches(4))
-        assert [len(part.visible) for part in parts] == [4] * 4
-        assert digest(
-            {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(batch)}
-        ) == digest(vars(batch))
+        parts = list(micro_batches(batch, 4))
+        assert [len(part["visible"]) for part in parts] == [4] * 4
+        assert digest({name: torch.cat([part[name] for part in parts]) for name in batch}) == digest(batch)
 
 
 def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
@@ -131,3 +131,47 @@ def test_a_global_batch_must_divide_among_ranks_and_micro_batches():
 
 def test_the_default_mask_is_the_papers():
     assert MaskConfig() == MaskConfig(strategy="attention", ratio=0.7)
+
+
+def test_the_stream_delivers_what_an_objective_needs_and_no_more(small_cache_path):
+    """Everything, put together again in raster order, is what a stream without masks gives."""
+    needs = Needs(visible="chosen", hidden="last", pixels="all", positions=True)
+    (batch,) = read_batches(small_cache_path, 1, needs=needs)
+    (whole,) = read_batches(small_cache_path, 1, strategy="random", ratio=0.0)
+    assert list(batch) == [
+        *("patches", "visible", "hidden"),
+        *("visible_codes", "visible_stats", "hidden_codes", "hidden_stats"),
+    ]
+    assert batch["hidden_codes"].shape == (16, 1, 8, 64)
+    assert (batch["hidden"].diff(dim=1) > 0).all()
+    order = torch.cat([batch["visible"], batch["hidden"]], dim=1)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(16).expand(16, -1))
+    pixels = torch.gather(whole["patches"], 1, order[..., None].expand(-1, -1, whole["patches"].shape[-1]))
+    assert torch.equal(batch["patches"], pixels)
+    for name in ("codes", "stats"):
+        stored = whole[f"visible_{name}"]
+        tokens = torch.nn.functional.pad(order + 1, (1, 0))
+        last = torch.stack([row[-1][index] for row, index in zip(stored, tokens, strict=True)])
+        assert torch.equal(batch[f"visible_{name}"][:, -1], last[:, :9])
+        assert torch.equal(batch[f"hidden_{name}"][:, -1], last[:, 9:])
+    (few,) = read_batches(small_cache_path, 1, needs=Needs(visible="none"))
+    assert list(few) == ["patches", "visible"]
+
+
+def test_hidden_targets_need_hidden_patches_and_a_whole_cache(small_cache_path, tmp_path):
+    needs = Needs(hidden="last")
+    with pytest.raises(ConfigError, match="mask hides no patch, but the objective learns from hidden ones"):
+        read_batches(small_cache_path, 1, ratio=0.0, needs=needs)
+    shards = make_shards(tmp_path / "tars", tars=1, images_per_tar=16)
+    kept = small_cache(tmp_path, shards=shards, views=1, keep=0.5)
+    for wrong, message in (
+        ({"needs": needs}, "needs targets of hidden patches: .* without them, or extract with --keep 1$"),
+        ({"ratio": 0.0, "strategy": "random"}, "sees all patches: .* with a mask, or extract with --keep 1$"),
+        ({"ratio": None, "hidden": 4}, "mask.hidden 4 shows 12 patches: .* set mask.hidden to at least 8,"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_batches(kept, 1, views=(0,), **wrong)
+    (batch,) = read_batches(kept, 1, views=(0,), needs=Needs(visible="none", pixels="all", positions=True))
+    assert batch["patches"].shape[1] == 16
+    (exact,) = read_batches(kept, 1, views=(0,), ratio=None, hidden=11)
+    assert exact["visible"].shape == (16, 5)

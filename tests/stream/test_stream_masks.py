@@ -20,7 +20,9 @@ STRATEGIES = ("attention", "random", "block")
 def masks_by_crop(path, epoch, **changes):
     """The visible patches of every sample of an epoch, by what tells a sample whatever its mask: the codes of its CLS."""
     batches = read_batches(path, 7, epoch=epoch, batch_size=20, **changes)
-    rows = [(batch["codes"][row, :, 0], batch["visible"][row]) for batch in batches for row in range(20)]
+    rows = [
+        (batch["visible_codes"][row, :, 0], batch["visible"][row]) for batch in batches for row in range(20)
+    ]
     return {codes.numpy().tobytes(): tuple(visible.tolist()) for codes, visible in rows}
 
 
@@ -63,7 +65,7 @@ def test_a_samples_mask_does_not_depend_on_ranks_batches_or_windows(small_cache_
             window_blocks=2,
         )
         parts |= {
-            batch["codes"][row, :, 0].numpy().tobytes(): tuple(batch["visible"][row].tolist())
+            batch["visible_codes"][row, :, 0].numpy().tobytes(): tuple(batch["visible"][row].tolist())
             for batch in batches
             for row in range(10)
         }

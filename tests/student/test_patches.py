@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.student.patches import cut_patches, visible_patches
+from pipeline.student.patches import cut_patches, patches_at
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_patch_is_a_slice_in_reading_order(image):
 
 def test_visible_patches_are_rows_of_all_patches(image):
     visible = np.array([0, 4, 7, 14])
-    np.testing.assert_array_equal(visible_patches(image, 4, visible), cut_patches(image, 4)[visible])
+    np.testing.assert_array_equal(patches_at(image, 4, visible), cut_patches(image, 4)[visible])
 
 
 def test_tensors_and_batches_are_cut_alike(image):

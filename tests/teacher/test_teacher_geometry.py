@@ -103,7 +103,7 @@ def test_images_of_the_right_size_are_only_normalised():
     torch.testing.assert_close(images[1, 2], (pixels[1, :, :, 2] / 255 - 0.3) / 2.0)
 
 
-def test_images_are_resized_before_normalising_without_antialiasing():
+def test_images_are_resized_before_normalising():
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     images = teacher_images(pixels, 28, (0.0,) * 3, (1.0,) * 3)
     wanted = F.interpolate(pixels.permute(0, 3, 1, 2) / 255, (28, 28), mode="bicubic", align_corners=False)

@@ -71,7 +71,7 @@ def test_weights_of_another_activation_are_refused(spec, right):
     assert message.endswith(f"give {right!r}")
 
 
-def test_every_tag_of_open_clip_with_another_activation_is_refused():
+def test_every_open_clip_tag_of_another_activation_is_refused():
     names = [
         (name, tag)
         for name, tag in open_clip.list_pretrained()

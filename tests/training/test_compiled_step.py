@@ -1,8 +1,13 @@
 """The step compiles as one graph, once for a whole run, and asks nothing of the device."""
 
+import dataclasses
+
 import pytest
 import torch
+from functorch.compile import nop
 from safetensors.torch import load_file
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import SkipFrame
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import CPU, TINY, losses, tiny_job, trained
@@ -10,16 +15,15 @@ from training_runs import CPU, TINY, losses, tiny_job, trained
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.objectives.losses import alignment_loss
-from pipeline.objectives.maskalign import build_student
-from pipeline.objectives.targets import CachedTargets, TrainingStep
+from pipeline.objectives.losses import distance
+from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.config import RunConfig
-from pipeline.training.job import run_job
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.config import RunConfig, TrainConfig
+from pipeline.training.job import choose_compilation, choose_precision
+from pipeline.training.run import load_newest, run_job
+from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
-TEACHER = {"teacher_levels": (1, 3), "teacher_depth": 4, "teacher_width": 70}
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
 REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
@@ -34,19 +38,11 @@ def _nothing_compiled():
 def graphs_of(*settings, encoding="int8", has_cls=True):
     """Compile a step of these settings without code generation; returns its graphs after two forward and backward passes."""
     config = load_config(RunConfig, None, [*TINY, *settings])
-    student = build_student(
-        config.student,
-        config.alignment,
-        config.loss,
-        image_size=32,
-        patch_size=8,
-        teacher_has_cls=has_cls,
-        **TEACHER,
-    )
-    step = TrainingStep(
-        student,
-        CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding), config.loss.target),
-    )
+    setting = Setting(32, 8, (1, 3), teacher_depth=4, teacher_width=70, teacher_has_cls=has_cls)
+    decoder = TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding)
+    targets = CachedTargets(decoder, config.objective.target, torch.ones(2, 70))
+    step = TrainingStep(config.objective.build(config.student, setting), targets)
+    tokens = VISIBLE if config.objective.masked else PATCHES
     graphs = []
 
     def note(graph, _inputs):
@@ -55,33 +51,35 @@ def graphs_of(*settings, encoding="int8", has_cls=True):
 
     step.compile(backend=note, fullgraph=True, dynamic=False)
     for _ in range(2):
-        step(*stored_batch(encoding, VISIBLE + has_cls))[0].backward()
+        step(stored_batch(encoding, tokens, has_cls, levels=2 if config.objective.masked else 1))[
+            0
+        ].backward()
     return graphs
 
 
-def stored_batch(encoding, tokens):
-    """Patches, places, codes and stats as the stream gives them, of a teacher 70 channels wide."""
-    visible = torch.rand(BATCH, PATCHES).argsort(1)[:, :VISIBLE]
+def stored_batch(encoding, visible=VISIBLE, has_cls=True, levels=2):
+    """A batch as the stream gives it, of a teacher 70 channels wide."""
     width, dtype = {"int8": (70, torch.int8), "int4": (35, torch.uint8), "float16": (70, torch.float16)}[
         encoding
     ]
-    codes = torch.randint(0, 8, (BATCH, 2, tokens, width)).to(dtype)
-    return (
-        torch.zeros(BATCH, VISIBLE, PATCH_PIXELS, dtype=torch.uint8),
-        visible,
-        codes,
-        torch.rand(BATCH, 2, tokens, 4).half(),
-    )
+    shape = (BATCH, levels, visible + has_cls)
+    return {
+        "patches": torch.zeros(BATCH, visible, PATCH_PIXELS, dtype=torch.uint8),
+        "visible": torch.rand(BATCH, PATCHES).argsort(1)[:, :visible],
+        "visible_codes": torch.randint(0, 8, (*shape, width)).to(dtype),
+        "visible_stats": torch.rand(*shape, 4).half(),
+    }
 
 
 @pytest.mark.bench
 @pytest.mark.parametrize(
     "settings",
     [
-        *((f"alignment.mode={mode!r}",) for mode in ("dynamic", "layerwise", "uniform", "last")),
-        *((f"alignment.head={head!r}",) for head in ("norm_linear", "mlp")),
-        *((f"loss.kind={kind!r}",) for kind in ("l1", "l2", "cosine")),
-        *((f"loss.target={target!r}",) for target in ("none", "l2")),
+        *((f"objective.mode={mode!r}",) for mode in ("dynamic", "layerwise", "uniform", "last")),
+        *((f"objective.head={head!r}",) for head in ("norm_linear", "mlp")),
+        *((f"objective.loss={kind!r}",) for kind in ("l1", "l2", "cosine")),
+        *((f"objective.target={target!r}",) for target in ("none", "l2")),
+        ("objective.name=fd",),
         ("student.drop_path=0.5",),
         (NO_CLS,),
         (REGISTERS,),
@@ -102,16 +100,16 @@ def test_every_encoding_is_one_graph(encoding, has_cls):
 def test_neither_targets_nor_differences_are_kept_for_the_backward_pass(kind, target):
     """What is kept is half-precision predictions and stored codes: decoding again costs less than a float32 target would."""
     targets = CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), "int8"), target)
-    _, _, codes, stats = stored_batch("int8", 5)
+    batch = stored_batch("int8")
     predictions = [torch.randn(BATCH, 5, 70, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
     kept = []
 
-    def loss(predictions, codes, stats):
-        return alignment_loss(predictions, targets(codes, stats), kind)[0]
+    def loss(predictions, batch):
+        return sum(distance(*pair, kind) for pair in zip(predictions, targets(batch).visible, strict=True))
 
     compiled = torch.compile(loss, backend="aot_eager_decomp_partition", fullgraph=True, dynamic=False)
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        compiled(predictions, codes, stats)
+        compiled(predictions, batch)
     assert {tensor.dtype for tensor in kept if tensor.numel() >= predictions[0].numel()} <= {
         torch.bfloat16,
         torch.int8,
@@ -135,15 +133,15 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
         return graph
 
     def evaluate(*_):
-        job.student.encoder.eval()
+        job.objective.encoder.eval()
         with torch.no_grad():
-            job.student.encoder.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-        job.student.train()
+            job.objective.encoder.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+        job.objective.train()
 
     job.optimiser.register_step_post_hook(evaluate)
     with torch.compiler.set_stance(force_backend=note), torch._dynamo.config.patch(error_on_recompile=True):
-        assert run_job(job, 0) == 20
-        assert job.load_checkpoint() == 20
+        assert run_job(job, 0).done == 20
+        assert load_newest(job) == 20
     assert len(graphs) == 1
 
 
@@ -159,7 +157,7 @@ def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
     with torch.compiler.set_stance(force_backend="aot_eager_decomp_partition"):
         compiled = trained(small_cache_path, tmp_path / "compiled", *settings, "train.compile=true")
     for ours, theirs in zip(losses(compiled), losses(eager), strict=True):
-        assert ours["loss_per_level"] == pytest.approx(theirs["loss_per_level"], rel=1e-4)
+        assert ours["loss_terms"] == pytest.approx(theirs["loss_terms"], rel=1e-4)
     found, expected = (load_file(run / "student.safetensors") for run in (compiled, eager))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
@@ -169,25 +167,61 @@ def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
 def test_generated_code_gives_the_same_loss():
     """torch's own code generation for CPUs, at a width that ends within a group of channels."""
     targets = CachedTargets(TargetDecoder(torch.randn(2, 70), torch.ones(2, 70), "int8"), "none")
-    _, _, codes, stats = stored_batch("int8", 5)
-    predictions = torch.randn(2, BATCH, 5, 70)
+    batch, predictions = stored_batch("int8"), torch.randn(2, BATCH, 5, 70)
 
-    def loss(predictions, codes, stats):
-        return alignment_loss(predictions.unbind(0), targets(codes, stats), "smooth_l1")[1]
+    def loss(predictions, batch):
+        pairs = zip(predictions.unbind(0), targets(batch).visible, strict=True)
+        return torch.stack([distance(*pair, "smooth_l1") for pair in pairs])
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(predictions, codes, stats), loss(predictions, codes, stats))
+    torch.testing.assert_close(compiled(predictions, batch), loss(predictions, batch))
 
 
 def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, "train.compile=true")
-    job.student.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    job.objective.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     cause = r"\(Unsupported: Call to `torch._dynamo.graph_break\(\)`\)"
     with pytest.raises(
         ConfigError,
         match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false",
     ):
         run_job(job, 0)
+
+
+def test_a_compiler_that_fails_backward_leaves_an_eager_step(small_cache_path, tmp_path):
+    """As Inductor does for bfloat16 before Ampere, when it first sees the backward graph."""
+
+    def fail(*_):
+        raise SkipFrame("BF16 is not supported")
+
+    backend, messages = aot_autograd(fw_compiler=nop, bw_compiler=fail), []
+    job = dataclasses.replace(tiny_job(small_cache_path, tmp_path / "auto"), compiled=True)
+    with torch.compiler.set_stance(force_backend=backend):
+        job.run.mkdir()
+        outcome = run_job(job, 0, messages.append)
+        refused = tiny_job(small_cache_path, tmp_path / "refused", "train.compile=true")
+        refused.run.mkdir()
+        with pytest.raises(ConfigError, match=r"cannot be compiled as one graph .*BF16 is not supported"):
+            run_job(refused, 0)
+    assert (outcome.done, outcome.compiled) == (6, False)
+    assert [message.partition(" (")[0] for message in messages] == [
+        "warning: the training step cannot be compiled"
+    ]
+    assert losses(job.run) == losses(trained(small_cache_path, tmp_path / "eager"))
+
+
+@pytest.mark.parametrize(
+    ("major", "precision", "compiled"),
+    [(9, "bfloat16", True), (7, "float16", True), (6, "float32", False)],
+)
+def test_an_older_gpu_gets_what_it_can_compute(monkeypatch, major, precision, compiled):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    train, device = TrainConfig(), torch.device("cuda", 0)
+    assert choose_precision(train, device) == precision
+    assert choose_compilation(train, precision, device) is compiled
+    assert choose_compilation(train, "bfloat16", device) is (major >= 8)
+    assert choose_precision(TrainConfig(precision="float32"), device) == "float32"
+    assert (choose_precision(train, CPU), choose_compilation(train, "float32", CPU)) == ("float32", False)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -200,18 +234,17 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("optim.clip_grad=0.01",), ("train.accumulate=2", "train.precision='bfloat16'")]
+    "settings",
+    [
+        (),
+        ("optim.clip_grad=0.01",),
+        ("train.accumulate=2", "train.precision='bfloat16'"),
+        ("train.precision='float16'", "optim.clip_grad=0.01"),
+    ],
 )
 def test_no_step_waits_for_the_device(small_cache_path, tmp_path, settings):
     job = tiny_job(small_cache_path, tmp_path, "student.drop_path=0.5", *settings)
-    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(
-        job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target)
-    ).train()
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(
-        model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print
-    )
+    trainer = Trainer(job, job.build_step().train())
     with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
         batches = iter(stream)
         for step in range(2):

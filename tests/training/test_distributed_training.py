@@ -1,6 +1,7 @@
 """Two ranks, as torchrun starts them, on the CPU: the gradients of one process with the joint batch, and one result for all ranks."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,26 +95,36 @@ def test_both_ranks_of_a_run_hold_the_same_weights_and_export_them(folder):
 
 
 def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(folder):
-    steps = {load(folder / f"stopped-{rank}.pt") for rank in (0, 1)}
-    assert len(steps) == 1
-    assert saved_steps(folder / "stopped") == sorted(steps)
-    assert 6 <= steps.pop() < 2000
+    first, second = (load(folder / f"stopped-{rank}.pt") for rank in (0, 1))
+    assert first == second == (first[0], signal.SIGTERM)
+    assert saved_steps(folder / "stopped") == [first[0]]
+    assert 6 <= first[0] < 2000
 
 
 def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
     assert [torch.load(folder / f"units-{rank}.pt") for rank in (0, 1)] == [[0, 1, 2], [0, 1, 2]]
 
 
+def test_ranks_that_see_another_checkpoint_all_fail_alike(folder):
+    first, second = (torch.load(folder / f"apart-{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert [rank for rank, _ in first] == [1, 1]
+    for (_, text), seen in zip(first, ("another", "no file"), strict=True):
+        assert "is not the same on all ranks" in text
+        assert ("no file" in text) is (seen == "no file")
+
+
 def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     run = folder / "run"
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
-    assert losses(run) == losses(folder / "job")
+    assert losses(run) == losses(folder / "own")
     assert saved_steps(run) == [3, 6]
     assert {path.name for path in run.iterdir()} - {"tensorboard"} == {
         ".lock",
         "run.json",
         "metrics.jsonl",
         "checkpoints",
+        "student",
         "student.safetensors",
         "report.html",
     }

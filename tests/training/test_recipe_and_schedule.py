@@ -14,8 +14,13 @@ from pipeline.training.optimiser import build_optimiser, build_schedule
 PAPER = {
     "mask": {"strategy": "attention", "ratio": 0.7},
     "student": {"model": "vit_base_patch16_224", "options": {}, "drop_path": 0.1},
-    "alignment": {"mode": "dynamic", "head": "linear"},
-    "loss": {"kind": "smooth_l1", "target": "whiten"},
+    "objective": {
+        "name": "maskalign",
+        "mode": "dynamic",
+        "head": "linear",
+        "loss": "smooth_l1",
+        "target": "whiten",
+    },
     "optim": {
         "epochs": 200,
         "warmup_epochs": 20,
@@ -100,8 +105,8 @@ def test_the_schedule_has_no_state():
 
 
 def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):
-    job = tiny_job(small_cache_path, tmp_path / "run", "alignment.head='norm_linear'")
-    names = {id(parameter): name for name, parameter in job.student.named_parameters()}
+    job = tiny_job(small_cache_path, tmp_path / "run", "objective.head='norm_linear'")
+    names = {id(parameter): name for name, parameter in job.objective.named_parameters()}
     groups = {
         group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]}
         for group in job.optimiser.param_groups
@@ -123,13 +128,13 @@ def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):
         "alignment.heads.0.0.weight",
         "encoder.vit.blocks.0.norm1.weight",
     } <= groups[0.0]
-    trained = {name for name, parameter in job.student.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in job.objective.named_parameters() if parameter.requires_grad}
     assert groups[0.0] == trained - decayed
 
 
 def test_positions_and_the_final_norm_are_not_trained(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path / "run")
-    frozen = {name for name, parameter in job.student.named_parameters() if not parameter.requires_grad}
+    frozen = {name for name, parameter in job.objective.named_parameters() if not parameter.requires_grad}
     assert frozen == {"encoder.vit.pos_embed", "encoder.vit.norm.weight", "encoder.vit.norm.bias"}
 
 
@@ -141,7 +146,7 @@ def test_the_optimiser_is_adamw_with_the_papers_betas():
 
 def test_the_initial_student_is_a_function_of_the_seed(small_cache_path, tmp_path):
     first, again, other = (
-        tiny_job(small_cache_path, tmp_path / "run", f"train.seed={seed}").student.state_dict()
+        tiny_job(small_cache_path, tmp_path / "run", f"train.seed={seed}").objective.state_dict()
         for seed in (0, 0, 1)
     )
     assert all(torch.equal(value, again[name]) for name, value in first.items())

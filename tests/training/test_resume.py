@@ -24,8 +24,8 @@ from training_runs import (
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError
 from pipeline.extraction.job import run_extraction
-from pipeline.training.checkpoint import Checkpoint, load_newest_checkpoint, save_checkpoint
-from pipeline.training.distributed import Ranks
+from pipeline.training.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint, save_checkpoint
+from pipeline.training.run import load_newest
 from pipeline.views.source_tars import resolve_tars
 
 LONG = "optim.steps=80"
@@ -111,33 +111,31 @@ def test_sigterm_saves_and_exits_1_and_the_resumed_run_equals_the_undisturbed_on
     (step,) = saved_steps(run)
     assert 7 <= step < 80
     assert (result.exit_code, signal.getsignal(signal.SIGTERM)) == (1, handler)
-    assert f"error: stopped by a signal after step {step}; continue with --resume" in result.output
+    assert f"stopped by SIGTERM after step {step} of 80: continue with --resume" in result.output
     assert metrics(run)[-1]["step"] == step
     trained(small_cache_path, run, resume=True)
     assert_same_runs(undisturbed, run, 80)
 
 
 @pytest.mark.parametrize(
-    ("changes", "ranks", "message"),
+    ("changes", "message"),
     [
-        (["train.global_batch=32"], Ranks(), "train.global_batch was 16, is 32"),
-        ([], Ranks(0, 2), "ranks was 1, is 2"),
+        (["train.global_batch=32"], "train.global_batch was 16, is 32"),
         (
             ["data.views=[0]"],
-            Ranks(),
             r"units was '4 with digest [0-9a-f]{16}', is '2 with digest [0-9a-f]{16}'",
         ),
     ],
 )
 def test_another_batch_world_or_list_of_units_is_refused_naming_both(
-    small_cache_path, finished, changes, ranks, message
+    small_cache_path, finished, changes, message
 ):
-    job = tiny_job(small_cache_path, finished, *changes, ranks=ranks)
+    job = tiny_job(small_cache_path, finished, *changes)
     with pytest.raises(
         CheckpointError,
         match=rf"^the run cannot be resumed exactly: {message}; restore these or start another --run$",
     ):
-        job.load_checkpoint()
+        load_newest(job)
 
 
 def test_a_cache_that_has_lost_a_unit_is_refused(cache_copy, finished, tmp_path):
@@ -163,11 +161,11 @@ def test_the_newest_two_checkpoints_are_kept_and_a_torn_one_is_ignored(tmp_path)
         "step_00000030.pt",
         "step_00000040.tmp",
     ]
-    assert load_newest_checkpoint(folder).student == {"weight": 30}
+    assert load_checkpoint(choose_checkpoint(folder)).student == {"weight": 30}
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
-    assert load_newest_checkpoint(tmp_path) is None
+    assert choose_checkpoint(tmp_path) is None
 
 
 def test_a_cut_checkpoint_is_refused_and_the_one_before_serves(small_cache_path, finished, tmp_path):
@@ -177,7 +175,7 @@ def test_a_cut_checkpoint_is_refused_and_the_one_before_serves(small_cache_path,
     result = train(small_cache_path, run, resume=True)
     assert result.exit_code == 1
     assert f"error: checkpoint {str(newest)!r} is damaged" in result.output
-    assert "delete it, and --resume goes on from the one before" in result.output
+    assert "delete it, and --resume continues from the one before" in result.output
     newest.unlink()
     trained(small_cache_path, run, resume=True)
     assert_same_runs(finished, run, 6)
@@ -190,7 +188,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_changes_no_weight_unnoticed(fini
     for place in range(1000, len(data), len(data) // 60):
         (folder / "step_00000006.pt").write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         try:
-            loaded = load_newest_checkpoint(folder)
+            loaded = load_checkpoint(choose_checkpoint(folder))
         except CheckpointError:
             refused += 1
         else:  # padding between the records
@@ -202,7 +200,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_changes_no_weight_unnoticed(fini
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     (tmp_path / "step_00000001.pt").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"step_00000001\.pt' is damaged \(BadZipFile\)"):
-        load_newest_checkpoint(tmp_path)
+        choose_checkpoint(tmp_path)
 
 
 def test_a_run_goes_on_as_it_was_in_a_cache_that_has_grown(small_cache_path, cache_copy, finished, tmp_path):
@@ -212,13 +210,13 @@ def test_a_run_goes_on_as_it_was_in_a_cache_that_has_grown(small_cache_path, cac
     assert len(tuple(Cache(cache_copy).commits())) == 6
     result = train(cache_copy, run, resume=True)
     assert result.exit_code == 0, result.output
-    assert "resuming after step 3 of 6" in result.output
+    assert "continuing after step 3 of 6" in result.output
     assert_same_runs(finished, run, 6)
 
 
 def test_ctrl_c_saves_as_sigterm_does(small_cache_path, tmp_path):
     terminate_when(tmp_path / "run", 2, signal.SIGINT)
     result = train(small_cache_path, tmp_path / "run", LONG)
-    assert result.exit_code == 1
-    assert "stopped by a signal after step" in result.output
+    assert result.exit_code == 130
+    assert "stopped by Ctrl-C after step" in result.output
     assert saved_steps(tmp_path / "run")

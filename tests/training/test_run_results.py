@@ -17,7 +17,7 @@ from training_runs import checkpoint, metrics, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
 from pipeline.progress import ProgressDisplay
-from pipeline.training.job import run_job
+from pipeline.training.run import load_newest, run_job
 from pipeline.training.run_folder import MetricsLog
 from pipeline.views.source_tars import SourceTar
 
@@ -40,6 +40,8 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
         "checkpoints/step_00000003.pt",
         "checkpoints/step_00000006.pt",
         "student.safetensors",
+        "student/config.json",
+        "student/model.safetensors",
         "report.html",
     }
     assert len(events) == (1 if BOARD else 0)
@@ -48,6 +50,16 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
     assert set(described) == {
+        "resolved",
+        "maskalign",
+        "commit",
+        "command",
+        "host",
+        "began",
+        "ended",
+        "first_step",
+        "last_step",
+        "starts",
         "config",
         "cache",
         "view",
@@ -74,15 +86,16 @@ def test_metrics_have_these_keys_and_values(run):
             "step",
             "epoch",
             "loss",
-            "loss_per_level",
+            "loss_terms",
             "learning_rate",
             "images_per_second",
             "wait_share",
             "data_seconds",
             "step_seconds",
+            "figures",
         ]
         assert line["epoch"] == line["step"] / 8
-        assert line["loss"] == pytest.approx(sum(line["loss_per_level"]) / 3)
+        assert line["loss"] == pytest.approx(sum(line["loss_terms"].values()) / 3)
         assert 0 <= line["wait_share"] <= 1
         seconds = line["data_seconds"] + line["step_seconds"]
         assert line["images_per_second"] == pytest.approx(16 / seconds)
@@ -93,7 +106,7 @@ def test_metrics_have_these_keys_and_values(run):
 
 def test_a_thousand_lines_of_the_log_take_no_time(tmp_path, run):
     """At one line in 50 steps: below a thousandth of the quickest of them."""
-    line, log, begin = metrics(run)[-1], MetricsLog(tmp_path, 0), time.process_time()
+    line, log, begin = metrics(run)[-1], MetricsLog(tmp_path, 0, print), time.process_time()
     with ProgressDisplay("train-student", 1000) as progress:
         for step in range(1, 1001):
             log.write(line | {"step": step})
@@ -112,7 +125,7 @@ def test_while_it_trains_a_run_writes_its_log_and_checkpoints_alone(small_cache_
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
     found = checkpoint(run, 6)
-    assert set(found) == {"step", "student", "optimiser", "pinned"}
+    assert set(found) == {"step", "student", "optimiser", "pinned", "scaler"}
     assert found["step"] == 6
     assert set(found["pinned"]) == {"cache", "units", "ranks", "train.global_batch"}
     assert {state["step"].item() for state in found["optimiser"]["state"].values()} == {6}
@@ -138,8 +151,8 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
     model = timm.create_model(**arguments, checkpoint_path=str(run / "student.safetensors")).eval()
     model.load_state_dict(load_file(run / "student.safetensors"), strict=True)
     job = tiny_job(small_cache_path, run)
-    assert job.load_checkpoint() == 6
-    encoder = job.student.encoder.eval()
+    assert load_newest(job) == 6
+    encoder = job.objective.encoder.eval()
     images = torch.randint(
         0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -175,12 +188,14 @@ def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_
     settings = (
         "data.levels=[5, 3]",
         "data.views=[1]",
-        "alignment.mode='layerwise'",
-        "alignment.head='mlp'",
-        "loss.kind='cosine'",
+        "objective.mode='layerwise'",
+        "objective.head='mlp'",
+        "objective.loss='cosine'",
     )
-    run = trained(small_cache_path, tmp_path / "run", *settings, "loss.target='l2'", "mask.strategy='block'")
-    assert {len(line["loss_per_level"]) for line in metrics(run)} == {2}
+    run = trained(
+        small_cache_path, tmp_path / "run", *settings, "objective.target='l2'", "mask.strategy='block'"
+    )
+    assert [list(line["loss_terms"]) for line in metrics(run)] == [["level 5", "level 3"]] * 6
     assert torch.equal(
         checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     )
@@ -202,5 +217,5 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
     result = train(caches.real(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
     assert result.exit_code == 0
     assert (
-        "are of one class, and a batch comes from data.window_blocks=1 blocks of neighbours" in result.stderr
+        "are of one class, and a batch comes from data.window_blocks=1 chunks of neighbours" in result.stderr
     ) is warned

@@ -30,7 +30,7 @@ def test_a_folder_that_holds_a_run_without_resume(small_cache_path, existing):
 
 
 def test_resume_without_a_run(small_cache_path, tmp_path):
-    message = f"run folder {str(tmp_path)!r} holds no run to resume: leave out --resume, or check --run"
+    message = f"run folder {str(tmp_path)!r} holds no run to resume: leave out --resume to start one, or check --run"
     assert refusal(train(small_cache_path, tmp_path, resume=True), 2) == message
 
 
@@ -48,8 +48,8 @@ def test_a_run_folder_that_another_process_has(small_cache_path, tmp_path):
 def test_another_configuration_on_resume_names_both_values(small_cache_path, existing):
     message = refusal(train(small_cache_path, existing, "mask.ratio=0.25", "train.seed=5", resume=True), 2)
     assert message == (
-        "the run was configured otherwise: mask.ratio was 0.5, is 0.25; train.seed was 0, is 5; "
-        "resume with the same values or start another --run"
+        "--resume needs the original configuration, but mask.ratio was 0.5, is 0.25; train.seed was 0, is 5: "
+        "use the same values or a new --run"
     )
 
 
@@ -78,7 +78,8 @@ def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("mask.ration=0.6", "unknown configuration key 'mask.ration': did you mean 'ratio'?"),
+        ("mask.ration=0.6", "unknown configuration key 'mask.ration': did you mean 'mask.ratio'?"),
+        ("ratio=0.6", "unknown configuration key 'ratio': did you mean 'mask.ratio'?"),
         ("optimiser.steps=3", "unknown configuration key 'optimiser': did you mean 'optim'?"),
         ("mask.ratio='much'", "configuration key 'mask.ratio' is 'much': input should be a valid number"),
         (
@@ -118,7 +119,10 @@ def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
             "data.window_blocks=0",
             "configuration key 'data.window_blocks' is 0: input should be greater than 0",
         ),
-        ("data.levels=[]", "levels and views must name at least one; leave them out for all"),
+        (
+            "data.levels=[]",
+            "configuration key 'data.levels' is []: name at least one, or leave the key out for all",
+        ),
         ("data.levels=[1, 3]", "levels [1] are not in cache"),
         ("data.views=[0, 2]", "views [2] are not in cache"),
         ("optim.betas=[0.9, 1.0]", "configuration key 'optim.betas[1]' is 1.0: input should be less than 1"),
@@ -141,7 +145,7 @@ def test_each_wrong_setting_has_its_own_line(small_cache_path, tmp_path):
         train(small_cache_path, tmp_path / "run", "mask.ration=0.6", "train.seed=1.5"), 2
     ).splitlines()
     assert lines == [
-        "unknown configuration key 'mask.ration': did you mean 'ratio'?",
+        "unknown configuration key 'mask.ration': did you mean 'mask.ratio'?",
         "configuration key 'train.seed' is 1.5: input should be a valid integer",
     ]
 
@@ -156,7 +160,7 @@ def test_levels_that_the_cache_does_not_hold_come_with_those_that_it_holds(small
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("cuda:99", r"--device 'cuda:99': this machine shows"),
+        ("cuda:99", r"--device 'cuda:99' needs GPU 99, but this process sees"),
         ("gpu", "--device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"),
         ("cuda:x", "--device 'cuda:x' is unknown"),
     ],

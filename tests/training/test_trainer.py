@@ -4,12 +4,9 @@ import pytest
 import torch
 from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.errors import DivergedError
-from pipeline.objectives.targets import CachedTargets, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.job import run_job
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.run import run_job
 from pipeline.training.trainer import Trainer
 
 
@@ -21,26 +18,14 @@ def first_step(cache, run, *settings, step=0):
         gradients.update(
             {
                 name: value.grad.clone()
-                for name, value in job.student.named_parameters()
+                for name, value in job.objective.named_parameters()
                 if value.grad is not None
             }
         )
 
     job.optimiser.register_step_pre_hook(note)
-    trainer = trainer_of(job)
-    trainer.model.train()
     with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
-        return trainer.step(next(iter(stream)), step), gradients
-
-
-def trainer_of(job):
-    """The loop of a job that logs and saves nothing."""
-    mean, std = (torch.from_numpy(values) for values in job.cache.calibration())
-    model = TrainingStep(job.student, CachedTargets(TargetDecoder(mean, std, "int8"), job.config.loss.target))
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    return Trainer(
-        model, job.optimiser, schedule, job.config, job.ranks, CPU, job.spec.steps_per_epoch, print, print
-    )
+        return Trainer(job, job.build_step().train()).step(next(iter(stream)), step), gradients
 
 
 def assert_close(first, second, tolerance=1e-5):
@@ -63,7 +48,9 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(small_cache_path, 
 def test_every_trained_parameter_gets_a_gradient(small_cache_path, tmp_path):
     _, gradients = first_step(small_cache_path, tmp_path / "run")
     job = tiny_job(small_cache_path, tmp_path / "run")
-    assert gradients.keys() == {name for name, value in job.student.named_parameters() if value.requires_grad}
+    assert gradients.keys() == {
+        name for name, value in job.objective.named_parameters() if value.requires_grad
+    }
     assert all(value.abs().max() > 0 for value in gradients.values())
 
 
@@ -106,7 +93,7 @@ LOGGED_EVERY_2 = ("train.log_every=2", "train.checkpoint_every=2")
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
-    job.student.alignment.weights.data[0, 0] = float("nan")
+    job.objective.alignment.weights.data[0, 0] = float("nan")
     with pytest.raises(
         DivergedError,
         match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$",
@@ -117,7 +104,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_p
 
 def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_cache_path, tmp_path):
     job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
-    job.student.encoder.vit.norm.weight.data[0] = float("inf")
+    job.objective.encoder.vit.norm.weight.data[0] = float("inf")
     with pytest.raises(
         DivergedError, match=r"^a weight is not finite after step 2: .*the last checkpoint is intact$"
     ):
@@ -151,7 +138,7 @@ def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tm
     )
     for job in (fine, coarse):
         job.run.mkdir()
-        assert run_job(job, 0) == 6
+        assert run_job(job, 0).done == 6
     each, few = metrics(tmp_path / "fine"), metrics(tmp_path / "coarse")
     assert [line["step"] for line in few] == [3, 4, 6]
     for line, steps in zip(few, ((1, 2, 3), (4,), (5, 6)), strict=True):

@@ -94,7 +94,7 @@ def metrics(run):
 def losses(run):
     """What the log says of each step that does not depend on time."""
     return [
-        {name: line[name] for name in ("step", "epoch", "loss", "loss_per_level", "learning_rate")}
+        {name: line[name] for name in ("step", "epoch", "loss", "loss_terms", "learning_rate")}
         for line in metrics(run)
     ]
 
@@ -126,10 +126,11 @@ def assert_same_runs(first, second, step):
 
 def killed_after(run, step, to):
     """Copy a run as a kill at its end would leave it, had its last checkpoint been `step`."""
-    shutil.copytree(run, to)
+    shutil.copytree(run, to, symlinks=True)
     for later in saved_steps(to):
         if later > step:
             (to / f"checkpoints/step_{later:08d}.pt").unlink()
+    shutil.rmtree(to / "student")
     for name in ("student.safetensors", "report.html"):
         (to / name).unlink()
     return to

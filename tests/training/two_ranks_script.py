@@ -4,18 +4,21 @@ import os
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from training_runs import CPU, TINY, terminate_when, tiny_job
 
-from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.reader import Cache
-from pipeline.objectives.targets import CachedTargets, TrainingStep
-from pipeline.stream.batches import Batch
+from pipeline.config import load_config
+from pipeline.errors import CheckpointError
+from pipeline.stream.batches import micro_batches
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
+from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks, joined_ranks
-from pipeline.training.job import pinned_units, prepare_folder, run_job
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.run import run_job, run_training
+from pipeline.training.run_folder import read_run
 from pipeline.training.trainer import Trainer
 from stages.train_student import train_student
 
@@ -33,13 +36,18 @@ def joint_batch(step):
 
     visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
     codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
-    return Batch(draw(256, 8, 768).to(torch.uint8), visible, codes.to(torch.int8), stats.half())
+    return {
+        "patches": draw(256, 8, 768).to(torch.uint8),
+        "visible": visible,
+        "visible_codes": codes.to(torch.int8),
+        "visible_stats": stats.half(),
+    }
 
 
 def steps_on_joint_batches(cache, run, ranks, accumulate=1):
     """Take some steps on this rank's share of the joint batches; returns losses (STEPS, 1 + M), gradients of each step and weights."""
     job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
-    parameters = dict(job.student.named_parameters())
+    parameters = dict(job.objective.named_parameters())
 
     def note(*_):
         gradients.append(
@@ -47,19 +55,12 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
         )
 
     job.optimiser.register_step_pre_hook(note)
-    targets = CachedTargets(
-        TargetDecoder(*map(torch.from_numpy, job.cache.calibration()), "int8"), job.config.loss.target
-    )
-    model = TrainingStep(job.student, targets)
-    if ranks.world_size > 1:
-        model = torch.nn.parallel.DistributedDataParallel(model)
-    schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-    trainer = Trainer(model, job.optimiser, schedule, job.config, ranks, CPU, 1, print, print)
+    trainer = Trainer(job, job.build_step().train())
     losses = []
     for step in range(STEPS):
-        share = list(joint_batch(step).micro_batches(ranks.world_size))[ranks.rank]
+        share = list(micro_batches(joint_batch(step), ranks.world_size))[ranks.rank]
         losses.append(ranks.mean(trainer.step(share, step)))
-    return {"losses": torch.stack(losses), "gradients": gradients, "student": job.student.state_dict()}
+    return {"losses": torch.stack(losses), "gradients": gradients, "student": job.objective.state_dict()}
 
 
 def stopped_on_one_rank(cache, run, ranks):
@@ -70,16 +71,37 @@ def stopped_on_one_rank(cache, run, ranks):
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
         terminate_when(run, 3)
-    return run_job(job, 0)
+    outcome = run_job(job, 0)
+    return outcome.done, outcome.stopped_by
 
 
-def units_while_growing(cache, folder, ranks):
-    """The units that this rank is to take of a cache that has one fewer when the main rank looks."""
-    config = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks).config
+def trained_while_growing(cache, folder, ranks):
+    """Train on a cache that has one unit fewer when the main rank looks; returns the units that this rank takes."""
     if ranks.is_main:
         cache = shutil.copytree(cache, folder / "earlier.cache")
         max((cache / "commits").iterdir()).unlink()
-    return pinned_units(Cache(cache), config, ranks)
+    config = load_config(RunConfig, None, [*TINY, "data.allow_partial=true", "train.global_batch=12"])
+    run_training(Cache(cache), folder / "job", config, ranks=ranks)
+    return read_run(folder / "job")["units"]
+
+
+def resumed_apart(cache, folder, ranks):
+    """Resume where this rank's folder has a checkpoint of another content or none; returns the error of each, the same on all ranks."""
+    errors = []
+    for damage in (lambda path: path.write_bytes(b"another"), lambda path: path.unlink()):
+        mine = folder / f"seen-by-{ranks.rank}"
+        shutil.copytree(folder / "job", mine / "run", dirs_exist_ok=True)
+        if ranks.rank == 1:
+            damage(mine / "run/checkpoints/step_00000006.pt")
+        job = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks)
+        chosen = ranks.decide(lambda: choose_checkpoint(folder / "job/checkpoints"))
+        own = replace(chosen, path=mine / "run/checkpoints" / chosen.path.name)
+        try:
+            with job.ranks.together():
+                load_checkpoint(own)
+        except CheckpointError as error:
+            errors.append((error.printed_by_rank, str(error)))
+    return errors
 
 
 def meet_elsewhere(ranks):
@@ -104,13 +126,15 @@ def main(folder, cache):
                 steps_on_joint_batches(cache, folder, ranks, accumulate),
                 folder / f"joint-{accumulate}-{ranks.rank}.pt",
             )
-        job = tiny_job(cache, folder / "job", ranks=ranks)
-        job.run.mkdir(exist_ok=True)
-        prepare_folder(job)
+        job = tiny_job(cache, folder / "own", ranks=ranks)
+        if ranks.is_main:
+            job.run.mkdir()
+        ranks.wait()
         run_job(job, 0)
-        torch.save(job.student.state_dict(), folder / f"trained-{ranks.rank}.pt")
+        torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
-        torch.save(units_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(trained_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(resumed_apart(cache, folder, ranks), folder / f"apart-{ranks.rank}.pt")
         meet_elsewhere(ranks)
     train_student(cache, folder / "run", assignments=list(TINY), device="cpu")
 

@@ -1,11 +1,27 @@
-"""Seconds spent in each part of the extraction, and which part limits it."""
+"""What an extraction of one process has done, and how many seconds each of its parts was busy."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pipeline.views.sample import SkippedImage
+
 PARTS = ("read", "decode", "teacher", "write", "publish")
+
+
+@dataclass
+class Tally:
+    """What one process has done."""
+
+    units: int = 0
+    images: int = 0
+    views: int = 0
+    skipped: list[SkippedImage] = field(default_factory=list)
+    unlabelled: int = 0  # images whose label is not a whole number
+    first_unlabelled: tuple[str, str] = ("", "")  # key and reason
+    elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
+    failed: dict[str, str] = field(default_factory=dict)  # tar to reason
 
 
 @dataclass

@@ -1,0 +1,129 @@
+"""The way of one view from decoded pixels to files: the teacher's input, the batches that are under way, and the units they belong to.
+
+There is one lane for each view of an image. A batch holds images of one unit only, so that its composition, and with it the last bits of
+its features, depends on the unit alone and not on the tars before it or on the number of processes.
+"""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import CacheError
+from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
+from pipeline.extraction.unit_builder import UnitBuilder
+from pipeline.runtime.device import DeviceEvent
+from pipeline.views.codec import Pixels
+from pipeline.views.decoder import DecodedJob, Of
+
+_SIZES = 4  # a short batch is filled up to one of so many sizes, since each size is compiled on its own
+
+
+class PixelInput:
+    """Batches of pixels on a device: on a GPU two in turn, filled by a second stream; on a CPU one.
+
+    The second stream copies the next batch while the teacher still computes on the last one. It waits for an event of the teacher's
+    stream before it writes into a buffer again, and the teacher's stream waits for it before it reads.
+    """
+
+    def __init__(self, batch_size: int, image_size: int, device: torch.device) -> None:
+        self.filled = 0
+        self._batch_size, self._device, self._turn = batch_size, device, 0
+        shape = (batch_size, image_size, image_size, 3)
+        on_gpu = device.type == "cuda"
+        self._buffers = [
+            torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2 if on_gpu else 1)
+        ]
+        self._used: list[Any] = [None, None]  # by buffer: when the device was done with it
+        self._copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        if self._copies is not None:  # the zeros come first
+            self._copies.wait_stream(torch.cuda.current_stream())
+
+    @property
+    def room(self) -> int:
+        """How many views still fit into the batch."""
+        return self._batch_size - self.filled
+
+    def add(self, pixels: Pixels) -> DeviceEvent | None:
+        """Copy views (n, S, S, 3) behind those that are there; returns when `pixels` may be overwritten, None for now."""
+        target = self._buffers[self._turn][self.filled : self.filled + len(pixels)]
+        self.filled += len(pixels)
+        if self._copies is None:
+            target.copy_(torch.from_numpy(pixels))
+            return None
+        with torch.cuda.stream(self._copies):
+            target.copy_(torch.from_numpy(pixels), non_blocking=True)
+            return DeviceEvent(self._device)
+
+    def batch(self) -> Tensor:
+        """Return the batch (b, S, S, 3), a short one filled up to one of few sizes: which, depends on its own number of views alone."""
+        step = -(-self._batch_size // _SIZES)
+        size = min(self._batch_size, -(-self.filled // step) * step)
+        if self._copies is not None:
+            torch.cuda.current_stream().wait_stream(self._copies)
+        batch = self._buffers[self._turn][:size]
+        batch[self.filled :].zero_()
+        return batch
+
+    def begin(self) -> None:
+        """Begin another batch; what was asked of the device until now has the last one for itself."""
+        self.filled = 0
+        if self._copies is not None:
+            self._used[self._turn] = torch.cuda.current_stream().record_event()
+            self._turn = 1 - self._turn
+            if event := self._used[self._turn]:
+                self._copies.wait_event(event)
+
+
+class Lane:
+    """One view's way through the device, from unit to unit; at most one batch is under way beside the one that is collected."""
+
+    def __init__(self, index: int, encoder: FeatureEncoder, image_size: int) -> None:
+        """Take the lane's index among the views that a job comes with."""
+        self.index, self.seconds = index, 0.0  # of the device
+        self._encoder = encoder
+        self._pixels = PixelInput(encoder.batch_size, image_size, encoder.device)
+        self._under_way: deque[tuple[UnitBuilder, EncodingBatch]] = deque()
+
+    def push(self, builder: UnitBuilder, job: DecodedJob[Of]) -> None:
+        """Take a job's good images into a unit, and launch the batches that they fill up."""
+        builder.add(job.good, self.index)
+        rest = job.pixels[self.index]
+        while len(rest):
+            part = rest[: self._pixels.room]
+            rest = rest[len(part) :]
+            if copy := self._pixels.add(part):
+                job.copies.append(copy)
+            if not self._pixels.room:
+                self._launch(builder)
+
+    def end(self, builder: UnitBuilder) -> None:
+        """Launch the last, short batch of a unit."""
+        if self._pixels.filled:
+            self._launch(builder)
+
+    def give_up(self) -> None:
+        """Forget the pixels of a unit that will not be made."""
+        if self._pixels.filled:
+            self._pixels.begin()
+
+    def collect(self, keep: int = 0) -> None:
+        """Wait for batches until `keep` are under way and hand their rows to their units, or what is wrong with them."""
+        while len(self._under_way) > keep:
+            builder, batch = self._under_way.popleft()
+            try:
+                builder.take(self._encoder.collect(batch))
+            except CacheError as error:
+                builder.fault = builder.fault or str(error)
+            builder.under_way -= 1
+            self.seconds += batch.done.seconds
+
+    def _launch(self, builder: UnitBuilder) -> None:
+        batch = self._encoder.launch(
+            self._pixels.batch(), builder.next_keys(self._pixels.filled), builder.unit
+        )
+        self._pixels.begin()
+        builder.under_way += 1
+        self._under_way.append((builder, batch))
+        self.collect(keep=1)

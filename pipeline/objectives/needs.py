@@ -1,0 +1,38 @@
+"""What an objective asks of the data: the stream delivers that and nothing more. Imports no torch, for the stream's workers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Levels = Literal["none", "last", "chosen"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of which tokens targets travel, at which of the chosen levels, and which pixels; picklable.
+
+    A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where `pixels` is "all"; `visible`
+    (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is set; `visible_codes` (B, M, T, W) and `visible_stats`
+    (B, M, T, 2 + G) of CLS, if the teacher has one, and the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches.
+    """
+
+    visible: Levels = "chosen"
+    hidden: Levels = "none"
+    pixels: Literal["visible", "all"] = "visible"
+    positions: bool = False
+
+    def targets(self, levels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return which of the chosen levels travel for "visible" and for "hidden" tokens, without those that need none."""
+        named: dict[str, Levels] = {"visible": self.visible, "hidden": self.hidden}
+        return {
+            part: levels if which == "chosen" else levels[-1:]
+            for part, which in named.items()
+            if which != "none"
+        }
+
+    @property
+    def hides(self) -> bool:
+        """Whether the objective means nothing without hidden patches."""
+        return self.hidden != "none" or self.positions
+
+
+VISIBLE_ALONE = Needs()

@@ -1,0 +1,117 @@
+"""The seam between data, objective and loop: what an objective is given, what it returns, and what it must know beforehand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Section
+from pipeline.objectives.losses import TargetKind
+from pipeline.objectives.needs import Needs
+from pipeline.student.encoder import MaskedEncoder, StudentConfig
+
+Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
+
+
+@dataclass(frozen=True)
+class MaskedView:
+    """Patches (B, K, P), or (B, K + U, P) with the visible ones first; `visible` (B, K) and `hidden` (B, U) int64, ascending."""
+
+    patches: Tensor
+    visible: Tensor
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One tensor for each level: `visible` (B, T, D), CLS first if the teacher has one, and `hidden` (B, U, D)."""
+
+    visible: list[Tensor]
+    hidden: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a student is built for: sizes of image and patch, and the teacher's block numbers (M,), depth, width D and CLS."""
+
+    image_size: int
+    patch_size: int
+    levels: tuple[int, ...]
+    teacher_depth: int
+    teacher_width: int
+    teacher_has_cls: bool
+
+
+class Objective(nn.Module):
+    """A masked encoder with all that an objective trains beside it. Every parameter that requires a gradient gets one.
+
+    Attributes: `encoder` is what is exported and evaluated, `needs` what the stream delivers, `parts` the names of the loss terms.
+    """
+
+    def __init__(
+        self, encoder: MaskedEncoder, needs: Needs, parts: tuple[str, ...], teacher_has_cls: bool
+    ) -> None:
+        super().__init__()
+        self.encoder, self.needs, self.parts = encoder, needs, parts
+        self._teacher_has_cls = teacher_has_cls
+
+    def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the loss () and its terms (len(parts),), detached."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that are not matrices of a layer; norms and biases are known by their one axis."""
+        tokens = ("cls_token", "reg_token", "pos_embed")
+        return {f"encoder.vit.{name}" for name in tokens if getattr(self.encoder.vit, name) is not None}
+
+    def figures(self) -> dict[str, list[list[float]]]:
+        """Return tables that the log and the report show, by name."""
+        return {}
+
+    def with_target(self, tokens: Tensor) -> Tensor:
+        """Keep the tokens (B, prefix + K, C) that have a target: CLS where student and teacher have one, and the patches."""
+        prefix, has_cls = self.encoder.prefix_tokens, self._teacher_has_cls and self.encoder.has_cls
+        if has_cls and prefix == 1:
+            return tokens
+        patches = tokens[:, prefix:]
+        return torch.cat([tokens[:, :1], patches], dim=1) if has_cls else patches
+
+    def with_token(self, target: Tensor) -> Tensor:
+        """Keep the part of a target (B, T, D) that the student has tokens for: without the teacher's CLS if it has none."""
+        return target[:, 1:] if self._teacher_has_cls and not self.encoder.has_cls else target
+
+
+class ObjectiveConfig(Section):
+    """The section [objective] of one objective. `mask` has its defaults of [mask]; `masked` tells whether [mask] may be set at all."""
+
+    mask: ClassVar[Mapping[str, str | float | int]] = {}
+    masked: ClassVar[bool] = True
+
+    name: str
+    target: TargetKind = "whiten"
+
+    @property
+    def needs(self) -> Needs:
+        """What the stream must deliver."""
+        raise NotImplementedError
+
+    def build(self, student: StudentConfig, setting: Setting) -> Objective:
+        """Return the untrained objective, its values drawn from torch's global generator, the encoder's first; raises ConfigError."""
+        raise NotImplementedError
+
+
+class TrainingStep(nn.Module):
+    """One training step as a module, so that it compiles as one graph: targets are made, the objective runs, the loss is taken."""
+
+    def __init__(self, objective: Objective, targets: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.targets = objective, targets
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss () and its terms (len(objective.parts),)."""
+        targets = self.targets(batch)
+        view = MaskedView(batch["patches"], batch["visible"], batch.get("hidden"))
+        loss, terms = self.objective(view, targets)
+        return loss, terms

@@ -1,0 +1,184 @@
+"""A run from start to end: who decides what for all ranks, the loop, and what is left in the run folder. Prints nothing itself."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.cache.reader import Cache
+from pipeline.progress import ProgressDisplay
+from pipeline.provenance import provenance, utc_now
+from pipeline.stream.batches import BatchStream
+from pipeline.stream.classes import is_sorted_by_class
+from pipeline.student.export import export_student
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint, refuse_other_pins
+from pipeline.training.config import RunConfig
+from pipeline.training.distributed import Ranks
+from pipeline.training.job import TrainingJob, build_job, describe_job
+from pipeline.training.run_folder import (
+    RUN_FILE,
+    MetricsLog,
+    Resume,
+    continues,
+    held_run_folder,
+    read_metrics,
+    read_run,
+    refuse_other_config,
+    write_run,
+)
+from pipeline.training.trainer import Metrics, Trainer
+
+_LIBRARIES = ("torch", "timm", "zarr", "webdataset", "numpy")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: after which step, by which signal (0: none), and whether its steps were compiled."""
+
+    done: int
+    stopped_by: int
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: after how many of its steps, in how many seconds, and by which signal (0: none)."""
+
+    done: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    loss: float | None
+    stopped_by: int
+
+
+def run_training(
+    cache: Cache,
+    run: Path,
+    config: RunConfig,
+    *,
+    resume: Resume = "never",
+    ranks: Ranks | None = None,
+    device: torch.device | None = None,
+    say: Say = lambda _: None,
+) -> Result:
+    """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
+
+    `say` gets messages for a person, on the main rank only; those that begin with "warning:" are warnings. Raises MaskAlignError, the same
+    on all ranks.
+    """
+    ranks, device = ranks or Ranks(), device or torch.device("cpu")
+    # The main rank looks and decides, since a cache may grow and a file system may show other ranks an older listing.
+    resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
+    with ranks.together():
+        job = build_job(config, cache, run, ranks, device, units)
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.is_main:
+                held.enter_context(held_run_folder(run))
+                continues(run, "always" if resumed else "never")  # another process may have been quicker
+        first = load_newest(job) if resumed else 0
+        start = {**provenance(*_LIBRARIES), "first_step": first}
+        if ranks.is_main:
+            _write_start(job, start, job.compiled)
+            for message in (_sorted_classes(job), describe_start(job, first)):
+                if message:
+                    say(message)
+        begin = time.perf_counter()
+        outcome = run_job(job, first, say)
+        seconds = time.perf_counter() - begin
+        if ranks.is_main:
+            export_student(job.objective.encoder, config.student, run)
+            _write_start(job, {**start, "ended": utc_now(), "last_step": outcome.done}, outcome.compiled)
+        logged = read_metrics(run)[-1:] if ranks.is_main else []
+    rate = (outcome.done - first) * config.train.global_batch / seconds
+    loss = logged[0]["loss"] if logged else None
+    return Result(outcome.done, job.steps, seconds, rate, loss, outcome.stopped_by)
+
+
+def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, RunConfig, list[int]]:
+    """Return whether the run is continued, its configuration and its units; raises what is wrong with them."""
+    if not continues(run, resume):
+        units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
+        return False, config, units
+    refuse_other_config(config, run)
+    return True, config, read_run(run)["units"]
+
+
+def load_newest(job: TrainingJob) -> int:
+    """Load the newest checkpoint, the same file on all ranks, and return its step, 0 if there is none; raises CheckpointError."""
+    chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / "checkpoints"))
+    if chosen is None:
+        return 0
+    with job.ranks.together():
+        checkpoint = load_checkpoint(chosen)
+        refuse_other_pins(checkpoint.pinned, job.pinned)
+        job.objective.load_state_dict(checkpoint.student)
+        job.optimiser.load_state_dict(checkpoint.optimiser)
+        job.scaler.load_state_dict(checkpoint.scaler)
+    return checkpoint.step
+
+
+def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
+    """Train from step `first` on; fewer steps are done than the run has after a signal."""
+    epoch, step = divmod(first, job.spec.steps_per_epoch)
+    images = job.config.train.global_batch
+    with ExitStack() as stack:
+        display = metrics = None
+        if job.ranks.is_main:
+            metrics = MetricsLog(job.run, first, say)
+            stack.callback(metrics.close)
+            display = stack.enter_context(
+                ProgressDisplay("train-student", job.steps * images, first * images)
+            )
+
+        def log(line: Metrics) -> None:
+            if metrics and display:
+                metrics.write(line)
+                waiting = (
+                    f", waiting for data {line['wait_share']:.0%}" if line["wait_share"] >= 0.005 else ""
+                )
+                display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
+
+        batches = BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
+        stack.enter_context(batches)
+        trainer = Trainer(job, job.build_step(), log, say)
+        done = trainer.run(iter(batches), first, job.steps)
+    return Outcome(done, trainer.stopped_by, trainer.compiled)
+
+
+def describe_start(job: TrainingJob, first: int) -> str:
+    """Say what is about to be trained."""
+    config, optim = job.config, job.config.optim
+    millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
+    how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
+    begin = (
+        f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
+    )
+    return (
+        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M parameters), "
+        f"objective {config.objective.name}, learning rate {optim.base_lr * config.train.global_batch / 256:.3g}, "
+        f"on {job.ranks.world_size} x {job.device_name} ({how})"
+    )
+
+
+def _sorted_classes(job: TrainingJob) -> str:
+    if not is_sorted_by_class(job.cache, job.spec.order.units):
+        return ""
+    return (
+        f"warning: neighbours in cache {job.cache.address!r} are of one class, and a batch comes from data.window_blocks="
+        f"{job.config.data.window_blocks} chunks of neighbours: shuffle the images among the source tars, or raise data.window_blocks"
+    )
+
+
+def _write_start(job: TrainingJob, start: dict[str, Any], compiled: bool) -> None:
+    """Write run.json: what the run depends on, and where and when it was started, each start with an entry of its own."""
+    earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
+    starts = [*(each for each in earlier if each["began"] != start["began"]), start]
+    described = describe_job(job, compiled)
+    write_run(job.run, {**described, **start, "began": starts[0]["began"], "starts": starts})

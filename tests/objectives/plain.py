@@ -1,0 +1,38 @@
+"""Objectives written plainly: whole images through timm's own convolution, raster order, no masks as indices of tokens."""
+
+import torch
+
+from pipeline.objectives.objective import MaskedView
+from pipeline.student.patches import cut_patches
+
+
+def draw(*shape, seed=2, dtype=torch.float64):
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def view_of(images, visible):
+    """The visible patches (B, K, P) as the stream gives them."""
+    patches = cut_patches(images, 8)
+    return MaskedView(patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1])), visible)
+
+
+def block_outputs(encoder, images, visible):
+    """The outputs (B, 1 + K, C) of all blocks for the visible patches of images."""
+    vit, images = encoder.vit, images.double() / 255
+    mean, std = (torch.tensor(values).double() for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    whole = vit.patch_embed(((images - mean) / std).permute(0, 3, 1, 2)) + vit.pos_embed[:, 1:]
+    shown = whole[torch.arange(len(images))[:, None], visible]
+    tokens = torch.cat([(vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1), shown], dim=1)
+    outputs = []
+    for block in vit.blocks:
+        outputs.append(tokens := block(tokens))
+    return outputs
+
+
+def assert_same_gradients(objective, loss, expected):
+    """Compare a loss and all its gradients with those of the plain computation."""
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    pairs = zip(*(torch.autograd.grad(value, parameters) for value in (loss, expected)), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
