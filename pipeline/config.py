@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys, no conversions but int to float, no infinite numbers."""
+    """A part of the configuration: immutable, no unknown keys, no conversion but int to float, finite."""
 
     moved: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions and what they are called now
 
@@ -38,9 +38,9 @@ def load_config(
     assignments: Iterable[str] = (),
     base: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Read a recipe (without one: the values of `base`, else the defaults) and apply `key=value` assignments, dotted keys and TOML values.
+    """Read a recipe and apply assignments `section.key=value`, whose values are TOML or plain text.
 
-    Raises ConfigError with a line for each key that is unknown or has a wrong value.
+    Without a recipe it starts from `base` or the defaults. Raises ConfigError with a line for each wrong key.
     """
     return parse_config(model, read_settings(file, assignments, base))
 
@@ -82,20 +82,15 @@ def _toml(value: Any) -> str:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    name, remedy = f"configuration file {str(file)!r}", "give the path of a TOML recipe"
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"configuration file {str(file)!r} does not exist: give the path of a TOML recipe"
-        ) from None
+        raise ConfigError(f"{name} does not exist: {remedy}") from None
     except OSError as error:
-        raise ConfigError(
-            f"configuration file {str(file)!r} cannot be read ({error.strerror}): give the path of a TOML recipe"
-        ) from None
+        raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"configuration file {str(file)!r} is not valid TOML ({error}): correct it at that place"
-        ) from None
+        raise ConfigError(f"{name} is not valid TOML ({error}): correct it there") from None
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
@@ -123,27 +118,19 @@ def _explain(
     """Put the findings of pydantic into one line for each key: name, value, what is accepted."""
     wrong: dict[str, list[ErrorDetails]] = {}
     for detail in details:
-        name = _name(values, detail)
-        if detail["type"] == "extra_forbidden" and any(old.startswith(f"{name}.") for old in model.moved):
-            yield from _explain_moved(model, name, detail["input"])
-        else:
-            wrong.setdefault(name, []).append(detail)
+        wrong.setdefault(_name(values, detail), []).append(detail)
     for name, found in wrong.items():
-        yield _explain_key(model, name, found)
-
-
-def _explain_moved(model: type[Section], section: str, keys: Any) -> Iterator[str]:
-    for key in keys if isinstance(keys, dict) else ():
-        now = model.moved.get(f"{section}.{key}")
-        yield (
-            f"configuration key '{section}.{key}' is now called {now!r}"
-            if now
-            else (f"unknown configuration key '{section}.{key}': section [{section}] is gone")
-        )
+        unknown, keys = found[0]["type"] == "extra_forbidden", found[0]["input"]
+        if unknown and any(old.startswith(f"{name}.") for old in model.moved) and isinstance(keys, dict):
+            yield from (_explain_moved(model, name, key) for key in keys)
+        elif unknown:
+            yield _explain_unknown(model, name, [str(part) for part in found[0]["loc"]], keys)
+        else:
+            yield _explain_value(name, found)
 
 
 def _name(values: Any, detail: ErrorDetails) -> str:
-    """Return the key as it is written: without the alternatives of a union that pydantic's location has between or behind."""
+    """Return the key as it is written, without the members of a union that pydantic puts into it."""
     name = ""
     for part in detail["loc"]:
         if isinstance(part, int) and isinstance(values, list):
@@ -156,41 +143,57 @@ def _name(values: Any, detail: ErrorDetails) -> str:
     return name
 
 
-def _explain_key(model: type[Section], name: str, found: list[ErrorDetails]) -> str:
+def _explain_moved(model: type[Section], section: str, key: str) -> str:
+    now = model.moved.get(f"{section}.{key}")
+    if now:
+        return f"configuration key '{section}.{key}' is now called {now!r}"
+    return f"unknown configuration key '{section}.{key}': section [{section}] is gone"
+
+
+def _explain_unknown(model: type[Section], name: str, path: list[str], value: Any) -> str:
+    """Suggest the whole key that was probably meant: mask.ratio for mask.ratoi, maks.ratio and ratio."""
+    known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
+    meant = [f"{prefix}.{key}".lstrip(".") for key in difflib.get_close_matches(path[-1], known, n=1)]
+    if len(path) == 1 and isinstance(value, dict) and len(value) == 1:  # a section that is misspelled
+        (key,) = value
+        name = f"{name}.{key}"
+        inside = _known_keys(model, meant) if meant else []
+        meant = [f"{meant[0]}.{each}" for each in difflib.get_close_matches(key, inside, n=1)] or meant
+    elif len(path) == 1:  # perhaps a key without its section
+        inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
+        meant = inside or meant
+    hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are {', '.join(known)}"
+    return f"unknown configuration key {name!r}: {hint}"
+
+
+def _explain_value(name: str, found: list[ErrorDetails]) -> str:
     detail = found[0]
-    if detail["type"] == "extra_forbidden":
-        path = [str(part) for part in detail["loc"]]
-        known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = (
-            f"did you mean {f'{prefix}.{close[0]}'.lstrip('.')!r}?"
-            if close
-            else f"known are {', '.join(known)}"
-        )
-        if len(path) == 1:  # perhaps a key without its section
-            inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
-            hint = f"did you mean {' or '.join(map(repr, inside))}?" if inside else hint
-        return f"unknown configuration key {name!r}: {hint}"
     if detail["type"] == "missing":
-        return f"configuration key {name!r} is missing: set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
+        remedy = f"set it in the recipe or by --set {name.partition('[')[0]}=VALUE"
+        return f"configuration key {name!r} is missing: {remedy}"
     if detail["type"] == "union_tag_invalid":
-        context = detail["ctx"]
-        return f"configuration key '{name}.name' is {context['tag']!r}: input should be {context['expected_tags']}"
+        tag, tags = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+        return f"configuration key '{name}.name' is {tag!r}: input should be {tags}"
     first, *others = (each["msg"].removeprefix("Value error, ") for each in found)
-    accepted = " or ".join(
-        [f"{first[0].lower()}{first[1:]}", *(other.removeprefix("Input should be ") for other in others)]
-    )
-    return f"configuration key {name!r} is {detail['input']!r}: {accepted}" if name else accepted
+    accepted = [first[0].lower() + first[1:], *(each.removeprefix("Input should be ") for each in others)]
+    value = f"configuration key {name!r} is {detail['input']!r}: " if name else ""
+    return value + " or ".join(accepted)
 
 
 def _known_keys(model: type[Section], path: list[str]) -> list[str]:
-    """Return the keys of the section at a path; behind the key of a union comes the name of one of its sections."""
+    """Return the keys of the section at a path; of a union those of all members or of the one named next."""
     annotation: Any = model
     for part in path:
         if isinstance(annotation, type) and issubclass(annotation, Section):
             annotation = annotation.model_fields[part].annotation
         else:
-            members = (get_args(member) for member in get_args(annotation))
-            annotation = next(section for section, tag in members if tag.tag == part)
-    known = isinstance(annotation, type) and issubclass(annotation, Section)
-    return list(annotation.model_fields) if known else []
+            annotation = next(section for section, tag in _members(annotation) if tag.tag == part)
+    if isinstance(annotation, type):
+        return list(annotation.model_fields) if issubclass(annotation, Section) else []
+    return list(dict.fromkeys(key for section, _ in _members(annotation) for key in section.model_fields))
+
+
+def _members(union: Any) -> list[tuple[type[Section], Any]]:
+    """Return the sections of a discriminated union with their tags; of any other type none."""
+    members = (get_args(member) for member in get_args(union))
+    return [(member[0], member[1]) for member in members if len(member) == 2 and hasattr(member[1], "tag")]

@@ -1,4 +1,4 @@
-"""Errors that a user can cause or cure. Each message gives the name, the value, what is accepted and the remedy."""
+"""Errors that a user can cause or cure. A message gives name, value, what is accepted and the remedy."""
 
 
 class MaskAlignError(Exception):

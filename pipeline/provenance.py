@@ -16,13 +16,13 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 def provenance(*libraries: str) -> dict[str, Any]:
     """Describe this process: our version and commit, its command line without passwords, host, start, and versions of libraries."""
     versions = {"python": platform.python_version()}
-    for name in libraries:
+    for name in ("maskalign", *libraries):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            continue  # an optional one
+            continue  # an optional one, or this project where it is not installed
     return {
-        "maskalign": version("maskalign"),
+        "maskalign": versions.pop("maskalign", None),
         "commit": git_commit(),
         "command": command_line(),
         "host": platform.node(),

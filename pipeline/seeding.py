@@ -1,4 +1,4 @@
-"""Keyed randomness: every draw is a pure function of what it is for, so there is no generator state to save or share."""
+"""Keyed randomness: a draw is a pure function of its purpose and keys; no generator has a state to save."""
 
 import hashlib
 
@@ -8,12 +8,12 @@ Key = int | str
 
 
 def sample_keys(source: str | None, key: str) -> tuple[str, ...]:
-    """Return what tells a sample from all others in a draw: its source tar and key; the key alone in caches of schema 1.0 (None)."""
+    """Return what identifies a sample in a draw: source tar and key; in caches of schema 1.0 the key."""
     return (key,) if source is None else (source, key)
 
 
 def generator(seed: int, purpose: str, *keys: Key) -> np.random.Generator:
-    """Return the generator of one draw, named by a purpose and by what distinguishes it (epoch, sample, view)."""
+    """Return the generator of one draw, named by a purpose and keys such as epoch, sample and view."""
     digest = hashlib.blake2b(repr((seed, purpose, *keys)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -25,5 +25,5 @@ def derived_seed(seed: int, purpose: str, *keys: Key) -> int:
 
 
 def key_hash(key: str) -> int:
-    """Return the 64-bit hash by which the cache knows a sample: BLAKE2b of the UTF-8 key, 8 bytes, little-endian."""
+    """Return the 64-bit hash of a key in the cache: BLAKE2b of its UTF-8, 8 bytes, little-endian."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""The demo: makes images, runs both stages by their commands, and compares untrained student, trained student and teacher."""
+"""The demo: makes images, runs both stages by their commands, and compares student and teacher."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def demo(
 
 
 def _clear(folder: Path) -> None:
-    """Remove an earlier demo, and nothing else; raises ConfigError for a folder that has other things in it."""
+    """Remove an earlier demo; raises ConfigError for a folder that has other things in it."""
     if folder.exists() and (
         not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).exists())
     ):
@@ -104,7 +104,7 @@ def _train(folder: Path, assignments: list[str]) -> None:
 
 
 def _evaluate(folder: Path, subject: str) -> dict[str, float]:
-    """Classify the test images by their neighbours among the cache's views: `SUBJECT_knn` of the mean, `SUBJECT_knn_cls`."""
+    """Classify the test images by their neighbours among the cache's views, by mean and by CLS."""
     run, out = folder / "run", folder / "knn" / f"{subject}.json"
     judged: dict[str, tuple[object, ...]] = {
         "teacher": ("--teacher", _teacher()),

@@ -80,17 +80,17 @@ class _Choice:
         judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
         if sum(judged) != 1:
             raise ConfigError(
-                "give one to judge: --run DIR, --untrained (with --run or --config), --teacher SPEC or --model NAME"
+                "give one to judge: --run, --untrained with --run or --config, --teacher or --model"
             )
         if self.config is not None and (self.run is not None or not self.untrained):
             raise ConfigError(
-                "--config is for an untrained student without a run: leave it out, or give it with --untrained alone"
+                "--config is for an untrained student without a run: leave it out, or add --untrained"
             )
         if (self.cache is None) == (self.shards is None):
             raise ConfigError("give the data to learn from either as --cache DIR or as --shards SHARDS")
         if self.report and self.run and not self.untrained and self.report.resolve() != self.run.resolve():
             raise ConfigError(
-                "--report is another run than --run: a student's score belongs to its own run; leave --report out"
+                "--report is not --run: the score of a student belongs to its own run; leave --report out"
             )
         if self.out and not os.access(self.out.parent, os.W_OK):
             raise ConfigError(
@@ -121,8 +121,8 @@ def evaluate_student(
 ) -> None:
     """Judge a student, a teacher or a timm model by what it makes of labelled images.
 
-    knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS. Its keys
-    are k, temperature and shared_keys.
+    knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS. Its
+    keys are k, temperature and shared_keys.
     """
     with cli_errors():
         if print_config:
@@ -158,8 +158,8 @@ def _opened(choice: _Choice, asked: tuple[int, int]) -> tuple["Cache | None", tu
     sizes = (view["image_size"], view["patch_size"]) if view else stored
     if cache and sizes != stored:
         raise ConfigError(
-            f"run {str(choice.run)!r} takes views of {sizes[0]} pixels in patches of {sizes[1]}: cache {cache.address!r} "
-            f"has {stored[0]} in {stored[1]}; give a cache of the run's sizes, or --shards"
+            f"run {str(choice.run)!r} takes views of {sizes[0]} pixels in patches of {sizes[1]}: cache "
+            f"{cache.address!r} has {stored[0]} in {stored[1]}; give a cache of the run's sizes, or --shards"
         )
     return cache, sizes
 
@@ -214,7 +214,8 @@ def _report(choice: _Choice, scores: list["Score"]) -> None:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
     typer.echo(
-        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; chance {first.chance:.1%}"
+        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; "
+        f"chance {first.chance:.1%}"
     )
     if choice.out:
         choice.out.write_bytes(scores_json(scores))

@@ -1,10 +1,10 @@
 """The one maker of caches for all tests.
 
-    path = real(tmp_path, tars=2, images_per_tar=70, views=1)    stage one with a tiny teacher on drawn images
-    arrays = synthetic(tmp_path / "a.cache", encoding="int4")    random rows of any schema; no images, and quick
+    path = real(tmp_path, tars=2, images_per_tar=70, views=1)   stage one with a tiny teacher
+    arrays = synthetic(tmp_path / "a.cache", encoding="int4")   random rows of any schema, no images
 
-The fixtures `small_cache_path` (shared by the session, never changed) and `cache_copy` (private to a test) of conftest.py are a
-real cache of 2 tars x 2 views with 70 images each, two chunks a unit.
+The fixtures `small_cache_path` (shared by the session, never changed) and `cache_copy` (private to a test) of
+conftest.py are a real cache of 2 tars x 2 views with 70 images each, two chunks a unit.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ ROWS = 100  # of each synthetic unit: a whole chunk and a part
 
 
 def extraction_options(**changes):
-    """Return the options of a quick extraction on the CPU without workers; `shards` and `cache` must be given."""
+    """Return the options of a quick extraction without workers; `shards` and `cache` must be given."""
     options = {
         "teacher": TEACHER,
         "levels": "3",
@@ -64,7 +64,7 @@ def extract(cache, shards, **changes):
 
 
 def real(folder, tars=2, images_per_tar=70, name="small.cache", shards=None, **changes):
-    """Make tars below `folder`/tars and a finished cache of them at `folder`/`name`; return the cache's path."""
+    """Make tars in `folder`/tars and a finished cache of them at `folder`/`name`; return its path."""
     shards = shards or make_tars(Path(folder) / "tars", tars, images_per_tar)
     tally, missing = extract(Path(folder) / name, shards, **changes)
     assert (missing, tally.failed) == (0, {})
@@ -145,7 +145,7 @@ def random_rows(schema, rows, seed=0):
 
 
 def empty(path, sources=SOURCES, views=1, **changes):
-    """Create a synthetic cache without finished units; `changes` are those of make_schema. Returns its schema and units."""
+    """Create a cache without finished units, changed as make_schema takes it; return its schema and units."""
     plain = make_schema(**changes)
     constants = {
         name: np.full(spec.item_shape, 2 if name == "channel_std" else 0.5, np.float32)
@@ -166,13 +166,13 @@ def publish(path, schema, unit, rows=ROWS, seed=None):
 
 
 def synthetic(path, **changes):
-    """Create a cache with all units published, of random rows and view tars that hold no images; return {unit: its arrays}."""
+    """Create a cache whose units hold random rows and no images; return {unit: its arrays}."""
     schema, units = empty(path, **changes)
     return {unit.unit: publish(path, schema, unit)[1] for unit in units}
 
 
 def publish_arrays(folder, schema, unit, arrays, view_tar, skipped, scratch):
-    """Publish a unit of arrays by name and a tar's WrittenFile or bytes; False if another process was first."""
+    """Publish arrays by name and a view tar (WrittenFile or bytes); False if another process was first."""
     if is_committed(folder, unit):
         return False
     writer = UnitWriter(folder, schema, unit, scratch)

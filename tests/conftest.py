@@ -19,7 +19,7 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def small_cache_path(tmp_path_factory):
-    """A finished cache of 2 tars x 2 views with 70 images each, int8, and its tars beside it in tars/. Shared: change nothing in it."""
+    """A finished cache of 2 tars x 2 views of 70 images each, and tars/ beside it. Do not change it."""
     return caches.real(tmp_path_factory.mktemp("small"))
 
 

@@ -1,4 +1,4 @@
-"""An S3 server on loopback for tests: moto's application behind werkzeug, with a log of the requests and faults on demand.
+"""An S3 server on loopback: moto's application behind werkzeug, with a log of requests and faults on demand.
 
     with ObjectServer() as server:
         server.make_bucket("bucket")
@@ -41,7 +41,7 @@ _ANSWERS = {"500": "500 Internal Server Error", "503": "503 Slow Down", "403": "
 
 @dataclass
 class Fault:
-    """What happens to every n-th request of a kind: an answer such as "503", "cut", "closed", "lost" (done, but not answered) or "slow"."""
+    """What every n-th request of a kind meets: "503", "cut", "closed", "lost" (done, not answered) or "slow"."""
 
     kind: str
     every: int

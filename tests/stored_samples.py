@@ -1,4 +1,4 @@
-"""What lies in a cache under a key, read without our own code, and units made anew with something wrong that no checksum tells."""
+"""What a cache stores under a key, read without our code; and units whose damage no checksum shows."""
 
 import io
 import tarfile
@@ -26,7 +26,7 @@ class Stored:
 
 
 def stored_samples(path, view):
-    """Read all samples of a view with zarr, tarfile and Pillow alone, by key; a row belongs to a key by the order in the tar."""
+    """Read all samples of a view by key, without our code; rows follow the order in the tar."""
     cache, group, found = Cache(path), zarr.open_group(path / "targets.zarr", mode="r"), {}
     for unit in cache.units:
         if unit.view != view:
@@ -54,7 +54,7 @@ def pixels_of(members, key):
 
 
 def republish(path, keys=KEYS, change=None, view_format="jpeg", spoilt=None):
-    """Make unit 0 anew, every checksum right, with other keys in its view tar, changed arrays, or a crop that is no image."""
+    """Make unit 0 again, checksums right, with other keys, changed arrays or a crop that is no image."""
     cache = Cache(path)
     unit, commit, group = (
         cache.units[0],

@@ -15,7 +15,7 @@ _KINDS = {3: "grey", 5: "cmyk", 7: "png"}  # the last digit of an image's number
 
 
 def image(number, width=None, height=None, kind=None):
-    """Encode image `number`: stripes in the colour of class number % 4; some grey-scale, CMYK or PNG; sizes vary."""
+    """Encode image `number`: stripes in the colour of class number % 4; some are grey, CMYK or PNG."""
     width, height = width or 72 + 5 * (number % 7), height or 66 + 3 * (number % 11)
     kind = kind or _KINDS.get(number % 10, "jpeg")
     rng = np.random.default_rng(number)
@@ -33,8 +33,8 @@ def image(number, width=None, height=None, kind=None):
 def write_tar(path, images, labels=None, members=None):
     """Write a source tar and return its path.
 
-    images: {key: bytes of KEY.jpg}; labels: {key: class}, by default index % 4, None for an image without a label;
-    members: {file name: bytes} appended at the end, each a sample of its own or a further member of the last one.
+    images: {key: bytes of KEY.jpg}; labels: {key: class}, by default index % 4, None for no label;
+    members: {file name: bytes} appended at the end: samples of their own or members of the last one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = {key: index % CLASSES for index, key in enumerate(images)} if labels is None else labels
@@ -56,7 +56,7 @@ def add_member(tar, name, data):
 
 
 def make_tars(folder, tars=2, images_per_tar=70):
-    """Write train-0000.tar, train-0001.tar ... and return them as SourceTars; keys are 000000, 000001 ... without a gap."""
+    """Write train-0000.tar, train-0001.tar ... and return them; keys are 000000, 000001 ... without a gap."""
     return [
         source_tar(
             write_tar(

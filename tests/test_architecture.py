@@ -1,4 +1,4 @@
-"""The directions in which folders import each other, one door per library, and the style rules a machine can hold."""
+"""The directions in which folders import each other, one door per library, and limits of style."""
 
 import ast
 import re
@@ -66,7 +66,7 @@ def is_part(name, whole, separator="."):
 
 
 def imported(path, source):
-    """Names of all that a module imports, at any depth: `from a import b` is a and a.b, and "pipeline.x" in quotes counts."""
+    """Names that a module imports, at any depth: `from a import b` is a and a.b, and "pipeline.x" counts."""
     package = PurePosixPath(path).parent.parts
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -101,7 +101,7 @@ def wrong_imports(path, source):
 
 
 def room(name):
-    """pipeline.cache.schema -> pipeline.cache: the folder or single file of pipeline that a name belongs to."""
+    """pipeline.cache.schema -> pipeline.cache: the folder or file of pipeline that a name belongs to."""
     return ".".join(name.split(".")[:2])
 
 

@@ -19,10 +19,11 @@ from transformers import ViTConfig, ViTModel
 
 here = Path(sys.argv[1])
 size = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
-ViTModel(ViTConfig(**size, image_size=64, patch_size=16), add_pooling_layer=False).save_pretrained(here / "vit")
+model = ViTModel(ViTConfig(**size, image_size=64, patch_size=16), add_pooling_layer=False)
+model.save_pretrained(here / "vit")
 teacher = f"transformers:local-dir:{here / 'vit'}"
-chosen = {"teacher": teacher, "encoding": "int6", "keep": 0.5, "keep_rank": "centre", "levels": "2", "views": 1}
-cache = caches.real(here, tars=1, images_per_tar=24, **chosen)
+kept = {"encoding": "int6", "keep": 0.5, "keep_rank": "centre"}
+cache = caches.real(here, tars=1, images_per_tar=24, teacher=teacher, levels="2", views=1, **kept)
 trained(cache, here / "run", "objective.name=cls", "mask.strategy=centre", "mask.ratio=0.6")
 """
 

@@ -1,4 +1,4 @@
-"""Put the result of one `make demo` into the documents: README's table, docs/demo.json and docs/demo.png, all from one run.
+"""Put one result of `make demo` into the documents: README's table, docs/demo.json and docs/demo.png.
 
     make demo && python tools/demo_figures.py
 

@@ -1,4 +1,4 @@
-"""Train the demo's teacher, a small open_clip CLIP, on captioned images (Radford et al. 2021, arXiv 2103.00020), or measure it.
+"""Train the demo's teacher, a small CLIP (Radford et al. 2021, arXiv 2103.00020), or measure it.
 
 python tools/train_demo_teacher.py --out pipeline/demo/teacher             an hour on two CPU cores
 python tools/train_demo_teacher.py --out pipeline/demo/teacher --measure   zero-shot accuracy of what is there
@@ -56,7 +56,7 @@ class ClipRecipe:
 
 
 def train_clip(recipe: ClipRecipe, out: Path, log: Callable[[str], None]) -> float:
-    """Train the CLIP, write it to `out` in open_clip's local-dir form, and return its accuracy on unseen images."""
+    """Train the CLIP, write it to `out` in open_clip's form and return its accuracy on unseen images."""
     torch.manual_seed(recipe.seed)
     vision = {**MODEL_CONFIG["vision_cfg"], "patch_dropout": recipe.patch_dropout}  # type: ignore[dict-item]
     model = CLIP(**{**MODEL_CONFIG, "vision_cfg": vision})
@@ -114,7 +114,7 @@ def zero_shot_accuracy(model: CLIP, count: int = 1_000) -> float:
 
 
 def _images(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw images (count, SIDE, SIDE, 3) uint8, their captions' tokens (count, CONTEXT_LENGTH) and labels (count,)."""
+    """Draw images (count, SIDE, SIDE, 3) uint8, caption tokens (count, CONTEXT_LENGTH), labels (count,)."""
     pixels = torch.empty((count, SIDE, SIDE, 3), dtype=torch.uint8)
     captions, labels = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -131,7 +131,7 @@ def _normalize(images: Tensor) -> Tensor:
 
 
 def _augment(pixels: Tensor, min_crop: float) -> Tensor:
-    """Crop, stretch and flip each image at random: (B, SIDE, SIDE, 3) uint8 to (B, 3, IMAGE_SIZE, IMAGE_SIZE)."""
+    """Crop, stretch and flip each image: (B, SIDE, SIDE, 3) uint8 to (B, 3, IMAGE_SIZE, IMAGE_SIZE)."""
     count = len(pixels)
     size = torch.empty(count, 2).uniform_(min_crop, 1)
     offset = (torch.rand(count, 2) * 2 - 1) * (1 - size)

@@ -1,8 +1,7 @@
-"""What a benchmark ran on: hardware, versions, and the most that its matrix units gave in the same run."""
+"""What a benchmark ran on, and the most that its matrix units gave in the same run."""
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 
 from pipeline.benchmark.measure import wall_seconds
 
-_VERSIONED = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
 _SECONDS = 0.2  # of a measurement
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return the hardware and the versions of what computes on it."""
+    """Return the hardware and the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -32,8 +31,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_properties(device)
         memory_gb = round(gpu.total_memory / 2**30, 1)
         hardware |= {"gpu": gpu.name, "gpu_memory_gb": memory_gb, "cuda": torch.version.cuda}
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONED}}
-    return {"hardware": hardware, "system": platform.platform(), "versions": versions}
+    return {"hardware": hardware, "system": platform.platform()}
 
 
 def matrix_rate(device: torch.device) -> float:

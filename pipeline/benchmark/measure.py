@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,32 +88,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@dataclass
-class WaitMeter:
-    """Adds up the waiting for data: on a GPU, from the end of a step to the arrival of the next batch."""
-
-    device: torch.device
-    _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    _seconds: float = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure the fetching of one batch."""
-        if self.device.type == "cuda":
-            # The host runs ahead of the GPU, so its own waiting means nothing. Both events go to the stream of
-            # the steps: the GPU reaches one when a step ends, the other when the next batch has been copied.
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            before.record(torch.cuda.current_stream())
-            yield
-            after.record(torch.cuda.current_stream())
-            self._events.append((before, after))
-            return
-        begin = time.perf_counter()
-        yield
-        self._seconds += time.perf_counter() - begin
-
-    def seconds(self) -> float:
-        """Return the sum, once the device has finished."""
-        return self._seconds + sum(float(before.elapsed_time(after)) for before, after in self._events) / 1e3

@@ -43,7 +43,7 @@ class ReferenceStudent(nn.Module):
 
 
 def reference_step(student: ReferenceStudent, teacher: Teacher, count: int) -> Callable[[Tensor], Tensor]:
-    """Return what takes a step on images (B, S, S, 3) uint8 with `count` visible patches and gives its loss ().
+    """Return what takes a step on images (B, S, S, 3) with `count` visible patches and gives its loss ().
 
     Student and teacher have CLS and lie on the device of the images.
     """

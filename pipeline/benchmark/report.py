@@ -53,7 +53,7 @@ def goals(options: BenchOptions) -> Iterator[Goal]:
 
 
 def print_result(options: BenchOptions, result: Result) -> None:
-    """Print machine, figures and what they mean to stdout; where that is not a terminal, the table is Markdown."""
+    """Print machine, figures and what they mean; where stdout is not a terminal, the table is Markdown."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=_WIDTH)

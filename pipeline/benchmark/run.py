@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from pipeline.benchmark import feeding, stage_one
-from pipeline.benchmark.machine import describe_machine
+from pipeline.benchmark.machine import LIBRARIES, describe_machine
 from pipeline.benchmark.measure import Figure, threads
 from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
+from pipeline.provenance import provenance
 from pipeline.training.config import RunConfig
 
 _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
@@ -60,4 +61,5 @@ def run_benchmark(options: BenchOptions, recipe: RunConfig, log: Callable[[str],
         figures |= {figure.name: figure for figure in stage_one.compare_extraction(figures, options)}
         teacher, config = bench.extraction_options().teacher, bench.config.model_dump(mode="json")
     configuration = asdict(options) | {"device": str(options.device), "teacher": teacher, "config": config}
-    return Result(describe_machine(options.device), configuration, figures, time.perf_counter() - begin)
+    machine = provenance(*LIBRARIES) | describe_machine(options.device)
+    return Result(machine, configuration, figures, time.perf_counter() - begin)

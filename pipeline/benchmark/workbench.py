@@ -146,7 +146,7 @@ class Workbench:
 
 
 def untrained_twin(teacher: TeacherFacts) -> str:
-    """Return the address of an untrained teacher of the same shape; raises ConfigError for one of a folder."""
+    """Return the address of an untrained teacher of the same shape; raises ConfigError for a folder's."""
     if teacher.tag == LOCAL:
         raise ConfigError(f"the cache's teacher {teacher.name!r} came from a folder: give --teacher")
     return teacher.address(RANDOM)

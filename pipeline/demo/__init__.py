@@ -1,1 +1,1 @@
-"""The demo: a generator of captioned images, and the small CLIP in teacher/ that tools/train_demo_teacher.py trained on them."""
+"""The demo: captioned images, and teacher/, a small CLIP that tools/train_demo_teacher.py trained."""

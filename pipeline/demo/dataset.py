@@ -14,7 +14,7 @@ _IMAGES_PER_TAR = 500
 
 
 def write_images(folder: Path, seed: int, count: int) -> None:
-    """Write images 0 to `count` - 1 of a series as FOLDER/000000.tar and on, each with its class (.cls) and caption (.txt)."""
+    """Write the first `count` images of a series to FOLDER/000000.tar and on, with .cls and .txt members."""
     folder.mkdir(parents=True)
     starts = range(0, count, _IMAGES_PER_TAR)
     with ProcessPoolExecutor(os.cpu_count()) as pool:

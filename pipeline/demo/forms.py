@@ -1,4 +1,4 @@
-"""The forms that are the classes of the demo's images, as strokes and patches in the unit square [-1, 1] x [-1, 1], y downwards.
+"""The classes of the demo's images: strokes and patches in the square [-1, 1] x [-1, 1], y downwards.
 
 No form changes its class under a horizontal flip or a small rotation, since training views do both.
 """

@@ -1,7 +1,7 @@
-"""What a subject is shown: labelled images of tars or of a cache, and their features. Nothing is left out without being counted."""
+"""What a subject is shown: labelled images of tars or of a cache. What is left out is counted."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -118,7 +118,7 @@ class CacheViews:
 
 @dataclass(frozen=True)
 class Features:
-    """What a subject makes of n views: (n, C) float32 by name (`mean` of the patches, `cls`), labels (n,) int64, keys and tars."""
+    """What a subject makes of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
 
     by_name: dict[str, Tensor]
     labels: Tensor
@@ -129,25 +129,16 @@ class Features:
 
 @torch.inference_mode()
 def extract_features(subject: Subject, data: Data, batch_size: int) -> Features:
-    """Run all views through a subject, in batches; raises CacheError if none can be used, with the first reasons."""
-    left_out, digest = LeftOut(), hashlib.sha256()
-    found: dict[str, list[Tensor]] = {}
-    labels: list[int] = []
-    keys: list[str] = []
-    tars: list[str] = []
+    """Run all views through a subject, in batches; raises CacheError, with reasons, if none can be used."""
+    left_out, found, names = LeftOut(), defaultdict[str, list[Tensor]](list), list[tuple[str, str, int]]()
     for batch in in_groups(data.views(left_out), batch_size):
-        tokens = subject.tokens(
-            torch.from_numpy(np.stack([view.pixels for view in batch])).to(subject.device)
-        )
-        pooled = {"mean": tokens.patches.flatten(1, 2).mean(1), "cls": tokens.cls}
-        for name, features in pooled.items():
-            if features is not None:
-                found.setdefault(name, []).append(features.float().cpu())
-        labels += [view.label for view in batch]
-        keys += [view.key for view in batch]
-        tars += [view.tar for view in batch]
-        digest.update("".join(f"{view.key} {view.label}\n" for view in batch).encode())
-    if not labels:
+        pixels = torch.from_numpy(np.stack([view.pixels for view in batch]))
+        tokens = subject.tokens(pixels.to(subject.device))
+        found["mean"].append(tokens.patches.flatten(1, 2).mean(1).float().cpu())
+        if tokens.cls is not None:
+            found["cls"].append(tokens.cls.float().cpu())
+        names += [(view.tar, view.key, view.label) for view in batch]
+    if not names:
         reasons = "; ".join(
             f"{kind}: {count}, first {left_out.first[kind]}" for kind, count in left_out.counts.items()
         )
@@ -155,11 +146,12 @@ def extract_features(subject: Subject, data: Data, batch_size: int) -> Features:
             f"{data.address!r} has no image that is whole and labelled ({reasons or 'it has no images'}): "
             "give tars with a KEY.cls beside each image"
         )
+    tars, keys, labels = map(list, zip(*names, strict=True))
+    digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())
     facts = DataFacts(
-        address=data.address, kind=data.kind, image_size=subject.image_size, images=len(labels),
+        address=data.address, kind=data.kind, image_size=subject.image_size, images=len(names),
         classes=len(set(labels)), left_out=dict(left_out.counts), first_reasons=left_out.first,
         digest=digest.hexdigest(),
     )  # fmt: skip
-    return Features(
-        {name: torch.cat(parts) for name, parts in found.items()}, torch.tensor(labels), keys, tars, facts
-    )
+    by_name = {name: torch.cat(parts) for name, parts in found.items()}
+    return Features(by_name, torch.tensor(labels), keys, tars, facts)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4; DINO's protocol)."""
+"""Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, arXiv 1805.01978; DINO)."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
 class Knn(Section):
     """The k most similar images of the bank vote by exp(cosine / temperature).
 
-    Without test data each image of the bank is asked against all others. `shared_keys` says what a key in both bank and test means:
-    refuse it, exclude the image of that key from the vote (it is the same image), or allow it (tars that number other images alike).
+    `shared_keys` says what a key in both bank and test means: refuse it, exclude the image of that key from
+    the vote because it is the same image, or allow it because the tars number other images alike.
     """
 
     name: ClassVar[str] = "knn"
@@ -40,7 +40,7 @@ class Knn(Section):
         return [self._score(name, bank, queries, groups, subject.device) for name in sorted(bank.by_name)]
 
     def _groups(self, bank: Features, queries: Features) -> tuple[Tensor, Tensor] | None:
-        """Return numbers of the images behind bank (n,) and queries (m,) where a query's own image must not vote."""
+        """Number the images behind bank (n,) and queries (m,), where a query's own image must not vote."""
         if queries is bank:
             names = list(zip(bank.tars, bank.keys, strict=True))
             return _numbered(names, names)
@@ -49,9 +49,9 @@ class Knn(Section):
             return None
         if self.shared_keys == "refuse":
             raise ConfigError(
-                f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: an image must not be its "
-                "own neighbour; give other test data, or --set shared_keys=exclude if equal keys are the same image, "
-                "or --set shared_keys=allow if they are different images"
+                f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: "
+                "an image must not be its own neighbour; give other test data, --set shared_keys=exclude if "
+                "equal keys are the same image, or --set shared_keys=allow if they are different images"
             )
         return _numbered(bank.keys, queries.keys)
 
@@ -63,14 +63,10 @@ class Knn(Section):
         groups: tuple[Tensor, Tensor] | None,
         device: torch.device,
     ) -> Outcome:
-        predicted = knn_predictions(
-            bank.by_name[name].to(device),
-            bank.labels.to(device),
-            queries.by_name[name].to(device),
-            k=self.k,
-            temperature=self.temperature,
-            groups=groups and (groups[0].to(device), groups[1].to(device)),
-        ).cpu()
+        tensors = (bank.by_name[name], bank.labels, queries.by_name[name])
+        on_device = [tensor.to(device) for tensor in tensors]
+        groups = groups and (groups[0].to(device), groups[1].to(device))
+        predicted = knn_predictions(*on_device, k=self.k, temperature=self.temperature, groups=groups).cpu()
         right = predicted == queries.labels
         classes, images = torch.unique(queries.labels, return_counts=True)
         per_class = {
@@ -98,10 +94,11 @@ def knn_predictions(
     temperature: float = 0.07,
     groups: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Classify `queries` (m, C) by their k most similar entries of `bank` (n, C): labels (m,), taken from bank_labels (n,).
+    """Classify `queries` (m, C) by the k most similar of `bank` (n, C), whose labels are (n,): labels (m,).
 
-    Groups (n,) and (m,) are integers that name the image behind a row: entries of the query's own group have no vote. All on one device.
-    Raises ConfigError for a k of more than the entries that may vote, and CacheError for features that are not finite.
+    Groups (n,) and (m,) are integers that name the image behind a row: entries of the query's own group do
+    not vote. All on one device. Raises ConfigError for a k of more than the entries that may vote, and
+    CacheError for features that are not finite.
     """
     _check(bank, queries, k, groups)
     classes, votes_for = torch.unique(bank_labels, return_inverse=True)
@@ -134,8 +131,8 @@ def _check(bank: Tensor, queries: Tensor, k: int, groups: tuple[Tensor, Tensor] 
     for name, features in (("bank", bank), ("test data", queries)):
         if not features.isfinite().all():
             raise CacheError(
-                f"features of the {name} are not finite: the network has diverged or its weights are damaged; "
-                "evaluate another"
+                f"features of the {name} are not finite: the network has diverged or its weights are "
+                "damaged; evaluate another"
             )
 
 
@@ -162,8 +159,8 @@ def _notes(bank: Features, queries: Features) -> Iterator[str]:
         if unknown:
             count = int(torch.isin(queries.labels, torch.tensor(unknown)).sum())
             yield (
-                f"{count} test images are of classes that the bank does not have, such as class {unknown[0]}: "
-                "they cannot be right"
+                f"{count} test images are of classes that the bank does not have, such as class {unknown[0]}:"
+                " they cannot be right"
             )
     if queries.facts.classes == 1:
         yield "all test images are of one class: the accuracy says nothing"

@@ -1,4 +1,4 @@
-"""Run one evaluation. To add one: a file with a frozen Section that has `name`, `protocol` and `run`, and its entry below."""
+"""Run an evaluation. A new one is a file with a Section of `name`, `protocol` and `run`, and its entry."""
 
 import time
 from datetime import UTC, datetime
@@ -17,8 +17,9 @@ def run_evaluation(
 ) -> list[Score]:
     """Judge a subject by what it makes of labelled data: a Score for each representation.
 
-    `data` is what the subject may learn from (of k-NN, the bank); without `test` the evaluation holds out parts of it. Raises ConfigError
-    for settings that do not fit the data, CacheError or SourceError for data that cannot be read.
+    `data` is what may be learnt from (of k-NN, the bank); without `test` the evaluation holds out parts of
+    it. Raises ConfigError for settings that do not fit the data, CacheError or SourceError for data that
+    cannot be read.
     """
     begin = time.perf_counter()
     outcomes = evaluation.run(subject, data, test, batch_size)

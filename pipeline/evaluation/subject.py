@@ -20,12 +20,12 @@ from pipeline.student.patches import cut_patches
 from pipeline.teacher.source import weights_sha256
 from pipeline.training.config import RunConfig
 from pipeline.training.job import seed_initial_weights
-from pipeline.training.run_folder import read_metrics, read_run
+from pipeline.training.run_folder import read_run
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a block says of B images after the final norm: CLS (B, C) if there is one, and the patches (B, g, g, C)."""
+    """A block's normed output for B images: CLS (B, C) if there is one, and patches (B, g, g, C)."""
 
     cls: Tensor | None
     patches: Tensor
@@ -35,9 +35,9 @@ class Tokens:
 class Subject:
     """One network to judge, in evaluation mode on its device.
 
-    `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and ascending block numbers to
-    a tensor (B, prefix + N, C) for each block, after the final norm; the subject normalises pixels itself. A further function beside
-    `outputs` will give attention maps (B, heads, g, g).
+    `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and
+    ascending block numbers to a tensor (B, prefix + N, C) for each block, after the final norm; it normalises
+    pixels itself. Attention maps (B, heads, g, g) will be a further function beside `outputs`.
     """
 
     facts: SubjectFacts
@@ -55,14 +55,14 @@ class Subject:
         return next(self.module.parameters()).device
 
     def tokens(self, pixels: Tensor, block: int = -1) -> Tokens:
-        """Run images (B, S, S, 3) uint8 up to a block, counted from the end if negative; registers are left out."""
+        """Run images (B, S, S, 3) uint8 up to a block, counted from the end if negative; no registers."""
         (tokens,) = self.outputs(pixels, [block % self.depth])
         patches = tokens[:, self.prefix :].reshape(len(tokens), self.grid, self.grid, -1)
         return Tokens(tokens[:, 0] if self.has_cls else None, patches)
 
 
 def student_subject(run: Path, device: torch.device) -> Subject:
-    """Load the student of a run; raises CheckpointError for weights that are missing, damaged or of another network."""
+    """Load a run's student; raises CheckpointError for weights that are missing or do not fit."""
     config, sizes = read_run_config(run)
     encoder = build_encoder(config.student, *sizes)
     try:
@@ -72,9 +72,11 @@ def student_subject(run: Path, device: torch.device) -> Subject:
             f"{str(run / STUDENT_FILE)!r} cannot be loaded ({str(error).splitlines()[0]}): "
             "finish the run, with --resume if it stopped"
         ) from None
-    lines = read_metrics(run)
-    step = lines[-1]["step"] if lines else None
-    facts = SubjectFacts(kind="run", name="student", weights=student_digest(run) or "", step=step)
+    # A run that was continued and killed has newer steps, but its student is that of the last good end.
+    steps = [start["last_step"] for start in read_run(run).get("starts", ()) if "last_step" in start]
+    facts = SubjectFacts(
+        kind="run", name="student", weights=student_digest(run) or "", step=steps[-1] if steps else None
+    )
     return _of_encoder(facts, encoder, device)
 
 
@@ -121,7 +123,7 @@ def teacher_subject(
     device: torch.device,
     kind: Literal["teacher", "model"] = "teacher",
 ) -> Subject:
-    """Load a teacher, or any plain ViT of timm, on the grid of a student with these sizes; raises as `load_teacher` does."""
+    """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError."""
     from pipeline.teacher.geometry import teacher_images
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 

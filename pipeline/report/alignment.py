@@ -11,7 +11,7 @@ from pipeline.report.page import PageSection
 
 
 def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Return the last alignment matrix (M levels, L blocks), and where each level's weights lay over the steps."""
+    """Return the last alignment matrix (M levels, L blocks), and where its weights lay over the steps."""
     found = [
         (line["step"], np.array(line["figures"]["alignment"])) for line in metrics if _has_alignment(line)
     ]
@@ -21,15 +21,16 @@ def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     terms = list(metrics[-1].get("loss_terms", {}))
     names = terms if len(terms) == len(last) else [f"level {index}" for index in range(len(last))]
     text = (
-        "Each row is a level of the teacher, each column a block of the student: the weight with which the block takes part "
-        "in that level's prediction. The largest of a row is framed."
+        "Each row is a level of the teacher, each column a block of the student: the weight with which the "
+        "block takes part in that level's prediction. The largest of a row is framed."
     )
-    body = f'<p>{text}</p><div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
+    cards = f'<div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
     if len(found) > 1:
         course = plots.course_chart([step for step, _ in found], np.stack([each for _, each in found]), names)
-        heading = "Mean student block that a level draws on, weighted by size, over the steps"
-        body += f'<section class="card course"><h3>{heading}</h3>{course}</section>'
-    return PageSection("Alignment", body)
+        cards += (
+            f'<div class="card"><h3>Mean student block that a level draws on, by weight</h3>{course}</div>'
+        )
+    return PageSection("Alignment", f'<p>{text}</p><div class="grid">{cards}</div>')
 
 
 def _has_alignment(line: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ _HEAT = 0.6  # share of the colour of importance in the overlay
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image `pixels` (H, W, 3) uint8, its visible patches (K,) int64, and the importance (N,) float32 if there is one.
+    """An image (H, W, 3) uint8, its visible patches (K,) int64, and the importance (N,) float32 if any.
 
     Patches are squares of `patch_size` pixels, numbered row by row; N = H * W / patch_size^2.
     """
@@ -43,7 +43,7 @@ class MaskedImage:
 
 
 def masked(image: MaskedImage) -> Pixels:
-    """Return the image (H, W, 3) uint8 with all but the visible patches hatched, which no photograph is, grey or not."""
+    """Return the image (H, W, 3) uint8 with its hidden patches hatched, as no photograph is."""
     seen = np.zeros(_patches(image), bool)
     seen[image.visible] = True
     row, column = np.indices(image.pixels.shape[:2])
@@ -52,7 +52,7 @@ def masked(image: MaskedImage) -> Pixels:
 
 
 def overlaid(image: MaskedImage) -> Pixels:
-    """Return the image (H, W, 3) uint8 in grey under a heat map of its importance, darkest at 0 and lightest at the largest."""
+    """Return the image (H, W, 3) uint8 in grey under a heat map of importance, lightest at the largest."""
     assert image.importance is not None
     # A softmax is peaky: the root keeps its tail visible.
     level = np.sqrt(image.importance.clip(0) / max(float(image.importance.max()), 1e-12))
@@ -109,7 +109,7 @@ def image_section(run: Mapping[str, Any]) -> PageSection:
 
 
 def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
-    """Yield the first images of a run's first unit with the masks of epoch 0; raises CacheError without its cache."""
+    """Yield the first images of a run with the masks of epoch 0; raises CacheError without its cache."""
     config = parse_config(RunConfig, run["config"])
     cache = Cache(run["cache"]["path"])
     (unit, *_) = cache.pinned(run["units"][:1])

@@ -1,4 +1,4 @@
-"""A report page: one HTML file that needs nothing beside it, made of sections, for large and small screens, light and dark."""
+"""A report page: one HTML file that needs nothing beside it, for large and small screens, light and dark."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from pipeline.report.theme import STYLE_SHEET
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of a page: its heading, `` for none, and its body as HTML. A section with an empty body is left out."""
+    """A part of a page: its heading, if any, and its body as HTML. A section without body is left out."""
 
     heading: str
     body: str

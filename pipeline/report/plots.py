@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
-    """Return the steps (n,) at which a metric was logged and its finite values (n,); of a step logged twice, the later line counts."""
+    """Return the steps (n,) and finite values (n,) of a metric; of two lines of a step the later counts."""
     found = {int(line["step"]): float(line[name]) for line in metrics if line.get(name) is not None}
     points = sorted((step, value) for step, value in found.items() if math.isfinite(value))
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
@@ -122,17 +122,17 @@ def single_chart(
 
 
 def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
-    """The mean student block of each level, weighted by the sizes of `weights` (steps, M, L), against steps."""
+    """The mean student block of each level, by the sizes of `weights` (steps, M, L), against steps."""
     sizes = np.abs(weights)
     centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes("student block", (8.4, 2.6))
+        figure, axes = _axes("student block")
         for index, name in enumerate(names):
             shown = len(names) <= _MAX_LEGEND or index in (0, len(names) - 1)
             at = np.array(steps, np.float64)
             _line(axes, at, centres[:, index], _HUE.format(index), 1.6, name if shown else "_")
         axes.set_ylim(0, max(weights.shape[2] - 1, 1))
-        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
         told = "; ".join(
             f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, x in zip(names, centres.T, strict=True)
         )
@@ -146,8 +146,8 @@ def _tint_warmup(axes: Axes, warmup: int) -> None:
         axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
 
 
-def _axes(label: str, size: tuple[float, float] = (4.2, 2.6)) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+def _axes(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 2.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel="step", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

@@ -3,13 +3,13 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from pipeline.progress import duration
 from pipeline.report import plots
 from pipeline.report.alignment import alignment_section
 from pipeline.report.images import image_section
@@ -19,14 +19,12 @@ from pipeline.report.scores import read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import METRICS_FILE, read_metrics, read_run
+from pipeline.training.run_folder import read_metrics, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
-_OVERRIDDEN = {
-    "epochs": "steps",
-    "warmup_epochs": "warmup_steps",
-}  # in [optim], by the right one if it is set
+_OVERRIDDEN = {"optim.epochs": "optim.steps", "optim.warmup_epochs": "optim.warmup_steps"}  # if these are set
+_ORIGIN = ("host", "began", "ended", "command", "commit", "maskalign")
 
 Run = Mapping[str, Any]  # run.json
 
@@ -34,11 +32,12 @@ Run = Mapping[str, Any]  # run.json
 def write_run_report(folder: Path) -> Path:
     """Write report.html and return its path; raises CheckpointError for a folder without a run."""
     run, metrics = read_run(folder), read_metrics(folder)
-    steps = int(metrics[-1]["step"]) if metrics else 0
-    state = f"{steps:,} of {run['steps']:,} steps, {'finished' if steps == run['steps'] else 'stopped'}"
+    done = metrics[-1]["step"] if metrics else 0
+    end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
+    state = f"{done:,} of {run['steps']:,} steps, {end}"
     teacher = run["cache"]["teacher"]
     page = render_page(
-        f"{folder.resolve().name}, {_day(folder, run)}",
+        ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])]),
         f"{run['config']['student']['model']} taught by {teacher['library']} {teacher['name']}: {state}",
         [
             _headline(folder, run, metrics),
@@ -55,35 +54,20 @@ def write_run_report(folder: Path) -> Path:
     return folder / REPORT_FILE
 
 
-def _day(folder: Path, run: Run) -> str:
-    """Return the day on which a run began."""
-    began = run.get("began")
-    when = (
-        datetime.fromisoformat(began)
-        if began
-        else datetime.fromtimestamp((folder / METRICS_FILE).stat().st_mtime)
-    )
-    return f"{when:%Y-%m-%d}"
-
-
 def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return where the run has got to, and how fast."""
     if not metrics:
         return PageSection("", '<p class="card">Nothing has been logged yet.</p>')
-    steps, losses = plots.column(metrics, "loss")
-    rates, waits, memory = (
-        plots.column(metrics, name)[1] for name in ("images_per_second", "wait_share", "bytes_per_image")
-    )
+    names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
+    losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
     seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
     cells = [
+        ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
         (
-            "steps",
-            f"{steps[-1] if len(steps) else 0:,.0f} of {run['steps']:,}",
-            f"{metrics[-1]['epoch']:.4g} epochs",
+            "loss",
+            f"{losses[-1]:.4f}" if len(losses) else "never finite",
+            f"from {losses[0]:.4f}" if len(losses) else "",
         ),
-        ("loss", f"{losses[-1]:.4f}", f"from {losses[0]:.4f}")
-        if len(losses)
-        else ("loss", "none", "never finite"),
         ("training took", duration(seconds), "without start-up"),
     ]
     if len(rates):
@@ -94,16 +78,14 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if len(memory):  # of a GPU
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if count := _parameters(folder):
-        cells.append(("parameters", f"{count / 1e6:.1f} M", "of the exported student"))
+        cells.append(
+            (
+                "parameters",
+                f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}",
+                "of the exported student",
+            )
+        )
     return PageSection("", numbers(cells))
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in the units that a person uses."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _parameters(folder: Path) -> int:
@@ -141,43 +123,41 @@ def _facts(run: Run) -> PageSection:
         "teacher": f"{teacher['library']} {teacher['name']}, {teacher['tag']}{trained}, "
         f"weights {teacher['weights_sha256'][:12]}",
         "cache": f"{run['cache']['path']}, digest {run['cache']['digest'][:12]}, {len(run['units'])} units",
-        "device": run["device"],
-        **{
-            name: run[name]
-            for name in ("host", "began", "ended", "command", "commit", "maskalign")
-            if run.get(name)
-        },
+        "device": ", ".join([run["device"], *(f"{k} {v}" for k, v in run.get("resolved", {}).items())]),
+        **{name: run[name] for name in _ORIGIN if run.get(name)},
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }
     return PageSection("Facts", name_table(facts))
 
 
 def _configuration(run: Run) -> PageSection:
-    """Return all keys that count, those first that differ from the defaults, which are the paper's recipe for B."""
+    """Return all keys that count, first those that differ from the defaults, the paper's recipe for B."""
     config, defaults = _flat(run["config"]), _flat(RunConfig().model_dump(mode="json"))
-    optim = run["config"]["optim"]
-    unused = {f"optim.{name}" for name, by in _OVERRIDDEN.items() if optim.get(by) is not None}
+    unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
     rows = sorted(
         ((name, value) for name, value in config.items() if name not in unused),
         key=lambda row: row[1] == defaults.get(row[0]),
     )
-    table = "".join(
-        f'<tr{"" if value == defaults.get(name) else " class=changed"}><th scope="row">{html.escape(name)}</th>'
-        f"<td>{_plain(value)}</td><td>{'' if value == defaults.get(name) else f'default {_plain(defaults.get(name))}'}</td></tr>"
-        for name, value in rows
+    table = "".join(_config_row(name, value, defaults.get(name)) for name, value in rows)
+    text = (
+        "Marked rows differ from the defaults, the paper's recipe for ViT-B; overridden values are left out."
     )
-    text = "Marked rows differ from the defaults, which are the paper's recipe for ViT-B; values that others override are left out."
     return PageSection(
         "Configuration", f'<p>{text}</p><div class="card"><table class="config">{table}</table></div>'
     )
 
 
-def _plain(value: object) -> str:
-    return html.escape(value if isinstance(value, str) else json.dumps(value))
+def _config_row(name: str, value: object, default: object) -> str:
+    name, shown, usual = (
+        html.escape(x if isinstance(x, str) else json.dumps(x)) for x in (name, value, default)
+    )
+    if value == default:
+        return f'<tr><th scope="row">{name}</th><td>{shown}</td><td></td></tr>'
+    return f'<tr class="changed"><th scope="row">{name}</th><td>{shown}</td><td>default {usual}</td></tr>'
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring sections to one level, with dotted names; free options such as student.options stay as they are."""
+    """Bring sections to one level, with dotted names; free options such as student.options stay whole."""
     values: dict[str, Any] = {}
     for name, value in section.items():
         nested = isinstance(value, Mapping) and not prefix

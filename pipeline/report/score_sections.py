@@ -12,7 +12,7 @@ _NAMES = {"cls": "CLS", "mean": "mean patch token"}
 
 
 def score_section(scores: Sequence[Score], student: str | None) -> PageSection:
-    """Return one chart for each group of scores under the same conditions; `student` is the digest of the present student."""
+    """Return a chart for each group of scores under the same conditions; `student` is the present digest."""
     ordered = sorted(
         scores, key=lambda score: score.conditions
     )  # stable: within a chart in the order they came
@@ -48,10 +48,11 @@ def _chart(group: list[Score], student: str | None) -> str:
 def _rows(score: Score, student: str | None) -> Iterator[str]:
     old = is_outdated(score, student)
     who = f'<th scope="row">{html.escape(_who(score, student))}</th>'
+    what = html.escape(_NAMES.get(score.representation, score.representation))
     for name, value in score.metrics.items():
         style = "bar old" if old else f"bar {_COLOURS.get(score.representation, '')}".rstrip()
         yield (
-            f"<tr>{who}<td>{html.escape(_NAMES.get(score.representation, score.representation))}, {html.escape(name)}</td>"
+            f"<tr>{who}<td>{what}, {html.escape(name)}</td>"
             f'<td class="share"><div class="track" style="--chance:{score.chance:.1%}">'
             f'<div class="{style}" style="width:{value:.1%}"></div></div></td><td>{value:.1%}</td></tr>'
         )

@@ -1,4 +1,4 @@
-"""What came of an evaluation. scores.json in a run's folder is a list of Scores, kept for whoever compares runs later."""
+"""What came of an evaluation. scores.json in a run's folder is a list of Scores."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ SCORES_FILE = "scores.json"
 
 
 class SubjectFacts(Section):
-    """Who was judged. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state; `step` is a run's."""
+    """Who was judged. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state."""
 
     kind: Literal["run", "untrained", "teacher", "model"]
     name: str
@@ -26,7 +26,7 @@ class SubjectFacts(Section):
 
 
 class DataFacts(Section):
-    """What was shown: images used and left out (a count and the first reason of each kind), and the SHA-256 of keys and labels."""
+    """What was shown: images used, images left out by kind, and the SHA-256 of keys and labels."""
 
     address: str
     kind: Literal["tars", "cache"]
@@ -39,9 +39,10 @@ class DataFacts(Section):
 
 
 class Outcome(Section):
-    """What one evaluation found with one representation. `per_class` holds the first metric by class index, `class_images` its images.
+    """What one evaluation found with one representation; `per_class` is the first metric by class index.
 
-    `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what a reader must know.
+    `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
+    a reader must know.
     """
 
     representation: str
@@ -69,7 +70,7 @@ class Score(Outcome):
 
     @property
     def conditions(self) -> str:
-        """Equal for two scores exactly if they may be compared: same protocol, options, selection and data."""
+        """Equal for scores that may be compared: of the same protocol, options, selection and data."""
         data = [[facts.digest, facts.image_size] for facts in (self.bank, self.test)]
         return json.dumps(
             [self.evaluation, self.protocol, self.options, self.selection, self.seeds, data], sort_keys=True
@@ -88,12 +89,13 @@ def read_scores(run: Path) -> tuple[Score, ...]:
         return ()
     except ValidationError:
         raise CheckpointError(
-            f"{str(path)!r} is not a list of scores: an earlier version may have written it; remove it and evaluate again"
+            f"{str(path)!r} is not a list of scores: an earlier version may have written it; "
+            "remove it and evaluate again"
         ) from None
 
 
 def add_scores(run: Path, new: Sequence[Score]) -> None:
-    """Add scores to scores.json; each replaces one of the same subject and weights under the same conditions."""
+    """Add scores to scores.json; each replaces one of the same weights under the same conditions."""
     replaced = {_identity(score) for score in new}
     with locked(run / f".{SCORES_FILE}.lock"):
         kept = [score for score in read_scores(run) if _identity(score) not in replaced]

@@ -1,9 +1,11 @@
 """The look of the report page: its style sheet. Charts take their colours from the variables at its top."""
 
 STYLE_SHEET = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1b2230; --muted: #5b6675; --line: #d9dee6;
+:root { color-scheme: light dark;
+  --page: #f5f6f8; --card: #fff; --ink: #1b2230; --muted: #5b6675; --line: #d9dee6;
   --accent: #2f6fdb; --warm: #d9772b; --tone: 42%; }
-@media (prefers-color-scheme: dark) { :root { --page: #11151b; --card: #1a2029; --ink: #e8ecf2; --muted: #9aa6b6; --line: #323b48;
+@media (prefers-color-scheme: dark) { :root {
+  --page: #11151b; --card: #1a2029; --ink: #e8ecf2; --muted: #9aa6b6; --line: #323b48;
   --accent: #6ea2ff; --warm: #f0974e; --tone: 66%; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
@@ -13,22 +15,24 @@ h2 { font-size: 1.1rem; margin: 32px 0 8px; }
 h3 { font-size: .95rem; margin: 0 0 4px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0; min-width: 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
+  margin: 0; min-width: 0; }
 .numbers { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); margin: 0; }
 .numbers dt { color: var(--muted); font-size: .85rem; }
-.numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; }
 .numbers small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted); }
 .wide { overflow-x: auto; }
-.course { margin-top: 12px; } .course svg { max-width: 860px; }
-.matrix { width: auto; font-size: 12px; } .matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; }
-.matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th:first-child { min-width: 0; }
-.matrix td { padding: 4px 1px; min-width: 2.1em; border: 2px solid var(--card); border-radius: 5px; overflow-wrap: normal; }
+.matrix { width: auto; font-size: 12px; }
+.matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; vertical-align: middle; }
+.matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th { min-width: 0; }
+.matrix td { padding: 4px 1px; min-width: 2.1em; border: 2px solid var(--card); overflow-wrap: normal; }
 .matrix .plus { background: color-mix(in srgb, var(--accent) var(--w), transparent); }
 .matrix .minus { background: color-mix(in srgb, var(--warm) var(--w), transparent); }
 .matrix .largest { box-shadow: inset 0 0 0 1.5px var(--ink); font-weight: 650; }
-.scale { display: flex; gap: 8px; align-items: center; margin-top: 8px; font-size: 12px; color: var(--muted); }
+.scale { display: flex; gap: 8px; align-items: center; margin-top: 8px; font-size: 12px; }
 .scale i { height: 10px; width: 160px; border-radius: 3px; background: linear-gradient(90deg,
-  color-mix(in srgb, var(--warm) 75%, transparent), transparent, color-mix(in srgb, var(--accent) 75%, transparent)); }
+  color-mix(in srgb, var(--warm) 75%, transparent), transparent,
+  color-mix(in srgb, var(--accent) 75%, transparent)); }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 .strips { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
@@ -45,14 +49,22 @@ td { overflow-wrap: anywhere; }
 tr:first-child > * { border-top: 0; }
 th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; color: var(--muted); }
 .log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
-@media (max-width: 480px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
-  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } }
-.scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; } .scores .share { width: 99%; }
-.track { border-right: 1px dashed var(--line); background: linear-gradient(var(--warm), var(--warm)) var(--chance) 0 / 2px 100% no-repeat; }
+.scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; }
+.scores .share { width: 99%; }
+.track { position: relative; }
+.track::after { content: ""; position: absolute; top: -3px; bottom: -3px; left: var(--chance);
+  border-left: 2px solid var(--warm); }
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
 .bar.cls { background: var(--muted); }
 .bar.old { background: repeating-linear-gradient(45deg, var(--line) 0 4px, transparent 4px 8px); }
-.subtitle { margin: 0 0 16px; } .config td:last-child { color: var(--muted); } .config .changed > * { color: var(--ink); font-weight: 600; }
+.subtitle { margin: 0 0 16px; }
+.config td:last-child { color: var(--muted); } .config .changed > * { color: var(--ink); font-weight: 600; }
 .config .changed > th { box-shadow: -8px 0 0 var(--card), -11px 0 0 var(--accent); }
 summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
+@media (max-width: 600px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
+  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
+  .scores tr, .config tr { display: grid; grid-template-columns: auto 1fr auto; gap: 0 8px; padding: 4px 0; }
+  .config tr { grid-template-columns: 1fr 1fr; }
+  .scores tr > *, .config tr > * { width: auto; border: 0; padding: 0; align-self: center; }
+  .scores th, .config th { grid-column: 1 / -1; white-space: normal; } }
 """

@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Return a function compiled as one graph, once for each shape of its arguments: give batches of few sizes.
+    """Return a function compiled as one graph, once for each shape of its arguments: give few sizes.
 
     No kernel is chosen by timing: the choice, and with it the last bits, could differ between processes.
     """

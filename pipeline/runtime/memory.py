@@ -26,8 +26,8 @@ def allocate_shared(size: int, count: int, purpose: str, cure: str) -> list[Shar
     try:
         for _ in range(count):
             memories.append(SharedMemory(create=True, size=size))
-            # tmpfs is lazy: pages are allocated at the first touch, and a process that touches a page it cannot
-            # get dies of SIGBUS. So all pages are allocated now, where too few of them are a plain error.
+            # tmpfs is lazy: it allocates a page at the first touch, and a process that touches a page it
+            # cannot get dies of SIGBUS. So all are allocated now, where too few of them are a plain error.
             if _FOLDER.is_dir():
                 with (_FOLDER / memories[-1].name).open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, size)

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
-    """Yield function(item) for each item in order, at most `at_once` ahead, in threads; 1 means in this thread."""
+    """Yield function(item) for each item in order, `at_once` at a time in threads; 1 means in this thread."""
     if at_once == 1:
         yield from map(function, items)
         return

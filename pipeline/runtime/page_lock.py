@@ -32,8 +32,9 @@ def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> lis
                     torch.ones(1, device="cuda")
             size = sum(other.size for other in memories[len(locked) :])
             sys.stderr.write(
-                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory (CUDA error {code}), "
-                f"so copies to the GPU are slower: {cure}, or raise the limit of locked memory (ulimit -l)\n"
+                f"warning: the driver does not page-lock {size / 1e6:.0f} MB of shared memory "
+                f"(CUDA error {code}), so copies to the GPU are slower: {cure}, "
+                "or raise the limit of locked memory (ulimit -l)\n"
             )
             break
         locked.append(tensor.data_ptr())

@@ -1,8 +1,8 @@
-"""Worker processes, forked from a server that has imported what they need and has no threads, so they start fast.
+"""Worker processes, forked from a server that has imported what they need and has no threads.
 
-Each worker has its own pipe and shares no lock and no queue with another, so whatever happens to one, even in the
-middle of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the rest of a result
-whose writer was killed, because its owner also holds the writing end of the pipe.)
+Each worker has its own pipe and shares no lock and no queue with another, so whatever happens to one, even
+in the middle of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the
+rest of a result whose writer was killed, because its owner also holds the writing end of the pipe.)
 """
 
 import multiprocessing
@@ -115,7 +115,7 @@ def worker_context(*modules: str) -> ForkServerContext:
 
 
 def start_early(*modules: str) -> None:
-    """Start the server that forks workers, unless it runs; it imports `modules` while this process imports its own."""
+    """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
     resource_tracker_started()
     with _short_temporary_folder():
@@ -134,8 +134,8 @@ def resource_tracker_started() -> None:
 def safe_path() -> Iterator[None]:
     """Let interpreters that are started here not import from the working folder.
 
-    CPython runs multiprocessing's two helpers as `python -c`, which puts the working folder first on the path: a user's
-    own pipeline.py or queue.py would be imported and run.
+    CPython runs multiprocessing's two helpers as `python -c`, which puts the working folder first on the
+    path: a user's own pipeline.py or queue.py would be imported and run.
     """
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -156,8 +156,8 @@ def _short_temporary_folder() -> Iterator[None]:
     writable = [folder for folder in short if os.access(folder, os.W_OK | os.X_OK)]
     if not writable:
         raise ConfigError(
-            f"the temporary folder {usual!r} has a path too long for a socket, and {', '.join(_SHORT_FOLDERS)} cannot "
-            f"be written: set TMPDIR to a folder of at most {_LONGEST_FOLDER} bytes"
+            f"the temporary folder {usual!r} has a path too long for a socket, and none of "
+            f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
         )
     tempfile.tempdir = writable[0]
     try:
@@ -170,8 +170,8 @@ def _short_temporary_folder() -> Iterator[None]:
 def _without_main_module() -> Iterator[None]:
     """Let a process that starts here not import the program's main script, which no worker needs.
 
-    multiprocessing would run the script again in every worker. Without a main guard that starts workers within
-    workers, and fails; with one it costs the time of the script's imports.
+    multiprocessing would run the script again in every worker. Without a main guard that starts workers
+    within workers, and fails; with one it costs the time of the script's imports.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -47,20 +47,20 @@ class Folder(Protocol):
         """Put a finished local file in the place of whatever is there; the source is gone afterwards."""
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
-        """Let the finished local folder `source` appear as the folder `key` unless that is there; tell whether it did.
+        """Let the finished local folder `source` appear as the folder `key` unless it is there; tell whether.
 
-        Where a folder cannot appear at once, its file `marker` is created first and decides who makes it; one whose
-        marker has the same bytes may finish what another began. Raises StorageError for other bytes.
+        Where a folder cannot appear at once, its file `marker` is created first and decides who makes it;
+        others with the same marker finish what it began. Raises StorageError for a marker of other bytes.
         """
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
-        """Replace a file by a function of its bytes; no update is lost. `change` may be called more than once."""
+        """Replace a file by a function of its bytes, which may be called again; no update is lost."""
 
     def remove(self, key: str) -> None:
         """Remove a file; it may be missing."""
 
     def claimed(self, name: str) -> AbstractContextManager[bool]:
-        """Claim a piece of work while the context lasts, to avoid double work; yields whether no one else has."""
+        """Claim a piece of work, to avoid double work; yields whether no one else has claimed it."""
 
     def moving(self) -> AbstractContextManager[None]:
         """Hold the right to move files into place, if there is one; correctness rests on `create`."""

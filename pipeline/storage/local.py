@@ -192,7 +192,7 @@ def _remove(folder: Path, sweeping: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of dead processes; those of other hosts, whose locks may not reach here, after a day."""
+    """Remove the folders of dead processes; those of other hosts, whose locks may be unseen, after a day."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
             of_this_host = folder.name.rsplit("-", 2)[0] == _HOST

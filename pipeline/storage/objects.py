@@ -1,4 +1,4 @@
-"""A prefix of an object store as a Folder: a write is one whole object, a conditional put decides who is first."""
+"""A prefix of an object store as a Folder: whole objects, and conditional puts to be first."""
 
 import errno
 import os
@@ -98,7 +98,7 @@ class ObjectFolder:
             obstore.put(self._store, key, data, use_multipart=False)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create an object unless it is there. Never in parts: a second one could be completed over the first."""
+        """Create an object unless it is there. Never in parts: one could be completed over another."""
         writer = secrets.token_hex(8)
         for _ in range(_CREATE_TRIES):
             with self._errors(key):

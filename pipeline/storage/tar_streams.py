@@ -38,7 +38,7 @@ def tar_size(address: str) -> int:
 
 
 def list_tars(address: str) -> list[str]:
-    """Return the .tar objects directly below a URL, sorted; raises OSError, and ConfigError for a web server."""
+    """Return the .tar objects directly below a URL, sorted; raises OSError, ConfigError for a web server."""
     if address.partition("://")[0] in WEB_SCHEMES:
         raise ConfigError(
             f"shards {printable(address)!r}: a web server cannot list its files; "

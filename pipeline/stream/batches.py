@@ -52,9 +52,9 @@ class BatchStream:
         self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
         self._size = spec.batch_size
         self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
+        self._batches = self._fill()
 
     def __iter__(self) -> Self:
-        self._batches = self._fill()
         return self
 
     def __next__(self) -> Batch:

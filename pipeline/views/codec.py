@@ -1,6 +1,6 @@
 """Images to pixels and back, without torch, which a worker of the stream need not wait for.
 
-Whatever decides the pixels of a crop is named in DECODER, or in RESIZE of crop.py, and every cache records both.
+What decides the pixels of a crop is named in DECODER, or in RESIZE of crop.py, and every cache records both.
 """
 
 import io
@@ -38,8 +38,8 @@ logging.getLogger("PIL").addHandler(
 )  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
-# libjpeg only warns of a JPEG that lacks data and fills it up with grey, and Pillow ignores that. A few bytes too many
-# before a marker are harmless, and so is any number before the end marker, which some cameras write.
+# libjpeg only warns of a JPEG that lacks data and fills it up with grey; Pillow ignores the warning. A few
+# bytes too many before a marker are harmless, and so is any number before the end: cameras write some.
 _INCOMPLETE = re.compile(
     r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous|\d+ extraneous bytes before marker 0x(d9|01))|"
     r"Invalid SOS|Inconsistent progression"
@@ -51,8 +51,8 @@ _END = b"\xff\xd9"
 def decode_image(data: bytes) -> Pixels:
     """Decode a source image of any common format to (H, W, 3) uint8 RGB.
 
-    EXIF orientation and alpha are ignored (hidden colours show, as in Pillow's convert), 16 bits become their upper 8, of an animation
-    the first frame is taken. Raises SourceError for what cannot be decoded whole.
+    EXIF orientation and alpha are ignored (hidden colours show, as in Pillow's convert), 16 bits become their
+    upper 8, and an animation gives its first frame. Raises SourceError for what cannot be decoded whole.
     """
     try:
         return _decode_whole_jpeg(data)
@@ -85,7 +85,7 @@ def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
 def _decode_raw(data: bytes) -> Pixels:
     pixels: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is no image")
+        raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is not an image")
     return pixels
 
 
@@ -108,7 +108,7 @@ def _is_incomplete(data: bytes, warning: str) -> bool:
     """Tell whether a JPEG lacks data, from what libjpeg warns of."""
     if not _EXTRANEOUS.match(warning):
         return bool(_INCOMPLETE.match(warning))
-    # A JPEG that was cut and filled up with zeros looks alike, since zeros are a code as well: it lacks data without them.
+    # A JPEG that was cut and filled up with zeros looks alike, since zeros are codes: it fails without.
     end = data.rfind(_END)
     kept = data[:end].rstrip(data[end - 1 : end])
     kept += b"\0" * kept.endswith(b"\xff")  # which belongs to it
@@ -154,7 +154,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 @contextmanager
 def _silent(wanted: bool) -> Iterator[None]:
-    """Let go what is written to stderr: libtiff tells its opinion of each damaged file there, and Pillow has no switch for it."""
+    """Discard what is written to stderr: libtiff reports damaged files there, whatever Pillow is told."""
     if not wanted:
         yield
         return

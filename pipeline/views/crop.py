@@ -1,4 +1,4 @@
-"""The crop and flip of a view, drawn from (seed, source tar, sample key, view): RandomResizedCrop (Szegedy et al. 2015) with keyed randomness."""
+"""Crop and flip of a view: RandomResizedCrop (Szegedy et al. 2015) keyed by seed, tar, key and view."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class CropBox:
     source_height: int
 
     def as_row(self) -> tuple[int, ...]:
-        """Return the row of the cache's array `view`: (left, top, width, height, flip, source width, source height)."""
+        """Return the row of the cache's array `view`: all fields in the order of cache_schema.md."""
         return (
             self.left,
             self.top,
@@ -54,7 +54,7 @@ class CropPolicy:
 def draw_crop(
     policy: CropPolicy, source: str | None, key: str, view: int, width: int, height: int
 ) -> CropBox:
-    """Draw the box of view `view` of sample `key` of a source tar; with scale (1, 1) it is the largest centred square.
+    """Draw the box of view `view` of sample `key`; with scale (1, 1) it is the largest centred square.
 
     `source` is None in caches of schema 1.0, whose draws do not depend on the tar.
     """

@@ -1,4 +1,4 @@
-"""Decoding workers: samples in, views out, in order. The process that feeds the teacher copies no pixel and waits for no pipe."""
+"""Decoding workers: samples in, views out, in order. The process that feeds the teacher copies no pixel."""
 
 import time
 from collections import deque
@@ -14,14 +14,7 @@ from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.views.codec import Pixels
-from pipeline.views.decoding_worker import (
-    SAMPLES_PER_JOB,
-    JobRoom,
-    SentJob,
-    SentResult,
-    SentViews,
-    serve_jobs,
-)
+from pipeline.views.decoding_worker import SAMPLES_PER_JOB, JobResult, JobRoom, serve_jobs
 from pipeline.views.maker import SampleViews, ViewMaker
 from pipeline.views.sample import SkippedImage, SourceSample
 
@@ -35,7 +28,7 @@ Group = tuple[Of, ViewMaker, Sequence[SourceSample]]
 
 
 class Waitable(Protocol):
-    """Something that takes its time, such as a copy to a GPU."""
+    """Something that takes time, such as a copy to a GPU."""
 
     def wait(self) -> None:
         """Wait for it."""
@@ -43,9 +36,9 @@ class Waitable(Protocol):
 
 @dataclass
 class DecodedJob(Generic[Of]):
-    """Some consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are those of the n good ones.
+    """Consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are of the n good ones.
 
-    They are overwritten when further jobs are asked for; whoever copies them beyond that puts the copies into `copies`.
+    Later jobs overwrite them, but wait for `copies` before: put there what still copies from them.
     """
 
     of: Of
@@ -60,27 +53,24 @@ class DecodedJob(Generic[Of]):
 
 
 class Decoder:
-    """Makes views in worker processes, in order and with bounded look-ahead; with no workers, in this process."""
+    """Makes views in worker processes, in order, with bounded look-ahead; without workers in this process."""
 
     def __init__(self, workers: int, image_size: int, views: int = 1, patience: float = _PATIENCE) -> None:
-        """Start `workers` processes, with room for `views` views of an image; raises ConfigError for too little shared memory.
+        """Start workers with room for `views` views of an image; raises ConfigError for too little memory.
 
-        A job of which nothing is heard for `patience` seconds is given up.
+        A job is given up when its worker has sent nothing for `patience` seconds.
         """
         self._patience = patience
         self._room = JobRoom(views, image_size)
-        self._memories = allocate_shared(
-            self._room.job_bytes * JOBS_AHEAD, workers, "decoding", "lower --workers"
-        )
-        self._crew = [
+        size = self._room.job_bytes * JOBS_AHEAD
+        self._memories = allocate_shared(size, workers, "decoding", "lower --workers")
+        self._workers = [
             Worker(f"decode-{number}", serve_jobs, memory.name, self._room, patience=patience)
             for number, memory in enumerate(self._memories)
         ]
         self._asked, self._answered = 0, 0  # jobs, over all passes
-        self._answers: dict[
-            int, SentResult
-        ] = {}  # that were taken before they were due, by number of the job
-        self._copies: dict[int, list[Waitable]] = {}  # likewise
+        self._answers: dict[int, JobResult] = {}  # by number of the job: answers taken before they were due,
+        self._copies: dict[int, list[Waitable]] = {}  # and copies from its memory
         self._locked: list[int] = []
         self.busy_seconds = 0.0  # of all workers
 
@@ -93,12 +83,12 @@ class Decoder:
                 yield replace(one, pixels=one.pixels.copy()) if isinstance(one, SampleViews) else one
 
     def jobs(self, groups: Iterable[Group[Of]]) -> Iterator[DecodedJob[Of]]:
-        """Yield the views of groups of at most SAMPLES_PER_JOB samples, in order; an empty group comes back as it is.
+        """Yield the views of groups of up to SAMPLES_PER_JOB samples, in order, also of an empty group.
 
-        Raises MaskAlignError if a worker died or stands still: no tar is to blame for that.
+        Raises MaskAlignError if a worker dies or stands still, which is not the fault of a tar.
         """
         try:
-            yield from self._from_workers(groups) if self._crew else map(self._made_here, groups)
+            yield from self._from_workers(groups) if self._workers else map(self._made_here, groups)
         except WorkerDiedError as error:
             self.close()
             cure = "lower --workers and run" if error.lacks_memory else "run"
@@ -106,8 +96,8 @@ class Decoder:
         except WorkerStalledError:
             self.close()
             raise MaskAlignError(
-                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, probably because "
-                "it was stopped or the machine swaps: lower --workers and run the same command again"
+                f"no decoding worker has finished {SAMPLES_PER_JOB} images in {self._patience:g} s, probably "
+                "because it was stopped or the machine swaps: lower --workers and run the same command again"
             ) from None
 
     def lock_pages(self) -> None:
@@ -115,8 +105,8 @@ class Decoder:
         self._locked = lock_pages(self._memories, cuda_runtime(), "lower --workers")
 
     def close(self) -> None:
-        """End the workers, which have nothing to save, and free their memory once nothing is copied from it any more."""
-        for worker in self._crew:
+        """End the workers, which have nothing to save, and free their memory once no copy reads it."""
+        for worker in self._workers:
             worker.end()
         try:
             for copy in chain.from_iterable(self._copies.values()):
@@ -135,21 +125,19 @@ class Decoder:
         results = [maker(sample) for sample in samples]
         self.busy_seconds += time.perf_counter() - begin
         good = [one.pixels for one in results if isinstance(one, SampleViews)]
-        return DecodedJob(
-            of, results, np.stack(good, axis=1) if good else np.empty((len(maker.views), 0), np.uint8)
-        )
+        pixels = np.stack(good, axis=1) if good else np.empty((len(maker.views), 0), np.uint8)
+        return DecodedJob(of, results, pixels)
 
     def _from_workers(self, groups: Iterable[Group[Of]]) -> Iterator[DecodedJob[Of]]:
-        while self._answered < self._asked:  # jobs of a pass that nobody followed to its end
+        while self._answered < self._asked:  # jobs of a pass that was not followed to its end
             self._receive()
         waiting: deque[tuple[Of, int]] = deque()  # with the number of samples
+        most = JOBS_AHEAD * len(self._workers)
         for of, maker, samples in groups:
             if samples:
                 self._send(maker, samples)
             waiting.append((of, len(samples)))
-            while waiting and (
-                self._asked - self._answered == JOBS_AHEAD * len(self._crew) or not waiting[0][1]
-            ):
+            while waiting and (self._asked - self._answered == most or not waiting[0][1]):
                 yield from self._next(*waiting.popleft())
         while waiting:
             yield from self._next(*waiting.popleft())
@@ -160,65 +148,51 @@ class Decoder:
             yield DecodedJob(of, (), np.empty((0, 0), np.uint8))
             return
         number = self._answered
-        results, pixels = self._receive()
-        job = DecodedJob(of, results, pixels)
+        job = DecodedJob(of, *self._receive())
         yield job
         self._copies[number] = job.copies
 
     def _send(self, maker: ViewMaker, samples: Sequence[SourceSample]) -> None:
         """Give a job to the worker whose turn it is."""
-        for copy in self._copies.pop(self._asked - JOBS_AHEAD * len(self._crew), ()):
+        for copy in self._copies.pop(self._asked - JOBS_AHEAD * len(self._workers), ()):
             copy.wait()
-        worker, slot = self._place(self._asked)
-        arena = self._room.arena(shared_buffer(self._memories[worker]), slot)
-        images = [None if sample.image is None else arena.put(sample.image) for sample in samples]
-        members = (data for sample in samples for data in sample.members.values())
-        if sum(len(data) for data in (*images, *members) if isinstance(data, bytes)) > _SHORT_MESSAGE:
+        worker, slot = self._turn(self._asked)
+        _, arena = self._room.parts(shared_buffer(self._memories[worker]), slot)
+        packed = [replace(sample, image=arena.put(sample.image)) for sample in samples]
+        sent = (data for sample in packed for data in (sample.image, *sample.members.values()))
+        if sum(len(data) for data in sent if isinstance(data, bytes)) > _SHORT_MESSAGE:
             self._take_answers(worker)
-        self._crew[worker].send(
-            SentJob(slot, maker, [replace(sample, image=None) for sample in samples], images)
-        )
+        self._workers[worker].send((slot, maker, packed))
         self._asked += 1
 
     def _take_answers(self, worker: int) -> None:
-        """Take what a worker still has to say: it could not take a long message while it is sending one itself."""
+        """Take the answers a worker owes: it cannot receive a long message while it sends one itself."""
         for number in range(self._answered, self._asked):
-            if self._place(number)[0] == worker and number not in self._answers:
-                self._answers[number] = self._crew[worker].receive()
+            if self._turn(number)[0] == worker and number not in self._answers:
+                self._answers[number] = self._workers[worker].receive()
 
     def _receive(self) -> tuple[list[SampleViews | SkippedImage], Pixels]:
         """Wait for the job that is due: its results and the pixels (V, n, S, S, 3) of the good ones."""
-        worker, slot = self._place(self._answered)
-        sent = self._answers.pop(self._answered, None) or self._crew[worker].receive()
+        worker, slot = self._turn(self._answered)
+        sent = self._answers.pop(self._answered, None) or self._workers[worker].receive()
         if sent.failure:
             raise RuntimeError(f"decoding worker {worker} failed:\n{sent.failure}")
         self._answered += 1
         self.busy_seconds += sent.seconds
-        memory = shared_buffer(self._memories[worker])
-        arena, pixels = self._room.arena(memory, slot), self._room.pixels(memory, slot)
+        pixels, arena = self._room.parts(shared_buffer(self._memories[worker]), slot)
         good = 0
         results: list[SampleViews | SkippedImage] = []
         for one in sent.results:
-            if isinstance(one, SentViews):
-                mine = pixels[: len(one.boxes), good]
-                results.append(
-                    SampleViews(
-                        one.key,
-                        one.label,
-                        one.label_fault,
-                        mine,
-                        one.boxes,
-                        tuple(map(arena.get, one.tar_samples)),
-                    )
-                )
+            if isinstance(one, SampleViews):
+                crops = tuple(map(arena.get, one.tar_samples))
+                one = replace(one, pixels=pixels[: len(crops), good], tar_samples=crops)
                 good += 1
-            else:
-                results.append(one)
+            results.append(one)
         return results, pixels[:, :good]
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _turn(self, number: int) -> tuple[int, int]:
         """Return the worker and the slot of a job."""
-        return number % len(self._crew), number // len(self._crew) % JOBS_AHEAD
+        return number % len(self._workers), number // len(self._workers) % JOBS_AHEAD
 
 
 def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

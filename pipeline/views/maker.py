@@ -1,4 +1,4 @@
-"""From a sample to its views: decoded once, cropped V times, each crop encoded and decoded again: the teacher sees what is stored."""
+"""From a sample to its views: decoded, cropped V times, each crop encoded and decoded again as stored."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from pipeline.views.view_tars import tar_sample
 
 @dataclass(frozen=True)
 class SampleViews:
-    """The views of one image: pixels (V, S, S, 3), boxes (V, 7) int32, and for each view its sample in the view tar.
+    """The views of one image: pixels (V, S, S, 3), boxes (V, 7) int32, and V samples for the view tars.
 
-    `label` is NO_LABEL for an image without one; `label_fault` says why its label cannot be used, if there is one.
+    `label` is NO_LABEL for an image without one; `label_fault` says why a label that is there cannot be used.
     """
 
     key: str

@@ -1,8 +1,8 @@
-"""Masks: which K of the N patches a student sees (MaskAlign, arXiv 2211.08887; blocks after BEiT, arXiv 2106.08254).
+"""Masks: which K of N patches a student sees (MaskAlign, arXiv 2211.08887; blocks: BEiT, arXiv 2106.08254).
 
-A mask is an ascending list of patch numbers of fixed length. It is drawn in data workers from a keyed generator, so this
-file needs only numpy. `attention` and `random` rank all patches and show the first K; the ranking of a view, which does not depend on the
-epoch, is also what decides which patches a cache keeps.
+A mask is an ascending list of patch numbers of fixed length, drawn in data workers from a keyed generator.
+`attention` and `random` rank all patches and show the first K; the ranking of a view, which does not depend
+on the epoch, also decides which patches a cache keeps.
 """
 
 import math
@@ -20,7 +20,7 @@ RankStrategy = Literal["attention", "random"]
 Strategy = Literal["attention", "random", "block"]
 RANK_STRATEGIES: tuple[str, ...] = get_args(RankStrategy)
 
-# Below every positive float32, so that patches without importance come last, and among themselves in random order.
+# below every positive float32: patches without importance come last, among themselves in random order
 LEAST_IMPORTANCE = 1e-300
 # BEiT's blocks cover at least 16 of 196 patches, with sides in a ratio of up to 1 to 0.3.
 SMALLEST_BLOCK = 16 / 196
@@ -28,9 +28,10 @@ FLATTEST_BLOCK = 0.3
 
 
 class MaskConfig(Section):
-    """How patches are chosen, how many are hidden, and whether each epoch draws again or all show what --keep would store.
+    """How patches are chosen, how many are hidden, and whether each epoch draws again.
 
-    `ratio` is a share of the patches, `hidden` their exact number instead. `redraw` auto: again if the cache has all patches.
+    `ratio` is a share of the patches, `hidden` their exact number instead. Without `redraw` all epochs show
+    what --keep would store; auto draws again if the cache has all patches.
     """
 
     strategy: Strategy = "attention"
@@ -62,7 +63,7 @@ class MaskConfig(Section):
             return visible_count(patches, self.ratio)
         if self.hidden >= patches:
             raise ConfigError(
-                f"mask.hidden {self.hidden} leaves none of {patches} patches visible: choose 0 to {patches - 1}"
+                f"mask.hidden {self.hidden} leaves none of {patches} patches visible: give 0 to {patches - 1}"
             )
         return patches - self.hidden
 
@@ -78,13 +79,13 @@ def visible_count(patches: int, ratio: float) -> int:
     if not 1 <= count <= patches:
         largest = max(0.0, math.floor((1 - 1 / patches) * 1e4 + 1e-6) / 1e4)
         raise ConfigError(
-            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: choose a ratio from 0 to {largest:g}"
+            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: give one from 0 to {largest:g}"
         )
     return count
 
 
 def least_ratio(patches: int, count: int) -> float:
-    """Return the least hidden share, to four digits, that leaves no more than `count` of N patches visible."""
+    """Return the least hidden share, to four digits, that leaves at most `count` of N patches visible."""
     below = max(0, math.floor((1 - (count + 1) / patches) * 1e4))
     return next(
         step / 1e4 for step in range(below, 10_000) if count_of_share(patches, 1 - step / 1e4) <= count
@@ -96,8 +97,8 @@ def rank_patches(
 ) -> NDArray[np.int64]:
     """Rank all patches of one image (N,) int64; its first K, for any K, are a draw without replacement.
 
-    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on for those left over
-    (Efraimidis and Spirakis, 2006). The rates are the importance (N,) for `attention`, and equal for `random`.
+    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on
+    for the rest (Efraimidis and Spirakis, 2006). Rates are the importance (N,) for `attention`, else equal.
     """
     return rank_by_arrival(strategy, importance, rng.standard_exponential(patches))
 
@@ -105,7 +106,7 @@ def rank_patches(
 def rank_by_arrival(
     strategy: RankStrategy, importance: NDArray[np.float32] | None, arrivals: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Rank the patches of any number of images (..., N) int64 by exponential times (..., N) of rate 1, which are overwritten."""
+    """Rank the patches of images (..., N) int64 by exponential times (..., N) of rate 1, in place."""
     if strategy == "attention":
         arrivals /= _checked_importance(importance, arrivals.shape)
     elif strategy != "random":
@@ -122,7 +123,7 @@ def rank_of_view(
     key: str,
     view: int,
 ) -> NDArray[np.int64]:
-    """Return the one ranking (N,) int64 of a view of an image, whatever the epoch; `seed` is that of the cache's views.
+    """Return the one ranking (N,) int64 of a view of an image; `seed` is that of the cache's views.
 
     `source` is the source tar, None in caches of schema 1.0.
     """
@@ -140,12 +141,12 @@ def _checked_importance(
     """Return the importance (..., N) as float64 above zero."""
     if importance is None:
         raise ConfigError(
-            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher with neither CLS nor query "
-            "has none): choose 'random' or 'block'"
+            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher "
+            "with neither CLS nor query has none): give 'random' or 'block'"
         )
     if importance.shape != shape:
         raise ConfigError(
-            f"importance has shape {importance.shape}, but the grid has {shape[-1]} patches: give one value for each patch"
+            f"importance has shape {importance.shape}, not one value for each of {shape[-1]} patches"
         )
     if not importance.min() >= 0:
         raise ConfigError(
@@ -155,7 +156,7 @@ def _checked_importance(
 
 
 def draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Hide rectangles until at most `count` patches are visible, then give back hidden ones at random up to `count`."""
+    """Hide rectangles until at most `count` patches are visible, then show some at random up to `count`."""
     hide = grid * grid - count
     hidden = np.zeros((grid, grid), dtype=bool)
     while (missing := hide - int(hidden.sum())) > 0:

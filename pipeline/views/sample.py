@@ -1,4 +1,4 @@
-"""One sample of a source tar, and what replaces it when it is skipped. Imports little: the stream's workers need it."""
+"""A sample of a source tar, and what replaces a skipped one. Imports little: the stream's workers need it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -42,7 +42,7 @@ class SourceSample:
 
 
 def label_of(sample: SourceSample) -> tuple[int, str]:
-    """Return the class index of member `cls`, or NO_LABEL; and why the member is not a label, if it is not one."""
+    """Return the class index of member `cls`, or NO_LABEL and why the member, if any, is not a label."""
     text = sample.members.get("cls", b"").strip()
     if "cls" not in sample.members:
         return NO_LABEL, sample.label_fault

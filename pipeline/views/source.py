@@ -12,7 +12,7 @@ from typing import IO, cast
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.storage.address import is_url, printable
+from pipeline.storage.address import is_url, name_fault, printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample
 from pipeline.views.source_tars import SourceTar
@@ -23,13 +23,12 @@ MAX_CARRIED_BYTES = 64 * 1024
 _END_MARKER_BYTES = 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
-_CONTROL = re.compile(r"[\0-\x1f\x7f]")
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of a sample; `data` is None if it cannot be used or is not needed, and `fault` says why it cannot."""
+    """A file of a sample; without `data` if it is not needed, or cannot be used for the reason in `fault`."""
 
     key: str
     extension: str
@@ -38,12 +37,12 @@ class _Member:
 
 
 def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
-    """Yield the samples of a tar in order: runs of files that share a key, which webdataset's rule tells from the extension.
+    """Yield the samples of a tar in order: runs of files with the same key by webdataset's rule.
 
-    Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Other members than images and those
-    that are carried are passed over unread. Raises SourceError, naming the tar, if it cannot be opened, is no plain tar, cut, damaged or
-    several in one, or holds a key or file twice or a name that is no UTF-8 or has control characters;
-    StorageError if it is behind a URL whose server does not answer.
+    Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Members
+    that are neither images nor carried are skipped unread. Raises SourceError, naming the tar, if it cannot
+    be opened, is not one plain, whole tar, or holds a key or file twice or a name that is not UTF-8 or has
+    control characters; StorageError if it is behind a URL whose server does not answer.
     """
     with _opened(shard) as file:
         seen: set[str] = set()
@@ -68,7 +67,7 @@ def _opened(shard: SourceTar) -> IO[bytes]:
 
 
 def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
-    """Raise StorageError for a server that fails after all retries: the next tar would only take as long to fail."""
+    """Raise StorageError for a server that fails after all retries: the next tar would fail as slowly."""
     if is_url(shard.address) and error.errno == errno.EIO:
         raise StorageError(f"tar {printable(shard.address)!r} cannot be read: {error.strerror}") from None
 
@@ -94,7 +93,8 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
     """Yield the member if it belongs to a sample."""
     if info.isdir() or _IGNORED.match(info.name):
         return
-    _check_name(info.name)
+    if fault := name_fault(info.name):
+        raise SourceError(f"holds the name {info.name!r}, which {fault}")
     key, extension = base_plus_ext(info.name)
     if key is None or key.endswith("/"):
         return
@@ -106,20 +106,12 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
         yield _Member(key, extension, file.read())
 
 
-def _check_name(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise SourceError(f"holds the name {name!r}, which is no UTF-8") from None
-    if _CONTROL.search(name):
-        raise SourceError(f"holds the name {name!r}, which has a control character")
-
-
 def _fault(info: tarfile.TarInfo, extension: str) -> str:
     """Return why a member cannot be used, if so."""
     limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
     if not info.isreg() or info.issparse():
-        return f"has a {extension} that is a link, device or file with holes: pack whole files (tar --dereference)"
+        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
+        return f"has a {extension} that {holes}"
     if info.size > limit:
         return f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
     return ""
@@ -158,7 +150,7 @@ class _TarStream:
         return data
 
     def refuse_cut(self, end: int) -> None:
-        """Read what the tar's reader left from byte `end` on, which must be zeros, at least as many as the end marker's."""
+        """Read what the tar's reader left from byte `end` on: zeros, at least those of an end marker."""
         while self._read(1 << 20):
             pass
         if self._content > end:

@@ -33,7 +33,7 @@ _LOOKED_AT = 10_000  # files of a folder without tars
 
 @dataclass(frozen=True)
 class SourceTar:
-    """One source tar: the path or URL where it lies now, and the name and size in bytes by which a cache knows it."""
+    """One source tar: the path or URL where it is now, and the name and size by which a cache knows it."""
 
     address: str
     size: int
@@ -48,10 +48,10 @@ class SourceTar:
 
 
 def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
-    """Expand one or several specs to existing, non-empty tars with distinct names, in the order given (a folder: sorted).
+    """Expand specs to existing, non-empty tars with distinct names, in the order given (a folder: sorted).
 
-    What exists under the very name that is given is taken as it is; everything else is a pattern. Raises ConfigError that names
-    the tar or the pattern, OSError if a URL does not answer.
+    What exists under the very name that is given is taken as it is; everything else is a pattern. Raises
+    ConfigError that names the tar or the pattern, OSError if a URL does not answer.
     """
     specs = [specs] if isinstance(specs, str) else specs
     addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
@@ -60,8 +60,8 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     for tar in tars:
         if (other := seen.setdefault(tar.name, tar)) is not tar:
             raise ConfigError(
-                f"shards {printable(other.address)!r} and {printable(tar.address)!r} have the same file name, "
-                "by which a cache knows them: rename one"
+                f"shards {printable(other.address)!r} and {printable(tar.address)!r} have the same file "
+                "name, by which a cache knows them: rename one"
             )
     return tars
 
@@ -142,7 +142,7 @@ def _remote_matches(url: str) -> list[str]:
     try:
         if _WILDCARD.search(parent):
             raise ConfigError(
-                f"shards {printable(url)!r} have a wildcard in a folder's name, which a URL cannot have: {_ACCEPTED}"
+                f"shards {printable(url)!r} have a wildcard in the folder part of a URL: {_ACCEPTED}"
             )
         if _WILDCARD.search(name):
             return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
@@ -164,7 +164,8 @@ def _in_folder(path: Path) -> list[str]:
     held = list(islice(path.rglob("*"), _LOOKED_AT))
     if deeper := next((file for file in held if file.suffix == ".tar"), None):
         raise ConfigError(
-            f"folder {str(path)!r} has tars in its subfolders only, such as {str(deeper)!r}: give '{path}/**/*.tar'"
+            f"folder {str(path)!r} has tars in its subfolders only, such as {str(deeper)!r}: "
+            f"give '{path}/**/*.tar'"
         )
     if image := next((file for file in held if file.suffix[1:].lower() in IMAGE_EXTENSIONS), None):
         raise ConfigError(
@@ -192,7 +193,8 @@ def _listed(path: Path) -> list[str]:
     for name in named:
         if not name.endswith(".tar"):
             raise ConfigError(
-                f"{shown} is taken for a text list, but its line {name[:80]!r} does not end in .tar: {_ACCEPTED}"
+                f"{shown} is taken for a text list, but its line {name[:80]!r} does not end in .tar: "
+                + _ACCEPTED
             )
     return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]
 
@@ -207,7 +209,8 @@ def _checked(address: str) -> SourceTar:
         raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
     if len(name.encode()) > _MOST_NAME_BYTES:
         raise ConfigError(
-            f"shard {shown!r} has a name of {len(name.encode())} bytes: rename it to at most {_MOST_NAME_BYTES}"
+            f"shard {shown!r} has a name of {len(name.encode())} bytes: rename it to at most "
+            f"{_MOST_NAME_BYTES}"
         )
     try:
         size = tar_size(address)

@@ -1,4 +1,4 @@
-"""View tars: the crops that teacher and student both see, in webdataset form, each sample addressable by its byte range."""
+"""View tars: the crops that teacher and student see, in webdataset form, read by byte ranges."""
 
 import io
 import tarfile
@@ -25,7 +25,7 @@ _PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file 
 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
-    """Return the bytes of a sample in a view tar, a function of the sample alone: the encoded crop and the members carried along."""
+    """Return a sample's bytes in a view tar: the encoded crop and the carried members, without dates."""
     from webdataset.writer import (
         TarWriter,  # which imports torch, and a worker of the stream need not wait for that
     )
@@ -67,14 +67,15 @@ class ViewTarWriter:
 
 
 def tar_bytes(samples: int) -> int:
-    """Return the size of a view tar whose samples take so many bytes: with the end marker, filled up to whole records."""
+    """Return the size of a view tar of so many bytes of samples: with an end marker, in whole records."""
     return -(-(samples + len(_END_MARKER)) // _TAR_RECORD) * _TAR_RECORD
 
 
 def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
-    """Return the key of the one sample in a range of a view tar, and its member with an extension; raises ValueError if there is none.
+    """Return the key of the one sample in a range of a view tar, and its member with an extension.
 
-    It reads the headers that ViewTarWriter writes for plain names, in 3 us a member. Any other is left to webdataset, which takes 45.
+    Headers of plain names are read here in 3 us a member, all others by webdataset in 45. Raises ValueError
+    if there is not one such member.
     """
     start, keys, found = 0, set(), []
     while start < len(data):
@@ -109,7 +110,7 @@ def _read_by_webdataset(data: bytes, extension: str) -> tuple[str, bytes]:
 
 
 def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`; `name` is for errors.
+    """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`.
 
     Raises ValueError if the range does not hold whole samples.
     """

@@ -1,6 +1,6 @@
-"""Measures the ratios that `make bench-check` compares, and writes tests/benchmark/baseline.json: `make bench-baseline`.
+"""Writes baseline.json, the ratios that `make bench-check` compares: `make bench-baseline`.
 
-Run it on an idle machine. Commit the file when a ratio has risen for good, or fallen for a reason in the message.
+Run it on an idle machine. Commit the file when a ratio has risen for good, or fallen for a stated reason.
 """
 
 import json
@@ -10,7 +10,8 @@ import time
 import torch
 from ratio_baseline import BASELINE, RATIOS, measured_ratios
 
-from pipeline.benchmark.machine import describe_machine
+from pipeline.benchmark.machine import LIBRARIES, describe_machine
+from pipeline.provenance import provenance
 
 RUNS = 3
 
@@ -22,6 +23,7 @@ def main():
     values = {
         "made": time.strftime("%Y-%m-%d"),
         **describe_machine(torch.device("cpu")),
+        "versions": provenance(*LIBRARIES)["versions"],
         "ratios": {name: round(statistics.median(values), 4) for name, values in found.items()},
         "spread": {name: [round(min(values), 4), round(max(values), 4)] for name, values in found.items()},
     }

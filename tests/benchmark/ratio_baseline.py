@@ -58,7 +58,7 @@ def regressions(baseline, found):
 
 
 def check_ratios(baseline, measure, tries=5):
-    """Sentences on the regressions that remain when each is measured up to five times and the best value counts.
+    """Sentences on the regressions that remain when each is measured up to five times and the best counts.
 
     Noise lowers a ratio once, a slower program each time.
     """

@@ -7,7 +7,6 @@ import torch
 from pipeline.benchmark.machine import describe_machine, matrix_rate
 from pipeline.benchmark.measure import (
     Figure,
-    WaitMeter,
     core_seconds,
     ratio,
     take_turns,
@@ -43,16 +42,6 @@ def test_sleeping_takes_more_time_than_cores():
     assert core_seconds(lambda: [value * value for value in range(200_000)]) > 0
 
 
-def test_only_waiting_is_added_up():
-    meter = WaitMeter(CPU)
-    begin = time.perf_counter()
-    for _ in range(2):
-        with meter.waiting():
-            time.sleep(0.01)
-        time.sleep(0.01)
-    assert 0.02 <= meter.seconds() <= time.perf_counter() - begin - 0.02
-
-
 def test_threads_are_given_for_a_while():
     before = torch.get_num_threads()
     with threads(before + 1):
@@ -61,7 +50,5 @@ def test_threads_are_given_for_a_while():
 
 
 def test_the_machine_is_described_and_multiplies():
-    machine = describe_machine(CPU)
-    assert machine["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert machine["hardware"]["cores"] >= 1
+    assert describe_machine(CPU)["hardware"]["cores"] >= 1
     assert matrix_rate(CPU) > 0

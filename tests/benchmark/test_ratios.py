@@ -44,7 +44,7 @@ def test_only_regressions_are_measured_again():
 
 
 def test_a_real_measurement_is_compared():
-    """Four views are decoded about 1.7 times as fast as one; had it been twice that, something would be wrong now."""
+    """Four views are decoded about 1.7 times as fast as one."""
     name, effort = "ratio.four_views_to_one", {"rounds": 1, "steps": 1, "warm_up": 1, "images": 8}
     found = measured_ratios({"decode"}, effort)
     before = committed_ratios()[name]

@@ -1,16 +1,16 @@
-"""The steps that are compared do the same work: with the teacher in the loop, from the cache, and as the paper has it."""
-
-from dataclasses import replace
+"""The steps that are compared do the same work."""
 
 import pytest
 import torch
 
-from pipeline.benchmark.in_loop import teacher_targets, whole_view_batch
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
-from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch
+from pipeline.benchmark.steps import count_operations, measure_steps, resident_batch, teacher_targets
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import MaskedView, TrainingStep
+from pipeline.student.patches import cut_patches
 from pipeline.training.targets import cached_targets
+
+MEAN, STD = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,32 +18,32 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def test_a_teacher_in_the_loop_gives_what_the_cache_has(bench):
-    """The first batch of the stream and the whole views hold nearly the same images, in another order."""
-    job = replace(bench.job, spec=replace(bench.job.spec, batch_size=128))
-    views, resident = whole_view_batch(job), resident_batch(job)
-    in_loop = torch.stack(teacher_targets(job, bench.teacher)(views).visible, dim=1)
-    cached = torch.stack(cached_targets(job.cache, job.spec.levels, "whiten")(resident).visible, dim=1)
-    ours, theirs = ([row.numpy().tobytes() for row in batch["patches"]] for batch in (views, resident))
-    shared = [(ours.index(row), index) for index, row in enumerate(theirs) if row in ours]
-    assert len(shared) >= 116  # of 140 images both have 128
-    of_views, of_stream = (list(column) for column in zip(*shared, strict=True))
-    assert torch.nn.functional.cosine_similarity(in_loop[of_views], cached[of_stream], dim=-1).min() > 0.999
+def whole_views(job):
+    """Images of noise (B, S, S, 3) uint8, and their patches that a batch of the stream would show."""
+    views = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
+    visible, patches = resident_batch(job)["visible"], cut_patches(views, 16)
+    shown = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))
+    return {"views": views, "visible": visible, "patches": shown}
+
+
+def reference_student(bench):
+    """An untrained student of the published algorithm."""
+    return ReferenceStudent(
+        bench.config.student, 64, 16, len(bench.teacher.levels), bench.teacher.facts.width
+    )
 
 
 def test_the_published_algorithm_predicts_as_our_student(bench):
-    student, teacher, batch = bench.job.objective.eval(), bench.teacher, whole_view_batch(bench.job)
-    reference = ReferenceStudent(
-        bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width
-    ).eval()
+    student, batch, reference = (
+        bench.job.objective.eval(),
+        whole_views(bench.job),
+        reference_student(bench).eval(),
+    )
     reference.vit.load_state_dict(student.encoder.vit.state_dict())
     reference.heads.load_state_dict(student.alignment.heads.state_dict())
     reference.mixture.data.copy_(student.alignment.weights)
-    mean, std = (
-        torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
-    images = (batch["views"].permute(0, 3, 1, 2) / 255 - mean) / std
-    targets = teacher_targets(bench.job, teacher)(batch)
+    images = (batch["views"].permute(0, 3, 1, 2) / 255 - MEAN) / STD
+    targets = teacher_targets(bench.job, bench.teacher)(batch)
     loss, _ = student(MaskedView(batch["patches"], batch["visible"]), targets)
     pairs = zip(reference(images, batch["visible"]), targets.visible, strict=True)
     expected = torch.stack([distance(*pair, "smooth_l1") for pair in pairs]).mean()
@@ -51,22 +51,15 @@ def test_the_published_algorithm_predicts_as_our_student(bench):
 
 
 def test_the_published_algorithm_learns(bench):
-    teacher, pixels = bench.teacher, whole_view_batch(bench.job)["views"]
-    step = reference_step(
-        ReferenceStudent(bench.config.student, 64, 16, len(teacher.levels), teacher.facts.width),
-        teacher,
-        count=4,
-    )
+    step, pixels = reference_step(reference_student(bench), bench.teacher, 4), whole_views(bench.job)["views"]
     losses = [step(pixels).item() for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
 def test_operations_are_counted_as_by_hand(bench):
     """Three times the forward pass's products, except in the first layer: pixels need no gradient."""
-    model, batch = (
-        TrainingStep(bench.job.objective, cached_targets(bench.cache, bench.job.spec.levels, "whiten")),
-        resident_batch(bench.job),
-    )
+    targets = cached_targets(bench.cache, bench.job.spec.levels, "whiten")
+    model, batch = TrainingStep(bench.job.objective, targets), resident_batch(bench.job)
     width, blocks, visible = 192, 4, batch["visible"].shape[1]
     tokens, levels, target = visible + 1, 3, 64
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
@@ -83,4 +76,3 @@ def test_the_figures_of_the_step_belong_together(bench):
     assert figures["ratio.cached_to_teacher_in_loop"] == [resident / figures["step.teacher_in_loop"][0]]
     assert figures["ratio.step_to_reference"] == [resident / figures["step.reference"][0]]
     assert 0 <= figures["step.wait_share"][0] < 100
-    assert figures["start.first_batch"] > figures["start.open"]

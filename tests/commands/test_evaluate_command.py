@@ -1,4 +1,4 @@
-"""evaluate-student at the command line: a run's student, an untrained one and a teacher, against features made without our code."""
+"""evaluate-student at the command line: students and teachers against features made without our code."""
 
 import json
 import shutil
@@ -30,7 +30,9 @@ from stages.train_student import train_student
 RECIPE = """
 data = {workers = 0, window_blocks = 1}
 mask = {ratio = 0.5}
-student = {model = "vit_tiny_patch16_224", options = {depth = 2, embed_dim = 32, num_heads = 2}, drop_path = 0.5}
+student.model = "vit_tiny_patch16_224"
+student.options = {depth = 2, embed_dim = 32, num_heads = 2}
+student.drop_path = 0.5
 optim = {steps = 2, warmup_steps = 1, base_lr = 0.2}
 train = {global_batch = 8, seed = 5}
 """
@@ -63,7 +65,7 @@ def call(*arguments):
 
 
 def judged(tmp_path, *arguments):
-    """Return images in bank and test, and the accuracies, of an evaluation that succeeds, compared with what it prints."""
+    """Return images in bank and test, and the accuracies, of an evaluation, compared with what it prints."""
     result = call(*arguments, "--out", tmp_path / "result.json")
     assert (result.exit_code, result.stderr) == (0, "")
     scores = json.loads((tmp_path / "result.json").read_text())
@@ -217,7 +219,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
     [
         (
             [],
-            "give one to judge: --run DIR, --untrained (with --run or --config), --teacher SPEC or --model NAME",
+            "give one to judge: --run, --untrained with --run or --config, --teacher or --model",
         ),
         (["--run", "{run}", "--teacher", TEACHER], "give one to judge"),
         (["--untrained", "--teacher", TEACHER], "give one to judge"),
@@ -239,7 +241,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
             ["--run", "{run}", "--set", "neighbours=3"],
             "unknown configuration key 'neighbours': known are k, temp",
         ),
-        (["--run", "{run}", "--report", "{tars}"], "--report is another run than --run"),
+        (["--run", "{run}", "--report", "{tars}"], "--report is not --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demo's images: a pure function, balanced classes, true captions, and colours that do not give the class away."""
+"""The demo's images: a pure function, balanced classes, true captions, colours that tell nothing."""
 
 import re
 from collections import Counter

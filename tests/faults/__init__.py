@@ -1,4 +1,4 @@
-"""Processes killed, stopped or told to end, disks that fill up, bytes that rot: `make faults` runs it all, `make faults-short` a part.
+"""Processes killed or stopped, full disks, damaged bytes: `make faults` runs all, `make faults-short` a part.
 
-Each test does its worst to small real caches and runs, many times, at places and moments drawn from a seed (--faults-seed).
+Each test disturbs small real caches and runs many times, at moments and places drawn from --faults-seed.
 """

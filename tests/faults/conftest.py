@@ -1,4 +1,4 @@
-"""What a test of faults gets: random numbers from the seed, a count of its trials, and undisturbed caches to compare with."""
+"""Fixtures of the fault tests: random numbers from the seed, a count of trials, undisturbed caches."""
 
 import random
 import secrets
@@ -26,7 +26,7 @@ def pytest_report_header(config):
 
 @dataclass
 class Trials:
-    """The trials of one test: an empty folder, random numbers, the number of each outcome, and what went wrong."""
+    """The trials of one test: a folder, random numbers, the number of each outcome, what went wrong."""
 
     folder: Path
     rng: random.Random

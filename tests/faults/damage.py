@@ -1,7 +1,4 @@
-"""Bytes of a cache flipped, cut, lost or exchanged anywhere: training's reads refuse them or return what was stored.
-
-Full verification finds every one of them.
-"""
+"""Damage anywhere in a cache: training refuses it or reads what was stored; full verification finds it."""
 
 import re
 import struct
@@ -30,7 +27,8 @@ _TYPES = {
 }
 _SWAPPED = ("shard", "array metadata", "calibration", "view tar", "commit")
 _NAMED = re.compile(
-    r"unit \d+ \(.+, view \d+\)|array '\w|calibration|units\.json|zarr\.json|targets\.zarr|commit|view tar|is not finished: "
+    r"unit \d+ \(.+, view \d+\)|array '\w|calibration|units\.json|zarr\.json|targets\.zarr|commit|view tar"
+    r"|is not finished: "
 )
 _ENTRY = 16  # offset and length of an inner chunk in the index of a shard
 _CRC = 4
@@ -63,7 +61,7 @@ class Damage:
 
 
 def damage_at_random(cache, rng, places):
-    """Damage a cache at random places, one at a time; return the number of each outcome and what was wrong."""
+    """Damage a cache at random places, one at a time; return the count of each outcome and what was wrong."""
     expected, files, outcomes, failures = read_everything(cache), _files(cache), Counter(), []
     schema = Cache(cache).schema
     for _ in range(places):
@@ -134,7 +132,7 @@ def _read(cache, expected):
 
 
 def _verified(cache):
-    """Whether `inspect-cache verify --full` would report a damage to a finished cache; a unit without its commit is one."""
+    """Whether `inspect-cache verify --full` would report a damage; a unit without its commit is one."""
     try:
         opened = Cache(cache)
         units = committed(opened.folder, opened.units)

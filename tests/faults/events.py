@@ -1,4 +1,4 @@
-"""The changes that a process makes to files below a folder, one by one, and its death just before a chosen one of them."""
+"""Each change that a process makes to files below a folder, and its death just before a chosen one."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ _CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir"}
 
 
 def on_change(folder, call):
-    """Call `call(number, path)` before every change of this process below a folder, counted from 0, until the process ends."""
+    """Call `call(number, path)` before every change of this process below a folder, counted from 0."""
     count = 0
 
     def hook(event, arguments):
@@ -60,7 +60,7 @@ def changes_of(folder, work, *arguments, log):
 
 
 def killed_before(number, folder, work, *arguments, log):
-    """Do work that is killed before a change; return the change's path (None if the work made fewer) and what was wrong."""
+    """Kill work before a change; return the change's path (None if there were fewer) and what was wrong."""
     child, report = _started(folder, number, work, arguments, log)
     path = _received(report)
     return path, child.ended({0 if path is None else -signal.SIGKILL})

@@ -1,4 +1,4 @@
-"""The extraction that is disturbed: some tars, a cache of them that grows once, and the same cache undisturbed."""
+"""The extraction that is disturbed: tars, a cache that grows once, and the same cache undisturbed."""
 
 import re
 import shutil
@@ -69,7 +69,7 @@ class Extractions:
         ).split()
 
     def finish(self, cache, stage):
-        """Extract to the end, undisturbed; return how the cache, alone in its folder, differs from the reference."""
+        """Extract to the end; return how the cache, alone in its folder, differs from the reference."""
         log = cache.parent.with_suffix(".log")
         code, output = run_forked(run_command, self.command(cache, stage), log=log)
         if code:
@@ -87,7 +87,7 @@ def run_command(arguments):
 
 
 def command_errors(code, output, sentence):
-    """Return what is wrong about the exit code and the output of a command that should fail with a sentence."""
+    """Return what is wrong with the end of a command that should fail with a sentence."""
     lines = [line for line in output.splitlines() if sentence in line]
     if code == 1 and len(lines) == 1 and "Traceback" not in output:
         return []

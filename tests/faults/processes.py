@@ -1,4 +1,4 @@
-"""Processes forked from this one, which has imported everything and started no thread. None outlives the suite, however it ends."""
+"""Processes forked from this one, which has imported everything and has no threads; none outlives it."""
 
 import ctypes
 import multiprocessing
@@ -13,7 +13,7 @@ from pathlib import Path
 _FORK = multiprocessing.get_context("fork")
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _HANDLED = (signal.SIGTERM, signal.SIGINT)
-_SECONDS = 120
+_SECONDS = 240  # patience with a busy machine
 _started = []
 
 
@@ -61,14 +61,14 @@ class Child:
         """Return what it has printed."""
         return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
 
-    def orphans(self, seconds=60):
+    def orphans(self, seconds=_SECONDS):
         """Wait until all of the group have ended; kill and return (as text) those that have not."""
         wait_until(lambda: not group_members(self.pid), seconds, 0.02)
         left = [f"process {pid} outlives its owner" for pid in group_members(self.pid)]
         self.signal_group(signal.SIGKILL)
         return left
 
-    def ended(self, accepted, seconds=60):
+    def ended(self, accepted, seconds=_SECONDS):
         """Wait for the process and its workers; return what is wrong with their end."""
         try:
             code = self.wait(seconds)
@@ -84,7 +84,7 @@ def run_forked(work, *arguments, log, seconds=_SECONDS):
 
 
 def answer_of(work, *arguments, log, seconds=_SECONDS):
-    """Return what a function returns in a forked process; raises AssertionError with its output if it fails."""
+    """Return what a function returns in a forked process; raises AssertionError with its output."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     child = Child(lambda: theirs.send(work(*arguments)), log=log)
     theirs.close()

@@ -16,7 +16,7 @@ EXPECTED = ("is not a cache", "is not finished")
 
 
 def read_everything(path, allow_partial=False):
-    """Return {(source, view, block, what): array} of all finished units, and the calibration, through what training reads with."""
+    """Return {(source, view, chunk, what): array} of all finished units, read as training reads."""
     cache = Cache(path)
     found = dict(zip(("mean", "std"), cache.calibration(), strict=True))
     found |= cache.teacher_output()

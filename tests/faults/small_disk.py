@@ -1,6 +1,6 @@
-"""A disk of a chosen size: a tmpfs in a private mount namespace, which goes with its process; where that is forbidden, refused changes.
+"""A disk of a chosen size: a tmpfs in a private mount namespace, for plain users through a user namespace.
 
-A plain user gets it through a user namespace.
+Where namespaces are forbidden, changes of files are refused instead.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def may_mount():
 
 
 def enter_private_mounts():
-    """Give this process, which must have one thread, mounts of its own; raises OSError where that is forbidden."""
+    """Give this process, which must have one thread, mounts of its own; raises OSError if forbidden."""
     user, group = os.getuid(), os.getgid()
     if user == 0:
         _check(_LIBC.unshare(_NEW_MOUNTS))
@@ -62,7 +62,7 @@ def enlarge_disk(folder):
 
 
 def refuse_changes(folder, number):
-    """Let every change of this process below a folder, from its change `number` on, fail as on a full disk; removing works."""
+    """Let every change of this process below a folder fail as on a full disk, from change `number` on."""
 
     def refuse(count, path):
         if count >= number and "/" in path and not Path(path).exists():

@@ -1,4 +1,4 @@
-"""extract-teacher killed at any moment, alone or beside others: a later run makes the undisturbed bytes, and readers see whole units."""
+"""extract-teacher killed at any moment: a later run makes the undisturbed bytes, readers see whole units."""
 
 import re
 import shutil

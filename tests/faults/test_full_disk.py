@@ -1,4 +1,4 @@
-"""A disk that overflows at any size: one sentence, no unit that is not whole, and the same command finishes when there is space."""
+"""A full disk: one sentence, only whole units, and the same command finishes when there is space."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_a_disk_that_overflows(trials, bench):
 
 
 def _overflow(bench, cache, by_files, share):
-    """Extract to a disk that has `share` of the space, or of the files, that the cache needs; return outcome and failures."""
+    """Extract to a disk with `share` of the needed space or files; return outcome and failures."""
     enter_private_mounts()
     used = [path.stat().st_size for path in bench.reference(WHOLE).rglob("*")]
     space = sum(-(-size // _PAGE) * _PAGE for size in used)

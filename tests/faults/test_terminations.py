@@ -1,4 +1,4 @@
-"""extract-teacher told to end: it says so in one sentence, leaves no scratch and no worker, and a later run finishes."""
+"""extract-teacher ended by SIGTERM: one sentence, no scratch, no worker left, and a later run finishes."""
 
 import os
 import signal
@@ -64,7 +64,7 @@ def _start(bench, cache, rank, processes, workers):
 
 
 def _judge(bench, cache, ended):
-    """Return what is wrong: how the commands ended, what they left, and what the same command then makes of it."""
+    """Return what is wrong: how the commands ended, what they left, and what the same command then makes."""
     failures = []
     for code, output in ended:
         too_late = code == -signal.SIGTERM and output.endswith(": complete\n")

@@ -1,4 +1,4 @@
-"""train-student killed at any moment and resumed: the student is bit for bit the undisturbed run's, and no file is left over."""
+"""train-student killed at any moment and resumed: the student is the undisturbed one, bit for bit."""
 
 import json
 import shutil
@@ -24,9 +24,17 @@ _SETTINGS = [
     f"optim.steps={_STEPS}",
     "train.checkpoint_every=2",
 ]
-_FILES = {".lock", "run.json", "metrics.jsonl", "student.safetensors", "report.html", "tensorboard"}
+_FILES = {
+    ".lock",
+    "run.json",
+    "metrics.jsonl",
+    "student",
+    "student.safetensors",
+    "report.html",
+    "tensorboard",
+}
 _CHECKPOINTS = {f"step_{step:08d}.pt" for step in (_STEPS - 2, _STEPS)}
-_STOPPED = ("stopped by a signal after step", "stopped by SIGTERM")  # within the loop, and around it
+_STOPPED = "stopped by SIGTERM"
 _PARTS = ("checkpoints", "metrics", "student", "report", "run.json")
 
 
@@ -55,7 +63,7 @@ class Trainings:
             return [f"resuming ended with {code}: {output}"]
         students = [(each / "student.safetensors").read_bytes() for each in (run, self.undisturbed)]
         found = [] if students[0] == students[1] else ["student.safetensors differs"]
-        steps = Counter(json.loads(line)["step"] for line in (run / "metrics.jsonl").open())
+        steps = Counter(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
         if steps != Counter(range(1, _STEPS + 1)):
             found.append(f"metrics.jsonl has the steps {sorted(steps.elements())}")
         others = {path.name for path in run.iterdir()} - _FILES - {"checkpoints"}
@@ -99,7 +107,7 @@ def _killed(rng, trainings, run, seconds, workers):
     child.signal(number)
     code = child.wait()
     failures = child.orphans() + [f"shared memory {path.name} is left" for path in memory if path.exists()]
-    polite = number == signal.SIGTERM and any(text in child.output() for text in _STOPPED)
+    polite = number == signal.SIGTERM and _STOPPED in child.output()
     if code not in {0, -number, *[1] * polite}:
         failures.append(f"exit code {code} after signal {number}: {child.output()}")
     return "came through" if code == 0 else number.name, failures

@@ -1,8 +1,9 @@
-"""What needs a GPU, in under nine minutes: `make gpu-check`, or `python -m gpu` with the project and tests/ on PYTHONPATH.
+"""What needs a GPU, in under nine minutes: `make gpu-check`, or `python -m gpu` with tests/ on PYTHONPATH.
 
-First the tests marked `gpu`, then the figures that docs/performance.md lists as open, most important first. Each part is a
-process of its own that gets the time that is left, prints when it ends, and adds to one JSON file. Exit codes: 0, 1 if a part
-failed, 2 without a GPU. A part without enough time stays open: run it alone with --only.
+First the tests marked `gpu`, then the figures that docs/performance.md lists as open, most important first.
+Each part is a process of its own that gets the time that is left, prints when it ends, and adds to one JSON
+file. Exit codes: 0, 1 if a part failed, 2 without a GPU. A part without enough time stays open: run it alone
+with --only.
 """
 
 import argparse
@@ -23,9 +24,16 @@ LEAST = 20  # seconds that a part needs at least
 # Without pyproject.toml and the other conftest.py, which need plugins that such a machine may not have.
 TESTS = "-m pytest tests/gpu -m gpu -v -c /dev/null --rootdir . --confcutdir tests/gpu -p no:cacheprovider"
 L14, H14 = (f"--teacher open_clip:ViT-{name}-quickgelu/random" for name in ("L-14", "H-14"))
+
+
+def only(*parts):
+    """Options that choose parts of the benchmark."""
+    return " ".join(f"--only {part}" for part in parts)
+
+
 ROWS = {
-    "b": "--recipe b --rounds 2 --only step --only in-loop --only reference",
-    "extraction": "--recipe b --rounds 2 --images 8192 --only extraction --only teacher --only decode --only disk",
+    "b": "--recipe b --rounds 2 " + only("step", "in-loop", "reference"),
+    "extraction": "--recipe b --rounds 2 --images 8192 " + only("extraction", "teacher", "decode", "disk"),
     "l14": f"--recipe b {L14} --batch-size 512 --rounds 2 --steps 40 --only in-loop",
     "h14": f"--recipe b {H14} --batch-size 512 --rounds 2 --steps 40 --only in-loop",
     "s": "--recipe s --rounds 2 --steps 40 --images 4096 --only step",
@@ -59,15 +67,13 @@ def gpu_name():
     try:
         import torch
     except ImportError as error:
-        print(
-            f"gpu-check needs torch ({error}): choose the interpreter, make gpu-check PYTHON=...",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    if not torch.cuda.is_available():
-        print(f"gpu-check needs a CUDA GPU, and torch {torch.__version__} finds none", file=sys.stderr)
-        sys.exit(2)
-    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        missing = f"torch ({error}): choose the interpreter, make gpu-check PYTHON=..."
+    else:
+        if torch.cuda.is_available():
+            return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        missing = f"a CUDA GPU, and torch {torch.__version__} finds none"
+    print(f"gpu-check needs {missing}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run_tests(end):
@@ -89,7 +95,7 @@ def run_row(options, end):
 
 
 def run_part(arguments, end):
-    """Run Python until it ends or the time is over; return "done", "failed", or "open" if there was too little time."""
+    """Run Python until it ends or the time is over; return "done", "failed", or "open" for too little time."""
     if end - time.monotonic() < LEAST:
         return "open"
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)

@@ -1,4 +1,4 @@
-"""The device of each test: this GPU for `make gpu-check`, and the CPU for all others, so that the tests themselves are tested."""
+"""The device of each test: a GPU for `make gpu-check`, and the CPU for all others, which tests the tests."""
 
 import pytest
 import torch

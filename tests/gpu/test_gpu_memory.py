@@ -1,4 +1,4 @@
-"""Page-locked memory and second streams: what the host and the device do side by side gives the bytes of one after the other."""
+"""Page-locked memory and second streams: what overlaps gives the same bytes as one after the other."""
 
 from itertools import islice
 

@@ -5,16 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import typer
 from caches import real
 from safetensors.torch import load_file
 from tars import make_tars
+from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
 
+from pipeline.benchmark.steps import resident_batch
+from pipeline.cache.reader import Cache
+from pipeline.config import load_config
+from pipeline.training.config import RunConfig
+from pipeline.training.distributed import Ranks
+from pipeline.training.job import build_job
+from pipeline.training.trainer import Trainer
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import verify
 from stages.train_student import train_student
@@ -95,7 +105,7 @@ def losses(run):
 
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(device, cache_path, tmp_path):
-    """On a GPU sums of gradients come in any order, so weights are nearly equal there; the data are the same."""
+    """On a GPU gradients are summed in any order, so weights are only nearly equal there."""
     train(cache_path, tmp_path / "whole", device)
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     (tmp_path / f"stopped/checkpoints/step_{STEPS:08d}.pt").unlink()
@@ -119,3 +129,34 @@ def test_a_compiled_run_on_a_gpu_is_the_eager_one_on_a_cpu(cache_path, tmp_path)
     assert on_gpu[:3] == pytest.approx(on_cpu[:3], rel=0.01)
     assert on_gpu == pytest.approx(on_cpu, rel=0.05)
     assert on_gpu[-1] < on_gpu[0]
+
+
+@pytest.fixture
+def one_rank(device, tmp_path):
+    """A process group of this process alone, NCCL on a GPU, which the loop takes for several."""
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"file://{tmp_path}/meeting",
+        rank=0,
+        world_size=1,
+        device_id=torch.device("cuda:0") if on_gpu else None,
+    )
+    yield Ranks(0, 2, dist.new_group(backend="gloo"))
+    dist.destroy_process_group()
+
+
+def test_a_rank_of_a_group_takes_the_steps_of_one_alone(one_rank, cache_path, device, tmp_path):
+    """Wrapped by DDP, compiled on a GPU; sums over the ranks are of one."""
+    config = load_config(RunConfig, None, SETTINGS)
+    alone = build_job(config, Cache(cache_path), tmp_path, Ranks(), torch.device(device.type, 0))
+    batch = resident_batch(alone)
+    shared = replace(build_job(config, alone.cache, tmp_path, Ranks(), alone.device), ranks=one_rank)
+    found = []
+    for job in (alone, shared):
+        torch._dynamo.reset()
+        trainer = Trainer(job, job.build_step().train())
+        found.append([trainer.step(batch, step)[0].item() for step in range(4)])
+    assert isinstance(trainer.model, DistributedDataParallel)
+    assert found[1] == pytest.approx(found[0], rel=1e-3 if device.type == "cuda" else 1e-6)
+    assert one_rank.largest(3, -5) == [3, -5]

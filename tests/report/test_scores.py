@@ -21,12 +21,15 @@ def data(digest, **changes):
     return DataFacts(**(values | {"first_reasons": {}, "digest": digest} | changes))
 
 
+STUDENT = {"kind": "run", "name": "student", "weights": "w1", "step": 7}
+
+
 def score(value=0.5, *, subject=None, **changes):
     values = {
         "representation": "cls", "bank": data("bank"), "test": data("test"), "metrics": {"top-1": value},
-        "per_class": {"0": value, "1": value}, "class_images": {"0": 5, "1": 5}, "chance": 0.5, "selection": "none",
-        "subject": SubjectFacts(**({"kind": "run", "name": "student", "weights": "w1", "step": 7} | (subject or {}))),
-        "evaluation": "knn", "protocol": "k-NN", "options": {"k": 3}, "date": "2026-01-02", "seconds": 1.0, "device": "cpu",
+        "per_class": {"0": value, "1": value}, "class_images": {"0": 5, "1": 5}, "chance": 0.5,
+        "subject": SubjectFacts(**(STUDENT | (subject or {}))), "evaluation": "knn", "protocol": "k-NN",
+        "options": {"k": 3}, "selection": "none", "date": "2026-01-02", "seconds": 1.0, "device": "cpu",
     }  # fmt: skip
     return Score(**(values | changes))
 
@@ -47,7 +50,8 @@ def test_scores_come_back_as_they_were_written(tmp_path):
 def test_a_score_replaces_its_like_alone(tmp_path):
     others = [
         score(subject={"weights": "w2"}), score(subject=TEACHER), score(representation="mean"),
-        score(options={"k": 4}), score(test=data("other")), score(protocol="k-NN 2"), score(test=data("test", image_size=32)),
+        score(options={"k": 4}), score(test=data("other")), score(protocol="k-NN 2"),
+        score(test=data("test", image_size=32)),
     ]  # fmt: skip
     add_scores(tmp_path, [score(0.1), *others])
     add_scores(tmp_path, [score(0.9)])

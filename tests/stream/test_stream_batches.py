@@ -1,5 +1,7 @@
 """Batches do not depend on how many workers there are, nor on where the stream was started."""
 
+from itertools import islice
+
 import pytest
 import torch
 from small_cache import make_shards, small_cache
@@ -25,6 +27,13 @@ def undisturbed(small_cache_path):
 def test_epochs_have_the_expected_steps_and_no_batch_comes_twice(small_cache_path, undisturbed):
     assert stream_spec(Cache(small_cache_path)).steps_per_epoch == STEPS
     assert len(set(undisturbed)) == LENGTH
+
+
+def test_a_second_loop_over_a_stream_continues_the_first(small_cache_path, undisturbed):
+    cache = Cache(small_cache_path)
+    with BatchStream(cache, stream_spec(cache), CPU, 0) as stream:
+        found = [digest(batch) for _ in range(2) for batch in islice(stream, 3)]
+    assert found == undisturbed[:6]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

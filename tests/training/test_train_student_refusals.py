@@ -88,7 +88,7 @@ def test_a_run_whose_run_json_is_damaged(small_cache_path, tmp_path):
         ),
         (
             "mask.ratio=0.99",
-            "mask.ratio 0.99 leaves 0 of 16 patches visible: choose a ratio from 0 to 0.9375",
+            "mask.ratio 0.99 leaves 0 of 16 patches visible: give one from 0 to 0.9375",
         ),
         (
             "mask.strategy='grid'",

@@ -146,7 +146,7 @@ def test_the_visible_count_is_the_methods():
 
 def test_a_ratio_that_hides_everything_is_refused():
     with pytest.raises(
-        ConfigError, match=r"mask.ratio 0.8 leaves 0 of 4 patches visible: choose a ratio from 0 to 0.75"
+        ConfigError, match=r"mask.ratio 0.8 leaves 0 of 4 patches visible: give one from 0 to 0.75"
     ):
         visible_count(4, 0.8)
 
@@ -167,8 +167,8 @@ def test_a_ratio_out_of_range_is_refused(ratio, told):
 @pytest.mark.parametrize(
     ("strategy", "importance", "count", "message"),
     [
-        ("attention", None, 2, "needs the importance .* choose 'random' or 'block'"),
-        ("attention", np.ones(5, np.float32), 2, r"shape \(5,\), but the grid has 4"),
+        ("attention", None, 2, "needs the importance .* give 'random' or 'block'"),
+        ("attention", np.ones(5, np.float32), 2, r"shape \(5,\), not one value for each of 4"),
         ("attention", np.array([1, 2, np.nan, 1], np.float32), 2, "importance holds nan"),
         ("attention", np.array([1, 2, -1, 1], np.float32), 2, r"importance holds -1\.0"),
         ("grid", None, 2, "mask.strategy 'grid' is unknown: choose 'attention'"),
@@ -223,7 +223,7 @@ def test_the_ratios_that_refusals_name_work(patches):
         ratio = least_ratio(patches, count)
         assert count_of_share(patches, 1 - ratio) <= count
         assert ratio == 0 or count_of_share(patches, 1 - (ratio - 1e-4)) > count
-    with pytest.raises(ConfigError, match=r"choose a ratio from 0 to ") as error:
+    with pytest.raises(ConfigError, match=r"give one from 0 to ") as error:
         visible_count(patches, 0.99999)
     assert visible_count(patches, float(str(error.value).rsplit(" ", 1)[1])) == 1
 

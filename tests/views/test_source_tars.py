@@ -109,7 +109,7 @@ def test_a_message_has_no_addresses_of_objects(tmp_path):
     [
         ([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")], "holds the key 'a' twice, not side by side"),
         ([("a.jpg", b"1"), ("a.jpg", b"2")], "holds the file 'a.jpg' twice"),
-        ([("caf\udce9.jpg", b"1")], r"holds the name 'caf\\udce9.jpg', which is no UTF-8"),
+        ([("caf\udce9.jpg", b"1")], r"holds the name 'caf\\udce9.jpg', which is not UTF-8"),
     ],
 )
 def test_wrong_keys_are_refused(tmp_path, members, message):

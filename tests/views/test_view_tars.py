@@ -8,7 +8,6 @@ import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published_units import write_view_tar
 
 from pipeline.views.view_tars import ViewTarWriter, parse_samples, read_sample, tar_sample
 
@@ -21,7 +20,11 @@ SAMPLES = [
 
 
 def write(path, samples=SAMPLES, view_format="jpeg"):
-    return write_view_tar(path, samples, view_format)[1]
+    tar = ViewTarWriter(path)
+    for key, crop, members in samples:
+        tar.append(tar_sample(key, crop, members, view_format))
+    tar.close()
+    return tar.ranges
 
 
 def contents(data):
