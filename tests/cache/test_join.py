@@ -41,8 +41,8 @@ def check_batches(batches, stored, levels, prefix):
         for row, visible in enumerate(batch["visible"].numpy()):
             keys.append(key_of(batch, row, stored))
             sample, tokens = stored[keys[-1]], [*range(prefix), *(visible + prefix)]
-            assert np.array_equal(batch["codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
-            assert np.array_equal(batch["stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
+            assert np.array_equal(batch["visible_codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
+            assert np.array_equal(batch["visible_stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
     return keys
 
 
@@ -63,7 +63,10 @@ def test_no_cls_raw_crops_and_missing_labels(tmp_path):
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width
-    assert (batches[0]["codes"].shape, batches[0]["stats"].shape) == ((6, 3, 8, width), (6, 3, 8, 2))
+    assert (batches[0]["visible_codes"].shape, batches[0]["visible_stats"].shape) == (
+        (6, 3, 8, width),
+        (6, 3, 8, 2),
+    )
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(images)
     joined = read_joined(cache, next(cache.commits()), 0, [])
