@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench bench-check bench-baseline gpu-check faults faults-short lint clean
+.PHONY: help setup demo demo-figures test bench bench-check bench-baseline gpu-check faults faults-short lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## run both stages on generated images, from teacher to report
 	$(BIN)/python -m stages.demo
+
+demo-figures: setup ## put the result of the last make demo into README, docs/demo.json and docs/demo.png
+	$(BIN)/python tools/demo_figures.py
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n 3

@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar with rate and time left on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress of a long command: a bar with rate and time left on a terminal, elsewhere a line now and then."""
 
 import time
 from types import TracebackType
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressDisplay:
-    """Shows how many images, or other units, of a total are done, with a free text behind; a context manager."""
+    """Shows how many images, or other units, of a total are done, and a free text; a context manager."""
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Begin at `done` of `total`."""

@@ -1,4 +1,4 @@
-"""Where results come from: version, commit, command line, host and time, for run.json and the log of a cache."""
+"""Where results come from: version, commit, command, host and time, for run.json and the log of a cache."""
 
 import platform
 import re
@@ -14,7 +14,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def provenance(*libraries: str) -> dict[str, Any]:
-    """Describe this process: our version and commit, its command line without passwords, host, start, and versions of libraries."""
+    """Describe this process: our version and commit, command, host, start, and versions of libraries."""
     versions = {"python": platform.python_version()}
     for name in ("maskalign", *libraries):
         try:
@@ -32,7 +32,7 @@ def provenance(*libraries: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command as a shell takes it, with `user:password@` of addresses left out and bytes that are not UTF-8 escaped."""
+    """Return the command as a shell takes it, without passwords and with bytes that are not UTF-8 escaped."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return _PASSWORD.sub("***@", shlex.join(words)).encode("utf-8", "backslashreplace").decode()
 
@@ -43,7 +43,7 @@ def utc_now() -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this source tree, with -dirty if files were changed; None outside of a git checkout."""
+    """Return the commit of this source tree, -dirty if files were changed; None without a git checkout."""
     root = Path(__file__).parents[1]
     if not (
         root / ".git"

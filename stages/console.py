@@ -1,4 +1,4 @@
-"""What all commands share at their edge with a person: options of every command, errors in one sentence, and the chosen device."""
+"""What all commands share at their edge with a person: -h, --version, errors in one sentence, the device."""
 
 import os
 import re
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def cli_errors(
     advice: Callable[[], str] = lambda: "run the same command again to continue",
 ) -> Iterator[None]:
-    """Turn errors and requests to stop into one sentence on stderr and an exit code: 2 for wrong use, 130 for Ctrl-C, otherwise 1.
+    """Turn errors and requests to stop into one sentence on stderr and an exit code.
 
-    `advice` says how a stopped command is continued.
+    The code is 2 for wrong use or configuration, 130 for Ctrl-C, otherwise 1. `advice` says how a stopped
+    command is continued.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(
@@ -63,7 +64,7 @@ def stop_code(number: int) -> int:
 
 
 def new_app(**options: Any) -> typer.Typer:
-    """Return an application with what all commands have: -h, and no machinery of typer's own in their output."""
+    """Return an application with what all commands have: -h, and plain help and errors."""
     return typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -97,7 +98,7 @@ def check_device_name(name: str) -> None:
 
 
 def choose_device(name: str) -> "torch.device":
-    """Return the device of this process: of several on a machine each takes the GPU of its local rank, or the only one it sees.
+    """Return the device of this process: the GPU of its local rank, or the only one that it sees.
 
     Raises ConfigError for a device that is not there.
     """
@@ -113,8 +114,8 @@ def choose_device(name: str) -> "torch.device":
         index = int(name.partition(":")[2])
         if process.local_world_size > 1 and count > 1:
             raise ConfigError(
-                f"--device {name!r} would put all {process.local_world_size} processes of this machine on one GPU: "
-                "give --device cuda, and each takes its own"
+                f"--device {name!r} would put all {process.local_world_size} processes of this machine on "
+                "one GPU: give --device cuda, and each takes its own"
             )
     else:
         index = 0 if count == 1 else process.local_rank
@@ -125,7 +126,8 @@ def choose_device(name: str) -> "torch.device":
             else f"start at most {count} processes on this machine"
         )
         raise ConfigError(
-            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: {remedy if count else 'give --device cpu'}"
+            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: "
+            f"{remedy if count else 'give --device cpu'}"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

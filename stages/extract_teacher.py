@@ -1,4 +1,4 @@
-"""extract-teacher: run a teacher once over source tars and write its features, with the crops it saw, to a cache."""
+"""extract-teacher: run a teacher once over source tars, and store its features with the crops that it saw."""
 
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +21,8 @@ def extract_teacher(
     shards: Annotated[
         list[str],
         typer.Argument(
-            help="Source tars: tars, patterns, folders, or a text file with one tar a line; paths or URLs. Extending a cache needs "
-            "the new tars only."
+            help="Source tars: paths, URLs, patterns, folders, or a text file with one tar a line. "
+            "Extending a cache needs the new tars only."
         ),
     ],
     cache: Annotated[
@@ -31,7 +31,8 @@ def extract_teacher(
     teacher: Annotated[
         str,
         typer.Option(
-            help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; the tag `random` is an untrained rehearsal."
+            help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; "
+            "the tag `random` is an untrained rehearsal."
         ),
     ],
     levels: Annotated[
@@ -49,9 +50,7 @@ def extract_teacher(
     ] = Options.keep,
     keep_rank: Annotated[
         str,
-        typer.Option(
-            help="Which patches to store: drawn by `attention` of the teacher, or at `random`; the masks' strategy."
-        ),
+        typer.Option(help="Which patches to store: drawn by `attention` of the teacher, or at `random`."),
     ] = Options.keep_rank,
     view_format: Annotated[
         str, typer.Option(help="How crops are stored: jpeg (quality 95) or raw (lossless).")
@@ -80,8 +79,8 @@ def extract_teacher(
     precision: Annotated[
         str,
         typer.Option(
-            help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, bfloat16 on a GPU, "
-            "float16 on a GPU before Ampere."
+            help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
+            "bfloat16 on a GPU, float16 on a GPU before Ampere."
         ),
     ] = Options.precision,
     compile: Annotated[
@@ -106,8 +105,8 @@ def extract_teacher(
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
 
-    The same command again continues an unfinished cache; with more tars or views it extends it. Start it with torchrun or a Slurm array to
-    share the work among many GPUs.
+    The same command again continues an unfinished cache; with more tars or views it extends it. Start it with
+    torchrun or a Slurm array to share the work among many GPUs.
     """
     given = dict(locals())
     with cli_errors():
@@ -127,7 +126,7 @@ def extract_teacher(
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    """Resolve shards, rank and device. All that needs no torch is checked before it is imported, which takes seconds."""
+    """Resolve shards, rank and device. What needs no torch is checked first: importing it takes seconds."""
     from pipeline.cache.reader import Cache
     from pipeline.cache.writer import is_empty
     from pipeline.storage.address import open_folder
@@ -165,7 +164,7 @@ def _show_sizes(sizes: "SizeForecast") -> None:
         rows["finished"] = f"{sizes.finished:,} of {sizes.units:,} units exist already"
     if sizes.rows > UNIT_ROWS:
         rows["too large"] = (
-            f"tar {sizes.largest_tar!r} has {sizes.rows:,} images; a tar may have {UNIT_ROWS:,}: split it into smaller tars"
+            f"tar {sizes.largest_tar!r} has {sizes.rows:,} images, more than {UNIT_ROWS:,}; split it"
         )
     rows["memory"] = f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units"
     _print_rows(rows)
@@ -178,11 +177,11 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
     _print_rows(
         {
             "teacher": f"{rates.teacher_rate:,.3g} views/s on {options.device}",
-            "decoding": f"{rates.decode_rate:,.3g} images/s a worker with all their views, {counted(rates.workers, 'worker')}",
+            "decoding": f"{rates.decode_rate:,.3g} images/s in each of {counted(rates.workers, 'worker')}",
             "extraction": f"{duration(rates.hours)} with {counted(rates.processes, 'process', 'processes')}, "
             f"writing {written / 1e6:,.3g} MB/s",
-            "training": f"reads at most {view_bytes:,.0f} bytes an image: {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
-            "paid back": f"after {rates.paid_after_epochs:,.1f} student epochs, against running the teacher in each",
+            "training": f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
+            "paid back": f"after {rates.paid_after_epochs:,.1f} epochs, against running the teacher in each",
         }
     )
 
@@ -209,8 +208,9 @@ def _show_summary(options: Options, extractor: "Extractor", missing: int) -> Non
         )
     if tally.units:
         typer.echo(
-            f"{counted(tally.units, 'unit')} made of {counted(tally.images, 'image')} ({counted(tally.views, 'view')}) in "
-            f"{timing.wall:.1f} s, {tally.views / timing.wall:.3g} views/s"
+            f"{counted(tally.units, 'unit')} made of {counted(tally.images, 'image')} "
+            f"({counted(tally.views, 'view')}) in {timing.wall:.1f} s, "
+            f"{tally.views / timing.wall:.3g} views/s"
         )
         parts = ", ".join(f"{part} {one:.1f} s" for part, one in timing.seconds.items() if one >= 0.05)
         typer.echo(f"busy: {parts or 'hardly'}; the slowest part is {timing.limit()}")
@@ -223,7 +223,8 @@ def _show_summary(options: Options, extractor: "Extractor", missing: int) -> Non
     if tally.unlabelled:
         key, reason = tally.first_unlabelled
         typer.echo(
-            f"{counted(tally.unlabelled, 'image')} stored without a label, since theirs cannot be used; the first: {key!r} {reason}"
+            f"{counted(tally.unlabelled, 'image')} stored without a label, since theirs cannot be used; "
+            f"the first: {key!r} {reason}"
         )
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)

@@ -115,7 +115,8 @@ def _print_result(result: "Result", run: Path, report: Path, mode: "Resume") -> 
     if result.images_per_second:
         figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
     typer.echo(
-        f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}; student: {run / STUDENT_FOLDER}, report: {report}"
+        f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}; "
+        f"student: {run / STUDENT_FOLDER}, report: {report}"
     )
     if result.done < result.steps:
         stop = describe_signal(result.stopped_by)

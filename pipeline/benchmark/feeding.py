@@ -59,8 +59,8 @@ def array_names(job: TrainingJob) -> list[str]:
 def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
     """Return the beginning of an epoch's first window, and its chunks."""
     whole, order = next(job.spec.order.windows(0)), job.spec.order
-    window = Window(whole.number, whole.start, whole.blocks[:_MOST_CHUNKS])
-    chunks = window.blocks[:, :2].tolist()
+    window = Window(whole.number, whole.start, whole.chunks[:_MOST_CHUNKS])
+    chunks = window.chunks[:, :2].tolist()
     return window, [(job.cache.pinned_commit(order.units[unit]), chunk) for unit, chunk in chunks]
 
 

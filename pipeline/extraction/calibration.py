@@ -1,4 +1,4 @@
-"""The channel statistics of a cache, from images that are spread over its tars by a rule, so that every process finds the same.
+"""The channel statistics of a cache, from images spread over its tars by a rule that every process follows.
 
 Tars are often sorted by class, so a few images of each of many tars say more than many images of one.
 """
@@ -52,9 +52,10 @@ def spread_images(
     limit: int = CALIBRATION_IMAGES,
     most_tars: int = CALIBRATION_TARS,
 ) -> list[SampleViews]:
-    """Return the views of up to `limit` images: an equal number from the beginning of each of `most_tars` tars, evenly spaced in the list.
+    """Return the views of up to `limit` images: equally many first ones of `most_tars` tars, evenly spaced.
 
-    What one of these tars lacks the next ones give. Raises SourceError, with the first reason, if no tar has an image that can be decoded.
+    What one of these tars lacks the next ones give. Raises SourceError, with the first reason, if no image of
+    any tar can be decoded.
     """
     count = min(len(tars), most_tars)
     chosen = [tars[index * len(tars) // count] for index in range(count)]
@@ -73,7 +74,8 @@ def spread_images(
         f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else "they hold no samples"
     )
     raise SourceError(
-        f"none of the {len(tars)} tars holds an image that can be decoded, the first is {printable(tars[0].address)!r} ({reason}); "
+        f"none of the {len(tars)} tars holds an image that can be decoded, the first is "
+        f"{printable(tars[0].address)!r} ({reason}); "
         "check SHARDS"
     )
 
@@ -98,7 +100,7 @@ def _good(
 
 
 def whole_samples(tar: SourceTar) -> Iterator[SourceSample]:
-    """Yield the samples up to where a tar breaks, whoever decodes them: its own extraction will report that."""
+    """Yield the samples up to where a tar breaks, which its own extraction will report."""
     try:
         yield from read_samples(tar)
     except SourceError:

@@ -1,12 +1,13 @@
 """The teacher's part: batches of fixed composition in, encoded arrays out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +29,8 @@ Encoded = tuple[list[Tensor], Tensor, Tensor | None]  # codes by level, stats, i
 def resolve_precision(precision: Precision, device: torch.device) -> str:
     """Return the arithmetic of the teacher's forward pass.
 
-    `auto` is float32 on a CPU, bfloat16 on a GPU, and float16 on a GPU that computes bfloat16 by emulation (before Ampere).
+    `auto` is float32 on a CPU, bfloat16 on a GPU, and float16 on a GPU before Ampere, which emulates
+    bfloat16.
     """
     if precision != "auto":
         return precision
@@ -54,25 +56,27 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
+    if dtype != torch.float32:
+        with torch.inference_mode(), torch.autocast(device.type, dtype):
+            yield
+        return
+    # cuDNN would round the inputs of the patch embedding to TF32
     exact = (
-        dtype == torch.float32
-    )  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, None if exact else dtype, enabled=not exact),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
-    ):
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
+    )
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         yield
 
 
 def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str]) -> None:
-    """Raise CacheError that names the teacher's block and the image of the first of (B, T, M, ...) float16 that is not finite."""
+    """Raise CacheError, naming block and image, if a value of (B, T, M, ...) float16 is not finite."""
     bad = ~moments.isfinite().transpose(1, 2).flatten(2).all(-1)
     if bad.any():
         sample, level = bad.nonzero()[0].tolist()
         raise CacheError(
-            f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or whose mean or std exceeds "
-            f"{_LARGEST_HALF:g}; check the teacher's weights, give --precision float32, or leave the image out"
+            f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or "
+            f"whose mean or std exceeds {_LARGEST_HALF:g}; check the teacher's weights, give --precision "
+            "float32, or leave the image out"
         )
 
 
@@ -87,7 +91,7 @@ def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> 
 
 @dataclass
 class EncodingBatch:
-    """A batch that is on its way through a device: what is still there, and what comes to the host without being asked."""
+    """A batch on its way through a device: what stays there, and what is copied to the host at once."""
 
     keys: Sequence[str]
     unit: Unit
@@ -101,7 +105,8 @@ class EncodingBatch:
 class FeatureEncoder:
     """Turns batches of views into the feature, stats, attention and token rows of a unit.
 
-    On a GPU `launch` returns at once; whoever launches the next batch before it collects the last one never lets the GPU wait.
+    On a GPU `launch` returns at once: launch the next batch before collecting the last one, and the GPU never
+    waits.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class FeatureEncoder:
         batch_size: int,
         compile: Literal["on", "try", "off"] = "off",
     ) -> None:
-        """Take the teacher and the calibration (M, D). `try`: run the teacher uncompiled where compiling fails."""
+        """Take the teacher and the calibration (M, D). `try`: run uncompiled where compiling fails."""
         self.device, self.batch_size = device, batch_size
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
@@ -124,7 +129,7 @@ class FeatureEncoder:
         self._features = compiled(self.features) if self.compiled else self.features
 
     def prepare(self) -> None:
-        """Compile for whole batches now: on a GPU it takes longer than thousands of images, and no rate should contain it."""
+        """Compile for whole batches now: it takes minutes, which no rate should contain."""
         if self.compiled:
             side = self._schema.view.image_size
             pixels = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
@@ -133,7 +138,7 @@ class FeatureEncoder:
             DeviceEvent(self.device).wait()
 
     def launch(self, pixels: Tensor, keys: Sequence[str], unit: Unit) -> EncodingBatch:
-        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device, those of the images `keys` of a unit.
+        """Begin to encode the first of the views (b, S, S, 3) uint8 on the device: images `keys` of a unit.
 
         What lies behind them fills up the batch.
         """
@@ -149,10 +154,10 @@ class FeatureEncoder:
         )
 
     def _run(self, pixels: Tensor) -> Encoded:
-        """Run the compiled teacher; where compiling fails, run it as it is or raise ConfigError, as --compile says.
+        """Run the compiled teacher; where compiling fails, the uncompiled one, or raise ConfigError.
 
-        Each new batch size is compiled when it first comes, so the compiler may fail late. It fails with errors of all kinds: no C
-        compiler, a GPU too old for Triton or for its bfloat16, a full cache folder.
+        Each batch size is compiled when it first comes, so the compiler may fail late. It fails with errors
+        of all kinds: no C compiler, a GPU too old for Triton or for its bfloat16, a full cache folder.
         """
         if not self.compiled:
             return self.features(pixels)
@@ -168,18 +173,17 @@ class FeatureEncoder:
             return self.features(pixels)
 
     def features(self, pixels: Tensor) -> Encoded:
-        """Return codes, M of (b, T, W), stats (b, T, M, 2 + G) float16 and importance (b, N) of views (b, S, S, 3) uint8, all tokens."""
+        """Encode views (b, S, S, 3): codes M x (b, T, W), stats (b, T, M, 2 + G), importance (b, N)."""
         features = self._teacher.features(pixels)
-        levels = zip(features.hidden, self._mean, self._std, strict=True)
-        encoded = [encode_level(*level, self._schema.encoding) for level in levels]
-        return (
-            [codes for codes, _ in encoded],
-            torch.stack([stats for _, stats in encoded], dim=2),
-            features.importance,
-        )
+        # Encoding is float32 arithmetic, and under autocast to bfloat16 `stack` refuses float16 tensors.
+        with torch.autocast(self.device.type, enabled=False):
+            levels = zip(features.hidden, self._mean, self._std, strict=True)
+            encoded = [encode_level(*level, self._schema.encoding) for level in levels]
+            stats = torch.stack([stats for _, stats in encoded], dim=2)
+        return [codes for codes, _ in encoded], stats, features.importance
 
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
-        """Wait for a batch and return its rows by array; raises CacheError for features that are not finite."""
+        """Wait for a batch and return its rows by array; raises CacheError if they are not finite."""
         batch.done.wait()
         importance = None if batch.importance is None else batch.importance.numpy()
         if not batch.finite:
@@ -189,17 +193,15 @@ class FeatureEncoder:
         # on the host, while the device is at the next batch
         ranked = self._rank(importance, batch.keys, batch.unit)
         with self._copies.running():
-            copied = {
-                name: to_host(values)
-                for name, values in self._stored(batch.codes, batch.stats, ranked).items()
-            }
+            stored = self._stored(batch.codes, batch.stats, ranked)
+            copies = {name: to_host(values) for name, values in stored.items()}
         self._copies.wait()
-        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copied.items()}
-        return rows | {
-            name: values
-            for name, values in (("attention", importance), ("tokens", ranked))
-            if values is not None
-        }
+        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copies.items()}
+        if importance is not None:
+            rows["attention"] = importance
+        if ranked is not None:
+            rows["tokens"] = ranked
+        return rows
 
     def _rank(
         self, importance: NDArray[np.float32] | None, keys: Sequence[str], unit: Unit
@@ -219,14 +221,10 @@ class FeatureEncoder:
     def _stored(
         self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.uint16] | None
     ) -> dict[str, Tensor]:
-        """Return the feature and stats rows of the tokens that are stored: encoded with all others, so that keep changes no value."""
+        """Return the rows of the stored tokens. All tokens were encoded, so that --keep changes no value."""
         if ranked is not None:
-            places = (
-                np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0)))
-                if self._schema.teacher.has_cls
-                else ranked.astype(np.int64)
-            )
-            tokens = torch.from_numpy(places).to(self.device)
+            tokens = torch.from_numpy(ranked.astype(np.int64)).to(self.device)
+            tokens = F.pad(tokens + 1, (1, 0)) if self._schema.teacher.has_cls else tokens
             samples = torch.arange(len(tokens), device=self.device)[:, None]
             codes, stats = [part[samples, tokens] for part in codes], stats[samples, tokens]
         arrays = {feature_array(level): part for level, part in zip(self._schema.levels, codes, strict=True)}

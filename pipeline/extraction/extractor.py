@@ -1,6 +1,7 @@
-"""The extraction of one process: tars in, units out, and the count of both. All parts overlap, also from one tar to the next.
+"""The extraction of one process: tars in, units out. All parts overlap, also from one tar to the next.
 
-source tar → samples → decoding workers → a lane for each view (teacher, encoding) → unit builders (files) → publishing thread (commits)
+source tar → samples → decoding workers → a lane for each view (teacher, encoding) → unit builders (files) →
+publishing thread (commits)
 """
 
 import time
@@ -84,7 +85,7 @@ class Extractor:
         self.tally = Tally()
 
     def run(self, tars: Sequence[SourceTar], units: Sequence[Unit]) -> None:
-        """Make the uncommitted units of the tars, in the order of `tars`. A tar that fails is noted and left out."""
+        """Make the missing units, tar by tar in the order of `tars`. One that fails is noted and left out."""
         with (
             self._folder.scratch() as scratch,
             WriterThreads() as threads,
@@ -168,13 +169,15 @@ class Extractor:
             yield group
 
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
-        """Send groups through decoding and teacher; yields each tar once all its rows are on their way to its files."""
+        """Send groups through decoding and teacher; yields tars whose rows are all on their way to files."""
         for job in self._decoder.jobs(groups):
             self._push(job)
-            yield from self._done()
+            while self._open and self._open[0].is_done:
+                yield self._open.popleft()
         for lane in self._lanes:
             lane.collect()
-        yield from self._done()
+        while self._open:
+            yield self._open.popleft()
 
     def _push(self, job: DecodedJob[_Tar]) -> None:
         """Send a job's images down the lanes; a job without samples ends its tar."""
@@ -184,7 +187,8 @@ class Extractor:
         tar.images += len(job.good)
         if tar.images > self._schema.unit_rows:
             tar.reading_fault = tar.reading_fault or (
-                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images: split it into smaller tars"
+                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
+                "split it into smaller tars"
             )
         # lanes that get nothing more for now: a tar that waits for them would hold up all tars behind it
         idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
@@ -198,10 +202,6 @@ class Extractor:
             else:
                 lane.end(builder)
         tar.is_read = not job.results
-
-    def _done(self) -> Iterator[_Tar]:
-        while self._open and self._open[0].is_done:
-            yield self._open.popleft()
 
     def _publish(self, tar: _Tar) -> None:
         """Publish a tar's units, or note why they are left out."""
@@ -225,18 +225,21 @@ class Extractor:
         if not total:
             return f"tar {name!r} holds no samples; leave it out or make it again"
         if not tar.images:
-            return f"tar {name!r} holds no image that can be decoded: 0 of {total} ({first}); leave it out or make it again"
+            counts = f"0 of {total} samples, {first}"
+            return (
+                f"tar {name!r} holds no image that can be decoded ({counts}); leave it out or make it again"
+            )
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
             return (
-                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, --max-bad {self._max_bad:g}); "
-                f"{first}; make the tar again or raise --max-bad"
+                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
+                f"--max-bad {self._max_bad:g}); {first}; make the tar again or raise --max-bad"
             )
         if tar_size(tar.source.address) != tar.source.size:
-            return f"tar {name!r} was replaced while it was read: run the same command again"
+            return f"tar {name!r} was replaced while it was read; run the same command again"
         return ""
 
     def _show(self, progress: ProgressDisplay, units: Sequence[Unit]) -> None:
-        """Show the progress of all processes in images, from the bytes of finished tars and the bytes of an image so far."""
+        """Show the progress of all processes in images, estimated from the bytes of finished tars."""
         views = len({unit.view for unit in units}) or 1
         finished = sum(unit.source_bytes for unit in committed(self._folder, units)) / views
         total = sum(unit.source_bytes for unit in units) / views
@@ -244,8 +247,3 @@ class Extractor:
         notes = {"skipped": len(self.tally.skipped), "tars failed": len(self.tally.failed)}
         text = ", ".join(f"{count} {name}" for name, count in notes.items() if count)
         progress.update(round(finished / image_bytes), text, round(total / image_bytes))
-
-
-def count_committed(folder: Folder, units: Sequence[Unit]) -> int:
-    """Return how many of the units exist."""
-    return len(committed(folder, units))

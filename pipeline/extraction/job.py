@@ -1,4 +1,4 @@
-"""One extraction as the command asks for it: teacher, schema, the cache created or extended, and the work of this process."""
+"""One extraction: teacher, schema, the cache created or extended, and the work of this process."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
@@ -21,7 +22,7 @@ from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
-from pipeline.extraction.extractor import Extractor, count_committed
+from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.plan import (
     RateForecast,
@@ -54,7 +55,7 @@ def open_files(options: ExtractionOptions) -> int:
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
-    """Extract what is missing; return the extractor with its tally and timing, and how many units are still missing."""
+    """Extract what is missing; return the extractor, with tally and timing, and how many units still are."""
     allow_open_files(open_files(options), "lower --views or --workers")
     teacher = build_teacher(options)
     decoder = Decoder(options.workers, options.image_size, options.views)
@@ -72,7 +73,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         )
         covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
-        if count_committed(cache.folder, wanted) < len(wanted):
+        if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
@@ -84,7 +85,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
-    return extractor, len(wanted) - count_committed(cache.folder, wanted)
+    return extractor, len(wanted) - len(committed(cache.folder, wanted))
 
 
 def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], object]) -> RateForecast:
@@ -111,14 +112,15 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
 def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
     """Describe the cache that the options ask for, before calibration.
 
-    Raises ConfigError for a ranking that the teacher cannot give. A --keep that leaves out no patch is stored as 1, without a ranking.
+    Raises ConfigError for a ranking that the teacher cannot give. A --keep that leaves out no patch is stored
+    as 1.
     """
     patches = teacher.grid**2
     whole = count_of_share(patches, options.keep) == patches
     if not whole and options.keep_rank == "attention" and not teacher.facts.has_importance:
         raise ConfigError(
-            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has neither CLS nor "
-            "a pooling query; give --keep-rank random, or --keep 1"
+            f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has "
+            "neither CLS nor a pooling query; give --keep-rank random, or --keep 1"
         )
     return CacheSchema(
         teacher=teacher.facts,
@@ -132,7 +134,7 @@ def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
 
 
 def open_existing(options: ExtractionOptions, schema: CacheSchema) -> Cache | None:
-    """Open the cache if there is one; raises ConfigError, naming the keys that differ, if it is not the one that is asked for."""
+    """Open the cache if it exists; raises ConfigError, naming the keys that differ, for another schema."""
     if is_empty(open_folder(options.cache)):
         return None
     cache = Cache(options.cache)
@@ -180,7 +182,7 @@ def _calibrate(
     teacher: Teacher,
     options: ExtractionOptions,
 ) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """Return channel mean and std (M, D) and of how many images they are; 0 and 1 of none for an encoding that needs none."""
+    """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""
     if schema.code_format.largest_code is None:
         shape = (len(schema.levels), schema.teacher.width)
         return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
@@ -191,7 +193,7 @@ def _calibrate(
 def _restore_constants(
     cache: Cache, calibration: Callable[[], dict[str, NDArray[np.float32]]], teacher: Teacher
 ) -> None:
-    """Write damaged arrays without rows again; raises CacheError if they come out otherwise than they were."""
+    """Write damaged arrays without rows again; raises CacheError if they come out with other values."""
     damaged = damaged_constants(cache)
     if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
@@ -200,13 +202,14 @@ def _restore_constants(
         if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(
                 f"cache {cache.address!r} has a damaged calibration, and these tars do not reproduce it; "
-                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars of the first extraction in its order"
+                "restore targets.zarr/channel_mean and channel_std from a copy, or name the tars of the "
+                "first extraction in its order"
             )
         restore_constants(cache.folder, found)
 
 
 class _Log:
-    """A file in logs/ with what may differ from process to process: it decides no content, but explains a difference."""
+    """A file in logs/ with what may differ between processes: it explains differences."""
 
     def __init__(self, folder: Folder, options: ExtractionOptions) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -1,7 +1,8 @@
-"""The way of one view from decoded pixels to files: the teacher's input, the batches that are under way, and the units they belong to.
+"""The way of one view from pixels to files: the teacher's input, batches under way, and their units.
 
-There is one lane for each view of an image. A batch holds images of one unit only, so that its composition, and with it the last bits of
-its features, depends on the unit alone and not on the tars before it or on the number of processes.
+There is one lane for each view of an image. A batch holds images of one unit only: its composition, and with
+it the last bits of its features, depends on the unit alone, not on the tars before it or on the number of
+processes.
 """
 
 from collections import deque
@@ -23,8 +24,9 @@ _SIZES = 4  # a short batch is filled up to one of so many sizes, since each siz
 class PixelInput:
     """Batches of pixels on a device: on a GPU two in turn, filled by a second stream; on a CPU one.
 
-    The second stream copies the next batch while the teacher still computes on the last one. It waits for an event of the teacher's
-    stream before it writes into a buffer again, and the teacher's stream waits for it before it reads.
+    The second stream copies the next batch while the teacher still computes on the last one. It waits for an
+    event of the teacher's stream before it writes into a buffer again, and the teacher's stream waits for it
+    before it reads.
     """
 
     def __init__(self, batch_size: int, image_size: int, device: torch.device) -> None:
@@ -46,7 +48,7 @@ class PixelInput:
         return self._batch_size - self.filled
 
     def add(self, pixels: Pixels) -> DeviceEvent | None:
-        """Copy views (n, S, S, 3) behind those that are there; returns when `pixels` may be overwritten, None for now."""
+        """Append views (n, S, S, 3); returns when `pixels` may be overwritten, None for now."""
         target = self._buffers[self._turn][self.filled : self.filled + len(pixels)]
         self.filled += len(pixels)
         if self._copies is None:
@@ -57,7 +59,7 @@ class PixelInput:
             return DeviceEvent(self._device)
 
     def batch(self) -> Tensor:
-        """Return the batch (b, S, S, 3), a short one filled up to one of few sizes: which, depends on its own number of views alone."""
+        """Return the batch (b, S, S, 3); a short one is filled up to one of few sizes."""
         step = -(-self._batch_size // _SIZES)
         size = min(self._batch_size, -(-self.filled // step) * step)
         if self._copies is not None:
@@ -77,7 +79,7 @@ class PixelInput:
 
 
 class Lane:
-    """One view's way through the device, from unit to unit; at most one batch is under way beside the one that is collected."""
+    """One view's way through the device. One batch computes while the one before it is collected."""
 
     def __init__(self, index: int, encoder: FeatureEncoder, image_size: int) -> None:
         """Take the lane's index among the views that a job comes with."""
@@ -109,7 +111,7 @@ class Lane:
             self._pixels.begin()
 
     def collect(self, keep: int = 0) -> None:
-        """Wait for batches until `keep` are under way and hand their rows to their units, or what is wrong with them."""
+        """Wait until only `keep` batches are under way; rows, or their fault, go to their units."""
         while len(self._under_way) > keep:
             builder, batch = self._under_way.popleft()
             try:

@@ -1,4 +1,4 @@
-"""The options of extract-teacher with their defaults, once for the command, the schema and the benchmark. Imports nothing heavy."""
+"""The options of an extraction and their defaults, for command, schema and benchmark; imports little."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Compile = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """What is extracted, from where, and how. Raises ConfigError for values that no teacher could make right."""
+    """What is extracted, from where, and how. Raises ConfigError for values that fit no teacher."""
 
     shards: "Sequence[SourceTar]"
     cache: str
@@ -75,7 +75,8 @@ class ExtractionOptions:
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(
-                f"--keep {self.keep:g} leaves 0 of {patches} patches; give {math.ceil(1e4 / patches) / 1e4:g} to 1"
+                f"--keep {self.keep:g} leaves 0 of {patches} patches; "
+                f"give {math.ceil(1e4 / patches) / 1e4:g} to 1"
             )
 
     @cached_property

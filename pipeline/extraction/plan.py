@@ -1,4 +1,4 @@
-"""The forecast of an extraction: what it will write, how long it will take and when it will have paid for itself."""
+"""The forecast of an extraction: what it writes, how long it takes, and when it has paid for itself."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from pipeline.views.maker import SampleViews
 from pipeline.views.view_tars import tar_bytes
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
-_OPEN_TARS = 3  # one is read, one encoded, one published, unless they are of a few images: each has a chunk of every array
+_OPEN_TARS = 3  # one is read, one encoded, one published; each holds a chunk of every array
 _SAMPLED_TARS = 4
 _SAMPLED_IMAGES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
@@ -91,7 +91,7 @@ class RateForecast:
 def forecast_sizes(
     options: ExtractionOptions, schema: CacheSchema, cache: Cache | None
 ) -> tuple[SizeForecast, float]:
-    """Forecast from the views of a few images and the counts of a few tars; return it with the seconds of a worker for an image.
+    """Forecast from a few images and the counts of a few tars; also return a worker's seconds per image.
 
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
@@ -159,7 +159,7 @@ def refuse_full_disk(
     cache: Cache | None,
     images: Callable[[], Sequence[SampleViews]],
 ) -> None:
-    """Raise StorageError if what the options ask for and does not exist yet will surely not fit onto the disk; writes nothing.
+    """Raise StorageError if what is missing will surely not fit onto the disk; writes nothing.
 
     Tars behind URLs are not counted for that, and where there is one among them nothing is refused.
     """
@@ -170,8 +170,9 @@ def refuse_full_disk(
     needed = _forecast(options, schema, images(), 0).total_bytes * missing / units
     if needed * _SURE > free:
         raise StorageError(
-            f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has {free / 1e9:.3g} GB free; "
-            "make room, or extract less (--limit, --views; in a new cache --keep 0.3, --encoding int4)"
+            f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has "
+            f"{free / 1e9:.3g} GB free; make room, or extract less (--limit, --views; in a new cache "
+            "--keep 0.3, --encoding int4)"
         )
 
 
@@ -183,7 +184,7 @@ def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
 
 
 def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
-    """Bytes, whatever the length of a tar: batches and unfinished chunks of every view, the teacher's input, what decoders share with it.
+    """Return bytes, for tars of any length: batches and open chunks of all views, input, shared memory.
 
     The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
     """

@@ -28,8 +28,9 @@ class Tally:
 class Timing:
     """Busy seconds by part, and the wall-clock seconds of all.
 
-    read: tars, in the main thread; decode: the share of one worker; teacher: the device, with whitening and quantisation; write: the
-    busiest of the writing threads; publish: flushing to the disk, moving into place and committing.
+    read: tars, in the main thread; decode: the share of one worker; teacher: the device, with whitening and
+    quantisation; write: the busiest of the writing threads; publish: flushing to the disk, moving into place
+    and committing.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))

@@ -1,4 +1,4 @@
-"""What accumulates while a unit is made: its view tar and its shards in a scratch folder, its index in memory."""
+"""A unit while it is made: its view tar and its shards in a scratch folder, its index in memory."""
 
 import time
 from collections import deque
@@ -26,7 +26,7 @@ _BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 
 
 class WriterThreads:
-    """A few threads that write while the teacher runs. Digests, checksums and writes release the GIL, so several keep up with a disk.
+    """Threads that write while the teacher runs. Digests and writes release the GIL, so a few are enough.
 
     Work with the same number is done in order, by one of them.
     """
@@ -121,7 +121,7 @@ class UnitBuilder:
         self._files.discard()
 
     def _wait(self, keep: int = 0) -> None:
-        """Wait for the oldest batches to be written; for all arrays of each: no file may be given up while a thread still writes it."""
+        """Wait for the oldest batches, all arrays of each: no file may go while a thread writes it."""
         while len(self._writing) > keep:
             batch = self._writing.popleft()
             wait(batch)

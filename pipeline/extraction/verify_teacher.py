@@ -1,4 +1,4 @@
-"""A cache compared with its teacher: the teacher runs again on stored crops, and what is stored must be what it gives."""
+"""A cache compared with its teacher: it runs again on stored crops, and must give what is stored."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _ROWS_OF_CHUNK = 16
 
 @dataclass(frozen=True)
 class LevelComparison:
-    """One level: cosines and absolute errors of the stored whitened features; `within`: the share of values within the stated bound."""
+    """One level: cosines and errors of whitened features; `within`: the share of values within the bound."""
 
     level: int
     mean_cosine: float
@@ -44,7 +44,7 @@ def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Tea
     schema, stored = cache.schema, cache.schema.teacher
     if spec is None and stored.tag == LOCAL:
         raise ConfigError(
-            "the cache's teacher came from a folder; say where it is, with --teacher-spec open_clip:local-dir:PATH"
+            "the cache's teacher came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
         )
     wanted = spec or stored.address(stored.tag)
     teacher = load_teacher(
@@ -110,16 +110,17 @@ def refuse_differences(cache: Cache, found: list[LevelComparison]) -> None:
     sound = [one.level for one in found if one.mean_cosine >= cosine and one.within >= share]  # NaN is not
     if wrong := [one.level for one in found if one.level not in sound]:
         raise CacheError(
-            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (expected: a mean cosine of "
-            f"at least {cosine} and {share:.1%} of values within {rounding} of the bound); "
+            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (expected: a "
+            f"mean cosine of at least {cosine} and {share:.1%} of values within {rounding} of the bound); "
             "use the library versions in logs/, or extract again"
         )
 
 
 def _tolerance(cache: Cache) -> tuple[float, float]:
-    """Return what rounding may add to the error of a whitened value, and the share of values that must be within bound and rounding.
+    """Return what rounding may add to an error, and the share of values that must then be within the bound.
 
-    bfloat16 on one of the sides gives the demo's CLIP errors of 0.006 on average and of 0.02 for one value in a hundred.
+    bfloat16 on one side gives the demo's CLIP errors of 0.006 on average and of 0.02 for one value in a
+    hundred.
     """
     return (1e-3, 0.999) if cache.schema.teacher.precision == "float32" else (0.05, 0.95)
 
@@ -138,7 +139,7 @@ def _sampled_chunks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
 def _read_chunk(
     cache: Cache, teacher: Teacher, device: torch.device, unit: np.void, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the teacher gives for the first n rows of a chunk, whitened (n, M, T, D), and what is stored: codes and stats."""
+    """Return whitened features (n, M, T, D) of a chunk's rows by the teacher; stored codes and stats."""
     names = [feature_array(level) for level in cache.schema.levels]
     kept = ["tokens"] if cache.schema.keep < 1 else []
     joined = read_joined(cache, cache.pinned_commit(unit), chunk, [*names, "stats", *kept])

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -88,8 +88,9 @@ def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
     if not lines or min(line.min() for line in lines) <= 0:
         return
     axes.set_yscale("log")
-    if max(line.max() for line in lines) < 10 * min(line.min() for line in lines):  # less than a decade
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+    ratio = max(line.max() for line in lines) / min(line.min() for line in lines)
+    if ratio < 1000:  # too few decades for a tick at each
+        axes.yaxis.set_major_locator(MaxNLocator(6) if ratio < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

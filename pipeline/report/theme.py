@@ -57,7 +57,7 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
 .bar.cls { background: var(--muted); }
 .bar.old { background: repeating-linear-gradient(45deg, var(--line) 0 4px, transparent 4px 8px); }
-.subtitle { margin: 0 0 16px; }
+.subtitle { margin: 0 0 16px; max-width: none; }
 .config td:last-child { color: var(--muted); } .config .changed > * { color: var(--ink); font-weight: 600; }
 .config .changed > th { box-shadow: -8px 0 0 var(--card), -11px 0 0 var(--accent); }
 summary { cursor: pointer; margin-top: 16px; color: var(--muted); }

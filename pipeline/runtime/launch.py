@@ -1,7 +1,7 @@
 """Which process of a job this one is, whoever started it: torchrun, mpirun, srun, a Slurm array, or a person.
 
-One table of environment variables, read by both stages. A process group starts and ends together; the tasks of a Slurm array are
-processes on their own that only share out independent work.
+Both stages read one table of environment variables. The processes of a group start and end together. The
+tasks of a Slurm array are on their own and only share out independent work.
 """
 
 import os
@@ -13,7 +13,8 @@ from pipeline.errors import ConfigError
 
 Environment = Mapping[str, str]
 
-# name, rank, world size, local rank, local world size; mpirun comes before srun, which it uses to reach other machines
+# Name, rank, world size, local rank, local world size. mpirun comes first because it starts its agents by
+# srun.
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     (
@@ -40,7 +41,7 @@ class Process:
 
 
 def this_process(environment: Environment = os.environ) -> Process:
-    """Return what the launcher says of this process; raises ConfigError if its variables contradict each other."""
+    """Return what the launcher says of this process; raises ConfigError if its variables contradict."""
     for launcher, *names in _LAUNCHERS:
         required = names if launcher == "mpiexec" else names[:2]
         if any(not environment.get(name) for name in required):
@@ -52,14 +53,14 @@ def this_process(environment: Environment = os.environ) -> Process:
         if environment.get(name, harmless) != harmless:
             missing = "RANK" if name == "WORLD_SIZE" else "WORLD_SIZE"
             raise ConfigError(
-                f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or mpirun, "
-                f"which set both, or unset {name} for a single process"
+                f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
+                f"mpirun, which set both, or unset {name} for a single process"
             )
     return Process()
 
 
 def share_of_work(environment: Environment = os.environ) -> tuple[int, int]:
-    """Return the index of this process and the number of those that share independent work: the group times the Slurm array."""
+    """Return index and number of the processes that share independent work: of the group and the array."""
     process = this_process(environment)
     if not (environment.get("SLURM_ARRAY_TASK_ID") and environment.get("SLURM_ARRAY_TASK_COUNT")):
         return process.rank, process.world_size
@@ -71,7 +72,7 @@ def share_of_work(environment: Environment = os.environ) -> tuple[int, int]:
 
 
 def usable_cores(environment: Environment = os.environ) -> int:
-    """Return the cores for this process: its share of those that it may use, or all that Slurm has bound to it alone."""
+    """Return the cores for this process: its share, or all of them if Slurm has bound them to it alone."""
     process, cores = this_process(environment), len(os.sched_getaffinity(0))
     if process.launcher == "srun":
         if environment.get("SLURM_CPUS_PER_TASK"):
@@ -82,7 +83,7 @@ def usable_cores(environment: Environment = os.environ) -> int:
 
 
 def meeting_point(process: Process, environment: Environment = os.environ) -> tuple[str, int]:
-    """Return the address and port at which the group's processes find each other; raises ConfigError if nothing says so."""
+    """Return the address and port at which the processes of a group meet; raises ConfigError if unknown."""
     address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
     if process.launcher == "srun":
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
@@ -94,8 +95,8 @@ def meeting_point(process: Process, environment: Environment = os.environ) -> tu
             port = str(20000 + steps % 12000)
     if not (address and port):
         raise ConfigError(
-            f"the {process.world_size} processes do not know where to meet: set MASTER_ADDR to the first machine and "
-            "MASTER_PORT to a free port of it, such as 29500, for all of them; torchrun sets both"
+            f"the {process.world_size} processes do not know where to meet: set MASTER_ADDR to the first "
+            "machine and MASTER_PORT to a free port of it, such as 29500, for all of them; torchrun sets both"
         )
     return address, _number({"MASTER_PORT": port}, "MASTER_PORT")
 
@@ -115,8 +116,9 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
         _tasks_of_node(world_size, environment) if launcher == "srun" else local_rank + 1
     )
     if not (rank < world_size and local_rank < local_world_size <= world_size):
+        values = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise ConfigError(
-            f"{launcher}'s variables contradict each other ({', '.join(f'{n}={environment.get(n)}' for n in names)}): "
+            f"{launcher}'s variables contradict each other ({values}): "
             f"{names[0]} must be below {names[1]} and {names[2]} below the processes of this machine"
         )
     return Process(rank, world_size, local_rank, local_world_size, launcher)

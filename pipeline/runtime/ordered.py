@@ -1,7 +1,9 @@
-"""Results in order while several pieces of work wait for an answer."""
+"""Results in order while several pieces of work wait for an answer, more of them where the answers are slow."""
 
+import resource
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -9,18 +11,79 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_WAIT_SHARE = (
+    0.1  # of the time between two looks, above which more work is begun if it was so at the look before, too
+)
+_RESULTS_BETWEEN_LOOKS = 8
+_OF_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS has only the latter
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], at_once: int) -> Iterator[Result]:
-    """Yield function(item) for each item in order, `at_once` at a time in threads; 1 means in this thread."""
-    if at_once == 1:
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], at_once: int, most: int | None = None
+) -> Generator[Result, None, None]:
+    """Yield function(item) for each item in order, with `at_once` of them at work in threads; 1 means in this thread.
+
+    With `most`, `at_once` doubles up to it as often as the caller waits: quick work needs no thread and the least memory.
+    """
+    if at_once == 1 and most is None:
         yield from map(function, items)
         return
-    remaining, waiting = iter(items), deque[Future[Result]]()
-    with ThreadPoolExecutor(at_once) as threads:
-        for item in islice(remaining, at_once):
-            waiting.append(threads.submit(function, item))
-        while waiting:
-            result = waiting.popleft().result()
-            for item in islice(remaining, 1):
-                waiting.append(threads.submit(function, item))
+    pace, remaining, waiting = _Pace(at_once, most or at_once), iter(items), deque[Future[Result]]()
+    threads = ThreadPoolExecutor(pace.most)  # starts a thread only when there is work for it
+    try:
+        while True:
+            pace.look()
+            if pace.at_once == 1:
+                for item in islice(remaining, 1):
+                    yield pace.work_here(function, item)
+                    break
+                else:
+                    return
+                continue
+            waiting.extend(
+                threads.submit(function, item) for item in islice(remaining, pace.at_once - len(waiting))
+            )
+            if not waiting:
+                return
+            result = pace.wait(waiting.popleft())
+            waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
             yield result
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+class _Pace:
+    """How many items are at work at once, from the time that the caller waits."""
+
+    def __init__(self, at_once: int, most: int) -> None:
+        self.at_once, self.most = at_once, most
+        self._waited, self._results, self._begin = 0.0, 0, time.perf_counter()
+        self._waits = False
+
+    def look(self) -> None:
+        """Now and then double `at_once` if too much of the time was spent waiting, before the last look and since."""
+        self._results += 1
+        if self._results <= _RESULTS_BETWEEN_LOOKS or self.at_once == self.most:
+            return
+        now = time.perf_counter()
+        waited_before, self._waits = self._waits, self._waited > _WAIT_SHARE * (now - self._begin)
+        if waited_before and self._waits:
+            self.at_once, self._waits = min(2 * self.at_once, self.most), False
+        self._waited, self._results, self._begin = 0.0, 1, now
+
+    def wait(self, future: Future[Result]) -> Result:
+        begin = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self._waited += time.perf_counter() - begin
+
+    def work_here(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """Work in this thread. Only voluntary context switches are waits: time lost to preemption is not the disk's fault."""
+        switches = resource.getrusage(_OF_THREAD).ru_nvcsw
+        begin, worked = time.perf_counter(), time.thread_time()
+        try:
+            return function(item)
+        finally:
+            if resource.getrusage(_OF_THREAD).ru_nvcsw > switches:
+                self._waited += time.perf_counter() - begin - (time.thread_time() - worked)

@@ -1,7 +1,7 @@
-"""Polite requests to end a command: SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C. The only module that sets their handlers.
+"""Polite requests to end a command: SIGTERM, SIGHUP, SIGUSR1, the first Ctrl-C. All are handled here alone.
 
-Slurm and systemd signal every process of a job, and torchrun then forwards a second SIGTERM or SIGHUP. So only the first request counts,
-those that follow change nothing, and only a second Ctrl-C aborts.
+Slurm and systemd signal every process of a job, and torchrun then forwards a second SIGTERM or SIGHUP. So the
+first request counts, those that follow change nothing, and only a second Ctrl-C aborts.
 """
 
 import signal
@@ -45,7 +45,7 @@ _handling: list[StopRequest] = []  # the one whose handlers are set, if any
 
 @contextmanager
 def polite_signals() -> Iterator[StopRequest]:
-    """Raise StoppedError at the first polite signal. What was ignored at the start stays ignored: nohup, and & in scripts."""
+    """Raise StoppedError at the first polite signal. What nohup, or & in a script, ignores stays ignored."""
     if _handling:
         yield _handling[0]
         return
@@ -76,7 +76,7 @@ def deferred_stop() -> Iterator[StopRequest]:
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Let processes that are started here never see a polite signal: one to the whole group must not take a helper from its owner.
+    """Let processes that are started here never see a polite signal, which a whole process group may get.
 
     They inherit the mask. Here a signal stays pending until the end, so none is lost.
     """

@@ -126,7 +126,7 @@ def start_early(*modules: str) -> None:
 
 def resource_tracker_started() -> None:
     """Start the process that removes what killed processes leave, unless it runs."""
-    with safe_path():
+    with safe_path(), blocked_signals():
         resource_tracker.ensure_running()
 
 

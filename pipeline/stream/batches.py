@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -12,13 +12,10 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
-from pipeline.stream.feed import FedPiece, Feed, WorkerFeed, start_feed
+from pipeline.stream.feed import SMALLER, FedPiece, Feed, WorkerFeed, start_feed
 from pipeline.stream.samples import StreamSpec, sample_fields
-from pipeline.stream.slots import SMALLER
 
-_MOST_PENDING = (
-    1  # pieces whose copies need not have passed when another comes; fewer than the slots of one worker
-)
+_MOST_PENDING = 1  # pieces whose copies may still run when another comes; fewer than the slots of one worker
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
@@ -34,8 +31,6 @@ class BatchStream:
     waited for the feed in all; on a GPU the rest of `next` waits for the step that last used the batch.
     """
 
-    blocked_seconds = 0.0
-
     def __init__(
         self,
         cache: Cache,
@@ -46,13 +41,21 @@ class BatchStream:
         step: int = 0,
     ) -> None:
         """Start reading at a step of an epoch."""
-        self._buffers = [
-            _empty_batch(cache, spec, device) for _ in range(2)
-        ]  # first: there may be no room on the device
+        fields, size = sample_fields(cache.schema, spec).values(), spec.batch_size
+        self._buffers: list[Batch] = [  # before the workers start: the device may lack the memory
+            {
+                field.name: torch.empty(
+                    (size, *field.item_shape), dtype=getattr(torch, field.dtype.name), device=device
+                )
+                for field in fields
+            }
+            for _ in range(2)
+        ]
         self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
-        self._size = spec.batch_size
-        self._copier = _GpuCopier(self._feed) if device.type == "cuda" else _Copier(self._feed)
+        self._size = size
+        self._copier = _Copier(self._feed, device)
         self._batches = self._fill()
+        self.blocked_seconds = 0.0
 
     def __iter__(self) -> Self:
         return self
@@ -99,76 +102,44 @@ class BatchStream:
             self._feed.close()
 
 
-def _empty_batch(cache: Cache, spec: StreamSpec, device: torch.device) -> Batch:
-    return {
-        name: torch.empty(
-            (spec.batch_size, *field.shape), dtype=getattr(torch, field.dtype.name), device=device
-        )
-        for name, field in sample_fields(cache.schema, spec).items()
-    }
-
-
 class _Copier:
-    """Copies pieces into batches at once: for a CPU."""
+    """Copies pieces into batches. On a CPU a copy is done when it is called.
 
-    def __init__(self, feed: Feed) -> None:
+    On a GPU copies run on a stream of their own, from page-locked slots, while the step runs on the usual one. Three orders must hold:
+    a batch is overwritten only after the step that last used it (`begin` waits for the event of `used`), a step starts only after the
+    copies of its batch (`finish`), and a slot goes back to its worker only after its copies (the events in `_pending`).
+    """
+
+    def __init__(self, feed: Feed, device: torch.device) -> None:
         self._feed = feed
-
-    def begin(self, turn: int) -> None:
-        """Prepare to write batch `turn`."""
-
-    def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
-        """Copy `count` samples of a piece into a batch."""
-        with self._stream():
-            for name, array in piece.arrays.items():
-                source = torch.from_numpy(array[start : start + count])
-                batch[name][position : position + count].copy_(source, non_blocking=True)
-
-    def release(self, piece: FedPiece) -> None:
-        """Give back a piece that is copied."""
-        self._feed.release(piece)
-
-    def finish(self) -> None:
-        """Make the batch visible to the step."""
-
-    def used(self, turn: int) -> None:
-        """Note that the step on batch `turn` has been issued."""
-
-    def close(self) -> None:
-        """Let go of the feed's memory."""
-
-    def _stream(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-
-class _GpuCopier(_Copier):
-    """Copies on a second stream from page-locked slots; slots go back when their copies have passed."""
-
-    def __init__(self, feed: Feed) -> None:
-        super().__init__(feed)
-        self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
         self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
-        self._locked = (
-            lock_pages(feed.memories, cuda_runtime(), SMALLER) if isinstance(feed, WorkerFeed) else []
-        )
+        self._locked = []
+        if self._copies and isinstance(feed, WorkerFeed):
+            self._locked = lock_pages(feed.memories, cuda_runtime(), SMALLER)
 
     def begin(self, turn: int) -> None:
-        """Let copies wait for the step that last used this batch."""
-        if event := self._steps[turn]:
+        """Let copies into batch `turn` wait for the step that last used it."""
+        if self._copies and (event := self._steps[turn]):
             self._copies.wait_event(event)
-        else:  # the memory of a new buffer may still be in use by whatever had it before
+        elif self._copies:  # a new buffer's memory may still be in use by whatever had it before
             self._copies.wait_stream(torch.cuda.current_stream())
 
     def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
-        """Begin to copy, and give back what has been copied meanwhile."""
-        super().copy(piece, start, batch, position, count)
+        """Copy `count` samples of a piece into a batch, and give back pieces whose copies are done."""
+        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+            for name, array in piece.arrays.items():
+                source = torch.from_numpy(array[start : start + count])
+                batch[name][position : position + count].copy_(source, non_blocking=True)
         self._give_back(len(self._pending))
 
     def release(self, piece: FedPiece) -> None:
-        """Give back the pieces whose copies have passed, and wait for older ones so that no worker runs out of slots."""
+        """Give a piece back once it is copied, and wait for older ones, so that no worker runs out of slots."""
+        if not self._copies:
+            return self._feed.release(piece)
         self._pending.append((self._copies.record_event(), piece))
-        self._give_back(_MOST_PENDING)
+        return self._give_back(_MOST_PENDING)
 
     def _give_back(self, most_pending: int) -> None:
         while self._pending and (len(self._pending) > most_pending or self._pending[0][0].query()):  # type: ignore[no-untyped-call]
@@ -178,17 +149,17 @@ class _GpuCopier(_Copier):
 
     def finish(self) -> None:
         """Let the step wait for the copies."""
-        torch.cuda.current_stream().wait_stream(self._copies)
+        if self._copies:
+            torch.cuda.current_stream().wait_stream(self._copies)
 
     def used(self, turn: int) -> None:
-        """Record the step on batch `turn`."""
-        self._steps[turn] = torch.cuda.current_stream().record_event()
+        """Note that the step on batch `turn` has been launched."""
+        if self._copies:
+            self._steps[turn] = torch.cuda.current_stream().record_event()
 
     def close(self) -> None:
         """Unlock the pages once no copy reads them."""
-        self._copies.synchronize()
+        if self._copies:
+            self._copies.synchronize()
         if self._locked:
             unlock_pages(self._locked, cuda_runtime())
-
-    def _stream(self) -> AbstractContextManager[object]:
-        return torch.cuda.stream(self._copies)

@@ -1,21 +1,22 @@
-"""The trainer's end of the workers: windows of samples in the order of the stream, whoever made them and however many workers there are."""
+"""The trainer's end of the workers: windows of samples in the order of the stream, however many workers there are."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import count
 from typing import Protocol
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import StreamError
 from pipeline.runtime.launch import this_process
-from pipeline.runtime.memory import free_shared, shared_buffer
+from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import SLOTS_PER_WORKER, allocate_slots, refuse_too_little_memory, slot_layout
+from pipeline.stream.slots import SLOTS_PER_WORKER, slot_layout
 from pipeline.stream.worker import Failure, WorkerTask, run_worker
 
-_PATIENCE = 900.0  # seconds for a window, which takes less than one
+SMALLER = "lower data.workers or data.window_blocks"
+_PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class FedPiece:
 
     arrays: Arrays
     count: int
-    slot: tuple[int, int] | None = None  # worker and number
+    slot: tuple[int, int] | None = None  # worker and slot
 
 
 class Feed(Protocol):
     """A source of pieces."""
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Yield pieces for ever; a piece never crosses the end of an epoch."""
+        """Yield pieces for ever; a piece never crosses the end of an epoch. `next` waits for data and for nothing else."""
 
     def release(self, piece: FedPiece) -> None:
         """Take back the slot of a piece that has been copied."""
@@ -50,7 +51,7 @@ class InlineFeed:
         self._reader = WindowReader(cache, spec)
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Read windows as they are asked for, each over the one before."""
+        """Read windows when they are asked for, each over the one before."""
         arrays = self._layout.arrays(memoryview(bytearray(self._layout.slot_bytes)), 0)
         for part in self._reader.fill(self._parts, lambda: arrays):
             yield FedPiece({name: array[: part.count] for name, array in arrays.items()}, part.count)
@@ -68,24 +69,22 @@ class WorkerFeed:
     def __init__(self, cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> None:
         """Start the workers at a step of an epoch; raises ConfigError for too little shared memory."""
         self.layout = slot_layout(cache.schema, spec)
-        self.memories = allocate_slots(self.layout, workers)
-        tasks = [
-            WorkerTask(spec, self.layout, memory.name, place, workers, epoch, step)
-            for place, memory in enumerate(self.memories)
-        ]
-        self._workers = [
-            Worker(f"stream-{task.worker}", run_worker, task, patience=_PATIENCE) for task in tasks
-        ]
-        for place, slot in product(range(workers), range(SLOTS_PER_WORKER)):
-            self._release(place, slot)
+        self.memories = allocate_shared(self.layout.worker_bytes, workers, "the stream", SMALLER)
+        self._workers = []
+        for worker, memory in enumerate(self.memories):
+            task = WorkerTask(spec, self.layout, memory.name, worker, workers, epoch, step)
+            self._workers.append(Worker(f"stream-{worker}", run_worker, task, patience=_PATIENCE))
+        for worker in range(workers):
+            for slot in range(SLOTS_PER_WORKER):
+                self._release(worker, slot)
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Take pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
+        """Receive pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
         for number in count():
-            place = number % len(self._workers)
-            slot, samples = self._receive(place)
-            arrays = self.layout.arrays(shared_buffer(self.memories[place]), slot)
-            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (place, slot))
+            worker = number % len(self._workers)
+            slot, samples = self._receive(worker)
+            arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
+            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (worker, slot))
 
     def release(self, piece: FedPiece) -> None:
         """Hand the slot of a copied piece back to its worker."""
@@ -99,62 +98,37 @@ class WorkerFeed:
         for memory in self.memories:
             free_shared(memory)
 
-    def _release(self, place: int, slot: int) -> None:
-        with suppress(WorkerDiedError):  # which will be heard of when its next piece is due
-            self._workers[place].send(slot)
+    def _release(self, worker: int, slot: int) -> None:
+        with suppress(WorkerDiedError):  # which is reported when its next piece is due
+            self._workers[worker].send(slot)
 
-    def _receive(self, place: int) -> tuple[int, int]:
+    def _receive(self, worker: int) -> tuple[int, int]:
         try:
-            message = self._workers[place].receive()
+            message = self._workers[worker].receive()
         except WorkerStalledError:
             raise StreamError(
-                f"stream worker {place} has sent nothing for {_PATIENCE:g} s, perhaps because it was stopped, its disk does not answer or "
-                "the machine swaps: continue with --resume"
+                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does not answer or "
+                "the machine swaps: mend that, then continue with --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(
-                f"stream worker {place} {error}: continue with --resume"
+                f"stream worker {worker} {error}: continue with --resume"
                 + " --set data.workers=N, fewer than now" * error.lacks_memory
             ) from None
         if isinstance(message, Failure):
-            raise (
-                StreamError(message.text)
-                if message.expected
-                else RuntimeError(f"stream worker {place} failed:\n{message.text}")
-            )
+            if message.expected:
+                raise StreamError(message.text)
+            raise RuntimeError(f"stream worker {worker} failed:\n{message.text}")
         slot, samples = message
         return slot, samples
 
 
-@dataclass(frozen=True)
-class StreamMemory:
-    """What the workers of one rank take beside the program itself, in bytes; without workers, the trainer takes as much as one."""
-
-    workers: int
-    slots: int  # of a worker, in shared memory
-    block: int  # of a worker: what it reads at a time
-    most_ahead: int  # blocks of a worker that are read ahead at the most, if the disk is slow
-
-    def __str__(self) -> str:
-        each = f"{self.slots / 1e6:.0f} MB of shared memory and {self.block / 1e6:.0f} MB of its own"
-        ahead = f"up to {self.block * self.most_ahead / 1e6:.0f} MB more on a slow disk"
-        return (
-            f"{self.workers} x ({each}, {ahead})"
-            if self.workers
-            else f"{(self.slots + self.block) / 1e6:.0f} MB, {ahead}"
-        )
-
-
-def stream_memory(cache: Cache, spec: StreamSpec, workers: int) -> StreamMemory:
-    """Return the memory that a stream of one rank takes."""
-    slots = slot_layout(cache.schema, spec).slot_bytes * (SLOTS_PER_WORKER if workers else 1)
-    reader = WindowReader(cache, spec)
-    return StreamMemory(workers, slots, reader.block_bytes, reader.most_ahead)
-
-
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
     """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
-    refuse_too_little_memory(slot_layout(cache.schema, spec), workers, this_process().local_world_size)
+    ranks = this_process().local_world_size
+    whose = f" of the {ranks} ranks of this machine" if ranks > 1 else ""
+    size = slot_layout(cache.schema, spec).worker_bytes * workers * ranks
+    refuse_too_little_shared(size, f"the stream{whose}", SMALLER)
 
 
 def start_feed(cache: Cache, spec: StreamSpec, epoch: int, step: int, workers: int) -> Feed:

@@ -1,4 +1,4 @@
-"""Which patches of a sample are visible, and where their tokens lie in a row, be it of all patches or of the first of a ranking."""
+"""Which patches of a sample are visible, and where their tokens lie in a stored row: of all patches, or of the first of a ranking."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.views.masking import (
 
 
 @dataclass(frozen=True)
-class BlockMasks:
+class ChunkMasks:
     """Masks of n samples: patches `visible` (n, K) and `hidden` (n, U), both ascending.
 
     `tokens` gives, for the "visible" (CLS first, if any) and the "hidden", the indices (n, T) of their tokens in a stored row.
@@ -42,44 +42,40 @@ class MaskSource:
     ) -> None:
         """Take the seed of masks that are drawn again; raises ConfigError for masks or needs that the cache cannot serve."""
         self.count = mask.visible_count(schema.patches)
-        _refuse_impossible(schema, mask)
-        if needs.hides and self.count == schema.patches:
-            raise ConfigError(
-                "mask hides no patch, but the objective learns from hidden ones: raise mask.ratio or mask.hidden"
-            )
-        if schema.keep < 1:
-            _refuse_unkept(schema, mask, self.count, needs)
         self._schema, self._strategy, self._seed, self._needs = schema, mask.strategy, seed, needs
-        self._redraw = schema.keep == 1 if mask.redraw == "auto" else mask.redraw
+        # A cache of some patches fixes the mask by their targets; whoever needs none may draw any mask.
+        self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
+        self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
+        self._refuse_impossible(mask)
+        if self._stored_alone:
+            self._refuse_unkept(mask)
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """What must be read of the cache to draw masks."""
-        if self._schema.keep < 1:
+        if self._stored_alone:
             return ("tokens",)
         return ("attention",) if self._strategy == "attention" else ()
 
     def draw(
         self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
-    ) -> BlockMasks:
+    ) -> ChunkMasks:
         """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
-        source_of_draws = self._schema.source_of_draws(source)
-        if self._schema.keep < 1:
+        if self._stored_alone:
             kept = arrays["tokens"][:, : self.count].astype(np.int64)
             rows = np.argsort(kept, axis=1)
-            return self._masks(np.take_along_axis(kept, rows, axis=1), rows)
+            return self._completed(np.take_along_axis(kept, rows, axis=1), rows)
+        source_of_draws, patches = self._schema.source_of_draws(source), self._schema.patches
+        draws = (self._generator(source_of_draws, key, view, epoch) for key in keys)
         if self._strategy == "block":
-            generators = (self._draws(source_of_draws, key, view, epoch) for key in keys)
-            visible = np.stack([draw_around_blocks(self._schema.grid, self.count, rng) for rng in generators])
-            return self._masks(visible, visible)
-        arrivals = np.empty((len(keys), self._schema.patches))
-        for row, key in enumerate(keys):
-            self._draws(source_of_draws, key, view, epoch).standard_exponential(out=arrivals[row])
-        importance = arrays["attention"] if self.arrays else None
-        visible = np.sort(rank_by_arrival(self._strategy, importance, arrivals)[:, : self.count], axis=1)
-        return self._masks(visible, visible)
+            visible = np.stack([draw_around_blocks(self._schema.grid, self.count, rng) for rng in draws])
+        else:
+            arrivals = np.stack([rng.standard_exponential(patches) for rng in draws])
+            ranking = rank_by_arrival(self._strategy, arrays.get("attention"), arrivals)
+            visible = np.sort(ranking[:, : self.count], axis=1)
+        return self._completed(visible, visible)
 
-    def _masks(self, visible: NDArray[np.int64], rows: NDArray[np.int64]) -> BlockMasks:
+    def _completed(self, visible: NDArray[np.int64], rows: NDArray[np.int64]) -> ChunkMasks:
         """Complete masks; `rows` (n, K) are the indices of the visible among the stored patches."""
         hidden, cls = np.empty((len(visible), 0), np.int64), int(self._schema.teacher.has_cls)
         if self._needs.hides or self._needs.pixels == "all":
@@ -88,53 +84,71 @@ class MaskSource:
             hidden = is_hidden.nonzero()[1].reshape(len(visible), -1)
         shown = visible if self._needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
-        return BlockMasks(visible, hidden, shown, tokens)
+        return ChunkMasks(visible, hidden, shown, tokens)
 
-    def _draws(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
+    def _generator(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
         """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
         if self._redraw or self._strategy == "block":
             return generator(self._seed, "mask", epoch, *sample_keys(source, key))
         return rank_generator(self._schema.view.seed, source, key, view)
 
+    def _refuse_impossible(self, mask: MaskConfig) -> None:
+        if mask.strategy == "attention" and not self._schema.teacher.has_importance:
+            raise ConfigError(
+                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this cache has neither: "
+                "set mask.strategy to 'random' or 'block'"
+            )
+        if mask.strategy == "block" and mask.redraw is False:
+            raise ConfigError(
+                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' does not have: "
+                "set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
+            )
+        if self._needs.hides and self.count == self._schema.patches:
+            raise ConfigError(
+                "the mask hides no patch, but the objective learns from hidden ones: raise mask.ratio or mask.hidden"
+            )
 
-def _refuse_impossible(schema: CacheSchema, mask: MaskConfig) -> None:
-    if mask.strategy == "attention" and not schema.teacher.has_importance:
-        raise ConfigError(
-            "mask.strategy 'attention' needs a teacher with CLS or a pooling query; this cache has neither: set 'random' or 'block'"
+    def _refuse_unkept(self, mask: MaskConfig) -> None:
+        """Refuse targets and masks other than of the first patches of the ranking that --keep has stored."""
+        schema = self._schema
+        stored = f"but this cache stores only the first {schema.stored_patches} of {schema.patches}, ranked by {schema.keep_rank}"
+        share, fewest = (
+            least_ratio(schema.patches, schema.stored_patches),
+            schema.patches - schema.stored_patches,
         )
-    if mask.strategy == "block" and mask.redraw is False:
-        raise ConfigError(
-            "mask.redraw false needs a mask that is the first of a ranking, and mask.strategy 'block' has none: "
-            "set mask.strategy 'attention' or 'random', or leave mask.redraw out"
+        ratio = f"mask.ratio {mask.ratio}", f"mask.ratio to at least {share:g}"
+        number, enough = (
+            ratio
+            if mask.hidden is None
+            else (f"mask.hidden {mask.hidden}", f"mask.hidden to at least {fewest}")
         )
-
-
-def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, count: int, needs: Needs) -> None:
-    """Refuse targets and masks other than the first of those patches that a cache made with --keep has."""
-    stored = f"this cache stores {schema.stored_patches} of {schema.patches} patches of each view, ranked by {schema.keep_rank!r}"
-    if needs.hidden != "none":
-        raise ConfigError(
-            f"the objective needs targets of hidden patches: {stored}; choose an objective without them, or extract with --keep 1"
-        )
-    if count == schema.patches:
-        raise ConfigError(
-            f"the objective sees all patches: {stored}; choose one with a mask, or extract with --keep 1"
-        )
-    if mask.strategy != schema.keep_rank:
-        raise ConfigError(
-            f"mask.strategy {mask.strategy!r}: {stored}: set mask.strategy={schema.keep_rank}, "
-            f"or extract with --keep 1{'' if mask.strategy == 'block' else f' or --keep-rank {mask.strategy}'}"
-        )
-    if mask.redraw is True:
-        raise ConfigError(
-            f"mask.redraw true: {stored}, and no others can be drawn: leave mask.redraw out, or extract with --keep 1"
-        )
-    if count > schema.stored_patches:
-        least = least_ratio(schema.patches, schema.stored_patches)
-        chosen, enough = f"mask.ratio {mask.ratio}", f"mask.ratio to at least {least:g}"
-        if mask.hidden is not None:
-            fewest = schema.patches - schema.stored_patches
-            chosen, enough = f"mask.hidden {mask.hidden}", f"mask.hidden to at least {fewest}"
-        raise ConfigError(
-            f"{chosen} shows {count} patches: {stored}: set {enough}, or extract with a larger --keep"
-        )
+        rank = "" if mask.strategy == "block" else f" or --keep-rank {mask.strategy}"
+        for wrong, what, remedy in (
+            (
+                self._needs.hidden != "none",
+                "the objective needs targets of hidden patches",
+                "choose an objective without them, or extract with --keep 1",
+            ),
+            (
+                self.count == schema.patches,
+                "the objective needs targets of all patches",
+                "choose an objective with a mask, or extract with --keep 1",
+            ),
+            (
+                mask.strategy != schema.keep_rank,
+                f"mask.strategy {mask.strategy!r} needs other patches",
+                f"set mask.strategy={schema.keep_rank}, or extract with --keep 1{rank}",
+            ),
+            (
+                mask.redraw is True,
+                "mask.redraw true needs all patches",
+                "leave mask.redraw out, or extract with --keep 1",
+            ),
+            (
+                self.count > schema.stored_patches,
+                f"{number} shows {self.count} patches",
+                f"set {enough}, or extract with a larger --keep",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(f"{what}, {stored}: {remedy}")

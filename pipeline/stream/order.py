@@ -1,44 +1,45 @@
 """The order of samples: a pure function of (pinned units, views, seed, epoch, ranks, window). Workers and resumption follow it.
 
-An epoch shows one view of every image. Its blocks are permuted, dealt to the ranks so that each gets as many samples in every epoch, and
-read in windows of some blocks, within which samples are permuted.
+An epoch shows one view of every image. Its chunks of 64 rows are permuted, dealt to the ranks so that each gets as many samples in
+every epoch, and read in windows of some chunks, within which samples are permuted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.reader import FinishedUnits
+from pipeline.cache.layout import INDEX_COLUMNS
+from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
+from pipeline.views.sample import NO_LABEL
+
+_SAMPLED_CHUNKS = 16
+_FEW = 0.7  # of the classes that shuffled labels would give
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some blocks of one rank's epoch. `blocks` (n, 3) int64: place of the unit, block, rows. `start`: position of the first sample."""
+    """Some chunks of one rank's epoch. `chunks` (n, 3) int64: index of the unit, chunk, rows. `start`: position of the first sample."""
 
     number: int
     start: int
-    blocks: NDArray[np.int64]
+    chunks: NDArray[np.int64]
 
     @property
     def size(self) -> int:
         """Samples in the window."""
-        return int(self.blocks[:, 2].sum())
-
-    @property
-    def end(self) -> int:
-        """Position after the last sample."""
-        return self.start + self.size
+        return int(self.chunks[:, 2].sum())
 
 
 @dataclass(frozen=True)
 class WindowPart:
-    """The samples [first, last) of an epoch's window, places in its permuted order: all but where a run begins or an epoch ends."""
+    """The samples [first, last) of a window, as indices in its permuted order: all but where a run begins or an epoch ends."""
 
     epoch: int
     window: Window
@@ -53,7 +54,7 @@ class WindowPart:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The order of all epochs for one rank."""
+    """The order of all epochs for one rank. `window_blocks` is the number of chunks in a window."""
 
     units: FinishedUnits
     views: tuple[int, ...]
@@ -68,11 +69,13 @@ class SampleOrder:
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """Yield the windows of an epoch in order."""
-        blocks, start = self._rank_blocks(epoch), 0
-        for number, first in enumerate(range(0, len(blocks), self.window_blocks)):
-            window = Window(number, start, blocks[first : first + self.window_blocks])
+        rng, start = generator(self.seed, "blocks", epoch, self.world_size), 0
+        dealt = self._dealt(rng.permutation(self.chunks(self.view(epoch))), self.rank)
+        dealt = dealt[rng.permutation(len(dealt))]
+        for number, first in enumerate(range(0, len(dealt), self.window_blocks)):
+            window = Window(number, start, dealt[first : first + self.window_blocks])
             yield window
-            start = window.end
+            start += window.size
 
     def parts(self, batch_size: int, epoch: int, step: int) -> Iterator[WindowPart]:
         """Yield for ever what batches of `batch_size` samples are made of, from a step of an epoch on."""
@@ -80,10 +83,9 @@ class SampleOrder:
         for current in count(epoch):
             first = step * batch_size if current == epoch else 0
             for window in self.windows(current):
-                if window.end > first and window.start < last:
-                    yield WindowPart(
-                        current, window, max(0, first - window.start), min(window.size, last - window.start)
-                    )
+                begin, end = max(0, first - window.start), min(window.size, last - window.start)
+                if begin < end:
+                    yield WindowPart(current, window, begin, end)
 
     @property
     def largest_window(self) -> int:
@@ -92,52 +94,62 @@ class SampleOrder:
         return min(self.window_blocks * BLOCK_ROWS, rows)
 
     def permutation(self, epoch: int, window: Window) -> NDArray[np.int64]:
-        """Return the order of a window's samples, as places in the concatenation of its blocks."""
+        """Return the order of a window's samples, as indices in the concatenation of its chunks."""
         rng = generator(self.seed, "window", epoch, self.rank, self.world_size, window.number)
         return rng.permutation(window.size)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none."""
-        self._refuse_uneven_views()
-        fewest = min(self._samples(view, rank) for view in self.views for rank in range(self.world_size))
-        if fewest < batch_size:
-            most = (
-                f"choose at most {fewest * self.world_size}"
-                if fewest
-                else f"it has fewer blocks of {BLOCK_ROWS} samples than ranks: use fewer"
-            )
-            raise ConfigError(
-                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks is larger than the data of an epoch: {most}"
-            )
-        return fewest // batch_size
+        """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none.
 
-    def _refuse_uneven_views(self) -> None:
-        """Refuse views of an unfinished cache of which one would cut the epochs of all to less than half."""
+        Views of an unfinished cache are refused if one of them would cut the epochs of all to less than half.
+        """
         samples = {view: int(self.units["rows"][self.units["view"] == view].sum()) for view in self.views}
         if 2 * min(samples.values()) < max(samples.values()):
             raise ConfigError(
                 f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache"
             )
-
-    def _rank_blocks(self, epoch: int) -> NDArray[np.int64]:
-        rng = generator(self.seed, "blocks", epoch, self.world_size)
-        dealt = self._dealt(rng.permutation(self._blocks(self.view(epoch))), self.rank)
-        return dealt[rng.permutation(len(dealt))]
-
-    def _samples(self, view: int, rank: int) -> int:
-        return int(self._dealt(self._blocks(view), rank)[:, 2].sum())
-
-    def _dealt(self, blocks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
-        """Deal blocks by descending size, so that a rank's number of samples does not depend on the permutation."""
-        return blocks[np.argsort(-blocks[:, 2], kind="stable")][rank :: self.world_size]
-
-    def _blocks(self, view: int) -> NDArray[np.int64]:
-        """Return all blocks of a view (n, 3), by unit."""
-        places = np.flatnonzero(self.units["view"] == view)
-        rows = self.units["rows"][places]
-        counts = -(-rows // BLOCK_ROWS)
-        unit = np.repeat(np.arange(len(places)), counts)
-        block = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack(
-            [places[unit], block, np.minimum(BLOCK_ROWS, rows[unit] - block * BLOCK_ROWS)], axis=1
+        chunks = [self.chunks(view) for view in self.views]
+        fewest = min(
+            int(self._dealt(found, rank)[:, 2].sum()) for found in chunks for rank in range(self.world_size)
         )
+        if fewest < batch_size:
+            most = f"choose at most {fewest * self.world_size}"
+            if not fewest:
+                most = f"it has fewer chunks of {BLOCK_ROWS} samples than ranks; use fewer ranks"
+            raise ConfigError(
+                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks is larger than the data of an epoch: {most}"
+            )
+        return fewest // batch_size
+
+    def _dealt(self, chunks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
+        """Deal chunks by descending size, so that a rank's number of samples does not depend on the permutation."""
+        return chunks[np.argsort(-chunks[:, 2], kind="stable")][rank :: self.world_size]
+
+    def chunks(self, view: int) -> NDArray[np.int64]:
+        """Return all chunks of a view (n, 3), by unit."""
+        units = np.flatnonzero(self.units["view"] == view)
+        rows = self.units["rows"][units]
+        counts = -(-rows // BLOCK_ROWS)
+        unit = np.repeat(np.arange(len(units)), counts)
+        chunk = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.stack([units[unit], chunk, np.minimum(BLOCK_ROWS, rows[unit] - chunk * BLOCK_ROWS)], axis=1)
+
+
+def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
+    """Tell whether the source tars are sorted by class, from the labels of some chunks that are spread over the cache."""
+    chunks = order.chunks(order.views[0])
+    spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
+    labels = []
+    for unit, chunk, _ in chunks[np.unique(spread)].tolist():
+        index = cache.read_chunk(cache.pinned_commit(order.units[unit]), chunk, ["index"])["index"]
+        found = index[:, INDEX_COLUMNS.index("label")]
+        labels.append(found[found != NO_LABEL])
+    return have_few_classes(labels)
+
+
+def have_few_classes(labels: Sequence[NDArray[Any]]) -> bool:
+    """Tell whether chunks have clearly fewer classes each than their labels (n,) would give them shuffled."""
+    shuffled = generator(0, "labels").permutation(np.concatenate(labels))
+    expected = np.split(shuffled, np.cumsum([len(found) for found in labels])[:-1])
+    classes, if_shuffled = (sum(len(np.unique(part)) for part in parts) for parts in (labels, expected))
+    return classes < _FEW * if_shuffled

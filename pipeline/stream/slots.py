@@ -1,63 +1,52 @@
-"""Shared-memory slots, each for a window of samples, made once and used over and over."""
+"""Slots in shared memory, each for a window of samples, made once and used again and again."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.layout import ArraySpec
 from pipeline.cache.schema import CacheSchema
-from pipeline.runtime.memory import allocate_shared, refuse_too_little_shared
-from pipeline.stream.samples import Field, StreamSpec, sample_fields
+from pipeline.stream.samples import StreamSpec, sample_fields
 
 SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
-_ALIGNMENT = 4096
-SMALLER = "lower data.workers or data.window_blocks"
+_PAGE = 4096
 
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """Where the fields of a slot's samples lie; picklable."""
+    """Where the fields of a slot's samples lie, each on pages of its own; picklable."""
 
-    fields: Mapping[str, Field]
+    fields: Sequence[ArraySpec]
     samples: int
 
-    def field_bytes(self, name: str) -> int:
-        """Bytes of one field of all samples of a slot, rounded up to whole pages."""
-        field = self.fields[name]
-        size = self.samples * math.prod(field.shape) * field.dtype.itemsize
-        return -(-size // _ALIGNMENT) * _ALIGNMENT
+    def _offsets(self) -> list[int]:
+        """Return the first byte of each field, and the bytes of a slot."""
+        sizes = [-(-field.bytes_of(self.samples) // _PAGE) * _PAGE for field in self.fields]
+        return [0, *np.cumsum(sizes).tolist()]
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of a slot."""
-        return sum(self.field_bytes(name) for name in self.fields)
+        return self._offsets()[-1]
+
+    @property
+    def worker_bytes(self) -> int:
+        """Bytes of all slots of a worker."""
+        return SLOTS_PER_WORKER * self.slot_bytes
 
     def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays (samples, ...) of a slot in a block of slots."""
-        arrays, offset = {}, slot * self.slot_bytes
-        for name, field in self.fields.items():
-            arrays[name] = np.ndarray((self.samples, *field.shape), field.dtype, memory, offset)
-            offset += self.field_bytes(name)
-        return arrays
+        """Return the arrays (samples, ...) of a slot in the memory of a worker."""
+        return {
+            field.name: np.ndarray(
+                (self.samples, *field.item_shape), field.dtype, memory, slot * self.slot_bytes + offset
+            )
+            for field, offset in zip(self.fields, self._offsets(), strict=False)
+        }
 
 
 def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
     """Return the layout of slots that hold a window each."""
-    return SlotLayout(sample_fields(schema, spec), spec.order.largest_window)
-
-
-def refuse_too_little_memory(layout: SlotLayout, workers: int, ranks: int) -> None:
-    """Raise ConfigError if the machine has too little shared memory for the slots of so many workers of each of so many ranks."""
-    whose = f" of the {ranks} ranks of this machine" if ranks > 1 else ""
-    refuse_too_little_shared(
-        layout.slot_bytes * SLOTS_PER_WORKER * workers * ranks, f"the stream{whose}", SMALLER
-    )
-
-
-def allocate_slots(layout: SlotLayout, workers: int) -> list[SharedMemory]:
-    """Allocate the slots of each worker of one rank; raises ConfigError if the machine has too little shared memory."""
-    return allocate_shared(layout.slot_bytes * SLOTS_PER_WORKER, workers, "the stream", SMALLER)
+    return SlotLayout(tuple(sample_fields(schema, spec).values()), spec.order.largest_window)

@@ -29,7 +29,7 @@ class WorkerTask:
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception of a worker, as text; `expected` if it speaks for itself."""
+    """An exception of a worker, as text; `expected` if that is a message for the user."""
 
     text: str
     expected: bool
@@ -37,39 +37,26 @@ class Failure:
 
 def run_worker(owner: Owner, task: WorkerTask) -> None:
     """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
-    slots = _Slots(task, owner)
-    parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
+    memory, slot = SharedMemory(task.memory), -1
+
+    def next_arrays() -> Arrays:
+        nonlocal slot
+        slot = owner.receive()
+        return task.layout.arrays(shared_buffer(memory), slot)
+
     try:
+        parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
         reader = WindowReader(Cache(task.spec.cache), task.spec)
-        for part in reader.fill(islice(parts, task.worker, None, task.workers), slots.next_arrays):
-            slots.hand_over(part.count)
-    except MaskAlignError as error:
-        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        owner.send(Failure(f"{error}{where}", expected=True))
-    except OSError as error:
-        of_server = is_url(str(error.filename))
-        owner.send(
-            Failure(
-                f"{error.strerror} ({error.filename})" if of_server else traceback.format_exc(),
-                expected=of_server,
-            )
-        )
-    except Exception:
-        owner.send(Failure(traceback.format_exc(), expected=False))
+        for part in reader.fill(islice(parts, task.worker, None, task.workers), next_arrays):
+            owner.send((slot, part.count))
+    except Exception as error:
+        owner.send(_failure(error))
 
 
-class _Slots:
-    """The slots that the trainer has emptied, one after the other."""
-
-    def __init__(self, task: WorkerTask, owner: Owner) -> None:
-        self._layout, self._owner, self._slot = task.layout, owner, -1
-        self._memory = SharedMemory(task.memory)
-
-    def next_arrays(self) -> Arrays:
-        """Wait for a slot, note its number and return its arrays."""
-        self._slot = self._owner.receive()
-        return self._layout.arrays(shared_buffer(self._memory), self._slot)
-
-    def hand_over(self, samples: int) -> None:
-        """Tell the trainer that the slot holds so many."""
-        self._owner.send((self._slot, samples))
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, MaskAlignError):
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return Failure(f"{error}{notes}", expected=True)
+    if isinstance(error, OSError) and is_url(str(error.filename)):
+        return Failure(f"{error.strerror} ({error.filename})", expected=True)
+    return Failure(traceback.format_exc(), expected=False)

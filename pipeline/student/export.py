@@ -1,4 +1,4 @@
-"""The trained student as a folder that describes itself: `timm.create_model("local-dir:RUN/student", pretrained=True)` loads it strictly."""
+"""The trained student as a folder for timm: `timm.create_model("local-dir:RUN/student", pretrained=True)`."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ _WEIGHTS = "model.safetensors"  # the name that timm prefers
 
 
 def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> None:
-    """Write student/model.safetensors, the timm model's own state, and student/config.json, each whole or not at all."""
+    """Write student/model.safetensors, the timm model's own state, and student/config.json, each at once."""
     side = encoder.grid * encoder.patch_size
     arguments = {"num_classes": 0, "img_size": side, "patch_size": encoder.patch_size, **config.options}
     metadata = {
@@ -49,7 +49,7 @@ def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> 
 
 
 def _link(target: Path, link: Path) -> None:
-    """Let a relative link point to a file below its folder; where there are no links, as on FAT, make a copy."""
+    """Let a relative link point to a file below its folder; without links, as on FAT, make a copy."""
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.symlink_to(target)

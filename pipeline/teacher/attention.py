@@ -1,7 +1,8 @@
-"""Importance of patches, recomputed in float32 from the libraries' own projections, so that no hook and no slow attention is needed.
+"""Importance of patches, recomputed in float32 from the libraries' projections; fused attention stays on.
 
-Towers with CLS: softmax attention of the last block from CLS to the patches, averaged over heads. Towers that pool with a learned query:
-that query's attention. The softmax runs over all tokens, then the patches' numbers are taken (arXiv 2211.08887, attentive masking).
+Towers with CLS: softmax attention of the last block from CLS to the patches, averaged over heads. Towers that
+pool with a learned query: that query's attention. The softmax runs over all tokens, then the patches' values
+are taken (arXiv 2211.08887, attentive masking).
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
 
 
 def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Tensor:
-    """Attention of the first token to the patches: tokens (B, prefix + N, D) that enter the block, returns (B, N) float32."""
+    """Attention (B, N) float32 of CLS to the patches, from the block's input (B, prefix + N, D)."""
     with torch.autocast(tokens.device.type, enabled=False):
         normed = attention.norm(tokens.float())
         query = attention.query_norm(_heads(_project(attention, normed[:, :1], 0), attention.heads))
@@ -63,7 +64,7 @@ def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Ten
 def query_importance(
     pool: AttentionPoolLatent, norm: nn.Module, tokens: Tensor, skipped: int, prefix: int
 ) -> Tensor:
-    """Attention of a pooling query to the patches: tokens (B, prefix + N, D) that leave the last block, returns (B, N) float32.
+    """Attention (B, N) float32 of a pooling query to the patches, from the last output (B, prefix + N, D).
 
     The pool attends to the normed tokens from `skipped` on.
     """
@@ -88,6 +89,6 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _mean_attention(query: Tensor, keys: Tensor) -> Tensor:
-    """Softmax over all keys (B, heads, T, d), averaged over heads and queries (B or 1, heads, Q, d): (B, T)."""
+    """Softmax over keys (B, heads, T, d), averaged over heads and queries (B or 1, heads, Q, d): (B, T)."""
     scores: Tensor = query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5
     return scores.softmax(dim=-1).mean(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Resizing to the student's grid: positions and images by the same bicubic interpolation without antialiasing, as in the reference."""
+"""Resizing positions and images to the student's grid: bicubic without antialiasing, as in the reference."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def resize_positions(positions: Tensor, native: tuple[int, int], grid: int) -> Tensor:
-    """Resize position embeddings from native to grid x grid patches; prefix tokens before the patches are kept as they are.
+    """Resize position embeddings from native to grid x grid patches; those of prefix tokens stay as they are.
 
     positions: (prefix + native patches, D), returns (prefix + grid * grid, D).
     """

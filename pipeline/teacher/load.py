@@ -1,4 +1,4 @@
-"""From an address to a teacher: `open_clip:MODEL/TAG`, `open_clip:local-dir:PATH` or `timm:MODEL[.TAG]`; tag `random` means untrained."""
+"""From an address such as `open_clip:MODEL/TAG` to a teacher on the student's grid, with its facts."""
 
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.schema import TeacherFacts
@@ -22,9 +22,9 @@ def load_teacher(
 ) -> Teacher:
     """Load a frozen teacher whose token grid is that of a student with this image and patch size.
 
-    levels: the last N blocks as `N`, or block numbers from 0 as `7,9,11`. Trained weights are downloaded or taken from the library's cache.
-    Raises ConfigError for an unknown address, a tower that is not a plain ViT, weights that cannot be loaded, sizes or levels that do not
-    fit.
+    levels: the last N blocks as `N`, or block numbers from 0 as `7,9,11`. Trained weights are downloaded or
+    taken from the library's cache. Raises ConfigError for an unknown address, a tower that is not a plain
+    ViT, weights that cannot be loaded, sizes or levels that do not fit.
     """
     grid = student_grid(image_size, patch_size)
     library, name = split_address(spec)

@@ -1,4 +1,4 @@
-"""open_clip's vision towers by model and tag or from a folder, checked before any weights are fetched: plain ViT, right activation."""
+"""open_clip's vision towers by model and tag or from a folder, checked before any weights are fetched."""
 
 import hashlib
 import json
@@ -29,13 +29,14 @@ def load_open_clip(spec: str, name: str) -> Source:
         return _load_folder(spec, name, Path(name.removeprefix(_FOLDER)))
     if ":" in name:
         raise ConfigError(
-            f"teacher {spec!r} names a place that is not accepted: download the model and give open_clip:local-dir:PATH"
+            f"teacher {spec!r} is not of open_clip; download the model and give open_clip:local-dir:PATH"
         )
     model_name, _, tag = name.partition("/")
     config = _model_config(spec, model_name)
     _require_plain(spec, config)
     _require_tag(spec, config, model_name, tag)
-    remedy = f"check the network, give open_clip:local-dir:PATH, or 'open_clip:{model_name}/{RANDOM}' for untrained weights"
+    untrained = f"'open_clip:{model_name}/{RANDOM}' for untrained weights"
+    remedy = f"check the network, give open_clip:local-dir:PATH, or {untrained}"
     return _source(build(spec, remedy, lambda: _create(config, model_name, tag)), model_name, tag)
 
 
@@ -44,7 +45,7 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
     _require_plain(spec, config)
     if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
         raise ConfigError(
-            f"teacher {spec!r} has no weights: the folder needs one of {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}"
+            f"teacher {spec!r} has no weights; the folder needs {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}"
         )
     remedy = f"the weights must be those of the model in {_CONFIG_FILE}, as open_clip saves them"
     model = build(
@@ -54,7 +55,7 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
 
 
 def _local_name(config: Config) -> str:
-    """Name a model by its vision configuration: where its folder lies must not matter, its activation and heads must."""
+    """Name a model by its vision configuration: its folder must not matter, its activation and heads must."""
     vision = config["vision_cfg"]
     shape = "".join(
         f"-{key.removesuffix('_size')}{vision[key]}"
@@ -88,14 +89,15 @@ def _model_config(spec: str, model_name: str) -> Config:
     known = open_clip.list_models()
     if model_name not in known:
         raise ConfigError(
-            f"teacher {spec!r} names no model of open_clip: {suggestion(model_name, known)}open_clip.list_models() has all names"
+            f"teacher {spec!r} is not a model of open_clip; {suggestion(model_name, known)}"
+            "open_clip.list_models() has all names"
         )
     config: Config = open_clip.get_model_config(model_name)
     return config
 
 
 def _folder_config(spec: str, folder: Path) -> Config:
-    """Read the model's part of a folder's configuration; raises ConfigError that says what is missing or wrong."""
+    """Read the model's part of a folder's configuration; raises ConfigError if it is missing or wrong."""
     needed = f"give a folder that holds {_CONFIG_FILE} with model_cfg and the weights"
     if not folder.is_dir():
         raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
@@ -110,7 +112,8 @@ def _folder_config(spec: str, folder: Path) -> Config:
         isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")
     ):
         raise ConfigError(
-            f"teacher {spec!r} has a {_CONFIG_FILE} without model_cfg, or that without vision_cfg and text_cfg: {needed}"
+            f"{_CONFIG_FILE} of teacher {spec!r} must contain model_cfg with vision_cfg and text_cfg; "
+            f"{needed}"
         )
     return model
 
@@ -160,5 +163,6 @@ def _wrong_activation(spec: str, config: Config, model_name: str, tag: str) -> C
         else "open_clip has no right model for them, choose another tag"
     )
     return ConfigError(
-        f"teacher {spec!r} has {model_has} where its weights were trained with {weights_want} (quick_gelu): {remedy}"
+        f"teacher {spec!r} has {model_has}, but its weights were trained with {weights_want} (quick_gelu); "
+        f"{remedy}"
     )

@@ -1,4 +1,4 @@
-"""What is asked of a teacher, checked without torch: its address, its levels, and the grid that it shares with the student."""
+"""What is asked of a teacher, checked without torch: address, levels, and the student's grid."""
 
 import difflib
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def suggestion(value: str, known: Iterable[str]) -> str:
 
 
 def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
-    """Return ascending block numbers from 0: `5` is the last five of `depth` blocks, `7,9,11` a list, `11,` a list of one.
+    """Return ascending block numbers from 0: `5` is the last five, `7,9,11` a list, `11,` a list of one.
 
     Raises ConfigError for numbers that are out of range, repeated or not ascending.
     """
@@ -35,7 +35,8 @@ def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
     def refusal(found: str) -> ConfigError:
         return ConfigError(
             f"levels {levels!r} asks for {found}, but the teacher has {depth} blocks: "
-            f"give a count from 1 to {depth}, or ascending block numbers from 0 to {depth - 1} such as '{depth - 1},'"
+            f"give a count from 1 to {depth}, or ascending block numbers from 0 to {depth - 1} "
+            f"such as '{depth - 1},'"
         )
 
     parts = [part.strip() for part in levels.split(",")]
@@ -55,7 +56,7 @@ def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
 
 
 def student_grid(image_size: int, patch_size: int) -> int:
-    """Return the patches along a side of the student's image; raises ConfigError that names the sizes that would do."""
+    """Return the patches along a side of the student's image; raises ConfigError with sizes that would do."""
     if patch_size < 1 or image_size < 1:
         raise ConfigError(
             f"image size {image_size} and patch size {patch_size} must be positive, such as 224 and 16"
@@ -64,6 +65,6 @@ def student_grid(image_size: int, patch_size: int) -> int:
     if rest or not grid:
         sizes = " or ".join(str(count * patch_size) for count in (grid, grid + 1) if count)
         raise ConfigError(
-            f"image size {image_size} is not a multiple of patch size {patch_size}: image size {sizes} would do"
+            f"image size {image_size} is not a multiple of patch size {patch_size}; give image size {sizes}"
         )
     return grid

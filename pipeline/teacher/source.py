@@ -1,4 +1,4 @@
-"""What both libraries hand over: a tower with its identity. Building is seeded and quiet; a failure names the teacher and the remedy."""
+"""What both libraries give: a tower with its name. Building is seeded and quiet; errors name a remedy."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ EXAMPLES = "'open_clip:ViT-B-16-quickgelu/openai' or 'timm:vit_base_patch16_224.
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A vision tower at its native size, float32, with its name, wherever it came from, and the normalisation that it expects."""
+    """A vision tower at its native size, float32, with its name and the normalisation that it expects."""
 
     module: nn.Module
     library: str
@@ -27,7 +27,7 @@ class Source:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Digest the state: for each tensor in the order of the names a line `name dtype shape` and then the bytes."""
+    """Digest the state: for each tensor, by name, a line `name dtype shape` and then the bytes."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}\n".encode())
@@ -51,7 +51,7 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quiet_root() -> Iterator[None]:
-    """Drop what is logged on the root logger itself: open_clip tells each step there, and the first such call would install a handler."""
+    """Drop what open_clip logs on the root logger itself, where the first call would install a handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     root.addFilter(_reject)

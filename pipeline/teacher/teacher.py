@@ -1,4 +1,4 @@
-"""The frozen teacher: uint8 views in, hidden states of the chosen blocks and the importance of each patch out (arXiv 2211.08887)."""
+"""The frozen teacher: uint8 views in, hidden states and importance of patches out (arXiv 2211.08887)."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,9 @@ from pipeline.teacher.tower import Tower
 class TeacherFeatures:
     """What a teacher says of B images.
 
-    hidden: M tensors (B, T, D), outputs of the levels' blocks before any final norm, CLS first if there is one, then the patches in
-    row-major order. importance: (B, N) float32, or None for a tower that has neither CLS nor a pooling query.
+    hidden: M tensors (B, T, D), outputs of the levels' blocks before any final norm, CLS first if there is
+    one, the patches in row-major order. importance: (B, N) float32, or None for a tower that has neither CLS
+    nor a pooling query.
     """
 
     hidden: tuple[Tensor, ...]
@@ -41,7 +42,7 @@ class Teacher:
 
     @torch.no_grad()  # not inference_mode: a loss may have to keep the targets for its backward pass
     def features(self, pixels: Tensor) -> TeacherFeatures:
-        """Run the tower on uint8 pixels (B, H, W, 3) of any size, on the tower's device, under the surrounding autocast."""
+        """Run the tower on uint8 pixels (B, H, W, 3) of any size, under the surrounding autocast."""
         importance = self.tower.importance
         blocks = sorted({*self.levels, *([importance.block] if importance else [])})
         images = teacher_images(pixels, self.facts.input_size, self.facts.mean, self.facts.std)
@@ -51,7 +52,7 @@ class Teacher:
 
     @torch.no_grad()
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Apply the tower's own final norm to every token: (B, T, D) to (B, T, D); unchanged where it has none."""
+        """Apply the tower's own final norm to every token (B, T, D); unchanged where it has none."""
         normed: Tensor = self.tower.final_norm(hidden)
         return normed
 

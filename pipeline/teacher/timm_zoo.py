@@ -23,7 +23,7 @@ def load_timm(spec: str, name: str) -> Source:
 
 
 def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
-    """Refuse what is no plain ViT, and weights whose activation the model does not have. Raises ConfigError; loads no weights."""
+    """Raise ConfigError for what is not a plain ViT or has weights of another activation; loads none."""
     with torch.device("meta"):
         skeleton = build(spec, "timm must have the model", lambda: timm.create_model(model_name))
     require_plain(skeleton, spec)
@@ -36,7 +36,8 @@ def _resolve(spec: str, name: str) -> tuple[str, str]:
     model_name, dot, tag = name.partition(".")
     if model_name not in (known := timm.list_models()):
         raise ConfigError(
-            f"teacher {spec!r} names no model of timm: {suggestion(model_name, known)}timm.list_models() has all names"
+            f"teacher {spec!r} is not a model of timm; {suggestion(model_name, known)}"
+            "timm.list_models() has all names"
         )
     tags = [entry.partition(".")[2] for entry in timm.list_pretrained(model_name)]
     if not dot and tags:
@@ -50,7 +51,7 @@ def _resolve(spec: str, name: str) -> tuple[str, str]:
 
 
 def _require_activation(spec: str, model: VisionTransformer, model_name: str, tag: str) -> None:
-    """Refuse QuickGELU weights under a name with plain GELU, which timm offers with a note only, and the reverse."""
+    """Refuse QuickGELU weights under a name with plain GELU, which timm merely notes, and the reverse."""
     notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
     native = any("natively quickgelu" in note.lower() for note in notes)
     if native != any(isinstance(part, QuickGELU) for part in model.modules()):
@@ -61,7 +62,8 @@ def _require_activation(spec: str, model: VisionTransformer, model_name: str, ta
         )
         activation = "QuickGELU" if native else "GELU"
         raise ConfigError(
-            f"teacher {spec!r} has the wrong activation, its weights are {activation} weights: give 'timm:{right}.{tag}'"
+            f"teacher {spec!r} has the wrong activation, its weights need {activation}; "
+            f"give 'timm:{right}.{tag}'"
         )
 
 

@@ -1,4 +1,4 @@
-"""One shape for both libraries' vision towers: block outputs with all tokens, the final norm, the importance, positions on our grid."""
+"""One shape for both libraries' towers: block outputs with all tokens, final norm, importance, our grid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,9 +49,10 @@ class Tower:
     importance: Importance | None
 
     def output(self) -> dict[str, NDArray[np.float32]]:
-        """Return what the tower does to a token after its last block, on the host: arrays by their name in a cache.
+        """Return what the tower does to a token after its last block: arrays by their name in a cache.
 
-        `post_norm` (2, D) is gamma and beta of the final norm, `projection` (D, E) comes after it; a tower may have neither.
+        `post_norm` (2, D) is gamma and beta of the final norm, then comes `projection` (D, E); a tower may
+        have neither.
         """
         found = {}
         if self.post_norm:
@@ -62,7 +63,7 @@ class Tower:
 
 
 def require_plain(model: nn.Module, spec: str) -> None:
-    """Refuse a timm model that is no plain ViT with learned positions; it may be on the meta device. Raises ConfigError."""
+    """Raise ConfigError for a timm model that is not a plain ViT with learned positions."""
     if fault := _fault(model):
         raise not_plain(spec, fault)
 
@@ -89,7 +90,7 @@ def _affine(norm: nn.Module) -> nn.LayerNorm | None:
 
 
 def _timm_projection(model: TimmModel, tower: Tower) -> Tensor | None:
-    """Return the projection (D, E) of open_clip's head behind a timm trunk, if it is linear in the normed tokens."""
+    """Return the projection (D, E) of open_clip's head behind a timm trunk, if it is linear."""
     linear = getattr(model.head, "proj", None)
     pooled = (
         model.trunk.attn_pool is not None
@@ -102,7 +103,7 @@ def _timm_projection(model: TimmModel, tower: Tower) -> Tensor | None:
 
 
 def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
-    """Fit a loaded tower to a grid (its positions are replaced); raises ConfigError for what is no plain ViT."""
+    """Fit a loaded tower to a grid, replacing its positions; raises ConfigError if it is not a plain ViT."""
     if isinstance(module, TimmModel):
         tower = build_tower(module.trunk, spec, grid)
         tower = replace(tower, projection=_timm_projection(module, tower))
@@ -174,8 +175,9 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
         resize_positions(visual.positional_embedding, visual.grid_size, grid)
     )
     visual.grid_size = (grid, grid)
-    # Under autocast the convolution gives bfloat16, open_clip casts the positions to that, and its LayerNorm casts back to it: the
-    # residual stream would be rounded after every block, at five times the error of a float32 one.
+    # Under autocast the convolution gives bfloat16, open_clip casts the positions to that, and its LayerNorm
+    # casts back to it: the residual stream would be rounded after every block, with five times the error of a
+    # float32 one.
     visual.conv1.register_forward_hook(_as_float32)
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next step depends on, written whole, the newest two kept. One rank chooses, and all load exactly its file."""
+"""Checkpoints: all that the next step depends on; the newest two are kept. All ranks load the same file."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class ChosenCheckpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint under a temporary name, flush it, rename it, and remove all but the newest two; raises CheckpointError."""
+    """Write a checkpoint whole or not at all, and remove all but the newest two; raises CheckpointError."""
     path = folder / f"step_{checkpoint.step:08d}.pt"
     temporary = path.with_suffix(".tmp")
     try:
@@ -61,7 +61,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def choose_checkpoint(folder: Path) -> ChosenCheckpoint | None:
-    """Return the newest checkpoint of a run, None if there is none; raises CheckpointError if it is damaged."""
+    """Return the newest checkpoint, None if there is none; raises CheckpointError if it is damaged."""
     remove_leftovers(folder)
     saved = _saved(folder)
     if not saved:
@@ -78,15 +78,15 @@ def choose_checkpoint(folder: Path) -> ChosenCheckpoint | None:
 
 
 def load_checkpoint(chosen: ChosenCheckpoint) -> Checkpoint:
-    """Load a checkpoint into host memory; raises CheckpointError if this process does not see it as the one that chose it."""
+    """Load a checkpoint into host memory; raises CheckpointError if it is not what the choosing rank saw."""
     try:
         found = _digest(chosen.path)
     except FileNotFoundError:
         found = "no file"
     if found != chosen.sha256:
         raise CheckpointError(
-            f"checkpoint {str(chosen.path)!r} is not the same on all ranks (SHA-256 {chosen.sha256[:16]} on the main rank, "
-            f"{found[:16]} here): keep the run folder on a file system that all machines share"
+            f"checkpoint {str(chosen.path)!r} is not the same on all ranks (SHA-256 {chosen.sha256[:16]} on "
+            f"the main rank, {found[:16]} here): keep the run folder on a file system that all machines share"
         )
     try:
         return Checkpoint(**torch.load(chosen.path, map_location="cpu", weights_only=True))
@@ -105,7 +105,8 @@ def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
     ]
     if differences:
         raise CheckpointError(
-            f"the run cannot be resumed exactly: {'; '.join(differences)}; restore these or start another --run"
+            f"the run cannot be resumed exactly, since {'; '.join(differences)}: restore these or use a new "
+            "--run"
         )
 
 
@@ -116,7 +117,8 @@ def _digest(path: Path) -> str:
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {str(path)!r} is damaged ({reason}): delete it, and --resume continues from the one before"
+        f"checkpoint {str(path)!r} is damaged ({reason}): delete it; --resume then continues from the one "
+        "before"
     )
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
+"""The configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Discriminator as Choice
 from pydantic import Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
+from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section, named
 from pipeline.errors import ConfigError
 from pipeline.objectives.fd import FeatureDistillation
@@ -13,6 +14,7 @@ from pipeline.objectives.maskalign import MaskAlign
 from pipeline.student.encoder import StudentConfig
 from pipeline.views.masking import MaskConfig
 
+_LEAST_WINDOW = 8  # chunks
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Every objective has one line here.
@@ -23,12 +25,15 @@ AnyObjective = Annotated[
 
 
 class DataConfig(Section):
-    """Which part of the cache is used, and how it is read."""
+    """Which part of the cache is used, and how it is read.
+
+    `window_blocks` is how many chunks of 64 neighbours are shuffled together; auto: 8, or as many as two batches have.
+    """
 
     levels: tuple[int, ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
-    window_blocks: PositiveInt = 8
+    window_blocks: PositiveInt | Literal["auto"] = "auto"
     allow_partial: bool = False
 
     @field_validator("levels", "views")
@@ -40,9 +45,15 @@ class DataConfig(Section):
             raise ValueError("name each only once")
         return chosen
 
+    def chunks_of_window(self, batch_size: int) -> int:
+        """Return how many chunks a window has for batches of one rank."""
+        if self.window_blocks == "auto":
+            return max(_LEAST_WINDOW, -(-2 * batch_size // BLOCK_ROWS))
+        return self.window_blocks
+
 
 class OptimConfig(Section):
-    """AdamW and its schedule. The learning rate is base_lr x global batch / 256; `steps` and `warmup_steps` take the place of epochs."""
+    """AdamW and its schedule: the rate is base_lr x global batch / 256; `steps` override `epochs`."""
 
     epochs: float = Field(200, gt=0)
     warmup_epochs: float = Field(20, ge=0)
@@ -56,7 +67,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the loop runs. `auto` is bfloat16 and compiled on a GPU, float16 before Ampere, float32 and eager on a CPU."""
+    """How the loop runs. `auto` is bfloat16 (before Ampere float16) and compiled; on a CPU float32 and not."""
 
     global_batch: int = Field(1024, gt=0)
     accumulate: int = Field(1, gt=0)
@@ -98,7 +109,8 @@ class RunConfig(Section):
         needs = self.objective.needs
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
             raise ValueError(
-                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name only that"
+                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name "
+                "only that"
             )
         merged = {**defaults.model_dump(), **chosen}
         if chosen.get("hidden") is not None:
@@ -114,8 +126,8 @@ def batch_of_rank(train: TrainConfig, world_size: int) -> int:
     parts = world_size * train.accumulate
     if train.global_batch % parts:
         raise ConfigError(
-            f"train.global_batch {train.global_batch} is not a multiple of {world_size} ranks x train.accumulate {train.accumulate}: "
-            f"choose a multiple of {parts}"
+            f"train.global_batch {train.global_batch} is not a multiple of {world_size} ranks x "
+            f"train.accumulate {train.accumulate}: choose a multiple of {parts}"
         )
     return train.global_batch // world_size
 

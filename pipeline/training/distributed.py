@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all. `hosts` is the group on which processes talk without waiting for their devices."""
+    """This process among all. On the group `hosts`, processes talk without waiting for their devices."""
 
     rank: int = 0
     world_size: int = 1
@@ -42,7 +42,7 @@ class Ranks:
         return [int(vote) for vote in votes]
 
     def decide(self, function: Callable[[], Value]) -> Value:
-        """Call a function on the main rank and return what it gives on all; its MaskAlignError is raised on all."""
+        """Call a function on the main rank; return its result, or raise its MaskAlignError, on all."""
         value: Any = None
         with self.together():
             if self.is_main:
@@ -55,7 +55,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise on all ranks a MaskAlignError that one raises here: otherwise the others would wait for it for ever."""
+        """Raise on all ranks a MaskAlignError that one raises here: the others would wait for it for ever."""
         mine: MaskAlignError | None = None
         try:
             yield
@@ -78,7 +78,7 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Join the process group that a launcher describes, if any; raises ConfigError if it does not say where to meet."""
+    """Join the process group that a launcher describes, if any; raises ConfigError if nobody says where."""
     process = this_process()
     if process.world_size == 1:
         yield Ranks()

@@ -26,14 +26,16 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser
 from pipeline.training.targets import cached_targets, refuse_target
 
-# Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass overlap. Of ViT-B's 338 MiB,
-# torch's default of 25 MB makes 14 graphs; 100 MB makes 5 (counted on a CPU with gloo), and only the last bucket's exchange is not hidden.
+# Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
+# overlap. Of ViT-B's 338 MiB of gradients, torch's default of 25 MB makes 14 graphs, and 100 MB makes 5
+# (counted on a CPU with gloo). A whole bucket is exchanged after the last graph, so one bucket for all would
+# hide nothing.
 _BUCKET_MB = 100
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A run, ready to start on one rank. `precision` and `compiled` are what `auto` was resolved to on this device."""
+    """A run, ready to start on one rank. `precision` and `compiled` are what `auto` means on this device."""
 
     config: RunConfig
     cache: Cache
@@ -74,7 +76,7 @@ class TrainingJob:
                 save_checkpoint(self.run / "checkpoints", checkpoint)
 
     def build_step(self, targets: nn.Module | None = None, compiled: bool | None = None) -> nn.Module:
-        """Return the module of one step, compiled if the job is, and shared by the ranks if there are several."""
+        """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""
         targets = targets or cached_targets(self.cache, self.spec.levels, self.config.objective.target)
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
         if self.compiled if compiled is None else compiled:
@@ -87,7 +89,8 @@ class TrainingJob:
             bucket_cap_mb=_BUCKET_MB,
             gradient_as_bucket_view=True,  # saves a copy of all gradients
         )
-        # Buffers are constant. Set here because the argument is deprecated from torch 2.14 on, and its heir is not in 2.11.
+        # Buffers are constant. Set here: the argument is deprecated from torch 2.14 on, and its heir is not
+        # in 2.11.
         wrapped.broadcast_buffers = False
         return wrapped
 
@@ -100,7 +103,7 @@ def build_job(
     device: torch.device,
     units: Sequence[int] | None = None,
 ) -> TrainingJob:
-    """Build student, optimiser and stream for one rank; raises ConfigError or CacheError for what does not fit.
+    """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
     `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
@@ -110,13 +113,11 @@ def build_job(
     views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
     needs = config.objective.needs
     MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    order = SampleOrder(
-        pinned, views, config.train.seed, ranks.rank, ranks.world_size, config.data.window_blocks
-    )
+    batch_size = batch_of_rank(config.train, ranks.world_size)
+    window = config.data.chunks_of_window(batch_size)
+    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
     levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(
-        cache.address, order, levels, config.mask, batch_of_rank(config.train, ranks.world_size), needs
-    )
+    spec = StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
     refuse_target(cache, levels, config.objective.target)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
@@ -145,7 +146,7 @@ def build_job(
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> str:
-    """Return what `auto` is: bfloat16 on a GPU from Ampere on, float16 on one with tensor cores before it, otherwise float32."""
+    """Return what `auto` is: bfloat16 from Ampere on, float16 on Volta and Turing, otherwise float32."""
     if train.precision != "auto":
         return train.precision
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
@@ -161,7 +162,7 @@ def choose_compilation(train: TrainConfig, precision: str, device: torch.device)
 
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
-    """Build objective and student as they are before the first step: a function of configuration and cache."""
+    """Build the objective as it is before the first step: a function of configuration and cache."""
     schema = cache.schema
     setting = Setting(
         schema.view.image_size,

@@ -7,7 +7,7 @@ from torch.optim import AdamW
 
 from pipeline.training.config import OptimConfig
 
-_REFERENCE_BATCH = 256
+REFERENCE_BATCH = 256
 
 
 def build_optimiser(
@@ -15,11 +15,11 @@ def build_optimiser(
 ) -> AdamW:
     """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
-    return AdamW(groups, lr=optim.base_lr * global_batch / _REFERENCE_BATCH, betas=optim.betas, fused=True)
+    return AdamW(groups, lr=optim.base_lr * global_batch / REFERENCE_BATCH, betas=optim.betas, fused=True)
 
 
 def build_schedule(optimiser: AdamW, optim: OptimConfig, steps: int, warmup: int) -> CosineLRScheduler:
-    """Return a schedule without state: linear warm-up from zero, then a cosine to min_lr, a function of the step alone."""
+    """Return a schedule that is a function of the step: linear warm-up from zero, then a cosine to min_lr."""
     return CosineLRScheduler(
         optimiser,
         t_initial=steps - warmup,

@@ -1,4 +1,4 @@
-"""A run from start to end: who decides what for all ranks, the loop, and what is left in the run folder. Prints nothing itself."""
+"""A run from start to end: what the main rank decides for all, the loop, and what stays in the run folder."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,13 @@ from pipeline.cache.reader import Cache
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.classes import is_sorted_by_class
+from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint, refuse_other_pins
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_job, describe_job
+from pipeline.training.optimiser import REFERENCE_BATCH
 from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
@@ -38,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: after which step, by which signal (0: none), and whether its steps were compiled."""
+    """How the loop ended: after which step, by which signal (0: none), and whether it was compiled."""
 
     done: int
     stopped_by: int
@@ -69,11 +70,12 @@ def run_training(
 ) -> Result:
     """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
 
-    `say` gets messages for a person, on the main rank only; those that begin with "warning:" are warnings. Raises MaskAlignError, the same
-    on all ranks.
+    `say` gets messages for a person, on the main rank only; a warning begins with "warning:". Raises
+    MaskAlignError, the same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
-    # The main rank looks and decides, since a cache may grow and a file system may show other ranks an older listing.
+    # One rank looks and decides: a cache may grow meanwhile, and a file system may show others an older
+    # listing.
     resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
         job = build_job(config, cache, run, ranks, device, units)
@@ -102,7 +104,7 @@ def run_training(
 
 
 def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, RunConfig, list[int]]:
-    """Return whether the run is continued, its configuration and its units; raises what is wrong with them."""
+    """Return whether the run is continued, its configuration and its units; raises MaskAlignError."""
     if not continues(run, resume):
         units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
         return False, config, units
@@ -111,7 +113,7 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
 
 
 def load_newest(job: TrainingJob) -> int:
-    """Load the newest checkpoint, the same file on all ranks, and return its step, 0 if there is none; raises CheckpointError."""
+    """Load the newest checkpoint, the same file on all ranks; return its step, 0 if there is none."""
     chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / "checkpoints"))
     if chosen is None:
         return 0
@@ -156,28 +158,30 @@ def describe_start(job: TrainingJob, first: int) -> str:
     """Say what is about to be trained."""
     config, optim = job.config, job.config.optim
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
+    rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
     how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
     return (
-        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M parameters), "
-        f"objective {config.objective.name}, learning rate {optim.base_lr * config.train.global_batch / 256:.3g}, "
+        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
+        f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
 
 
 def _sorted_classes(job: TrainingJob) -> str:
-    if not is_sorted_by_class(job.cache, job.spec.order.units):
+    if not is_sorted_by_class(job.cache, job.spec.order):
         return ""
     return (
-        f"warning: neighbours in cache {job.cache.address!r} are of one class, and a batch comes from data.window_blocks="
-        f"{job.config.data.window_blocks} chunks of neighbours: shuffle the images among the source tars, or raise data.window_blocks"
+        f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
+        f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
+        "the source tars, or raise data.window_blocks"
     )
 
 
 def _write_start(job: TrainingJob, start: dict[str, Any], compiled: bool) -> None:
-    """Write run.json: what the run depends on, and where and when it was started, each start with an entry of its own."""
+    """Write run.json: what the run depends on, and where and when each of its starts was."""
     earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
     starts = [*(each for each in earlier if each["began"] != start["began"]), start]
     described = describe_job(job, compiled)

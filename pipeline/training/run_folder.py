@@ -1,6 +1,7 @@
-"""The folder of a run: who holds it, what it was configured to be, and its metrics line by line. Imports no torch.
+"""The folder of a run: who holds it, how it was configured, its metrics line by line. Imports no torch.
 
-run.json holds what the run depends on and, in `sessions`, one entry for each start: command, commit, host, device, begin and end.
+run.json holds what the run depends on, and in `starts` one entry for each start: command, commit, host,
+begin, end.
 """
 
 import fcntl
@@ -24,25 +25,28 @@ _NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "che
 def continues(run: Path, resume: Resume) -> bool:
     """Return whether a start continues the run of a folder.
 
-    Raises ConfigError for a new run in a folder that has one, a resumed run in a folder that has none, and a folder that cannot be written.
+    Raises ConfigError for a new run where there is one, a resumed one where there is none, and a read-only
+    folder.
     """
     if run.parts and run.parts[0].endswith(":"):
         raise ConfigError(
-            f"--run {str(run)!r} is the address of an object store: a run stays on a disk; copy it there when it is done"
+            f"--run {str(run)!r} is on an object store: give a folder on a disk, and copy it there when the "
+            "run is done"
         )
     exists = (run / RUN_FILE).exists()
     if exists and resume == "never":
         raise ConfigError(
-            f"run folder {str(run)!r} already holds a run: add --resume to continue it, or choose another --run"
+            f"run folder {str(run)!r} already holds a run: add --resume to continue it, or use a new --run"
         )
     if not exists and resume == "always":
         raise ConfigError(
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
         )
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run folder {str(run)!r} cannot be written ({str(nearest)!r} is read-only): choose another --run, or make it writable"
+            f"run folder {str(run)!r} cannot be made: {str(nearest)!r} is not a folder that you may write; "
+            "use another --run"
         )
     return exists
 
@@ -58,7 +62,7 @@ def held_run_folder(run: Path) -> Iterator[None]:
         lock = (run / ".lock").open("w")
     except OSError as error:
         raise ConfigError(
-            f"run folder {str(run)!r} cannot be made ({error.strerror}): give --run a new folder in one that you may write"
+            f"run folder {str(run)!r} cannot be made ({error.strerror}): use a --run that you may write"
         ) from None
     with lock:
         try:
@@ -69,7 +73,8 @@ def held_run_folder(run: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"run folder {str(run)!r} cannot be locked ({error.strerror}): choose --run on a file system with locks"
+                f"run folder {str(run)!r} cannot be locked ({error.strerror}): use a --run on another file "
+                "system"
             ) from None
         for unfinished in run.glob(".*.tmp"):
             unfinished.unlink(missing_ok=True)
@@ -83,7 +88,7 @@ def read_run(run: Path) -> dict[str, Any]:
         return values
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{str(run)!r} is not the folder of a run (no readable {RUN_FILE}): give one that train-student made"
+            f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
         ) from None
 
 
@@ -93,7 +98,7 @@ def write_run(run: Path, values: Mapping[str, Any]) -> None:
 
 
 def refuse_other_config(config: Section, run: Path) -> None:
-    """Raise ConfigError naming the keys in which a resumed run differs from its run.json; how it is fed and logged may."""
+    """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed and not as it is: an older run may lack keys of today.
     earlier = parse_config(type(config), read_run(run)["config"]).model_dump(mode="json")
     now = config.model_dump(mode="json")
@@ -105,15 +110,15 @@ def refuse_other_config(config: Section, run: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"--resume needs the original configuration, but {'; '.join(differing)}: use the same values or a new --run"
+            f"--resume needs the original configuration, but {'; '.join(differing)}: use the earlier values or a new --run"
         )
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard beside it where that is installed and works; whatever fails in it costs a warning only."""
+    """metrics.jsonl, and TensorBoard where it is installed; if that fails, it costs only a warning."""
 
     def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
-        """Continue after `step`: lines of steps that a killed process took beyond its checkpoint are removed."""
+        """Continue after `step`: lines of later steps, which a killed process took, are removed."""
         self._path, self._warn = run / METRICS_FILE, warn
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -154,7 +159,8 @@ class MetricsLog:
         self._board = None
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         self._warn(
-            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same values"
+            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same "
+            "values"
         )
 
 

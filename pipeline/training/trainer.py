@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, metrics and checkpoints out. Nothing in a step waits for the device."""
+"""The training loop: batches in; steps, metrics, checkpoints out. Nothing in a step waits for the device."""
 
 import math
 import time
@@ -42,8 +42,8 @@ class Interval:
 class StopVotes:
     """Whether the run ends here because some rank was asked to stop.
 
-    A vote waits for the slowest rank, so it is held now and then. In each, the ranks agree on the number of steps until the next: as many
-    as the slowest takes in two seconds, so that torchrun, which kills after 30 seconds, never has to.
+    A vote waits for the slowest rank, so it is held now and then. In each, the ranks agree on the steps until
+    the next: as many as take two seconds, since torchrun kills ranks that have not ended after 30.
     """
 
     def __init__(self, ranks: Ranks, request: StopRequest) -> None:
@@ -70,8 +70,8 @@ class StopVotes:
 class Trainer:
     """One rank's loop.
 
-    `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of metrics every so many steps,
-    `say` a message for a person.
+    `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of
+    metrics every so many steps, `say` a message for a person.
     """
 
     job: TrainingJob
@@ -86,9 +86,10 @@ class Trainer:
         self.compiled = job.compiled
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
-        """Take steps `first` to `last` - 1 and return the number of steps finished, fewer if a signal asked for it.
+        """Take steps `first` to `last` - 1; return how many are finished, fewer if a signal asked for it.
 
-        Raises DivergedError, naming the range of steps, when the loss or a weight is not finite; no checkpoint is written after that.
+        Raises DivergedError, naming the steps, when the loss or a weight is not finite; no checkpoint is
+        written then.
         """
         train, step, waited = self.job.config.train, first, 0.0
         interval = Interval(first, waited)
@@ -98,7 +99,7 @@ class Trainer:
             while step < last:
                 begin = time.perf_counter()
                 batch = next(batches)
-                # A GPU's host runs ahead: most of next() waits for the step before last. Only the feed's own delay is a wait for data.
+                # The host runs ahead of a GPU: most of next() waits for the step before last, not for data.
                 waited = getattr(batches, "blocked_seconds", waited + time.perf_counter() - begin)
                 interval.losses.append(self._step_or_eager(batch, step))
                 step += 1
@@ -116,9 +117,10 @@ class Trainer:
         return step
 
     def _step_or_eager(self, batch: Batch, step: int) -> Tensor:
-        """Take a step; where the compiler fails, forward or backward, take it again without, unless train.compile asks for it.
+        """Take a step; where the compiler fails, forward or backward, say so and take it again without.
 
-        Raises ConfigError then, and for several ranks, whose gradients are half exchanged: slow steps need a reason that is seen.
+        Raises ConfigError instead if train.compile asks for it, or for several ranks, whose gradients are
+        half exchanged.
         """
         try:
             return self.step(batch, step)
@@ -128,8 +130,9 @@ class Trainer:
             cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if self.job.config.train.compile is True or self.job.ranks.world_size > 1:
                 raise ConfigError(
-                    f"the training step cannot be compiled as one graph ({cause}): set train.compile=false to run it as it is, "
-                    "slower, or leave out the student.options that it fails on; before Ampere, set train.precision=float16"
+                    f"the training step cannot be compiled as one graph ({cause}): set train.compile=false "
+                    "to run it as it is, slower, or leave out the student.options that it fails on; "
+                    "on a GPU before Ampere, set train.precision=float16"
                 ) from error
             self.say(f"warning: the training step cannot be compiled ({cause}): it runs as it is, slower")
         self.model, self.compiled = self.job.build_step(compiled=False).train(), False
@@ -137,7 +140,7 @@ class Trainer:
         return self.step(batch, step)
 
     def step(self, batch: Batch, step: int) -> Tensor:
-        """Take one optimiser step; returns the loss and its terms on the device. All randomness is keyed by (seed, rank, step)."""
+        """Take a step, its randomness keyed by (seed, rank, step); return loss and terms on the device."""
         config, scaler = self.job.config, self.job.scaler
         torch.manual_seed(derived_seed(config.train.seed, "step", self.job.ranks.rank, step))
         self.schedule.step_update(step + 1)

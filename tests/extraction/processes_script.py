@@ -1,7 +1,7 @@
-"""Extractions by several processes and by one that is killed. Run as `python processes_script.py TARS FOLDER`: makes FOLDER/four.cache and
-FOLDER/killed.cache and prints how often the latter was killed.
+"""Extractions by several processes and by one that is killed: `python processes_script.py TARS FOLDER`.
 
-Processes are forked from this one, which has imported everything and started no thread: that costs a fraction of starting them.
+It makes FOLDER/four.cache and FOLDER/killed.cache and prints how often the latter was killed. Processes are
+forked from this one, which has imported everything and started no thread: that costs a fraction of starting them.
 """
 
 import os
@@ -50,7 +50,7 @@ def extract_in_fork(shards, cache):
 
 
 def killed_again_and_again(shards, cache):
-    """Kill each process some milliseconds after it has committed a unit, later each time, until one comes through."""
+    """Kill each process some milliseconds after its first commit, later each time, until one is left."""
     kills = 0
     while True:
         process, committed = forked(lambda: extract(cache, shards)), number_of_commits(cache)

@@ -1,4 +1,4 @@
-"""The channel statistics: which images they are of, and that no channel or image among them spoils the encoding of others."""
+"""The channel statistics: which images they are of, and that no channel among them spoils its group."""
 
 from collections import Counter
 from contextlib import closing
@@ -62,8 +62,8 @@ def test_a_cut_tar_gives_its_whole_samples(shards, tmp_path, workers):
 def test_no_image_at_all_is_reported_with_a_reason(tmp_path):
     tars = [tar_of(tmp_path / f"{name}.tar", {f"x{name}": b"no image"}) for name in "ab"]
     refused = (
-        r"none of the 2 tars holds an image that can be decoded, the first is .*a.tar' \(the first sample: 'xa' "
-        r"cannot be decoded \(no image of a known format\)\); check SHARDS"
+        r"none of the 2 tars holds an image that can be decoded, the first is .*a.tar' \(the first sample: "
+        r"'xa' cannot be decoded \(no image of a known format\)\); check SHARDS"
     )
     with pytest.raises(SourceError, match=refused):
         extract(tmp_path / "a.cache", tars)

@@ -1,4 +1,4 @@
-"""Bad images, bad tars, bad teachers, full disks and dead workers: what is reported, what is kept, and that a later run heals it."""
+"""Bad images, tars and teachers, full disks, dead workers: what is reported and what heals it."""
 
 import errno
 import io
@@ -49,7 +49,7 @@ def spoilt(bad, total=12):
 
 
 def test_a_bad_image_is_skipped_and_shifts_no_row(tmp_path):
-    """A cut JPEG, a sample without an image; a label that is not a number and one that is missing cost no image."""
+    """A cut JPEG and a sample without an image; a label that is not a number costs no image."""
     images = good(12)
     images["000001"] = images["000001"][:400]
     labels = {key: number for number, key in enumerate(images)} | {"000006": "dog", "000008": None}
@@ -86,7 +86,7 @@ def test_too_many_bad_images_fail_a_tar_until_allowed(shards, tmp_path):
     bad, cache = tar_of(tmp_path / "bad.tar", spoilt(4)), tmp_path / "a.cache"
     tally, missing = extract(cache, [shards[0], bad, shards[1]])
     assert (tally.units, missing, list(tally.failed)) == (4, 2, ["bad.tar"])
-    reported = "tar 'bad.tar' has 4 bad images of 12, more than max(3, --max-bad 0.01); the first: '000001' cannot be"
+    reported = "tar 'bad.tar' has 4 bad images of 12, more than max(3, --max-bad 0.01); the first: '000001' "
     assert tally.failed["bad.tar"].startswith(reported)
     assert tally.failed["bad.tar"].endswith("make the tar again or raise --max-bad")
     assert not [name for name in contents(cache) if "bad" in name]
@@ -119,8 +119,8 @@ def test_a_broken_tar_fails_alone(finished, shards, tmp_path, workers):
     assert tally.failed["cut.tar"].endswith("make the tar again or leave it out")
     assert tally.failed["empty.tar"] == "tar 'empty.tar' holds no samples; leave it out or make it again"
     assert tally.failed["bad.tar"] == (
-        "tar 'bad.tar' holds no image that can be decoded: 0 of 2 (the first: 'x' cannot be decoded (no image of a known "
-        "format)); leave it out or make it again"
+        "tar 'bad.tar' holds no image that can be decoded (0 of 2 samples, the first: 'x' cannot be decoded "
+        "(no image of a known format)); leave it out or make it again"
     )
     assert "tar 'gone.tar' cannot be opened (No such file or directory)" in tally.failed["gone.tar"]
     assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
@@ -135,7 +135,7 @@ def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):
     schema = cache.schema.model_copy(update={"unit_rows": 64})
     extractor = Extractor(cache.folder, schema, options.policy, encoder, decoder, 0.01)
     extractor.run(tars, units)
-    reported = "tar 'train-0000.tar' has more than 64 images: split it into smaller tars"
+    reported = "tar 'train-0000.tar' has more than 64 images; split it into smaller tars"
     assert extractor.tally.failed == {"train-0000.tar": reported}
 
 
@@ -175,7 +175,7 @@ def test_attention_that_is_not_finite_fails_its_tar(shards, tmp_path, keep):
         tmp_path / "a.cache", shards[:1], teacher=teacher, levels="0,", views=1, keep=keep
     )
     assert (missing, tally.units) == (1, 0)
-    reported = "the attention of the teacher's last block to the patches of '000000' is not finite; check the teacher's"
+    reported = "the attention of the teacher's last block to the patches of '000000' is not finite; check the"
     assert tally.failed["train-0000.tar"].startswith(reported)
 
 

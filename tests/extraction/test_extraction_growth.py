@@ -1,4 +1,4 @@
-"""A cache that is continued or extended keeps what it has; one of another configuration, or of other tars, is refused and not touched."""
+"""A cache that is continued or extended keeps what it has; one of another configuration is refused."""
 
 import shutil
 

@@ -1,5 +1,6 @@
-"""What an extraction leaves behind: which files, which pixels, which features, and that nothing but the options decides them."""
+"""What an extraction writes: files, pixels and features, and that nothing but the options decides them."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -174,3 +175,16 @@ def test_images_of_all_colours_keep_them(tmp_path):
     for kind in ("cmyk", "png"):
         np.testing.assert_allclose(colours[kind], colours["jpeg"], atol=3)
     np.testing.assert_allclose(colours["grey"], colours["jpeg"] @ [0.299, 0.587, 0.114], atol=3)
+
+
+def test_the_log_says_where_a_cache_came_from(finished):
+    logs = [json.loads(path.read_text()) for path in (finished / "logs").glob("*.json")]
+    log = next(log for log in logs if log["units"])  # others found nothing to do
+    assert {"maskalign", "commit", "command", "host", "began", "ended", "versions"} <= log.keys()
+    assert (log["precision"], log["compiled"], log["device"], log["batch_size"]) == (
+        "float32",
+        False,
+        "cpu",
+        8,
+    )
+    assert (log["units"], log["images"], log["failed"]) == (4, 24, {})

@@ -1,4 +1,4 @@
-"""Hostile samples among good ones, through the whole extraction: each is skipped by name, and no row of the others shifts or changes."""
+"""Hostile samples among good ones: each is skipped by name, and no row of the others shifts or changes."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The teacher's part of the extraction: one graph, batches whose composition depends on the unit alone, rows on nothing else."""
+"""The teacher's part: one graph, and batches and rows that depend on their unit alone."""
 
 import numpy as np
 import pytest

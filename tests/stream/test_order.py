@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
-from pipeline.stream.order import SampleOrder
+from pipeline.stream.order import SampleOrder, have_few_classes
+from pipeline.training.config import DataConfig
 
 BLOCK = 64
 
@@ -44,7 +45,7 @@ def consumed(order, epoch, batch_size):
             return samples
         rows = [
             (int(order.units[place]["unit"]), block * BLOCK + row)
-            for place, block, count in part.window.blocks.tolist()
+            for place, block, count in part.window.chunks.tolist()
             for row in range(count)
         ]
         assert len(rows) <= order.largest_window
@@ -124,7 +125,7 @@ def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
     units = units_of([[200, 130, 64]])
 
     def blocks(seed):
-        return [window.blocks.tolist() for window in SampleOrder(units, (0,), seed, 1, 2, 2).windows(3)]
+        return [window.chunks.tolist() for window in SampleOrder(units, (0,), seed, 1, 2, 2).windows(3)]
 
     assert blocks(0) == blocks(0)
     assert blocks(0) != blocks(1)
@@ -134,12 +135,12 @@ def test_blocks_change_ranks_and_windows_between_epochs():
     units = units_of([[64] * 40])
     ranks = [SampleOrder(units, (0,), 0, rank, 4, 2) for rank in range(4)]
     dealt = [
-        [{window.blocks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)
+        [{window.chunks[0, 0] for window in order.windows(epoch)} for order in ranks] for epoch in range(3)
     ]
     assert dealt[0] != dealt[1]
     assert dealt[1] != dealt[2]
     visited = set().union(
-        *(tuple(window.blocks[:, 0].tolist()) for epoch in range(60) for window in ranks[0].windows(epoch))
+        *(tuple(window.chunks[:, 0].tolist()) for epoch in range(60) for window in ranks[0].windows(epoch))
     )
     assert visited == set(range(40))
 
@@ -150,7 +151,7 @@ def test_equal_blocks_are_not_always_dealt_together():
         frozenset(
             block
             for window in SampleOrder(units, (0,), 0, 0, 2, 4).windows(e)
-            for block in window.blocks[:, 0]
+            for block in window.chunks[:, 0]
         )
         for e in range(30)
     ]
@@ -160,7 +161,7 @@ def test_equal_blocks_are_not_always_dealt_together():
 def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
     order = SampleOrder(units_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
     shown = [
-        {int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.blocks[:, 0]}
+        {int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.chunks[:, 0]}
         for epoch in range(5)
     ]
     assert shown == [{2}, {0}, {2}, {0}, {2}]
@@ -191,5 +192,32 @@ def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_wo
 
 def test_more_ranks_than_blocks_are_refused():
     order = SampleOrder(units_of([[100]]), (0,), 0, 0, 3, 1)
-    with pytest.raises(ConfigError, match=r"it has fewer blocks of 64 samples than ranks: use fewer$"):
+    with pytest.raises(ConfigError, match=r"it has fewer chunks of 64 samples than ranks; use fewer ranks$"):
         order.steps_per_epoch(1)
+
+
+def chunks_of(labels):
+    """Sixteen chunks that are spread over a data set, by their labels."""
+    chunks = np.split(labels[: len(labels) // 64 * 64], len(labels) // 64)
+    return [chunks[index] for index in np.linspace(0, len(chunks) - 1, 16).round().astype(int)]
+
+
+def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
+    """A thousand classes in order with stray images among them, ten and two classes, and one of them frequent."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        imagenet = np.repeat(rng.permutation(1000), rng.integers(732, 1301, 1000))
+        imagenet[rng.integers(0, len(imagenet), 20)] = 1001
+        few = rng.integers(0, 10, 20_000)
+        frequent = np.minimum(rng.geometric(0.3, 20_000), 50)
+        for labels in (imagenet, few, few % 2, frequent):
+            if labels is not frequent:
+                assert have_few_classes(chunks_of(labels if labels is imagenet else np.sort(labels)))
+            assert not have_few_classes(chunks_of(rng.permutation(labels)))
+    assert not have_few_classes(chunks_of(np.zeros(20_000, np.uint64)))
+    assert not have_few_classes([np.empty(0, np.uint64)] * 3)
+
+
+def test_a_window_has_at_least_two_batches_unless_it_is_set():
+    assert [DataConfig().chunks_of_window(batch) for batch in (16, 256, 257, 1024)] == [8, 8, 9, 32]
+    assert DataConfig(window_blocks=3).chunks_of_window(1024) == 3

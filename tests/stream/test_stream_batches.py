@@ -169,18 +169,21 @@ def test_the_stream_delivers_what_an_objective_needs_and_no_more(small_cache_pat
 
 def test_hidden_targets_need_hidden_patches_and_a_whole_cache(small_cache_path, tmp_path):
     needs = Needs(hidden="last")
-    with pytest.raises(ConfigError, match="mask hides no patch, but the objective learns from hidden ones"):
+    with pytest.raises(
+        ConfigError, match="the mask hides no patch, but the objective learns from hidden ones"
+    ):
         read_batches(small_cache_path, 1, ratio=0.0, needs=needs)
     shards = make_shards(tmp_path / "tars", tars=1, images_per_tar=16)
     kept = small_cache(tmp_path, shards=shards, views=1, keep=0.5)
     for wrong, message in (
-        ({"needs": needs}, "needs targets of hidden patches: .* without them, or extract with --keep 1$"),
-        ({"ratio": 0.0, "strategy": "random"}, "sees all patches: .* with a mask, or extract with --keep 1$"),
-        ({"ratio": None, "hidden": 4}, "mask.hidden 4 shows 12 patches: .* set mask.hidden to at least 8,"),
+        ({"needs": needs}, "needs targets of hidden patches, .* without them, or extract with --keep 1$"),
+        ({"ratio": 0.0, "strategy": "random"}, "needs targets of all patches, .* with a mask, or extract"),
+        ({"ratio": None, "hidden": 4}, "mask.hidden 4 shows 12 patches, .* set mask.hidden to at least 8,"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_batches(kept, 1, views=(0,), **wrong)
-    (batch,) = read_batches(kept, 1, views=(0,), needs=Needs(visible="none", pixels="all", positions=True))
-    assert batch["patches"].shape[1] == 16
+    pixels_alone = {"needs": Needs(visible="none", pixels="all", positions=True), "strategy": "block"}
+    (batch,) = read_batches(kept, 1, views=(0,), ratio=0.25, **pixels_alone)
+    assert (batch["patches"].shape[1], batch["hidden"].shape[1]) == (16, 4)
     (exact,) = read_batches(kept, 1, views=(0,), ratio=None, hidden=11)
     assert exact["visible"].shape == (16, 5)

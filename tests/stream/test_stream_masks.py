@@ -101,7 +101,7 @@ def test_a_cache_without_importance_refuses_the_attention_mask_and_takes_the_oth
     job = [RunConfig.model_validate(values | {"mask": {"strategy": strategy}}) for strategy in STRATEGIES]
     with pytest.raises(
         ConfigError,
-        match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*set 'random' or 'block'",
+        match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*set mask.strategy to 'random' or 'block'",
     ):
         build_job(job[0], cache, tmp_path / "run", Ranks(), torch.device("cpu"))
     for config in job[1:]:

@@ -20,12 +20,12 @@ from stream_parts import CPU, digest, digests, stream_spec
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, StreamError
-from pipeline.runtime.memory import shared_buffer
+from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
 from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import sample_fields
-from pipeline.stream.slots import SLOTS_PER_WORKER, SlotLayout, allocate_slots, slot_layout
+from pipeline.stream.slots import SlotLayout, slot_layout
 
 SHARED_MEMORY = Path("/dev/shm")
 ENDLESS = 10_000
@@ -187,7 +187,7 @@ def test_a_crop_that_cannot_be_decoded_comes_with_unit_and_row(cache_copy):
 def slot_bytes(path):
     """What the slots of one worker take."""
     cache = Cache(path)
-    return slot_layout(cache.schema, stream_spec(cache)).slot_bytes * SLOTS_PER_WORKER
+    return slot_layout(cache.schema, stream_spec(cache)).worker_bytes
 
 
 @pytest.mark.parametrize(("workers", "share"), [(1, 0.9), (2, 1.9)])
@@ -279,56 +279,40 @@ def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_pa
     assert segments() <= before
 
 
-def test_a_driver_that_does_not_lock_pages_is_told_of_once(small_cache_path, capfd):
+@pytest.fixture
+def memories():
+    """Three segments of shared memory."""
+    found = allocate_shared(1 << 20, 3, "the test", "make it smaller")
+    yield found
+    for memory in found:
+        free_shared(memory)
+
+
+def test_a_driver_that_does_not_lock_pages_is_reported_once(memories, capfd):
+    for refuses, unlocked in ((3, 0), (1, 2 << 20), (0, 3 << 20)):
+        driver = Driver(refuses)
+        locked = lock_pages(memories, driver, "lower data.workers")
+        assert locked == driver.locked
+        unlock_pages(locked, driver)
+        assert driver.locked == []
+        said = f"warning: the driver does not page-lock {unlocked / 1e6:.0f} MB of shared memory (CUDA error 2), so copies"
+        err = capfd.readouterr().err
+        assert (err.count("\n"), err.startswith(said)) == ((1, True) if unlocked else (0, False))
+
+
+def test_shared_memory_is_allocated_whole(memories):
+    for memory in memories:
+        assert (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 3 * 4096
+
+
+def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path, memories):
     cache = Cache(small_cache_path)
-    memories = allocate_slots(slot_layout(cache.schema, stream_spec(cache)), workers=3)
-    try:
-        for refuses, told in ((3, 0), (1, 2 * memories[0].size), (0, 3 * memories[0].size)):
-            driver = Driver(refuses)
-            locked = lock_pages(memories, driver, "lower data.workers")
-            assert locked == driver.locked
-            unlock_pages(locked, driver)
-            assert driver.locked == []
-            said = f"warning: the driver does not page-lock {told / 1e6:.0f} MB of shared memory (CUDA error 2), so copies"
-            err = capfd.readouterr().err
-            assert (err.count("\n"), err.startswith(said)) == ((1, True) if told else (0, False))
-    finally:
-        for memory in memories:
-            memory.close()
-            memory.unlink()
-
-
-def test_shared_memory_is_taken_when_it_is_allocated(small_cache_path):
-    cache = Cache(small_cache_path)
-    layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=8)
-    memories = allocate_slots(layout, workers=2)
-    try:
-        for memory in memories:
-            assert (
-                (SHARED_MEMORY / memory.name).stat().st_blocks * 512 >= memory.size >= 2 * layout.slot_bytes
-            )
-    finally:
-        for memory in memories:
-            memory.close()
-            memory.unlink()
-
-
-def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path):
-    cache = Cache(small_cache_path)
-    layout = SlotLayout(sample_fields(cache.schema, stream_spec(cache)), samples=5)
-    (memory,) = allocate_slots(layout, workers=1)
-    try:
-        for number in range(2):
-            for array in layout.arrays(shared_buffer(memory), number).values():
-                array[...] = number + 1
-        for number in range(2):
-            assert {
-                value
-                for array in layout.arrays(shared_buffer(memory), number).values()
-                for value in set(array.ravel())
-            } == {number + 1}
-        del array
-        assert all(layout.field_bytes(name) % 4096 == 0 for name in layout.fields)
-    finally:
-        memory.close()
-        memory.unlink()
+    layout = SlotLayout(tuple(sample_fields(cache.schema, stream_spec(cache)).values()), samples=1)
+    slots = [layout.arrays(shared_buffer(memories[0]), number) for number in range(2)]
+    for number, arrays in enumerate(slots):
+        for array in arrays.values():
+            array[...] = number + 1
+            assert array.ctypes.data % 4096 == 0
+    assert [{*map(int, array.ravel())} for arrays in slots for array in arrays.values()] == [{1}] * 4 + [
+        {2}
+    ] * 4

@@ -1,4 +1,4 @@
-"""A compiled teacher is one graph, the attention that ranks its patches included, and gives what the eager one gives."""
+"""A compiled teacher is one graph, importance included, and gives what the eager one gives."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The final norm and the projection that a cache stores: with what it has of a token they give what the tower itself gives."""
+"""The final norm and the projection that a cache stores give what the tower itself gives of a token."""
 
 import numpy as np
 import pytest

@@ -100,13 +100,13 @@ def test_weights_without_a_right_model_are_refused():
         ),
         ("vit_base_patch16_224", ["open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]"]),
         ("timm:", ["accepted is"]),
-        ("timm:vit_base_patch16_244", ["names no model of timm", "'vit_base_patch16_224'"]),
+        ("timm:vit_base_patch16_244", ["is not a model of timm", "'vit_base_patch16_224'"]),
         (
             "timm:vit_base_patch16_224.dnio",
             ["no tag 'dnio'", "did you mean 'dino'?", "timm:vit_base_patch16_224.random"],
         ),
         ("timm:vit_base_patch16_224.", ["no tag ''", "timm:vit_base_patch16_224.dino"]),
-        ("open_clip:ViT-B/16/openai", ["names no model of open_clip", "'ViT-B-16'"]),
+        ("open_clip:ViT-B/16/openai", ["is not a model of open_clip", "'ViT-B-16'"]),
         ("open_clip:ViT-B-16", ["no tag ''", "open_clip:ViT-B-16/random"]),
         ("open_clip:ViT-B-16/datacomp_xl", ["no tag 'datacomp_xl'", "'datacomp_xl_s13b_b90k'"]),
         (
@@ -183,6 +183,6 @@ def test_a_folder_may_name_no_model_that_timm_lacks(tmp_path):
 
 def test_sizes_and_levels_that_do_not_fit_are_refused():
     assert refusal("timm:test_vit.random", image_size=225, patch_size=16) == (
-        "image size 225 is not a multiple of patch size 16: image size 224 or 240 would do"
+        "image size 225 is not a multiple of patch size 16; give image size 224 or 240"
     )
     assert "the teacher has 6 blocks" in refusal("timm:test_vit.random", levels="7")

@@ -79,7 +79,7 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, levels=2):
         *((f"objective.head={head!r}",) for head in ("norm_linear", "mlp")),
         *((f"objective.loss={kind!r}",) for kind in ("l1", "l2", "cosine")),
         *((f"objective.target={target!r}",) for target in ("none", "l2")),
-        ("objective.name=fd",),
+        ("objective.name=fd", "mask.ratio=0.0"),
         ("student.drop_path=0.5",),
         (NO_CLS,),
         (REGISTERS,),

@@ -61,7 +61,7 @@ def images(run):
     return [part.split('"')[0] for part in page.split('src="data:image/')[1:]]
 
 
-STORED = "this cache stores 4 of 16 patches of each view, ranked by"
+STORED = "but this cache stores only the first 4 of 16, ranked by"
 
 
 @pytest.mark.parametrize(
@@ -70,32 +70,32 @@ STORED = "this cache stores 4 of 16 patches of each view, ranked by"
         (
             1,
             ["mask.ratio=0.6"],
-            f"mask.ratio 0.6 shows 6 patches: {STORED} 'attention': set mask.ratio to at least 0.6876, or extract with",
+            f"mask.ratio 0.6 shows 6 patches, {STORED} attention: set mask.ratio to at least 0.6876, or extract with",
         ),
         (
             1,
             ["mask.strategy=random"],
-            f"mask.strategy 'random': {STORED} 'attention': set mask.strategy=attention, or extract with --keep 1 or",
+            f"mask.strategy 'random' needs other patches, {STORED} attention: set mask.strategy=attention, or extract with --keep 1 or",
         ),
         (
             2,
             ["mask.strategy=attention"],
-            f"mask.strategy 'attention': {STORED} 'random': set mask.strategy=random, or extract with --keep 1 or",
+            f"mask.strategy 'attention' needs other patches, {STORED} random: set mask.strategy=random, or extract with --keep 1 or",
         ),
         (
             1,
             ["mask.strategy=block"],
-            f"mask.strategy 'block': {STORED} 'attention': set mask.strategy=attention, or extract with --keep 1",
+            f"mask.strategy 'block' needs other patches, {STORED} attention: set mask.strategy=attention, or extract with --keep 1",
         ),
         (
             1,
             ["mask.redraw=true"],
-            f"mask.redraw true: {STORED} 'attention', and no others can be drawn: leave mask.redraw out, or extract",
+            f"mask.redraw true needs all patches, {STORED} attention: leave mask.redraw out, or extract",
         ),
         (
             0,
             ["mask.strategy=block", "mask.redraw=false"],
-            "mask.redraw false needs a mask that is the first of a ranking, and mask.strategy",
+            "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy",
         ),
         (
             1,

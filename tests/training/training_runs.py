@@ -47,20 +47,15 @@ def call(*arguments):
     return result
 
 
-def train(cache, run, *settings, resume=False, tiny=TINY):
-    """Train with the tiny settings and those given, or resume with those given alone."""
-    chosen = settings if resume else (*tiny, *settings)
-    flags = ["--resume"] if resume else []
-    return call(
-        "--cache",
-        cache,
-        "--run",
-        run,
-        "--device",
-        "cpu",
-        *flags,
-        *(part for key in chosen for part in ("--set", key)),
-    )
+def settings(*changes, tiny=TINY):
+    """The tiny settings and changes as options of the command."""
+    return [part for key in (*tiny, *changes) for part in ("--set", key)]
+
+
+def train(cache, run, *changes, resume=False, tiny=TINY):
+    """Train with the tiny settings and changes, or resume with the changes alone."""
+    options = ["--resume", *settings(*changes, tiny=())] if resume else settings(*changes, tiny=tiny)
+    return call("--cache", cache, "--run", run, "--device", "cpu", *options)
 
 
 def trained(cache, run, *settings, **changes):

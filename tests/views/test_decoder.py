@@ -1,4 +1,4 @@
-"""Decoding workers: the same views in the same order, and whatever happens to a worker ends in one sentence and no process left."""
+"""Decoding workers: the same views in the same order; a worker's fault is one sentence and no process left."""
 
 import multiprocessing
 import os
@@ -129,7 +129,8 @@ from pipeline.views.sample import SourceSample
 
 if __name__ == "__main__":
     decoder = Decoder(1, 32)
-    next(iter(decoder.views([SourceSample("x", None, {})], ViewMaker(CropPolicy(32, (1.0, 1.0), 0.0, 0), (0,), "raw"))))
+    maker = ViewMaker(CropPolicy(32, (1.0, 1.0), 0.0, 0), (0,), "raw")
+    next(iter(decoder.views([SourceSample("x", None, {})], maker)))
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 """
