@@ -47,7 +47,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "
 
 
 def open_files(options: ExtractionOptions) -> int:
-    """Return how many files one process has open at the most: a view tar and the shards of each view of a few tars."""
+    """Return the most files that a process has open: a view tar and the shards of each view of a few tars."""
     levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
     of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
     locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
