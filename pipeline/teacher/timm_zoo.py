@@ -18,7 +18,7 @@ _LOCAL_DIR = "local-dir:"
 
 
 def load_timm(spec: str, name: str) -> Source:
-    """Load `MODEL.TAG`, `MODEL` with timm's default tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
+    """Load `MODEL[.TAG]`, by default timm's tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
     if name.startswith(_LOCAL_DIR):
         return _load_folder(spec, name)
     model_name, tag = _resolve(spec, name)
@@ -29,7 +29,7 @@ def load_timm(spec: str, name: str) -> Source:
 
 
 def _load_folder(spec: str, name: str) -> Source:
-    """Load weights and config.json of a folder as timm writes it; train-student exports such a folder, too."""
+    """Load weights and config.json of a folder as timm writes them; train-student exports such."""
     remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
     module: Any = build(spec, remedy, lambda: timm.create_model(name, pretrained=True))
     require_plain(module, spec)
