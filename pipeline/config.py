@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=Section)
 
 
 def named(default: str) -> Callable[[Any], str]:
-    """Return the discriminator of a union of sections that are told apart by their key `name`."""
+    """Return the discriminator of a union of sections with different values of `name`."""
     return lambda value: (
         value.get("name", default) if isinstance(value, Mapping) else getattr(value, "name", default)
     )
@@ -94,7 +94,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
-    """Set one dotted key; text that is no TOML value counts as a string."""
+    """Set one dotted key; text that is not a TOML value is a string."""
     name, separator, text = assignment.partition("=")
     if not separator or not name.strip():
         raise ConfigError(
@@ -159,7 +159,7 @@ def _explain_unknown(model: type[Section], name: str, path: list[str], value: An
         name = f"{name}.{key}"
         inside = _known_keys(model, meant) if meant else []
         meant = [f"{meant[0]}.{each}" for each in difflib.get_close_matches(key, inside, n=1)] or meant
-    elif len(path) == 1:  # perhaps a key without its section
+    elif len(path) == 1:  # probably a key without its section
         inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
         meant = inside or meant
     hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are {', '.join(known)}"

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.cache.reader import Cache
-    from pipeline.evaluation.data import LabelledTars
     from pipeline.evaluation.run import Evaluation
     from pipeline.evaluation.subject import Subject
     from pipeline.report.scores import Score
@@ -132,14 +131,16 @@ def evaluate_student(
         choice = _Choice(run, untrained, teacher, model, config, cache, shards, report, out)
         choice.refuse_contradictions()
         opened, sizes = _opened(choice, (image_size, patch_size))
-        data, test = (_tars(spec, sizes[0], workers) for spec in (shards, test_shards))
-        settings = _settings(evaluation, assignments)
-        subject = _subject(choice, sizes, choose_device(device))
-        from pipeline.evaluation.data import CacheViews
+        from pipeline.views.source_tars import resolve_tars
+
+        tars = {spec: resolve_tars(spec) for spec in (shards, test_shards) if spec is not None}
+        settings = _settings(evaluation, assignments)  # torch is imported from here on
+        from pipeline.evaluation.data import CacheViews, LabelledTars
         from pipeline.evaluation.run import run_evaluation
 
-        learnt = CacheViews(opened) if opened else data
-        assert learnt is not None
+        subject = _subject(choice, sizes, choose_device(device))
+        data = {spec: LabelledTars(spec, found, sizes[0], workers) for spec, found in tars.items()}
+        learnt, test = CacheViews(opened) if opened else data[shards or ""], data.get(test_shards or "")
         where = f"of {test.address}" if test else "against all others"
         typer.echo(f"{evaluation} of {subject.facts.name}: images {where}, learning from {learnt.address}")
         _report(choice, run_evaluation(settings, subject, learnt, test, batch_size=batch_size))
@@ -162,13 +163,6 @@ def _opened(choice: _Choice, asked: tuple[int, int]) -> tuple["Cache | None", tu
             f"{cache.address!r} has {stored[0]} in {stored[1]}; give a cache of the run's sizes, or --shards"
         )
     return cache, sizes
-
-
-def _tars(spec: str | None, image_size: int, workers: int) -> "LabelledTars | None":
-    from pipeline.evaluation.data import LabelledTars
-    from pipeline.views.source_tars import resolve_tars
-
-    return LabelledTars(spec, resolve_tars(spec), image_size, workers) if spec is not None else None
 
 
 def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":

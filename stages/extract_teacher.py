@@ -17,91 +17,89 @@ if TYPE_CHECKING:
 _SHOWN = 20  # skipped images; a damaged data set may have thousands
 
 
+Shards = Annotated[
+    list[str],
+    typer.Argument(
+        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar a line. "
+        "Extending a cache needs the new tars only."
+    ),
+]
+CacheAddress = Annotated[
+    str, typer.Option(help="Folder, or s3://BUCKET/PATH: created, continued or extended.")
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; "
+        "the tag `random` is an untrained rehearsal."
+    ),
+]
+Levels = Annotated[str, typer.Option(help="Teacher blocks: a number (the last N) or a list such as 3,7,11.")]
+Views = Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")]
+Encoding = Annotated[str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")]
+Keep = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="Share of patches to store; below 1 it fixes the masks of training."),
+]
+KeepRank = Annotated[
+    str, typer.Option(help="Patches to store: drawn by the teacher's `attention`, or at `random`.")
+]
+ViewFormat = Annotated[str, typer.Option(help="Stored crops: jpeg (quality 95) or raw (lossless).")]
+ImageSize = Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")]
+PatchSize = Annotated[int, typer.Option(min=1, help="Side of the student's patches in pixels.")]
+CropScale = Annotated[
+    tuple[float, float],
+    typer.Option(help="Least and greatest share of the image in a view; 1 1 is the centre view."),
+]
+Flip = Annotated[float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")]
+Seed = Annotated[int, typer.Option(help="Seed of the crops.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Decoding processes; default: one for each usable core.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
+        "bfloat16 on a GPU, float16 on a GPU before Ampere."
+    ),
+]
+Compile = Annotated[str, typer.Option(help="Compile the teacher: on, off, or auto: on a GPU, if that works.")]
+MaxBad = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of undecodable images, at least 3, that a tar may have.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N tars: a trial that a later run continues.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and how long; write nothing.")
+]
+
+
 def extract_teacher(
-    shards: Annotated[
-        list[str],
-        typer.Argument(
-            help="Source tars: paths, URLs, patterns, folders, or a text file with one tar a line. "
-            "Extending a cache needs the new tars only."
-        ),
-    ],
-    cache: Annotated[
-        str, typer.Option(help="Folder of the cache, or s3://BUCKET/PATH: created, continued or extended.")
-    ],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; "
-            "the tag `random` is an untrained rehearsal."
-        ),
-    ],
-    levels: Annotated[
-        str, typer.Option(help="Teacher blocks to store: a number (the last N) or a list such as 3,7,11.")
-    ] = Options.levels,
-    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
-    encoding: Annotated[
-        str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")
-    ] = Options.encoding,
-    keep: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE", help="Share of the patches to store; below 1 it fixes the masks of training."
-        ),
-    ] = Options.keep,
-    keep_rank: Annotated[
-        str,
-        typer.Option(help="Which patches to store: drawn by `attention` of the teacher, or at `random`."),
-    ] = Options.keep_rank,
-    view_format: Annotated[
-        str, typer.Option(help="How crops are stored: jpeg (quality 95) or raw (lossless).")
-    ] = Options.view_format,
-    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = Options.image_size,
-    patch_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Side of the student's patches in pixels; with --image-size it fixes the grid."
-        ),
-    ] = Options.patch_size,
-    crop_scale: Annotated[
-        tuple[float, float],
-        typer.Option(help="Least and greatest share of the image's area in a view; 1 1 is the centre view."),
-    ] = Options.crop_scale,
-    flip: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")
-    ] = Options.flip,
-    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = Options.seed,
-    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = Options.batch_size,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Decoding processes; default: the cores that this process may use."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
-            "bfloat16 on a GPU, float16 on a GPU before Ampere."
-        ),
-    ] = Options.precision,
-    compile: Annotated[
-        str, typer.Option(help="Compile the teacher: on, off, or auto: on a GPU, if that works.")
-    ] = Options.compile,
-    max_bad: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Share of undecodable images (at least 3 images) that a tar may have."
-        ),
-    ] = Options.max_bad,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Use the first N tars only: a trial, which a later run without it continues."
-        ),
-    ] = Options.limit,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print what would be done, how large and how long; write nothing."),
-    ] = False,
+    shards: Shards,
+    cache: CacheAddress,
+    teacher: Teacher,
+    levels: Levels = Options.levels,
+    views: Views = Options.views,
+    encoding: Encoding = Options.encoding,
+    keep: Keep = Options.keep,
+    keep_rank: KeepRank = Options.keep_rank,
+    view_format: ViewFormat = Options.view_format,
+    image_size: ImageSize = Options.image_size,
+    patch_size: PatchSize = Options.patch_size,
+    crop_scale: CropScale = Options.crop_scale,
+    flip: Flip = Options.flip,
+    seed: Seed = Options.seed,
+    batch_size: BatchSize = Options.batch_size,
+    workers: Workers = None,
+    device: Device = "auto",
+    precision: Precision = Options.precision,
+    compile: Compile = Options.compile,
+    max_bad: MaxBad = Options.max_bad,
+    limit: Limit = Options.limit,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
 

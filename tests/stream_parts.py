@@ -1,4 +1,4 @@
-"""Streams over a cache for tests, and what tells two of their batches apart."""
+"""Streams over a cache for tests, and digests to compare their batches."""
 
 import hashlib
 from itertools import islice

@@ -82,7 +82,7 @@ def choose_options(
     quick: bool = False,
     **given: int | None,
 ) -> BenchOptions:
-    """Complete the options; `given` may have workers, batch_size, rounds, steps, images. Raises ConfigError."""
+    """Complete the options; `given` are workers, batch_size, rounds, steps, images. Raises ConfigError."""
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe!r} is unknown: give {', '.join(RECIPES)}")
     if unknown := [part for part in only or () if part not in PARTS]:

@@ -178,7 +178,7 @@ def _form_mask(rng: np.random.Generator, form: str) -> Pixels:
             float(centre[1] + half * (x * math.sin(tilt) + y * math.cos(tilt))),
         )
 
-    for part in FORMS[form]():
+    for part in FORMS[form]:
         points = [place(point) for point in part.points]
         if isinstance(part, Patch):
             draw.polygon(points, fill=0 if part.hole else 255)

@@ -1,17 +1,19 @@
 """The teacher's part: batches of fixed composition in, encoded arrays out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
-from pipeline.cache.schema import CacheSchema, feature_array
+from pipeline.cache.layout import feature_array
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.options import Compile, Precision
@@ -54,14 +56,15 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
     dtype = getattr(torch, teacher.facts.precision)
+    if dtype != torch.float32:
+        with torch.inference_mode(), torch.autocast(device.type, dtype):
+            yield
+        return
+    # cuDNN would round the inputs of the patch embedding to TF32
     exact = (
-        dtype == torch.float32
-    )  # where autocast is off; cuDNN would round the patch embedding's inputs to TF32
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, None if exact else dtype, enabled=not exact),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact),
-    ):
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
+    )
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         yield
 
 
@@ -172,13 +175,12 @@ class FeatureEncoder:
     def features(self, pixels: Tensor) -> Encoded:
         """Encode views (b, S, S, 3): codes M x (b, T, W), stats (b, T, M, 2 + G), importance (b, N)."""
         features = self._teacher.features(pixels)
-        levels = zip(features.hidden, self._mean, self._std, strict=True)
-        encoded = [encode_level(*level, self._schema.encoding) for level in levels]
-        return (
-            [codes for codes, _ in encoded],
-            torch.stack([stats for _, stats in encoded], dim=2),
-            features.importance,
-        )
+        # Encoding is float32 arithmetic, and under autocast to bfloat16 `stack` refuses float16 tensors.
+        with torch.autocast(self.device.type, enabled=False):
+            levels = zip(features.hidden, self._mean, self._std, strict=True)
+            encoded = [encode_level(*level, self._schema.encoding) for level in levels]
+            stats = torch.stack([stats for _, stats in encoded], dim=2)
+        return [codes for codes, _ in encoded], stats, features.importance
 
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError if they are not finite."""
@@ -191,17 +193,15 @@ class FeatureEncoder:
         # on the host, while the device is at the next batch
         ranked = self._rank(importance, batch.keys, batch.unit)
         with self._copies.running():
-            copied = {
-                name: to_host(values)
-                for name, values in self._stored(batch.codes, batch.stats, ranked).items()
-            }
+            stored = self._stored(batch.codes, batch.stats, ranked)
+            copies = {name: to_host(values) for name, values in stored.items()}
         self._copies.wait()
-        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copied.items()}
-        return rows | {
-            name: values
-            for name, values in (("attention", importance), ("tokens", ranked))
-            if values is not None
-        }
+        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copies.items()}
+        if importance is not None:
+            rows["attention"] = importance
+        if ranked is not None:
+            rows["tokens"] = ranked
+        return rows
 
     def _rank(
         self, importance: NDArray[np.float32] | None, keys: Sequence[str], unit: Unit
@@ -223,12 +223,8 @@ class FeatureEncoder:
     ) -> dict[str, Tensor]:
         """Return the rows of the stored tokens. All tokens were encoded, so that --keep changes no value."""
         if ranked is not None:
-            places = (
-                np.pad(ranked.astype(np.int64) + 1, ((0, 0), (1, 0)))
-                if self._schema.teacher.has_cls
-                else ranked.astype(np.int64)
-            )
-            tokens = torch.from_numpy(places).to(self.device)
+            tokens = torch.from_numpy(ranked.astype(np.int64)).to(self.device)
+            tokens = F.pad(tokens + 1, (1, 0)) if self._schema.teacher.has_cls else tokens
             samples = torch.arange(len(tokens), device=self.device)[:, None]
             codes, stats = [part[samples, tokens] for part in codes], stats[samples, tokens]
         arrays = {feature_array(level): part for level, part in zip(self._schema.levels, codes, strict=True)}

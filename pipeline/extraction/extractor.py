@@ -172,10 +172,12 @@ class Extractor:
         """Send groups through decoding and teacher; yields tars whose rows are all on their way to files."""
         for job in self._decoder.jobs(groups):
             self._push(job)
-            yield from self._done()
+            while self._open and self._open[0].is_done:
+                yield self._open.popleft()
         for lane in self._lanes:
             lane.collect()
-        yield from self._done()
+        while self._open:
+            yield self._open.popleft()
 
     def _push(self, job: DecodedJob[_Tar]) -> None:
         """Send a job's images down the lanes; a job without samples ends its tar."""
@@ -200,10 +202,6 @@ class Extractor:
             else:
                 lane.end(builder)
         tar.is_read = not job.results
-
-    def _done(self) -> Iterator[_Tar]:
-        while self._open and self._open[0].is_done:
-            yield self._open.popleft()
 
     def _publish(self, tar: _Tar) -> None:
         """Publish a tar's units, or note why they are left out."""
@@ -249,8 +247,3 @@ class Extractor:
         notes = {"skipped": len(self.tally.skipped), "tars failed": len(self.tally.failed)}
         text = ", ".join(f"{count} {name}" for name, count in notes.items() if count)
         progress.update(round(finished / image_bytes), text, round(total / image_bytes))
-
-
-def count_committed(folder: Folder, units: Sequence[Unit]) -> int:
-    """Return how many of the units exist."""
-    return len(committed(folder, units))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
@@ -21,7 +22,7 @@ from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
-from pipeline.extraction.extractor import Extractor, count_committed
+from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.plan import (
     RateForecast,
@@ -46,7 +47,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "
 
 
 def open_files(options: ExtractionOptions) -> int:
-    """Return how many files one process has open at the most: a view tar and the shards of each view of a few tars."""
+    """Return the most files that a process has open: a view tar and the shards of each view of a few tars."""
     levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
     of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
     locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
@@ -72,7 +73,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         )
         covered = {tar.name for tar in options.tars}
         wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
-        if count_committed(cache.folder, wanted) < len(wanted):
+        if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
@@ -84,7 +85,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
-    return extractor, len(wanted) - count_committed(cache.folder, wanted)
+    return extractor, len(wanted) - len(committed(cache.folder, wanted))
 
 
 def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], object]) -> RateForecast:
@@ -194,9 +195,9 @@ def _restore_constants(
 ) -> None:
     """Write damaged arrays without rows again; raises CacheError if they come out with other values."""
     damaged = damaged_constants(cache)
-    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+    if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
-    if "calibration" in damaged:
+    if ("channel_mean", "channel_std") in damaged:
         found = calibration()
         if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(

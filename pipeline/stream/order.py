@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.layout import INDEX_COLUMNS
 from pipeline.cache.reader import Cache, FinishedUnits
-from pipeline.cache.schema import BLOCK_ROWS, INDEX_COLUMNS
+from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
 from pipeline.views.sample import NO_LABEL

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
+from pipeline.cache.layout import ArraySpec, array_specs, feature_array
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import ArraySpec, CacheSchema, array_specs, feature_array
+from pipeline.cache.schema import CacheSchema
 from pipeline.errors import CacheError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
 from pipeline.runtime.ordered import ordered_map

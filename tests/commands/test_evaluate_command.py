@@ -279,7 +279,7 @@ def refused(*arguments):
 
 def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
     message = refused("--run", tmp_path / "none", "--cache", cache)
-    assert "is not the folder of a run (no readable run.json): give one that" in message
+    assert "is not a run folder (no readable run.json): give one that" in message
     part = tmp_path / "part"
     part.mkdir()
     shutil.copy(run / "run.json", part)

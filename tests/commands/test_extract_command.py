@@ -114,6 +114,12 @@ def test_a_dry_run_reports_what_exists(tars, tmp_path):
     )
 
 
+def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.cache.schema.UNIT_ROWS", 8)
+    shown = run(tars, tmp_path / "a.cache", "--dry-run").stdout
+    assert "\ntoo large    tar 'train-0000.tar' has 12 images, more than 8; split it\n" in shown
+
+
 def test_a_wrong_path_is_answered_without_torch(tmp_path):
     code = (
         "import sys; from stages.extract_teacher import main\n"

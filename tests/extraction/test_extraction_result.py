@@ -1,5 +1,6 @@
 """What an extraction writes: files, pixels and features, and that nothing but the options decides them."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def sources_of(shards):
 def test_leaves_exactly_the_files_of_the_layout(finished):
     units = {"train-0000.v00": 0, "train-0000.v01": 1, "train-0001.v00": 2, "train-0001.v01": 3}
     expected = {"units.json", "targets.zarr/zarr.json", "targets.zarr/features/zarr.json"}
+    expected |= {"copies/units.json", "copies/zarr.json"}
     expected |= {f"views/{stem}.tar" for stem in units} | {f"commits/{stem}.json" for stem in units}
     for name, axes in ARRAYS.items():
         expected |= {f"targets.zarr/{name}/zarr.json"}
@@ -173,3 +175,16 @@ def test_images_of_all_colours_keep_them(tmp_path):
     for kind in ("cmyk", "png"):
         np.testing.assert_allclose(colours[kind], colours["jpeg"], atol=3)
     np.testing.assert_allclose(colours["grey"], colours["jpeg"] @ [0.299, 0.587, 0.114], atol=3)
+
+
+def test_the_log_says_where_a_cache_came_from(finished):
+    logs = [json.loads(path.read_text()) for path in (finished / "logs").glob("*.json")]
+    log = next(log for log in logs if log["units"])  # others found nothing to do
+    assert {"maskalign", "commit", "command", "host", "began", "ended", "versions"} <= log.keys()
+    assert (log["precision"], log["compiled"], log["device"], log["batch_size"]) == (
+        "float32",
+        False,
+        "cpu",
+        8,
+    )
+    assert (log["units"], log["images"], log["failed"]) == (4, 24, {})

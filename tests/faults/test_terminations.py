@@ -29,7 +29,7 @@ def test_sigterm_to_a_command_at_random_moments(trials, bench):
 
 
 def test_sigterm_to_the_process_group_of_commands(trials, bench):
-    """Start extract-teacher as a person and as a launcher does, and tell all of its process group to end."""
+    """Start extract-teacher as a person and as a launcher does, and signal all of its process group."""
     for trial, (processes, workers) in enumerate([(1, 2), (2, 1)] * trials.times(2, 1)):
         cache = fresh(trials.folder / "real", trial)
         ranks = [_start(bench, cache, rank, processes, workers) for rank in range(processes)]

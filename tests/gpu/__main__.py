@@ -95,7 +95,7 @@ def run_row(options, end):
 
 
 def run_part(arguments, end):
-    """Run Python until it ends or the time is over; return "done", "failed", or "open" for too little time."""
+    """Run Python until it ends or time is over; return "done", "failed", or "open" for too little time."""
     if end - time.monotonic() < LEAST:
         return "open"
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)

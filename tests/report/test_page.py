@@ -200,5 +200,5 @@ def test_without_its_cache_a_run_still_has_a_report(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is not the folder of a run"):
+    with pytest.raises(CheckpointError, match="is not a run folder"):
         write_run_report(tmp_path)

@@ -12,13 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage.files import (
-    create_file_exclusively,
-    locked,
-    locked_if_free,
-    move_file,
-    replace_file,
-)
+from pipeline.storage.files import create_file_exclusively, locked, locked_if_free, move_file, replace_file
 from pipeline.storage.local import LocalFolder
 
 

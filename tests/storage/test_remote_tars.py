@@ -10,6 +10,7 @@ from tars import image, make_tars, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.storage import connection, tar_streams
+from pipeline.storage.address import printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar, resolve_tars
@@ -103,6 +104,24 @@ def test_what_is_no_tar_is_refused(spec, words, bucket, store):
     with pytest.raises(ConfigError) as error:
         resolve_tars(spec.replace("BUCKET", bucket))
     assert words.replace("BUCKET", bucket) in str(error.value)
+
+
+@pytest.mark.usefixtures("names")
+def test_a_password_in_an_address_is_used_but_never_printed(bucket, server):
+    root = f"{server.endpoint}/plain/{bucket}".replace("://", "://user:pass-word@")
+    (tar,) = resolve_tars(f"{root}/tars/a.tar")
+    with open_tar(tar.address) as file:
+        assert file.read() == b"xxx"
+    server.fail("503")
+    texts = []
+    for spec in (f"{root}/tars/*.tar", f"{root}/gone.tar.gz", f"{root}/tars/{{a.tar", f"{root}/tars/b.tar"):
+        with pytest.raises((ConfigError, OSError)) as error:
+            resolve_tars(spec)
+        texts.append(f"{error.value} {getattr(error.value, 'filename', '')}")
+    with pytest.raises(StorageError) as error:
+        list(read_samples(tar))
+    texts += [str(error.value), printable(f"error of url ({root}/a.tar?X-Amz-Signature=pass-word)")]
+    assert [text for text in texts if "pass-word" in text or server.endpoint not in text] == []
 
 
 def test_sizes_are_asked_for_side_by_side(store, bucket, server):

@@ -1,16 +1,13 @@
 """Images of all kinds to pixels, and crops to bytes and back."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 from tars import image
 
-from pipeline.errors import SourceError
-from pipeline.views.codec import MAX_PIXELS, decode_image, decode_view, encode_view
+from pipeline.views.codec import decode_image, decode_view, encode_view
 from pipeline.views.crop import resize_crop
 
 
@@ -48,12 +45,6 @@ def test_other_kinds_of_image_become_rgb(kind):
     )  # the conversion from CMYK is rounded otherwise
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF"])
-def test_other_forms_are_decoded(form):
-    image = Image.fromarray(pixels_of())
-    assert decode_image(encoded(image, form)).shape == (40, 50, 3)
-
-
 def test_decoded_pixels_can_be_written_to():
     for kind in ("jpeg", "cmyk", "png"):
         decode_image(image(2, kind=kind))[:] = 0
@@ -65,58 +56,6 @@ def test_the_orientation_of_exif_is_ignored():
     exif[0x0112] = 6  # turned by 90 degrees
     turned = encoded(image, "JPEG", exif=exif)
     np.testing.assert_array_equal(decode_image(turned), decode_image(encoded(image, "JPEG")))
-
-
-@pytest.mark.parametrize("kind", ["jpeg", "grey", "cmyk", "png"])
-def test_a_truncated_image_is_refused(kind):
-    data = image(0, kind=kind)
-    for cut in (0, 1, 2, 20, len(data) // 2, len(data) - (200 if kind == "png" else 20)):
-        with pytest.raises(SourceError, match="cannot be decoded"):
-            decode_image(data[:cut])
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "WEBP", "GIF"])
-def test_a_damaged_image_is_decoded_or_refused(form):
-    data, rng, refused = encoded(Image.fromarray(pixels_of()), form), np.random.default_rng(0), 0
-    for _ in range(60):
-        bad = bytearray(data)
-        bad[rng.integers(min(len(bad), 400))] = rng.integers(256)
-        try:
-            assert decode_image(bytes(bad)).dtype == np.uint8
-        except SourceError:
-            refused += 1
-    assert refused
-
-
-def png_of_size(width, height):
-    """A PNG that ends where its pixels should begin."""
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + _chunk(b"IDAT")
-    )
-
-
-def _chunk(content):
-    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-
-
-def jpeg_of_size(width, height):
-    """A small JPEG whose header says another size."""
-    data = bytearray(image(0, kind="jpeg"))
-    place = data.index(b"\xff\xc0") + 5
-    data[place : place + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-@pytest.mark.parametrize(
-    "data", [jpeg_of_size(20_000, 20_000), png_of_size(12_000, 12_000)], ids=["JPEG", "PNG"]
-)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_unopened(data):
-    assert len(data) < 20_000
-    with pytest.raises(SourceError, match=rf"more than the {MAX_PIXELS} that are accepted"):
-        decode_image(data)
 
 
 def test_a_raw_view_is_exact():
