@@ -47,7 +47,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "
 
 
 def open_files(options: ExtractionOptions) -> int:
-    """Return how many files one process has open at most: a view tar and the shards of each view of a few tars."""
+    """Return the most files that a process has open: a view tar and the shards of each view of a few tars."""
     levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
     of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
     locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
@@ -195,9 +195,9 @@ def _restore_constants(
 ) -> None:
     """Write damaged arrays without rows again; raises CacheError if they come out with other values."""
     damaged = damaged_constants(cache)
-    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+    if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
-    if "calibration" in damaged:
+    if ("channel_mean", "channel_std") in damaged:
         found = calibration()
         if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(
