@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from tars import make_tars
 
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema, array_specs
+from pipeline.cache.layout import GROUP, constant_arrays, row_arrays
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, TeacherFacts, ViewSchema
+from pipeline.cache.store import metadata_files
 from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, is_committed, with_digests
 from pipeline.extraction.job import run_extraction
 from pipeline.extraction.options import ExtractionOptions
@@ -125,13 +127,20 @@ def make_schema(
     )
 
 
+def write_group(path, schema, units):
+    """Write the metadata of all arrays of a cache into the folder `path`/targets.zarr; return it."""
+    for key, data in metadata_files(schema.values(), schema, units).items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(data)
+    return path / GROUP
+
+
 def random_rows(schema, rows, seed=0):
     """Random values of every array with rows, by name."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.integers(1, 100, (rows, *spec.item_shape)).astype(spec.dtype)
-        for name, spec in array_specs(schema).items()
-        if spec.by_rows
+        for name, spec in row_arrays(schema).items()
     }
 
 
@@ -140,8 +149,7 @@ def empty(path, sources=SOURCES, views=1, **changes):
     plain = make_schema(**changes)
     constants = {
         name: np.full(spec.item_shape, 2 if name == "channel_std" else 0.5, np.float32)
-        for name, spec in array_specs(plain).items()
-        if not spec.by_rows
+        for name, spec in constant_arrays(plain).items()
     }
     schema = with_digests(plain, constants, 3)
     create_cache(open_folder(path), schema, constants)

@@ -13,9 +13,8 @@ import torch
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.commit import Commit
+from pipeline.cache.layout import CRC_BYTES, LENGTH, OFFSET, array_specs, shard_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
-from pipeline.cache.store import GROUP, shard_key
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import Window
 from pipeline.stream.samples import WindowReader
@@ -23,10 +22,8 @@ from pipeline.training.job import TrainingJob
 from pipeline.views.codec import VIEW_EXTENSION, decode_view
 from pipeline.views.view_tars import parse_samples
 
-_OFFSET, _LENGTH = 1, 2  # columns of the array `index`
 _LEAST_SAMPLES = 2048
 _MOST_CHUNKS = 4
-_CRC_BYTES = 4
 
 Range = tuple[int, int, int]  # open file, offset, length
 Chunk = tuple[Commit, int]  # of a unit, by number
@@ -93,9 +90,9 @@ def chunk_ranges(
     """Yield the bytes of a chunk of each array: a shard holds its chunks in order, each with its CRC."""
     specs = array_specs(cache.schema)
     for name in names:
-        file = os.open(Path(cache.address) / GROUP / shard_key(specs[name], commit.unit), os.O_RDONLY)
+        file = os.open(Path(cache.address) / shard_key(specs[name], commit.unit), os.O_RDONLY)
         opened.callback(os.close, file)
-        length = specs[name].bytes_of(cache.schema.block_rows) + _CRC_BYTES
+        length = specs[name].bytes_of(cache.schema.block_rows) + CRC_BYTES
         yield file, chunk * length, length
 
 
@@ -138,4 +135,4 @@ def measure_overhead(bench: Workbench) -> Iterator[Figure]:
 def _read_chunk(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> bytes:
     """Read what a chunk's samples need: rows of the arrays, and the range of the crops, which is returned."""
     index = cache.read_chunk(commit, chunk, names)["index"]
-    return cache.read_crops(commit, int(index[0, _OFFSET]), int(index[-1, _OFFSET] + index[-1, _LENGTH]))
+    return cache.read_crops(commit, int(index[0, OFFSET]), int(index[-1, OFFSET] + index[-1, LENGTH]))

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.layout import constant_arrays, index_rows, row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, array_specs
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.store import Values
 from pipeline.cache.writer import UnitWriter, create_cache, extend_cache, with_digests
 from pipeline.demo.images import SIDE, image
-from pipeline.seeding import generator, key_hash
+from pipeline.seeding import generator
 from pipeline.storage.address import open_folder
 from pipeline.views.codec import encode_view
 from pipeline.views.maker import SampleViews, ViewMaker
@@ -53,8 +54,7 @@ def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], m
     folder = open_folder(path)
     constants = {  # a calibration that changes nothing
         name: np.full(spec.item_shape, name == "channel_std", np.float32)
-        for name, spec in array_specs(plain).items()
-        if not spec.by_rows
+        for name, spec in constant_arrays(plain).items()
     }
     schema = with_digests(plain, constants, 0)
     create_cache(folder, schema, constants)
@@ -66,11 +66,8 @@ def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], m
             view_tar = ViewTarWriter(writer.view_tar)
             for view in views:
                 view_tar.append(view.tar_samples[0])
-            index = [
-                (key_hash(view.key), *where, view.label)
-                for view, where in zip(views, view_tar.ranges, strict=True)
-            ]
-            writer.append("index", np.array(index, np.uint64))
+            keys, labels = [view.key for view in views], [view.label for view in views]
+            writer.append("index", index_rows(keys, view_tar.ranges, labels))
             writer.append("view", np.stack([view.boxes[0] for view in views]))
             for name, rows in _random_rows(schema, len(views), unit.unit).items():
                 writer.append(name, rows)
@@ -82,7 +79,7 @@ def _random_rows(schema: CacheSchema, rows: int, unit: int) -> dict[str, Values]
     """Return random features, plausible stats and attention, and rankings of a unit by array."""
     rng = generator(0, "synthetic rows", unit)
     arrays: dict[str, Values] = {}
-    for name, spec in array_specs(schema).items():
+    for name, spec in row_arrays(schema).items():
         shape = (rows, *spec.item_shape)
         if name.startswith("features/"):
             arrays[name] = np.frombuffer(rng.bytes(spec.bytes_of(rows)), spec.dtype).reshape(shape)

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.benchmark.options import RECIPES, BenchOptions
 from pipeline.benchmark.synthetic import IMAGE_BYTES, synthetic_cache, write_photographs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, TeacherFacts, array_specs
+from pipeline.cache.schema import CacheSchema, TeacherFacts
+from pipeline.cache.sizes import view_bytes
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_schema, build_teacher, run_extraction
@@ -140,7 +141,7 @@ class Workbench:
 
     def _log_size(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> None:
         images = sum(tar.size for tar in tars) / IMAGE_BYTES
-        view = _CROP_BYTES + sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
+        view = _CROP_BYTES + view_bytes(schema)
         self.log(f"making {name}, about {images * view / 1e6:,.0f} MB, in {self.folder}")
 
 

@@ -1,24 +1,26 @@
-"""Commits: the files that make units exist. Created last and exclusively, with sizes, digests and block checksums of what a unit owns."""
+"""Commits: the files that make units exist. Created last and exclusively, with sizes, digests and chunk checksums of what a unit owns."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from pipeline.cache.digests import seal_of, sealed
+from pipeline.cache.layout import COMMITS, chunk_count, commit_key, row_arrays, shard_sizes, view_tar_key
+from pipeline.cache.schema import UNIT_ROWS, CacheSchema
 from pipeline.cache.units import Unit, unit_name
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.storage.folder import Folder
 from pipeline.views.sample import SkippedImage
 
-COMMITS = "commits"
+_CURE = "inspect-cache verify --repair removes it, and the same extract-teacher command makes its unit again"
 
 
 class FileRecord(Section):
     """Size in bytes and SHA-256 of a file."""
 
-    size: int
+    size: NonNegativeInt
     sha256: str
 
 
@@ -28,7 +30,7 @@ class CommitHead(Section):
     unit: int
     source: str
     view: int
-    rows: int
+    rows: int = Field(ge=1, le=UNIT_ROWS)
     schema_digest: str
     digest: str = ""
 
@@ -39,7 +41,7 @@ class CommitHead(Section):
 
 
 class Commit(CommitHead):
-    """One finished unit. `blocks` has, per array, the CRC-32C of each block's decoded bytes, padded to whole blocks."""
+    """One finished unit. `blocks` has, per array, the CRC-32C of each chunk's decoded bytes, padded to whole chunks."""
 
     skipped: tuple[SkippedImage, ...]
     files: dict[str, FileRecord]
@@ -49,14 +51,15 @@ class Commit(CommitHead):
 Part = TypeVar("Part", bound=CommitHead)
 
 
-def commit_key(unit: Unit) -> str:
-    """Return where a unit's commit lies."""
-    return f"{COMMITS}/{unit.stem}.json"
-
-
 def create_commit(folder: Folder, unit: Unit, commit: Commit) -> bool:
-    """Create a unit's commit; False if another process was first."""
-    return folder.create(commit_key(unit), sealed(commit.model_dump(mode="json", exclude={"digest"})))
+    """Create a unit's commit, which its own parser has read back; False if another process was first."""
+    data = sealed(commit.model_dump(mode="json", exclude={"digest"}))
+    try:
+        read_back = _parse(data, Commit, commit_key(unit))
+    except CacheError as error:  # such as a key that is not UTF-8
+        raise CacheError(f"{commit.name} cannot be committed: its {error}") from None
+    assert read_back == commit.model_copy(update={"digest": read_back.digest}), commit.name
+    return folder.create(commit_key(unit), data)
 
 
 def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
@@ -65,30 +68,48 @@ def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
     return [unit for unit in units if f"{unit.stem}.json" in present]
 
 
-def read_commit(folder: Folder, unit: Unit, schema_digest: str) -> Commit:
-    """Read a unit's commit; raises CacheError if it is damaged or of another cache, FileNotFoundError if there is none."""
-    return _read(folder, unit, schema_digest, Commit)
+def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: str) -> Commit:
+    """Read a unit's commit.
+
+    Raises CacheError if it is damaged, of another cache, or names other files than the schema, FileNotFoundError if there is none.
+    """
+    commit = read_head(folder, unit, schema_digest, Commit)
+    sizes = {key: record.size for key, record in commit.files.items()}
+    shards = shard_sizes(schema, unit.unit, commit.rows)
+    chunks = {name: len(checksums) for name, checksums in commit.blocks.items()}
+    expected = dict.fromkeys(row_arrays(schema), chunk_count(commit.rows))
+    tar = sizes.pop(view_tar_key(unit), None)
+    # A newer minor version may have more arrays.
+    fits = (
+        (shards.items() <= sizes.items() and expected.items() <= chunks.items())
+        if schema.is_newer
+        else (sizes == shards and chunks == expected)
+    )
+    if tar is None or not fits:
+        where = f"{folder.address}/{commit_key(unit)}"
+        raise CacheError(f"commit {where!r} names other files, sizes or chunks than the schema: {_CURE}")
+    return commit
 
 
-def read_commit_head(folder: Folder, unit: Unit, schema_digest: str) -> CommitHead:
-    """Read which unit a commit makes exist, with the same checks."""
-    return _read(folder, unit, schema_digest, CommitHead)
+def read_head(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) -> Part:
+    """Read which unit a commit makes exist, or all of it, with the same checks but that of its files."""
+    commit = _parse(folder.read(commit_key(unit)), part, f"{folder.address}/{commit_key(unit)}")
+    found = (commit.schema_digest, commit.unit, commit.source, commit.view)
+    if found != (schema_digest, unit.unit, unit.source, unit.view):
+        raise CacheError(
+            f"commit {f'{folder.address}/{commit_key(unit)}'!r} belongs to another cache or unit: {_CURE}"
+        )
+    return commit
 
 
-def _read(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) -> Part:
-    data = folder.read(commit_key(unit))
-    cure = "inspect-cache verify --repair drops it, and the same extract-teacher command makes its unit again"
-    place = f"commit {f'{folder.address}/{commit_key(unit)}'!r}"
+def any_commit(folder: Folder, name: str) -> CommitHead:
+    """Read a commit by its file name, whichever unit it is of; raises CacheError if it is damaged."""
+    return _parse(folder.read(f"{COMMITS}/{name}"), CommitHead, f"{folder.address}/{COMMITS}/{name}")
+
+
+def _parse(data: bytes, part: type[Part], where: str) -> Part:
     try:
         seal_of(data)
-        commit = part.model_validate_json(data, extra="ignore")  # a newer minor version may add keys
+        return part.model_validate_json(data, extra="ignore")  # a newer minor version may add keys
     except (ValueError, ValidationError):
-        raise CacheError(f"{place} is damaged: {cure}") from None
-    if (commit.schema_digest, commit.unit, commit.source, commit.view) != (
-        schema_digest,
-        unit.unit,
-        unit.source,
-        unit.view,
-    ):
-        raise CacheError(f"{place} belongs to another cache or unit: {cure}")
-    return commit
+        raise CacheError(f"commit {where!r} is damaged: {_CURE}") from None

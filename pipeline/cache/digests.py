@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SEAL = re.compile(
-    rb'[{,]"digest":"([0-9a-f]{64})",'
-)  # a quote inside a JSON string is escaped: only a key looks like this
+# A quote inside a JSON string is escaped, so only a key looks like this.
+_SEAL = re.compile(rb'[{,]"digest":"([0-9a-f]{64})",')
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """Return the JSON object that some bytes are; raises ValueError for whatever else they are, however deeply nested."""
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    return values
 
 
 def canonical_json(values: Mapping[str, Any]) -> bytes:
@@ -21,9 +31,8 @@ def canonical_json(values: Mapping[str, Any]) -> bytes:
 
 def digest_of(values: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the canonical JSON of `values` without their own `digest`."""
-    return hashlib.sha256(
-        canonical_json({key: value for key, value in values.items() if key != "digest"})
-    ).hexdigest()
+    others = {key: value for key, value in values.items() if key != "digest"}
+    return hashlib.sha256(canonical_json(others)).hexdigest()
 
 
 def digest_of_arrays(*arrays: NDArray[np.float32]) -> str:

@@ -1,4 +1,4 @@
-"""Reading a cache: its units and, block by block, its arrays and crops. Every byte that is returned has been checked."""
+"""Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte that is returned has been checked."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,17 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import store
-from pipeline.cache.commit import Commit, Part, commit_key, committed, read_commit, read_commit_head
-from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.schema import array_specs
+from pipeline.cache.commit import Commit, CommitHead, Part, committed, read_commit, read_head
+from pipeline.cache.digests import digest_of, digest_of_arrays
+from pipeline.cache.layout import (
+    COPY_OF,
+    GROUP_FILE,
+    UNITS_FILE,
+    array_specs,
+    chunk_range,
+    commit_key,
+    constant_key,
+    view_tar_key,
+)
 from pipeline.cache.shards import ShardReader
-from pipeline.cache.units import UNITS_FILE, Unit, read_units
+from pipeline.cache.units import Unit, parse_units
 from pipeline.errors import CacheError, ConfigError
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 
-REMEDY = "inspect-cache verify --full --repair drops what is damaged, and the same extract-teacher command makes it anew"
+REMEDY = "inspect-cache verify --full --repair removes what is damaged, and the same extract-teacher command makes it again"
 _MADE_AGAIN = "the same extract-teacher command makes it again"
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
@@ -27,20 +36,39 @@ _COMMITS_HELD = 64
 FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a run pins
 
 
+def read_metadata(folder: Folder, key: str) -> bytes:
+    """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
+    try:
+        return folder.read(key)
+    except OSError as error:
+        if any(map(folder.exists, (UNITS_FILE, GROUP_FILE, *COPY_OF.values()))):
+            cure = "inspect-cache verify --repair restores it"
+            raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        raise CacheError(
+            f"{folder.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made"
+        ) from None
+
+
+def read_units(folder: Folder) -> tuple[Unit, ...]:
+    """Read units.json; raises CacheError if it is damaged or missing."""
+    return parse_units(read_metadata(folder, UNITS_FILE), folder.address)
+
+
 class Cache:
     """An existing cache. Opening reads metadata only; arrays and commits are read in the process that first needs them."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open the cache at a path or URL; raises CacheError if it is none, damaged or of another version."""
+        """Open the cache at a path or URL; raises CacheError if there is none, or it is damaged or of another version."""
         self.folder = open_folder(address)
-        if not self.folder.exists(UNITS_FILE):
-            raise CacheError(
-                f"{self.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made"
-            )
-        self.schema, self.digest = store.read_schema(self.folder)
-        self.units: tuple[Unit, ...] = read_units(self.folder)
+        listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache
+        group = read_metadata(self.folder, GROUP_FILE)
+        self.schema, self.values = store.parse_group(group, self.address)
+        self.digest = digest_of(self.values)
+        self.units: tuple[Unit, ...] = parse_units(listed, self.address)
         self._specs = array_specs(self.schema)
-        self._shards = ShardReader(self.folder, self.schema)
+        self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
 
@@ -51,16 +79,26 @@ class Cache:
 
     def commits(self) -> Iterator[Commit]:
         """Read the commits of the finished units, by number, one at a time."""
-        return self._read_all(self.units, read_commit)
+        return self._read_all(self.units, self.commit_of)
+
+    def commit_of(self, unit: Unit) -> Commit:
+        """Read the commit of a unit; raises CacheError if it is damaged, FileNotFoundError if there is none."""
+        return read_commit(self.folder, self.schema, unit, self.digest)
 
     def finished(self, views: Iterable[int] | None, allow_partial: bool) -> FinishedUnits:
         """Return the finished units of the chosen views (None: all); raises CacheError if some are missing and that is not allowed."""
-        chosen = self._existing_views(views)
-        wanted = sum(unit.view in chosen for unit in self.units)
-        found = self._table(unit for unit in self.units if unit.view in chosen)
-        if not len(found) or (len(found) < wanted and not allow_partial):
+        stored = {unit.view for unit in self.units}
+        chosen = stored if views is None else set(views)
+        if missing := sorted(chosen - stored):
+            raise ConfigError(
+                f"views {missing} are not in cache {self.address!r}: it has {sorted(stored)}; "
+                "choose of these, or add --views"
+            )
+        wanted = [unit for unit in self.units if unit.view in chosen]
+        found = self._table(wanted)
+        if not len(found) or (len(found) < len(wanted) and not allow_partial):
             raise CacheError(
-                f"cache {self.address!r} is not finished: {len(found)} of {wanted} units are committed; "
+                f"cache {self.address!r} is not finished: {len(found)} of {len(wanted)} units are committed; "
                 "run the same extract-teacher command until it is"
                 + (", or set data.allow_partial=true" if len(found) else "")
             )
@@ -69,46 +107,47 @@ class Cache:
     def pinned(self, units: Iterable[int]) -> FinishedUnits:
         """Return these units; raises CacheError naming those that are missing."""
         wanted = set(units)
-        found = self._table(unit for unit in self.units if unit.unit in wanted)
+        found = self._table([unit for unit in self.units if unit.unit in wanted])
         missing = sorted(wanted - set(found["unit"].tolist()))
         if missing:
             raise CacheError(
-                f"cache {self.address!r} lacks units {missing[:10]} that the run began with: run the same extract-teacher command again"
+                f"cache {self.address!r} lacks units {missing[:10]} that the run began with: "
+                "run the same extract-teacher command again"
             )
         return found
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`, from memory if it was among the last; raises CacheError if it has changed since."""
         unit = int(pinned["unit"])
-        commit = self._commits.pop(unit, None) or self._read_commit(read_commit, self.units[unit])
+        commit = self._commits.pop(unit, None) or self._present(self.commit_of, self.units[unit])
         if commit.digest.encode() != pinned["digest"]:
             raise CacheError(
-                f"{commit.name} of cache {self.address!r} was made anew with other content while in use: start another run"
+                f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
+                "start another run"
             )
         self._commits[unit] = commit
         if len(self._commits) > _COMMITS_HELD:
             self._commits.popitem(last=False)
         return commit
 
-    def _table(self, units: Iterable[Unit]) -> FinishedUnits:
-        heads = self._read_all(units, read_commit_head)
+    def _table(self, units: Sequence[Unit]) -> FinishedUnits:
+        heads = self._read_all(units, lambda unit: read_head(self.folder, unit, self.digest, CommitHead))
         return np.array([(head.unit, head.view, head.rows, head.digest) for head in heads], UNIT_DTYPE)
 
-    def _read_all(self, units: Iterable[Unit], read: Callable[[Folder, Unit, str], Part]) -> Iterator[Part]:
-        return ordered_map(
-            partial(self._read_commit, read), committed(self.folder, units), self.folder.parallel_reads
-        )
+    def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part]) -> Iterator[Part]:
+        existing = committed(self.folder, units)
+        return ordered_map(partial(self._present, read), existing, self.folder.parallel_reads)
 
-    def _read_commit(self, read: Callable[[Folder, Unit, str], Part], unit: Unit) -> Part:
+    def _present(self, read: Callable[[Unit], Part], unit: Unit) -> Part:
         try:
-            return read(self.folder, unit, self.digest)
+            return read(unit)
         except FileNotFoundError:
             raise CacheError(
                 f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again"
             ) from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
-        """Return the places of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
+        """Return the indices of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
         stored = self.schema.levels
         missing = [level for level in levels or () if level not in stored]
         if missing:
@@ -139,57 +178,43 @@ class Cache:
             )
         return dict(zip(names, found, strict=True))
 
-    def read_chunk(self, commit: Commit, block: int, names: Iterable[str]) -> dict[str, store.Values]:
-        """Read the rows of one block of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
-        first = block * self.schema.block_rows
-        rows = min(self.schema.block_rows, commit.rows - first)
-        place = f"{commit.name}, rows {first} to {first + rows - 1}"
+    def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
+        """Read the rows of one chunk of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
         wanted = list(names)
-        values = ordered_map(
-            lambda name: self._read_rows(place, commit, name, block)[:rows],
-            wanted,
-            self.folder.parallel_reads,
-        )
-        return dict(zip(wanted, values, strict=True))
+        read = partial(self._read_rows, commit, chunk)
+        return dict(zip(wanted, ordered_map(read, wanted, self.folder.parallel_reads), strict=True))
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
         """Read bytes [start, end) of a unit's view tar."""
-        key = f"views/{self.units[commit.unit].stem}.tar"
+        key = view_tar_key(self.units[commit.unit])
         try:
             return self.folder.read(key, start, end)
         except OSError as error:
             raise store.unreadable(f"view tar {f'{self.address}/{key}'!r}", error, REMEDY) from None
 
-    def _read_rows(self, place: str, commit: Commit, name: str, block: int) -> store.Values:
+    def _read_rows(self, commit: Commit, chunk: int, name: str) -> store.Values:
         self._check_array(name)
+        first, end = chunk_range(chunk, commit.rows)
+        where = f"array {name!r} of {commit.name}, rows {first} to {end - 1}"
         try:
-            values, crc = self._shards.read(self._specs[name], commit, block)
+            values, crc = self._shards.read(self._specs[name], commit, chunk)
         except (ValueError, OSError) as error:
-            raise store.unreadable(f"array {name!r} of {place}", error, REMEDY) from None
-        if crc != commit.blocks[name][block]:
-            raise CacheError(f"array {name!r} of {place} is not what was committed: {REMEDY}")
-        return values
+            raise store.unreadable(where, error, REMEDY) from None
+        if crc != commit.blocks[name][chunk]:
+            raise CacheError(f"{where} is not what was committed: {REMEDY}")
+        return values[: end - first]
 
     def _read_constants(self, *names: str) -> list[NDArray[np.float32]]:
         found = []
         for name in names:
             self._check_array(name)
             try:
-                found.append(store.constant_of(self.folder.read(store.constant_key(name)), self._specs[name]))
+                found.append(store.constant_of(self.folder.read(constant_key(name)), self._specs[name]))
             except (ValueError, OSError) as error:
                 raise store.unreadable(f"array {name!r} of {self.address!r}", error, _MADE_AGAIN) from None
         return found
 
     def _check_array(self, name: str) -> None:
         if name not in self._checked:
-            store.check_array(self.folder, self._specs[name], self.schema, len(self.units))
+            store.check_array(self.folder, self._specs[name], len(self.units))
             self._checked.add(name)
-
-    def _existing_views(self, views: Iterable[int] | None) -> set[int]:
-        stored = {unit.view for unit in self.units}
-        missing = sorted(set(views or ()) - stored)
-        if missing:
-            raise ConfigError(
-                f"views {missing} are not in cache {self.address!r}: it has {sorted(stored)}; choose of these, or add --views"
-            )
-        return stored if views is None else set(views)

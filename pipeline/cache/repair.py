@@ -1,58 +1,119 @@
-"""Repair: what is damaged is dropped, so that the same extract-teacher command makes it anew; metadata is written from the schema."""
+"""Repair: what is damaged is removed, so that the same extract-teacher command makes it again; metadata is written again.
+
+Arrays' metadata follows from the schema. The schema has a copy only; the list of units has a copy and can be made from the commits.
+"""
 
 from collections.abc import Sequence
 
 from pipeline.cache import store
-from pipeline.cache.commit import commit_key
-from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
-from pipeline.cache.units import UNITS_FILE, Unit, parse_units
+from pipeline.cache.commit import CommitHead, any_commit
+from pipeline.cache.digests import digest_of
+from pipeline.cache.layout import (
+    COMMITS,
+    COPY_OF,
+    GROUP_FILE,
+    UNITS_FILE,
+    commit_key,
+    row_arrays,
+    shard_key,
+    view_tar_key,
+)
+from pipeline.cache.reader import Cache, read_metadata, read_units
+from pipeline.cache.units import Unit, parse_units, rebuilt_units, units_json
 from pipeline.cache.verify import Finding
-from pipeline.cache.verify_content import is_damaged
+from pipeline.cache.verify_content import verify_unit
+from pipeline.cache.writer import write_copies
 from pipeline.errors import CacheError
+from pipeline.storage.folder import Folder
+
+
+def restore_metadata(folder: Folder) -> list[str]:
+    """Restore the group's zarr.json and units.json where they cannot be read; return what was done, one line each.
+
+    Raises CacheError if there is nothing to restore them from, or no cache.
+    """
+    lines = []
+    try:
+        _, values = store.parse_group(read_metadata(folder, GROUP_FILE), folder.address)
+    except CacheError as error:
+        try:
+            copy = folder.read(COPY_OF[GROUP_FILE])
+            _, values = store.parse_group(copy, folder.address)
+        except (FileNotFoundError, CacheError):
+            raise error from None
+        folder.replace(GROUP_FILE, copy)
+        lines.append(f"restored: {GROUP_FILE} from its copy")
+    try:
+        read_units(folder)
+    except CacheError as error:
+        units = _units_again(folder, digest_of(values))
+        if not units and not folder.exists(COPY_OF[UNITS_FILE]):
+            raise error from None
+        folder.replace(UNITS_FILE, units_json(units))
+        lines.append(f"restored: {UNITS_FILE} with {len(units)} units, from its copy and the commits")
+    return lines
+
+
+def _units_again(folder: Folder, schema_digest: str) -> tuple[Unit, ...]:
+    """Return the list of units as its copy and the commits have it."""
+    try:
+        copy = parse_units(folder.read(COPY_OF[UNITS_FILE]), folder.address)
+    except (FileNotFoundError, CacheError):
+        copy = ()
+    heads: list[CommitHead] = []
+    for name in sorted(folder.names(COMMITS)):
+        try:
+            heads.append(any_commit(folder, name))
+        except (FileNotFoundError, CacheError):  # its unit is made again
+            continue
+    commits = [(head.unit, head.source, head.view) for head in heads if head.schema_digest == schema_digest]
+    try:
+        return rebuilt_units(copy, commits)
+    except ValueError as error:
+        raise CacheError(
+            f"{UNITS_FILE} of cache {folder.address!r} is damaged and cannot be rebuilt ({error}): restore it"
+        ) from None
 
 
 def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
-    """Drop or rewrite what the findings name; return what was done, one line each. Raises CacheError for a cache of a newer version.
+    """Remove or rewrite what the findings name; return what was done, one line each. Raises CacheError for a cache of a newer version.
 
-    A unit is verified once more before it is dropped: a disk or server may have been away, or someone may have made the unit anew.
+    A unit is verified once more before it is removed: a disk or server may have been away, or someone may have made the unit again.
     """
-    if store.is_newer(cache.schema.version):
+    if cache.schema.is_newer:
         raise CacheError(
             f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version"
         )
-    units = {finding.unit.unit: finding.unit for finding in findings if finding.unit}
-    lines = [
-        _drop(cache, unit) if is_damaged(cache, unit) else f"sound by now, kept: {unit.name}"
-        for unit in units.values()
-    ]
-    _write_metadata(cache, written := sorted({finding.metadata for finding in findings if finding.metadata}))
-    return [*lines, *(f"written anew: {key}" for key in written)]
+    lines = []
+    for unit in {finding.unit.unit: finding.unit for finding in findings if finding.unit}.values():
+        damaged = bool(verify_unit(cache, unit))
+        lines.append(f"removed: {unit.name}" if damaged else f"sound by now, kept: {unit.name}")
+        if damaged:
+            _remove(cache, unit)
+    keys = sorted({finding.metadata for finding in findings if finding.metadata})
+    if keys:
+        _write_metadata(cache, keys)
+    return [*lines, *(f"written again: {key}" for key in keys)]
 
 
 def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
-    """Write some zarr.json anew, in turn with whoever extends the cache: the arrays must not end before units.json does."""
+    """Write metadata again, in turn with whoever extends the cache: the arrays must not end before units.json does."""
 
     def written(data: bytes) -> bytes:
-        metadata = store.metadata_files(cache.folder, cache.schema, len(parse_units(cache.folder, data)))
-        for key in keys:
-            cache.folder.replace(key, metadata[key])
+        units = parse_units(data, cache.address)
+        files = store.metadata_files(cache.values, cache.schema, len(units))
+        for key in set(keys) & set(files):
+            cache.folder.replace(key, files[key])
         return data
 
-    if keys:
-        cache.folder.update(UNITS_FILE, written)
+    cache.folder.update(UNITS_FILE, written)
+    if set(keys) & set(COPY_OF.values()):
+        write_copies(cache.folder)
 
 
-def _drop(cache: Cache, unit: Unit) -> str:
+def _remove(cache: Cache, unit: Unit) -> None:
     """Remove a unit's commit, with which it ceases to exist, and then its files."""
+    shards = (shard_key(spec, unit.unit) for spec in row_arrays(cache.schema).values())
     with cache.folder.moving():
-        cache.folder.remove(commit_key(unit))
-        _remove_files(cache, unit)
-    return f"dropped: {unit.name}"
-
-
-def _remove_files(cache: Cache, unit: Unit) -> None:
-    for spec in array_specs(cache.schema).values():
-        if spec.by_rows:
-            cache.folder.remove(f"{store.GROUP}/{store.shard_key(spec, unit.unit)}")
-    cache.folder.remove(f"views/{unit.stem}.tar")
+        for key in (commit_key(unit), *shards, view_tar_key(unit)):
+            cache.folder.remove(key)

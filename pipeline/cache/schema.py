@@ -1,12 +1,11 @@
-"""What a cache says of itself, and the arrays that follow from it. Documented in cache_schema.md."""
+"""What a cache says of itself: the attributes of its group. Documented in cache_schema.md."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.cache.digests import digest_of
 from pipeline.config import Section
@@ -16,11 +15,9 @@ SCHEMA_VERSION = "1.1"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
-INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")
-VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
 _FIRST_VERSION = "1.0"
-_MOST_PATCHES = 2**16
+_MOST = 2**16  # of whatever is counted: patches are numbered in 16 bits, and no tower is as deep or wide
 
 Encoding = Literal["int8", "int4", "float16"]
 
@@ -59,17 +56,17 @@ class TeacherFacts(Section):
     tag: str
     weights_sha256: str
     trained: bool
-    depth: int
-    width: int
-    patch_size: int
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    depth: int = Field(ge=1, le=_MOST)
+    width: int = Field(ge=1, le=_MOST)
+    patch_size: int = Field(ge=1, le=_MOST)
+    input_size: int = Field(ge=1, le=_MOST)
+    mean: tuple[float, ...] = Field(min_length=3, max_length=3)
+    std: tuple[float, ...] = Field(min_length=3, max_length=3)
     has_cls: bool
     has_importance: bool
     precision: str
-    post_norm_eps: float | None = None
-    projection_width: int | None = None
+    post_norm_eps: float | None = Field(None, ge=0)
+    projection_width: int | None = Field(None, ge=1, le=_MOST)
     output_sha256: str = ""
 
     def address(self, tag: str) -> str:
@@ -84,8 +81,8 @@ class ViewSchema(Section):
     """How the views were drawn and stored."""
 
     format: Literal["jpeg", "raw"]
-    image_size: int
-    patch_size: int
+    image_size: int = Field(ge=1, le=_MOST)
+    patch_size: int = Field(ge=1, le=_MOST)
     crop_scale: tuple[float, float]
     flip: float
     seed: int
@@ -96,7 +93,7 @@ class ViewSchema(Section):
 class CalibrationSchema(Section):
     """The channel statistics: of how many images, and the SHA-256 of the two arrays' bytes, mean first."""
 
-    pictures: int
+    pictures: int = Field(ge=0)
     sha256: str
 
 
@@ -108,7 +105,7 @@ class CacheSchema(Section):
     view: ViewSchema
     levels: tuple[int, ...]
     encoding: Encoding
-    keep: float
+    keep: float = Field(gt=0, le=1)
     keep_rank: RankStrategy | None
     block_rows: Literal[64] = BLOCK_ROWS
     unit_rows: Literal[16384] = UNIT_ROWS
@@ -116,10 +113,13 @@ class CacheSchema(Section):
     calibration: CalibrationSchema
 
     @model_validator(mode="after")
-    def _ranked_if_and_only_if_some_are_left_out(self) -> "CacheSchema":
-        if self.patches > _MOST_PATCHES:
+    def _is_consistent(self) -> "CacheSchema":
+        ascending = tuple(sorted({*self.levels})) == self.levels and len(self.levels) > 0
+        if not ascending or not 0 <= self.levels[0] <= self.levels[-1] < self.teacher.depth:
+            raise ValueError(f"levels {self.levels} are not ascending blocks of {self.teacher.depth}")
+        if self.patches > _MOST:
             raise ValueError(
-                f"{self.patches} patches of a view are more than the {_MOST_PATCHES} that `tokens` can number"
+                f"{self.patches} patches of a view are more than the {_MOST} that `tokens` can number"
             )
         if not 1 <= self.stored_patches <= self.patches:
             raise ValueError(
@@ -148,6 +148,11 @@ class CacheSchema(Section):
     def source_of_draws(self, source: str) -> str | None:
         """Return the name of a source tar, by which draws are keyed since version 1.1; None for version 1.0."""
         return None if self.version == _FIRST_VERSION else source
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether a later program made the cache, which may have added keys and arrays."""
+        return minor_of(self.version) > minor_of(SCHEMA_VERSION)
 
     @property
     def grid(self) -> int:
@@ -182,11 +187,8 @@ class CacheSchema(Section):
     @property
     def groups(self) -> int:
         """G, the groups of channels with a scale each; none for float16."""
-        return (
-            0
-            if self.code_format.largest_code is None
-            else math.ceil(self.teacher.width / self.group_channels)
-        )
+        coded = self.code_format.largest_code is not None
+        return math.ceil(self.teacher.width / self.group_channels) if coded else 0
 
     @property
     def digest(self) -> str:
@@ -194,48 +196,9 @@ class CacheSchema(Section):
         return digest_of(self.values())
 
 
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array: the shape of a row, its dtype, and whether it has rows at all (a constant has not)."""
-
-    name: str
-    dtype: np.dtype[Any]
-    item_shape: tuple[int, ...]
-    by_rows: bool = True
-
-    def bytes_of(self, rows: int) -> int:
-        """Bytes of `rows` rows."""
-        return rows * math.prod(self.item_shape) * self.dtype.itemsize
-
-
-def feature_array(level: int) -> str:
-    """Return the name of a level's array."""
-    return f"features/block_{level:02d}"
-
-
-def array_specs(schema: CacheSchema) -> dict[str, ArraySpec]:
-    """Return every array of a cache by name."""
-    return {spec.name: spec for spec in _specs(schema)}
-
-
-def _specs(schema: CacheSchema) -> Iterator[ArraySpec]:
-    levels, width = len(schema.levels), schema.teacher.width
-    for level in schema.levels:
-        yield ArraySpec(feature_array(level), schema.code_format.dtype, (schema.tokens, schema.stored_width))
-    yield ArraySpec("stats", np.dtype("float16"), (levels, schema.tokens, 2 + schema.groups))
-    yield ArraySpec("index", np.dtype("uint64"), (len(INDEX_COLUMNS),))
-    if schema.teacher.has_importance:
-        yield ArraySpec("attention", np.dtype("float32"), (schema.patches,))
-    if schema.keep < 1:
-        yield ArraySpec("tokens", np.dtype("uint16"), (schema.stored_patches,))
-    yield ArraySpec("view", np.dtype("int32"), (len(VIEW_COLUMNS),))
-    yield ArraySpec("channel_mean", np.dtype("float32"), (levels, width), by_rows=False)
-    yield ArraySpec("channel_std", np.dtype("float32"), (levels, width), by_rows=False)
-    if schema.teacher.post_norm_eps is not None:
-        yield ArraySpec("post_norm", np.dtype("float32"), (2, width), by_rows=False)
-    if schema.teacher.projection_width is not None:
-        shape = (width, schema.teacher.projection_width)
-        yield ArraySpec("projection", np.dtype("float32"), shape, by_rows=False)
+def minor_of(version: str) -> int:
+    """Return the MINOR of a version MAJOR.MINOR."""
+    return int(version.partition(".")[2])
 
 
 def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:

@@ -1,10 +1,13 @@
-"""The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit's, an inner chunk has 64 rows."""
+"""The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit's, an inner chunk has 64 rows.
+
+An array's zarr.json follows from the schema and the number of units: whether one is right is a comparison with what it should be.
+"""
 
 import errno
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -16,38 +19,136 @@ from pydantic import ValidationError
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
-from pipeline.cache.digests import canonical_json, digest_of
-from pipeline.cache.schema import SCHEMA_VERSION, ArraySpec, CacheSchema, array_specs
+from pipeline.cache.digests import canonical_json, digest_of, parse_json
+from pipeline.cache.layout import (
+    CRC_BYTES,
+    GROUP_FILE,
+    ArraySpec,
+    array_specs,
+    metadata_key,
+    row_arrays,
+)
+from pipeline.cache.schema import BLOCK_ROWS, SCHEMA_VERSION, UNIT_ROWS, CacheSchema
 from pipeline.errors import CacheError, StorageError
 from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
 
-GROUP = "targets.zarr"
 _ATTRIBUTE = "maskalign_cache"
-_DAMAGED_FILE = {
-    None,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EIO,
-}  # gone, another kind of thing, a bad sector
-_INDEX_BYTES_PER_CHUNK = 16
-CRC_BYTES = 4
-DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)  # what zarr raises for a damaged zarr.json
+# A file that is gone, another kind of thing, or on a bad sector; any other error says nothing about what is stored.
+_DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+_MOST_ROWS = 2**46  # of four billion units
+_WRITES_AGAIN = "inspect-cache verify --repair writes it again"
+_RESTORES = "inspect-cache verify --repair restores it from its copy"
 
 Values = NDArray[Any]
 Constants = Mapping[str, NDArray[np.float32]]  # the arrays without rows, by name
 
 
-def constant_key(name: str) -> str:
-    """Return where the values of an array without rows lie; it has two axes."""
-    return f"{GROUP}/{name}/c/0/0"
+def metadata_files(values: Mapping[str, Any], schema: CacheSchema, units: int) -> dict[str, bytes]:
+    """Return every zarr.json of a cache with a number of units, by key, as zarr writes it.
+
+    `values` are the schema's as they stand in the attributes: a newer version has more keys than `schema`.
+    """
+    attributes = {_ATTRIBUTE: values, "digest": digest_of(values)}
+    group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    files = {GROUP_FILE: _json(group), metadata_key("features"): _json(group | {"attributes": {}})}
+    return files | {
+        metadata_key(name): array_metadata(spec, units) for name, spec in array_specs(schema).items()
+    }
+
+
+def array_metadata(spec: ArraySpec, units: int) -> bytes:
+    """Return an array's zarr.json for a number of units, as zarr writes it."""
+    return _with_rows(_empty_array(spec), units * UNIT_ROWS) if spec.by_rows else _empty_array(spec)
+
+
+@lru_cache(256)
+def _empty_array(spec: ArraySpec) -> bytes:
+    lengths = ((0,), (BLOCK_ROWS,), (UNIT_ROWS,)) if spec.by_rows else ((), (), ())
+    rows, chunk, shard = (length + spec.item_shape for length in lengths)
+    array = zarr.create_group(zarr.storage.MemoryStore()).create_array(
+        spec.name,
+        shape=rows,
+        chunks=chunk,
+        shards=shard if spec.by_rows else None,
+        dtype=spec.dtype,
+        compressors=[Crc32cCodec()],
+        filters=None,
+        fill_value=0,
+        attributes={"name": spec.name},
+    )
+    return _written(array)
+
+
+def _written(array: zarr.Array[Any]) -> bytes:
+    """Return an array's zarr.json as this version of zarr writes it."""
+    buffers = array.metadata.to_buffer_dict(default_buffer_prototype())
+    return _json(json.loads(buffers["zarr.json"].to_bytes()))
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, indent=2).encode()
+
+
+def _with_rows(data: bytes, rows: int) -> bytes:
+    metadata = json.loads(data)
+    metadata["shape"][0] = rows
+    return _json(metadata)
+
+
+def _rows_of(data: bytes) -> int:
+    """Return the rows that an array's zarr.json names, whole units; raises ValueError if it does not."""
+    shape = parse_json(data).get("shape")
+    rows = shape[0] if isinstance(shape, list) and shape else None
+    if type(rows) is not int or not 0 <= rows < _MOST_ROWS or rows % UNIT_ROWS:
+        raise ValueError(f"its shape is {str(shape)[:40]}")
+    return rows
+
+
+def is_exact(data: bytes, spec: ArraySpec, units: int) -> bool:
+    """Tell whether an array's zarr.json is what zarr writes for so many units, or for more where a cache is being extended."""
+    if not spec.by_rows:
+        return data == array_metadata(spec, 0)
+    try:
+        rows = _rows_of(data)
+    except ValueError:
+        return False
+    return rows >= units * UNIT_ROWS and data == array_metadata(spec, rows // UNIT_ROWS)
+
+
+def check_array(folder: Folder, spec: ArraySpec, units: int) -> None:
+    """Raise CacheError unless an array's metadata is what the schema says, in the form of whichever version of zarr wrote it."""
+    where = f"array {spec.name!r} of {folder.address!r}"
+    try:
+        data = folder.read(metadata_key(spec.name))
+        if not is_exact(data, spec, units):
+            buffer = default_buffer_prototype().buffer.from_bytes(data)
+            data = _written(zarr.open_array(zarr.storage.MemoryStore({"zarr.json": buffer}), mode="r"))
+    except OSError as error:
+        raise unreadable(where, error, _WRITES_AGAIN) from None
+    except Exception as error:  # damaged JSON makes zarr raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise CacheError(f"{where} cannot be read ({reason}): {_WRITES_AGAIN}") from None
+    if not is_exact(data, spec, units):
+        raise CacheError(f"{where} is not what the schema says: {_WRITES_AGAIN}")
+
+
+def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
+    """Extend the arrays with rows to at least a number of units; never shortens one."""
+    rows = units * UNIT_ROWS
+
+    def extended(data: bytes) -> bytes:
+        longer = _with_rows(data, rows) if _rows_of(data) < rows else data
+        assert _rows_of(longer) >= rows
+        return longer
+
+    for name in row_arrays(schema):
+        key = metadata_key(name)
+        try:
+            if _rows_of(folder.read(key)) < rows:
+                folder.update(key, extended)
+        except (FileNotFoundError, ValueError):
+            raise CacheError(f"{key} of cache {folder.address!r} is damaged: {_WRITES_AGAIN}") from None
 
 
 def constant_bytes(values: NDArray[np.float32]) -> bytes:
@@ -60,90 +161,6 @@ def constant_of(data: bytes, spec: ArraySpec) -> NDArray[np.float32]:
     """Return the values of an array without rows; raises ValueError if its bytes are damaged."""
     values: NDArray[np.float32] = np.frombuffer(without_checksum(data), "<f4").reshape(spec.item_shape)
     return values.copy()  # writable
-
-
-def create_group(path: Path, schema: CacheSchema, units: int) -> None:
-    """Create the group and its empty arrays for a number of units, also where zarr cannot: it needs hard links."""
-    attributes = {_ATTRIBUTE: schema.values(), "digest": schema.digest}
-    files: dict[str, Any] = {}
-    group = zarr.create_group(zarr.storage.MemoryStore(files), attributes=attributes)
-    for spec in array_specs(schema).values():
-        _create_array(group, spec, schema, units)
-    for key, buffer in files.items():
-        (path / key).parent.mkdir(parents=True, exist_ok=True)
-        (path / key).write_bytes(buffer.to_bytes())
-
-
-def _create_array(group: zarr.Group, spec: ArraySpec, schema: CacheSchema, units: int) -> zarr.Array[Any]:
-    by_rows = (
-        ((units * schema.unit_rows,), (schema.block_rows,), (schema.unit_rows,))
-        if spec.by_rows
-        else ((), (), ())
-    )
-    rows, block, shard = (lead + spec.item_shape for lead in by_rows)
-    return group.create_array(
-        spec.name,
-        shape=rows,
-        chunks=block,
-        shards=shard if spec.by_rows else None,
-        dtype=spec.dtype,
-        compressors=[Crc32cCodec()],
-        filters=None,
-        fill_value=0,
-        attributes={"name": spec.name},
-    )
-
-
-def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
-    """Extend the arrays with rows to at least a number of units; never shortens one."""
-    rows = units * schema.unit_rows
-    for spec in array_specs(schema).values():
-        key = f"{GROUP}/{spec.name}/zarr.json"
-        if spec.by_rows and _rows_of(folder, key) < rows:
-            folder.update(key, lambda data: _with_rows(data, rows))
-
-
-def _rows_of(folder: Folder, key: str) -> int:
-    try:
-        return int(json.loads(folder.read(key))["shape"][0])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        raise CacheError(
-            f"{key} of cache {folder.address!r} cannot be read: inspect-cache verify --repair writes it anew"
-        ) from None
-
-
-def _with_rows(data: bytes, rows: int) -> bytes:
-    """Return an array's metadata with at least so many rows, in the form in which zarr writes it."""
-    metadata = json.loads(data)
-    metadata["shape"][0] = max(rows, metadata["shape"][0])
-    return json.dumps(metadata, indent=2).encode()
-
-
-def check_array(folder: Folder, spec: ArraySpec, schema: CacheSchema, units: int) -> None:
-    """Raise CacheError if an array's metadata is not what the schema says, with the rows of so many units or more."""
-    place, cure = (
-        f"array {spec.name!r} of {folder.address!r}",
-        "inspect-cache verify --repair writes its zarr.json anew",
-    )
-    try:
-        found = _as_zarr_reads_it(folder.read(f"{GROUP}/{spec.name}/zarr.json"))
-        wrong = found["shape"][0] < units * schema.unit_rows if spec.by_rows else False
-    except DAMAGED as error:
-        raise unreadable(place, error, cure) from None
-    expected = expected_metadata(spec, schema, units)
-    if spec.by_rows:
-        expected["shape"][0] = found["shape"][0]  # more, where the cache has grown meanwhile
-    if wrong or found != expected:
-        raise CacheError(f"{place} is not what the schema says: {cure}")
-
-
-def _as_zarr_reads_it(data: bytes) -> dict[str, Any]:
-    """Return an array's metadata in the form of this version of zarr, whichever wrote it."""
-    prototype = default_buffer_prototype()
-    files = zarr.storage.MemoryStore({"zarr.json": prototype.buffer.from_bytes(data)})
-    buffers = zarr.open_array(files, mode="r").metadata.to_buffer_dict(prototype)
-    metadata: dict[str, Any] = json.loads(buffers["zarr.json"].to_bytes())
-    return metadata
 
 
 def without_checksum(data: bytes) -> bytes:
@@ -163,95 +180,43 @@ def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageEr
         return StorageError(f"{what} cannot be read, {error.filename}: {reason}")
     if isinstance(error, OSError) and error.errno not in _DAMAGED_FILE:
         return StorageError(
-            f"{what} cannot be read ({reason}): what is stored may be sound; mend access to {error.filename!r} and run again"
+            f"{what} cannot be read ({reason}), which says nothing about what is stored: "
+            f"restore access to {error.filename!r} and run again"
         )
     return CacheError(f"{what} cannot be read ({reason}): {cure}")
 
 
-def expected_metadata(spec: ArraySpec, schema: CacheSchema, units: int = 0) -> dict[str, Any]:
-    """Return the content of an array's zarr.json for a number of units."""
-    group = zarr.create_group(zarr.storage.MemoryStore())
-    buffers = _create_array(group, spec, schema, units).metadata.to_buffer_dict(default_buffer_prototype())
-    metadata: dict[str, Any] = json.loads(buffers["zarr.json"].to_bytes())
-    return metadata
+def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
+    """Return the schema in the bytes of the group's zarr.json, and its values as they stand there.
 
-
-def metadata_files(folder: Folder, schema: CacheSchema, units: int) -> dict[str, bytes]:
-    """Return every zarr.json of a cache with a number of units, by key, as zarr writes it."""
-    values = _read_attributes(folder)[_ATTRIBUTE]  # not of `schema`: a newer version has more keys
-    group = {
-        "attributes": {_ATTRIBUTE: values, "digest": digest_of(values)},
-        "zarr_format": 3,
-        "node_type": "group",
-    }
-    files = {"zarr.json": group, "features/zarr.json": group | {"attributes": {}}}
-    files |= {
-        f"{spec.name}/zarr.json": expected_metadata(spec, schema, units)
-        for spec in array_specs(schema).values()
-    }
-    return {f"{GROUP}/{key}": json.dumps(values, indent=2).encode() for key, values in files.items()}
-
-
-def read_schema(folder: Folder) -> tuple[CacheSchema, str]:
-    """Read the schema of a cache and its digest; raises CacheError for another version or attributes that do not match their digest."""
-    attributes = _read_attributes(folder)
-    values: Mapping[str, Any] = attributes[_ATTRIBUTE]
-    place = f"the schema of cache {folder.address!r}"
-    version = str(values.get("version"))
-    _refuse_version(place, version)
-    newer = is_newer(version)
-    digest = digest_of(values)
-    if digest != attributes.get("digest"):
-        raise CacheError(f"{place} does not match its digest: restore {GROUP}/zarr.json from a copy")
+    Raises CacheError for another version, and for attributes that do not match their digest or make no sense.
+    """
+    what = f"the schema of cache {cache!r}"
     try:
-        return CacheSchema.model_validate_json(
-            canonical_json(values), extra="ignore" if newer else "forbid"
-        ), digest
+        attributes = parse_json(data)["attributes"]
+        values, digest = attributes[_ATTRIBUTE], attributes.get("digest")
+        version = values["version"]
+        _refuse_version(what, version if isinstance(version, str) else "")
+        if digest_of(values) != digest:
+            raise CacheError(f"{what} does not match its digest: {_RESTORES}")
+        text = canonical_json(values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CacheError(f"{GROUP_FILE} of {cache!r} is not that of a cache: {_RESTORES}") from None
+    try:
+        schema = CacheSchema.model_validate_json(text, extra="ignore")
+        if not schema.is_newer:
+            schema = CacheSchema.model_validate_json(text)
     except ValidationError as error:
-        raise CacheError(
-            f"{place} is not valid ({error.error_count()} wrong keys): restore {GROUP}/zarr.json from a copy"
-        ) from None
+        raise CacheError(f"{what} has {error.error_count()} wrong keys: {_RESTORES}") from None
+    return schema, values
 
 
-def _read_attributes(folder: Folder) -> Mapping[str, Any]:
-    try:
-        attributes: dict[str, Any] = json.loads(folder.read(f"{GROUP}/zarr.json"))["attributes"]
-        if isinstance(attributes[_ATTRIBUTE], dict):
-            return attributes
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass
-    raise CacheError(
-        f"{folder.address!r} has no readable {GROUP}/zarr.json: give a cache that extract-teacher made, or restore the file"
-    )
-
-
-def is_newer(version: str) -> bool:
-    """Tell whether a version that can be read is newer than ours."""
-    return int(version.partition(".")[2]) > int(SCHEMA_VERSION.partition(".")[2])
-
-
-def _refuse_version(place: str, version: str) -> None:
+def _refuse_version(what: str, version: str) -> None:
     """Raise CacheError unless a version has our major number; a minor number has no sign, leading zero or other script."""
     major, _, minor = version.partition(".")
     ours = SCHEMA_VERSION.partition(".")[0]
     if major != ours or not re.fullmatch("0|[1-9][0-9]{0,5}", minor):
         raise CacheError(
-            f"{place} has version {version}, this program reads {ours}.x: "
+            f"{what} has version {version[:20]}, this program reads {ours}.x: "
             "use the version of this program that made the cache, or extract it again"
         )
-
-
-def shard_key(spec: ArraySpec, unit: int) -> str:
-    """Return the path of a unit's shard below the group."""
-    return f"{spec.name}/c/{unit}" + "/0" * len(spec.item_shape)
-
-
-def shard_bytes(spec: ArraySpec, schema: CacheSchema, rows: int) -> int:
-    """Return the exact size of a shard that holds `rows` rows."""
-    blocks = -(-rows // schema.block_rows)
-    return blocks * (spec.bytes_of(schema.block_rows) + CRC_BYTES) + index_bytes(schema)
-
-
-def index_bytes(schema: CacheSchema) -> int:
-    """Return the size of the index at the end of a shard, with its checksum."""
-    return schema.unit_rows // schema.block_rows * _INDEX_BYTES_PER_CHUNK + CRC_BYTES

@@ -1,18 +1,32 @@
-"""units.json: which source tar and view own which rows. Append-only."""
+"""units.json: which source tar and view own which rows. Append-only; it can be rebuilt from the commits."""
 
 from collections.abc import Container, Iterable, Sequence
 
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from pipeline.cache.digests import seal_of, sealed
 from pipeline.cache.schema import UNIT_ROWS
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
-from pipeline.storage.folder import Folder
-
-UNITS_FILE = "units.json"
+from pipeline.storage.address import name_fault
 
 Source = tuple[str, int]  # name and bytes of a source tar
+
+_MOST_NAME_BYTES = (
+    220  # a file system takes 255, and view tar, commit and temporary files are named after the tar
+)
+_UNKNOWN_BYTES = 0  # of an entry that was rebuilt from a commit, which does not have the size
+
+
+def tar_name_fault(name: str) -> str:
+    """Return what is wrong with the name of a source tar; "" if files of a cache can be named after it."""
+    if fault := name_fault(name):
+        return fault
+    if "/" in name or name.startswith("."):
+        return "has a slash, or a dot at its start"
+    if len(name.encode()) > _MOST_NAME_BYTES:
+        return f"has more than {_MOST_NAME_BYTES} bytes"
+    return ""
 
 
 def unit_name(unit: int, source: str, view: int) -> str:
@@ -25,9 +39,16 @@ class Unit(Section):
 
     unit: int
     source: str
-    source_bytes: int
-    view: int
+    source_bytes: NonNegativeInt
+    view: int = Field(ge=0, lt=2**20)
     first_row: int
+
+    @field_validator("source")
+    @classmethod
+    def _can_name_files(cls, source: str) -> str:
+        if fault := tar_name_fault(source):
+            raise ValueError(fault)
+        return source
 
     @property
     def name(self) -> str:
@@ -47,26 +68,32 @@ class _Units(Section):
     rows_per_unit: int
     units: tuple[Unit, ...]
 
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "_Units":
+        numbers = [(unit.unit, unit.first_row) for unit in self.units]
+        if self.rows_per_unit != UNIT_ROWS or numbers != [(u, u * UNIT_ROWS) for u in range(len(numbers))]:
+            raise ValueError("units are not numbered from 0, or do not own the rows of their numbers")
+        if len({(unit.source, unit.view) for unit in self.units}) < len(self.units):
+            raise ValueError("a tar and view has several units")
+        return self
 
-def read_units(folder: Folder) -> tuple[Unit, ...]:
-    """Read units.json; raises CacheError if it is damaged."""
-    return parse_units(folder, folder.read(UNITS_FILE))
 
-
-def parse_units(folder: Folder, data: bytes) -> tuple[Unit, ...]:
-    """Return the units that the bytes of units.json name; raises CacheError if they are damaged."""
+def parse_units(data: bytes, cache: str) -> tuple[Unit, ...]:
+    """Return the units that the bytes of a cache's units.json name; raises CacheError if they are damaged."""
     try:
         seal_of(data)
         return _Units.model_validate_json(data, extra="ignore").units
     except (ValueError, ValidationError):
         raise CacheError(
-            f"{UNITS_FILE} of cache {folder.address!r} is damaged: restore it from a copy"
+            f"units.json of cache {cache!r} is damaged: inspect-cache verify --repair restores it"
         ) from None
 
 
 def units_json(units: Sequence[Unit]) -> bytes:
-    """Return the bytes of units.json."""
-    return sealed({"rows_per_unit": UNIT_ROWS, "units": [unit.model_dump() for unit in units]})
+    """Return the bytes of units.json, which its own parser has read back."""
+    data = sealed({"rows_per_unit": UNIT_ROWS, "units": [unit.model_dump() for unit in units]})
+    assert parse_units(data, "new") == tuple(units), "units.json cannot be read back"
+    return data
 
 
 def extended_units(
@@ -74,35 +101,55 @@ def extended_units(
     sources: Sequence[Source],
     views: int,
     present: Iterable[Source] = (),
-    made: Container[str] | None = None,
+    finished: Container[int] = (),
 ) -> tuple[Unit, ...]:
     """Append the units of new tars and views to those that exist.
 
-    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit; tars of older units need
-    not be among them. Raises ConfigError for a tar that changed its size after units were `made` of it; before that it may be replaced
-    (None: of all tars).
+    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit, `finished` the numbers of
+    the units that are committed. Tars of older units need not be there. Raises ConfigError for a name that no file can have, and for
+    a tar that changed its size after a unit was made of it; before that it may be replaced.
     """
+    for name, _ in sources:
+        if fault := tar_name_fault(name):
+            raise ConfigError(f"the name of tar {name!r} {fault}; rename it")
     sizes = dict(sources) | dict(present)
-    units = [unit if made is None or unit.source in made else _resized(unit, sizes) for unit in units]
-    _refuse_changed(units, sizes)
     known = {(unit.source, unit.view) for unit in units}
-    wanted = ((name, size, view) for name, size in sources for view in range(views))
-    new = [(name, size, view) for name, size, view in wanted if (name, view) not in known]
-    appended = (
-        Unit(unit=number, source=name, source_bytes=size, view=view, first_row=number * UNIT_ROWS)
-        for number, (name, size, view) in enumerate(new, start=len(units))
-    )
-    return (*units, *appended)
-
-
-def _resized(unit: Unit, sizes: dict[str, int]) -> Unit:
-    return unit.model_copy(update={"source_bytes": sizes.get(unit.source, unit.source_bytes)})
-
-
-def _refuse_changed(units: Sequence[Unit], sizes: dict[str, int]) -> None:
+    new = [(name, size, view) for name, size in sources for view in range(views) if (name, view) not in known]
+    made, extended = {unit.source for unit in units if unit.unit in finished}, []
     for unit in units:
         size = sizes.get(unit.source)
-        if size not in (None, unit.source_bytes):
+        if size is None and unit.source_bytes == _UNKNOWN_BYTES and unit.unit not in finished and new:
+            extended.append(_unit(unit.unit, *new.pop(0)))  # it stood for an entry that was lost
+        elif size is None:
+            extended.append(unit)
+        elif unit.source in made and unit.source_bytes not in (size, _UNKNOWN_BYTES):
             raise ConfigError(
-                f"tar {unit.source!r} has {size} bytes, but had {unit.source_bytes} when the cache was made: use another --cache"
+                f"tar {unit.source!r} has {size} bytes, but had {unit.source_bytes} when the cache was made; "
+                "use another --cache"
             )
+        else:
+            extended.append(unit.model_copy(update={"source_bytes": size}))
+    return (*extended, *(_unit(number, *one) for number, one in enumerate(new, start=len(units))))
+
+
+def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]]) -> tuple[Unit, ...]:
+    """Return the units of an older copy of the list and of commits (unit, source, view).
+
+    A unit that is in neither is not committed, so any tar and view may have its number: a placeholder stands for it until the next
+    extension. Raises ValueError if they contradict each other.
+    """
+    found = {unit.unit: unit for unit in copy}
+    for number, source, view in commits:
+        unit = found.setdefault(number, _unit(number, source, _UNKNOWN_BYTES, view))
+        if (unit.source, unit.view) != (source, view):
+            raise ValueError(f"unit {number} has several owners")
+    sizes = {unit.source: unit.source_bytes for unit in copy}
+    numbers = range(max(found, default=-1) + 1)
+    units = [found.get(u) or _unit(u, f"lost-{u:06d}.tar", _UNKNOWN_BYTES, 0) for u in numbers]
+    return tuple(
+        unit.model_copy(update={"source_bytes": sizes.get(unit.source, unit.source_bytes)}) for unit in units
+    )
+
+
+def _unit(number: int, source: str, size: int, view: int) -> Unit:
+    return Unit(unit=number, source=source, source_bytes=size, view=view, first_row=number * UNIT_ROWS)

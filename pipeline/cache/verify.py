@@ -1,33 +1,47 @@
-"""Verification of a whole cache: quickly by names, sizes and digests of metadata, or in full, byte by byte.
+"""Verification of a whole cache by names, sizes and digests of metadata; no array or tar is read.
 
 Memory does not grow with the cache: commits are read one at a time, and of the units only rows and tar sizes are remembered.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cache import store
-from pipeline.cache.commit import COMMITS, Commit, committed, read_commit
+from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
-from pipeline.cache.units import UNITS_FILE, Unit, read_units
+from pipeline.cache.layout import (
+    COMMITS,
+    COPIES,
+    COPY_OF,
+    GROUP,
+    GROUP_FILE,
+    LOGS,
+    UNITS_FILE,
+    VIEWS,
+    array_specs,
+    constant_arrays,
+    constant_key,
+    metadata_key,
+    row_arrays,
+    shard_bytes,
+    shard_folder,
+    shard_key,
+    view_tar_key,
+)
+from pipeline.cache.reader import Cache, read_units
+from pipeline.cache.schema import minor_of
+from pipeline.cache.units import Unit, parse_units
+from pipeline.cache.writer import foreign_names
 from pipeline.errors import CacheError
 
-_PARTS = {store.GROUP, "views", COMMITS, "logs", UNITS_FILE}
-
-Committed = dict[int, tuple[int, int]]  # unit to its rows and the bytes of its view tar
+_PARTS = {GROUP, VIEWS, COMMITS, LOGS, COPIES, UNITS_FILE}
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is not as it should be, and what repairs it.
 
-    `unit` is to be dropped, `metadata` is a zarr.json to be written anew; without either, `text` says what to do.
+    `unit` is to be removed, `metadata` is a file to be written again; without either, `text` says what to do.
     """
 
     text: str
@@ -42,159 +56,121 @@ class Finding:
 
 def verify_quickly(cache: Cache) -> Iterator[Finding]:
     """Compare names, sizes and metadata with what commits and schema say; no array or tar is read."""
-    yield from _verify_metadata(cache)
-    commits: Committed = {}
-    yield from _verify_commits(cache, commits)
-    for spec in array_specs(cache.schema).values():
-        if spec.by_rows:
-            expected = {
-                unit: store.shard_bytes(spec, cache.schema, rows) for unit, (rows, _) in commits.items()
-            }
-            keys = {unit: f"{store.GROUP}/{store.shard_key(spec, unit)}" for unit in expected}
-            yield from _verify_sizes(cache, f"{store.GROUP}/{spec.name}/c", keys, expected)
-    tars = {unit: f"views/{cache.units[unit].stem}.tar" for unit in commits}
-    yield from _verify_sizes(cache, "views", tars, {unit: size for unit, (_, size) in commits.items()})
+    for key in wrong_metadata(cache):
+        yield Finding(f"{key} is not what the schema says", metadata=key)
+    for names in damaged_constants(cache):
+        what = "calibration" if "channel_mean" in names else "final norm or projection"
+        cure = "the same extract-teacher command makes it again; else restore it"
+        yield Finding(f"the {what} does not match its digest: {cure}")
+    found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
+    yield from _verify_commits(cache, found)
+    for name, spec in row_arrays(cache.schema).items():
+        shards = {shard_key(spec, unit): (unit, shard_bytes(spec, rows)) for unit, (rows, _) in found.items()}
+        yield from _verify_sizes(cache, shard_folder(name), shards)
+    tars = {view_tar_key(cache.units[unit]): (unit, size) for unit, (_, size) in found.items()}
+    yield from _verify_sizes(cache, VIEWS, tars)
 
 
-def count_unfinished(cache: Cache) -> int:
-    """Count the files of units without a commit: a maker is at work or has died."""
-    finished = {unit.unit for unit in committed(cache.folder, cache.units)}
-    stems = {f"{cache.units[unit].stem}.tar" for unit in finished}
-    tars = sum(name not in stems for name in cache.folder.names("views"))
-    arrays = [f"{store.GROUP}/{spec.name}/c" for spec in array_specs(cache.schema).values() if spec.by_rows]
-    others = (
-        f"{array}/{name}"
-        for array in arrays
-        for name in cache.folder.names(array)
-        if name.isdecimal() and int(name) not in finished
-    )
-    return tars + sum(len(cache.folder.sizes(folder)) for folder in others)
+def wrong_metadata(cache: Cache) -> Iterator[str]:
+    """Yield the keys of the zarr.json and of the copies that are not what schema and units say, in zarr's own form.
+
+    Arrays may have more rows than units.json: a cache that is being extended has.
+    """
+    specs = {metadata_key(name): spec for name, spec in array_specs(cache.schema).items()}
+    for key, expected in store.metadata_files(cache.values, cache.schema, len(cache.units)).items():
+        data = _read(cache, key)
+        if data != expected and not (key in specs and store.is_exact(data, specs[key], len(cache.units))):
+            yield key
+    if minor_of(cache.schema.version) >= 1:  # version 1.0 had no copies
+        if _read(cache, COPY_OF[GROUP_FILE]) != _read(cache, GROUP_FILE):
+            yield COPY_OF[GROUP_FILE]
+        if not _is_older(_read(cache, COPY_OF[UNITS_FILE]), cache):
+            yield COPY_OF[UNITS_FILE]
 
 
-def foreign_files(cache: Cache) -> list[str]:
-    """Return what lies in the cache's folder and is no part of a cache."""
-    return sorted(name for name in cache.folder.names() - _PARTS if not _is_unfinished(name))
+def _read(cache: Cache, key: str) -> bytes:
+    try:
+        return cache.folder.read(key)
+    except FileNotFoundError:
+        return b""
 
 
-def _is_unfinished(name: str) -> bool:
-    return name.startswith(".")
+def _is_older(copy: bytes, cache: Cache) -> bool:
+    """Tell whether a copy of units.json is what it was at some time."""
+    try:
+        units = parse_units(copy, cache.address)
+    except CacheError:
+        return False
+    listed = read_units(cache.folder)  # it may have grown since the cache was opened
+    return [unit.name for unit in units] == [unit.name for unit in listed[: len(units)]]
 
 
-def _verify_metadata(cache: Cache) -> Iterator[Finding]:
-    for key, content in store.metadata_files(cache.folder, cache.schema, len(cache.units)).items():
-        if not _is_metadata(cache, key, content):
-            yield Finding(f"{key} is not what the schema says", metadata=key)
-    for part in damaged_constants(cache):
-        yield Finding(
-            f"the {part} does not match its digest: the same extract-teacher command makes it again; else restore it"
-        )
-
-
-def damaged_constants(cache: Cache) -> list[str]:
-    """Return which of `calibration` and `final norm and projection` are damaged, whatever their zarr.json says."""
-    schema, specs = cache.schema, array_specs(cache.schema)
-    parts = {
-        "calibration": (("channel_mean", "channel_std"), schema.calibration.sha256),
-        "final norm and projection": (("post_norm", "projection"), schema.teacher.output_sha256),
-    }
-    damaged = []
-    for part, (names, digest) in parts.items():
-        there = [specs[name] for name in names if name in specs]
+def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
+    """Return which arrays without rows are damaged, the calibration's or the teacher's, whatever their zarr.json says."""
+    schema, damaged = cache.schema, []
+    for names, digest in (
+        (("channel_mean", "channel_std"), schema.calibration.sha256),
+        (("post_norm", "projection"), schema.teacher.output_sha256),
+    ):
+        specs = [spec for name, spec in constant_arrays(schema).items() if name in names]
         try:
-            found = [
-                store.constant_of(cache.folder.read(store.constant_key(spec.name)), spec) for spec in there
-            ]
+            found = [store.constant_of(cache.folder.read(constant_key(spec.name)), spec) for spec in specs]
+            sound = not specs or digest_of_arrays(*found) == digest
         except (FileNotFoundError, ValueError):
-            damaged.append(part)
-            continue
-        if there and digest_of_arrays(*found) != digest:
-            damaged.append(part)
+            sound = False
+        if not sound:
+            damaged.append(names)
     return damaged
 
 
-def _is_metadata(cache: Cache, key: str, expected: bytes) -> bool:
-    """Tell whether a zarr.json has the expected content, at least as many rows, and zarr's own form."""
-    try:
-        data = cache.folder.read(key)
-        return data == expected or data == _extended(
-            expected, json.loads(data)["shape"][0], cache.schema.unit_rows
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-        return False
-
-
-def _extended(metadata: bytes, rows: object, unit_rows: int) -> bytes:
-    """Return an array's metadata with more whole units, as an extension that is under way writes it."""
-    values = json.loads(metadata)
-    if isinstance(rows, int) and rows > values["shape"][0] and rows % unit_rows == 0:
-        values["shape"][0] = rows
-    return json.dumps(values, indent=2).encode()
-
-
-def _verify_commits(cache: Cache, found: Committed) -> Iterator[Finding]:
+def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator[Finding]:
     """Read every commit and note in `found` those that are sound."""
-    for name in _unowned(cache):
-        yield Finding(
-            f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, or extract with the tars and views of that time"
-        )
+    names = sorted(name for name in cache.folder.names(COMMITS) if not name.startswith("."))
+    # units.json last, since it may have been extended in the meantime
+    owned = {f"{unit.stem}.json" for unit in read_units(cache.folder)}
+    for name in names:
+        if name not in owned:
+            yield Finding(
+                f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, "
+                "or extract with the tars and views of that time"
+            )
     for unit in committed(cache.folder, cache.units):
         try:
-            commit = read_commit(cache.folder, unit, cache.digest)
-        except FileNotFoundError:  # dropped in the meantime
+            commit = cache.commit_of(unit)
+        except FileNotFoundError:  # removed in the meantime
             continue
         except CacheError as error:
-            yield Finding(str(error).rpartition(": ")[0], unit=unit)
+            yield damaged_commit(unit, error)
             continue
-        tar = f"views/{unit.stem}.tar"
-        if fits(cache, commit, tar):
-            found[unit.unit] = (commit.rows, commit.files[tar].size)
-        else:
-            yield Finding(
-                f"{commit.name}: the commit names other files, sizes or blocks than the schema", unit=unit
-            )
+        found[unit.unit] = (commit.rows, commit.files[view_tar_key(unit)].size)
 
 
-def _unowned(cache: Cache) -> list[str]:
-    """Return the names of commits whose unit is in no units.json, not even in one that has been extended in the meantime."""
-    names = sorted(name for name in cache.folder.names(COMMITS) if not _is_unfinished(name))
-    stems = {f"{unit.stem}.json" for unit in read_units(cache.folder)}
-    return [name for name in names if name not in stems]
+def damaged_commit(unit: Unit, error: CacheError) -> Finding:
+    """Return the finding for a unit whose commit cannot be used; what cures it follows from the finding."""
+    return Finding(str(error).rpartition(": ")[0], unit=unit)
 
 
-def fits(cache: Cache, commit: Commit, tar: str) -> bool:
-    """Tell whether a commit names the files, sizes and blocks that the schema asks for."""
-    schema, rows = cache.schema, commit.rows
-    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
-    shards = {
-        f"{store.GROUP}/{store.shard_key(spec, commit.unit)}": store.shard_bytes(spec, schema, rows)
-        for spec in specs
-    }
-    sizes = {key: record.size for key, record in commit.files.items() if key != tar}
-    counts = {name: len(blocks) for name, blocks in commit.blocks.items()}
-    blocks = dict.fromkeys((spec.name for spec in specs), -(-rows // schema.block_rows))
-    if not store.is_newer(schema.version):
-        return 1 <= rows <= schema.unit_rows and tar in commit.files and sizes == shards and counts == blocks
-    newer = (
-        shards.items() <= sizes.items() and blocks.items() <= counts.items()
-    )  # a newer minor version may add arrays
-    return 1 <= rows <= schema.unit_rows and tar in commit.files and newer
-
-
-def _verify_sizes(
-    cache: Cache, folder: str, keys: dict[int, str], expected: dict[int, int]
-) -> Iterator[Finding]:
+def _verify_sizes(cache: Cache, folder: str, expected: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     sizes = cache.folder.sizes(folder)
-    for unit, key in keys.items():
-        if sizes.get(key) != expected[unit]:
-            state = f"has {sizes[key]} bytes, not {expected[unit]}" if key in sizes else "is missing"
+    for key, (unit, size) in expected.items():
+        if sizes.get(key) != size:
+            state = f"has {sizes[key]} bytes, not {size}" if key in sizes else "is missing"
             owner = cache.units[unit]
             yield Finding(f"{owner.name}: {key} {state}", unit=owner)
 
 
-def as_ranges(blocks: Iterable[int], block_rows: int, rows: int) -> str:
-    """Name the rows of some blocks, neighbours as one range, such as 'rows 0 to 63, 128 to 191' or 'row 5'."""
-    places: NDArray[np.int64] = np.array(sorted(blocks), np.int64)
-    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    ranges = [(int(run[0]) * block_rows, min((int(run[-1]) + 1) * block_rows, rows) - 1) for run in runs]
-    names = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
-    return f"row{'' if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else 's'} {', '.join(names)}"
+def count_unfinished(cache: Cache) -> int:
+    """Count the files of units without a commit: a maker is at work or has died."""
+    finished = committed(cache.folder, cache.units)
+    tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
+    others = sum(name not in tars for name in cache.folder.names(VIEWS))
+    for folder in map(shard_folder, row_arrays(cache.schema)):
+        for name in cache.folder.names(folder):
+            if name.isdecimal() and int(name) not in numbers:
+                others += len(cache.folder.sizes(f"{folder}/{name}"))
+    return others
+
+
+def foreign_files(cache: Cache) -> list[str]:
+    """Return what lies in the cache's folder and is not a part of a cache."""
+    return sorted(foreign_names(cache.folder) - _PARTS)

@@ -1,59 +1,59 @@
-"""Verification of a unit byte by byte: checksums of its files, of its blocks and of its samples, and the parts of its view tar."""
+"""Verification of a unit byte by byte: checksums of its files, of its chunks and of its samples, and the parts of its view tar."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.cache.commit import Commit, read_commit
+from pipeline.cache.commit import Commit
+from pipeline.cache.layout import (
+    CRC,
+    KEY_HASH,
+    LENGTH,
+    OFFSET,
+    chunk_count,
+    chunk_range,
+    row_arrays,
+    view_tar_key,
+)
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.store import Values, unreadable
 from pipeline.cache.units import Unit
-from pipeline.cache.verify import Finding, as_ranges, fits
+from pipeline.cache.verify import Finding, damaged_commit
 from pipeline.errors import CacheError, StorageError
 from pipeline.seeding import key_hash
-from pipeline.storage.folder import read_pieces
+from pipeline.storage.folder import Folder, read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
 from pipeline.views.view_tars import parse_samples, tar_bytes
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
-    """Read all of a unit; the findings name file, array and rows. At most a block of one array and 8 MiB are in memory."""
+    """Read all of a unit; the findings name file, array and rows. At most a chunk of one array and 8 MiB are in memory."""
     try:
-        commit = read_commit(cache.folder, unit, cache.digest)
-    except FileNotFoundError:  # dropped since it was listed
+        commit = cache.commit_of(unit)
+    except FileNotFoundError:  # removed since it was listed
         return []
     except CacheError as error:
-        return [Finding(str(error).rpartition(": ")[0], unit=unit)]
-    problems = [
-        *_verify_files(cache, commit),
-        *_verify_blocks(cache, commit),
+        return [damaged_commit(unit, error)]
+    problems = (
+        *_verify_files(cache.folder, commit),
+        *_verify_chunks(cache, commit),
         *_verify_samples(cache, commit),
-    ]
+    )
     return [Finding(f"{commit.name}, {problem}", unit=unit) for problem in problems]
 
 
-def is_damaged(cache: Cache, unit: Unit) -> bool:
-    """Tell whether a unit is committed and not what its commit or the schema says, from all of its bytes."""
-    try:
-        commit = read_commit(cache.folder, unit, cache.digest)
-    except FileNotFoundError:
-        return False
-    except CacheError:
-        return True
-    return not fits(cache, commit, f"views/{unit.stem}.tar") or bool(verify_unit(cache, unit))
-
-
-def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
+def _verify_files(folder: Folder, commit: Commit) -> Iterator[str]:
     for key, record in commit.files.items():
         digest = hashlib.sha256()
         try:
-            for piece in read_pieces(cache.folder, key):
+            for piece in read_pieces(folder, key):
                 digest.update(piece)
         except OSError as error:
             found = unreadable(key, error, "")
-            if isinstance(found, StorageError):  # no word on what is stored
+            if isinstance(found, StorageError):  # says nothing about what is stored
                 raise found from None
             yield f"{key} cannot be read ({error.strerror})"
             continue
@@ -61,58 +61,50 @@ def _verify_files(cache: Cache, commit: Commit) -> Iterator[str]:
             yield f"{key} does not match its SHA-256"
 
 
-def _verify_blocks(cache: Cache, commit: Commit) -> Iterator[str]:
-    size = cache.schema.block_rows
-    for name in [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]:
-        wrong = [
-            block for block in range(-(-commit.rows // size)) if not _is_sound(cache, commit, block, name)
-        ]
+def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:
+    for name in row_arrays(cache.schema):
+        wrong: list[int] = []
+        for chunk in range(chunk_count(commit.rows)):
+            try:
+                cache.read_chunk(commit, chunk, [name])
+            except CacheError:
+                wrong += range(*chunk_range(chunk, commit.rows))
         if wrong:
-            yield f"array {name!r}, {as_ranges(wrong, size, commit.rows)}: not what was committed"
-
-
-def _is_sound(cache: Cache, commit: Commit, block: int, name: str) -> bool:
-    try:
-        cache.read_chunk(commit, block, [name])
-    except CacheError:
-        return False
-    return True
+            yield f"array {name!r}, {as_ranges(wrong)}: not what was committed"
 
 
 def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     """Parse the view tar sample by sample where the index says they are; samples must fill the tar from its first byte to its end."""
-    size, wrong = cache.schema.block_rows, list[int]()
-    end: int | None = 0
-    for block in range(-(-commit.rows // size)):
+    wrong: list[int] = []
+    end: int | None = 0  # of the sample before; None if it is not known
+    for chunk in range(chunk_count(commit.rows)):
         try:
-            index = cache.read_chunk(commit, block, ["index"])["index"]
-            data = cache.read_crops(commit, int(index[0, 1]), int(index[-1, 1] + index[-1, 2]))
-        except CacheError:  # named by another check
+            index = cache.read_chunk(commit, chunk, ["index"])["index"]
+            last = int(index[-1, OFFSET] + index[-1, LENGTH])
+            data = cache.read_crops(commit, int(index[0, OFFSET]), last)
+        except CacheError:  # another check names it
             end = None
             continue
-        wrong += [block * size + row for row in _wrong_samples(cache, index, data, end)]
-        end = int(index[-1, 1] + index[-1, 2])
+        first, _ = chunk_range(chunk, commit.rows)
+        wrong += [first + row for row in _wrong_samples(cache, index, data, end)]
+        end = last
     if wrong:
-        yield f"view tar, {as_ranges(wrong, 1, commit.rows)}: the sample is not the one of the index"
-    record = commit.files[f"views/{cache.units[commit.unit].stem}.tar"]
+        yield f"view tar, {as_ranges(wrong)}: the sample is not the one of the index"
+    record = commit.files[view_tar_key(cache.units[commit.unit])]
     if end is not None and record.size != tar_bytes(end):
         yield "view tar: it does not end after its last sample"
 
 
 def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) -> Iterator[int]:
-    """Yield the places of a block's samples (n, 5) that are not in `data`, which begins with the first.
-
-    `end` is that of the sample before, None if it is not known.
-    """
+    """Yield which of a chunk's samples (n, 5) are not in `data`, which begins with the first; `end` is that of the sample before."""
     extension = VIEW_EXTENSION[cache.schema.view.format]
-    first, end = int(index[0, 1]), int(index[0, 1]) if end is None else end
-    for row, (offset, length) in enumerate(index[:, 1:3].tolist()):
-        sample = data[offset - first : offset - first + length]
-        if (
-            offset != end
-            or google_crc32c.value(sample) != index[row, 3]
-            or _key_of(sample, extension) != index[row, 0]
-        ):
+    start = int(index[0, OFFSET])
+    for row, expected in enumerate(index.tolist()):
+        offset, length = expected[OFFSET], expected[LENGTH]
+        sample = data[offset - start : offset - start + length]
+        follows = end is None or offset == end
+        whole = follows and google_crc32c.value(sample) == expected[CRC]
+        if not whole or _key_of(sample, extension) != expected[KEY_HASH]:
             yield row
         end = offset + length
 
@@ -124,3 +116,11 @@ def _key_of(data: bytes, extension: str) -> int | None:
     except (OSError, ValueError):
         return None
     return key_hash(samples[0]["__key__"]) if len(samples) == 1 and extension in samples[0] else None
+
+
+def as_ranges(rows: Iterable[int]) -> str:
+    """Name some rows, neighbours as one range, such as 'rows 0 to 63, 128 to 191' or 'row 5'."""
+    numbers: NDArray[np.int64] = np.array(sorted(rows), np.int64)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    names = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return f"row{'' if len(numbers) == 1 else 's'} {', '.join(names)}"

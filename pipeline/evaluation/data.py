@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.layout import chunk_count
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
 from pipeline.evaluation.subject import Subject
@@ -106,7 +107,7 @@ class CacheViews:
         """Yield view by view, unit by unit; raises CacheError if the cache is not finished."""
         for unit in self.cache.finished(None, allow_partial=False):
             commit = self.cache.pinned_commit(unit)
-            for number in range(-(-commit.rows // self.cache.schema.block_rows)):
+            for number in range(chunk_count(commit.rows)):
                 chunk = read_joined(self.cache, commit, number, [])
                 for key, crop, label in zip(chunk.keys, chunk.crops, chunk.labels.tolist(), strict=True):
                     if label < 0:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.encoding import encode_level
-from pipeline.cache.schema import CacheSchema, feature_array
+from pipeline.cache.layout import feature_array
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.options import Compile, Precision

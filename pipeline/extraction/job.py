@@ -195,9 +195,9 @@ def _restore_constants(
 ) -> None:
     """Write damaged arrays without rows again; raises CacheError if they come out with other values."""
     damaged = damaged_constants(cache)
-    if "final norm and projection" in damaged:  # of this teacher: its weights have been compared
+    if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
-    if "calibration" in damaged:
+    if ("channel_mean", "channel_std") in damaged:
         found = calibration()
         if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(

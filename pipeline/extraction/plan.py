@@ -8,9 +8,10 @@ from functools import partial
 import torch
 
 from pipeline.cache.commit import committed
+from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_sizes
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, array_specs
-from pipeline.cache.store import shard_bytes
+from pipeline.cache.schema import CacheSchema
+from pipeline.cache.sizes import view_bytes
 from pipeline.cache.units import Unit
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
@@ -111,17 +112,14 @@ def _forecast(
     scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)
-    specs = array_specs(schema).values()
-    by_rows = [spec for spec in specs if spec.by_rows]
-    files = len(by_rows) + 2  # shards, view tar and commit
-    target_bytes = sum(shard_bytes(spec, schema, count) for count in rows for spec in by_rows)
+    files = len(row_arrays(schema)) + 2  # shards, view tar and commit
+    target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
     commit_bytes = sum(
-        files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_CHUNK * -(-count // schema.block_rows))
-        for count in rows
+        files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_CHUNK * chunk_count(count)) for count in rows
     )
-    view_bytes = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
-    beside = sum(spec.bytes_of(1) for spec in specs if not spec.by_rows) + _METADATA_BYTES
-    beside += _METADATA_BYTES_AN_ARRAY * len(specs) + _BYTES_A_LISTED_UNIT * len(tars) * views
+    view_tars = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
+    beside = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values()) + _METADATA_BYTES
+    beside += _METADATA_BYTES_AN_ARRAY * len(array_specs(schema)) + _BYTES_A_LISTED_UNIT * len(tars) * views
     return SizeForecast(
         tars=len(tars),
         views=views,
@@ -130,7 +128,7 @@ def _forecast(
         largest_tar=sampled[rows.index(max(rows))].name,
         target_bytes=target_bytes / sum(rows),
         crop_bytes=crop_bytes,
-        total_bytes=views * (target_bytes + commit_bytes + view_bytes) * scale + beside,
+        total_bytes=views * (target_bytes + commit_bytes + view_tars) * scale + beside,
         files=len(tars) * views * files,
         finished=finished,
         peak_memory=peak_memory(schema, views, options.batch_size, options.workers),
@@ -190,7 +188,7 @@ def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) 
 
     The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
     """
-    row_bytes = sum(spec.bytes_of(1) for spec in array_specs(schema).values() if spec.by_rows)
+    row_bytes = view_bytes(schema)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
     shared = workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes

@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.layout import index_rows
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import UnitWriter
-from pipeline.seeding import key_hash
 from pipeline.storage.folder import Folder
 from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage
@@ -108,11 +108,7 @@ class UnitBuilder:
         """Finish and commit the unit; False if another process was first."""
         self._wait()
         view_tar = self._tar.close()
-        rows = [
-            (key_hash(key), *where, label)
-            for key, where, label in zip(self._keys, self._tar.ranges, self._labels, strict=True)
-        ]
-        self._files.append("index", np.array(rows, np.uint64))
+        self._files.append("index", index_rows(self._keys, self._tar.ranges, self._labels))
         self._files.append("view", np.stack(self._boxes))
         return self._files.publish(view_tar, skipped)
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cache.encoding import TargetDecoder, error_bound, whiten
-from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.join import decode_crops, read_joined
+from pipeline.cache.layout import chunk_count, feature_array
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import Encoding, feature_array
+from pipeline.cache.schema import Encoding
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.encode import run_teacher
 from pipeline.seeding import generator
@@ -129,7 +130,7 @@ def _sampled_chunks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
     chunks = [
         (unit, chunk)
         for unit in cache.finished(None, allow_partial=True)
-        for chunk in range(-(-int(unit["rows"]) // cache.schema.block_rows))
+        for chunk in range(chunk_count(int(unit["rows"])))
     ]
     order = generator(0, "blocks to compare").permutation(len(chunks))
     yield from (chunks[chosen] for chosen in order[: -(-rows // _ROWS_OF_CHUNK)].tolist())
@@ -143,8 +144,7 @@ def _read_chunk(
     kept = ["tokens"] if cache.schema.keep < 1 else []
     joined = read_joined(cache, cache.pinned_commit(unit), chunk, [*names, "stats", *kept])
     arrays = {name: rows[:_ROWS_OF_CHUNK] for name, rows in joined.arrays.items()}
-    crops = list(zip(joined.crops, joined.keys, strict=True))[:_ROWS_OF_CHUNK]
-    pixels = np.stack([decode_crop(cache, crop, key) for crop, key in crops])
+    pixels = decode_crops(cache, joined, _ROWS_OF_CHUNK)
     hidden = torch.stack(run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden, dim=1).cpu()
     given = whiten(hidden)[0]
     if kept:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.schema import ArraySpec, CacheSchema
+from pipeline.cache.layout import ArraySpec
+from pipeline.cache.schema import CacheSchema
 from pipeline.stream.samples import StreamSpec, sample_fields
 
 SLOTS_PER_WORKER = 2  # one to be filled while the other is copied

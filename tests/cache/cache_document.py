@@ -55,9 +55,7 @@ def described_arrays(tables, schema, units):
     for row in tables["Arrays", "Array"]:
         if row["Present"].startswith("if ") and not evaluate(row["Present"].removeprefix("if "), names):
             continue
-        shape, chunk, shard = (
-            dimensions(row[column], names) for column in ("Shape", "Inner chunk", "SourceTar")
-        )
+        shape, chunk, shard = (dimensions(row[column], names) for column in ("Shape", "Inner chunk", "Shard"))
         dtype = names["dtype"] if row["Dtype"] == "by encoding" else row["Dtype"]
         for level in schema.levels if "LL" in row["Array"] else (None,):
             name = row["Array"] if level is None else row["Array"].replace("LL", f"{level:02d}")

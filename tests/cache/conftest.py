@@ -1,23 +1,70 @@
-"""Caches of made-up rows, finished and unfinished, and small real ones of each kind."""
+"""Caches of random rows, finished and unfinished, and a small real one of each kind."""
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import caches
 import pytest
 from tars import make_tars
 
-VARIANTS = {
+KINDS = {
     "int8": {},
-    "int4, some patches": {"encoding": "int4", "keep": 0.5},
+    "int4, kept by attention": {"encoding": "int4", "keep": 0.5, "seed": 3},
     "float16, raw views": {"encoding": "float16", "view_format": "raw"},
+    "int8, kept at random, no CLS, 96 channels": {
+        "teacher": "timm:test_vit4.random",
+        "levels": "2,7",
+        "keep": 0.3,
+        "keep_rank": "random",
+    },
 }
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A finished cache of one tar in two views: 66 images, thus two chunks a unit; `options` make it again anywhere."""
+
+    path: Path
+    options: dict[str, object]
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory):
+    """A function from the name of a kind to a real cache of it, made once."""
+
+    @cache
+    def extracted(kind):
+        folder = tmp_path_factory.mktemp("extracted")
+        shards = make_tars(folder / "tars", tars=1, images_per_tar=66)
+        options = {"shards": shards, "levels": "2,3", **KINDS[kind]}
+        return Extracted(caches.real(folder, **options), options)
+
+    return extracted
+
+
+@pytest.fixture(params=KINDS)
+def every_kind(kinds, request):
+    """A real cache of each kind. Never changed."""
+    return kinds(request.param)
+
+
+@pytest.fixture
+def extracted(kinds):
+    """The real cache that has every array. Never changed."""
+    return kinds("int4, kept by attention")
+
+
+@pytest.fixture
+def damaged(extracted, tmp_path):
+    """A private copy of it, free to be damaged."""
+    return shutil.copytree(extracted.path, tmp_path / "small.cache")
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """(path, arrays by unit) of a cache of 2 units with two blocks each. Not to be changed."""
+    """(path, arrays by unit) of a cache of random rows: 2 units with two chunks each. Never changed."""
     path = tmp_path_factory.mktemp("made") / "made.cache"
     return path, caches.synthetic(path)
 
@@ -34,29 +81,3 @@ def unfinished(tmp_path):
     """(path, schema, units) of a cache without finished units."""
     path = tmp_path / "made.cache"
     return path, *caches.empty(path)
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """A finished cache of one tar in two views: 66 images, thus two blocks a unit; `options` make it again anywhere."""
-
-    path: Path
-    options: dict[str, object]
-
-
-@pytest.fixture(scope="session", params=VARIANTS)
-def extracted(request, tmp_path_factory):
-    """A real cache of each kind. Not to be changed."""
-    folder = tmp_path_factory.mktemp("extracted")
-    options = {
-        "shards": make_tars(folder / "tars", tars=1, images_per_tar=66),
-        "levels": "2,3",
-        **VARIANTS[request.param],
-    }
-    return Extracted(caches.real(folder, **options), options)
-
-
-@pytest.fixture
-def damaged(extracted, tmp_path):
-    """A private copy of each, free to be damaged."""
-    return shutil.copytree(extracted.path, tmp_path / "small.cache")

@@ -12,8 +12,8 @@ from caches import make_schema
 from feature_sets import SETS, feature_set
 
 from pipeline.cache.encoding import Calibrator, TargetDecoder, encode_level, whiten
-from pipeline.cache.schema import ENCODINGS, array_specs
-from pipeline.cache.store import shard_bytes
+from pipeline.cache.layout import array_specs, row_arrays, shard_bytes
+from pipeline.cache.schema import ENCODINGS
 
 KEEPS = (1.0, 0.3)
 UNIT = 1000  # rows of the unit that is told
@@ -37,9 +37,7 @@ def row_bytes(schema):
 
 def view_bytes(schema):
     """Bytes of all shards of a unit of UNIT rows, for each row: last block filled up, checksums and indices included."""
-    return (
-        sum(shard_bytes(spec, schema, UNIT) for spec in array_specs(schema).values() if spec.by_rows) / UNIT
-    )
+    return sum(shard_bytes(spec, UNIT) for spec in row_arrays(schema).values()) / UNIT
 
 
 def byte_cells(encoding, keep):

@@ -7,11 +7,17 @@ from pathlib import Path
 import numpy as np
 from caches import make_schema
 
-from pipeline.cache.commit import Commit, FileRecord, commit_key
-from pipeline.cache.digests import digest_of_arrays, sealed
-from pipeline.cache.schema import CalibrationSchema, array_specs
-from pipeline.cache.store import GROUP, shard_bytes, shard_key
-from pipeline.cache.writer import create_cache, extend_cache
+from pipeline.cache.commit import Commit, FileRecord
+from pipeline.cache.digests import sealed
+from pipeline.cache.layout import (
+    chunk_count,
+    commit_key,
+    constant_arrays,
+    row_arrays,
+    shard_sizes,
+    view_tar_key,
+)
+from pipeline.cache.writer import create_cache, extend_cache, with_digests
 from pipeline.storage.address import open_folder
 
 TARS, VIEWS, ROWS = 1282, 4, 1000
@@ -20,18 +26,11 @@ TARS, VIEWS, ROWS = 1282, 4, 1000
 def imagenet_sized(path, tars=TARS, views=VIEWS):
     """Make the cache at `path`; its commits are true but for digests and checksums, its shards and view tars do not exist."""
     folder, plain = open_folder(path), make_schema(levels=(7, 8, 9, 10, 11), width=768, image_size=224)
-    mean, std = (np.full((5, 768), value, np.float32) for value in (0.0, 1.0))
-    schema = plain.model_copy(
-        update={"calibration": CalibrationSchema(pictures=256, sha256=digest_of_arrays(mean, std))}
-    )
-    create_cache(folder, schema, {"channel_mean": mean, "channel_std": std})
-    units = extend_cache(
-        folder,
-        schema,
-        [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)],
-        views,
-        (),
-    )
+    constants = {name: np.ones(spec.item_shape, np.float32) for name, spec in constant_arrays(plain).items()}
+    schema = with_digests(plain, constants, 256)
+    create_cache(folder, schema, constants)
+    sources = [(f"imagenet-train-{tar:06d}.tar", 100_000_000 + tar) for tar in range(tars)]
+    units = extend_cache(folder, schema, sources, views, ())
     (Path(path) / "commits").mkdir()
     for unit in units:
         commit = made_up_commit(schema, unit, ROWS)
@@ -42,11 +41,9 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
 
 def made_up_commit(schema, unit, rows):
     """The commit of a unit with so many rows, of which only digests, checksums and the size of the view tar are made up."""
-    specs = [spec for spec in array_specs(schema).values() if spec.by_rows]
-    blocks = -(-rows // schema.block_rows)
+    chunks = chunk_count(rows)
     digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
-    files = {f"{GROUP}/{shard_key(spec, unit.unit)}": shard_bytes(spec, schema, rows) for spec in specs}
-    files[f"views/{unit.stem}.tar"] = 30_000_000
+    files = shard_sizes(schema, unit.unit, rows) | {view_tar_key(unit): 30_000_000}
     return Commit(
         unit=unit.unit,
         source=unit.source,
@@ -54,7 +51,7 @@ def made_up_commit(schema, unit, rows):
         rows=rows,
         skipped=(),
         files={key: FileRecord(size=size, sha256=digest) for key, size in sorted(files.items())},
-        blocks={spec.name: tuple(range(4_000_000_000, 4_000_000_000 + blocks)) for spec in specs},
+        blocks=dict.fromkeys(row_arrays(schema), tuple(range(4_000_000_000, 4_000_000_000 + chunks))),
         schema_digest=schema.digest,
     )
 

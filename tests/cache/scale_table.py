@@ -15,13 +15,12 @@ from pathlib import Path
 from caches import make_schema
 from imagenet_sized import imagenet_sized, made_up_commit
 
-from pipeline.cache.digests import sealed
+from pipeline.cache.digests import canonical_json, sealed
+from pipeline.cache.layout import chunk_count, row_arrays, shard_bytes
 from pipeline.cache.reader import UNIT_DTYPE, Cache
-from pipeline.cache.schema import ENCODINGS, array_specs
-from pipeline.cache.store import shard_bytes
-from pipeline.cache.units import Unit, parse_units, units_json
+from pipeline.cache.schema import ENCODINGS
+from pipeline.cache.units import Unit, parse_units
 from pipeline.extraction.plan import peak_memory
-from pipeline.storage.address import open_folder
 from pipeline.storage.objects import PART_BYTES
 from pipeline.stream.order import SampleOrder
 
@@ -67,7 +66,7 @@ def schema_of(encoding="int8", keep=1.0):
 
 def files_of_unit(schema, rows):
     """The sizes of a unit's shards and, last, of its view tar."""
-    shards = [shard_bytes(spec, schema, rows) for spec in array_specs(schema).values() if spec.by_rows]
+    shards = [shard_bytes(spec, rows) for spec in row_arrays(schema).values()]
     return [*shards, CROP_BYTES * rows]
 
 
@@ -81,7 +80,7 @@ def commit_of(schema, rows):
         first_row=123_456 * schema.unit_rows,
     )
     commit = len(sealed(made_up_commit(schema, unit, rows).model_dump(mode="json", exclude={"digest"})))
-    return commit, len(units_json((unit, unit))) - len(units_json((unit,)))
+    return commit, len(canonical_json(unit.model_dump())) + len(",")
 
 
 def write_requests(schema, rows):
@@ -91,8 +90,8 @@ def write_requests(schema, rows):
     )
 
 
-def block_requests(schema):
-    """GET of a block in training: index and chunk of each array that a mask by importance needs, the crops, the unit's commit."""
+def chunk_requests(schema):
+    """GET of a chunk in training: index and chunk of each array that a mask by importance needs, the crops, the unit's commit."""
     arrays = len(schema.levels) + len(("stats", "index", "attention or tokens"))
     return 2 * arrays + 2
 
@@ -129,15 +128,13 @@ def request_table():
     yield from heading("encoding", "keep", *columns)
     for encoding, keep in product(ENCODINGS, KEEPS):
         schema = schema_of(encoding, keep)
-        largest = max(
-            spec.bytes_of(schema.block_rows) for spec in array_specs(schema).values() if spec.by_rows
-        )
+        largest = max(spec.bytes_of(schema.block_rows) for spec in row_arrays(schema).values())
         memory = [f"{peak_memory(schema, views, batch_size=256, workers=16) / 1e9:.1f}" for views in (1, 4)]
         counts = [
             len(files_of_unit(schema, 1_000)) + 1,
             commit_of(schema, 1_000)[0],
             write_requests(schema, 1_000),
-            block_requests(schema),
+            chunk_requests(schema),
         ]
         yield line(
             encoding, f"{keep:g}", *(f"{count:,}" for count in counts), f"{largest / 1e6:.1f}", *memory
@@ -153,7 +150,7 @@ def metadata_table():
     for one in COLLECTIONS:
         commit, entry = commit_of(schema, one.rows)
         writes = one.units * write_requests(schema, one.rows)
-        reads = one.tars * -(-one.rows // schema.block_rows) * block_requests(schema)
+        reads = one.tars * chunk_count(one.rows) * chunk_requests(schema)
         hours = one.units * one.rows / VIEWS_A_SECOND / 3600
         megabytes = [one.units * size / 1e6 for size in (commit, entry, UNIT_MEMORY)]
         counts = [one.units, one.units * (len(files_of_unit(schema, one.rows)) + 1)]
@@ -195,7 +192,7 @@ def measured():
             yield f"open {opened - start:.3f} s, {len(finished)} commits {read - opened:.3f} s, plan {planned - read:.3f} s"
         data = (path / "units.json").read_bytes()
         tracemalloc.start()
-        units = parse_units(open_folder(path), data)
+        units = parse_units(data, path)
         yield f"{tracemalloc.get_traced_memory()[0] / len(units):.0f} bytes a unit in memory"
         tracemalloc.stop()
 

@@ -1,21 +1,22 @@
 """Reading: right data, and errors that name what is not there."""
 
-import json
 import shutil
 
 import caches
 import numpy as np
 import pytest
 from caches import ROWS, SOURCES
-from made_up_cache import ARRAYS, read_all
+from contents import ARRAYS, change_schema, read_all, resealed
 
-from pipeline.cache.commit import commit_key
-from pipeline.cache.digests import digest_of, sealed
+from pipeline.cache.digests import digest_of
+from pipeline.cache.layout import commit_key
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import differing_keys
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.writer import extend_cache
 from pipeline.errors import CacheError, ConfigError
+
+KEYS_OF_1_1 = ("post_norm_eps", "projection_width", "output_sha256")
 
 
 def test_what_was_written_is_read(original):
@@ -29,57 +30,55 @@ def test_what_was_written_is_read(original):
     assert (mean.dtype, mean.shape, set(mean.flat), set(std.flat)) == (np.float32, (2, 64), {0.5}, {2.0})
 
 
-@pytest.mark.parametrize("version", ["0.1", "0.2", "2.0", "1", "1.", "1.x", "10.0", "", "None"])
+@pytest.mark.parametrize("version", ["0.1", "0.2", "2.0", "1", "1.", "1.x", "1.01", "10.0", "", "None"])
 def test_another_version_is_refused_by_name(made, version):
     path, _ = made
-    file = path / "targets.zarr" / "zarr.json"
-    values = json.loads(file.read_text())
-    schema = values["attributes"]["maskalign_cache"]
-    schema |= {"version": version, "a key of that version": 1}
-    values["attributes"]["digest"] = digest_of(schema)
-    file.write_text(json.dumps(values))
-    with pytest.raises(
-        CacheError, match=rf"has version {version}, this program reads 1\.x: use the version of this program"
-    ):
+    change_schema(path, lambda schema: schema.update({"version": version, "a key of that version": 1}))
+    told = rf"has version {version}, this program reads 1\.x: use the version of this program"
+    with pytest.raises(CacheError, match=told):
         Cache(path)
 
 
 def test_a_newer_minor_version_is_read_without_what_it_adds(made):
     path, arrays = made
-    file = path / "targets.zarr" / "zarr.json"
-    values = json.loads(file.read_text())
-    schema = values["attributes"]["maskalign_cache"]
-    schema |= {"version": "1.7", "added": 1}
-    schema["view"] |= {"added": [2]}
-    values["attributes"]["digest"] = digest_of(schema)
-    file.write_text(json.dumps(values, indent=2))
+
+    def change(schema):
+        schema |= {"version": "1.7", "added": 1}
+        schema["view"] |= {"added": [2]}
+
+    digest = digest_of(change_schema(path, change))
     for unit in Cache(path).units:
-        commit = json.loads((path / commit_key(unit)).read_text())
-        (path / commit_key(unit)).write_bytes(
-            sealed({**commit, "schema_digest": digest_of(schema), "added": {}})
-        )
+        resealed(path / commit_key(unit), schema_digest=digest, added={})
+    shutil.copy(path / "targets.zarr/zarr.json", path / "copies/zarr.json")
     cache = Cache(path)
-    assert (cache.schema.version, cache.digest) == ("1.7", digest_of(schema))
+    assert (cache.schema.version, cache.digest) == ("1.7", digest)
     assert cache.finished(None, allow_partial=False)["rows"].tolist() == [ROWS, ROWS]
-    np.testing.assert_array_equal(
-        cache.read_chunk(next(cache.commits()), 0, ["stats"])["stats"], arrays[0]["stats"][:64]
-    )
+    stats = cache.read_chunk(next(cache.commits()), 0, ["stats"])["stats"]
+    np.testing.assert_array_equal(stats, arrays[0]["stats"][:64])
     assert list(verify_quickly(cache)) == []
 
 
 def test_a_schema_with_an_unknown_key_is_refused(made):
     path, _ = made
-    file = path / "targets.zarr" / "zarr.json"
-    values = json.loads(file.read_text())
-    values["attributes"]["maskalign_cache"] |= {"more": 1}
-    values["attributes"]["digest"] = digest_of(values["attributes"]["maskalign_cache"])
-    file.write_text(json.dumps(values))
-    with pytest.raises(CacheError, match=r"is not valid \(1 wrong keys\)"):
+    change_schema(path, lambda schema: schema.update(more=1))
+    with pytest.raises(CacheError, match=r"the schema of cache .* has 1 wrong keys: inspect-cache verify"):
+        Cache(path)
+
+
+def test_version_1_0_has_no_keys_of_1_1_and_1_1_has_all(made):
+    path, _ = made
+    change_schema(path, lambda schema: schema.update(version="1.0"))
+    with pytest.raises(CacheError, match=r"has 1 wrong keys"):
+        Cache(path)
+    change_schema(path, lambda schema: [schema["teacher"].pop(key) for key in KEYS_OF_1_1])
+    assert Cache(path).schema.source_of_draws("a.tar") is None
+    change_schema(path, lambda schema: schema.update(version="1.1"))
+    with pytest.raises(CacheError, match=r"has 1 wrong keys"):
         Cache(path)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "file", "zarr group"])
-def test_what_is_no_cache_is_refused(tmp_path, kind, original):
+def test_what_is_not_a_cache_is_refused(tmp_path, kind, original):
     path = tmp_path / "thing"
     if kind == "file":
         path.write_text("x")
@@ -118,7 +117,7 @@ def test_views_that_are_not_held_are_named(small_cache_path):
         cache.finished([1, 2], allow_partial=True)
 
 
-def test_an_unfinished_cache_is_refused_unless_that_is_allowed(made):
+def test_an_unfinished_cache_is_refused_unless_allowed(made):
     path, _ = made
     (path / commit_key(Cache(path).units[0])).unlink()
     with pytest.raises(
@@ -165,7 +164,7 @@ def test_a_run_keeps_to_the_units_that_it_pinned(made):
     assert cache.pinned_commit(pinned[0]).rows == ROWS
 
 
-def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
+def test_a_unit_made_again_with_other_content_is_refused(made):
     path, _ = made
     cache = Cache(path)
     pinned = cache.finished(None, allow_partial=False)
@@ -178,7 +177,7 @@ def test_a_unit_that_was_made_anew_with_other_content_is_refused(made):
     caches.publish(path, cache.schema, cache.units[0], seed=99)
     with pytest.raises(
         CacheError,
-        match=r"unit 0 \(a\.tar, view 0\) of cache .* was made anew with other content while in use",
+        match=r"unit 0 \(a\.tar, view 0\) of cache .* was made again with other content while in use",
     ):
         cache.pinned_commit(pinned[0])
 

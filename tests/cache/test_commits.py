@@ -1,9 +1,14 @@
-"""Commits are made once, and refused when damaged or of another cache or unit."""
+"""Commits are made once, and refused when damaged, of another cache or unit, or of other files than the schema's."""
+
+import json
 
 import pytest
+from contents import resealed
 
-from pipeline.cache.commit import Commit, FileRecord, commit_key, create_commit, read_commit
+from pipeline.cache.commit import Commit, FileRecord, create_commit, read_head
 from pipeline.cache.digests import sealed
+from pipeline.cache.layout import commit_key
+from pipeline.cache.reader import Cache
 from pipeline.cache.units import extended_units
 from pipeline.errors import CacheError
 from pipeline.storage.address import open_folder
@@ -23,75 +28,90 @@ COMMIT = Commit(
 
 
 @pytest.fixture
-def cache(tmp_path):
+def file(tmp_path):
     (tmp_path / "commits").mkdir()
     assert create_commit(open_folder(tmp_path), UNIT, COMMIT)
-    return tmp_path
+    return tmp_path / commit_key(UNIT)
 
 
-def test_a_commit_is_read_back_with_its_digest(cache):
-    found = read_commit(open_folder(cache), UNIT, "right")
+def read(file, unit=UNIT, digest="right"):
+    return read_head(open_folder(file.parents[1]), unit, digest, Commit)
+
+
+def test_a_commit_is_read_back_with_its_digest(file):
+    found = read(file)
     assert found.model_copy(update={"digest": ""}) == COMMIT
     assert len(found.digest) == 64
-
-
-def test_a_commit_is_created_once(cache):
-    before = (cache / commit_key(UNIT)).read_bytes()
-    assert not create_commit(open_folder(cache), UNIT, COMMIT.model_copy(update={"rows": 5}))
-    assert (cache / commit_key(UNIT)).read_bytes() == before
-    assert [path.name for path in (cache / "commits").iterdir()] == ["a.v00.json"]
-
-
-def test_no_commit(cache):
     with pytest.raises(FileNotFoundError):
-        read_commit(open_folder(cache), OTHER, "right")
+        read(file, OTHER)
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed(cache):
-    path = cache / commit_key(UNIT)
-    data = path.read_bytes()
+def test_a_commit_is_created_once(file):
+    before = file.read_bytes()
+    assert not create_commit(open_folder(file.parents[1]), UNIT, COMMIT.model_copy(update={"rows": 5}))
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["a.v00.json"]
+
+
+def test_a_commit_that_could_not_be_read_again_is_not_created(tmp_path):
+    skipped = (SkippedImage.model_construct(key="\udcff", reason="x"),)
+    with pytest.raises(
+        CacheError, match=r"^unit 0 \(a\.tar, view 0\) cannot be committed: its commit '.*' is"
+    ):
+        create_commit(open_folder(tmp_path), UNIT, COMMIT.model_copy(update={"skipped": skipped}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(file):
+    data = file.read_bytes()
     versions = [data[:cut] for cut in range(0, len(data), 7)]
     versions += [
         data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :] for place in range(len(data))
     ]
     for version in versions:
-        path.write_bytes(version)
+        file.write_bytes(version)
         with pytest.raises(
-            CacheError,
-            match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair drops it, and the same",
+            CacheError, match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair"
         ):
-            read_commit(open_folder(cache), UNIT, "right")
+            read(file)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "1", '"a"', "{}", '{"digest": 1}'])
-def test_what_is_no_commit_is_refused(cache, text):
-    (cache / commit_key(UNIT)).write_text(text)
+def test_a_key_of_a_newer_minor_version_is_ignored(file):
+    resealed(file, more=1)
+    assert read(file).rows == 100
+
+
+def test_a_missing_key_is_refused_though_the_digest_is_right(file):
+    file.write_bytes(sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"})))
     with pytest.raises(CacheError, match="is damaged"):
-        read_commit(open_folder(cache), UNIT, "right")
+        read(file)
 
 
-def test_a_key_of_a_newer_minor_version_is_ignored(cache):
-    values = COMMIT.model_dump(mode="json", exclude={"digest"}) | {"more": 1}
-    (cache / commit_key(UNIT)).write_bytes(sealed(values))
-    assert read_commit(open_folder(cache), UNIT, "right").rows == 100
-
-
-def test_a_missing_key_is_refused_though_the_digest_is_right(cache):
-    (cache / commit_key(UNIT)).write_bytes(
-        sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"}))
-    )
-    with pytest.raises(CacheError, match="is damaged"):
-        read_commit(open_folder(cache), UNIT, "right")
-
-
-def test_the_commit_of_another_cache_is_refused(cache):
-    with pytest.raises(
-        CacheError, match="belongs to another cache or unit: inspect-cache verify --repair drops it"
-    ):
-        read_commit(open_folder(cache), UNIT, "wrong")
-
-
-def test_the_commit_of_another_unit_is_refused(cache):
-    (cache / commit_key(UNIT)).rename(cache / commit_key(OTHER))
+def test_the_commit_of_another_cache_or_unit_is_refused(file):
+    with pytest.raises(CacheError, match="belongs to another cache or unit: inspect-cache verify --repair"):
+        read(file, digest="wrong")
+    file.rename(file.parents[1] / commit_key(OTHER))
     with pytest.raises(CacheError, match=r"commit '.*a\.v01\.json' belongs to another cache or unit"):
-        read_commit(open_folder(cache), OTHER, "right")
+        read(file, OTHER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda commit: {"rows": commit["rows"] + 64},
+        lambda commit: {"files": dict(list(commit["files"].items())[1:])},
+        lambda commit: {"files": dict(list(commit["files"].items())[:-1])},
+        lambda commit: {"files": commit["files"] | {"views/other.tar": {"size": 1, "sha256": ""}}},
+        lambda commit: {"blocks": dict(list(commit["blocks"].items())[1:])},
+        lambda commit: {"blocks": commit["blocks"] | {"index": commit["blocks"]["index"][:1]}},
+    ],
+)
+def test_a_commit_that_does_not_fit_the_schema_is_refused(made, change):
+    path, _ = made
+    file = path / "commits/b.v00.json"
+    resealed(file, **change(json.loads(file.read_bytes())))
+    cache = Cache(path)
+    with pytest.raises(
+        CacheError, match=r"^commit '.*/b\.v00\.json' names other files, sizes or chunks than the schema: ins"
+    ):
+        cache.commit_of(cache.units[1])

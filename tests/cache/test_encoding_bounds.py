@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache.encoding import TargetDecoder, encode_level
-from pipeline.cache.schema import CODE_FORMATS, ENCODINGS
+from pipeline.cache.schema import ENCODINGS
 
 WIDTHS = [1, 2, 63, 64, 65, 97, 130, 192]
 TABLE = Path(__file__).parents[2] / "docs" / "encodings.md"
@@ -30,13 +30,8 @@ def difficult_features(draw):
     values *= np.where(rng.random(values.shape) < draw(st.sampled_from([0, 0.01])), 500, 1)
     values[rng.random((4, 6)) < draw(st.sampled_from([0, 0.2]))] = draw(st.sampled_from([0, 7, -1e4]))
     scale = draw(st.sampled_from([1e-30, 1e-6, 1e-2, 1, 1e2, "greatest"]))
-    scale = (
-        3e4 / np.abs(values).max()
-        if scale == "greatest" and values.any()
-        else 1
-        if scale == "greatest"
-        else scale
-    )
+    if scale == "greatest":
+        scale = 3e4 / max(np.abs(values).max(), 1)
     return torch.from_numpy((values * scale).astype(np.float32)).clamp(-6e4, 6e4)
 
 
@@ -45,18 +40,9 @@ def difficult_features(draw):
 @given(features=difficult_features())
 def test_the_bound_holds_for_every_value(encoding, features):
     true, found, bound = decoded(features, encoding)
+    assert found.shape == true.shape == features.shape
     assert found.isfinite().all()
     assert ((found - true).abs() <= bound).all()
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_arrays_have_the_stored_shape_and_dtype(encoding, width):
-    stored = CODE_FORMATS[encoding]
-    codes, stats = encode_level(torch.randn(2, 3, width), torch.zeros(width), torch.ones(width), encoding)
-    assert codes.shape == (2, 3, -(-width // 2) if encoding == "int4" else width)
-    assert codes.numpy().dtype == stored.dtype
-    assert stats.shape == (2, 3, 2 if encoding == "float16" else 2 + -(-width // 64))
 
 
 def test_int4_puts_the_even_channel_low_and_the_odd_one_high():

@@ -4,6 +4,7 @@ import caches
 import numpy as np
 import pytest
 import zarr
+from contents import swap
 from stored_samples import KEYS, republish, stored_samples
 from stream_parts import read_batches
 from tars import image, write_tar
@@ -40,13 +41,13 @@ def check_batches(batches, stored, levels, prefix):
         for row, visible in enumerate(batch["visible"].numpy()):
             keys.append(key_of(batch, row, stored))
             sample, tokens = stored[keys[-1]], [*range(prefix), *(visible + prefix)]
-            assert np.array_equal(batch["codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
-            assert np.array_equal(batch["stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
+            assert np.array_equal(batch["visible_codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
+            assert np.array_equal(batch["visible_stats"][row].numpy(), sample.stats[list(levels)][:, tokens])
     return keys
 
 
 @pytest.mark.parametrize(("levels", "views"), [((0, 1, 2), (0, 1)), ((2,), (1,)), ((1, 0), (1, 0))])
-def test_pixels_and_targets_of_a_batch_are_those_of_one_key(small_cache_path, levels, views):
+def test_pixels_and_targets_of_a_batch_are_of_one_key(small_cache_path, levels, views):
     batches = read_batches(small_cache_path, 14, levels=levels, views=views, batch_size=20)
     for epoch in range(2):
         stored = stored_samples(small_cache_path, views[epoch % len(views)])
@@ -54,7 +55,7 @@ def test_pixels_and_targets_of_a_batch_are_those_of_one_key(small_cache_path, le
         assert sorted(keys) == sorted(stored)
 
 
-def test_a_teacher_without_cls_half_precision_raw_crops_and_missing_labels(tmp_path):
+def test_no_cls_raw_crops_and_missing_labels(tmp_path):
     images = {f"a/{number}": image(number) for number in range(6)}
     tar = write_tar(tmp_path / "some.tar", images, labels={"a/1": 700})
     teacher = {"teacher": "timm:test_vit3.random", "encoding": "float16", "view_format": "raw"}
@@ -62,7 +63,10 @@ def test_a_teacher_without_cls_half_precision_raw_crops_and_missing_labels(tmp_p
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width
-    assert (batches[0]["codes"].shape, batches[0]["stats"].shape) == ((6, 3, 8, width), (6, 3, 8, 2))
+    assert (batches[0]["visible_codes"].shape, batches[0]["visible_stats"].shape) == (
+        (6, 3, 8, width),
+        (6, 3, 8, 2),
+    )
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(images)
     joined = read_joined(cache, next(cache.commits()), 0, [])
@@ -76,35 +80,16 @@ def read_epoch(path):
     return read_batches(path, 7, views=(0,), batch_size=20)
 
 
-def swap(first, second):
-    """Exchange two files."""
-    spare = first.with_name("spare")
-    first.rename(spare)
-    second.rename(first)
-    spare.rename(second)
-
-
 def test_swapped_view_tars_are_refused(cache_copy):
     swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0001.v00.tar")
-    with pytest.raises(
-        CacheError, match=r"unit \d \(train-000\d\.tar, view 0\), row \d+: the sample's bytes .* do not match"
-    ):
+    told = r"unit \d \(train-000\d\.tar, view 0\), row \d+: the sample's bytes .* do not match"
+    with pytest.raises(CacheError, match=told):
         read_epoch(cache_copy)
 
 
 def test_swapped_views_of_a_tar_are_refused(cache_copy):
     swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0000.v01.tar")
     with pytest.raises(CacheError, match=UNIT_0 + r", row \d+: the sample's bytes .* do not match"):
-        read_epoch(cache_copy)
-
-
-def test_swapped_shards_of_targets_are_refused(cache_copy):
-    chunks = cache_copy / "targets.zarr/features/block_04/c"
-    swap(chunks / "0/0/0", chunks / "2/0/0")
-    with pytest.raises(
-        CacheError,
-        match=r"'features/block_04' of unit \d \(train-000\d\.tar, view 0\), rows \d+ to \d+ is not what was",
-    ):
         read_epoch(cache_copy)
 
 
@@ -137,20 +122,12 @@ def test_a_cut_view_tar_is_refused(cache_copy):
         read_epoch(cache_copy)
 
 
-def test_a_missing_view_tar_is_refused(cache_copy):
-    (cache_copy / "views/train-0000.v00.tar").unlink()
-    with pytest.raises(
-        CacheError, match=r"view tar '.*train-0000\.v00\.tar' cannot be read \(No such file or directory\)"
-    ):
-        read_epoch(cache_copy)
-
-
 def test_a_unit_republished_with_its_own_keys_is_read(cache_copy):
     republish(cache_copy)
     assert len(read_epoch(cache_copy)) == 7
 
 
-def test_crops_in_another_order_than_the_targets_are_refused(cache_copy):
+def test_crops_in_another_order_are_refused(cache_copy):
     republish(cache_copy, [*KEYS[:20], KEYS[21], KEYS[20], *KEYS[22:]])
     with pytest.raises(
         CacheError,
@@ -160,49 +137,39 @@ def test_crops_in_another_order_than_the_targets_are_refused(cache_copy):
         read_epoch(cache_copy)
 
 
-def test_samples_that_do_not_follow_one_another_are_refused(cache_copy):
-    def leave_a_gap(arrays):
-        arrays["index"][30, 1] += 512
-
-    republish(cache_copy, change=leave_a_gap)
-    with pytest.raises(
-        CacheError, match=UNIT_0 + ", row 0: the samples do not follow one another in the view tar"
-    ):
-        read_epoch(cache_copy)
+def leave_a_gap(arrays):
+    arrays["index"][30, 1] += 512
 
 
-def test_a_sample_whose_key_has_a_dot_is_without_a_crop(cache_copy):
-    republish(cache_copy, [*KEYS[:21], f"{KEYS[20]}.b", *KEYS[22:]])
-    with pytest.raises(
-        CacheError,
-        match=UNIT_0
-        + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)",
-    ):
-        read_epoch(cache_copy)
-
-
-def test_crops_of_another_format_than_the_schema_says_are_refused(cache_copy):
-    republish(cache_copy, view_format="raw")
-    with pytest.raises(
-        CacheError,
-        match=UNIT_0
-        + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\): inspect-cache verify",
-    ):
-        read_epoch(cache_copy)
-
-
-def test_a_crop_that_cannot_be_decoded_is_named(cache_copy):
-    republish(cache_copy, spoilt=33)
-    with pytest.raises(
-        CacheError, match=r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract"
-    ):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"change": leave_a_gap}, UNIT_0 + ", row 0: the samples do not follow one another in the view tar"),
+        (
+            {
+                "keys": [*KEYS[:21], f"{KEYS[20]}.b", *KEYS[22:]]
+            },  # a key with a dot: a member of the sample before
+            UNIT_0 + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)",
+        ),
+        (
+            {"view_format": "raw"},
+            UNIT_0
+            + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\)",
+        ),
+        (
+            {"spoilt": 33},
+            r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract",
+        ),
+    ],
+)
+def test_a_wrong_sample_with_right_checksums_is_named(cache_copy, changes, message):
+    republish(cache_copy, **changes)
+    with pytest.raises(CacheError, match=message):
         read_epoch(cache_copy)
 
 
 def test_a_crop_of_another_size_is_refused(small_cache_path):
     crop = encode_view(np.zeros((48, 64, 3), np.uint8), "jpeg")
-    with pytest.raises(
-        CacheError,
-        match=r"the crop of 'a' in cache .* cannot be decoded \(it is 64 x 48, not 64 x 64\): extract",
-    ):
+    told = r"the crop of 'a' in cache .* cannot be decoded \(it is 64 x 48, not 64 x 64\): extract"
+    with pytest.raises(CacheError, match=told):
         decode_crop(Cache(small_cache_path), crop, "a")

@@ -11,59 +11,45 @@ import numpy as np
 import pytest
 import zarr
 from caches import ROWS, make_schema, random_rows
-from made_up_cache import expected_files, files_of
+from contents import expected_files, files_of
 
-from pipeline.cache import store
-from pipeline.cache.commit import commit_key, read_commit
+from pipeline.cache.commit import read_commit
+from pipeline.cache.layout import commit_key, row_arrays, shard_bytes, shard_key
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import ENCODINGS, array_specs
+from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.shards import ShardWriter
 from pipeline.storage.address import open_folder
 
 
-@pytest.mark.parametrize("finished", [0, 1, 2])
-def test_a_cache_has_exactly_its_files(unfinished, finished):
+def test_a_cache_has_exactly_its_files(unfinished):
     path, schema, units = unfinished
-    for unit in units[:finished]:
-        assert caches.publish(path, schema, unit)[0]
-    assert set(files_of(path)) == expected_files(schema, units, finished)
-    assert sorted(entry.name for entry in path.iterdir()) == sorted(
-        {"logs", "targets.zarr", "units.json"} | ({"commits", "views"} if finished else set())
-    )
-    assert [entry.name for entry in path.parent.iterdir()] == ["made.cache"]
-    assert not list((path / "logs" / "scratch").glob("*"))
+    for finished in range(3):
+        assert set(files_of(path)) == expected_files(schema, units, finished)
+        assert [entry.name for entry in path.parent.iterdir()] == ["made.cache"]
+        assert not list((path / "logs" / "scratch").glob("*"))
+        if finished < 2:
+            assert caches.publish(path, schema, units[finished])[0]
 
 
-def test_a_real_cache_has_exactly_its_files(small_cache_path):
-    cache = Cache(small_cache_path)
-    assert set(files_of(small_cache_path)) == expected_files(cache.schema, cache.units, 4)
-    assert not list((small_cache_path / "logs" / "scratch").iterdir())
+def test_a_real_cache_has_exactly_its_files(every_kind):
+    cache = Cache(every_kind.path)
+    assert set(files_of(every_kind.path)) == expected_files(cache.schema, cache.units, 2)
+    assert not list((every_kind.path / "logs" / "scratch").iterdir())
 
 
-@pytest.mark.parametrize("rows", [1, 63, 64, 65, 300])
-@pytest.mark.parametrize("encoding", ["int8", "float16"])
-def test_sizes_of_shards_are_as_computed(tmp_path, rows, encoding):
-    schema, (unit, _) = caches.empty(tmp_path / "a.cache", encoding=encoding, width=96)
-    caches.publish(tmp_path / "a.cache", schema, unit, rows)
-    for spec in array_specs(schema).values():
-        if spec.by_rows:
-            file = tmp_path / "a.cache" / store.GROUP / store.shard_key(spec, unit.unit)
-            assert file.stat().st_size == store.shard_bytes(spec, schema, rows)
-
-
-def in_blocks(values):
-    """Cut rows into blocks of 64, the last filled up with zeros."""
+def in_chunks(values):
+    """Cut rows into chunks of 64, the last filled up with zeros."""
     padded = np.concatenate([values, np.zeros((-len(values) % 64, *values.shape[1:]), values.dtype)])
     return padded.reshape(-1, 64, *values.shape[1:])
 
 
 def written_by_zarr(path, schema, arrays):
     """Write a unit's arrays by stock zarr; returns the bytes of their shards by name."""
-    store.create_group(path, schema, units=1)
+    group = caches.write_group(path, schema, 1)
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, rows in arrays.items():
-            zarr.open_array(path / name, mode="r+")[: len(rows)] = rows
-    return {name: (path / store.shard_key(array_specs(schema)[name], 0)).read_bytes() for name in arrays}
+            zarr.open_array(group / name, mode="r+")[: len(rows)] = rows
+    return {name: (path / shard_key(spec, 0)).read_bytes() for name, spec in row_arrays(schema).items()}
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
@@ -74,16 +60,15 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
     arrays["stats"] = np.zeros_like(arrays["stats"])  # which zarr leaves out unless told otherwise
     expected = written_by_zarr(tmp_path / "group", schema, arrays)
     for name, values in arrays.items():
-        shard = ShardWriter(tmp_path / "shard", array_specs(schema)[name], schema)
+        spec = row_arrays(schema)[name]
+        shard = ShardWriter(tmp_path / "shard", spec)
         for start in range(0, rows, 50):  # rows come as they come
             shard.append(values[start : start + 50])
         written = shard.close()
         assert written.path.read_bytes() == expected[name]
-        assert (written.size, written.sha256) == (
-            len(expected[name]),
-            hashlib.sha256(expected[name]).hexdigest(),
-        )
-        assert shard.block_crcs == [google_crc32c.value(block.tobytes()) for block in in_blocks(values)]
+        assert written.sha256 == hashlib.sha256(expected[name]).hexdigest()
+        assert written.size == shard_bytes(spec, rows) == len(expected[name])
+        assert shard.checksums == [google_crc32c.value(chunk.tobytes()) for chunk in in_chunks(values)]
         written.path.unlink()
 
 
@@ -123,15 +108,10 @@ def test_without_its_commit_a_unit_does_not_exist(unfinished):
 @pytest.mark.parametrize("orphan", ["whole", "torn", "empty"])
 def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
     path, schema, (unit, _) = unfinished
-    for spec in array_specs(schema).values():
-        if spec.by_rows:
-            file = path / store.GROUP / store.shard_key(spec, unit.unit)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(
-                {"whole": b"x" * store.shard_bytes(spec, schema, ROWS), "torn": b"x" * 100, "empty": b""}[
-                    orphan
-                ]
-            )
+    for spec in row_arrays(schema).values():
+        file = path / shard_key(spec, unit.unit)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes({"whole": b"x" * shard_bytes(spec, ROWS), "torn": b"x" * 100, "empty": b""}[orphan])
     (path / "views").mkdir()
     (path / "views" / f"{unit.stem}.tar").write_bytes(b"torn")
     published, arrays = caches.publish(path, schema, unit)
@@ -142,33 +122,31 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
     assert set(files_of(path)) == expected_files(schema, [unit], 1)
 
 
-def test_a_commit_tells_files_and_blocks(unfinished):
+def test_a_commit_names_files_and_checksums(unfinished):
     path, schema, (unit, _) = unfinished
     _, arrays = caches.publish(path, schema, unit)
-    commit = read_commit(open_folder(path), unit, schema.digest)
+    commit = read_commit(open_folder(path), schema, unit, schema.digest)
     assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
-    names = {
-        f"targets.zarr/{store.shard_key(spec, 0)}" for spec in array_specs(schema).values() if spec.by_rows
-    }
+    names = {shard_key(spec, 0) for spec in row_arrays(schema).values()}
     assert set(commit.files) == names | {"views/a.v00.tar"}
     for name, values in arrays.items():
         assert commit.blocks[name] == tuple(
-            google_crc32c.value(block.tobytes()) for block in in_blocks(values)
+            google_crc32c.value(chunk.tobytes()) for chunk in in_chunks(values)
         )
 
 
 def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
     schema = make_schema()
-    (rows, spec) = random_rows(schema, 70)["view"], array_specs(schema)["view"]
+    rows, spec = random_rows(schema, 70)["view"], row_arrays(schema)["view"]
     written = []
     for name, same in (
         ("rows", rows),
         ("columns", np.asfortranarray(rows)),
         ("reversed", rows[::-1].copy()[::-1]),
     ):
-        shard = ShardWriter(tmp_path / name, spec, schema)
+        shard = ShardWriter(tmp_path / name, spec)
         shard.append(same)
-        written.append((shard.close().sha256, shard.block_crcs))
+        written.append((shard.close().sha256, shard.checksums))
     assert written[0] == written[1] == written[2]
 
 

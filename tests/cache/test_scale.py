@@ -6,8 +6,7 @@ import pytest
 from caches import make_schema
 from scale_table import commit_of, files_of_unit, metadata_table, request_table, size_table
 
-from pipeline.cache.commit import COMMITS
-from pipeline.cache.units import UNITS_FILE
+from pipeline.cache.layout import COMMITS, UNITS_FILE
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 

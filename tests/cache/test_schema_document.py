@@ -7,10 +7,10 @@ import typing
 import pytest
 import zarr
 from cache_document import DOCUMENT, described_arrays, evaluate, read_tables, symbols
-from caches import make_schema
+from caches import make_schema, write_group
 from pydantic import BaseModel
 
-from pipeline.cache import encoding, schema, store
+from pipeline.cache import encoding, layout, schema
 from pipeline.cache.commit import Commit, FileRecord
 from pipeline.cache.units import Unit
 from pipeline.extraction.calibration import CALIBRATION_IMAGES, CALIBRATION_TARS
@@ -93,7 +93,7 @@ def fields(model):
 def arrays_of(cache_schema, units):
     """What the code says of the arrays, in the form of `described_arrays`."""
     found = {}
-    for name, spec in schema.array_specs(cache_schema).items():
+    for name, spec in layout.array_specs(cache_schema).items():
         rows, block, shard = (
             (size, *spec.item_shape)
             for size in (units * cache_schema.unit_rows, cache_schema.block_rows, cache_schema.unit_rows)
@@ -133,7 +133,7 @@ def disagreements(tables):
         wrong.append("Encodings")
     if {row["Constant"]: evaluate(row["Value"], {}) for row in tables["Constants", "Constant"]} != CONSTANTS:
         wrong.append("Constants")
-    for heading, columns in (("index", schema.INDEX_COLUMNS), ("view", schema.VIEW_COLUMNS)):
+    for heading, columns in (("index", layout.INDEX_COLUMNS), ("view", layout.VIEW_COLUMNS)):
         if [(row["Column"], row["Name"]) for row in tables[heading, "Column"]] != [
             (str(place), name) for place, name in enumerate(columns)
         ]:
@@ -143,14 +143,14 @@ def disagreements(tables):
 
 def shard_sizes_agree(tables, one):
     names = symbols(tables, one, units=3)
-    for spec in schema.array_specs(one).values():
+    for spec in layout.array_specs(one).values():
         for rows in (1, 64, 65, one.unit_rows):
             names |= {"n": rows, "item_bytes": math.prod(spec.item_shape) * spec.dtype.itemsize}
             names |= {
-                row["Symbol"]: evaluate(row["Value"], names) for row in tables["SourceTar size", "Symbol"][:1]
+                row["Symbol"]: evaluate(row["Value"], names) for row in tables["Shard size", "Symbol"][:1]
             }
-            formula = tables["SourceTar size", "Symbol"][1]["Value"]
-            if spec.by_rows and evaluate(formula, names) != store.shard_bytes(spec, one, rows):
+            formula = tables["Shard size", "Symbol"][1]["Value"]
+            if spec.by_rows and evaluate(formula, names) != layout.shard_bytes(spec, rows):
                 return False
     return True
 
@@ -197,8 +197,7 @@ def test_a_wrong_document_is_caught(before, after):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_zarr_has_the_arrays_of_the_document(name, tmp_path):
-    store.create_group(tmp_path / "group", SCHEMAS[name], units=2)
-    group = zarr.open_group(tmp_path / "group", mode="r")
+    group = zarr.open_group(write_group(tmp_path, SCHEMAS[name], 2), mode="r")
     found = {
         path: (array.shape, array.dtype.name, array.chunks, array.shards)
         for path, array in group.members(max_depth=None)

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import zarr
 from caches import ROWS
-from damage import shard
-from made_up_cache import read_all
+from contents import read_all, shard
 
-from pipeline.cache.commit import commit_key
+from pipeline.cache.layout import commit_key, row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.cache.shards import BufferPool
 from pipeline.errors import CacheError, StorageError
 
@@ -24,14 +22,14 @@ LARGE = 3 << 20
     "changes",
     [{}, {"encoding": "int4", "keep": 0.5}, {"encoding": "float16", "has_cls": False, "levels": (0, 2, 11)}],
 )
-def test_blocks_are_what_stock_zarr_reads(tmp_path, changes):
+def test_chunks_are_what_stock_zarr_reads(tmp_path, changes):
     caches.synthetic(tmp_path / "a.cache", **changes)
     cache, group = Cache(tmp_path / "a.cache"), zarr.open_group(tmp_path / "a.cache/targets.zarr", mode="r")
-    names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
+    names = list(row_arrays(cache.schema))
     for commit in cache.commits():
-        for block in range(2):
-            start = commit.unit * 16384 + 64 * block
-            for name, values in cache.read_chunk(commit, block, names).items():
+        for chunk in range(2):
+            start = commit.unit * 16384 + 64 * chunk
+            for name, values in cache.read_chunk(commit, chunk, names).items():
                 expected = group[name][start : min(start + 64, commit.unit * 16384 + ROWS)]
                 assert (values.dtype, values.flags.c_contiguous) == (expected.dtype, True)
                 np.testing.assert_array_equal(values, expected)
@@ -47,9 +45,9 @@ def rewrite_index(file, change):
     )
 
 
-def set_entry(block, *entry):
+def set_entry(chunk, *entry):
     def change(entries):
-        entries[block] = entry
+        entries[chunk] = entry
 
     return change
 
@@ -58,45 +56,37 @@ def exchange(entries):
     entries[[0, 1]] = entries[[1, 0]]
 
 
+CODES = 64 * 17 * 64  # bytes of a chunk of features
+NO_CHUNK = r"cannot be read \(the shard does not have the chunk\): inspect-cache verify"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            set_entry(0, ABSENT, ABSENT),
-            r"rows 0 to 63 cannot be read \(the shard does not have the block\): inspect-cache verify",
-        ),
-        (
-            set_entry(1, ABSENT, ABSENT),
-            r"rows 64 to 99 cannot be read \(the shard does not have the block\): inspect-cache verify",
-        ),
+        (set_entry(0, ABSENT, ABSENT), f"rows 0 to 63 {NO_CHUNK}"),
+        (set_entry(1, ABSENT, ABSENT), f"rows 64 to 99 {NO_CHUNK}"),
         (
             set_entry(0, ABSENT, 5),
-            r"rows 0 to 63 cannot be read \(its index has 5 bytes at 18446744073709551615 for the block\)",
+            r"rows 0 to 63 .* \(its index has 5 bytes at 18446744073709551615 for the chunk\)",
         ),
         (
-            set_entry(0, 2**63, 64 * 17 * 64 + 4),
-            r"rows 0 to 63 cannot be read \(its index has 69636 bytes at 9223372036854775808",
+            set_entry(0, 2**63, CODES + 4),
+            r"rows 0 to 63 .* \(its index has 69636 bytes at 9223372036854775808",
         ),
         (
-            set_entry(1, 10**9, 64 * 17 * 64 + 4),
-            r"rows 64 to 99 cannot be read \(its index has 69636 bytes at 1000000000 for the block\)",
+            set_entry(1, 10**9, CODES + 4),
+            r"rows 64 to 99 .* \(its index has 69636 bytes at 1000000000 for the",
         ),
-        (
-            set_entry(0, 0, 64 * 17 * 64),
-            r"rows 0 to 63 cannot be read \(its index has 69632 bytes at 0 for the block\)",
-        ),
-        (
-            set_entry(0, 8, 64 * 17 * 64 + 4),
-            r"rows 0 to 63 cannot be read \(its bytes do not match their checksum\)",
-        ),
-        (exchange, r"rows 0 to 63 is not what was committed: inspect-cache verify --full --repair drops"),
+        (set_entry(0, 0, CODES), r"rows 0 to 63 .* \(its index has 69632 bytes at 0 for the chunk\)"),
+        (set_entry(0, 8, CODES + 4), r"rows 0 to 63 .* \(its bytes do not match their checksum\)"),
+        (exchange, r"rows 0 to 63 is not what was committed: inspect-cache verify --full --repair removes"),
     ],
 )
-def test_an_index_that_is_wrong_though_its_checksum_is_right_is_noticed(made, change, message):
+def test_a_wrong_index_with_a_right_checksum_is_noticed(made, change, message):
     path, _ = made
     rewrite_index(shard(path, "features/block_03", 1), change)
     with pytest.raises(
-        CacheError, match=r"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), " + message
+        CacheError, match=rf"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), {message}"
     ):
         read_all(path)
 
@@ -126,7 +116,7 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         file.mkdir()
     reason = {
         "gone": "No such file or directory",
-        "cut": "the shard ends within the block",
+        "cut": "the shard ends within the chunk",
         "folder": "Is a directory",
     }[kind]
     with pytest.raises(
@@ -136,7 +126,7 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         cache.read_chunk(commit, 1, ["view"])
 
 
-def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
+def test_a_unit_made_again_is_read_by_its_own_index(tmp_path):
     path = tmp_path / "a.cache"
     schema, units = caches.empty(path)
     caches.publish(path, schema, units[0], rows=20)
@@ -146,10 +136,10 @@ def test_a_unit_made_anew_is_read_by_its_own_index(tmp_path):
     _, arrays = caches.publish(path, schema, units[0], rows=200, seed=9)
     commit = next(cache.commits())
     assert len(before) == 20
-    for block in range(4):
+    for chunk in range(4):
         np.testing.assert_array_equal(
-            cache.read_chunk(commit, block, ["stats"])["stats"],
-            arrays["stats"][64 * block : 64 * (block + 1)],
+            cache.read_chunk(commit, chunk, ["stats"])["stats"],
+            arrays["stats"][64 * chunk : 64 * (chunk + 1)],
         )
 
 
@@ -159,7 +149,8 @@ def test_a_shard_without_the_right_to_read_may_be_sound(made):
     file.rename(file.with_name("elsewhere"))
     file.symlink_to(file)  # what even root cannot open
     with pytest.raises(
-        StorageError, match=r"what is stored may be sound; mend access to '.*stats/c/0/0/0/0' and run again"
+        StorageError,
+        match=r"which says nothing about what is stored: restore access to '.*stats/c/0/0/0/0' and run again",
     ):
         cache.read_chunk(next(cache.commits()), 0, ["stats"])
 
@@ -170,9 +161,9 @@ def test_arrays_that_are_held_keep_their_values(tmp_path):
     _, arrays = caches.publish(tmp_path / "a.cache", schema, units[0], rows=256)
     cache = Cache(tmp_path / "a.cache")
     commit, name = next(cache.commits()), "features/block_03"
-    parts = [cache.read_chunk(commit, block, [name])[name][10:20, 1] for block in range(4)]
-    for block, part in enumerate(parts):
-        np.testing.assert_array_equal(part, arrays[name][64 * block + 10 : 64 * block + 20, 1])
+    parts = [cache.read_chunk(commit, chunk, [name])[name][10:20, 1] for chunk in range(4)]
+    for chunk, part in enumerate(parts):
+        np.testing.assert_array_equal(part, arrays[name][64 * chunk + 10 : 64 * chunk + 20, 1])
 
 
 def address(memory):

@@ -1,11 +1,12 @@
-"""units.json: append-only, and refused when damaged or when a tar has gone."""
+"""units.json: append-only, refused when damaged or when an unfinished tar has gone, and rebuilt from commits."""
 
 import json
 
 import pytest
 
 from pipeline.cache.digests import sealed
-from pipeline.cache.units import UNITS_FILE, extended_units, read_units, units_json
+from pipeline.cache.reader import read_units
+from pipeline.cache.units import extended_units, rebuilt_units, units_json
 from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.address import open_folder
 
@@ -13,84 +14,116 @@ SOURCES = [("a.tar", 10), ("b.tar", 20)]
 
 
 def named(units):
-    return [(unit.unit, unit.source, unit.view, unit.first_row) for unit in units]
+    return [(unit.unit, unit.source, unit.view) for unit in units]
 
 
 def test_units_are_numbered_tar_by_tar_and_view_by_view():
-    assert named(extended_units((), SOURCES, 2)) == [
-        (0, "a.tar", 0, 0),
-        (1, "a.tar", 1, 16384),
-        (2, "b.tar", 0, 2 * 16384),
-        (3, "b.tar", 1, 3 * 16384),
-    ]
+    units = extended_units((), SOURCES, 2)
+    assert named(units) == [(0, "a.tar", 0), (1, "a.tar", 1), (2, "b.tar", 0), (3, "b.tar", 1)]
+    assert [unit.first_row for unit in units] == [0, 16384, 2 * 16384, 3 * 16384]
 
 
 def test_the_stem_names_tar_and_view():
     units = extended_units((), [("train.v2-01.tar", 1)], 101)
-    assert [units[place].stem for place in (0, 7, 100)] == [
-        "train.v2-01.v00",
-        "train.v2-01.v07",
-        "train.v2-01.v100",
-    ]
+    stems = ["train.v2-01.v00", "train.v2-01.v07", "train.v2-01.v100"]
+    assert [units[view].stem for view in (0, 7, 100)] == stems
 
 
 def test_extending_appends_and_changes_no_unit_that_exists():
     first = extended_units((), SOURCES, 1)
     by_view = extended_units(first, SOURCES, 2)
     by_tar = extended_units(by_view, [("0.tar", 5), *SOURCES], 2)
-    assert by_tar[:4] == by_view
-    assert by_view[:2] == first
-    assert named(by_tar)[2:] == [
-        (2, "a.tar", 1, 2 * 16384),
-        (3, "b.tar", 1, 3 * 16384),
-        (4, "0.tar", 0, 4 * 16384),
-        (5, "0.tar", 1, 5 * 16384),
-    ]
+    assert (by_tar[:4], by_view[:2]) == (by_view, first)
+    assert named(by_tar)[2:] == [(2, "a.tar", 1), (3, "b.tar", 1), (4, "0.tar", 0), (5, "0.tar", 1)]
+    for views in (1, 2):
+        assert extended_units(by_view, SOURCES, views) == by_view
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_extending_by_nothing_new_changes_nothing(views):
-    units = extended_units((), SOURCES, 2)
-    assert extended_units(units, SOURCES, views) == units
-
-
-def test_a_tar_beyond_the_limit_counts_as_present():
+def test_only_tars_that_are_needed_must_be_there():
     units = extended_units((), SOURCES, 1)
-    assert extended_units(units, SOURCES[:1], 1, present=SOURCES) == units
+    assert extended_units(units, SOURCES[:1], 1, present=SOURCES) == units  # beyond a limit
+    new = extended_units(units, [("c.tar", 3)], 1)
+    assert named(new)[2:] == [(2, "c.tar", 0)]
 
 
-def test_new_tars_alone_extend():
-    units = extended_units(extended_units((), SOURCES, 1), [("c.tar", 3)], 1)
-    assert [unit.source for unit in units] == ["a.tar", "b.tar", "c.tar"]
-
-
-def test_a_tar_of_another_size_is_refused():
+def test_a_tar_may_be_replaced_until_a_unit_is_made_of_it():
+    units = extended_units((), SOURCES, 2)
+    other = [("a.tar", 11), SOURCES[1]]
+    assert [unit.source_bytes for unit in extended_units(units, other, 2, finished={2, 3})] == [
+        11,
+        11,
+        20,
+        20,
+    ]
     with pytest.raises(
-        ConfigError,
-        match=r"tar 'a\.tar' has 11 bytes, but had 10 when the cache was made: use another --cache",
+        ConfigError, match=r"tar 'a\.tar' has 11 bytes, but had 10 when the cache was made; use"
     ):
-        extended_units(extended_units((), SOURCES, 1), [("a.tar", 11), SOURCES[1]], 1)
+        extended_units(units, other, 2, finished={1})
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        (b"t\xe4g.tar".decode(errors="surrogateescape"), "is not UTF-8"),
+        ("a\nb.tar", "has a control character"),
+        ("a" * 230 + ".tar", "has more than 220 bytes"),
+        ("ä" * 111 + ".tar", "has more than 220 bytes"),
+        ("d/a.tar", "has a slash"),
+        (".a.tar", "has a slash, or a dot at its start"),
+    ],
+)
+def test_a_tar_whose_name_no_file_can_have_is_refused(name, fault):
+    with pytest.raises(ConfigError, match=f"^the name of tar '.*' {fault}.*; rename it$"):
+        extended_units((), [("a.tar", 1), (name, 1)], 1)
 
 
 def test_units_are_written_and_read_back(tmp_path):
-    units = extended_units((), SOURCES, 3)
-    (tmp_path / UNITS_FILE).write_bytes(units_json(units))
+    units = extended_units((), [*SOURCES, ("größe.tar", 3)], 3)
+    (tmp_path / "units.json").write_bytes(units_json(units))
     assert read_units(open_folder(tmp_path)) == units
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "1", '"a"', "{}", '{"units": [], "digest": "0"}', '{"digest": 1}', "\udcff"],
+    ("key", "value"),
+    [
+        ("view", "0"),
+        ("view", -1),
+        ("unit", 5),
+        ("first_row", 1),
+        ("source", "b.tar"),
+        ("source", "a/../b.tar"),
+    ],
 )
-def test_a_file_that_is_not_units_is_refused(tmp_path, text):
-    (tmp_path / UNITS_FILE).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(CacheError, match=rf"{UNITS_FILE} of cache .* restore it from a copy"):
-        read_units(open_folder(tmp_path))
-
-
-def test_units_of_another_form_are_refused_though_their_digest_is_right(tmp_path):
+def test_units_of_another_form_are_refused_though_sealed(tmp_path, key, value):
     values = json.loads(units_json(extended_units((), SOURCES, 1)))
-    values["units"][0]["view"] = "0"
-    (tmp_path / UNITS_FILE).write_bytes(sealed(values))
-    with pytest.raises(CacheError, match="is damaged"):
+    values["units"][0][key] = value
+    (tmp_path / "units.json").write_bytes(sealed(values))
+    with pytest.raises(
+        CacheError, match=r"units\.json of cache .* is damaged: inspect-cache verify --repair"
+    ):
         read_units(open_folder(tmp_path))
+
+
+def test_the_list_is_rebuilt_from_an_older_copy_and_commits():
+    units = extended_units(extended_units((), SOURCES, 1), [*SOURCES, ("c.tar", 5)], 2)
+    copy, commits = units[:2], [(unit.unit, unit.source, unit.view) for unit in units[1:]]
+    found = rebuilt_units(copy, commits)
+    assert named(found) == named(units)
+    assert [unit.source_bytes for unit in found] == [10, 20, 10, 20, 0, 0]  # of c.tar it is not known
+    assert extended_units(found, [*SOURCES, ("c.tar", 5)], 2, finished=range(6)) == units
+    with pytest.raises(ValueError, match="unit 1 has several owners"):
+        rebuilt_units(copy, [(1, "c.tar", 0)])
+
+
+def test_a_number_that_is_in_no_commit_goes_to_a_missing_unit():
+    found = rebuilt_units((), [(0, "a.tar", 0), (3, "c.tar", 0)])
+    assert named(found) == [
+        (0, "a.tar", 0),
+        (1, "lost-000001.tar", 0),
+        (2, "lost-000002.tar", 0),
+        (3, "c.tar", 0),
+    ]
+    sources = [*SOURCES, ("c.tar", 5), ("d.tar", 5)]
+    again = extended_units(found, sources, 1, finished={0, 3})
+    assert named(again) == [(0, "a.tar", 0), (1, "b.tar", 0), (2, "d.tar", 0), (3, "c.tar", 0)]
+    assert [unit.source_bytes for unit in again] == [10, 20, 5, 5]

@@ -17,7 +17,7 @@ from stages.inspect_cache import app
 UNIT_1 = "unit 1 (train-0000.tar, view 1)"
 TAR_1 = "views/train-0000.v01.tar"
 STD = "targets.zarr/channel_std"
-AGAIN = "what was damaged is dropped; the same extract-teacher command makes it anew"
+AGAIN = "damaged units are removed; the same extract-teacher command makes them again"
 
 
 def call(*arguments):
@@ -28,7 +28,7 @@ def call(*arguments):
 
 def verify(cache, *options, code=0):
     """Return the lines of a verification and what it says on stderr."""
-    result = call("verify", "--cache", cache, "--workers", 1, "--device", "cpu", *options)
+    result = call("verify", cache, "--workers", 1, "--device", "cpu", *options)
     assert result.exit_code == code, result.output
     return result.stdout.splitlines(), re.sub(r"\r?verify: .*?units\n?", "", result.stderr)
 
@@ -46,24 +46,26 @@ def flip(file, place):
 
 def test_info_says_what_is_in_a_cache(cache):
     opened = Cache(cache)
-    result = call("info", "--cache", cache)
+    result = call("info", cache)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    said = {line[:13].strip(): line[13:] for line in lines[:11]}
+    said = [(line[:13].strip(), line[13:]) for line in lines[:13]]
     weights = opened.schema.teacher.weights_sha256[:16]
-    assert said == {
-        "cache": f"{cache} (schema 1.1, digest {opened.digest[:16]})",
-        "teacher": f"timm:test_vit/random, untrained, weights {weights}, float32",
-        "": "6 blocks of width 64, patches of 16 in 64 pixels",
-        "levels": "3, 4, 5",
-        "encoding": "int8, channels calibrated on 24 images",
-        "patches": "16 of 16 a view, and CLS",
-        "views": "64 pixels as jpeg, crops of 0.4 to 1 of the area, flipped with probability 0.5, seed 0",
-        "units": "4 of 4 (complete)",
-        "view 0": "24 images",
-        "view 1": "24 images",
-        "skipped": "0 images",
-    }
+    assert said == [
+        ("cache", f"{cache} (schema 1.1, digest {opened.digest[:16]})"),
+        ("teacher", f"timm:test_vit.random, untrained, weights {weights}"),
+        ("", "6 blocks of width 64, patches of 16 in 64 pixels"),
+        ("", "ran in float32, its final norm is stored"),
+        ("levels", "3, 4, 5"),
+        ("encoding", "int8, channels calibrated on 24 images"),
+        ("patches", "16 of 16 a view, and CLS"),
+        ("views", "64 pixels as jpeg, crops of 0.4 to 1 of the area,"),
+        ("", "flipped with probability 0.5, seed 0"),
+        ("units", "4 of 4 (complete)"),
+        ("view 0", "24 images"),
+        ("view 1", "24 images"),
+        ("attention", lines[12][13:]),
+    ]
     names = [
         "attention",
         "commits",
@@ -75,7 +77,7 @@ def test_info_says_what_is_in_a_cache(cache):
         "stats",
         "view",
     ]
-    assert [line.split()[0] for line in lines[11:-1]] == names
+    assert [line.split()[0] for line in lines[12:-1]] == names
     files = (
         file
         for folder in ("views", "commits", "targets.zarr")
@@ -95,10 +97,10 @@ def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_image(tmp_path):
     Path(shards[0].address).write_bytes(data[:start] + bytes(400) + data[start + 400 :])
     path = caches.real(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
     (path / "commits/train-0001.v00.json").unlink()
-    lines = call("info", "--cache", path).stdout.splitlines()
+    lines = call("info", path).stdout.splitlines()
     assert "patches      8 of 16 a view, the first of a ranking by random (--keep 0.5), and CLS" in lines
     assert "units        3 of 4 (unfinished)" in lines
-    assert lines[lines.index("skipped      1 images") + 1].startswith(
+    assert lines[lines.index("skipped      1 image") + 1].startswith(
         "             '000000': cannot be decoded"
     )
     assert "view 0       3 images" in lines
@@ -109,7 +111,7 @@ def test_info_of_a_damaged_commit_exits_1(copy):
     result = call("info", "--cache", copy)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.endswith(
-        ".v01.json' is damaged: inspect-cache verify --repair drops it, and the same extract-teacher command makes its unit again\n"
+        ".v01.json' is damaged: inspect-cache verify --repair removes it, and the same extract-teacher command makes its unit again\n"
     )
 
 
@@ -132,25 +134,30 @@ def test_strays_are_notes(copy):
     assert error == ""
     assert lines == [
         "note: 8 files of unfinished units; the next extraction replaces them",
-        "note: 'mine.txt' is no part of a cache",
+        "note: 'mine.txt' is not part of a cache",
         f"cache '{copy}', 3 of 4 units: names, sizes and metadata are what was committed",
     ]
 
 
-def refusal(cache, places):
-    cure = "add --repair to drop what is damaged, then run the same extract-teacher command"
-    return f"error: cache '{cache}' is damaged in {places}: {cure}\n"
+def refusal(cache, problems):
+    cure = "add --repair to remove what is damaged, then run the same extract-teacher command"
+    return f"error: cache '{cache}' has {problems}: {cure}\n"
+
+
+def unfixed(cache):
+    told = "has 1 problem that --repair cannot fix; the lines above say what to do about each"
+    return f"error: cache '{cache}' {told}\n"
 
 
 def test_quick_damage_and_its_repair(copy):
     (copy / TAR_1).unlink()
     said = f"damaged: {UNIT_1}: {TAR_1} is missing"
-    assert verify(copy, code=1) == ([said], refusal(copy, "1 place"))
+    assert verify(copy, code=1) == ([said], refusal(copy, "1 problem"))
     assert verify(copy, "--full", code=1) == (
         [said],
-        refusal(copy, "1 place"),
+        refusal(copy, "1 problem"),
     )  # the rest of the unit is not read
-    assert verify(copy, "--repair") == ([said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
+    assert verify(copy, "--repair") == ([said, f"removed: {UNIT_1}", f"cache '{copy}': {AGAIN}"], "")
     assert verify(copy, "--full") == ([f"cache '{copy}', 3 of 4 units: every byte is what was committed"], "")
 
 
@@ -161,9 +168,9 @@ def test_full_damage_and_its_repair(copy):
         f"damaged: {UNIT_1}, targets.zarr/stats/c/1/0/0/0 does not match its SHA-256",
         f"damaged: {UNIT_1}, array 'stats', rows 0 to 11: not what was committed",
     ]
-    assert verify(copy, "--full", code=1) == (said, refusal(copy, "2 places"))
+    assert verify(copy, "--full", code=1) == (said, refusal(copy, "2 problems"))
     assert verify(copy, "--full", "--repair") == (
-        [*said, f"dropped: {UNIT_1}", f"cache '{copy}': {AGAIN}"],
+        [*said, f"removed: {UNIT_1}", f"cache '{copy}': {AGAIN}"],
         "",
     )
     assert verify(copy, "--full")[1] == ""
@@ -176,11 +183,11 @@ def test_damaged_metadata_never_cost_a_unit(copy):
         f"damaged: targets.zarr/{name}/zarr.json is not what the schema says"
         for name in ("stats", "channel_std")
     ]
-    note = "note: the arrays are read once their metadata is repaired: add --repair"
-    assert verify(copy, code=1) == (said, refusal(copy, "2 places"))
-    assert verify(copy, "--full", code=1) == ([*said, note], refusal(copy, "2 places"))
-    written = [f"written anew: targets.zarr/{name}/zarr.json" for name in ("channel_std", "stats")]
-    verdict = f"cache '{copy}': its metadata is written anew, and nothing had to be dropped"
+    note = "note: the arrays can be read after their metadata is repaired; add --repair"
+    assert verify(copy, code=1) == (said, refusal(copy, "2 problems"))
+    assert verify(copy, "--full", code=1) == ([*said, note], refusal(copy, "2 problems"))
+    written = [f"written again: targets.zarr/{name}/zarr.json" for name in ("channel_std", "stats")]
+    verdict = f"cache '{copy}': its metadata is written again, and no unit had to be removed"
     assert verify(copy, "--full", "--repair") == ([*said, *written, verdict], "")
     assert verify(copy, "--full")[0] == [f"cache '{copy}', 4 of 4 units: every byte is what was committed"]
 
@@ -188,17 +195,27 @@ def test_damaged_metadata_never_cost_a_unit(copy):
 def test_a_damaged_calibration(copy):
     flip(copy / f"{STD}/c/0/0", 0)
     said = "damaged: the calibration does not match its digest: the same extract-teacher command makes it again; else restore it"
-    assert verify(copy, "--teacher", code=1) == ([said], refusal(copy, "1 place"))
-    told = f"error: cache '{copy}' is damaged in 1 place that --repair leaves alone: follow what is said of each\n"
-    assert verify(copy, "--repair", code=1) == ([said], told)
+    assert verify(copy, "--teacher", code=1) == ([said], refusal(copy, "1 problem"))
+    assert verify(copy, "--repair", code=1) == ([said], unfixed(copy))
 
 
 def test_what_repair_leaves_alone_exits_1(copy):
     shutil.copy(copy / "commits/train-0000.v00.json", copy / "commits/other.v00.json")
     said = "damaged: commits/other.v00.json belongs to no unit: restore a later units.json, or extract with the tars and views of that time"
-    told = f"error: cache '{copy}' is damaged in 1 place that --repair leaves alone: follow what is said of each\n"
-    assert verify(copy, "--repair", "--full", code=1) == ([said], told)
+    assert verify(copy, "--repair", "--full", code=1) == ([said], unfixed(copy))
     assert (copy / "commits/other.v00.json").exists()
+
+
+def test_lost_metadata_is_restored_or_the_cure_named(copy):
+    for name in ("units.json", "targets.zarr/zarr.json"):
+        (copy / name).write_text("{}")
+        lines, error = verify(copy, code=1)
+        assert lines == []
+        assert "inspect-cache verify --repair restores it" in error
+        lines, error = verify(copy, "--repair")
+        assert (lines[0].partition(" from")[0].partition(" with")[0], error) == (f"restored: {name}", "")
+        assert lines[1] == f"cache '{copy}': its metadata is written again, and no unit had to be removed"
+    assert verify(copy, "--full")[0] == [f"cache '{copy}', 4 of 4 units: every byte is what was committed"]
 
 
 def test_the_teacher_agrees(cache):
@@ -230,7 +247,7 @@ def test_another_teacher_is_refused(cache):
     ("arguments", "code", "part"),
     [
         (
-            ["verify", "--cache", "{tmp}/none"],
+            ["verify", "{tmp}/none"],
             1,
             "none' is not a cache (no units.json): give a folder that extract-teacher made\n",
         ),
@@ -256,8 +273,8 @@ def test_another_teacher_is_refused(cache):
         ),
         (["verify", "--cache", "{cache}", "--rows", "0"], 2, "Invalid value for '--rows'"),
         (["verify", "--cache", "{cache}", "--workers", "0"], 2, "Invalid value for '--workers'"),
-        (["verify"], 2, "Missing option '--cache'"),
-        (["info"], 2, "Missing option '--cache'"),
+        (["verify"], 2, "error: one cache must be named: give CACHE\n"),
+        (["info", "{cache}", "--cache", "{cache}"], 2, "error: only one cache can be named: give CACHE\n"),
         (["inspect", "--cache", "{cache}"], 2, "No such command 'inspect'"),
     ],
 )
@@ -269,11 +286,17 @@ def test_misuse(cache, tmp_path, arguments, code, part):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_a_command_it_says_which_there_are():
+def test_without_a_command_it_lists_them():
     result = call()
     assert result.exit_code == 2
     assert "info" in result.output
     assert "verify" in result.output
+
+
+def test_a_cache_is_named_by_argument_or_option(cache):
+    for command in ("info", "plan", "verify"):
+        assert call(command, cache).stdout == call(command, "--cache", cache).stdout
+        assert call(command, "-h").stdout == call(command, "--help").stdout
 
 
 def test_the_entry_point():

@@ -13,6 +13,7 @@ from pipeline.views.source_tars import SourceTar
 
 METADATA = {
     "units.json",
+    "copies/units.json",
     *(f"targets.zarr/{name}/zarr.json" for name in ("stats", "index", "attention", "view")),
 }
 METADATA |= {f"targets.zarr/features/block_{level:02d}/zarr.json" for level in (3, 4, 5)}

@@ -7,8 +7,9 @@ import pytest
 from caches import extract, extraction_options
 from tars import image, make_tars, write_tar
 
+from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import ENCODINGS, array_specs
+from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.extraction.job import plan_extraction
 from pipeline.views.codec import VIEW_FORMATS

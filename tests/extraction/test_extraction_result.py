@@ -52,6 +52,7 @@ def sources_of(shards):
 def test_leaves_exactly_the_files_of_the_layout(finished):
     units = {"train-0000.v00": 0, "train-0000.v01": 1, "train-0001.v00": 2, "train-0001.v01": 3}
     expected = {"units.json", "targets.zarr/zarr.json", "targets.zarr/features/zarr.json"}
+    expected |= {"copies/units.json", "copies/zarr.json"}
     expected |= {f"views/{stem}.tar" for stem in units} | {f"commits/{stem}.json" for stem in units}
     for name, axes in ARRAYS.items():
         expected |= {f"targets.zarr/{name}/zarr.json"}

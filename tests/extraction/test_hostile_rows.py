@@ -105,7 +105,7 @@ def uncommitted(cache):
     return {
         name: data
         for name, data in contents(cache).items()
-        if not name.startswith(("commits/", "units.json"))
+        if not name.startswith(("commits/", "units.json", "copies/units.json"))
     }  # which know the tar
 
 

@@ -17,8 +17,8 @@ from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import CacheError, ConfigError
 
 _TYPES = {
-    "shard": r"targets\.zarr/(?!channel).*/c/",
-    "calibration": r"targets\.zarr/channel_\w+/c/",
+    "shard": r"targets\.zarr/(?!channel|post_norm|projection).*/c/",
+    "calibration": r"targets\.zarr/(channel_\w+|post_norm|projection)/c/",
     "group metadata": r"targets\.zarr/(features/)?zarr\.json",
     "array metadata": r"targets\.zarr/.+/zarr\.json",
     "units.json": r"units\.json",

@@ -7,9 +7,9 @@ import traceback
 import numpy as np
 
 from faults.processes import Child
-from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.join import decode_crops, read_joined
+from pipeline.cache.layout import chunk_count, row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import array_specs
 from pipeline.errors import CacheError
 
 EXPECTED = ("is not a cache", "is not finished")
@@ -19,15 +19,14 @@ def read_everything(path, allow_partial=False):
     """Return {(source, view, chunk, what): array} of all finished units, read as training reads."""
     cache = Cache(path)
     found = dict(zip(("mean", "std"), cache.calibration(), strict=True))
-    names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows and name != "index"]
+    found |= cache.teacher_output()
+    names = [name for name in row_arrays(cache.schema) if name != "index"]
     for commit in map(cache.pinned_commit, cache.finished(None, allow_partial)):
-        for block in range(-(-commit.rows // cache.schema.block_rows)):
+        for block in range(chunk_count(commit.rows)):
             joined, place = read_joined(cache, commit, block, names), (commit.source, commit.view, block)
             found |= {(*place, name): values for name, values in joined.arrays.items()}
             found[*place, "labels"], found[*place, "keys"] = joined.labels, np.array(joined.keys)
-            found[*place, "pixels"] = np.stack(
-                [decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)]
-            )
+            found[*place, "pixels"] = decode_crops(cache, joined)
     return found
 
 

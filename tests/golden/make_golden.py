@@ -18,8 +18,9 @@ from tars import image, write_tar
 
 from pipeline.cache.encoding import TargetDecoder
 from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.layout import row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import SCHEMA_VERSION, array_specs
+from pipeline.cache.schema import SCHEMA_VERSION
 from pipeline.views.source_tars import SourceTar
 
 GOLDEN = Path(__file__).parent
@@ -67,7 +68,7 @@ def found_in(path):
 
 
 def _unit(cache, commit):
-    names = [name for name, spec in array_specs(cache.schema).items() if spec.by_rows]
+    names = list(row_arrays(cache.schema))
     joined = read_joined(cache, commit, 0, names)
     pixels = np.stack(
         [decode_crop(cache, crop, key) for key, crop in zip(joined.keys, joined.crops, strict=True)]

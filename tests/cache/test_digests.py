@@ -1,10 +1,10 @@
-"""Digests of metadata files."""
+"""Canonical JSON, digests and sealed files."""
 
 import hashlib
 
 import pytest
 
-from pipeline.cache.digests import canonical_json, digest_of, seal_of, sealed
+from pipeline.cache.digests import canonical_json, digest_of, parse_json, seal_of, sealed
 
 
 def test_canonical_json_and_digest():
@@ -30,3 +30,9 @@ def test_a_sealed_file_is_its_canonical_json():
 def test_a_sealed_file_of_another_form_is_refused(change):
     with pytest.raises(ValueError, match="does not match its digest"):
         seal_of(sealed({"b": 1, "z": 2}).replace(*change))
+
+
+def test_whatever_is_not_a_json_object_is_a_value_error():
+    for data in (b"", b"[]", b"1", b"\xff", b"[" * 100_000, b'{"a":' * 100_000):
+        with pytest.raises(ValueError, match=r".+"):
+            parse_json(data)

@@ -1,0 +1,87 @@
+"""What a cache holds and costs: counted from its commits, forecast for when it is finished, and under other encodings."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.cache.layout import COMMITS, GROUP, array_specs, feature_array, row_arrays
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import ENCODINGS, CacheSchema
+from pipeline.errors import CacheError
+from pipeline.views.sample import SkippedImage
+
+_SKIPPED_SHOWN = 5
+_SHARES = (1.0, 0.3)
+
+
+@dataclass
+class Inventory:
+    """Counts of the finished units; `stored` is bytes by array, with `crops` for the view tars and `commits`."""
+
+    units: int = 0
+    source_bytes: int = 0  # of their tars, once for each view
+    rows: Counter[int] = field(default_factory=Counter)  # by view
+    skipped: int = 0
+    examples: list[SkippedImage] = field(default_factory=list)
+    stored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def views(self) -> int:
+        """All views of all images."""
+        return self.rows.total()
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One way of storing the targets: bytes of a view's rows, in whole chunks of 64 views."""
+
+    encoding: str
+    keep: float
+    target_bytes: int
+
+
+def take_inventory(cache: Cache) -> Inventory:
+    """Read every commit and count; raises CacheError for a damaged one."""
+    found, first_view = Inventory(), min((unit.view for unit in cache.units), default=0)
+    for commit in cache.commits():
+        found.units += 1
+        found.source_bytes += cache.units[commit.unit].source_bytes
+        found.rows[commit.view] += commit.rows
+        if commit.view == first_view:  # the same images are skipped in every view
+            found.skipped += len(commit.skipped)
+            found.examples += commit.skipped[: _SKIPPED_SHOWN - len(found.examples)]
+        for key, record in commit.files.items():
+            folder, _, rest = key.partition("/")
+            found.stored[rest.partition("/c/")[0] if folder == GROUP else "crops"] += record.size
+    found.stored["commits"] = sum(cache.folder.sizes(COMMITS).values())
+    return found
+
+
+def finished_bytes(cache: Cache, inventory: Inventory) -> float:
+    """Forecast the size of all units from those that exist, tar by tar in proportion to its bytes; raises CacheError if there is none."""
+    if not inventory.source_bytes:
+        raise CacheError(
+            f"cache {cache.address!r} has no finished unit to judge by: extract-teacher --dry-run forecasts its size"
+        )
+    return inventory.stored.total() * sum(unit.source_bytes for unit in cache.units) / inventory.source_bytes
+
+
+def read_bytes(schema: CacheSchema, levels: Sequence[int], attention: bool) -> int:
+    """Return the bytes of targets that training reads for a view: whole chunks of the chosen levels, stats, index and what masks need."""
+    masks = "tokens" if schema.keep < 1 else "attention" if attention else ""
+    names = {*(feature_array(level) for level in levels), "stats", "index", masks}
+    return sum(spec.bytes_of(1) for name, spec in array_specs(schema).items() if name in names)
+
+
+def view_bytes(schema: CacheSchema) -> int:
+    """Return the bytes of a view's rows in all arrays, in whole chunks."""
+    return sum(spec.bytes_of(1) for spec in row_arrays(schema).values())
+
+
+def alternatives(schema: CacheSchema) -> Iterator[Alternative]:
+    """Yield every encoding with all and with 30% of the patches."""
+    rank = "attention" if schema.teacher.has_importance else "random"
+    for encoding in ENCODINGS:
+        for keep in _SHARES:
+            changes = {"encoding": encoding, "keep": keep, "keep_rank": None if keep == 1 else rank}
+            yield Alternative(encoding, keep, view_bytes(schema.model_copy(update=changes)))

@@ -1,0 +1,105 @@
+"""The whole of a verification: restore, look, repair, read everything, and say what came of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pipeline.cache.commit import committed
+from pipeline.cache.reader import Cache
+from pipeline.cache.repair import repair, restore_metadata
+from pipeline.cache.verify import Finding, count_unfinished, foreign_files, verify_quickly
+from pipeline.cache.verify_content import verify_unit
+from pipeline.errors import CacheError
+from pipeline.progress import ProgressDisplay
+from pipeline.runtime.ordered import ordered_map
+from pipeline.storage.address import open_folder
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was verified: the cache as it is now, and what to say of it."""
+
+    cache: Cache
+    verdict: str
+
+
+def verify_cache(
+    address: str, *, full: bool, repairing: bool, workers: int, report: Callable[[str], None]
+) -> Verification:
+    """Verify a cache, with `full` every byte by so many threads, and mend it if `repairing`; each finding is reported as a line.
+
+    Raises CacheError if something is damaged and was not repaired.
+    """
+    restored = restore_metadata(open_folder(address)) if repairing else []
+    for line in restored:
+        report(line)
+    cache = Cache(address)
+    findings = _reported(verify_quickly(cache), report)
+    if unfinished := count_unfinished(cache):
+        report(f"note: {unfinished} files of unfinished units; the next extraction replaces them")
+    for name in foreign_files(cache):
+        report(f"note: {name!r} is not part of a cache")
+    if repairing:
+        _repair(cache, findings, report)
+        cache = Cache(address)
+    if full and not repairing and any(finding.metadata for finding in findings):
+        report("note: the arrays can be read after their metadata is repaired; add --repair")
+    elif full:
+        damaged = _verify_fully(cache, {one.unit.unit for one in findings if one.unit}, workers, report)
+        if repairing:
+            _repair(cache, damaged, report)
+        findings += damaged
+    _refuse(address, findings, repairing)
+    return Verification(cache, _verdict(cache, findings, restored, full))
+
+
+def _reported(findings: Iterable[Finding], report: Callable[[str], None]) -> list[Finding]:
+    """Report findings as they come."""
+    found = []
+    for finding in findings:
+        report(f"damaged: {finding.text}")
+        found.append(finding)
+    return found
+
+
+def _repair(cache: Cache, findings: list[Finding], report: Callable[[str], None]) -> None:
+    for line in repair(cache, findings):
+        report(line)
+
+
+def _verify_fully(
+    cache: Cache, known: set[int], workers: int, report: Callable[[str], None]
+) -> list[Finding]:
+    """Verify the content of all units but those that are known to be damaged."""
+    units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
+    found: list[Finding] = []
+    with ProgressDisplay("verify", len(units), unit="units") as progress:
+        results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
+        for done, findings in enumerate(results, start=1):
+            progress.update(done, "")
+            found += _reported(findings, report)
+    return found
+
+
+def _refuse(address: str, findings: list[Finding], repaired: bool) -> None:
+    """Raise CacheError if something is damaged and stays so."""
+    left = [finding for finding in findings if not (repaired and finding.curable)]
+    problems = "1 problem" if len(left) == 1 else f"{len(left)} problems"
+    if left and repaired:
+        raise CacheError(
+            f"cache {address!r} has {problems} that --repair cannot fix; the lines above say what to do about each"
+        )
+    if left:
+        raise CacheError(
+            f"cache {address!r} has {problems}: add --repair to remove what is damaged, "
+            "then run the same extract-teacher command"
+        )
+
+
+def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool) -> str:
+    if any(finding.unit for finding in findings):
+        return f"cache {cache.address!r}: damaged units are removed; the same extract-teacher command makes them again"
+    if findings or restored:
+        return f"cache {cache.address!r}: its metadata is written again, and no unit had to be removed"
+    units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"
+    what = "every byte is" if full else "names, sizes and metadata are"
+    return f"cache {cache.address!r}, {units}: {what} what was committed"
