@@ -2,10 +2,11 @@
 
 from itertools import islice
 
+import caches
 import pytest
 import torch
-from small_cache import make_shards, small_cache
 from stream_parts import CPU, digest, digests, read_batches, stream_spec
+from tars import make_tars
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
@@ -160,8 +161,8 @@ def test_hidden_targets_need_hidden_patches_and_a_whole_cache(small_cache_path, 
         ConfigError, match="the mask hides no patch, but the objective learns from hidden ones"
     ):
         read_batches(small_cache_path, 1, ratio=0.0, needs=needs)
-    shards = make_shards(tmp_path / "tars", tars=1, images_per_tar=16)
-    kept = small_cache(tmp_path, shards=shards, views=1, keep=0.5)
+    shards = make_tars(tmp_path / "tars", tars=1, images_per_tar=16)
+    kept = caches.real(tmp_path, shards=shards, views=1, keep=0.5)
     for wrong, message in (
         ({"needs": needs}, "needs targets of hidden patches, .* without them, or extract with --keep 1$"),
         ({"ratio": 0.0, "strategy": "random"}, "needs targets of all patches, .* with a mask, or extract"),
