@@ -1,4 +1,4 @@
-"""A server of objects for the tests of this folder, a bucket for each test, and the two kinds of folder side by side."""
+"""A server of objects for these tests, a bucket for each test, and the two kinds of folder side by side."""
 
 import os
 from itertools import count

@@ -153,7 +153,7 @@ def copied(bucket, local):
 
 @pytest.fixture
 def workers_of_now(server):
-    """Let workers have the environment of the test: they are forked from a process that keeps the one that it began with."""
+    """Let workers have the environment of the test: the server that forks them keeps that of its start."""
     del server
     forkserver._forkserver._stop()
     yield

@@ -33,7 +33,7 @@ def names(folder):
 
 @pytest.fixture(params=["links", "renames that do not replace", "neither"])
 def file_system(request, monkeypatch):
-    """A file system with hard links; without, as exFAT and SMB are; and one whose kernel has no such rename either."""
+    """A file system with hard links; without, such as exFAT and SMB; and without such a rename either."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", failing(errno.EPERM))
     if request.param == "neither":

@@ -258,7 +258,7 @@ def test_a_claim_ends_its_thread(objects):
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (
             "az://container/a.cache",
-            "cannot be used (Generic MicrosoftAzure error: Account must be specified): check the address, the network ",
+            "cannot be used (Generic MicrosoftAzure error: Account must be specified): check the address, ",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Random damage to images and tars, and what may come of it: pixels or samples, or a SourceError in one sentence.
+"""Random damage to images and tars, which gives pixels or samples, or a SourceError in one sentence.
 
 For minutes instead of the suite's moment: PYTHONPATH=. python tests/views/fuzzing.py SECONDS SEED
 """

@@ -1,4 +1,4 @@
-"""Decoding workers: the same views in the same order; a worker's fault is one sentence and no process left."""
+"""Decoding workers: the same views in the same order; a fault is one sentence and leaves no process."""
 
 import multiprocessing
 import os

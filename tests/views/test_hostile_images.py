@@ -1,4 +1,4 @@
-"""Odd, damaged and hostile images: the right pixels, or one sentence; never a part of an image, a warning or much memory."""
+"""Odd, damaged and hostile images: the right pixels or one sentence, never a part, a warning or much memory."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Odd, damaged and hostile tars: what their samples are, and one sentence for what is refused; never a hang or much memory."""
+"""Odd, damaged and hostile tars: their samples, or one sentence; never a hang or much memory."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ NOT_PLAIN = "that is a link, device or file with holes: pack whole files (tar --
 
 
 def packed(*members, form=tarfile.PAX_FORMAT):
-    """A tar of members that are (name, bytes), (name, bytes, fields of the header) or the header's block itself."""
+    """A tar of members that are (name, bytes) or (name, bytes, fields of the header)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, data, *fields in members:
