@@ -107,8 +107,8 @@ class WorkerFeed:
             message = self._workers[worker].receive()
         except WorkerStalledError:
             raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk is not "
-                "answering or the machine swaps: mend that, then continue with --resume"
+                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does "
+                "not answer or the machine swaps: mend that, then continue with --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(

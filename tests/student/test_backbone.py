@@ -57,7 +57,7 @@ def test_a_name_like_no_other_gets_an_example(model):
         ("vit_tiny_patch16_224", TINY | {"pos_embed": "none"}),
     ],
 )
-def test_what_is_no_plain_vision_transformer_is_refused_by_name(model, options):
+def test_what_is_not_a_plain_vit_is_refused_by_name(model, options):
     with pytest.raises(
         ConfigError, match=f"'{model}' is not a plain vision transformer: .* such as 'vit_base_patch16_224'"
     ):
