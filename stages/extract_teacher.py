@@ -30,7 +30,7 @@ CacheAddress = Annotated[
 Teacher = Annotated[
     str,
     typer.Option(
-        help="open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]; "
+        help="open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
         "the tag `random` is an untrained rehearsal."
     ),
 ]

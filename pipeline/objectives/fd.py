@@ -1,7 +1,8 @@
-"""Feature distillation: nothing is masked, and every token predicts the teacher's last level (Wei et al., arXiv 2205.14141).
+"""Feature distillation: nothing is masked, every token predicts the teacher's last level (arXiv 2205.14141).
 
-The target is the teacher's output after its final norm, whitened again. A cache holds w, the whitened input of that norm, so
-norm(h) = weight * w + bias, which needs `post_norm` in the cache (schema 1.1). `target = "whiten"`, w itself, is the substitute.
+The target is the teacher's output after its final norm, whitened again. A cache holds w, the whitened input
+of that norm, so norm(h) = gamma * w + beta, which needs `post_norm` in the cache (schema 1.1). `target =
+"whiten"`, w itself, is the substitute.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class FeatureDistillation(ObjectiveConfig):
 
 
 class FeatureDistillationObjective(Objective):
-    """Encoder with its final norm, a linear head from C to D, and smooth-L1 with beta 2 over tokens and channels."""
+    """Encoder with its final norm, a linear head C to D, smooth-L1 with beta 2 over tokens and channels."""
 
     def __init__(self, encoder: MaskedEncoder, needs: Needs, setting: Setting) -> None:
         super().__init__(encoder, needs, (), setting.teacher_has_cls)

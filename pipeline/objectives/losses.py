@@ -11,10 +11,11 @@ TargetKind = Literal["whiten", "none", "l2", "post_norm"]
 
 
 def distance(prediction: Tensor, target: Tensor, kind: LossKind, beta: float = 1.0) -> Tensor:
-    """Return the mean distance () of predictions and targets (B, T, D), in at least float32 also under autocast.
+    """Return the mean distance () of prediction and target (B, T, D), float32 or better under autocast too.
 
-    2 * smooth-L1, absolute or squared difference, or 1 - cosine. `beta` is where smooth-L1 turns from a parabola into a line.
-    Channels are summed first: the compiler fuses sums along rows into the kernel that decodes the target, but not one sum over all.
+    2 * smooth-L1, absolute or squared difference, or 1 - cosine. Smooth-L1 turns from a parabola into a line
+    at `beta`. Channels are summed first: the compiler fuses sums along rows into the kernel that decodes the
+    target, which it does not do with one sum over all.
     """
     assert prediction.shape == target.shape, (
         f"predictions {tuple(prediction.shape)} for targets {tuple(target.shape)}"

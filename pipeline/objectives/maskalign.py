@@ -1,7 +1,8 @@
-"""MaskAlign: the student sees the visible patches alone and matches an intact teacher there, at several levels (arXiv 2211.08887).
+"""MaskAlign: from the visible patches alone, the student matches an intact teacher there (arXiv 2211.08887).
 
-A student that sees a third of an image does not match its teacher block by block. Dynamic alignment therefore learns, for each teacher
-level, a mixture of student blocks that starts at the same relative depth. The fixed mixtures are the paper's baselines.
+A student that sees a third of an image does not match its teacher block by block. Dynamic alignment therefore
+learns, for each teacher level, a mixture of student blocks that starts at the same relative depth. The fixed
+mixtures are the paper's baselines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ Head = Literal["linear", "norm_linear", "mlp"]
 
 
 class MaskAlign(ObjectiveConfig):
-    """How student blocks are mixed for a teacher level, the head that maps a mixture to the teacher's width, distance and target."""
+    """How student blocks are mixed for a teacher level, the head to D channels, loss and target."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.7}
 
@@ -48,7 +49,7 @@ class MaskAlign(ObjectiveConfig):
 
 
 class MaskAlignObjective(Objective):
-    """Encoder, dynamic alignment and loss. Blocks behind the last one that any level reads are frozen and not run."""
+    """Encoder, dynamic alignment and loss. Blocks behind the last that a level reads are frozen, not run."""
 
     def __init__(
         self,
@@ -91,15 +92,17 @@ class MaskAlignObjective(Objective):
 
 
 def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:
-    """Return for each teacher block t of T the student block at its relative depth: round((t + 1) * L / T) - 1.
+    """Return for each teacher block t of T the student block at its depth: round((t + 1) * L / T) - 1.
 
-    Halves are rounded up, in whole numbers, so that depth cannot depend on how a float falls; equal depth gives t itself. What would
-    fall before the first block is the first. Raises ConfigError for levels that the teacher does not have.
+    Halves are rounded up, in whole numbers, so that depth cannot depend on how a float falls; equal depth
+    gives t itself. What would fall before the first block is the first. Raises ConfigError for levels that
+    the teacher does not have.
     """
     wrong = [level for level in teacher_levels if not 0 <= level < teacher_depth]
     if wrong or not teacher_levels:
         raise ConfigError(
-            f"teacher levels {list(teacher_levels)} cannot be aligned: give one or more block numbers from 0 to {teacher_depth - 1}"
+            f"teacher levels {list(teacher_levels)} cannot be aligned: "
+            f"give one or more block numbers from 0 to {teacher_depth - 1}"
         )
     rounded = (
         (2 * (level + 1) * student_depth + teacher_depth) // (2 * teacher_depth) for level in teacher_levels
@@ -108,7 +111,7 @@ def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_de
 
 
 def initial_weights(mode: Mode, matched: Sequence[int], student_depth: int) -> Tensor:
-    """Return the weights (M, L) float32 that a mode begins with, or keeps; a learned match begins at 0.01 + 1."""
+    """Return the weights (M, L) float32 that a mode begins with; a learned match begins at 0.01 + 1."""
     match = torch.nn.functional.one_hot(torch.tensor(matched), student_depth).float()
     if mode == "dynamic":
         return match + 0.01
@@ -135,7 +138,8 @@ def build_head(kind: Head, student_width: int, teacher_width: int) -> nn.Module:
 class DynamicAlignment(nn.Module):
     """Weighted sums of student blocks and a head for each of M teacher levels.
 
-    `weights` (M, L) is learned in mode `dynamic` and frozen otherwise; `last_block` is the last student block that any level uses.
+    `weights` (M, L) is learned in mode `dynamic` and frozen otherwise; `last_block` is the last student block
+    that any level reads.
     """
 
     def __init__(
@@ -151,12 +155,12 @@ class DynamicAlignment(nn.Module):
         weights = initial_weights(mode, matched, student_depth)
         self.weights = nn.Parameter(weights, requires_grad=mode == "dynamic")
         self.heads = nn.ModuleList(build_head(head, student_width, teacher_width) for _ in matched)
-        # For each student block the levels that read it, known before any step so that zeros cost nothing and compiling sees constants.
+        # For each student block the levels that read it: zeros cost nothing, and the compiler sees constants.
         self.readers = [row.nonzero().flatten().tolist() for row in weights.T]
         self.last_block = max(block for block, levels in enumerate(self.readers) if levels)
 
     def forward(self, block_outputs: Iterable[Tensor]) -> list[Tensor]:
-        """Return M predictions (B, K', D) from block outputs (B, K', C), which are summed as they come and never stacked."""
+        """Return M predictions (B, T, D) from block outputs (B, T, C), summed as they come, never stacked."""
         sums: dict[int, Tensor] = {}
         # The range comes first: when it ends, no further block has been asked for.
         for block, tokens in zip(range(self.last_block + 1), block_outputs, strict=False):

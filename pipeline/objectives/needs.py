@@ -1,4 +1,4 @@
-"""What an objective asks of the data: the stream delivers that and nothing more. Imports no torch, for the stream's workers."""
+"""What an objective asks of the data; the stream delivers no more. Its workers import this without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +10,10 @@ Levels = Literal["none", "last", "chosen"]
 class Needs:
     """Of which tokens targets travel, at which of the chosen levels, and which pixels; picklable.
 
-    A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where `pixels` is "all"; `visible`
-    (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is set; `visible_codes` (B, M, T, W) and `visible_stats`
-    (B, M, T, 2 + G) of CLS, if the teacher has one, and the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches.
+    A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where
+    `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is
+    set; `visible_codes` (B, M, T, W) and `visible_stats` (B, M, T, 2 + G) of CLS, if the teacher has one, and
+    the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches.
     """
 
     visible: Levels = "chosen"
@@ -21,7 +22,7 @@ class Needs:
     positions: bool = False
 
     def targets(self, levels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Return which of the chosen levels travel for "visible" and for "hidden" tokens, without those that need none."""
+        """Return the levels that travel, for "visible" and for "hidden" tokens, where there are any."""
         named: dict[str, Levels] = {"visible": self.visible, "hidden": self.hidden}
         return {
             part: levels if which == "chosen" else levels[-1:]

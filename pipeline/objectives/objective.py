@@ -1,4 +1,4 @@
-"""The seam between data, objective and loop: what an objective is given, what it returns, and what it must know beforehand."""
+"""The seam between data, objective and loop: what an objective is given, what it returns and must know."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 
 @dataclass(frozen=True)
 class MaskedView:
-    """Patches (B, K, P), or (B, K + U, P) with the visible ones first; `visible` (B, K) and `hidden` (B, U) int64, ascending."""
+    """`patches` (B, K, P), or (B, N, P) with visible ones first; `visible` (B, K), `hidden` (B, U) int64."""
 
     patches: Tensor
     visible: Tensor
@@ -26,7 +26,7 @@ class MaskedView:
 
 @dataclass(frozen=True)
 class Targets:
-    """One tensor for each level: `visible` (B, T, D), CLS first if the teacher has one, and `hidden` (B, U, D)."""
+    """One tensor per level: `visible` (B, T, D), CLS first if the teacher has one, and `hidden` (B, U, D)."""
 
     visible: list[Tensor]
     hidden: list[Tensor]
@@ -34,7 +34,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a student is built for: sizes of image and patch, and the teacher's block numbers (M,), depth, width D and CLS."""
+    """What a student is built for: sizes, and the teacher's block numbers (M,), depth, width D and CLS."""
 
     image_size: int
     patch_size: int
@@ -45,9 +45,10 @@ class Setting:
 
 
 class Objective(nn.Module):
-    """A masked encoder with all that an objective trains beside it. Every parameter that requires a gradient gets one.
+    """A masked encoder with all that is trained beside it. Every parameter that requires a gradient gets one.
 
-    Attributes: `encoder` is what is exported and evaluated, `needs` what the stream delivers, `parts` the names of the loss terms.
+    Attributes: `encoder` is exported and evaluated, `needs` is what the stream delivers, `parts` names the
+    terms of the loss.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that are not matrices of a layer; norms and biases are known by their one axis."""
+        """Return the names of parameters that are not matrices of a layer, except norms and biases."""
         tokens = ("cls_token", "reg_token", "pos_embed")
         return {f"encoder.vit.{name}" for name in tokens if getattr(self.encoder.vit, name) is not None}
 
@@ -71,7 +72,7 @@ class Objective(nn.Module):
         return {}
 
     def with_target(self, tokens: Tensor) -> Tensor:
-        """Keep the tokens (B, prefix + K, C) that have a target: CLS where student and teacher have one, and the patches."""
+        """Keep the tokens (B, prefix + K, C) that have a target: CLS where both have one, and the patches."""
         prefix, has_cls = self.encoder.prefix_tokens, self._teacher_has_cls and self.encoder.has_cls
         if has_cls and prefix == 1:
             return tokens
@@ -79,12 +80,12 @@ class Objective(nn.Module):
         return torch.cat([tokens[:, :1], patches], dim=1) if has_cls else patches
 
     def with_token(self, target: Tensor) -> Tensor:
-        """Keep the part of a target (B, T, D) that the student has tokens for: without the teacher's CLS if it has none."""
+        """Keep the part of a target (B, T, D) that the student has tokens for: no CLS if it has none."""
         return target[:, 1:] if self._teacher_has_cls and not self.encoder.has_cls else target
 
 
 class ObjectiveConfig(Section):
-    """The section [objective] of one objective. `mask` has its defaults of [mask]; `masked` tells whether [mask] may be set at all."""
+    """The section [objective]. `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {}
     masked: ClassVar[bool] = True
@@ -98,12 +99,12 @@ class ObjectiveConfig(Section):
         raise NotImplementedError
 
     def build(self, student: StudentConfig, setting: Setting) -> Objective:
-        """Return the untrained objective, its values drawn from torch's global generator, the encoder's first; raises ConfigError."""
+        """Return the untrained objective, drawn from torch's generator, encoder first; raises ConfigError."""
         raise NotImplementedError
 
 
 class TrainingStep(nn.Module):
-    """One training step as a module, so that it compiles as one graph: targets are made, the objective runs, the loss is taken."""
+    """One training step as a module, so that it compiles as one graph: targets, objective, loss."""
 
     def __init__(self, objective: Objective, targets: nn.Module) -> None:
         super().__init__()

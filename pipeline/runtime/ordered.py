@@ -1,4 +1,4 @@
-"""Results in order while several pieces of work wait for an answer, more of them where the answers are slow."""
+"""Results in order while several pieces of work wait for an answer, more of them where answers are slow."""
 
 import resource
 import time
@@ -21,9 +21,10 @@ _OF_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS h
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], at_once: int, most: int | None = None
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item in order, with `at_once` of them at work in threads; 1 means in this thread.
+    """Yield function(item) for each item in order, `at_once` of them in threads; 1 means in this thread.
 
-    With `most`, `at_once` doubles up to it as often as the caller waits: quick work needs no thread and the least memory.
+    With `most`, `at_once` doubles up to it as often as the caller waits: quick work needs no thread and the
+    least memory.
     """
     if at_once == 1 and most is None:
         yield from map(function, items)
@@ -61,7 +62,7 @@ class _Pace:
         self._waits = False
 
     def look(self) -> None:
-        """Now and then double `at_once` if too much of the time was spent waiting, before the last look and since."""
+        """Now and then double `at_once` if too much of the time was spent waiting, twice in succession."""
         self._results += 1
         if self._results <= _RESULTS_BETWEEN_LOOKS or self.at_once == self.most:
             return
@@ -79,7 +80,7 @@ class _Pace:
             self._waited += time.perf_counter() - begin
 
     def work_here(self, function: Callable[[Item], Result], item: Item) -> Result:
-        """Work in this thread. Only voluntary context switches are waits: time lost to preemption is not the disk's fault."""
+        """Work in this thread. Only voluntary context switches are waits, preemption is not."""
         switches = resource.getrusage(_OF_THREAD).ru_nvcsw
         begin, worked = time.perf_counter(), time.thread_time()
         try:

@@ -1,1 +1,1 @@
-"""Stage two's input: crops and cached targets, joined, masked and batched, in an order that is a pure function."""
+"""Input of stage two: crops and cached targets, joined, masked and batched, in a reproducible order."""

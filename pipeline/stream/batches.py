@@ -1,4 +1,4 @@
-"""Batches on the device: two sets of tensors in turn, filled piece by piece, on a GPU by a second stream while the step runs."""
+"""Batches on the device: two in turn; on a GPU a second stream fills one while the step uses the other."""
 
 import time
 from collections import deque
@@ -27,8 +27,9 @@ def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
 class BatchStream:
     """The batches of one rank from a position on, for ever; a context manager that ends the workers.
 
-    A batch lies on the device, for work that is launched before the next one is asked for. `blocked_seconds` is how long the caller has
-    waited for the feed in all; on a GPU the rest of `next` waits for the step that last used the batch.
+    A batch lies on the device, for work that is launched before the next one is asked for. `blocked_seconds`
+    is how long the caller has waited for the feed in all; on a GPU the rest of `next` waits for the step that
+    last used the batch.
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class BatchStream:
 class _Copier:
     """Copies pieces into batches. On a CPU a copy is done when it is called.
 
-    On a GPU copies run on a stream of their own, from page-locked slots, while the step runs on the usual one. Three orders must hold:
-    a batch is overwritten only after the step that last used it (`begin` waits for the event of `used`), a step starts only after the
-    copies of its batch (`finish`), and a slot goes back to its worker only after its copies (the events in `_pending`).
+    On a GPU copies run on a stream of their own, from page-locked slots, while the step runs. Three orders
+    hold: a batch is overwritten only after the step that last used it (`begin` waits for the event of
+    `used`), a step starts only after the copies of its batch (`finish`), and a slot goes back to its worker
+    only after its copies (the events in `_pending`).
     """
 
     def __init__(self, feed: Feed, device: torch.device) -> None:
@@ -135,14 +137,16 @@ class _Copier:
         self._give_back(len(self._pending))
 
     def release(self, piece: FedPiece) -> None:
-        """Give a piece back once it is copied, and wait for older ones, so that no worker runs out of slots."""
+        """Give a piece back once it is copied, and wait for older ones: no worker may run out of slots."""
         if not self._copies:
             return self._feed.release(piece)
         self._pending.append((self._copies.record_event(), piece))
         return self._give_back(_MOST_PENDING)
 
     def _give_back(self, most_pending: int) -> None:
-        while self._pending and (len(self._pending) > most_pending or self._pending[0][0].query()):  # type: ignore[no-untyped-call]
+        while self._pending and (
+            len(self._pending) > most_pending or self._pending[0][0].query()  # type: ignore[no-untyped-call]
+        ):
             event, copied = self._pending.popleft()
             event.synchronize()
             self._feed.release(copied)

@@ -1,4 +1,4 @@
-"""The trainer's end of the workers: windows of samples in the order of the stream, however many workers there are."""
+"""The trainer's end of the workers: windows in the order of the stream, for any number of workers."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +21,7 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Consecutive samples of the stream: the needed part of a window. Its arrays (count, ...) are valid until it is released."""
+    """Consecutive samples: the needed part of a window. Its arrays are valid until it is released."""
 
     arrays: Arrays
     count: int
@@ -32,7 +32,7 @@ class Feed(Protocol):
     """A source of pieces."""
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Yield pieces for ever; a piece never crosses the end of an epoch. `next` waits for data and for nothing else."""
+        """Yield pieces for ever, none across the end of an epoch; `next` waits only for data."""
 
     def release(self, piece: FedPiece) -> None:
         """Take back the slot of a piece that has been copied."""
@@ -79,7 +79,7 @@ class WorkerFeed:
                 self._release(worker, slot)
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Receive pieces from the workers in the order of the windows; raises StreamError or a worker's own error."""
+        """Receive pieces in the order of the windows; raises StreamError or a worker's own error."""
         for number in count():
             worker = number % len(self._workers)
             slot, samples = self._receive(worker)
@@ -107,8 +107,8 @@ class WorkerFeed:
             message = self._workers[worker].receive()
         except WorkerStalledError:
             raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does not answer or "
-                "the machine swaps: mend that, then continue with --resume"
+                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does "
+                "not answer or the machine swaps: mend that, then continue with --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(
@@ -124,7 +124,7 @@ class WorkerFeed:
 
 
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:
-    """Raise ConfigError if the ranks of this machine together need more shared memory than it has; ask before any of them starts."""
+    """Raise ConfigError if the ranks of this machine together need more shared memory than it has."""
     ranks = this_process().local_world_size
     whose = f" of the {ranks} ranks of this machine" if ranks > 1 else ""
     size = slot_layout(cache.schema, spec).worker_bytes * workers * ranks

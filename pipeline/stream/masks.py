@@ -1,4 +1,4 @@
-"""Which patches of a sample are visible, and where their tokens lie in a stored row: of all patches, or of the first of a ranking."""
+"""Which patches of a sample are visible, and where their tokens lie in a stored row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from pipeline.views.masking import (
 class ChunkMasks:
     """Masks of n samples: patches `visible` (n, K) and `hidden` (n, U), both ascending.
 
-    `tokens` gives, for the "visible" (CLS first, if any) and the "hidden", the indices (n, T) of their tokens in a stored row.
-    `shown` (n, K or N) are the patches whose pixels travel, the visible ones first.
+    `tokens` gives, for the "visible" (CLS first, if any) and the "hidden", their indices (n, T) in a stored
+    row. `shown` (n, K or N) are the patches whose pixels travel, the visible ones first.
     """
 
     visible: NDArray[np.int64]
@@ -40,7 +40,7 @@ class MaskSource:
     def __init__(
         self, schema: CacheSchema, mask: MaskConfig, seed: int, needs: Needs = VISIBLE_ALONE
     ) -> None:
-        """Take the seed of masks that are drawn again; raises ConfigError for masks or needs that the cache cannot serve."""
+        """Take the seed of redrawn masks; raises ConfigError for what the cache cannot serve."""
         self.count = mask.visible_count(schema.patches)
         self._schema, self._strategy, self._seed, self._needs = schema, mask.strategy, seed, needs
         # A cache of some patches fixes the mask by their targets; whoever needs none may draw any mask.
@@ -95,23 +95,25 @@ class MaskSource:
     def _refuse_impossible(self, mask: MaskConfig) -> None:
         if mask.strategy == "attention" and not self._schema.teacher.has_importance:
             raise ConfigError(
-                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this cache has neither: "
-                "set mask.strategy to 'random' or 'block'"
+                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
+                "cache has neither: set mask.strategy to 'random' or 'block'"
             )
         if mask.strategy == "block" and mask.redraw is False:
             raise ConfigError(
-                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' does not have: "
-                "set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
+                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
+                "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
             )
         if self._needs.hides and self.count == self._schema.patches:
             raise ConfigError(
-                "the mask hides no patch, but the objective learns from hidden ones: raise mask.ratio or mask.hidden"
+                "the mask hides no patch, but the objective learns from hidden ones: "
+                "raise mask.ratio or mask.hidden"
             )
 
     def _refuse_unkept(self, mask: MaskConfig) -> None:
         """Refuse targets and masks other than of the first patches of the ranking that --keep has stored."""
         schema = self._schema
-        stored = f"but this cache stores only the first {schema.stored_patches} of {schema.patches}, ranked by {schema.keep_rank}"
+        stored = f"but this cache stores only the first {schema.stored_patches} of {schema.patches}"
+        stored += f", ranked by {schema.keep_rank}"
         share, fewest = (
             least_ratio(schema.patches, schema.stored_patches),
             schema.patches - schema.stored_patches,

@@ -1,7 +1,9 @@
-"""The order of samples: a pure function of (pinned units, views, seed, epoch, ranks, window). Workers and resumption follow it.
+"""The order of samples: a pure function of units, views, seed, epoch, ranks and window.
 
-An epoch shows one view of every image. Its chunks of 64 rows are permuted, dealt to the ranks so that each gets as many samples in
-every epoch, and read in windows of some chunks, within which samples are permuted.
+Workers and resumption follow it.
+
+An epoch shows one view of every image. Its chunks of 64 rows are permuted, dealt to the ranks so that each
+gets as many samples in every epoch, and read in windows of some chunks, within which samples are permuted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,7 @@ _FEW = 0.7  # of the classes that shuffled labels would give
 
 @dataclass(frozen=True)
 class Window:
-    """Some chunks of one rank's epoch. `chunks` (n, 3) int64: index of the unit, chunk, rows. `start`: position of the first sample."""
+    """Some chunks of one rank's epoch: `chunks` (n, 3) int64 are (index of the unit, chunk, rows)."""
 
     number: int
     start: int
@@ -39,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowPart:
-    """The samples [first, last) of a window, as indices in its permuted order: all but where a run begins or an epoch ends."""
+    """The samples [first, last) of a window in its permuted order: all, unless a run or epoch cuts it."""
 
     epoch: int
     window: Window
@@ -99,14 +101,15 @@ class SampleOrder:
         return rng.permutation(window.size)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return how many batches of `batch_size` samples every rank takes in every epoch; raises ConfigError if there is none.
+        """Return how many batches of `batch_size` every rank has in an epoch; raises ConfigError for none.
 
         Views of an unfinished cache are refused if one of them would cut the epochs of all to less than half.
         """
         samples = {view: int(self.units["rows"][self.units["view"] == view].sum()) for view in self.views}
         if 2 * min(samples.values()) < max(samples.values()):
             raise ConfigError(
-                f"the views have very different numbers of samples ({samples}): choose with data.views, or finish the cache"
+                f"the views have very different numbers of samples ({samples}): "
+                "choose with data.views, or finish the cache"
             )
         chunks = [self.chunks(view) for view in self.views]
         fewest = min(
@@ -117,12 +120,13 @@ class SampleOrder:
             if not fewest:
                 most = f"it has fewer chunks of {BLOCK_ROWS} samples than ranks; use fewer ranks"
             raise ConfigError(
-                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks is larger than the data of an epoch: {most}"
+                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks "
+                f"is larger than the data of an epoch: {most}"
             )
         return fewest // batch_size
 
     def _dealt(self, chunks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
-        """Deal chunks by descending size, so that a rank's number of samples does not depend on the permutation."""
+        """Deal chunks by descending size, so that no permutation changes a rank's number of samples."""
         return chunks[np.argsort(-chunks[:, 2], kind="stable")][rank :: self.world_size]
 
     def chunks(self, view: int) -> NDArray[np.int64]:
@@ -136,7 +140,7 @@ class SampleOrder:
 
 
 def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
-    """Tell whether the source tars are sorted by class, from the labels of some chunks that are spread over the cache."""
+    """Tell whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
     chunks = order.chunks(order.views[0])
     spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
     labels = []

@@ -29,7 +29,7 @@ _BYTES_AHEAD = 256 << 20
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """All that decides the samples of one rank; picklable. `levels` are the chosen ones, as indices of the stored levels."""
+    """All that decides the samples of one rank; picklable. `levels` are indices of the stored levels."""
 
     cache: str
     order: SampleOrder
@@ -66,7 +66,7 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
 
 
 class WindowReader:
-    """Reads windows of chunks and cuts out what the objective needs, straight into the arrays that leave the worker."""
+    """Reads windows of chunks and copies what the objective needs into the arrays that leave the worker."""
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
@@ -84,14 +84,14 @@ class WindowReader:
         self.most_ahead = max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.chunk_bytes))
 
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
-        """Return the samples of a window, (n, ...) by field, in the window's permuted order, in arrays of their own."""
+        """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
         fields = sample_fields(self._cache.schema, self._spec).values()
         arrays = {field.name: np.empty((window.size, *field.item_shape), field.dtype) for field in fields}
         list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda: arrays))
         return arrays
 
     def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
-        """Yield each part once its samples are in the arrays that `empty` gave for it, (count or more, ...) by field, from 0 on."""
+        """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
         chunks = ((part.window, chunk) for part in theirs for chunk in part.window.chunks.tolist())
         # From an object store a second chunk hides the waiting between one and the next.
@@ -112,7 +112,7 @@ class WindowReader:
             return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
-        """Copy what is needed of each row to its target, -1 for rows that are not: each value once, from where it was read."""
+        """Copy what is needed of each row to its target, -1 for none; each value only once."""
         with noted(f"in {chunk.name}"):
             masks = self._masks.draw(chunk.arrays, chunk.source, chunk.keys, chunk.view, epoch)
         stored, stats, row = self._cache.schema.levels, chunk.arrays.get("stats"), 0

@@ -1,4 +1,4 @@
-"""A worker process: reads every W-th window and writes its samples straight into a slot that the trainer has emptied."""
+"""A worker process: reads every W-th window and writes its samples straight into an empty slot."""
 
 import traceback
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.stream.slots import SlotLayout
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What one of W workers does: every W-th window from a position of the stream on, counted over the epochs."""
+    """What one of W workers does: every W-th window from a position of the stream on, over all epochs."""
 
     spec: StreamSpec
     layout: SlotLayout
@@ -36,7 +36,7 @@ class Failure:
 
 
 def run_worker(owner: Owner, task: WorkerTask) -> None:
-    """Fill slots until the trainer hangs up. Receives numbers of empty slots, sends (slot, samples) or a Failure."""
+    """Fill slots until the trainer hangs up: receive empty slots, send (slot, samples) or a Failure."""
     memory, slot = SharedMemory(task.memory), -1
 
     def next_arrays() -> Arrays:

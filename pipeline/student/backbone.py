@@ -1,7 +1,8 @@
 """Make the timm vision transformer of a student, and refuse by name what a masked student cannot use.
 
-Masking needs tokens that stand for one patch each and know their place only by an added position. That is timm's plain
-`VisionTransformer`, with a linear patch embedding; windows, convolutions, pooling between blocks and rotary positions are not.
+Masking needs tokens that stand for one patch each and whose position is only added. That is timm's plain
+`VisionTransformer`, with a linear patch embedding, not windows, convolutions, pooling between blocks or
+rotary positions.
 """
 
 import difflib
@@ -16,7 +17,8 @@ from pipeline.errors import ConfigError
 
 Option = int | float | bool | str
 
-# Every model of these modules embeds patches linearly and takes the arguments of VisionTransformer, so a refused argument is the user's.
+# Every model of these modules embeds patches linearly and takes VisionTransformer's arguments, so what it
+# refuses is the user's.
 MODULES = ("vision_transformer", "deit")
 RESERVED = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only",
@@ -29,9 +31,9 @@ def create_backbone(
 ) -> VisionTransformer:
     """Return a timm model without classifier for images of `image_size` pixels a side.
 
-    Its weights, CLS, registers and positions have no values yet: `initialise` sets them. timm's own would cost seconds for nothing.
-    Raises ConfigError for a model that is unknown or no plain vision transformer, for options that it does not take and for sizes that
-    do not divide.
+    Its weights, CLS, registers and positions have no values yet: `initialise` sets them, and timm's own would
+    cost seconds for nothing. Raises ConfigError for a model that is unknown or not a plain ViT, for options
+    that it does not take and for sizes that do not divide.
     """
     _check_name(model)
     _check_sizes(image_size, patch_size)
@@ -52,7 +54,8 @@ def _create(
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ConfigError(
             f"student.options {dict(options)} do not fit student.model {model!r} ({error}): "
-            "give arguments of timm's VisionTransformer, such as depth, embed_dim and num_heads, the width a multiple of the heads"
+            "give arguments of timm's VisionTransformer, such as depth, embed_dim and num_heads, "
+            "the width a multiple of the heads"
         ) from error
 
 
@@ -72,7 +75,8 @@ def _check_name(model: str) -> None:
 def _check_sizes(image_size: int, patch_size: int) -> None:
     if patch_size < 1 or image_size < patch_size or image_size % patch_size:
         raise ConfigError(
-            f"image size {image_size} is no multiple of patch size {patch_size}: choose sizes that divide, such as 224 and 16"
+            f"image size {image_size} is not a multiple of patch size {patch_size}: "
+            "choose sizes that divide, such as 224 and 16"
         )
 
 
@@ -98,6 +102,6 @@ def _check_plain(model: str, vit: VisionTransformer) -> None:
 
 def _refuse(model: str, reason: str) -> None:
     raise ConfigError(
-        f"student.model {model!r} is no plain vision transformer: {reason}; "
-        "choose one that timm builds as VisionTransformer, such as 'vit_base_patch16_224' or 'vit_large_patch16_224'"
+        f"student.model {model!r} is not a plain vision transformer: {reason}; "
+        "choose one that timm builds as VisionTransformer, such as 'vit_base_patch16_224'"
     )

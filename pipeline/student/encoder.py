@@ -1,7 +1,7 @@
-"""The masked encoder: a plain timm vision transformer that is given only the visible patches (MaskAlign, arXiv 2211.08887).
+"""The masked encoder: a plain timm ViT that is given only the visible patches (MaskAlign, arXiv 2211.08887).
 
-The timm model keeps its own names, so its weights load into `timm.create_model` as they are. Pixels are gathered before the
-patch embedding, which equals gathering embeddings after it and costs less.
+The timm model keeps its own names, so its weights load into `timm.create_model` as they are. Pixels are
+gathered before the patch embedding, which equals gathering embeddings after it and costs less.
 """
 
 from collections.abc import Iterator
@@ -38,12 +38,13 @@ class StudentConfig(Section):
 class MaskedEncoder(nn.Module):
     """A timm vision transformer on lists of visible patches.
 
-    Attributes: `vit` the timm model, `width` C, `depth` L, `grid` patches a side, `patch_size` pixels a side, `has_cls`, and
-    `prefix_tokens`, the number of tokens before the patches (CLS first if there is one, then registers).
+    Attributes: `vit` the timm model, `width` C, `depth` L, `grid` patches a side, `patch_size` pixels a side,
+    `has_cls`, and `prefix_tokens`, the number of tokens before the patches (CLS first if there is one, then
+    registers).
     """
 
     pixel_mean: Tensor
-    pixel_deviation: Tensor
+    pixel_std: Tensor
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -58,14 +59,13 @@ class MaskedEncoder(nn.Module):
         self.register_buffer(
             "pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN).repeat(pixels), persistent=False
         )
-        self.register_buffer(
-            "pixel_deviation", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False
-        )
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False)
 
     def embed(self, patches: Tensor, visible: Tensor) -> Tensor:
-        """Return the first block's input (B, prefix + K, C) for patches (B, K, P) at places visible (B, K) int64.
+        """Return the first block's input (B, prefix + K, C) for patches (B, K, P) numbered `visible` (B, K).
 
-        Patches of uint8 are normalised by ImageNet's mean and deviation; floating-point ones count as normalised already.
+        Patches of uint8 are normalised by ImageNet's mean and std; floating-point ones count as normalised
+        already.
         """
         vit = self.vit
         patch_positions, prefix_positions = self._positions()
@@ -77,7 +77,7 @@ class MaskedEncoder(nn.Module):
         return vit.norm_pre(vit.pos_drop(tokens))  # type: ignore[no-any-return]
 
     def blocks(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Yield the output (B, prefix + K, C) of each of the L blocks; a block runs only when it is asked for."""
+        """Yield the output (B, prefix + K, C) of each of the L blocks; a block runs when it is asked for."""
         for block in self.vit.blocks:
             tokens = block(tokens)
             yield tokens
@@ -94,7 +94,8 @@ class MaskedEncoder(nn.Module):
         side = self.grid * self.patch_size
         if images.shape[1:] != (side, side, 3):
             raise ConfigError(
-                f"images of shape {tuple(images.shape[1:])} do not fit the student: give {side} x {side} pixels, three channels last"
+                f"images of shape {tuple(images.shape[1:])} do not fit the student: "
+                f"give {side} x {side} pixels, three channels last"
             )
         patches = cut_patches(images, self.patch_size)
         everything = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
@@ -106,11 +107,11 @@ class MaskedEncoder(nn.Module):
         weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)
         pixels = patches.to(weight.dtype)
         if not patches.is_floating_point():
-            pixels = (pixels / 255 - self.pixel_mean) / self.pixel_deviation
+            pixels = (pixels / 255 - self.pixel_mean) / self.pixel_std
         return embedding.norm(F.linear(pixels, weight, embedding.proj.bias))  # type: ignore[no-any-return]
 
     def _positions(self) -> tuple[Tensor, Tensor | float]:
-        """Return the positions of the patches (N, C) and of the prefix tokens (prefix, C), 0 where these have none."""
+        """Return the positions of the patches (N, C) and of the prefix (prefix, C), 0 if that has none."""
         positions = self.vit.pos_embed[0]
         if self.vit.no_embed_class:
             return positions, 0.0
@@ -118,7 +119,7 @@ class MaskedEncoder(nn.Module):
 
 
 def build_encoder(config: StudentConfig, image_size: int, patch_size: int) -> MaskedEncoder:
-    """Return an untrained encoder for square images, its values drawn from torch's global generator; raises ConfigError."""
+    """Return an untrained encoder, its values drawn from torch's global generator; raises ConfigError."""
     vit = create_backbone(config.model, config.options, config.drop_path, image_size, patch_size)
     initialise(vit)
     freeze_unused(vit)

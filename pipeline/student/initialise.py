@@ -1,6 +1,7 @@
-"""Fixed positions, MAE's initial values, and the parameters that take no part in pretraining (He et al., arXiv 2111.06377).
+"""Fixed positions, MAE's initial values, and the parameters that pretraining leaves out (arXiv 2111.06377).
 
-Values come from torch's global generator, in the fixed order of the modules: whoever seeds it gets the same student again.
+Values come from torch's global generator, in the fixed order of the modules: the same seed gives the same
+student.
 """
 
 import torch
@@ -9,23 +10,23 @@ from torch import Tensor, nn
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return 2-D sine-cosine positions (N, C) float32: the first half of the channels tells the column, the second the row."""
-    place = torch.arange(grid, dtype=torch.float64)
-    row, column = torch.meshgrid(place, place, indexing="ij")
+    """Return 2-D sin-cos positions (N, C) float32: columns in the first half of the channels, then rows."""
+    index = torch.arange(grid, dtype=torch.float64)
+    row, column = torch.meshgrid(index, index, indexing="ij")
     both = [_sincos(axis.flatten(), width // 2) for axis in (column, row)]
     return torch.cat(both, dim=1).float()
 
 
-def _sincos(place: Tensor, width: int) -> Tensor:
-    """Return sines, then cosines (N, width) of places (N,) at frequencies from 1 down to 1/10000."""
+def _sincos(index: Tensor, width: int) -> Tensor:
+    """Return sines, then cosines (N, width) of indices (N,) at frequencies from 1 down to 1/10000."""
     frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = place[:, None] * frequency
+    angle = index[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 @torch.no_grad()
 def initialise(vit: VisionTransformer) -> None:
-    """Set every weight of a timm model as MAE does; positions become the fixed ones, zero for CLS and registers."""
+    """Set every weight of a timm model as MAE does; positions are fixed, zero for CLS and registers."""
     for module in vit.modules():
         initialise_layer(module)
     _initialise_patch_embedding(vit.patch_embed.proj)
@@ -55,7 +56,7 @@ def _initialise_patch_embedding(convolution: nn.Conv2d) -> None:
 
 
 def freeze_unused(vit: VisionTransformer) -> None:
-    """Freeze the positions and whatever follows the last block: DDP fails on parameters that never get a gradient."""
+    """Freeze the positions and what follows the last block: DDP fails on parameters without a gradient."""
     vit.pos_embed.requires_grad_(False)
     for module in (vit.norm, vit.fc_norm, vit.attn_pool):
         if module is not None:

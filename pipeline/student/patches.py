@@ -1,6 +1,6 @@
-"""Cut square images into rows of patch pixels: (row, column, RGB) order within a patch, patches in reading order.
+"""Cut square images into rows of patch pixels: (row, column, RGB) within a patch, patches in reading order.
 
-Data workers cut numpy images and evaluation cuts tensors by the same function, and numpy's is used without loading torch.
+Data workers cut numpy images and evaluation cuts tensors by the same function; numpy's needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pixels = TypeVar("Pixels", "NDArray[np.uint8]", "NDArray[np.int64]", "torch.Tens
 
 
 def cut_patches(images: Pixels, patch: int) -> Pixels:
-    """Cut images (..., H, W, 3) into patches (..., N, P) of the same dtype; raises ConfigError if the size does not divide."""
+    """Cut images (..., H, W, 3) into patches (..., N, P) of their dtype; raises ConfigError for odd sizes."""
     leading: tuple[int, ...] = images.shape[:-3]
     return _by_patch(images, patch).reshape((*leading, -1, patch * patch * 3))
 
@@ -29,7 +29,7 @@ def cut_patches(images: Pixels, patch: int) -> Pixels:
 def patches_at(
     image: NDArray[np.uint8], patch: int, numbers: NDArray[np.int64], out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Return the patches (K, P) of one image (H, W, 3) that `numbers` (K,) name, in `out` if given; no other pixel is copied."""
+    """Return the patches (K, P) of an image (H, W, 3) that `numbers` (K,) name, in `out` if given."""
     strips = _strips(image.shape, patch)[numbers]
     patches = np.empty((len(numbers), patch * patch * 3), np.uint8) if out is None else out
     np.take(
@@ -44,7 +44,7 @@ def patches_at(
 
 @lru_cache
 def _strips(shape: tuple[int, int, int], patch: int) -> NDArray[np.int64]:
-    """Return the numbers (N, patch) of the strips, one patch wide and one pixel high, that the patches of an image consist of."""
+    """Return the strips (N, patch), one patch wide and one pixel high, that an image's patches consist of."""
     first_values = _by_patch(np.arange(math.prod(shape)).reshape(shape), patch)[..., 0, 0]
     return (first_values // (3 * patch)).reshape(-1, patch)
 
@@ -54,8 +54,8 @@ def _by_patch(images: Pixels, patch: int) -> Pixels:
     height, width, channels = images.shape[-3:]
     if height % patch or width % patch or channels != 3:
         raise ConfigError(
-            f"an image of height {height}, width {width} and {channels} channels cannot be cut into patches of {patch} pixels: "
-            f"height and width must be multiples of {patch}, with three channels last"
+            f"an image of height {height}, width {width} and {channels} channels cannot be cut into patches "
+            f"of {patch} pixels: height and width must be multiples of {patch}, with three channels last"
         )
     split = (*images.shape[:-3], height // patch, patch, width // patch, patch, channels)
     return images.reshape(split).swapaxes(-4, -3)

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 LIBRARIES = ("open_clip", "timm")
 RANDOM = "random"  # the tag of untrained weights
 LOCAL = "local"  # the tag of weights from a folder
-_FORMS = "open_clip:MODEL/TAG, open_clip:local-dir:PATH or timm:MODEL[.TAG]"
+_FORMS = "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH"
 
 
 def split_address(spec: str) -> tuple[str, str]:

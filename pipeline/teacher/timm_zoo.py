@@ -1,5 +1,7 @@
 """timm's vision transformers by name and tag, checked on the meta device before any weights are fetched."""
 
+from typing import Any
+
 import timm
 import torch
 from timm.layers import QuickGELU
@@ -8,18 +10,32 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.request import RANDOM, suggestion
+from pipeline.teacher.request import LOCAL, RANDOM, suggestion
 from pipeline.teacher.source import Source, build, freeze
 from pipeline.teacher.tower import require_plain
 
+_LOCAL_DIR = "local-dir:"
+
 
 def load_timm(spec: str, name: str) -> Source:
-    """Load `MODEL.TAG`, `MODEL` with timm's default tag, or `MODEL.random`; raises ConfigError."""
+    """Load `MODEL[.TAG]`, by default timm's tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
+    if name.startswith(_LOCAL_DIR):
+        return _load_folder(spec, name)
     model_name, tag = _resolve(spec, name)
     require_plain_timm(spec, model_name, tag)
     remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
     module = freeze(build(spec, remedy, lambda: _create(model_name, tag)))
     return Source(module, "timm", model_name, tag, *_normalisation(module))
+
+
+def _load_folder(spec: str, name: str) -> Source:
+    """Load weights and config.json of a folder as timm writes them; train-student exports such."""
+    remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
+    module: Any = build(spec, remedy, lambda: timm.create_model(name, pretrained=True))
+    require_plain(module, spec)
+    module.reset_classifier(0)
+    architecture = str(module.pretrained_cfg["architecture"])
+    return Source(freeze(module), "timm", architecture, LOCAL, *_normalisation(module))
 
 
 def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:

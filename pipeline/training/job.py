@@ -81,18 +81,20 @@ class TrainingJob:
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
         if self.compiled if compiled is None else compiled:
             model.compile(fullgraph=True, dynamic=False)
-        if self.ranks.world_size == 1:
-            return model
-        wrapped = DistributedDataParallel(
-            model,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            bucket_cap_mb=_BUCKET_MB,
-            gradient_as_bucket_view=True,  # saves a copy of all gradients
-        )
-        # Buffers are constant. Set here: the argument is deprecated from torch 2.14 on, and its heir is not
-        # in 2.11.
-        wrapped.broadcast_buffers = False
-        return wrapped
+        return model if self.ranks.world_size == 1 else shared_by_ranks(model, self.device)
+
+
+def shared_by_ranks(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Return a module whose gradients are exchanged among the ranks."""
+    wrapped = DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        bucket_cap_mb=_BUCKET_MB,
+        gradient_as_bucket_view=True,  # saves a copy of all gradients
+    )
+    # Buffers are constant. Set here: the argument is deprecated from torch 2.14 on, its heir is not in 2.11.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def build_job(

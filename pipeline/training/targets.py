@@ -1,4 +1,4 @@
-"""Where targets come from: a cache, or the teacher itself in the loop. Either way they pass one seam, a module from Batch to Targets.
+"""Where targets come from: a cache, or the teacher in the loop. Both are modules from Batch to Targets.
 
 One cache of whitened features serves every form of target, see `make_target`.
 """
@@ -25,10 +25,11 @@ def make_target(
     post_norm: Tensor | None = None,
     eps: float = WHITENING_EPS,
 ) -> Tensor:
-    """Return the target (..., D) of a kind from whitened features (..., D) and each token's mean and std (...).
+    """Return the target (..., D) of a kind from whitened features (..., D), and mean and std (...) per token.
 
-    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm` applies the tower's final
-    norm, gamma and beta (2, D), and whitens again, as feature distillation does. All but the first are at least float32.
+    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm`
+    applies the tower's final norm, gamma and beta (2, D), and whitens again, as feature distillation does.
+    All but the first are at least float32.
     """
     if kind == "whiten":
         return whitened
@@ -43,7 +44,8 @@ def make_target(
 class CachedTargets(nn.Module):
     """Decodes codes and stats of the chosen levels, all M of them or only the last, to targets of one kind.
 
-    Level by level: compiled, each target is made where the loss reads it, while values that levels share would be written to memory first.
+    Level by level: compiled, each target is made where the loss reads it. Values that levels share would be
+    written to memory first.
     """
 
     post_norm: Tensor | None
@@ -55,7 +57,7 @@ class CachedTargets(nn.Module):
         post_norm: Tensor | None = None,
         eps: float = WHITENING_EPS,
     ) -> None:
-        """Take the decoder of the M chosen levels, and the tower's final norm (2, D) where `kind` needs it."""
+        """Take the decoder of the M chosen levels, and the final norm (2, D) where `kind` needs it."""
         super().__init__()
         self.decoder, self.kind, self._eps = decoder, kind, eps
         self.register_buffer("post_norm", post_norm)
@@ -76,9 +78,10 @@ class CachedTargets(nn.Module):
 
 
 class TeacherTargets(nn.Module):
-    """Runs the teacher on whole `views` (B, S, S, 3) uint8 of the batch and picks the same tokens as a cache would have.
+    """Runs the teacher on whole `views` (B, S, S, 3) uint8 and picks the tokens that a cache would have.
 
-    `hidden_states` maps views to one (B, CLS + N, D) for each of the M chosen levels. It is not a submodule: it must not be trained.
+    `hidden_states` maps views to one (B, CLS + N, D) for each of the M chosen levels. It is not a submodule:
+    it must not be trained.
     """
 
     def __init__(
@@ -119,18 +122,20 @@ def cached_targets(cache: Cache, levels: tuple[int, ...], target: TargetKind) ->
 
 
 def refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
-    """Raise ConfigError if the cache lacks what a target is made of, or if it would be made of a level that the norm does not follow."""
+    """Raise ConfigError if the cache lacks what a target is made of, or has it for another level only."""
     if target != "post_norm":
         return
     schema, substitute = cache.schema, "set objective.target=whiten as a substitute"
     last = schema.teacher.depth - 1
     if schema.teacher.post_norm_eps is None:
         raise ConfigError(
-            f"objective.target 'post_norm' needs the teacher's final norm, which cache {cache.address!r} (schema "
-            f"{schema.version}) does not have: {substitute}, or extract again with this version if the teacher has that norm"
+            f"objective.target 'post_norm' needs the teacher's final norm, which cache {cache.address!r} "
+            f"(schema {schema.version}) does not have: {substitute}, or extract again with this version "
+            "if the teacher has that norm"
         )
     if schema.levels[levels[-1]] != last:
         raise ConfigError(
-            f"objective.target 'post_norm' follows the teacher's last block {last}, not block {schema.levels[levels[-1]]}: "
+            f"objective.target 'post_norm' follows the teacher's last block {last}, "
+            f"not block {schema.levels[levels[-1]]}: "
             f"choose data.levels that end with {last}, or {substitute}"
         )

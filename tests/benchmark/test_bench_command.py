@@ -87,7 +87,7 @@ def test_a_users_mistake_is_one_sentence():
         (["--only", "all"], "--only 'all' is not a part: give step, in-loop"),
         (["--device", "tpu"], "--device 'tpu' is unknown"),
         (["--only", "decode", "--shards", "/nowhere/a.tar"], "'/nowhere/a.tar' does not exist"),
-        (["--only", "teacher", "--teacher", "timm:no_vit"], "teacher 'timm:no_vit' names no model of timm"),
+        (["--only", "teacher", "--teacher", "timm:no_vit"], "teacher 'timm:no_vit' is not a model of timm"),
     ):
         result = run("--quick", *arguments)
         assert result.exit_code == 2, arguments

@@ -175,6 +175,12 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
     assert judged(tmp_path, "--model", TEACHER.removeprefix("timm:"), *arguments) == scores
 
 
+def test_an_exported_student_is_a_model_like_any_of_timms(cache, run, test_tar, tmp_path):
+    arguments = ("--cache", cache, "--test-shards", test_tar)
+    exported = judged(tmp_path, "--model", f"local-dir:{run / 'student'}", *arguments)
+    assert exported == judged(tmp_path, "--run", run, *arguments)
+
+
 def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(
@@ -231,6 +237,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
+        (["--model", "local-dir:none"], "give a folder with config.json and model.safetensors"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
         (
             ["--run", "{run}", "--test-shards", "{tars}"],

@@ -23,6 +23,7 @@ _TYPES = {
     "array metadata": r"targets\.zarr/.+/zarr\.json",
     "units.json": r"units\.json",
     "view tar": r"views/",
+    "copy": r"copies/",
     "commit": r"commits/",
 }
 _SWAPPED = ("shard", "array metadata", "calibration", "view tar", "commit")

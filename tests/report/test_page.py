@@ -43,7 +43,8 @@ def run_folder(path, cache, metrics, config=None, **changes):
         "cache": {"path": cache.address, "digest": cache.digest, "teacher": teacher},
         "view": cache.schema.view.model_dump(mode="json"),
         "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
-        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00", "ended": "2026-11-02T11:00:00+00:00",
+        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00",
+        "ended": "2026-11-02T11:00:00+00:00",
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(described | changes))
     (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import caches
 import pytest
 
+from pipeline.cache.reader import Cache
 from pipeline.errors import StorageError
 from pipeline.storage.files import create_file_exclusively, locked, locked_if_free, move_file, replace_file
 from pipeline.storage.local import LocalFolder
@@ -74,6 +76,12 @@ def test_of_many_creators_at_once_one_wins_with_a_whole_file(tmp_path):
         won = list(pool.map(create, range(8)))
     assert won.count(True) == 1
     assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"%d" % won.index(True) * 5000)
+
+
+def test_a_cache_is_made_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    path = caches.real(tmp_path, tars=1, images_per_tar=8, views=1)
+    assert [commit.rows for commit in Cache(path).commits()] == [8]
 
 
 def test_files_cross_from_one_file_system_to_another(tmp_path):

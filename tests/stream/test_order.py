@@ -77,7 +77,7 @@ def test_an_epoch_shows_every_sample_of_its_view_at_most_once(world, epoch):
 
 @settings(deadline=None, max_examples=100)
 @given(worlds())
-def test_all_ranks_take_as_many_steps_and_the_smallest_view_loses_less_than_a_batch_and_a_block_a_rank(world):
+def test_ranks_take_as_many_steps_and_lose_little(world):
     orders, batch_size = world
     steps = {steps_or_none([order], batch_size) for order in orders}
     assert len(steps) == 1
@@ -89,7 +89,7 @@ def test_all_ranks_take_as_many_steps_and_the_smallest_view_loses_less_than_a_ba
 
 @settings(deadline=None, max_examples=100)
 @given(worlds())
-def test_a_ranks_samples_do_not_vary_with_the_epoch_and_all_ranks_together_have_every_block(world):
+def test_a_rank_has_as_many_samples_in_every_epoch(world):
     orders, _ = world
     views = len(orders[0].views)
     for epoch in range(views):
@@ -121,7 +121,7 @@ def test_a_start_in_an_epoch_gives_the_rest_of_it(world, epoch, step):
     assert [part.window.number for part in rest] == [part.window.number for part in whole][-len(rest) :]
 
 
-def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
+def test_the_order_depends_on_the_seed_alone():
     units = units_of([[200, 130, 64]])
 
     def blocks(seed):
@@ -131,7 +131,7 @@ def test_the_order_is_the_same_whoever_asks_and_another_for_another_seed():
     assert blocks(0) != blocks(1)
 
 
-def test_blocks_change_ranks_and_windows_between_epochs():
+def test_chunks_change_ranks_and_windows_between_epochs():
     units = units_of([[64] * 40])
     ranks = [SampleOrder(units, (0,), 0, rank, 4, 2) for rank in range(4)]
     dealt = [
@@ -145,7 +145,7 @@ def test_blocks_change_ranks_and_windows_between_epochs():
     assert visited == set(range(40))
 
 
-def test_equal_blocks_are_not_always_dealt_together():
+def test_equal_chunks_are_not_always_dealt_together():
     units = units_of([[64] * 8])
     first = [
         frozenset(
@@ -158,7 +158,7 @@ def test_equal_blocks_are_not_always_dealt_together():
     assert len(set(first)) > 10
 
 
-def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
+def test_epochs_show_the_chosen_views_in_turn():
     order = SampleOrder(units_of([[10, 20], [10, 20], [10, 20]]), (2, 0), 0, 0, 1, 1)
     shown = [
         {int(order.units[place]["view"]) for window in order.windows(epoch) for place in window.chunks[:, 0]}
@@ -167,7 +167,7 @@ def test_epochs_show_the_chosen_views_in_turn_and_in_the_order_chosen():
     assert shown == [{2}, {0}, {2}, {0}, {2}]
 
 
-def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_and_rank():
+def test_each_window_is_permuted_in_its_own_way():
     orders = [SampleOrder(units_of([[64] * 8]), (0,), 0, rank, 2, 2) for rank in range(2)]
     permutations = [
         order.permutation(epoch, window)
@@ -180,7 +180,7 @@ def test_samples_of_a_window_are_permuted_and_differently_in_each_epoch_window_a
     assert not any(np.array_equal(permutation, np.arange(128)) for permutation in permutations)
 
 
-def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_would_do():
+def test_too_large_a_global_batch_is_refused_with_the_largest():
     order = SampleOrder(units_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
     with pytest.raises(
         ConfigError,
@@ -190,7 +190,7 @@ def test_a_global_batch_larger_than_the_data_is_refused_with_the_largest_that_wo
     assert order.steps_per_epoch(60) == 1
 
 
-def test_more_ranks_than_blocks_are_refused():
+def test_more_ranks_than_chunks_are_refused():
     order = SampleOrder(units_of([[100]]), (0,), 0, 0, 3, 1)
     with pytest.raises(ConfigError, match=r"it has fewer chunks of 64 samples than ranks; use fewer ranks$"):
         order.steps_per_epoch(1)

@@ -42,7 +42,7 @@ def stream_of(path):
     return BatchStream(cache, stream_spec(cache, views=(0,), batch_size=20), CPU, workers=0)
 
 
-def test_a_slow_disk_is_read_ahead_and_batches_stay_the_same(small_cache_path, slow_folder, monkeypatch):
+def test_a_slow_disk_is_read_ahead_without_other_batches(small_cache_path, slow_folder, monkeypatch):
     expected = digests(small_cache_path, 7 * 8, views=(0,), batch_size=20)
     monkeypatch.setattr(slow_folder, "seconds", 0.005)
     with stream_of(small_cache_path) as stream:

@@ -70,7 +70,7 @@ def test_a_stream_that_is_never_read_ends_too(small_cache_path):
         assert len(stream_workers()) == 3
 
 
-def test_a_stream_that_is_never_closed_ends_with_its_last_reference(small_cache_path):
+def test_a_stream_ends_with_its_last_reference(small_cache_path):
     cache = Cache(small_cache_path)
     stream = BatchStream(cache, stream_spec(cache), CPU, workers=2)
     assert (len(stream_workers()), len(segments())) == (2, 2)
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
             list(islice(batches, ENDLESS))
 
 
-def test_a_signal_to_the_whole_group_leaves_the_decision_to_the_trainer(small_cache_path):
+def test_workers_survive_a_signal_to_the_whole_group(small_cache_path):
     """As torchrun and job managers do it: the workers and the server that forked them get the signal too."""
     cache = Cache(small_cache_path)
     with BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream:
@@ -114,7 +114,7 @@ def damage(path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_is_told_by_unit_and_rows(cache_copy, workers):
+def test_a_damaged_shard_is_reported_by_unit_and_rows(cache_copy, workers):
     shard = cache_copy / "targets.zarr/features/block_04/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:5000] + b"\x01" + shard.read_bytes()[5001:])
     cache = Cache(cache_copy)
@@ -127,7 +127,7 @@ def test_a_damaged_shard_is_told_by_unit_and_rows(cache_copy, workers):
     assert raised.type.__name__ == ("StreamError" if workers else "CacheError")
 
 
-def test_a_flipped_bit_in_a_crop_is_told_by_unit_and_row(cache_copy):
+def test_a_flipped_bit_in_a_crop_is_reported_by_unit_and_row(cache_copy):
     damage(cache_copy / "views/train-0001.v00.tar")
     cache = Cache(cache_copy)
     with (
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_a_crop_is_told_by_unit_and_row(cache_copy):
         list(islice(stream, 8))
 
 
-def test_an_unforeseen_error_of_a_worker_comes_with_its_traceback(small_cache_path):
+def test_an_unforeseen_error_comes_with_its_traceback(small_cache_path):
     cache = Cache(small_cache_path)
     spec = stream_spec(cache)
     spec = replace(spec, order=replace(spec.order, units=spec.order.units[["view", "rows", "digest"]]))
@@ -171,7 +171,7 @@ def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
         list(islice(stream, 3))
 
 
-def test_a_crop_that_cannot_be_decoded_comes_with_unit_and_row(cache_copy):
+def test_an_undecodable_crop_comes_with_unit_and_row(cache_copy):
     republish(cache_copy, spoilt=33)
     cache = Cache(cache_copy)
     with (
@@ -191,7 +191,7 @@ def slot_bytes(path):
 
 
 @pytest.mark.parametrize(("workers", "share"), [(1, 0.9), (2, 1.9)])
-def test_too_little_shared_memory_for_all_workers_is_refused(small_cache_path, monkeypatch, workers, share):
+def test_too_little_shared_memory_is_refused(small_cache_path, monkeypatch, workers, share):
     free = int(slot_bytes(small_cache_path) * share)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     cache = Cache(small_cache_path)
@@ -201,7 +201,7 @@ def test_too_little_shared_memory_for_all_workers_is_refused(small_cache_path, m
         BatchStream(cache, stream_spec(cache), CPU, workers)
 
 
-def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(small_cache_path, monkeypatch):
+def test_memory_is_checked_for_all_ranks_of_a_machine(small_cache_path, monkeypatch):
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=int(slot_bytes(small_cache_path) * 6.5))
     )
@@ -220,7 +220,7 @@ def test_the_memory_of_all_ranks_of_a_machine_is_looked_at_before_any_starts(sma
         refuse_too_large_stream(cache, spec, workers=3)
 
 
-def test_memory_that_another_took_in_the_meantime_is_refused_and_none_is_kept(small_cache_path, monkeypatch):
+def test_memory_taken_meanwhile_is_refused_and_none_is_kept(small_cache_path, monkeypatch):
     allocate, calls, before = os.posix_fallocate, [], segments()
 
     def full(*arguments):
@@ -257,7 +257,7 @@ class Driver:
         self.locked.remove(address)
 
 
-def test_workers_that_die_at_once_are_told_of_and_leave_no_memory(small_cache_path):
+def test_workers_that_die_at_once_leave_no_memory(small_cache_path):
     cache, before, stop = Cache(small_cache_path), segments(), threading.Event()
 
     def kill_all():

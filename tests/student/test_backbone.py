@@ -57,9 +57,9 @@ def test_a_name_like_no_other_gets_an_example(model):
         ("vit_tiny_patch16_224", TINY | {"pos_embed": "none"}),
     ],
 )
-def test_what_is_no_plain_vision_transformer_is_refused_by_name(model, options):
+def test_what_is_not_a_plain_vit_is_refused_by_name(model, options):
     with pytest.raises(
-        ConfigError, match=f"'{model}' is no plain vision transformer: .* such as 'vit_base_patch16_224'"
+        ConfigError, match=f"'{model}' is not a plain vision transformer: .* such as 'vit_base_patch16_224'"
     ):
         create(model, **options)
 
@@ -92,7 +92,9 @@ def test_a_model_tag_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize("sizes", [(30, 8), (8, 16), (16, 0)])
 def test_sizes_that_do_not_divide_are_refused(sizes):
-    with pytest.raises(ConfigError, match=f"image size {sizes[0]} is no multiple of patch size {sizes[1]}"):
+    with pytest.raises(
+        ConfigError, match=f"image size {sizes[0]} is not a multiple of patch size {sizes[1]}"
+    ):
         create(image_size=sizes[0], patch_size=sizes[1])
 
 

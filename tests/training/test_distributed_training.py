@@ -98,7 +98,7 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(fol
     first, second = (load(folder / f"stopped-{rank}.pt") for rank in (0, 1))
     assert first == second == (first[0], signal.SIGTERM)
     assert saved_steps(folder / "stopped") == [first[0]]
-    assert 6 <= first[0] < 2000
+    assert 4 <= first[0] < 12  # votes are bounded in seconds: of these steps, four take two
 
 
 def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
@@ -134,6 +134,6 @@ def test_one_process_cannot_resume_the_run_of_two_ranks(folder, small_cache_path
     result = train(small_cache_path, folder / "run", resume=True)
     assert result.exit_code == 1
     assert (
-        "the run cannot be resumed exactly: ranks was 2, is 1; restore these or start another --run"
+        "the run cannot be resumed exactly, since ranks was 2, is 1: restore these or use a new --run"
         in result.output
     )

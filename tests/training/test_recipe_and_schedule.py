@@ -7,13 +7,10 @@ import torch
 from training_runs import tiny_job
 
 from pipeline.errors import ConfigError
-from pipeline.student.encoder import StudentConfig
 from pipeline.training.config import OptimConfig, RunConfig, steps_of_run
 from pipeline.training.optimiser import build_optimiser, build_schedule
 
 PAPER = {
-    "mask": {"strategy": "attention", "ratio": 0.7},
-    "student": {"model": "vit_base_patch16_224", "options": {}, "drop_path": 0.1},
     "objective": {
         "name": "maskalign",
         "mode": "dynamic",
@@ -21,16 +18,11 @@ PAPER = {
         "loss": "smooth_l1",
         "target": "whiten",
     },
+    "mask": {"strategy": "attention", "ratio": 0.7},
+    "student": {"model": "vit_base_patch16_224", "options": {}, "drop_path": 0.1},
     "optim": {
-        "epochs": 200,
-        "warmup_epochs": 20,
-        "steps": None,
-        "warmup_steps": None,
-        "base_lr": 1.5e-4,
-        "min_lr": 1e-5,
-        "betas": (0.9, 0.95),
-        "weight_decay": 0.05,
-        "clip_grad": None,
+        **{"epochs": 200, "warmup_epochs": 20, "steps": None, "warmup_steps": None, "clip_grad": None},
+        **{"base_lr": 1.5e-4, "min_lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.05},
     },
     "train": {"global_batch": 1024, "accumulate": 1, "seed": 0, "precision": "auto", "compile": "auto"},
     "data": {"levels": None, "views": None, "allow_partial": False},
@@ -38,21 +30,19 @@ PAPER = {
 
 
 def test_defaults_are_the_papers_recipe_for_b():
-    defaults = RunConfig().model_dump()
-    assert defaults.keys() == PAPER.keys()
+    found = RunConfig().model_dump()
     assert {
-        section: {key: defaults[section][key] for key in values} for section, values in PAPER.items()
+        section: {key: found[section][key] for key in values} for section, values in PAPER.items()
     } == PAPER
+    assert found.keys() == PAPER.keys()
 
 
 def test_the_paper_run_on_imagenet_has_its_steps():
-    optim = OptimConfig()
-    assert steps_of_run(optim, 1251) == (250_200, 25_020)
+    assert steps_of_run(OptimConfig(), 1251) == (250_200, 25_020)
     assert steps_of_run(OptimConfig(epochs=0.5, warmup_epochs=0.1), 100) == (50, 10)
     assert steps_of_run(OptimConfig(steps=7, warmup_steps=0), 100) == (7, 0)
     with pytest.raises(
-        ConfigError,
-        match=r"^the warm-up of 2000 steps is not shorter than the run of 100: lower optim\.warmup_epochs or",
+        ConfigError, match=r"^the warm-up of 2000 steps is not shorter than the run of 100: lower"
     ):
         steps_of_run(OptimConfig(steps=100), 100)
 
@@ -60,8 +50,7 @@ def test_the_paper_run_on_imagenet_has_its_steps():
 def rates(optim, global_batch, steps, warmup):
     """The learning rate of each step, as the trainer sets it."""
     optimiser = build_optimiser(torch.nn.Linear(2, 2), set(), optim, global_batch)
-    schedule = build_schedule(optimiser, optim, steps, warmup)
-    found = []
+    schedule, found = build_schedule(optimiser, optim, steps, warmup), []
     for step in range(steps):
         schedule.step_update(step + 1)
         assert len({group["lr"] for group in optimiser.param_groups}) == 1
@@ -80,18 +69,12 @@ def expected_rate(finished, peak, lowest, steps, warmup):
     ("global_batch", "steps", "warmup"), [(1024, 50, 5), (256, 20, 1), (4096, 30, 0), (64, 3, 2)]
 )
 def test_the_rate_of_every_step(global_batch, steps, warmup):
-    optim = OptimConfig()
+    """It is scaled by the batch at its peak and not at its end, and no step has none."""
     peak = 1.5e-4 * global_batch / 256
-    assert rates(optim, global_batch, steps, warmup) == pytest.approx(
-        [expected_rate(step + 1, peak, 1e-5, steps, warmup) for step in range(steps)], rel=1e-12
-    )
-
-
-def test_the_peak_is_scaled_by_the_batch_the_end_is_not_and_no_step_is_without_a_rate():
-    found = rates(OptimConfig(), 1024, 100, 10)
-    assert max(found) == found[9] == pytest.approx(6e-4)
-    assert found[-1] == pytest.approx(1e-5)
-    assert found[0] == pytest.approx(6e-5)
+    found = rates(OptimConfig(), global_batch, steps, warmup)
+    expected = [expected_rate(step + 1, peak, 1e-5, steps, warmup) for step in range(steps)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert min(found) > 0
 
 
 def test_the_schedule_has_no_state():
@@ -111,31 +94,16 @@ def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):
         group["weight_decay"]: {names[id(parameter)] for parameter in group["params"]}
         for group in job.optimiser.param_groups
     }
-    assert groups.keys() == {0.0, 0.05}
-    decayed = {
-        *(
-            f"encoder.vit.blocks.{block}.{layer}.weight"
-            for block in range(2)
-            for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-        ),
-        "encoder.vit.patch_embed.proj.weight",
-        *(f"alignment.heads.{level}.1.weight" for level in range(3)),
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    decayed = {f"encoder.vit.blocks.{block}.{layer}.weight" for block in range(2) for layer in layers}
+    decayed |= {f"alignment.heads.{level}.1.weight" for level in range(3)} | {
+        "encoder.vit.patch_embed.proj.weight"
     }
-    assert groups[0.05] == decayed
-    assert {
-        "encoder.vit.cls_token",
-        "alignment.weights",
-        "alignment.heads.0.0.weight",
-        "encoder.vit.blocks.0.norm1.weight",
-    } <= groups[0.0]
     trained = {name for name, parameter in job.objective.named_parameters() if parameter.requires_grad}
-    assert groups[0.0] == trained - decayed
-
-
-def test_positions_and_the_final_norm_are_not_trained(small_cache_path, tmp_path):
-    job = tiny_job(small_cache_path, tmp_path / "run")
-    frozen = {name for name, parameter in job.objective.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"encoder.vit.pos_embed", "encoder.vit.norm.weight", "encoder.vit.norm.bias"}
+    assert groups == {0.05: decayed, 0.0: trained - decayed}
+    assert {"encoder.vit.cls_token", "alignment.weights", "encoder.vit.blocks.0.norm1.weight"} <= groups[0.0]
+    frozen = {"encoder.vit.pos_embed", "encoder.vit.norm.weight", "encoder.vit.norm.bias"}
+    assert set(names.values()) - trained == frozen
 
 
 def test_the_optimiser_is_adamw_with_the_papers_betas():
@@ -151,7 +119,3 @@ def test_the_initial_student_is_a_function_of_the_seed(small_cache_path, tmp_pat
     )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
-
-
-def test_the_student_is_bs_by_default():
-    assert StudentConfig() == StudentConfig(model="vit_base_patch16_224", options={}, drop_path=0.1)

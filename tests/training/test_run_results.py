@@ -1,9 +1,10 @@
-"""What a finished run leaves: exactly these files, readable without us."""
+"""What a run prints and leaves: exactly these files, readable without us."""
 
 import importlib.util
 import json
 import re
-import time
+import subprocess
+import sys
 from importlib.metadata import version
 
 import caches
@@ -13,11 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tars import image, write_tar
-from training_runs import checkpoint, metrics, tiny_job, train, trained
+from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
-from pipeline.progress import ProgressDisplay
-from pipeline.training.run import load_newest, run_job
+from pipeline.config import load_config
+from pipeline.training.config import RunConfig
+from pipeline.training.run import load_newest, run_job, run_training
 from pipeline.training.run_folder import MetricsLog
 from pipeline.views.source_tars import SourceTar
 
@@ -25,9 +27,32 @@ BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 
 
 @pytest.fixture(scope="module")
-def run(small_cache_path, tmp_path_factory):
-    """A finished run. Shared: change nothing in it."""
-    return trained(small_cache_path, tmp_path_factory.mktemp("results") / "run")
+def finished(small_cache_path, tmp_path_factory):
+    """The command's result and the run that it left. Shared: change nothing in it."""
+    run = tmp_path_factory.mktemp("results") / "run"
+    result = train(small_cache_path, run)
+    assert result.exit_code == 0, result.output
+    return result, run
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    """The finished run alone."""
+    return finished[1]
+
+
+def test_start_and_end_of_a_run_are_told_in_a_line_each(finished):
+    result, run = finished
+    start, end = result.stdout.splitlines()
+    assert start == (
+        "training for 6 steps of 16 images: vit_tiny_patch16_224 (0.0507 M parameters), objective maskalign, "
+        "learning rate 0.00313, on 1 x cpu (float32, not compiled)"
+    )
+    assert re.fullmatch(
+        r"6 of 6 steps done: loss \d\.\d{4}, [\d,]+ images/s in [\d.]+ s; "
+        rf"student: {run / 'student'}, report: {run / 'report.html'}",
+        end,
+    )
 
 
 def test_the_folder_of_a_run_has_exactly_these_files(run):
@@ -39,28 +64,30 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
         "metrics.jsonl",
         "checkpoints/step_00000003.pt",
         "checkpoints/step_00000006.pt",
-        "student.safetensors",
         "student/config.json",
         "student/model.safetensors",
+        "student.safetensors",
         "report.html",
     }
     assert len(events) == (1 if BOARD else 0)
 
 
-def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
+def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
-    assert set(described) == {
-        "resolved",
+    start = {
         "maskalign",
         "commit",
         "command",
         "host",
         "began",
         "ended",
+        "versions",
         "first_step",
         "last_step",
-        "starts",
+    }
+    own = {
         "config",
+        "resolved",
         "cache",
         "view",
         "pinned",
@@ -68,59 +95,116 @@ def test_run_json_tells_what_the_run_depends_on(run, small_cache_path):
         "steps",
         "steps_per_epoch",
         "device",
-        "versions",
+        "starts",
     }
+    assert set(described) == own | start
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    assert described["resolved"] == {"train.precision": "float32", "train.compile": False}
     assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
     assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
     assert (described["steps"], described["steps_per_epoch"], described["device"]) == (6, 8, "cpu")
     assert described["versions"]["torch"] == version("torch")
-    assert {"python", "torch", "timm", "zarr", "webdataset", "numpy"} == set(described["versions"])
+    assert set(described["versions"]) == {"python", "torch", "timm", "zarr", "webdataset", "numpy"}
+    assert [set(each) for each in described["starts"]] == [start]
 
 
 def test_metrics_have_these_keys_and_values(run):
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
-        assert list(line) == [
-            "step",
-            "epoch",
-            "loss",
-            "loss_terms",
-            "learning_rate",
-            "images_per_second",
-            "wait_share",
-            "data_seconds",
-            "step_seconds",
-            "figures",
-        ]
+        assert set(line) == {
+            *("step", "epoch", "loss", "loss_terms", "learning_rate", "images_per_second"),
+            *("wait_share", "data_seconds", "step_seconds", "figures"),
+        }
         assert line["epoch"] == line["step"] / 8
         assert line["loss"] == pytest.approx(sum(line["loss_terms"].values()) / 3)
         assert 0 <= line["wait_share"] <= 1
-        seconds = line["data_seconds"] + line["step_seconds"]
-        assert line["images_per_second"] == pytest.approx(16 / seconds)
+        assert line["images_per_second"] == pytest.approx(16 / (line["data_seconds"] + line["step_seconds"]))
     peak = 0.05 * 16 / 256
     assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([peak / 2, peak])
     assert lines[-1]["learning_rate"] == pytest.approx(1e-5)
 
 
-def test_a_thousand_lines_of_the_log_take_no_time(tmp_path, run):
-    """At one line in 50 steps: below a thousandth of the quickest of them."""
-    line, log, begin = metrics(run)[-1], MetricsLog(tmp_path, 0, print), time.process_time()
-    with ProgressDisplay("train-student", 1000) as progress:
-        for step in range(1, 1001):
-            log.write(line | {"step": step})
-            progress.update(step, "loss 0.5")
-    log.close()
-    assert len(metrics(tmp_path)) == 1000
-    assert time.process_time() - begin < 5  # 0.4 s of an EPYC core, nearly all of it TensorBoard's
-
-
 def test_while_it_trains_a_run_writes_its_log_and_checkpoints_alone(small_cache_path, tmp_path):
-    job = tiny_job(small_cache_path, tmp_path, "train.log_every=2")
-    run_job(job, 0)
+    run_job(tiny_job(small_cache_path, tmp_path, "train.log_every=2"), 0)
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl", "checkpoints", "tensorboard"}
     assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 6]
+
+
+def test_training_is_a_library_call_that_prints_nothing(small_cache_path, tmp_path, capfd, run):
+    messages, config = [], load_config(RunConfig, None, TINY)
+    result = run_training(Cache(small_cache_path), tmp_path / "run", config, device=CPU, say=messages.append)
+    assert capfd.readouterr() == ("", "")
+    assert [message.partition(":")[0] for message in messages] == ["training for 6 steps of 16 images"]
+    assert (result.done, result.steps, result.stopped_by) == (6, 6, 0)
+    assert result.loss == metrics(run)[-1]["loss"]
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_tensorboard_that_fails_in_any_way_costs_a_warning(small_cache_path, tmp_path):
+    """It is imported in a process of its own, since a failed import may leave parts of itself behind."""
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/__init__.py").write_text("raise TypeError('Descriptors cannot be created')\n")
+    command = [
+        sys.executable,
+        "-c",
+        "from stages.train_student import main; main()",
+        "--cache",
+        small_cache_path,
+    ]
+    command += ["--run", tmp_path / "run", "--device", "cpu", *settings("optim.steps=3")]
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "warning: TensorBoard does not work and is left out (TypeError: Descriptors cannot be"
+        in result.stderr
+    )
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+@pytest.mark.skipif(not BOARD, reason="TensorBoard is an extra")
+def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
+    messages = []
+    log = MetricsLog(tmp_path, 0, messages.append)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+    for step in (1, 2):
+        log.write({"step": step, "loss": 0.5, "loss_terms": {"level 3": 0.5}})
+    log.close()
+    assert len(metrics(tmp_path)) == 2
+    assert len(messages) == 1
+
+
+def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path):
+    program = "import sys; from stages.train_student import train_student\ntry:\n  train_student({!r}, {!r}, config={!r})\n"
+    program += "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program.replace("{!r}", "Path('x')").replace(
+                "import sys;", "import sys; from pathlib import Path;"
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.stdout == "[]\n"
+    assert "error: configuration file 'x' does not exist" in result.stderr
+
+
+def test_the_printed_configuration_is_a_recipe(tmp_path):
+    base = ["--cache", "c", "--run", "r", "--print-config"]
+    printed = call(*base, *settings())
+    assert printed.exit_code == 0
+    (tmp_path / "recipe.toml").write_text(printed.stdout)
+    assert load_config(RunConfig, tmp_path / "recipe.toml") == load_config(RunConfig, None, TINY)
+    assert call(*base, "--config", tmp_path / "recipe.toml").stdout == printed.stdout
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
@@ -132,12 +216,7 @@ def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
 
 
 def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, small_cache_path):
-    with safe_open(run / "student.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert set(metadata) == {"timm.create_model", "mean", "std"}
-    arguments = json.loads(metadata["timm.create_model"])
-    assert arguments == {
-        "model_name": "vit_tiny_patch16_224",
+    arguments = {
         "num_classes": 0,
         "img_size": 64,
         "patch_size": 16,
@@ -145,19 +224,21 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
         "embed_dim": 32,
         "num_heads": 2,
     }
-    mean, std = (torch.tensor(json.loads(metadata[name])).view(3, 1, 1) for name in ("mean", "std"))
-    assert mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-    model = timm.create_model(**arguments, checkpoint_path=str(run / "student.safetensors")).eval()
+    with safe_open(run / "student.safetensors", "pt") as file:
+        metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+    assert metadata["timm.create_model"] == {"model_name": "vit_tiny_patch16_224", **arguments}
+    model = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
     model.load_state_dict(load_file(run / "student.safetensors"), strict=True)
+    expects = timm.data.resolve_model_data_config(model)
+    assert (expects["input_size"], expects["crop_pct"]) == ((3, 64, 64), 0.875)
+    mean, std = (torch.tensor(expects[name]).view(3, 1, 1) for name in ("mean", "std"))
+    assert mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406]) == metadata["mean"]
+    assert std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225]) == metadata["std"]
     job = tiny_job(small_cache_path, run)
     assert load_newest(job) == 6
-    encoder = job.objective.encoder.eval()
-    images = torch.randint(
-        0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
-        expected = encoder.encode_images(images)
+        expected = job.objective.encoder.eval().encode_images(images)
         found = model.forward_features((images.permute(0, 3, 1, 2) / 255 - mean) / std)
     assert found.shape == (3, 17, 32)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -170,35 +251,13 @@ def test_the_student_is_the_one_of_the_last_checkpoint(run):
     assert all(torch.equal(value, saved[prefix + name]) for name, value in exported.items())
 
 
-def test_the_report_needs_nothing_beside_it(run):
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!DOCTYPE html>")
-    assert "vit_tiny_patch16_224" in page
-    assert re.findall(r"<(?:script|link|iframe|object)\b", page) == []
-    assert [
-        target
-        for target in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
-        if not target.startswith(("data:", "#"))
-    ] == []
-    assert re.findall(r"url\((?!['\"]?(?:data:|#))", page) == []
-    assert "@import" not in page
-
-
 def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_path):
-    settings = (
-        "data.levels=[5, 3]",
-        "data.views=[1]",
-        "objective.mode='layerwise'",
-        "objective.head='mlp'",
-        "objective.loss='cosine'",
-    )
-    run = trained(
-        small_cache_path, tmp_path / "run", *settings, "objective.target='l2'", "mask.strategy='block'"
-    )
-    assert [list(line["loss_terms"]) for line in metrics(run)] == [["level 5", "level 3"]] * 6
-    assert torch.equal(
-        checkpoint(run, 6)["student"]["alignment.weights"], torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    )
+    changes = ("data.levels=[5, 3]", "data.views=[1]", "objective.mode='layerwise'", "objective.head='mlp'")
+    changes += ("objective.loss='cosine'", "objective.target='l2'", "mask.strategy='block'")
+    run = trained(small_cache_path, tmp_path / "run", *changes)
+    assert {tuple(line["loss_terms"]) for line in metrics(run)} == {("level 5", "level 3")}
+    weights = checkpoint(run, 6)["student"]["alignment.weights"]
+    assert torch.equal(weights, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
 
 
 @pytest.mark.parametrize(
@@ -209,14 +268,10 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
     shards = []
     for tar in range(2):
         numbers = range(40 * tar, 40 * tar + 40)
-        images = {f"{number:06d}": image(number) for number in numbers}
-        path = write_tar(
-            tmp_path / f"{tar}.tar", images, {f"{number:06d}": label(number) for number in numbers}
-        )
+        images, labels = ({f"{n:06d}": make(n) for n in numbers} for make in (image, label))
+        path = write_tar(tmp_path / f"{tar}.tar", images, labels)
         shards.append(SourceTar(path, path.stat().st_size))
     result = train(caches.real(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
     assert result.exit_code == 0
-    assert (
-        "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
-        in result.stderr
-    ) is warned
+    text = "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
+    assert (text in result.stderr) is warned

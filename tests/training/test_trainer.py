@@ -1,12 +1,15 @@
 """The loop's step: accumulation, clipping, randomness, and a run that diverges."""
 
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
 from pipeline.errors import DivergedError
 from pipeline.stream.batches import BatchStream
-from pipeline.training.run import run_job
+from pipeline.training.run import load_newest, run_job
 from pipeline.training.trainer import Trainer
 
 
@@ -114,14 +117,8 @@ def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_ca
 
 def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_path, tmp_path):
     run = tmp_path / "run"
-    result = train(
-        small_cache_path,
-        run,
-        "optim.steps=40",
-        "optim.warmup_steps=30",
-        "optim.base_lr=1e38",
-        "train.checkpoint_every=1",
-    )
+    changes = ("optim.steps=40", "optim.warmup_steps=30", "optim.base_lr=1e38", "train.checkpoint_every=1")
+    result = train(small_cache_path, run, *changes)
     assert result.exit_code == 1
     assert result.stderr.startswith(
         ("error: the loss is nan somewhere in steps", "error: a weight is not finite after step")
@@ -132,10 +129,8 @@ def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_p
 
 
 def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tmp_path):
-    fine, coarse = (
-        tiny_job(small_cache_path, tmp_path / "fine"),
-        tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4"),
-    )
+    fine = tiny_job(small_cache_path, tmp_path / "fine")
+    coarse = tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4")
     for job in (fine, coarse):
         job.run.mkdir()
         assert run_job(job, 0).done == 6
@@ -143,6 +138,45 @@ def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tm
     assert [line["step"] for line in few] == [3, 4, 6]
     for line, steps in zip(few, ((1, 2, 3), (4,), (5, 6)), strict=True):
         assert line["loss"] == pytest.approx(sum(each[step - 1]["loss"] for step in steps) / len(steps))
+
+
+def test_only_the_feed_counts_as_waiting_for_data(small_cache_path, tmp_path):
+    """On a GPU the loop waits in next() for the device, too: for a step that is still at work."""
+
+    class SlowDevice:
+        blocked_seconds = 0.0
+
+        def __init__(self, batch, feed_seconds):
+            self.batch, self.feed_seconds = batch, feed_seconds
+
+        def __next__(self):
+            time.sleep(0.02)
+            self.blocked_seconds += self.feed_seconds
+            return self.batch
+
+    job = tiny_job(small_cache_path, tmp_path, "train.log_every=3")
+    with BatchStream(job.cache, job.spec, CPU, workers=0) as stream:
+        batch = next(iter(stream))
+        assert stream.blocked_seconds > 0
+        for feed_seconds in (0.0, 0.01):
+            lines = []
+            Trainer(job, job.build_step(), lines.append).run(SlowDevice(batch, feed_seconds), 0, 6)
+            assert [line["data_seconds"] for line in lines] == pytest.approx([3 * feed_seconds] * 2)
+
+
+def test_float16_scales_the_loss_and_checkpoints_hold_the_scale(small_cache_path, tmp_path):
+    """It is what a GPU before Ampere trains in."""
+    job = tiny_job(small_cache_path, tmp_path, "train.precision='float16'")
+    assert run_job(job, 0).done == 6
+    found, exact = metrics(tmp_path)[-1]["loss"], tiny_job(small_cache_path, tmp_path / "exact")
+    exact.run.mkdir()
+    run_job(exact, 0)
+    assert found == pytest.approx(metrics(tmp_path / "exact")[-1]["loss"], rel=0.05)
+    state = checkpoint(tmp_path, 6)["scaler"]
+    assert state["scale"] == job.scaler.get_scale() > 1
+    resumed = replace(job, scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
+    assert load_newest(resumed) == 6
+    assert resumed.scaler.get_scale() == state["scale"]
 
 
 def test_training_lowers_the_loss(small_cache_path, tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,13 +65,12 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
 
 
 def stopped_on_one_rank(cache, run, ranks):
-    """Train until the second rank gets SIGTERM; returns the steps done."""
-    job = tiny_job(
-        cache, run, "optim.steps=2000", "train.log_every=2", "train.checkpoint_every=2000", ranks=ranks
-    )
+    """Train in slow steps until the second rank gets SIGTERM; returns the steps done and the signal."""
+    job = tiny_job(cache, run, "optim.steps=2000", "train.checkpoint_every=2000", ranks=ranks)
+    job.optimiser.register_step_post_hook(lambda *_: time.sleep(0.5))
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
-        terminate_when(run, 3)
+        terminate_when(run, 4)
     outcome = run_job(job, 0)
     return outcome.done, outcome.stopped_by
 
