@@ -22,7 +22,7 @@ CacheOption = Annotated[str | None, typer.Option("--cache", help="Another way to
 
 @app.callback(epilog="--version prints the version.")
 def inspect_cache() -> None:
-    """Look into a cache: what it holds, what more of it would cost, and whether every byte is what was committed."""
+    """Look into a cache: what it holds, what more of it would cost, whether it is what was committed."""
 
 
 def _address(argument: str | None, option: str | None) -> str:
@@ -67,7 +67,7 @@ def plan(
     ] = None,
     rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
 ) -> None:
-    """Print what a cache will take when it is finished, what a student reads of it, and what other encodings would take."""
+    """Print the size of a finished cache, what a student reads of it, and the size under other encodings."""
     with cli_errors():
         from pipeline.cache.reader import Cache
         from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
@@ -132,7 +132,7 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Remove what is damaged, so that the same extract-teacher command makes it again, and restore metadata.",
+            help="Remove what is damaged, for the same extract-teacher command to make again.",
         ),
     ] = False,
     workers: Annotated[
@@ -141,7 +141,7 @@ def verify(
     ] = None,
     device: Annotated[str, typer.Option(help="Where --teacher runs: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Compare a cache with its commits: names, sizes and metadata, with --full every byte, with --teacher the features themselves."""
+    """Compare a cache with its commits: names, sizes, metadata; --full: every byte; --teacher: features."""
     with cli_errors():
         check_device_name(device)
         from pipeline.cache.verification import verify_cache
@@ -173,7 +173,8 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     yield "teacher", f"{teacher.address(teacher.tag)}{trained}, weights {teacher.weights_sha256[:16]}"
     yield (
         "",
-        f"{teacher.depth} blocks of width {teacher.width}, patches of {teacher.patch_size} in {teacher.input_size} pixels",
+        f"{teacher.depth} blocks of width {teacher.width}, "
+        f"patches of {teacher.patch_size} in {teacher.input_size} pixels",
     )
     yield "", f"ran in {teacher.precision}{is_stored}"
     yield "levels", ", ".join(map(str, schema.levels))

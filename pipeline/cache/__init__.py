@@ -1,1 +1,1 @@
-"""The feature cache: schema, encoding, writing and reading. cache_schema.md at the project's root is its contract."""
+"""The feature cache: schema, encoding, writing, reading. Its contract is cache_schema.md at the root."""

@@ -1,4 +1,4 @@
-"""Commits: the files that make units exist. Created last and exclusively, with sizes, digests and chunk checksums of what a unit owns."""
+"""Commits make units exist: created last and exclusively, with sizes and digests of a unit's files."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -41,7 +41,7 @@ class CommitHead(Section):
 
 
 class Commit(CommitHead):
-    """One finished unit. `blocks` has, per array, the CRC-32C of each chunk's decoded bytes, padded to whole chunks."""
+    """One finished unit. `blocks` has, per array, the CRC-32C of each chunk's decoded bytes."""
 
     skipped: tuple[SkippedImage, ...]
     files: dict[str, FileRecord]
@@ -71,7 +71,8 @@ def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
 def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: str) -> Commit:
     """Read a unit's commit.
 
-    Raises CacheError if it is damaged, of another cache, or names other files than the schema, FileNotFoundError if there is none.
+    Raises CacheError if it is damaged, of another cache or of other files than the schema's.
+    Raises FileNotFoundError if there is none.
     """
     commit = read_head(folder, unit, schema_digest, Commit)
     sizes = {key: record.size for key, record in commit.files.items()}

@@ -1,4 +1,4 @@
-"""Digests of metadata, and sealed files: one canonical JSON object each, with the SHA-256 of the rest of it inside."""
+"""Digests of metadata, and sealed files: canonical JSON objects with the SHA-256 of their rest inside."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _SEAL = re.compile(rb'[{,]"digest":"([0-9a-f]{64})",')
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """Return the JSON object that some bytes are; raises ValueError for whatever else they are, however deeply nested."""
+    """Return the JSON object that some bytes are; raises ValueError for anything else, however nested."""
     try:
         values = json.loads(data)
     except RecursionError:
@@ -36,7 +36,7 @@ def digest_of(values: Mapping[str, Any]) -> str:
 
 
 def digest_of_arrays(*arrays: NDArray[np.float32]) -> str:
-    """Return the SHA-256 of the bytes of some arrays, one after the other: float32, little-endian, C order."""
+    """Return the SHA-256 of the bytes of some arrays in turn: float32, little-endian, C order."""
     digest = hashlib.sha256()
     for values in arrays:
         digest.update(np.ascontiguousarray(values, "<f4").data)
@@ -49,7 +49,7 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def seal_of(data: bytes) -> str:
-    """Return the digest of a sealed file's bytes, without parsing them; raises ValueError if they do not match it."""
+    """Return the digest of a sealed file's bytes without parsing them; raises ValueError if it is wrong."""
     found = _SEAL.search(data)
     if found and data.endswith(b"\n"):
         digest = found[1].decode()

@@ -1,7 +1,8 @@
 """Whitening, channel calibration and quantisation of features, on whatever device they are.
 
-w = (h - mean) / deviation per token; z = (w - channel_mean) / channel_std; codes q = round(z / s) with one scale s for each token
-and group of 64 channels, so |error of w| <= s * channel_std / 2. int4 puts two codes into a byte, float16 stores w itself.
+w = (h - mean) / std per token; z = (w - channel_mean) / channel_std; codes q = round(z / s) with one scale s
+for each token and group of 64 channels, so |error of w| <= s * channel_std / 2. int4 puts two codes in one
+byte, float16 stores w itself.
 """
 
 import torch
@@ -12,14 +13,14 @@ from pipeline.cache.schema import CODE_FORMATS, GROUP_CHANNELS, Encoding
 
 WHITENING_EPS = 1e-5
 MIN_CHANNEL_STD = 0.05
-# A channel that varies less in the images of the calibration than in others must not fill its group's scale there.
+# A channel that varies less in the calibration's images than in others must not fill its group's scale there.
 MIN_SHARE_OF_STD = 0.5
 _NIBBLE_ZERO = 8  # what a code of 0 is stored as in four bits
 _MIN_SCALE = 2.0**-14  # the smallest normal half: below it a scale would lose digits
 
 
 def whiten(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise tokens (..., D) over channels without affine: whitened (..., D), mean and deviation (...), all float32."""
+    """Normalise tokens (..., D) over channels: whitened (..., D), mean and std (...), all float32."""
     hidden = hidden.float()
     variance, mean = torch.var_mean(hidden, dim=-1, correction=0)
     deviation = (variance + WHITENING_EPS).sqrt()
@@ -29,7 +30,7 @@ def whiten(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def encode_level(
     hidden: Tensor, channel_mean: Tensor, channel_std: Tensor, encoding: Encoding
 ) -> tuple[Tensor, Tensor]:
-    """Encode hidden states (B, T, D) of one level to codes (B, T, W) and stats (B, T, 2 + G) float16; W is D / 2 for int4, else D.
+    """Encode hidden states (B, T, D) of one level to codes (B, T, W) and stats (B, T, 2 + G) float16.
 
     Hidden states that are not finite, or too large for the stats, give stats that are not finite.
     """
@@ -44,7 +45,7 @@ def encode_level(
 
 
 def _quantise(values: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Quantise (..., D) to int8 codes (..., D) of at most `largest` and scales (..., G), which a half holds exactly."""
+    """Quantise (..., D) to int8 codes (..., D) of at most `largest` and scales (..., G), exact in a half."""
     width = values.shape[-1]
     padded = F.pad(values, (0, -width % GROUP_CHANNELS))
     grouped = padded.view(*padded.shape[:-1], -1, GROUP_CHANNELS)
@@ -54,7 +55,7 @@ def _quantise(values: Tensor, largest: int) -> tuple[Tensor, Tensor]:
 
 
 def _pack(codes: Tensor) -> Tensor:
-    """Put codes (..., D) of -7 to 7 two into a byte (..., ceil(D / 2)) uint8: even channels low, odd ones high, code 0 after an odd D."""
+    """Put two codes (..., D) of -7 to 7 into a byte: even channels low, and code 0 after an odd D."""
     nibbles = F.pad(codes, (0, codes.shape[-1] % 2)).add(_NIBBLE_ZERO).to(torch.uint8)
     return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
 
@@ -79,27 +80,28 @@ class TargetDecoder(nn.Module):
         self._format = CODE_FORMATS[encoding]
 
     def forward(self, codes: Tensor, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode codes (B, M, T, W) and stats (B, M, T, 2 + G) to whitened (B, M, T, D), mean and deviation (B, M, T), float32."""
+        """Decode (B, M, T, W) and stats (B, M, T, 2 + G) to whitened (B, M, T, D), mean and std (B, M, T)."""
         levels = [self.level(place, codes[:, place], stats[:, place]) for place in range(codes.shape[1])]
         whitened, mean, deviation = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))
         return whitened, mean, deviation
 
     def level(self, place: int, codes: Tensor, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode codes (B, T, W) and stats (B, T, 2 + G) of the level at a place to whitened (B, T, D), mean and deviation (B, T)."""
+        """Decode (B, T, W) and stats (B, T, 2 + G) of a level to whitened (B, T, D), mean and std (B, T)."""
         mean, deviation = stats[..., 0].float(), stats[..., 1].float()
         if self._format.largest_code is None:
             return codes.float(), mean, deviation
         width = self.channel_mean.shape[-1]
         values = codes.float() if self._format.channels_per_value == 1 else _unpack(codes, width)
-        # Indexed, not repeated and cut to D: that, torch 2.14.1 compiles to reads past the end on a CPU unless D is a multiple of 64.
+        # Indexed: repeated and cut to D, torch 2.14.1 compiles it to reads past the end on a CPU
+        # unless D is a multiple of 64.
         scales = stats[..., 2:].float()[..., torch.arange(width, device=stats.device) // GROUP_CHANNELS]
         return values * scales * self.channel_std[place] + self.channel_mean[place], mean, deviation
 
 
 def normed(whitened: Tensor, std: Tensor, post_norm: Tensor, eps: float) -> Tensor:
-    """Return the teacher's final norm of tokens (..., D) from their whitened features and std (...): gamma * w + beta.
+    """Return the teacher's final norm of whitened tokens (..., D) with std (...): gamma * w + beta.
 
-    `post_norm` (2, D) is gamma and beta. A norm with another eps than ours divides by another std, which follows from ours.
+    `post_norm` (2, D) is gamma and beta. A norm with another eps divides by another std.
     """
     theirs = ((std.square() - WHITENING_EPS).clamp(min=0) + eps).sqrt()
     return whitened * (std / theirs)[..., None] * post_norm[0] + post_norm[1]
@@ -117,7 +119,7 @@ def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: 
 
 
 class Calibrator:
-    """Accumulates mean and deviation of every channel of the whitened features, level by level, in float64."""
+    """Accumulates mean and std of every channel of the whitened features, level by level, in float64."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None

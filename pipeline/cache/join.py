@@ -1,4 +1,4 @@
-"""The join of crops and targets: one byte range of a view tar and one chunk of every array, compared key by key."""
+"""The join of crops and targets: a range of a view tar and a chunk of every array, compared key by key."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from pipeline.views.view_tars import read_sample
 
 @dataclass(frozen=True)
 class JoinedChunk:
-    """The samples of one chunk: keys, encoded crops, the rows of the arrays that were asked for, and where they come from."""
+    """The samples of one chunk: keys, encoded crops, rows of the chosen arrays, and where they come from."""
 
     keys: list[str]
     crops: list[bytes]
@@ -41,7 +41,7 @@ class JoinedChunk:
 
 
 def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> JoinedChunk:
-    """Read one chunk whole; raises CacheError that names the unit and row where crop and target do not belong together."""
+    """Read one chunk whole; raises CacheError that names unit and row where crop and target do not match."""
     arrays = cache.read_chunk(commit, chunk, ["index", *names])
     first, _ = chunk_range(chunk, commit.rows)
     try:
@@ -60,7 +60,8 @@ def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:
             raise ValueError(f"it is {pixels.shape[1]} x {pixels.shape[0]}, not {side} x {side}")
     except ValueError as error:
         raise CacheError(
-            f"the crop of {key!r} in cache {cache.address!r} cannot be decoded ({error}): extract the cache again"
+            f"the crop of {key!r} in cache {cache.address!r} cannot be decoded ({error}): "
+            "extract the cache again"
         ) from None
     return pixels
 
@@ -72,7 +73,7 @@ def decode_crops(cache: Cache, chunk: JoinedChunk, count: int | None = None) -> 
 
 
 def _read_crops(cache: Cache, commit: Commit, index: Values, first_row: int) -> tuple[list[str], list[bytes]]:
-    """Read the range of the view tar that a chunk's index (n, 5) names; return its keys and crops. Raises ValueError naming a row."""
+    """Read keys and crops of the samples of an index (n, 5); a ValueError names the row."""
     starts = index[:, OFFSET].astype(np.int64)
     ends = starts + index[:, LENGTH].astype(np.int64)
     if (starts[1:] != ends[:-1]).any():

@@ -1,4 +1,4 @@
-"""Where everything of a cache lies: arrays, columns, keys, chunk counts and sizes, each said once (cache_schema.md, 1, 4 and 5)."""
+"""Where everything of a cache lies: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -95,7 +95,7 @@ def chunk_range(chunk: int, rows: int) -> tuple[int, int]:
 
 
 def shard_bytes(spec: ArraySpec, rows: int) -> int:
-    """Return the exact size of a shard that holds so many rows: whole chunks with a checksum each, and the index."""
+    """Return the exact size of a shard of so many rows: whole chunks with a checksum each, and the index."""
     return chunk_count(rows) * (spec.bytes_of(BLOCK_ROWS) + CRC_BYTES) + INDEX_BYTES
 
 
@@ -137,6 +137,6 @@ def shard_sizes(schema: CacheSchema, unit: int, rows: int) -> dict[str, int]:
 def index_rows(
     keys: Iterable[str], ranges: Iterable[tuple[int, int, int]], labels: Iterable[int]
 ) -> NDArray[np.uint64]:
-    """Return the array `index` (n, 5) of samples with these keys, (offset, length, CRC) in the view tar and labels."""
+    """Return the array `index` (n, 5) of samples with these keys, (offset, length, CRC) and labels."""
     rows = [(key_hash(key), *where, label) for key, where, label in zip(keys, ranges, labels, strict=True)]
     return np.array(rows, np.uint64)

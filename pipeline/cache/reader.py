@@ -1,4 +1,4 @@
-"""Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte that is returned has been checked."""
+"""Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte is checked."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +28,10 @@ from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 
-REMEDY = "inspect-cache verify --full --repair removes what is damaged, and the same extract-teacher command makes it again"
+REMEDY = (
+    "inspect-cache verify --full --repair removes what is damaged, "
+    "and the same extract-teacher command makes it again"
+)
 _MADE_AGAIN = "the same extract-teacher command makes it again"
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
@@ -57,10 +60,10 @@ def read_units(folder: Folder) -> tuple[Unit, ...]:
 
 
 class Cache:
-    """An existing cache. Opening reads metadata only; arrays and commits are read in the process that first needs them."""
+    """An existing cache. Opening reads metadata only; the rest is read where it is first needed."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open the cache at a path or URL; raises CacheError if there is none, or it is damaged or of another version."""
+        """Open the cache at a path or URL; raises CacheError if there is none, or a damaged or newer one."""
         self.folder = open_folder(address)
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache
         group = read_metadata(self.folder, GROUP_FILE)
@@ -82,11 +85,11 @@ class Cache:
         return self._read_all(self.units, self.commit_of)
 
     def commit_of(self, unit: Unit) -> Commit:
-        """Read the commit of a unit; raises CacheError if it is damaged, FileNotFoundError if there is none."""
+        """Read a unit's commit; raises CacheError if it is damaged, FileNotFoundError if there is none."""
         return read_commit(self.folder, self.schema, unit, self.digest)
 
     def finished(self, views: Iterable[int] | None, allow_partial: bool) -> FinishedUnits:
-        """Return the finished units of the chosen views (None: all); raises CacheError if some are missing and that is not allowed."""
+        """Return the finished units of the chosen views (None: all); raises CacheError if any is missing."""
         stored = {unit.view for unit in self.units}
         chosen = stored if views is None else set(views)
         if missing := sorted(chosen - stored):
@@ -117,7 +120,7 @@ class Cache:
         return found
 
     def pinned_commit(self, pinned: np.void) -> Commit:
-        """Return the commit of a unit of `finished`, from memory if it was among the last; raises CacheError if it has changed since."""
+        """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
         unit = int(pinned["unit"])
         commit = self._commits.pop(unit, None) or self._present(self.commit_of, self.units[unit])
         if commit.digest.encode() != pinned["digest"]:
@@ -143,16 +146,18 @@ class Cache:
             return read(unit)
         except FileNotFoundError:
             raise CacheError(
-                f"{commit_key(unit)} of cache {self.address!r} has gone: run the same extract-teacher command again"
+                f"{commit_key(unit)} of cache {self.address!r} has gone: "
+                "run the same extract-teacher command again"
             ) from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
-        """Return the indices of chosen teacher levels (None: all) among those stored; raises ConfigError naming those that are not."""
+        """Return the indices of levels (None: all) among those stored; ConfigError names the missing."""
         stored = self.schema.levels
         missing = [level for level in levels or () if level not in stored]
         if missing:
             raise ConfigError(
-                f"levels {missing} are not in cache {self.address!r}: it holds {list(stored)}; choose of these, or extract again"
+                f"levels {missing} are not in cache {self.address!r}: it holds {list(stored)}; "
+                "choose of these, or extract again"
             )
         return tuple(range(len(stored))) if levels is None else tuple(stored.index(level) for level in levels)
 
@@ -168,18 +173,20 @@ class Cache:
     def teacher_output(self) -> dict[str, NDArray[np.float32]]:
         """Return `post_norm` (2, D) and `projection` (D, E), those that the cache has, float32.
 
-        They are gamma and beta of the tower's final norm, and what projects a normed token. Raises CacheError if they are damaged.
+        They are gamma and beta of the tower's final norm, and what projects a normed token. Raises
+        CacheError if they are damaged.
         """
         names = [name for name in ("post_norm", "projection") if name in self._specs]
         found = self._read_constants(*names)
         if names and digest_of_arrays(*found) != self.schema.teacher.output_sha256:
             raise CacheError(
-                f"the final norm or projection in cache {self.address!r} does not match its digest: {_MADE_AGAIN}"
+                f"the final norm or projection in cache {self.address!r} does not match its digest: "
+                f"{_MADE_AGAIN}"
             )
         return dict(zip(names, found, strict=True))
 
     def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
-        """Read the rows of one chunk of some arrays; raises CacheError that names the unit, array and rows if a byte is wrong."""
+        """Read one chunk of some arrays; a CacheError names unit, array and rows with a wrong byte."""
         wanted = list(names)
         read = partial(self._read_rows, commit, chunk)
         return dict(zip(wanted, ordered_map(read, wanted, self.folder.parallel_reads), strict=True))

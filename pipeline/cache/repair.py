@@ -1,6 +1,6 @@
-"""Repair: what is damaged is removed, so that the same extract-teacher command makes it again; metadata is written again.
+"""Repair: what is damaged is removed, for the same extract-teacher command to make again, metadata restored.
 
-Arrays' metadata follows from the schema. The schema has a copy only; the list of units has a copy and can be made from the commits.
+The metadata of arrays follows from the schema, which has a copy; the list of units a copy and the commits.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from pipeline.storage.folder import Folder
 
 
 def restore_metadata(folder: Folder) -> list[str]:
-    """Restore the group's zarr.json and units.json where they cannot be read; return what was done, one line each.
+    """Restore the group's zarr.json and units.json if they are damaged; return what was done, by line.
 
     Raises CacheError if there is nothing to restore them from, or no cache.
     """
@@ -76,13 +76,15 @@ def _units_again(folder: Folder, schema_digest: str) -> tuple[Unit, ...]:
 
 
 def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
-    """Remove or rewrite what the findings name; return what was done, one line each. Raises CacheError for a cache of a newer version.
+    """Remove or rewrite what the findings name; return what was done, line by line.
 
-    A unit is verified once more before it is removed: a disk or server may have been away, or someone may have made the unit again.
+    A unit is verified once more before it is removed: a disk may have been away, or someone may have made it
+    again. Raises CacheError for a cache of a newer version.
     """
     if cache.schema.is_newer:
         raise CacheError(
-            f"cache {cache.address!r} has schema version {cache.schema.version}: repair it with a program of that version"
+            f"cache {cache.address!r} has schema version {cache.schema.version}: "
+            "repair it with a program of that version"
         )
     lines = []
     for unit in {finding.unit.unit: finding.unit for finding in findings if finding.unit}.values():
@@ -97,7 +99,7 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
 
 
 def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
-    """Write metadata again, in turn with whoever extends the cache: the arrays must not end before units.json does."""
+    """Write metadata again, not while the cache is extended: no array may end before units.json does."""
 
     def written(data: bytes) -> bytes:
         units = parse_units(data, cache.address)

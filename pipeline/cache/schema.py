@@ -24,7 +24,7 @@ Encoding = Literal["int8", "int4", "float16"]
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """How an encoding lies in its arrays: dtype, channels in one stored value, and the largest code (None: no codes but the values)."""
+    """How an encoding lies in its arrays: dtype, channels per stored value, largest code."""
 
     dtype: np.dtype[Any]
     channels_per_value: int
@@ -44,10 +44,11 @@ ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
 
 
 class TeacherFacts(Section):
-    """What is known of a teacher: made by pipeline.teacher when it loads one, stored with the cache, read by the student.
+    """What is known of a teacher: made by pipeline.teacher, stored with the cache, read by the student.
 
-    input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision: the arithmetic of its forward
-    pass. weights_sha256: of the vision tower as it was loaded, before its positions are resized, so the same for every grid.
+    input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision:
+    the arithmetic of its forward pass. weights_sha256: of the vision tower as it was loaded, before its
+    positions are resized, so the same for every grid.
     The last three keys came with version 1.1 and describe the arrays `post_norm` and `projection`.
     """
 
@@ -146,7 +147,7 @@ class CacheSchema(Section):
         return self.model_dump(mode="json", exclude=exclude)
 
     def source_of_draws(self, source: str) -> str | None:
-        """Return the name of a source tar, by which draws are keyed since version 1.1; None for version 1.0."""
+        """Return the name of a source tar, which keys draws since version 1.1; None for version 1.0."""
         return None if self.version == _FIRST_VERSION else source
 
     @property

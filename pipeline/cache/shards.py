@@ -1,7 +1,8 @@
-"""Shards, in the layout of zarr's sharding codec (cache_schema.md): written from front to back, read by chunks.
+"""Shards, in the layout of zarr's sharding codec (cache_schema.md): written front to back, read by chunks.
 
-zarr-python assembles a shard in memory, several times over, before it writes a byte; it reads the index again for every chunk and copies
-each chunk two times. What it checks is checked here too, and what it writes a test compares byte by byte.
+zarr-python assembles a shard in memory, several times over, before it writes a byte; it reads the index again
+for every chunk and copies each chunk two times. What it checks is checked here too, and a test compares what
+it writes byte by byte.
 """
 
 import weakref
@@ -38,14 +39,14 @@ ShardIndex = NDArray[np.uint64]  # (chunks, 2): offset and bytes of each chunk w
 class BufferPool:
     """Lends memory, from any thread to any thread, and keeps at most 128 MiB of what has come back.
 
-    The first touch of fresh memory costs a page fault for every 4 kB, which takes longer than to read into it.
+    The first touch of fresh memory costs a page fault for every 4 kB, longer than it takes to read into it.
     """
 
     def __init__(self) -> None:
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """Return `size` bytes, whatever is in them; they come back when the last array that views them is freed."""
+        """Return `size` bytes of any content; they come back when the last array that views them is freed."""
         if size < _LEAST_BYTES:
             return np.empty(size, np.uint8)
         try:
@@ -72,9 +73,9 @@ class ShardReader:
         self._indexes: OrderedDict[tuple[str, str], ShardIndex] = OrderedDict()
 
     def read(self, spec: ArraySpec, commit: Commit, chunk: int) -> tuple[Values, int]:
-        """Return a chunk (64, ...) and the CRC-32C of its bytes; raises ValueError if it is damaged, OSError if it cannot be read.
+        """Return a chunk (64, ...) and the CRC-32C of its bytes, which the caller compares with the commit's.
 
-        The chunk's own checksum is of the same bytes as the commit's, so the caller need only compare the two numbers.
+        Raises ValueError if it is damaged, OSError if it cannot be read.
         """
         key, size = shard_key(spec, commit.unit), spec.bytes_of(BLOCK_ROWS)
         offset, stored = self._index(key, spec, commit)[chunk].tolist()
@@ -100,7 +101,8 @@ class ShardReader:
             data = self._folder.read(key, start, start + INDEX_BYTES + 1)  # a byte more shows a longer file
             if len(data) != INDEX_BYTES:
                 raise ValueError(
-                    f"the shard does not have the {start + INDEX_BYTES} bytes of its unit's {commit.rows} rows"
+                    f"the shard does not have the {start + INDEX_BYTES} bytes "
+                    f"of its unit's {commit.rows} rows"
                 )
             entries = np.frombuffer(without_checksum(data), "<u8").reshape(-1, 2)
             index = entries[: chunk_count(commit.rows)].copy()
@@ -111,7 +113,7 @@ class ShardReader:
 
 
 class ShardWriter:
-    """One array's shard of one unit. `rows` and `checksums` are those written so far; the last chunk is written by `close`."""
+    """One array's shard of one unit: `rows` and `checksums` so far. `close` writes the last chunk."""
 
     def __init__(self, path: Path, spec: ArraySpec) -> None:
         self.rows = 0

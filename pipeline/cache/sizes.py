@@ -1,4 +1,4 @@
-"""What a cache holds and costs: counted from its commits, forecast for when it is finished, and under other encodings."""
+"""What a cache holds and costs: counted from its commits, when finished, and under other encodings."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ _SHARES = (1.0, 0.3)
 
 @dataclass
 class Inventory:
-    """Counts of the finished units; `stored` is bytes by array, with `crops` for the view tars and `commits`."""
+    """Counts of the finished units; `stored` is bytes by array, with `crops` (view tars) and `commits`."""
 
     units: int = 0
     source_bytes: int = 0  # of their tars, once for each view
@@ -58,16 +58,17 @@ def take_inventory(cache: Cache) -> Inventory:
 
 
 def finished_bytes(cache: Cache, inventory: Inventory) -> float:
-    """Forecast the size of all units from those that exist, tar by tar in proportion to its bytes; raises CacheError if there is none."""
+    """Forecast the size of all units from the existing, by the bytes of their tars; raises CacheError."""
     if not inventory.source_bytes:
         raise CacheError(
-            f"cache {cache.address!r} has no finished unit to judge by: extract-teacher --dry-run forecasts its size"
+            f"cache {cache.address!r} has no finished unit to judge by: "
+            "extract-teacher --dry-run forecasts its size"
         )
     return inventory.stored.total() * sum(unit.source_bytes for unit in cache.units) / inventory.source_bytes
 
 
 def read_bytes(schema: CacheSchema, levels: Sequence[int], attention: bool) -> int:
-    """Return the bytes of targets that training reads for a view: whole chunks of the chosen levels, stats, index and what masks need."""
+    """Return the bytes of targets that training reads for a view: chosen levels, stats, index, masks."""
     masks = "tokens" if schema.keep < 1 else "attention" if attention else ""
     names = {*(feature_array(level) for level in levels), "stats", "index", masks}
     return sum(spec.bytes_of(1) for name, spec in array_specs(schema).items() if name in names)

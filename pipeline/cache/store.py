@@ -1,6 +1,6 @@
-"""The zarr side of a cache: one group, one array per level and one per kind of row. A shard is a unit's, an inner chunk has 64 rows.
+"""The zarr side of a cache: one group, one array per level and one per kind of row. Each unit has a shard.
 
-An array's zarr.json follows from the schema and the number of units: whether one is right is a comparison with what it should be.
+An array's zarr.json follows from the schema and the number of units, so a comparison tells if one is right.
 """
 
 import errno
@@ -34,7 +34,7 @@ from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
 
 _ATTRIBUTE = "maskalign_cache"
-# A file that is gone, another kind of thing, or on a bad sector; any other error says nothing about what is stored.
+# Gone, another kind of thing, or on a bad sector; any other error says nothing about what is stored.
 _DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 _MOST_ROWS = 2**46  # of four billion units
 _WRITES_AGAIN = "inspect-cache verify --repair writes it again"
@@ -106,7 +106,7 @@ def _rows_of(data: bytes) -> int:
 
 
 def is_exact(data: bytes, spec: ArraySpec, units: int) -> bool:
-    """Tell whether an array's zarr.json is what zarr writes for so many units, or for more where a cache is being extended."""
+    """Tell whether an array's zarr.json is what zarr writes for so many units, or more: a cache may grow."""
     if not spec.by_rows:
         return data == array_metadata(spec, 0)
     try:
@@ -117,7 +117,7 @@ def is_exact(data: bytes, spec: ArraySpec, units: int) -> bool:
 
 
 def check_array(folder: Folder, spec: ArraySpec, units: int) -> None:
-    """Raise CacheError unless an array's metadata is what the schema says, in the form of whichever version of zarr wrote it."""
+    """Raise CacheError unless an array's metadata is what the schema says, whichever zarr wrote it."""
     where = f"array {spec.name!r} of {folder.address!r}"
     try:
         data = folder.read(metadata_key(spec.name))
@@ -164,16 +164,16 @@ def constant_of(data: bytes, spec: ArraySpec) -> NDArray[np.float32]:
 
 
 def without_checksum(data: bytes) -> bytes:
-    """Return what stands before the CRC-32C at the end of a chunk or an index; raises ValueError if that is not of these bytes."""
+    """Return what is before the CRC-32C at the end of a chunk or index; raises ValueError if it is wrong."""
     if google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         raise ValueError("its bytes do not match their checksum")
     return data[:-CRC_BYTES]
 
 
 def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageError:
-    """Return the error for a part of a cache that cannot be read: CacheError with its cure if it is damaged or gone.
+    """Return the error for a part of a cache that cannot be read: CacheError with its cure if it is damaged.
 
-    StorageError if it may be sound: behind a server that fails, without the right to read, too many open files.
+    StorageError if it may be sound: behind a failing server, without the right to read, too many open files.
     """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     if isinstance(error, OSError) and is_url(str(error.filename)) and error.errno != errno.ENOENT:
@@ -212,7 +212,7 @@ def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
 
 
 def _refuse_version(what: str, version: str) -> None:
-    """Raise CacheError unless a version has our major number; a minor number has no sign, leading zero or other script."""
+    """Raise CacheError unless a version has our major number and a plain minor number."""
     major, _, minor = version.partition(".")
     ours = SCHEMA_VERSION.partition(".")[0]
     if major != ours or not re.fullmatch("0|[1-9][0-9]{0,5}", minor):

@@ -35,7 +35,7 @@ def unit_name(unit: int, source: str, view: int) -> str:
 
 
 class Unit(Section):
-    """One source tar x one view, owner of rows [first_row, first_row + rows per unit) and of the files named by `stem`."""
+    """One source tar x one view, owner of the rows from `first_row` on and of the files named by `stem`."""
 
     unit: int
     source: str
@@ -105,9 +105,9 @@ def extended_units(
 ) -> tuple[Unit, ...]:
     """Append the units of new tars and views to those that exist.
 
-    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit, `finished` the numbers of
-    the units that are committed. Tars of older units need not be there. Raises ConfigError for a name that no file can have, and for
-    a tar that changed its size after a unit was made of it; before that it may be replaced.
+    `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit,
+    `finished` the numbers of the committed units. Tars of older units need not be there. Raises ConfigError
+    for a name that no file can have, and for a tar that changed its size after a unit was made of it.
     """
     for name, _ in sources:
         if fault := tar_name_fault(name):
@@ -135,8 +135,8 @@ def extended_units(
 def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]]) -> tuple[Unit, ...]:
     """Return the units of an older copy of the list and of commits (unit, source, view).
 
-    A unit that is in neither is not committed, so any tar and view may have its number: a placeholder stands for it until the next
-    extension. Raises ValueError if they contradict each other.
+    A unit that is in neither is not committed, so any tar and view may have its number: a placeholder stands
+    for it until the next extension. Raises ValueError if they contradict each other.
     """
     found = {unit.unit: unit for unit in copy}
     for number, source, view in commits:

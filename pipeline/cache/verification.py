@@ -25,7 +25,7 @@ class Verification:
 def verify_cache(
     address: str, *, full: bool, repairing: bool, workers: int, report: Callable[[str], None]
 ) -> Verification:
-    """Verify a cache, with `full` every byte by so many threads, and mend it if `repairing`; each finding is reported as a line.
+    """Verify a cache, with `full` every byte, and mend it if `repairing`; each finding is reported as a line.
 
     Raises CacheError if something is damaged and was not repaired.
     """
@@ -86,7 +86,8 @@ def _refuse(address: str, findings: list[Finding], repaired: bool) -> None:
     problems = "1 problem" if len(left) == 1 else f"{len(left)} problems"
     if left and repaired:
         raise CacheError(
-            f"cache {address!r} has {problems} that --repair cannot fix; the lines above say what to do about each"
+            f"cache {address!r} has {problems} that --repair cannot fix; "
+            "the lines above say what to do about each"
         )
     if left:
         raise CacheError(
@@ -97,7 +98,8 @@ def _refuse(address: str, findings: list[Finding], repaired: bool) -> None:
 
 def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool) -> str:
     if any(finding.unit for finding in findings):
-        return f"cache {cache.address!r}: damaged units are removed; the same extract-teacher command makes them again"
+        cure = "the same extract-teacher command makes them again"
+        return f"cache {cache.address!r}: damaged units are removed; {cure}"
     if findings or restored:
         return f"cache {cache.address!r}: its metadata is written again, and no unit had to be removed"
     units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"

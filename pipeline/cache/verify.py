@@ -1,6 +1,6 @@
 """Verification of a whole cache by names, sizes and digests of metadata; no array or tar is read.
 
-Memory does not grow with the cache: commits are read one at a time, and of the units only rows and tar sizes are remembered.
+Memory hardly grows with the cache: commits are read one at a time; rows and tar sizes are remembered.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
 
 
 def wrong_metadata(cache: Cache) -> Iterator[str]:
-    """Yield the keys of the zarr.json and of the copies that are not what schema and units say, in zarr's own form.
+    """Yield the keys of the zarr.json and copies that are not what schema and units say, in zarr's own form.
 
     Arrays may have more rows than units.json: a cache that is being extended has.
     """
@@ -106,7 +106,7 @@ def _is_older(copy: bytes, cache: Cache) -> bool:
 
 
 def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
-    """Return which arrays without rows are damaged, the calibration's or the teacher's, whatever their zarr.json says."""
+    """Return which arrays without rows are damaged, the calibration's or the teacher's."""
     schema, damaged = cache.schema, []
     for names, digest in (
         (("channel_mean", "channel_std"), schema.calibration.sha256),

@@ -1,4 +1,4 @@
-"""Verification of a unit byte by byte: checksums of its files, of its chunks and of its samples, and the parts of its view tar."""
+"""Verification of a unit byte by byte: checksums of its files, chunks and samples."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ from pipeline.views.view_tars import parse_samples, tar_bytes
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
-    """Read all of a unit; the findings name file, array and rows. At most a chunk of one array and 8 MiB are in memory."""
+    """Read all of a unit; the findings name file, array and rows. Memory: a chunk of one array and 8 MiB."""
     try:
         commit = cache.commit_of(unit)
     except FileNotFoundError:  # removed since it was listed
@@ -74,7 +74,7 @@ def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:
 
 
 def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
-    """Parse the view tar sample by sample where the index says they are; samples must fill the tar from its first byte to its end."""
+    """Parse each sample of the view tar where the index says it is; samples fill the tar without a gap."""
     wrong: list[int] = []
     end: int | None = 0  # of the sample before; None if it is not known
     for chunk in range(chunk_count(commit.rows)):
@@ -96,7 +96,7 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
 
 
 def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) -> Iterator[int]:
-    """Yield which of a chunk's samples (n, 5) are not in `data`, which begins with the first; `end` is that of the sample before."""
+    """Yield which samples of an index (n, 5) are not in `data`, which begins with the first.."""
     extension = VIEW_EXTENSION[cache.schema.view.format]
     start = int(index[0, OFFSET])
     for row, expected in enumerate(index.tolist()):
@@ -110,7 +110,7 @@ def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) ->
 
 
 def _key_of(data: bytes, extension: str) -> int | None:
-    """Return the hash of the key of the one sample in a range of a view tar, None if it is not one sample with a crop."""
+    """Return the hash of the key of a sample's bytes in a view tar, None if it is not one with a crop."""
     try:
         samples = list(parse_samples(data, "view tar"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Making a cache: creating and extending it, and publishing units so that a reader sees a whole unit or none."""
+"""Making a cache: creating and extending it, and publishing units whole or not at all."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ def is_empty(folder: Folder) -> bool:
 
 
 def with_digests(schema: CacheSchema, constants: store.Constants, images: int) -> CacheSchema:
-    """Return a schema that names the digests of its arrays without rows; the calibration is of so many images."""
+    """Return a schema with the digests of its arrays without rows; the calibration is of so many images."""
     mean, std, *output = (constants[name] for name in constant_arrays(schema))
     calibration = CalibrationSchema(pictures=images, sha256=digest_of_arrays(mean, std))
     teacher = schema.teacher.model_copy(update={"output_sha256": digest_of_arrays(*output)})
@@ -103,7 +103,7 @@ def is_committed(folder: Folder, unit: Unit) -> bool:
 
 
 class UnitWriter:
-    """Writes the files of one unit in a scratch folder, shard by shard and chunk by chunk, and publishes them."""
+    """Writes the files of one unit in a scratch folder, chunk by chunk, and publishes them."""
 
     def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, scratch: Path) -> None:
         """Begin a unit; no file is made before its first row."""
@@ -124,7 +124,7 @@ class UnitWriter:
         self._shards[name].append(rows)
 
     def publish(self, view_tar: WrittenFile, skipped: Sequence[SkippedImage]) -> bool:
-        """Finish the shards, move them and the view tar into place and commit; False if another process was first.
+        """Finish the shards, move all files into place and commit; False if another process was first.
 
         Every array with rows must have as many.
         """
@@ -158,10 +158,11 @@ class UnitWriter:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _move_and_commit(self, files: Mapping[str, WrittenFile], commit: Commit) -> bool:
-        """Move the flushed files into place, then commit; the file of a maker that died before its commit is replaced.
+        """Move the flushed files into place, then commit; files of a dead maker are replaced.
 
-        Three rules keep a unit whole: its files are complete before they are moved, the commit comes after all of them, and only
-        one maker can create it. Not every place lets one maker in at a time, so each step looks for another's commit first.
+        Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
+        all of them, and only one maker can create it. Not every place admits one maker at a time, so each
+        step looks for another's commit first.
         """
         for key, file in files.items():
             if is_committed(self._folder, self._unit):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import MaskAlignError
+from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.runtime.launch import meeting_point, this_process
 
 Value = TypeVar("Value")
@@ -85,13 +85,20 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     address, port = meeting_point(process)
     on_gpu = device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{f'[{address}]' if ':' in address else address}:{port}",
-        rank=process.rank,
-        world_size=process.world_size,
-        device_id=device if on_gpu else None,
-    )
+    host = f"[{address}]" if ":" in address else address
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{host}:{port}",
+            rank=process.rank,
+            world_size=process.world_size,
+            device_id=device if on_gpu else None,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"rank {process.rank} of {process.world_size} cannot meet the others at {host}:{port} "
+            f"({str(error).partition(chr(10))[0]}): check MASTER_ADDR and MASTER_PORT, or use another port"
+        ) from error
     try:
         hosts = dist.new_group(backend="gloo")
         assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"

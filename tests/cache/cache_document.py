@@ -1,4 +1,4 @@
-"""cache_schema.md as data: its tables by heading or first column, the values that its expressions have for a schema, and its example."""
+"""cache_schema.md as data: its tables, the values of its expressions for a schema, and its example."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ DOCUMENT = Path(__file__).parents[2] / "cache_schema.md"
 
 
 def read_tables(text):
-    """Return every table of a document as {(nearest heading, first column's name): list of {column: cell}}, without backquotes."""
+    """Return every table of a document as {(heading, first column's name): list of {column: cell}}."""
     tables, heading, block = {}, "", []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):

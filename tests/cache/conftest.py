@@ -24,7 +24,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished cache of one tar in two views: 66 images, thus two chunks a unit; `options` make it again anywhere."""
+    """A finished cache of one tar in two views: 66 images, two chunks a unit; `options` make it again."""
 
     path: Path
     options: dict[str, object]

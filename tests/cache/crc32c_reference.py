@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli), bit by bit from its definition: polynomial 0x1EDC6F41, reflected, all ones before and after."""
+"""CRC-32C (Castagnoli), bit by bit from its definition: 0x1EDC6F41, reflected, all ones before and after."""
 
 _POLYNOMIAL = 0x82F63B78  # 0x1EDC6F41, reflected
 

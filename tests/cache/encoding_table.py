@@ -1,4 +1,4 @@
-"""What each encoding costs and loses: `python tests/cache/encoding_table.py` prints the table of docs/encodings.md, in half a minute.
+"""What each encoding costs and loses: `python tests/cache/encoding_table.py` prints docs/encodings.md.
 
 Of the shape of a cache of CLIP ViT-B/16: 5 levels of 768 channels, CLS and 14 x 14 patches.
 """
@@ -36,7 +36,7 @@ def row_bytes(schema):
 
 
 def view_bytes(schema):
-    """Bytes of all shards of a unit of UNIT rows, for each row: last block filled up, checksums and indices included."""
+    """Bytes of all shards of a unit of UNIT rows, for each row, checksums and indices included."""
     return sum(shard_bytes(spec, UNIT) for spec in row_arrays(schema).values()) / UNIT
 
 
@@ -47,7 +47,7 @@ def byte_cells(encoding, keep):
 
 
 def decoded(features, encoding):
-    """Encode and decode features (B, T, D) with their own calibration: (true, found, bound) of the whitened ones."""
+    """Encode and decode features (B, T, D) with their own calibration: whitened (true, found, bound)."""
     calibrator = Calibrator()
     calibrator.add((features,))
     mean, std = (

@@ -1,7 +1,7 @@
-"""Generated features of known kinds, to measure encodings on. None is a teacher's; each has a difficulty that teachers' features have.
+"""Generated features of known kinds, each with a difficulty that teachers' features have.
 
-Every set begins as Gaussian with a mean and a deviation of its own for each channel, as the features of a ViT have: the means have 0.75 of
-the deviations' size, so that two tokens have a cosine of about 0.36.
+Every set begins as Gaussian with a mean and a std of its own for each channel, as the features of a ViT have:
+the means have 0.75 of the stds' size, so that two tokens have a cosine of about 0.36.
 """
 
 import numpy as np

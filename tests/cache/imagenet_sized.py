@@ -1,4 +1,4 @@
-"""A cache with the metadata of ImageNet and no data: 1,282 tars of 1,000 images, 4 views, five levels of a B/16 teacher."""
+"""A cache with the metadata of ImageNet alone: 1,282 tars of 1,000 images, 4 views, 5 levels of a B/16."""
 
 import hashlib
 import sys
@@ -24,7 +24,7 @@ TARS, VIEWS, ROWS = 1282, 4, 1000
 
 
 def imagenet_sized(path, tars=TARS, views=VIEWS):
-    """Make the cache at `path`; its commits are true but for digests and checksums, its shards and view tars do not exist."""
+    """Make the cache at `path`; commits are true but for digests and checksums, no shard exists."""
     folder, plain = open_folder(path), make_schema(levels=(7, 8, 9, 10, 11), width=768, image_size=224)
     constants = {name: np.ones(spec.item_shape, np.float32) for name, spec in constant_arrays(plain).items()}
     schema = with_digests(plain, constants, 256)
@@ -40,7 +40,7 @@ def imagenet_sized(path, tars=TARS, views=VIEWS):
 
 
 def made_up_commit(schema, unit, rows):
-    """The commit of a unit with so many rows, of which only digests, checksums and the size of the view tar are made up."""
+    """The commit of a unit; digests, checksums and the size of the view tar are invented."""
     chunks = chunk_count(rows)
     digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
     files = shard_sizes(schema, unit.unit, rows) | {view_tar_key(unit): 30_000_000}

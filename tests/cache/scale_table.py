@@ -1,6 +1,6 @@
-"""What large caches take: `PYTHONPATH=.:tests python tests/cache/scale_table.py` prints the tables of docs/scale.md, computed.
+"""What large caches take: this script prints the tables of docs/scale.md (PYTHONPATH=.:tests).
 
-With `--measure` it prints what opening, planning and remembering a cache of ImageNet's size take on this machine, within ten seconds.
+With `--measure` it prints what opening, planning and remembering a cache of ImageNet's size take here.
 """
 
 import math
@@ -84,14 +84,14 @@ def commit_of(schema, rows):
 
 
 def write_requests(schema, rows):
-    """PUT and POST of a unit: its files, the large ones in parts that are begun and completed, and its commit."""
+    """PUT and POST of a unit: its files, large ones in parts that are begun and completed, and the commit."""
     return 1 + sum(
         1 if size <= PART_BYTES else 2 + math.ceil(size / PART_BYTES) for size in files_of_unit(schema, rows)
     )
 
 
 def chunk_requests(schema):
-    """GET of a chunk in training: index and chunk of each array that a mask by importance needs, the crops, the unit's commit."""
+    """GET of a chunk in training: index and chunk of each array, the crops, the unit's commit."""
     arrays = len(schema.levels) + len(("stats", "index", "attention or tokens"))
     return 2 * arrays + 2
 
@@ -176,7 +176,7 @@ def line(*cells):
 
 
 def measured():
-    """Yield what a cache of 5,128 units, of metadata alone, takes: opening, reading all commits, planning an epoch, memory."""
+    """Yield what a cache of 5,128 units, of metadata alone, takes: opening, commits, planning, memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.cache"
         imagenet_sized(path)
@@ -189,7 +189,8 @@ def measured():
             order = SampleOrder(finished, (0, 1, 2, 3), seed=0, rank=0, world_size=8, window_blocks=16)
             sum(len(order.permutation(0, window)) for window in order.windows(0))
             planned = time.perf_counter()
-            yield f"open {opened - start:.3f} s, {len(finished)} commits {read - opened:.3f} s, plan {planned - read:.3f} s"
+            commits = f"{len(finished)} commits {read - opened:.3f} s"
+            yield f"open {opened - start:.3f} s, {commits}, plan {planned - read:.3f} s"
         data = (path / "units.json").read_bytes()
         tracemalloc.start()
         units = parse_units(data, path)

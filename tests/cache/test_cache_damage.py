@@ -1,4 +1,4 @@
-"""Whatever byte is wrong, a reader raises a CacheError that names it, or the byte did not matter: never other data."""
+"""Whatever byte is wrong, a reader raises a CacheError that names it, or it did not matter."""
 
 import json
 import random

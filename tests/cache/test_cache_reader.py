@@ -128,7 +128,7 @@ def test_an_unfinished_cache_is_refused_unless_allowed(made):
     (path / commit_key(Cache(path).units[1])).unlink()
     with pytest.raises(
         CacheError,
-        match=r"is not finished: 0 of 2 units are committed; run the same extract-teacher command until it is$",
+        match=r"is not finished: 0 of 2 units are committed; run the same .* until it is$",
     ):
         Cache(path).finished(None, allow_partial=True)
 

@@ -1,4 +1,4 @@
-"""Commits are made once, and refused when damaged, of another cache or unit, or of other files than the schema's."""
+"""Commits are made once, and refused when damaged or of another cache, unit or schema."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every encoding keeps its bound for every value and its cosine on the named sets; int4 lies in its bytes as cache_schema.md says."""
+"""Every encoding keeps its bound for every value and its cosine on the named sets."""
 
 import re
 from itertools import product

@@ -1,4 +1,4 @@
-"""What a batch joins belongs together: pixels and targets of one sample are those that lie in the cache under its key."""
+"""What a batch joins belongs together: pixels and targets are those under one key."""
 
 import caches
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a cache of the size of ImageNet costs before a byte of it is read: time of one core, and memory that hardly depends on its size."""
+"""What a cache of the size of ImageNet costs before a byte of it is read: memory hardly grows."""
 
 import gc
 import tracemalloc

@@ -1,4 +1,4 @@
-"""A small real cache, read by the example of cache_schema.md with zarr, NumPy and tarfile alone, has what the teacher computed."""
+"""Read by the example of cache_schema.md alone, a small real cache has what the teacher computed."""
 
 import hashlib
 import io
@@ -41,7 +41,7 @@ def crop_of(sample):
 
 
 def recomputed(path, spec, unit):
-    """The teacher's features of a unit's crops, computed in the extraction's batches of 8, the last filled up to a multiple of 2."""
+    """The teacher's features of a unit's crops, computed in the extraction's batches of 8."""
     schema = schema_of(path)
     teacher = load_teacher(
         spec, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, levels=",".join(map(str, schema["levels"])) + ","

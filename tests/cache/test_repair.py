@@ -1,4 +1,4 @@
-"""Repair removes the damaged units and nothing else, restores metadata, and the same extraction then gives the same bytes."""
+"""Repair removes damaged units alone and restores metadata; the same extraction then gives the same bytes."""
 
 import json
 import shutil
@@ -179,7 +179,8 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     before = files_of(damaged)
     with pytest.raises(
         CacheError,
-        match=r"has a damaged calibration, and these tars do not reproduce it; restore targets.zarr/channel_mean and channel_std "
+        match=r"has a damaged calibration, and these tars do not reproduce it; "
+        "restore targets.zarr/channel_mean and channel_std "
         "from a copy, or name the tars of the first extraction in its order",
     ):
         extract_again(extracted, damaged, shards=shards)

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md are what the sizes of files give, and those sizes are those of caches that tests make."""
+"""The tables of docs/scale.md are what the sizes of files give, as in the caches of tests."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_the_table_of_the_page_is_computed(table):
 
 
 def test_metadata_are_as_large_as_those_of_a_real_cache(small_cache_path):
-    """Names and sizes of files are shorter here than in the page's caches, by less than a fifth of a commit."""
+    """Names and sizes are shorter here than in the page's caches, by less than a fifth of a commit."""
     schema = make_schema(levels=(3, 4, 5))
     commit, entry = commit_of(schema, 70)
     for path in (small_cache_path / COMMITS).iterdir():

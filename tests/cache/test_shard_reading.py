@@ -1,4 +1,4 @@
-"""Shards read without zarr: the same values, memory that is used again, and every way in which an index can be wrong."""
+"""Shards read without zarr: the same values, memory that is used again, and wrong indexes."""
 
 import caches
 import google_crc32c

@@ -1,4 +1,4 @@
-"""units.json: append-only, refused when damaged or when an unfinished tar has gone, and rebuilt from commits."""
+"""units.json: append-only, refused when damaged, and rebuilt from commits."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Quick verification: names, sizes, commits, metadata and calibration; silence about what is sound, unfinished or growing."""
+"""Quick verification: names, sizes, commits, metadata and calibration; silence about what is sound."""
 
 import json
 import re
@@ -244,7 +244,7 @@ def test_rows_are_named_as_ranges(rows, text):
 
 
 def test_shards_are_found_by_their_keys(damaged):
-    """A shard in the folder of another unit is a missing one, and what lies there besides belongs to no unit."""
+    """A shard in the folder of another unit is a missing one, and an unfinished file."""
     file = shard(damaged, "index", 1)
     file.parent.rename(file.parents[1] / "7")
     assert [one.text for one in quick(damaged)] == [f"{UNIT_1}: targets.zarr/index/c/1/0 is missing"]

@@ -1,4 +1,4 @@
-"""inspect-cache at the command line: what info and verify say, exit codes, and that a mistake changes nothing."""
+"""inspect-cache at the command line: output, exit codes, and that a mistake changes nothing."""
 
 import re
 import shutil
@@ -111,7 +111,8 @@ def test_info_of_a_damaged_commit_exits_1(copy):
     result = call("info", "--cache", copy)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.endswith(
-        ".v01.json' is damaged: inspect-cache verify --repair removes it, and the same extract-teacher command makes its unit again\n"
+        ".v01.json' is damaged: inspect-cache verify --repair removes it, "
+        "and the same extract-teacher command makes its unit again\n"
     )
 
 
@@ -194,14 +195,16 @@ def test_damaged_metadata_never_cost_a_unit(copy):
 
 def test_a_damaged_calibration(copy):
     flip(copy / f"{STD}/c/0/0", 0)
-    said = "damaged: the calibration does not match its digest: the same extract-teacher command makes it again; else restore it"
+    cure = "the same extract-teacher command makes it again; else restore it"
+    said = f"damaged: the calibration does not match its digest: {cure}"
     assert verify(copy, "--teacher", code=1) == ([said], refusal(copy, "1 problem"))
     assert verify(copy, "--repair", code=1) == ([said], unfixed(copy))
 
 
 def test_what_repair_leaves_alone_exits_1(copy):
     shutil.copy(copy / "commits/train-0000.v00.json", copy / "commits/other.v00.json")
-    said = "damaged: commits/other.v00.json belongs to no unit: restore a later units.json, or extract with the tars and views of that time"
+    cure = "restore a later units.json, or extract with the tars and views of that time"
+    said = f"damaged: commits/other.v00.json belongs to no unit: {cure}"
     assert verify(copy, "--repair", "--full", code=1) == ([said], unfixed(copy))
     assert (copy / "commits/other.v00.json").exists()
 
@@ -239,7 +242,7 @@ def test_another_teacher_is_refused(cache):
     lines, error = verify(cache, "--teacher-spec", "timm:test_vit2.random", code=1)
     assert lines == []
     assert error.startswith(
-        f"error: teacher 'timm:test_vit2.random' is not the one of cache '{cache}' (name: 'test_vit2' here, 'test_vit' in"
+        f"error: teacher 'timm:test_vit2.random' is not the one of cache '{cache}' (name: 'test_vit2' here, "
     )
 
 

@@ -1,7 +1,9 @@
-"""Makes the golden caches of today's schema version and what must be read of them: `PYTHONPATH=.:tests python tests/golden/make_golden.py`.
+"""Makes the golden caches of today's schema version, and what must be read of them.
 
-They go to tests/golden/schema_MAJOR_MINOR/, once: the script refuses a folder that is there. Of a released version they are never made
-again, since they stand for the caches that its users have. A new version gets a folder of its own beside the others.
+    PYTHONPATH=.:tests python tests/golden/make_golden.py
+
+They go to tests/golden/schema_MAJOR_MINOR/, once: the script refuses a folder that is there. Those of a
+released version are never made again, since they stand for the caches that its users have.
 """
 
 import hashlib
@@ -60,7 +62,7 @@ def _source(folder):
 
 
 def found_in(path):
-    """Return all that a reader finds in a cache, in JSON's types: identity, the teacher's norm and projection, and each unit's content."""
+    """Return all that a reader finds in a cache, in JSON's types."""
     cache = Cache(path)
     output = {name: _sha256(values) for name, values in cache.teacher_output().items()}
     found = {"digest": cache.digest, "units": [_unit(cache, commit) for commit in cache.commits()]}

@@ -1,7 +1,7 @@
-"""Caches of every released schema version, as their users have them, are read, verified and trained on by today's code, value for value.
+"""Caches of every released schema version are read, verified and trained on by today's code, value for value.
 
-Golden caches of a released version are never made again and never changed; they are only added to. If one of these tests fails, the code
-has broken a promise to the owners of such caches: mend the code. make_golden.py made them.
+Golden caches of a released version are never made again and never changed. If one of these tests fails, the
+code has broken a promise to the owners of such caches: mend the code. make_golden.py made them.
 """
 
 import json

@@ -1,0 +1,51 @@
+"""What a person sees of a long command, and what stays recorded of where its results come from."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+
+from pipeline.progress import ProgressDisplay, duration
+from pipeline.provenance import command_line, git_commit, provenance
+
+
+def test_images_rate_and_time_left_fit_into_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with ProgressDisplay("train-student", 256_204_800) as progress:
+        progress.update(51_200, "")
+        progress.update(123_456_789, "loss 0.1234, and much more that does not fit")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).splitlines()[-1]
+    assert len(shown) <= 80
+    assert re.search(r"123,456,789/256,204,800 images, [\d,]+/s, \d+:\d\d:\d\d left", shown), shown
+
+
+def test_elsewhere_than_on_a_terminal_a_line_is_printed_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 0)
+    with ProgressDisplay("verify", 20, unit="units") as progress:
+        progress.update(5, "")
+        progress.update(10, "[bold] is text")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "verify: 5/20 units"
+    assert re.fullmatch(r"verify: 10/20 units, \S+/s, 0:00:00 left, \[bold\] is text", second)
+
+
+def test_durations_are_in_units_that_a_person_uses():
+    assert [duration(each) for each in (0.5, 90, 600, 9000)] == ["0.5 s", "90 s", "10 min", "2 h 30 min"]
+
+
+def test_a_recorded_command_holds_no_password_and_no_broken_text(monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["/x/extract-teacher", "https://me:secret@host/a b.tar", "caf\udce9.tar"]
+    )
+    assert command_line() == "extract-teacher 'https://***@host/a b.tar' 'caf\\udce9.tar'"
+
+
+def test_provenance_names_version_commit_and_host():
+    found = provenance("torch", "no-such-library")
+    assert found["maskalign"] == version("maskalign")
+    assert found["versions"].keys() == {"python", "torch"}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (git_commit() or "").removesuffix("-dirty") == head
+    assert found["host"]
+    assert found["began"].endswith("+00:00")
