@@ -1,4 +1,4 @@
-"""Odd, damaged and hostile images: the right pixels or one sentence, never a part, a warning or much memory."""
+"""Odd, damaged and hostile images: the right pixels or one sentence, never a part or a warning."""
 
 import io
 import struct
