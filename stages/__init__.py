@@ -1,7 +1,7 @@
 """The programs that a person runs: read options, build, run, report.
 
-`python -m stages.NAME` puts the working folder first on the path. It is taken off, unless it is the one that holds this package:
-a user's own pipeline.py or queue.py must not be imported in place of ours or the library's.
+`python -m stages.NAME` puts the working folder first on the path. We remove it unless it holds this package:
+otherwise a user's own pipeline.py or queue.py would be imported in place of ours or the library's.
 """
 
 import sys

@@ -41,7 +41,7 @@ _ANSWERS = {"500": "500 Internal Server Error", "503": "503 Slow Down", "403": "
 
 @dataclass
 class Fault:
-    """What every n-th request of a kind meets: "503", "cut", "closed", "lost" (done, not answered) or "slow"."""
+    """Fault of every n-th request of a kind: "503", "cut", "closed", "lost" (done, no answer) or "slow"."""
 
     kind: str
     every: int

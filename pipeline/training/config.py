@@ -27,7 +27,7 @@ AnyObjective = Annotated[
 class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
-    `window_blocks` is how many chunks of 64 neighbours are shuffled together; auto: 8, or as many as two batches have.
+    `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
     """
 
     levels: tuple[int, ...] | None = None
@@ -67,7 +67,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the loop runs. `auto` is bfloat16 (before Ampere float16) and compiled; on a CPU float32 and not."""
+    """How the loop runs. `auto` is bfloat16 (before Ampere float16) and compiled; on a CPU neither."""
 
     global_batch: int = Field(1024, gt=0)
     accumulate: int = Field(1, gt=0)

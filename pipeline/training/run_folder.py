@@ -110,7 +110,8 @@ def refuse_other_config(config: Section, run: Path) -> None:
     ]
     if differing:
         raise ConfigError(
-            f"--resume needs the original configuration, but {'; '.join(differing)}: use the earlier values or a new --run"
+            f"--resume needs the original configuration, but {'; '.join(differing)}: "
+            "use the earlier values or a new --run"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every recipe is valid, says what a recipe must say, and the one for B is what train-student does by default."""
+"""Every recipe is valid and complete, and the one for B equals the defaults of train-student."""
 
 from pathlib import Path
 

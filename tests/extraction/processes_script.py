@@ -1,7 +1,7 @@
 """Extractions by several processes and by one that is killed: `python processes_script.py TARS FOLDER`.
 
 It makes FOLDER/four.cache and FOLDER/killed.cache and prints how often the latter was killed. Processes are
-forked from this one, which has imported everything and started no thread: that costs a fraction of starting them.
+forked from this one, which has imported everything and has no threads: a fork is much faster than a start.
 """
 
 import os

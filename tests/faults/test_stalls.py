@@ -40,7 +40,7 @@ def test_one_of_two_extracting_processes_is_stopped(trials, bench):
 
 
 def _other_continues(other):
-    """Wait until the other process has ended or waits for a lock; a publication holds one for milliseconds."""
+    """Wait until the other process has ended or waits for a lock; publishing holds one for milliseconds."""
     if not wait_until(lambda: not other.runs() or _waits_for_lock(other.pid), 60, 0.01):
         return f"stuck: the other process neither ends nor waits for a lock: {other.output()}"
     time.sleep(0.3)  # the lock may have been held by yet another process, for a moment

@@ -1,4 +1,4 @@
-"""Objectives written plainly: whole images through timm's own convolution, raster order, no masks as indices of tokens."""
+"""Plain versions of the objectives: whole images, timm's own convolution, raster order, no index masks."""
 
 import torch
 

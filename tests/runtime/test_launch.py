@@ -1,4 +1,4 @@
-"""The table of launchers: rank, world size, share of work, cores and meeting point from the environment alone."""
+"""Launchers by their environment: rank, world size, share of the work, cores and meeting point."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Ordered results: no thread while work is quick, more and more at once while it is waited for, never more than stated."""
+"""Ordered results: no thread while work is quick, more threads while it is slow, up to the stated limit."""
 
 import threading
 import time

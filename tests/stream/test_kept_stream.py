@@ -1,4 +1,4 @@
-"""Masks that do not change with the epoch: of a cache of the first patches of a ranking, and the same from a cache of all."""
+"""Fixed masks: a cache of the top-ranked patches gives the same masks as a cache of all patches."""
 
 from itertools import chain
 

@@ -1,4 +1,4 @@
-"""The order of samples: every sample at most once, ranks alike, nothing but a remainder left out, for any units, ranks and windows."""
+"""The order of samples, for any units, ranks and windows: none twice, only a remainder left out."""
 
 from collections import Counter
 from itertools import takewhile
@@ -17,7 +17,7 @@ BLOCK = 64
 
 
 def units_of(rows_by_view):
-    """Finished units of as many tars as there are rows of a view, by tar and view as extract-teacher numbers them."""
+    """Finished units, numbered as extract-teacher does; `rows_by_view` has the rows of each view's tars."""
     pairs = [(tar, view) for tar in range(len(rows_by_view[0])) for view in range(len(rows_by_view))]
     return np.array(
         [(unit, view, rows_by_view[view][tar], "") for unit, (tar, view) in enumerate(pairs)], UNIT_DTYPE
@@ -38,7 +38,7 @@ def worlds(draw):
 
 
 def consumed(order, epoch, batch_size):
-    """The samples (unit, row) of one rank's epoch in order, by the same parts of windows as a worker reads."""
+    """The samples (unit, row) of one rank's epoch in order, from the parts of windows that a worker reads."""
     samples = []
     for part in order.parts(batch_size, epoch, 0):
         if part.epoch > epoch:
@@ -203,7 +203,7 @@ def chunks_of(labels):
 
 
 def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
-    """A thousand classes in order with stray images among them, ten and two classes, and one of them frequent."""
+    """Sorted: 1000 classes with stray images, ten classes, two classes, and one class that is frequent."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         imagenet = np.repeat(rng.permutation(1000), rng.integers(732, 1301, 1000))

@@ -52,7 +52,7 @@ def test_a_slow_disk_is_read_ahead_without_other_batches(small_cache_path, slow_
 
 
 def test_a_quick_disk_is_read_without_threads(small_cache_path, slow_folder):
-    """Of several attempts one must do: on a machine that is busy with other work, waiting looks like a slow disk."""
+    """One of several attempts must succeed: on a busy machine, waiting looks like a slow disk."""
     for _ in range(8):
         slow_folder.threads.clear()
         with stream_of(small_cache_path) as stream:

@@ -111,7 +111,8 @@ def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
         BatchStream(cache, stream_spec(cache, batch_size=141), CPU, workers=0) as stream,
         pytest.raises(
             ConfigError,
-            match=r"train\.global_batch 141 on 1 ranks is larger than the data of an epoch: choose at most 140$",
+            match=r"train\.global_batch 141 on 1 ranks is larger than the data of an epoch: "
+            r"choose at most 140$",
         ),
     ):
         next(iter(stream))
@@ -121,7 +122,8 @@ def test_a_global_batch_must_divide_among_ranks_and_micro_batches():
     assert batch_of_rank(TrainConfig(global_batch=48, accumulate=3), 4) == 12
     with pytest.raises(
         ConfigError,
-        match=r"train\.global_batch 64 is not a multiple of 4 ranks x train\.accumulate 3: choose a multiple of 12$",
+        match=r"train\.global_batch 64 is not a multiple of 4 ranks x train\.accumulate 3: "
+        r"choose a multiple of 12$",
     ):
         batch_of_rank(TrainConfig(global_batch=64, accumulate=3), 4)
 

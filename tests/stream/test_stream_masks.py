@@ -18,7 +18,7 @@ STRATEGIES = ("attention", "random", "block")
 
 
 def masks_by_crop(path, epoch, **changes):
-    """The visible patches of every sample of an epoch, by what tells a sample whatever its mask: the codes of its CLS."""
+    """The visible patches of each sample of an epoch, by the codes of its CLS, which no mask hides."""
     batches = read_batches(path, 7, epoch=epoch, batch_size=20, **changes)
     rows = [
         (batch["visible_codes"][row, :, 0], batch["visible"][row]) for batch in batches for row in range(20)
@@ -108,7 +108,8 @@ def test_without_importance_attention_masks_are_refused(tmp_path):
     job = [RunConfig.model_validate(values | {"mask": {"strategy": strategy}}) for strategy in STRATEGIES]
     with pytest.raises(
         ConfigError,
-        match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*set mask.strategy to 'random' or 'block'",
+        match=r"mask\.strategy 'attention' needs a teacher with CLS or a pooling query.*"
+        r"set mask.strategy to 'random' or 'block'",
     ):
         build_job(job[0], cache, tmp_path / "run", Ranks(), torch.device("cpu"))
     for config in job[1:]:

@@ -1,4 +1,4 @@
-"""Workers of the stream that die, fail, are signalled or are no longer needed, and the shared memory between them and the trainer."""
+"""Stream workers that die, fail, get a signal or are no longer needed, and the memory shared with them."""
 
 import errno
 import gc
@@ -87,7 +87,8 @@ def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
         os.kill(stream_workers()["stream-1"].pid, signal.SIGKILL)
         with pytest.raises(
             StreamError,
-            match=r"stream worker 1 was killed by SIGKILL \(exit code -9\), probably because memory ran out: .*data\.workers=N",
+            match=r"stream worker 1 was killed by SIGKILL \(exit code -9\), probably because memory ran out: "
+            r".*data\.workers=N",
         ):
             list(islice(batches, ENDLESS))
 
@@ -118,7 +119,10 @@ def test_a_damaged_shard_is_reported_by_unit_and_rows(cache_copy, workers):
     shard = cache_copy / "targets.zarr/features/block_04/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:5000] + b"\x01" + shard.read_bytes()[5001:])
     cache = Cache(cache_copy)
-    message = r"array 'features/block_04' of unit 0 \(train-0000\.tar, view 0\), rows \d+ to \d+ (cannot be read|is not what was committed)"
+    message = (
+        r"array 'features/block_04' of unit 0 \(train-0000\.tar, view 0\), rows \d+ to \d+ "
+        r"(cannot be read|is not what was committed)"
+    )
     with (
         BatchStream(cache, stream_spec(cache), CPU, workers) as stream,
         pytest.raises(Exception, match=message) as raised,
@@ -134,7 +138,8 @@ def test_a_flipped_bit_in_a_crop_is_reported_by_unit_and_row(cache_copy):
         BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream,
         pytest.raises(
             StreamError,
-            match=r"^unit 2 \(train-0001\.tar, view 0\), row \d+: the sample's bytes in the view tar do not match",
+            match=r"^unit 2 \(train-0001\.tar, view 0\), row \d+: "
+            r"the sample's bytes in the view tar do not match",
         ),
     ):
         list(islice(stream, 8))
@@ -165,7 +170,8 @@ def test_an_unforeseen_error_comes_with_unit_and_row(tmp_path):
         BatchStream(cache, stream_spec(cache, views=(0,), batch_size=4), CPU, workers=1) as stream,
         pytest.raises(
             RuntimeError,
-            match=r"^stream worker 0 failed:\nTraceback (.|\n)*IndexError: (.|\n)*\nin unit 0 \(train-0000\.tar, view 0\), row 5\n$",
+            match=r"^stream worker 0 failed:\nTraceback (.|\n)*IndexError: (.|\n)*\n"
+            r"in unit 0 \(train-0000\.tar, view 0\), row 5\n$",
         ),
     ):
         list(islice(stream, 3))
@@ -196,7 +202,10 @@ def test_too_little_shared_memory_is_refused(small_cache_path, monkeypatch, work
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     cache = Cache(small_cache_path)
     needed, there = f"{slot_bytes(small_cache_path) * workers / 1e6:.0f} MB", f"{free / 1e6:.0f} MB"
-    message = f"the stream needs {needed} of shared memory, /dev/shm has {there} free: lower data.workers or data.window_blocks, or give"
+    message = (
+        f"the stream needs {needed} of shared memory, /dev/shm has {there} free: "
+        "lower data.workers or data.window_blocks, or give"
+    )
     with pytest.raises(ConfigError, match=re.escape(message)):
         BatchStream(cache, stream_spec(cache), CPU, workers)
 
@@ -215,7 +224,8 @@ def test_memory_is_checked_for_all_ranks_of_a_machine(small_cache_path, monkeypa
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(
         ConfigError,
-        match=r"the stream of the 4 ranks of this machine needs \d+ MB of shared memory, /dev/shm has \d+ MB free: lower",
+        match=r"the stream of the 4 ranks of this machine needs \d+ MB of shared memory, "
+        r"/dev/shm has \d+ MB free: lower",
     ):
         refuse_too_large_stream(cache, spec, workers=3)
 
@@ -295,7 +305,8 @@ def test_a_driver_that_does_not_lock_pages_is_reported_once(memories, capfd):
         assert locked == driver.locked
         unlock_pages(locked, driver)
         assert driver.locked == []
-        said = f"warning: the driver does not page-lock {unlocked / 1e6:.0f} MB of shared memory (CUDA error 2), so copies"
+        size = f"{unlocked / 1e6:.0f} MB"
+        said = f"warning: the driver does not page-lock {size} of shared memory (CUDA error 2), so copies"
         err = capfd.readouterr().err
         assert (err.count("\n"), err.startswith(said)) == ((1, True) if unlocked else (0, False))
 

@@ -1,7 +1,8 @@
-"""Ten training steps on a golden cache, and what they leave: `PYTHONPATH=.:tests python tests/training/record_steps.py` writes steps.json.
+"""Record ten training steps on a golden cache in steps.json.
 
-steps.json was written at commit b053319, before objectives were modules of their own. It is never written again: it shows that what a run
-computes has not changed since, bit for bit where processor and torch are those of the record.
+Command: `PYTHONPATH=.:tests python tests/training/record_steps.py`. steps.json was written at commit b053319,
+before objectives were modules of their own. Do not write it again: it shows that what a run computes has not
+changed since then, bit for bit on the processor and torch version of the record.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ def machine():
 
 
 def recorded(losses, weights):
-    """Describe the losses of each step and the weights after the last: their digest and, name by name, sum and length."""
+    """Describe a run: the losses of all steps, and digest, sums and norms of the final weights."""
     digest = hashlib.sha256(
         b"".join(value.contiguous().numpy().tobytes() for _, value in sorted(weights.items()))
     ).hexdigest()

@@ -37,7 +37,7 @@ def _nothing_compiled():
 
 
 def graphs_of(*settings, encoding="int8", has_cls=True):
-    """Compile a step of these settings without code generation; returns its graphs after two passes each way."""
+    """Compile a step of these settings without code generation; returns its graphs after two passes."""
     tiny = (
         [each for each in TINY if not each.startswith("mask.")] if "objective.name=fd" in settings else TINY
     )
@@ -87,7 +87,7 @@ def test_every_step_is_one_graph(settings, cache):
 @pytest.mark.parametrize("kind", ["smooth_l1", "l2"])
 @pytest.mark.parametrize("target", ["whiten", "none"])
 def test_neither_targets_nor_differences_are_kept_for_the_backward_pass(kind, target):
-    """Kept are half-precision predictions and stored codes: decoding again costs less than a float32 target."""
+    """Predictions in half precision and stored codes are kept: decoding again is cheaper than float32."""
     targets = CachedTargets(TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), "int8"), target)
     batch = stored_batch("int8")
     predictions = [torch.randn(BATCH, 5, 70, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
@@ -127,7 +127,7 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
 
 @pytest.mark.bench
 def test_under_ddp_the_step_of_vit_b_is_five_graphs():
-    """torch cuts the graph at the buckets of gradients; its default of 25 MB would make 14 of ViT-B's 338 MiB."""
+    """torch cuts the graph at gradient buckets; its default of 25 MB would cut ViT-B's 338 MiB into 14."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         config, graphs = RunConfig(), []
@@ -151,7 +151,7 @@ def test_under_ddp_the_step_of_vit_b_is_five_graphs():
 
 @pytest.mark.bench
 def test_a_compiled_run_is_the_eager_one(small_cache_path, tmp_path):
-    """As it is compiled for a GPU but for the code generation: parts are computed again in the backward pass."""
+    """Compiled as for a GPU, without code generation: the backward pass computes some parts again."""
     options = "student.options={depth=1, embed_dim=32, num_heads=2}"
     changes = ("student.drop_path=0.0", "optim.base_lr=0.001", options)
     eager = trained(small_cache_path, tmp_path / "eager", *changes)
@@ -226,7 +226,7 @@ def test_an_older_gpu_gets_what_it_can_compute(monkeypatch, major, precision, co
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on what would make the host wait for a GPU: values read from a tensor, and shapes that depend on values."""
+    """Fails where the host would wait for a GPU: a value read from a tensor, or a shape set by values."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__

@@ -1,4 +1,4 @@
-"""Two ranks, as torchrun starts them, on the CPU: the gradients of one process with the joint batch, and one result for all ranks."""
+"""Two ranks under torchrun on the CPU: the same gradients as one process, and one result for all ranks."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Training on a cache of the first patches of a ranking: the same losses as on all of them with masks that do not change, or a refusal."""
+"""Training on the top-ranked patches alone: the losses of a full cache with fixed masks, or a refusal."""
 
 import json
 

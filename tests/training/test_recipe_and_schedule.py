@@ -59,7 +59,7 @@ def rates(optim, global_batch, steps, warmup):
 
 
 def expected_rate(finished, peak, lowest, steps, warmup):
-    """Linear from zero to the peak, then half a cosine to the lowest, by the steps finished with the one at hand."""
+    """Linear from 0 to the peak, then half a cosine to the lowest; `finished` includes the current step."""
     if finished < warmup:
         return peak * finished / warmup
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * (finished - warmup) / (steps - warmup))) / 2

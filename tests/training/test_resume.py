@@ -1,4 +1,4 @@
-"""A run that was stopped continues exactly: bit for bit what an undisturbed one does, on one thread of a CPU."""
+"""A resumed run equals an uninterrupted one bit for bit, on one thread of a CPU."""
 
 import json
 import os
@@ -39,7 +39,7 @@ LONG = "optim.steps=80"
 
 @pytest.fixture(scope="module")
 def finished(small_cache_path, tmp_path_factory):
-    """A run of 6 steps with checkpoints after 3 and 6, drop path and a worker. Shared: change nothing in it."""
+    """A run of 6 steps with checkpoints after 3 and 6, drop path and a worker. Shared: do not change it."""
     return trained(
         small_cache_path, tmp_path_factory.mktemp("runs") / "finished", DROP_PATH, "data.workers=1"
     )
@@ -156,7 +156,8 @@ def test_another_batch_or_list_of_units_is_refused_naming_both(small_cache_path,
         job = tiny_job(small_cache_path, finished, change)
         with pytest.raises(
             CheckpointError,
-            match=rf"^the run cannot be resumed exactly, since {difference}: restore these or use a new --run$",
+            match=rf"^the run cannot be resumed exactly, since {difference}: "
+            r"restore these or use a new --run$",
         ):
             load_newest(job)
 

@@ -180,7 +180,8 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path):
-    program = "import sys; from stages.train_student import train_student\ntry:\n  train_student({!r}, {!r}, config={!r})\n"
+    program = "import sys; from stages.train_student import train_student\n"
+    program += "try:\n  train_student({!r}, {!r}, config={!r})\n"
     program += "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
     result = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""What a run computes has not changed since objectives became modules of their own: ten steps of three configurations, recorded before."""
+"""Ten steps of three configurations still give what was recorded before objectives became modules."""
 
 import json
 

@@ -41,7 +41,7 @@ def test_half_precision_is_restored_in_single(hidden):
 
 @pytest.mark.parametrize("kind", ["whiten", "none", "post_norm"])
 def test_a_teacher_in_the_loop_gives_what_a_cache_would(kind):
-    """CLS and six patches of three levels: two visible, four hidden; all levels at the visible, the last at the hidden."""
+    """Three levels of CLS and six patches: all levels at the two visible, the last at the four hidden."""
     states = [5 + torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     visible, hidden = torch.tensor([[0, 4], [1, 5]]), torch.tensor([[1, 2, 3, 5], [0, 2, 3, 4]])
     whitened, mean, std = whiten(torch.stack(states, dim=1))

@@ -1,4 +1,4 @@
-"""What train-student refuses, in one sentence: with exit code 2 for wrong use, 1 for what is wrong with files."""
+"""What train-student refuses in one sentence: exit code 2 for wrong use, 1 for damaged files."""
 
 import json
 import os
@@ -108,8 +108,8 @@ def test_a_read_only_place_for_a_run(small_cache_path, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write wherever modes forbid it
     message = refusal(train(small_cache_path, tmp_path / "a/b"), 2)
     assert message == (
-        f"run folder {str(tmp_path / 'a/b')!r} cannot be made: {str(tmp_path)!r} is not a folder that you may write; "
-        "use another --run"
+        f"run folder {str(tmp_path / 'a/b')!r} cannot be made: "
+        f"{str(tmp_path)!r} is not a folder that you may write; use another --run"
     )
 
 
@@ -117,7 +117,8 @@ def test_a_run_folder_that_another_process_has(small_cache_path, tmp_path):
     with held_run_folder(tmp_path / "run"):
         message = refusal(train(small_cache_path, tmp_path / "run"), 2)
     assert message == (
-        f"run folder {str(tmp_path / 'run')!r} is in use by another process: wait for it or choose another --run"
+        f"run folder {str(tmp_path / 'run')!r} is in use by another process: "
+        "wait for it or choose another --run"
     )
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
 

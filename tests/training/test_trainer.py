@@ -14,7 +14,7 @@ from pipeline.training.trainer import Trainer
 
 
 def first_step(cache, run, *settings, step=0):
-    """Take one step on the first batch of a run; returns its loss and parts (1 + M,) and the gradients by name."""
+    """Take one step on a run's first batch; returns loss and parts (1 + M,), and gradients by name."""
     job, gradients = tiny_job(cache, run, *settings), {}
 
     def note(*_):

@@ -132,7 +132,7 @@ def killed_after(run, step, to):
 
 
 def terminate_when(run, steps, number=signal.SIGTERM):
-    """Send a signal to this process, from a thread, once a run has logged some steps; give up after a minute."""
+    """Signal this process from a thread once a run has logged `steps` steps; give up after a minute."""
     log, end = run / "metrics.jsonl", time.monotonic() + 60
 
     def wait():

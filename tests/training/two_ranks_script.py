@@ -1,4 +1,4 @@
-"""Run by torchrun: python two_ranks_script.py FOLDER CACHE. What two ranks compute, for a test to compare with one process."""
+"""Records what two ranks compute. Command for each rank: python two_ranks_script.py FOLDER CACHE."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ SETTINGS = ("student.drop_path=0.0", f"train.global_batch={JOINT_BATCH}", "optim
 
 
 def joint_batch(step):
-    """Batch number `step` of all ranks together, drawn and not read, so that it does not depend on how many ranks there are."""
+    """Batch number `step` of all ranks together; random, so it does not depend on their number."""
     generator = torch.Generator().manual_seed(step)
 
     def draw(high, *shape):
@@ -46,7 +46,10 @@ def joint_batch(step):
 
 
 def steps_on_joint_batches(cache, run, ranks, accumulate=1):
-    """Take some steps on this rank's share of the joint batches; returns losses (STEPS, 1 + M), gradients of each step and weights."""
+    """Take steps on this rank's share of the joint batches.
+
+    Returns the losses (STEPS, 1 + M), the gradients of each step and the weights.
+    """
     job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
     parameters = dict(job.objective.named_parameters())
 
@@ -76,7 +79,7 @@ def stopped_on_one_rank(cache, run, ranks):
 
 
 def trained_while_growing(cache, folder, ranks):
-    """Train on a cache that has one unit fewer when the main rank looks; returns the units that this rank takes."""
+    """Train on a cache that has one unit fewer when the main rank looks; returns this rank's units."""
     if ranks.is_main:
         cache = shutil.copytree(cache, folder / "earlier.cache")
         max((cache / "commits").iterdir()).unlink()
@@ -86,7 +89,7 @@ def trained_while_growing(cache, folder, ranks):
 
 
 def resumed_apart(cache, folder, ranks):
-    """Resume where this rank's folder has a checkpoint of another content or none; returns the error of each, the same on all ranks."""
+    """Resume where one rank's checkpoint is damaged, then missing; returns both errors, one for all ranks."""
     errors = []
     for damage in (lambda path: path.write_bytes(b"another"), lambda path: path.unlink()):
         mine = folder / f"seen-by-{ranks.rank}"
@@ -105,7 +108,7 @@ def resumed_apart(cache, folder, ranks):
 
 
 def meet_elsewhere(ranks):
-    """Let the next process group of these processes meet at a port of its own: torchrun's store serves only one."""
+    """Give the next process group a port of its own: torchrun's store serves only one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         ports = [free.getsockname()[1]]
@@ -117,7 +120,7 @@ def meet_elsewhere(ranks):
 
 
 def main(folder, cache):
-    """Leave in a folder what each rank computed: on joint batches, on its own part of a cache, and by the command itself."""
+    """Save what each rank computed on joint batches, on its part of a cache and with the command itself."""
     torch.set_num_threads(1)
     with joined_ranks(CPU) as ranks:
         assert ranks == Ranks(ranks.rank, 2)
