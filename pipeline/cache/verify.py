@@ -96,7 +96,7 @@ def _read(cache: Cache, key: str) -> bytes:
 
 
 def _is_older(copy: bytes, cache: Cache) -> bool:
-    """Tell whether a copy of units.json is what it was at some time."""
+    """Return whether a copy of units.json is what it was at some time."""
     try:
         units = parse_units(copy, cache.address)
     except CacheError:

@@ -35,7 +35,7 @@ def foreign_names(folder: Folder) -> set[str]:
 
 
 def is_empty(folder: Folder) -> bool:
-    """Tell whether a cache can be created here: nothing is there but what a maker that died left behind."""
+    """Return whether a cache can be created here: nothing is there but what a maker that died left behind."""
     return foreign_names(folder) <= {GROUP, LOGS}
 
 
@@ -98,7 +98,7 @@ def extend_cache(
 
 
 def is_committed(folder: Folder, unit: Unit) -> bool:
-    """Tell whether a unit exists."""
+    """Return whether a unit exists."""
     return folder.exists(commit_key(unit))
 
 

@@ -98,7 +98,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None) -> bool:
-    """Create a file whole, unless it is there already; tell whether this call created it.
+    """Create a file whole, unless it is there already; return whether this call created it.
 
     os.link fails if the target exists, so of many creators one succeeds. exFAT, SMB and many FUSE file
     systems have no hard links: there the kernel is asked for a rename that does not replace, and where it
