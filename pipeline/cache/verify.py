@@ -160,7 +160,7 @@ def _verify_sizes(cache: Cache, folder: str, expected: dict[str, tuple[int, int]
 
 
 def count_unfinished(cache: Cache) -> int:
-    """Count the files of units without a commit: a maker is at work or has died."""
+    """Count the files of units without a commit: their maker is still working or has died."""
     finished = committed(cache.folder, cache.units)
     tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
     others = sum(name not in tars for name in cache.folder.names(VIEWS))

@@ -20,7 +20,7 @@ class Folder(Protocol):
 
     @property
     def parallel_reads(self) -> int:
-        """How many reads to have under way at once: 1 on a disk, more where each costs a round trip."""
+        """The number of reads to keep in flight: 1 on a disk, more where each costs a round trip."""
 
     def exists(self, key: str) -> bool:
         """Return whether a file is there."""

@@ -139,7 +139,7 @@ class ObjectFolder:
         return made
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
-        """Replace an object by a function of what it holds, if no one else has meanwhile, else again."""
+        """Replace an object by a function of its bytes; try again if another process was faster."""
 
         def fetch() -> tuple["GetResult", bytes]:
             found = obstore.get(self._store, key)
