@@ -1,6 +1,6 @@
 """The zarr side of a cache: one group, one array per level and one per kind of row. Each unit has a shard.
 
-An array's zarr.json follows from the schema and the number of units, so a comparison tells if one is right.
+An array's zarr.json follows from the schema and the number of units, so a wrong one is found by comparison.
 """
 
 import errno

@@ -101,7 +101,7 @@ def test_levels_that_are_not_held_are_named(original):
     )
     with pytest.raises(
         ConfigError,
-        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose of these, or extract again",
+        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose from these, or extract again",
     ):
         cache.level_indices([4, 5, 11])
 
@@ -112,7 +112,7 @@ def test_views_that_are_not_held_are_named(small_cache_path):
     assert len(cache.finished(None, allow_partial=False)) == 4
     with pytest.raises(
         ConfigError,
-        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views",
+        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose from these, or add --views",
     ):
         cache.finished([1, 2], allow_partial=True)
 
