@@ -61,7 +61,10 @@ def test_a_newer_minor_version_is_read_without_what_it_adds(made):
 def test_a_schema_with_an_unknown_key_is_refused(made):
     path, _ = made
     change_schema(path, lambda schema: schema.update(more=1))
-    with pytest.raises(CacheError, match=r"the schema of cache .* has 1 wrong keys: inspect-cache verify"):
+    with pytest.raises(
+        CacheError,
+        match=r"the schema in targets.zarr/zarr.json of cache .* has 1 wrong keys: inspect-cache verify",
+    ):
         Cache(path)
 
 
