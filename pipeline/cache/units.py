@@ -118,8 +118,9 @@ def extended_units(
     made, extended = {unit.source for unit in units if unit.unit in finished}, []
     for unit in units:
         size = sizes.get(unit.source)
-        if size is None and unit.source_bytes == _UNKNOWN_BYTES and unit.unit not in finished and new:
-            extended.append(_unit(unit.unit, *new.pop(0)))  # it stood for an entry that was lost
+        if size is None and unit == _placeholder(unit.unit) and unit.unit not in finished and new:
+            # this number has no tar since the list was rebuilt; give it to a new tar
+            extended.append(_unit(unit.unit, *new.pop(0)))
         elif size is None:
             extended.append(unit)
         elif unit.source in made and unit.source_bytes not in (size, _UNKNOWN_BYTES):
@@ -145,10 +146,15 @@ def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]])
             raise ValueError(f"unit {number} has several owners")
     sizes = {unit.source: unit.source_bytes for unit in copy}
     numbers = range(max(found, default=-1) + 1)
-    units = [found.get(u) or _unit(u, f"lost-{u:06d}.tar", _UNKNOWN_BYTES, 0) for u in numbers]
+    units = [found.get(u) or _placeholder(u) for u in numbers]
     return tuple(
         unit.model_copy(update={"source_bytes": sizes.get(unit.source, unit.source_bytes)}) for unit in units
     )
+
+
+def _placeholder(number: int) -> Unit:
+    """Return what stands for a unit of which nothing is known."""
+    return _unit(number, f"lost-{number:06d}.tar", _UNKNOWN_BYTES, 0)
 
 
 def _unit(number: int, source: str, size: int, view: int) -> Unit:

@@ -127,3 +127,19 @@ def test_a_number_that_is_in_no_commit_goes_to_a_missing_unit():
     again = extended_units(found, sources, 1, finished={0, 3})
     assert named(again) == [(0, "a.tar", 0), (1, "b.tar", 0), (2, "d.tar", 0), (3, "c.tar", 0)]
     assert [unit.source_bytes for unit in again] == [10, 20, 5, 5]
+
+
+def test_a_removed_unit_keeps_its_number_though_the_list_was_rebuilt_from_commits():
+    """Its commit had no size, so its entry has none; its tar is not among those of this extension."""
+    found = rebuilt_units((), [(0, "a.tar", 0), (1, "b.tar", 0), (3, "c.tar", 0)])
+    again = extended_units(found, [("new.tar", 5), ("newer.tar", 5)], 1, finished={0, 3})
+    assert named(again) == [
+        (0, "a.tar", 0),
+        (1, "b.tar", 0),
+        (2, "new.tar", 0),
+        (3, "c.tar", 0),
+        (4, "newer.tar", 0),
+    ]
+    with_b = extended_units(again, SOURCES, 1, finished={0, 2, 3, 4})
+    assert named(with_b) == named(again)
+    assert with_b[1].source_bytes == 20
