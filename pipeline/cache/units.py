@@ -107,12 +107,20 @@ def extended_units(
 
     `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit,
     `finished` the numbers of the committed units. Tars of older units need not be there. Raises ConfigError
-    for a name that no file can have, and for a tar that changed its size after a unit was made of it.
+    for a name that no file can have, for a tar that changed its size after a unit was made of it, and for a
+    new tar in fewer views than the others have.
     """
     for name, _ in sources:
         if fault := tar_name_fault(name):
             raise ConfigError(f"the name of tar {name!r} {fault}; rename it")
     sizes = dict(sources) | dict(present)
+    most_views = max((unit.view + 1 for unit in units), default=0)
+    older = {unit.source for unit in units}
+    if views < most_views and (name := next((name for name, _ in sources if name not in older), None)):
+        raise ConfigError(
+            f"--views {views} is too few for new tar {name!r}: this cache has {most_views} views: "
+            f"give --views {most_views}"
+        )
     known = {(unit.source, unit.view) for unit in units}
     new = [(name, size, view) for name, size in sources for view in range(views) if (name, view) not in known]
     made, extended = {unit.source for unit in units if unit.unit in finished}, []

@@ -39,6 +39,17 @@ def test_extending_appends_and_changes_no_unit_that_exists():
         assert extended_units(by_view, SOURCES, views) == by_view
 
 
+def test_a_new_tar_in_fewer_views_than_the_others_is_refused():
+    """The cache would count as complete with fewer views of some images."""
+    units = extended_units((), SOURCES, 2)
+    for sources in ([("c.tar", 3)], [*SOURCES, ("c.tar", 3)]):
+        with pytest.raises(ConfigError, match=r"tar 'c\.tar': this cache has 2 views: give --views 2$"):
+            extended_units(units, sources, 1)
+    more = extended_units(units, [("c.tar", 3)], 3)
+    assert named(more)[4:] == [(4, "c.tar", 0), (5, "c.tar", 1), (6, "c.tar", 2)]
+    assert extended_units(units, SOURCES[:1], 1) == units
+
+
 def test_only_tars_that_are_needed_must_be_there():
     units = extended_units((), SOURCES, 1)
     assert extended_units(units, SOURCES[:1], 1, present=SOURCES) == units  # beyond a limit
