@@ -32,7 +32,7 @@ def provenance(*libraries: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command as a shell takes it, without passwords and with bytes that are not UTF-8 escaped."""
+    """Return the command as shell input, without passwords; bytes that are not UTF-8 are escaped."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return _PASSWORD.sub("***@", shlex.join(words)).encode("utf-8", "backslashreplace").decode()
 

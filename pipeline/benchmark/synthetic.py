@@ -1,4 +1,4 @@
-"""What is measured unless the user gives data: tars of drawn images, and caches of random features.
+"""Synthetic data, used unless the user gives data: tars of drawn images, and caches of random features.
 
 Images have the size of photographs. The cache's own writer makes the caches; their crops are real.
 """
@@ -26,7 +26,7 @@ from pipeline.views.view_tars import ViewTarWriter, tar_sample
 HEIGHT, WIDTH = 375, 500
 IMAGE_BYTES = 105_000  # of a tar for each image, about as in ImageNet
 _SEED = 12
-_DRAWN = 48  # images of which each mosaic shows some
+_DRAWN = 48  # images that the mosaics are made of
 _MOSAICS = 512
 _SCALE = 2.0**-6  # with codes of about one std in 127
 

@@ -52,7 +52,7 @@ def array_specs(schema: CacheSchema) -> dict[str, ArraySpec]:
 
 
 def row_arrays(schema: CacheSchema) -> dict[str, ArraySpec]:
-    """Return the arrays with rows, of which a unit has a shard each."""
+    """Return the arrays with rows; a unit has one shard of each."""
     return {spec.name: spec for spec in _with_rows(schema)}
 
 

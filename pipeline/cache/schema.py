@@ -175,7 +175,7 @@ class CacheSchema(Section):
 
     @property
     def stored_patches(self) -> int:
-        """K, the patches of a view whose features are stored: the first of a ranking, or all N."""
+        """K, the patches of a view with stored features: the first of a ranking, or all N."""
         return count_of_share(self.patches, self.keep)
 
     @property

@@ -1,6 +1,6 @@
 """The zarr side of a cache: one group, one array per level and one per kind of row. Each unit has a shard.
 
-An array's zarr.json follows from the schema and the number of units, so a comparison tells if one is right.
+An array's zarr.json follows from the schema and the number of units, so a wrong one is found by comparison.
 """
 
 import errno
@@ -191,7 +191,7 @@ def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
 
     Raises CacheError for another version, and for attributes that do not match their digest or make no sense.
     """
-    what = f"the schema of cache {cache!r}"
+    what = f"the schema in {GROUP_FILE} of cache {cache!r}"
     try:
         attributes = parse_json(data)["attributes"]
         values, digest = attributes[_ATTRIBUTE], attributes.get("digest")

@@ -147,7 +147,7 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
 
 
 def damaged_commit(unit: Unit, error: CacheError) -> Finding:
-    """Return the finding for a unit whose commit cannot be used; what cures it follows from the finding."""
+    """Return the finding for a unit with an unusable commit; the finding says what cures it."""
     return Finding(str(error).rpartition(": ")[0], unit=unit)
 
 

@@ -1,4 +1,4 @@
-"""What a subject is shown: labelled images of tars or of a cache. What is left out is counted."""
+"""Labelled images for an evaluation, from tars or from a cache. Images that are left out are counted."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -53,11 +53,11 @@ class Data(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it lies."""
+        """The path or URL of the data."""
 
     @property
     def kind(self) -> Literal["tars", "cache"]:
-        """What it is."""
+        """The kind of source, for the report."""
 
     def views(self, left_out: LeftOut) -> Iterator[LabelledView]:
         """Yield the views of all images that are whole and labelled, and count the others."""

@@ -39,7 +39,7 @@ _BYTES_A_LISTED_UNIT = 120
 
 @dataclass(frozen=True)
 class SizeForecast:
-    """Sizes of a whole cache, of which `finished` of `units` exist already."""
+    """Sizes of a whole cache; `finished` of its `units` exist already."""
 
     tars: int
     views: int
@@ -177,7 +177,7 @@ def refuse_full_disk(
 
 
 def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
-    """Return the units that exist of those that the options ask for."""
+    """Return those of the requested units that exist."""
     covered = {tar.name for tar in options.tars}
     units = committed(cache.folder, cache.units) if cache else []
     return [unit for unit in units if unit.source in covered and unit.view < options.views]

@@ -1,4 +1,4 @@
-"""What an extraction of one process has done, and how many seconds each of its parts was busy."""
+"""What one process has extracted, and how many seconds each part of it was busy."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class Tally:
     images: int = 0
     views: int = 0
     skipped: list[SkippedImage] = field(default_factory=list)
-    unlabelled: int = 0  # images whose label is not a whole number
+    unlabelled: int = 0  # images with a label that is not a whole number
     first_unlabelled: tuple[str, str] = ("", "")  # key and reason
     elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
     failed: dict[str, str] = field(default_factory=dict)  # tar to reason

@@ -1,4 +1,4 @@
-"""The seam between data, objective and loop: what an objective is given, what it returns and must know."""
+"""The interface of objectives: what an objective is given, what it returns and what it must declare."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

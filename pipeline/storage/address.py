@@ -19,12 +19,12 @@ def is_url(address: str | Path) -> bool:
 
 
 def absolute(address: str) -> str:
-    """Return an address that means the same from any working folder."""
+    """Return an address that means the same in any working folder."""
     return address if is_url(address) else str(Path(address).resolve())
 
 
 def printable(address: str) -> str:
-    """Return an address, or a text with one, without what may be secret in it: user, password and query."""
+    """Return an address, or a text with one, without its secret parts: user, password and query."""
     return _SECRET.sub("", address) if "://" in address else address
 
 

@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all, and locks that end with their holder."""
+"""Local files that appear whole or not at all, and locks that the system frees if their holder dies."""
 
 import ctypes
 import errno
@@ -29,7 +29,7 @@ class WrittenFile:
 
 
 class DigestedFile:
-    """A new file written from front to back, with its digest, so that it need not be read again for that."""
+    """A new file written from front to back; it computes its digest while it writes."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, 0

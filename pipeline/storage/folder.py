@@ -1,4 +1,4 @@
-"""What a cache needs of the folder that it lives in. A key is a path below that folder, with slashes.
+"""The interface of a cache's folder, on any storage. A key is a path below the folder, with slashes.
 
 Errors are OSErrors as for files, FileNotFoundError among them, wherever the folder is.
 """
@@ -44,10 +44,10 @@ class Folder(Protocol):
         """Create a file whole unless it is there; tell whether this call created it."""
 
     def take(self, source: Path, key: str) -> None:
-        """Put a finished local file in the place of whatever is there; the source is gone afterwards."""
+        """Move a finished local file to a key, over whatever is there; the source is gone afterwards."""
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
-        """Let the finished local folder `source` appear as the folder `key` unless it is there; tell whether.
+        """Publish the finished local folder `source` as the folder `key` unless it exists; return whether.
 
         Where a folder cannot appear at once, its file `marker` is created first and decides who makes it;
         others with the same marker finish what it began. Raises StorageError for a marker of other bytes.
@@ -63,7 +63,7 @@ class Folder(Protocol):
         """Claim a piece of work, to avoid double work; yields whether no one else has claimed it."""
 
     def moving(self) -> AbstractContextManager[None]:
-        """Hold the right to move files into place, if there is one; correctness rests on `create`."""
+        """Hold the lock for moving files into place, if any; correctness depends on `create` alone."""
 
     def scratch(self) -> AbstractContextManager[Path]:
         """Lend a private local folder from which `take` is cheap, and sweep those of processes that died."""

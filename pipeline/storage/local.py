@@ -1,4 +1,4 @@
-"""A folder of a disk: files appear by rename, commits by link, and locks end with their holder."""
+"""A folder on a disk: files appear by rename, commits by link; the system frees the locks of the dead."""
 
 import errno
 import os
@@ -204,7 +204,7 @@ def _remove(folder: Path, sweeping: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of dead processes; those of other hosts, whose locks may be unseen, after a day."""
+    """Remove folders of dead processes; those of other hosts after a day: their locks may be invisible."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
             if _of_this_host(folder.name) or _is_old(folder):

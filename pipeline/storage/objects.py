@@ -1,4 +1,4 @@
-"""A prefix of an object store as a Folder: whole objects, and conditional puts to be first."""
+"""A prefix of an object store as a Folder: whole objects, and conditional puts, which only one maker wins."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 << 20  # of a multipart upload
 _MOST_PARTS = 9_000  # S3 takes 10,000
-_WRITER = "writer"  # metadata of an object: tells a put whose answer was lost from another's
+_WRITER = "writer"  # metadata of an object: identifies our own put if its answer was lost
 _CREATE_TRIES = 5
 _UPDATE_TRIES = 50
 _CLAIMS = "logs/claims"
@@ -166,7 +166,7 @@ class ObjectFolder:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """Hold an object of that name, unless another process that is alive does."""
+        """Hold an object of that name, unless another live process holds it."""
         key = f"{_CLAIMS}/{name}.json"
         claim = Claim(self._store, key, self._url(key), self._claim_expiry)
         held = claim.take()
@@ -177,7 +177,7 @@ class ObjectFolder:
                 claim.release()
 
     def moving(self) -> AbstractContextManager[None]:
-        """Hold nothing: there is no lock."""
+        """Hold nothing: object stores have no locks."""
         return nullcontext()
 
     def scratch(self) -> AbstractContextManager[Path]:

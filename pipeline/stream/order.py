@@ -80,7 +80,7 @@ class SampleOrder:
             start += window.size
 
     def parts(self, batch_size: int, epoch: int, step: int) -> Iterator[WindowPart]:
-        """Yield for ever what batches of `batch_size` samples are made of, from a step of an epoch on."""
+        """Yield without end the parts that make batches of `batch_size`, from a step of an epoch on."""
         last = self.steps_per_epoch(batch_size) * batch_size
         for current in count(epoch):
             first = step * batch_size if current == epoch else 0
@@ -126,7 +126,7 @@ class SampleOrder:
         return fewest // batch_size
 
     def _dealt(self, chunks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
-        """Deal chunks by descending size, so that no permutation changes a rank's number of samples."""
+        """Deal chunks by descending size, so that no permutation changes a rank's sample count."""
         return chunks[np.argsort(-chunks[:, 2], kind="stable")][rank :: self.world_size]
 
     def chunks(self, view: int) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
 
 
 def have_few_classes(labels: Sequence[NDArray[Any]]) -> bool:
-    """Tell whether chunks have clearly fewer classes each than their labels (n,) would give them shuffled."""
+    """Return whether chunks have clearly fewer classes each than if their labels (n,) were shuffled."""
     shuffled = generator(0, "labels").permutation(np.concatenate(labels))
     expected = np.split(shuffled, np.cumsum([len(found) for found in labels])[:-1])
     classes, if_shuffled = (sum(len(np.unique(part)) for part in parts) for parts in (labels, expected))

@@ -1,4 +1,4 @@
-"""Slots in shared memory, each for a window of samples, made once and used again and again."""
+"""Slots in shared memory, each for a window of samples, made once and reused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

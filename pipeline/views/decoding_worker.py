@@ -1,7 +1,7 @@
 """A decoding worker and the shared memory in which images go to it, and pixels and crops come back.
 
-Samples and views travel as they are, but with a slice in the place of an image's or crop's bytes: where they
-lie in the arena of the job. Bytes that did not fit into the arena stay themselves.
+Samples and views are pickled, but the bytes of an image or crop are replaced by a slice, their place in the
+arena of the job. Bytes that did not fit into the arena are pickled, too.
 """
 
 import math
@@ -70,7 +70,7 @@ class Arena:
         return bytes(self._memory[stored]) if isinstance(stored, slice) else stored
 
     def clear(self) -> None:
-        """Put from the beginning again."""
+        """Start again from the beginning."""
         self._end = 0
 
 
@@ -84,7 +84,7 @@ class JobResult:
 
 
 def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
-    """Do jobs, which are (slot, maker, samples), until the owner hangs up."""
+    """Do jobs (slot, maker, samples) until the owner closes the pipe."""
     torch.set_num_threads(1)
     memory = SharedMemory(memory_name)
     while True:

@@ -122,7 +122,7 @@ def _existing(path: Path) -> list[str]:
 
 
 def _local_matches(path: Path) -> list[str]:
-    """Return the tars of a pattern. Braces and brackets in the names of folders that exist are no pattern."""
+    """Return the tars of a pattern. Braces and brackets in the names of existing folders are not patterns."""
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
     for pattern in (root / name for name in _braces(str(path.relative_to(root)))):
@@ -193,7 +193,7 @@ def _listed(path: Path) -> list[str]:
     for name in named:
         if not name.endswith(".tar"):
             raise ConfigError(
-                f"{shown} is taken for a text list, but its line {name[:80]!r} does not end in .tar: "
+                f"{shown} is read as a text list, but its line {name[:80]!r} does not end in .tar: "
                 + _ACCEPTED
             )
     return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]
