@@ -116,9 +116,10 @@ def extended_units(
     sizes = dict(sources) | dict(present)
     most_views = max((unit.view + 1 for unit in units), default=0)
     older = {unit.source for unit in units}
-    if views < most_views and (name := next((name for name, _ in sources if name not in older), None)):
+    late = next((name for name, _ in sources if name not in older), None)
+    if late and views < most_views:
         raise ConfigError(
-            f"--views {views} is too few for new tar {name!r}: this cache has {most_views} views: "
+            f"--views {views} is too few for new tar {late!r}: this cache has {most_views} views: "
             f"give --views {most_views}"
         )
     known = {(unit.source, unit.view) for unit in units}
