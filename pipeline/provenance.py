@@ -1,4 +1,4 @@
-"""Where results come from: version, commit, command, host and time, for run.json and the log of a cache."""
+"""The origin of results: version, commit, command, host and time, for run.json and the log of a cache."""
 
 import platform
 import re

@@ -20,7 +20,7 @@ _SHOWN = 20  # skipped images; a damaged data set may have thousands
 Shards = Annotated[
     list[str],
     typer.Argument(
-        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar a line. "
+        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar per line. "
         "Extending a cache needs the new tars only."
     ),
 ]

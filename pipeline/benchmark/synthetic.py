@@ -32,7 +32,7 @@ _SCALE = 2.0**-6  # with codes of about one std in 127
 
 
 def write_photographs(folder: Path, count: int, tars: int) -> None:
-    """Write labelled JPEGs into tars FOLDER/drawn-000000.tar and on: mosaics of the demo's images."""
+    """Write labelled JPEGs, mosaics of the demo's images, into tars from FOLDER/drawn-000000.tar on."""
     folder.mkdir(parents=True)
     rows, columns = -(-HEIGHT // SIDE), -(-WIDTH // SIDE)
     tiles = np.stack([image(_SEED, index).pixels for index in range(_DRAWN)])

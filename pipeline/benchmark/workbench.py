@@ -30,7 +30,7 @@ _LEAST_BATCH = 64
 
 
 class Workbench:
-    """Everything lies in `folder`, which the caller removes; `log` gets a line before a large write."""
+    """All files are in `folder`, which the caller removes; `log` gets a line before a large write."""
 
     def __init__(
         self, options: BenchOptions, recipe: RunConfig, folder: Path, log: Callable[[str], None]

@@ -1,4 +1,4 @@
-"""Where everything of a cache lies: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
+"""The layout of a cache: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
 
 import math
 from collections.abc import Iterable, Iterator

@@ -155,7 +155,7 @@ class Cache:
             return read(unit)
         except FileNotFoundError:
             raise CacheError(
-                f"{commit_key(unit)} of cache {self.address!r} has gone: "
+                f"{commit_key(unit)} of cache {self.address!r} is missing: "
                 "run the same extract-teacher command again"
             ) from None
 

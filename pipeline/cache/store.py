@@ -106,7 +106,7 @@ def _rows_of(data: bytes) -> int:
 
 
 def is_exact(data: bytes, spec: ArraySpec, units: int) -> bool:
-    """Tell whether an array's zarr.json is what zarr writes for so many units, or more: a cache may grow."""
+    """Return whether an array's zarr.json is what zarr writes for that many units, or more: caches grow."""
     if not spec.by_rows:
         return data == array_metadata(spec, 0)
     try:

@@ -97,7 +97,7 @@ def _read(cache: Cache, key: str) -> bytes:
 
 
 def _is_older(copy: bytes, cache: Cache) -> bool:
-    """Tell whether a copy of units.json is what it was at some time."""
+    """Return whether a copy of units.json is what it was at some time."""
     try:
         units = parse_units(copy, cache.address)
     except CacheError:
@@ -161,7 +161,7 @@ def _verify_sizes(cache: Cache, folder: str, expected: dict[str, tuple[int, int]
 
 
 def count_unfinished(cache: Cache) -> int:
-    """Count the files of units without a commit: a maker is at work or has died."""
+    """Count the files of units without a commit: their maker is still working or has died."""
     finished = committed(cache.folder, cache.units)
     tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
     others = sum(name not in tars for name in cache.folder.names(VIEWS))

@@ -37,7 +37,7 @@ class LabelledView:
 
 @dataclass
 class LeftOut:
-    """How many images could not be used, and the first reason of each kind."""
+    """Counts of the images that could not be used, and the first reason of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class CacheViews:
 
 @dataclass(frozen=True)
 class Features:
-    """What a subject makes of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
+    """A subject's features of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
 
     by_name: dict[str, Tensor]
     labels: Tensor

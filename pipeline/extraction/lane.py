@@ -44,7 +44,7 @@ class PixelInput:
 
     @property
     def room(self) -> int:
-        """How many views still fit into the batch."""
+        """The number of views that still fit into the batch."""
         return self._batch_size - self.filled
 
     def add(self, pixels: Pixels) -> DeviceEvent | None:

@@ -61,7 +61,7 @@ class SizeForecast:
 
 @dataclass(frozen=True)
 class RateForecast:
-    """How fast an extraction will be."""
+    """The expected speed of an extraction."""
 
     sizes: SizeForecast
     teacher_rate: float  # views a second of one device
@@ -161,7 +161,7 @@ def refuse_full_disk(
 ) -> None:
     """Raise StorageError if what is missing will surely not fit onto the disk; writes nothing.
 
-    Tars behind URLs are not counted for that, and where there is one among them nothing is refused.
+    Nothing is refused if a tar is behind a URL, since such tars are not counted.
     """
     free, units = open_folder(options.cache).free_bytes(), len(options.tars) * options.views
     missing = units - len(_finished(options, cache))
@@ -186,7 +186,7 @@ def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
 def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
     """Return bytes, for tars of any length: batches and open chunks of all views, input, shared memory.
 
-    The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
+    Not counted are the programs themselves and, on a GPU, the rounding of page-locked copies.
     """
     row_bytes = view_bytes(schema)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows

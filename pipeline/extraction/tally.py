@@ -1,4 +1,4 @@
-"""What one process has extracted, and how many seconds each part of it was busy."""
+"""Counts of what one process has extracted, and the busy seconds of each of its parts."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ PARTS = ("read", "decode", "teacher", "write", "publish")
 
 @dataclass
 class Tally:
-    """What one process has done."""
+    """Counts of what one process has extracted."""
 
     units: int = 0
     images: int = 0

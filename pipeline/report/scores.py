@@ -39,7 +39,7 @@ class DataFacts(Section):
 
 
 class Outcome(Section):
-    """What one evaluation found with one representation; `per_class` is the first metric by class index.
+    """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
     a reader must know.

@@ -95,8 +95,8 @@ def meeting_point(process: Process, environment: Environment = os.environ) -> tu
             port = str(20000 + steps % 12000)
     if not (address and port):
         raise ConfigError(
-            f"the {process.world_size} processes do not know where to meet: set MASTER_ADDR to the first "
-            "machine and MASTER_PORT to a free port of it, such as 29500, for all of them; torchrun sets both"
+            f"the {process.world_size} processes have no meeting point: set MASTER_ADDR to the first "
+            "machine and MASTER_PORT to a free port of it, such as 29500, in all of them; torchrun sets both"
         )
     return address, _number({"MASTER_PORT": port}, "MASTER_PORT")
 

@@ -14,7 +14,7 @@ _SECRET = re.compile(r"(?<=://)[^/\s]*@|(?<=\?)\S+")
 
 
 def is_url(address: str | Path) -> bool:
-    """Tell whether an address is a URL rather than a path."""
+    """Return whether an address is a URL rather than a path."""
     return "://" in str(address)
 
 

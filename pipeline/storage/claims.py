@@ -78,7 +78,7 @@ class Claim:
 
 
 def _is_of_dead_process(data: bytes) -> bool:
-    """Tell whether a claim is of this host and its process is gone.
+    """Return whether a claim is of this host and its process is gone.
 
     A restarted container may give this process the number of the dead one, so each claim has a token.
     """

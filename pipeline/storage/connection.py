@@ -95,7 +95,7 @@ def with_retries(work: Callable[[], Result]) -> Result:
 
 
 def out_of_range(error: BaseError) -> bool:
-    """Tell whether a range was refused because it begins beyond the object's end."""
+    """Return whether a range was refused because it begins beyond the object's end."""
     return "status code: 416" in str(error)
 
 

@@ -20,10 +20,10 @@ class Folder(Protocol):
 
     @property
     def parallel_reads(self) -> int:
-        """How many reads to have under way at once: 1 on a disk, more where each costs a round trip."""
+        """The number of reads to keep in flight: 1 on a disk, more where each costs a round trip."""
 
     def exists(self, key: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of a file, fewer if it is shorter; raises FileNotFoundError."""
@@ -41,7 +41,7 @@ class Folder(Protocol):
         """Write a file whole: a reader sees the old one or the new one."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a file whole unless it is there; tell whether this call created it."""
+        """Create a file whole unless it is there; return whether this call created it."""
 
     def take(self, source: Path, key: str) -> None:
         """Move a finished local file to a key, over whatever is there; the source is gone afterwards."""

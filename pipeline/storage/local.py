@@ -49,7 +49,7 @@ class LocalFolder:
         return str(self.path)
 
     def exists(self, key: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
         return (self.path / key).exists()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:

@@ -50,7 +50,7 @@ class ObjectFolder:
         return type(self), (self.address,)
 
     def exists(self, key: str) -> bool:
-        """Tell whether an object is there."""
+        """Return whether an object is there."""
         try:
             with self._errors(key):
                 obstore.head(self._store, key)
@@ -127,7 +127,7 @@ class ObjectFolder:
         made = self.create(f"{key}/{marker}", data)
         if not made and self.read(f"{key}/{marker}") != data:
             raise StorageError(
-                f"{self._url(key)!r} was begun by another process with other contents: "
+                f"{self._url(key)!r} was started by another process with other contents: "
                 "run the command again once that one is under way, or remove the folder if none is"
             )
         present = {} if made else self.sizes(key)  # an object is whole; it may have been extended
@@ -139,7 +139,7 @@ class ObjectFolder:
         return made
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
-        """Replace an object by a function of what it holds, if no one else has meanwhile, else again."""
+        """Replace an object by a function of its bytes; try again if another process was faster."""
 
         def fetch() -> tuple["GetResult", bytes]:
             found = obstore.get(self._store, key)

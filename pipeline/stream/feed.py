@@ -108,7 +108,7 @@ class WorkerFeed:
         except WorkerStalledError:
             raise StreamError(
                 f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does "
-                "not answer or the machine swaps: mend that, then continue with --resume"
+                "not respond or the machine swaps: fix that, then continue with --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(

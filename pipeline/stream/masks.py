@@ -1,4 +1,4 @@
-"""Which patches of a sample are visible, and where their tokens lie in a stored row."""
+"""Masks of samples: the visible patches, and the places of their tokens in a stored row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -119,8 +119,9 @@ class SampleOrder:
             most = f"choose at most {fewest * self.world_size}"
             if not fewest:
                 most = f"it has fewer chunks of {BLOCK_ROWS} samples than ranks; use fewer ranks"
+            ranks = f"{self.world_size} rank{'s' * (self.world_size > 1)}"
             raise ConfigError(
-                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks "
+                f"train.global_batch {batch_size * self.world_size} on {ranks} "
                 f"is larger than the data of an epoch: {most}"
             )
         return fewest // batch_size
@@ -140,7 +141,7 @@ class SampleOrder:
 
 
 def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
-    """Tell whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
+    """Return whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
     chunks = order.chunks(order.views[0])
     spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
     labels = []

@@ -23,7 +23,7 @@ from pipeline.teacher.source import not_plain
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """How a tower ranks its patches: from the output (B, prefix + N, D) of one block to (B, N) float32."""
+    """A tower's ranking of its patches: from the output (B, prefix + N, D) of one block to (B, N) float32."""
 
     block: int
     of: Callable[[Tensor], Tensor]

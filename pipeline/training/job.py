@@ -53,7 +53,7 @@ class TrainingJob:
 
     @property
     def pinned(self) -> dict[str, Any]:
-        """What a resumed run must find unchanged."""
+        """The facts that a resumed run must find unchanged."""
         units = hashlib.sha256(b"".join(self.spec.order.units["digest"].tolist())).hexdigest()
         return {
             "cache": self.cache.digest,

@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: after which step, by which signal (0: none), and whether it was compiled."""
+    """The end of the loop: after which step, by which signal (0: none), and whether it was compiled."""
 
     done: int
     stopped_by: int
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: after how many of its steps, in how many seconds, and by which signal (0: none)."""
+    """The end of a run: after how many of its steps, in how many seconds, by which signal (0: none)."""
 
     done: int
     steps: int

@@ -200,7 +200,7 @@ class Trainer:
 
 
 def is_compiler_failure(error: Exception) -> bool:
-    """Tell whether an exception comes from making code for a step and not from running it."""
+    """Return whether an exception comes from making code for a step and not from running it."""
     if isinstance(error, TorchDynamoException):
         return True
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -140,7 +140,7 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Return a writable copy, as torch wants it, in 8 bits."""
+    """Return a writable copy in 8 bits; torch needs writable arrays."""
     if image.mode.startswith("I;16") or (image.mode, image.format) == (
         "I",
         "PPM",

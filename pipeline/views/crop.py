@@ -18,7 +18,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class CropBox:
-    """Where a view lies in its source image, in pixels, and whether it is mirrored."""
+    """The place of a view in its source image, in pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -43,7 +43,7 @@ class CropBox:
 
 @dataclass(frozen=True)
 class CropPolicy:
-    """How views are drawn: bounds of the crop's share of the area, and the probability of a flip."""
+    """The settings for drawing views: bounds of the crop's share of the area, and the flip probability."""
 
     size: int
     scale: tuple[float, float]

@@ -29,7 +29,7 @@ _ARENA_BYTES = (
 
 @dataclass(frozen=True)
 class JobRoom:
-    """How the memory of a job is laid out: pixels of V views of square images, then an arena; picklable."""
+    """The memory layout of a job: pixels of V views of square images, then an arena; picklable."""
 
     views: int
     image_size: int
@@ -76,7 +76,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job gave and its seconds, or the traceback of what went wrong."""
+    """The results of a job and its seconds, or the traceback of its error."""
 
     seconds: float = 0.0
     results: Sequence[SampleViews | SkippedImage] = ()

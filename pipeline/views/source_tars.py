@@ -19,7 +19,7 @@ from pipeline.views.sample import IMAGE_EXTENSIONS
 
 _ACCEPTED = (
     "give a brace pattern such as 'train-{000000..000009}.tar', a glob, tars, a folder of .tar files, "
-    "or a text file that lists one tar a line; tars and folders may be URLs"
+    "or a text file that lists one tar per line; tars and folders may be URLs"
 )
 _PACK = "pack the images into webdataset tars of KEY.jpg and KEY.cls first"
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
@@ -85,7 +85,7 @@ def _expand(spec: str) -> list[str]:
 
 
 def _is_object(url: str) -> bool:
-    """Tell whether what looks like a pattern is the very name of an object."""
+    """Return whether what looks like a pattern is the very name of an object."""
     if not (_PATTERN.search(url) and url.startswith(STORE_SCHEMES)):
         return False
     try:

@@ -174,7 +174,7 @@ def test_a_unit_made_again_with_other_content_is_refused(made):
     (path / commit_key(cache.units[0])).unlink()
     with pytest.raises(
         CacheError,
-        match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again",
+        match=r"commits/a\.v00\.json of cache .* is missing: run the same extract-teacher command again",
     ):
         cache.pinned_commit(pinned[0])
     caches.publish(path, cache.schema, cache.units[0], seed=99)
