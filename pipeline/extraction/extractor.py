@@ -190,8 +190,7 @@ class Extractor:
                 f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
                 "split it into smaller tars"
             )
-        # Collect unused lanes now. Otherwise an older tar waits for their batches and blocks the tars after
-        # it.
+        # Collect unused lanes now. Otherwise an older tar waits for their batches and blocks those after it.
         idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
         for lane in idle:
             lane.collect()
@@ -242,9 +241,9 @@ class Extractor:
         try:
             size = tar_size(tar.source.address)
         except OSError as error:
+            reason = error.strerror or error
             return (
-                f"tar {name!r} cannot be found again after it was read ({error.strerror or error}); "
-                "restore it and run the same command again"
+                f"tar {name!r} cannot be found again after it was read ({reason}); restore it and run again"
             )
         if size != tar.source.size:
             return f"tar {name!r} was replaced while it was read; run the same command again"

@@ -139,9 +139,7 @@ def test_a_tar_that_disappears_after_it_was_read_fails_alone(monkeypatch, finish
     with monkeypatch.context() as patch:
         patch.setattr(Extractor, "_publish", lose_the_first)
         tally, missing = extract(cache, shards)
-    reason = (
-        "cannot be found again after it was read (no such file); restore it and run the same command again"
-    )
+    reason = "cannot be found again after it was read (no such file); restore it and run again"
     assert (tally.units, missing) == (2, 2)
     assert tally.failed == {"train-0000.tar": f"tar 'train-0000.tar' {reason}"}
     (tmp_path / "away").rename(shards[0].address)
