@@ -69,18 +69,20 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
 def _expand(spec: str) -> list[str]:
     """Return the addresses that a spec stands for, at least one."""
     if is_url(spec):
-        found = [spec] if _is_object(spec) else [tar for url in _braces(spec) for tar in _remote_matches(url)]
-        if not found:
-            raise ConfigError(f"shards {printable(spec)!r} match no .tar file: {_ACCEPTED}")
-        return found
+        if _is_object(spec):
+            return [spec]
+        return [tar for url in _braces(spec) for tar in _some(url, _remote_matches(url))]
     path = Path(spec)
     try:
         path = path if _is_there(path) else path.expanduser()
     except RuntimeError as error:
         raise ConfigError(f"shards {spec!r} cannot be found ({error}): {_ACCEPTED}") from None
-    found = _existing(path) if _is_there(path) else _local_matches(path)
+    return _existing(path) if _is_there(path) else _local_matches(path)
+
+
+def _some(pattern: str, found: list[str]) -> list[str]:
     if not found:
-        raise ConfigError(f"shards {spec!r} match no .tar file: {_ACCEPTED}")
+        raise ConfigError(f"shards {printable(pattern)!r} match no .tar file: {_ACCEPTED}")
     return found
 
 
@@ -125,12 +127,12 @@ def _local_matches(path: Path) -> list[str]:
     """Return the tars of a pattern. Braces and brackets in the names of folders that exist are no pattern."""
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
-    for pattern in (root / name for name in _braces(str(path.relative_to(root)))):
+    for pattern in [root / name for name in _braces(str(path.relative_to(root)))]:
         if _is_there(pattern):
             found += _existing(pattern)
         elif _WILDCARD.search(str(pattern)):
-            root = next(folder for folder in pattern.parents if _is_there(folder))
-            found += _tars(root.glob(str(pattern.relative_to(root))))
+            base = next(folder for folder in pattern.parents if _is_there(folder))
+            found += _some(str(pattern), _tars(base.glob(str(pattern.relative_to(base)))))
         else:
             found.append(str(pattern))
     return found

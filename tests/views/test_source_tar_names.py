@@ -91,6 +91,14 @@ def test_a_zero_padded_range_keeps_its_digits(tars):
     assert found("t-{008..010}.tar") == ["t-008.tar", "t-009.tar", "t-010.tar"]
 
 
+def test_braces_and_a_wildcard_find_the_tars_of_every_folder(tars):
+    for name in ("data/a/x-1.tar", "data/a/x-2.tar", "data/b/x-3.tar"):
+        (tars / name).parent.mkdir(parents=True, exist_ok=True)
+        (tars / name).write_bytes(b"x")
+    assert found("data/{a,b}/x-*.tar") == ["data/a/x-1.tar", "data/a/x-2.tar", "data/b/x-3.tar"]
+    assert found("data/{b,a}/x-[13].tar") == ["data/b/x-3.tar", "data/a/x-1.tar"]
+
+
 def test_a_list_takes_paths_from_its_own_folder_and_whole_ones(tars):
     (tars / "deep" / "list").write_text(f"a.tar\n{tars / 'b.tar'}\n")
     assert found("deep/list") == ["deep/a.tar", str(tars / "b.tar")]
@@ -100,6 +108,8 @@ REFUSED = {
     "{a..d}.tar": "shard 'd.tar' does not exist: give a brace pattern",
     "none.tar": "shard 'none.tar' does not exist: give a brace pattern",
     "q*.tar": "shards 'q*.tar' match no .tar file: give a brace pattern",
+    "{deep,gone}/a*.tar": "shards 'gone/a*.tar' match no .tar file: give a brace pattern",
+    "deep/{er,.}/v-*.tar": "shards 'deep/er/v-*.tar' match no .tar file: give a brace pattern",
     "none": "shard 'none' has no name that ends in .tar",
     "{a..c.tar": "shards '{a..c.tar' have a brace without its partner",
     "{0..99999999999}.tar": "are more than the 1,000,000 tars that are accepted",
