@@ -10,7 +10,10 @@ from pipeline.storage.local import LocalFolder
 STORE_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
-_SECRET = re.compile(r"(?<=://)[^/\s]*@|(?<=\?)\S+")
+_USER = re.compile(r"(?<=://)[^/\s\"]*@")  # with a password, which may have an @ and a single quote
+# All after the question mark of a web address, and key=value after one of any address: elsewhere it is a
+# wildcard. The quote after an address is not part of it.
+_QUERY = re.compile(r"(?P<web>https?://[^?\s\"']*\?)[^\s\"']+|(?<=\?)[\w.%~-]+=[^\s\"']*")
 
 
 def is_url(address: str | Path) -> bool:
@@ -24,8 +27,10 @@ def absolute(address: str) -> str:
 
 
 def printable(address: str) -> str:
-    """Return an address, or a text with one, without what may be secret in it: user, password and query."""
-    return _SECRET.sub("", address) if "://" in address else address
+    """Return an address, or a text with some, without what may be secret: user, password and query."""
+    if "://" not in address:
+        return address
+    return _QUERY.sub(r"\g<web>", _USER.sub("", address))
 
 
 def name_fault(name: str) -> str:

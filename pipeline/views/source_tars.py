@@ -195,7 +195,7 @@ def _listed(path: Path) -> list[str]:
     for name in named:
         if not name.endswith(".tar"):
             raise ConfigError(
-                f"{shown} is taken for a text list, but its line {name[:80]!r} does not end in .tar: "
+                f"{shown} is taken for a text list, but its line {printable(name)[:80]!r} does not end in .tar: "
                 + _ACCEPTED
             )
     return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]
