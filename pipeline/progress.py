@@ -34,7 +34,7 @@ class ProgressDisplay:
         self._task = self._bar.add_task(title, total=total, completed=done, text=self._counts(done))
 
     def update(self, done: int, text: str, total: int | None = None) -> None:
-        """Show that `done` of the total are done, which may be better known by now."""
+        """Show that `done` of the total are done; `total` may be a better estimate than before."""
         now = time.monotonic()
         self._total = self._total if total is None else total
         counts = self._counts(done, now)

@@ -1,4 +1,4 @@
-"""Where results come from: version, commit, command, host and time, for run.json and the log of a cache."""
+"""The origin of results: version, commit, command, host and time, for run.json and the log of a cache."""
 
 import platform
 import shlex
@@ -31,7 +31,7 @@ def provenance(*libraries: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command as a shell takes it, without secrets and with bytes that are not UTF-8 escaped."""
+    """Return the command as shell input, without secrets; bytes that are not UTF-8 are escaped."""
     words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]
     return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 

@@ -1,4 +1,4 @@
-"""What all commands share at their edge with a person: -h, --version, errors in one sentence, the device."""
+"""The parts that all commands share: -h, --version, errors in one sentence, stop requests, the device."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def cli_errors(
 
 
 def describe_signal(number: int) -> str:
-    """Return how a person calls a signal."""
+    """Return a signal's name for a person."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 

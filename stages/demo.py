@@ -67,7 +67,7 @@ def _clear(folder: Path) -> None:
 
 
 def _cpu() -> str:
-    """Return what the processor is called, and how many cores this process may use."""
+    """Return the processor's name, and how many cores this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

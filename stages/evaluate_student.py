@@ -1,4 +1,4 @@
-"""evaluate-student: judge a run's student, an untrained one, a teacher or a timm model."""
+"""evaluate-student: evaluate a run's student, an untrained one, a teacher or a timm model."""
 
 import json
 import os
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 app = new_app()
 
 Name = Annotated[str, typer.Argument(help="What is evaluated: knn.")]
-Run = Annotated[Path | None, typer.Option(help="Judge the student of this run.")]
+Run = Annotated[Path | None, typer.Option(help="Evaluate the student of this run.")]
 Untrained = Annotated[
-    bool, typer.Option("--untrained", help="Judge a student before its first step: of --run, or of --config.")
+    bool,
+    typer.Option("--untrained", help="Evaluate a student before its first step: of --run, or of --config."),
 ]
 Teacher = Annotated[
-    str | None, typer.Option(help="Judge a teacher, such as open_clip:ViT-B-16-quickgelu/openai.")
+    str | None, typer.Option(help="Evaluate a teacher, such as open_clip:ViT-B-16-quickgelu/openai.")
 ]
-Model = Annotated[str | None, typer.Option(help="Judge a plain ViT of timm: its name, or local-dir:PATH.")]
+Model = Annotated[str | None, typer.Option(help="Evaluate a plain ViT of timm: its name, or local-dir:PATH.")]
 Recipe = Annotated[
     Path | None, typer.Option("--config", help="Recipe of an untrained student without a run.")
 ]
@@ -42,17 +43,15 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the evaluation, such as k=10."),
 ]
-ImageSize = Annotated[
-    int, typer.Option(min=1, help="Side of a view where neither a cache nor a run says it.")
-]
+ImageSize = Annotated[int, typer.Option(min=1, help="Side of a view, if neither a cache nor a run gives it.")]
 PatchSize = Annotated[
-    int, typer.Option(min=1, help="Side of a patch where neither a cache nor a run says it.")
+    int, typer.Option(min=1, help="Side of a patch, if neither a cache nor a run gives it.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Report = Annotated[
-    Path | None, typer.Option(help="Run whose scores and report get the result; default: --run, if trained.")
+    Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
 PrintConfig = Annotated[
@@ -62,7 +61,7 @@ PrintConfig = Annotated[
 
 @dataclass(frozen=True)
 class _Choice:
-    """Who is judged and what is shown, as the options say."""
+    """The network and the data that the options choose."""
 
     run: Path | None
     untrained: bool
@@ -118,7 +117,7 @@ def evaluate_student(
     out: Out = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Judge a student, a teacher or a timm model by what it makes of labelled images.
+    """Evaluate the features of a student, a teacher or a timm model on labelled images.
 
     knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS. Its
     keys are k, temperature and shared_keys.
@@ -147,7 +146,7 @@ def evaluate_student(
 
 
 def _opened(choice: _Choice, asked: tuple[int, int]) -> tuple["Cache | None", tuple[int, int]]:
-    """Return the cache, and the image and patch size as the run, else the cache, else the options say."""
+    """Return the cache, and the image and patch size of the run, else of the cache, else of the options."""
     from pipeline.cache.reader import Cache
     from pipeline.training.run_folder import read_run
 
@@ -190,7 +189,7 @@ def _subject(choice: _Choice, sizes: tuple[int, int], device: "torch.device") ->
 
 
 def _report(choice: _Choice, scores: list["Score"]) -> None:
-    """Print the scores and what is odd about them, and write them where the options say."""
+    """Print the scores and warnings about them, and write them where the options say."""
     from pipeline.report.run_page import write_run_report
     from pipeline.report.scores import add_scores, scores_json
 

@@ -20,7 +20,7 @@ _SHOWN = 20  # skipped images; a damaged data set may have thousands
 Shards = Annotated[
     list[str],
     typer.Argument(
-        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar a line. "
+        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar per line. "
         "Extending a cache needs the new tars only."
     ),
 ]
@@ -73,7 +73,7 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="Only the first N tars: a trial that a later run continues.")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done and how long; write nothing.")
+    bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; write nothing.")
 ]
 
 
@@ -124,7 +124,7 @@ def extract_teacher(
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    """Resolve shards, rank and device. What needs no torch is checked first: importing it takes seconds."""
+    """Resolve shards, rank and device. Checks without torch come first: importing it takes seconds."""
     from pipeline.cache.reader import Cache
     from pipeline.cache.writer import is_empty
     from pipeline.storage.address import open_folder

@@ -78,7 +78,7 @@ def _print_config(file: Path | None, assignments: list[str]) -> None:
 def _train(
     address: str, run: Path, file: Path | None, assignments: list[str], mode: "Resume", device: str
 ) -> "Result":
-    # What needs no torch comes first, so that a wrong path or option is answered at once.
+    # Checks without torch come first, so that a wrong path or option is reported at once.
     check_device_name(device)
     if (process := this_process()).world_size > 1:
         meeting_point(process)
@@ -126,7 +126,7 @@ def _print_result(result: "Result", run: Path, report: Path, mode: "Resume") -> 
 
 
 def _advice(run: Path, mode: "Resume") -> str:
-    """Say how to continue, by what the run folder holds."""
+    """Return how to continue, from what the run folder holds."""
     started = (run / "run.json").exists()
     return (
         "continue with --resume" if started and mode == "never" else "run the same command again to continue"

@@ -1,4 +1,4 @@
-"""What feeds the step, without a step: the loader, its reads against raw ones, and its own overhead."""
+"""Measures data loading without a training step: the loader, its reads against raw reads, its overhead."""
 
 import os
 import time
@@ -30,7 +30,7 @@ Chunk = tuple[Commit, int]  # of a unit, by number
 
 
 def measure_loader(bench: Workbench) -> Iterator[Figure]:
-    """Yield images and bytes per second that the workers deliver to the device when no step takes time."""
+    """Yield the images and bytes per second that the workers deliver to the device when no step runs."""
     job, options = bench.job, bench.options
     count = max(options.steps, _LEAST_SAMPLES // options.batch_size)
     with BatchStream(job.cache, job.spec, options.device, options.workers) as stream:
@@ -52,12 +52,12 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
 
 
 def array_names(job: TrainingJob) -> list[str]:
-    """Return the arrays of the cache of which training reads every chunk."""
+    """Return the arrays of the cache that training reads whole."""
     return ["index", *WindowReader(job.cache, job.spec).arrays]
 
 
 def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
-    """Return the beginning of an epoch's first window, and its chunks."""
+    """Return the first part of an epoch's first window, and its chunks."""
     whole, order = next(job.spec.order.windows(0)), job.spec.order
     window = Window(whole.number, whole.start, whole.chunks[:_MOST_CHUNKS])
     chunks = window.chunks[:, :2].tolist()

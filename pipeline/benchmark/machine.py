@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and the most that its matrix units gave in the same run."""
+"""The machine of a benchmark, and the peak rate of its matrix units in the same run."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""How all is measured: variants alternate in rounds, since machines drift, and figures have a spread."""
+"""How measurements are made: variants alternate in rounds, because the speed of a machine drifts."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,13 +58,13 @@ def take_turns(
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once the device has done all that it was given."""
+    """Return once the device has finished all work that was launched on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how long a piece of work takes, the device's part included."""
+    """Return the wall-clock seconds of a piece of work, including its part on the device."""
     wait_for(device)
     begin = time.perf_counter()
     work()
@@ -73,7 +73,7 @@ def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def core_seconds(work: Callable[[], object]) -> float:
-    """Return the processor time of a piece of work in all threads of this process, without waiting."""
+    """Return the CPU seconds of a piece of work in all threads of this process; waiting does not count."""
     begin = time.process_time()
     work()
     return time.process_time() - begin
@@ -81,7 +81,7 @@ def core_seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Give torch a number of threads for a while."""
+    """Set torch's number of threads inside this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

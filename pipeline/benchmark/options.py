@@ -1,4 +1,4 @@
-"""What a benchmark measures, and how much of it: defaults follow from the recipe and the machine."""
+"""What a benchmark measures and how often; the defaults depend on the recipe and the machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class BenchOptions:
 
     @property
     def short_rounds(self) -> int:
-        """Rounds of what takes a fraction of a second."""
+        """Rounds of a measurement that takes a fraction of a second."""
         return min(9, 3 * self.rounds)
 
     @property

@@ -1,7 +1,7 @@
-"""The step of the published algorithm (MaskAlign, arXiv 2211.08887), written plainly, to compare with.
+"""A plain training step of the published algorithm (MaskAlign, arXiv 2211.08887), for comparison.
 
 It embeds the whole image and then gathers, runs the teacher in the step, stacks block outputs and then
-mixes them, compiles nothing, and uses float16 on a GPU. Images lie on the device: reading is not included.
+mixes them, compiles nothing, and uses float16 on a GPU. Images are on the device: reading does not count.
 """
 
 from collections.abc import Callable

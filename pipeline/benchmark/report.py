@@ -1,4 +1,4 @@
-"""What a benchmark prints: the table, which part limits, and which goals are reached."""
+"""Prints a benchmark: the table, the slowest part, and which goals are reached."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _CACHED_TO_IN_LOOP = {"ViT-B-16": 2.0, "ViT-L-14": 4.0, "ViT-H-14": 6.5}
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound of a figure's median, on machines where it means something."""
+    """A bound of a figure's median, for the machines that it applies to."""
 
     figure: str
     bound: float
@@ -53,7 +53,7 @@ def goals(options: BenchOptions) -> Iterator[Goal]:
 
 
 def print_result(options: BenchOptions, result: Result) -> None:
-    """Print machine, figures and what they mean; where stdout is not a terminal, the table is Markdown."""
+    """Print machine, figures and conclusions; if stdout is not a terminal, the table is Markdown."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
@@ -77,7 +77,7 @@ def print_result(options: BenchOptions, result: Result) -> None:
 
 
 def conclusions(options: BenchOptions, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield what the figures of a run mean, and which goals they reach."""
+    """Yield the conclusions from the figures of a run, and the goals that they reach."""
     if "step.streamed" in figures:
         waits, streamed = figures["step.wait_share"].median, figures["ratio.streamed_to_resident"].median
         limit = "data: give more workers, or see which of reads, decoding and overhead is slow"

@@ -1,4 +1,4 @@
-"""One benchmark: the parts in turn, and what comes of them as one object for machines."""
+"""One benchmark: runs its parts in turn and returns the figures as one JSON object."""
 
 import tempfile
 import time
@@ -34,7 +34,7 @@ _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found, by the figures' names, and on what."""
+    """The figures of a benchmark by name, and the machine and options that they belong to."""
 
     machine: dict[str, Any]
     configuration: dict[str, Any]

@@ -61,7 +61,7 @@ def measure_teacher(bench: Workbench) -> Iterator[Figure]:
 
 
 def measure_extraction(bench: Workbench) -> Iterator[Figure]:
-    """Yield views per second of whole extractions, and of each part over the time that it was busy."""
+    """Yield views per second of whole extractions, and of each part during the time that it was busy."""
     slow = bench.options.device.type == "cpu" and bench.options.recipe != "tiny"
     rates: list[float] = []
     parts: dict[str, list[float]] = {}
@@ -96,7 +96,7 @@ def compare_extraction(figures: Mapping[str, Figure], options: BenchOptions) -> 
 
 
 def measure_disk(bench: Workbench) -> Iterator[Figure]:
-    """Yield the rates of one large file: written and flushed, and read after it left the page cache."""
+    """Yield the rates of one large file: write and flush, then read from the disk and not the page cache."""
     path, data, host = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK), torch.device("cpu")
     buffer = memoryview(bytearray(_DISK_CHUNK))
 

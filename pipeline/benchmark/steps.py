@@ -1,4 +1,4 @@
-"""Training steps side by side: on resident data, streamed, with the teacher in the loop, and published."""
+"""Compares training steps: resident data, streamed data, teacher in the loop, published algorithm."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +23,7 @@ from pipeline.training.trainer import Trainer
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
-_COUNTED = 2  # samples whose operations are counted
+_COUNTED = 2  # samples for which operations are counted
 _TITLES = {
     "resident": "step on resident data",
     "streamed": "step fed by the stream",
@@ -33,14 +33,14 @@ _TITLES = {
 
 
 class Turn(NamedTuple):
-    """One variant in one round: images per second, and the share of the time in which it waited for data."""
+    """One variant in one round: images per second, and the share of the time spent waiting for data."""
 
     rate: float
     wait_share: float = 0.0
 
 
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
-    """Yield the figures of the kinds of steps among the chosen parts."""
+    """Yield the figures of each kind of step that was chosen."""
     job, options, device = bench.job, bench.options, bench.options.device
     few = max(min(_FEW, options.steps), options.steps // 10)  # steps of a round of the slow ones
     targets = cached_targets(job.cache, job.spec.levels, job.config.objective.target)
@@ -69,7 +69,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
 
 
 def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
-    """Return the targets of a job, made by the teacher itself in each step."""
+    """Return the targets of a job, computed by the teacher in each step."""
     objective, has_cls = job.config.objective, teacher.facts.has_cls
     return TeacherTargets(
         lambda views: teacher.features(views).hidden, has_cls, objective.target, objective.needs

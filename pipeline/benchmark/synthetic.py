@@ -1,4 +1,4 @@
-"""What is measured unless the user gives data: tars of drawn images, and caches of random features.
+"""Synthetic data, used unless the user gives data: tars of drawn images, and caches of random features.
 
 Images have the size of photographs. The cache's own writer makes the caches; their crops are real.
 """
@@ -26,13 +26,13 @@ from pipeline.views.view_tars import ViewTarWriter, tar_sample
 HEIGHT, WIDTH = 375, 500
 IMAGE_BYTES = 105_000  # of a tar for each image, about as in ImageNet
 _SEED = 12
-_DRAWN = 48  # images of which each mosaic shows some
+_DRAWN = 48  # images that the mosaics are made of
 _MOSAICS = 512
 _SCALE = 2.0**-6  # with codes of about one std in 127
 
 
 def write_photographs(folder: Path, count: int, tars: int) -> None:
-    """Write labelled JPEGs into tars FOLDER/drawn-000000.tar and on: mosaics of the demo's images."""
+    """Write labelled JPEGs, mosaics of the demo's images, into tars from FOLDER/drawn-000000.tar on."""
     folder.mkdir(parents=True)
     rows, columns = -(-HEIGHT // SIDE), -(-WIDTH // SIDE)
     tiles = np.stack([image(_SEED, index).pixels for index in range(_DRAWN)])

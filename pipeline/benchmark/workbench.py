@@ -1,4 +1,4 @@
-"""What the parts of a benchmark share: images, teacher, caches and training, each made when first needed."""
+"""Images, teacher, caches and training for all parts of a benchmark, each made when first needed."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _LEAST_BATCH = 64
 
 
 class Workbench:
-    """Everything lies in `folder`, which the caller removes; `log` gets a line before a large write."""
+    """All files are in `folder`, which the caller removes; `log` gets a line before a large write."""
 
     def __init__(
         self, options: BenchOptions, recipe: RunConfig, folder: Path, log: Callable[[str], None]
@@ -39,7 +39,7 @@ class Workbench:
 
     @cached_property
     def tars(self) -> list[SourceTar]:
-        """The source tars: as many of the user's as hold enough images, or drawn ones."""
+        """The source tars: the user's, as many as it takes for enough images, or drawn ones."""
         images = self.options.images
         if not self.options.shards:
             return self._drawn("images", images, max(2, images // _IMAGES_OF_A_TAR))
@@ -54,7 +54,7 @@ class Workbench:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher on the device; untrained where the cache's own is not given, which is as fast."""
+        """The teacher on the device; an untrained one, equally fast, if the cache's own is not given."""
         return build_teacher(self.extraction_options())
 
     @cached_property
@@ -68,7 +68,7 @@ class Workbench:
 
     @cached_property
     def read_cache(self) -> Cache:
-        """The cache whose reads are measured: with chunks as large as B/16's, unlike the tiny recipe's."""
+        """The cache for measuring reads: its chunks are as large as B/16's, unlike the tiny recipe's."""
         if self.options.cache or self.options.recipe != "tiny":
             return self.cache
         plain = build_schema(self.extraction_options(), self.teacher)
@@ -84,7 +84,7 @@ class Workbench:
 
     @cached_property
     def read_job(self) -> TrainingJob:
-        """The same on the cache whose reads are measured, with a batch that few chunks fill."""
+        """The same on `read_cache`, with a batch that few chunks fill."""
         return self._build_job(self.read_cache, min(_LEAST_BATCH, self.options.batch_size))
 
     def _build_job(self, cache: Cache, batch: int) -> TrainingJob:

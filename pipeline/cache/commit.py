@@ -36,7 +36,7 @@ class CommitHead(Section):
 
     @property
     def name(self) -> str:
-        """How messages name the unit."""
+        """The unit's name in messages."""
         return unit_name(self.unit, self.source, self.view)
 
 

@@ -30,7 +30,7 @@ class JoinedChunk:
 
     @property
     def name(self) -> str:
-        """How messages name the chunk."""
+        """The chunk's name in messages."""
         return f"{self.unit}, rows {self.first_row} to {self.first_row + len(self.keys) - 1}"
 
     @property

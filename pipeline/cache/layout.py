@@ -1,4 +1,4 @@
-"""Where everything of a cache lies: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
+"""The layout of a cache: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -52,7 +52,7 @@ def array_specs(schema: CacheSchema) -> dict[str, ArraySpec]:
 
 
 def row_arrays(schema: CacheSchema) -> dict[str, ArraySpec]:
-    """Return the arrays with rows, of which a unit has a shard each."""
+    """Return the arrays with rows; a unit has one shard of each."""
     return {spec.name: spec for spec in _with_rows(schema)}
 
 

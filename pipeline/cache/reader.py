@@ -95,7 +95,7 @@ class Cache:
         if missing := sorted(chosen - stored):
             raise ConfigError(
                 f"views {missing} are not in cache {self.address!r}: it has {sorted(stored)}; "
-                "choose of these, or add --views"
+                "choose from these, or add --views"
             )
         wanted = [unit for unit in self.units if unit.view in chosen]
         found = self._table(wanted)
@@ -146,7 +146,7 @@ class Cache:
             return read(unit)
         except FileNotFoundError:
             raise CacheError(
-                f"{commit_key(unit)} of cache {self.address!r} has gone: "
+                f"{commit_key(unit)} of cache {self.address!r} is missing: "
                 "run the same extract-teacher command again"
             ) from None
 
@@ -157,7 +157,7 @@ class Cache:
         if missing:
             raise ConfigError(
                 f"levels {missing} are not in cache {self.address!r}: it holds {list(stored)}; "
-                "choose of these, or extract again"
+                "choose from these, or extract again"
             )
         return tuple(range(len(stored))) if levels is None else tuple(stored.index(level) for level in levels)
 

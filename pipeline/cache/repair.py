@@ -78,7 +78,7 @@ def _units_again(folder: Folder, schema_digest: str) -> tuple[Unit, ...]:
 def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     """Remove or rewrite what the findings name; return what was done, line by line.
 
-    A unit is verified once more before it is removed: a disk may have been away, or someone may have made it
+    A unit is verified again before it is removed: a disk may have been offline, or someone may have made it
     again. Raises CacheError for a cache of a newer version.
     """
     if cache.schema.is_newer:

@@ -1,4 +1,4 @@
-"""What a cache says of itself: the attributes of its group. Documented in cache_schema.md."""
+"""The description stored in a cache: the attributes of its group. Documented in cache_schema.md."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Encoding = Literal["int8", "int4", "float16"]
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """How an encoding lies in its arrays: dtype, channels per stored value, largest code."""
+    """The storage format of an encoding: dtype, channels per stored value, largest code."""
 
     dtype: np.dtype[Any]
     channels_per_value: int
@@ -44,7 +44,7 @@ ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
 
 
 class TeacherFacts(Section):
-    """What is known of a teacher: made by pipeline.teacher, stored with the cache, read by the student.
+    """Facts of a teacher: made by pipeline.teacher, stored with the cache, read by the student.
 
     input_size: side in pixels of the images that the tower sees. mean, std: of R, G, B in [0, 1]. precision:
     the arithmetic of its forward pass. weights_sha256: of the vision tower as it was loaded, before its
@@ -167,7 +167,7 @@ class CacheSchema(Section):
 
     @property
     def stored_patches(self) -> int:
-        """K, the patches of a view whose features are stored: the first of a ranking, or all N."""
+        """K, the patches of a view with stored features: the first of a ranking, or all N."""
         return count_of_share(self.patches, self.keep)
 
     @property
@@ -177,7 +177,7 @@ class CacheSchema(Section):
 
     @property
     def code_format(self) -> CodeFormat:
-        """How the features lie in their arrays."""
+        """The storage format of the features."""
         return CODE_FORMATS[self.encoding]
 
     @property

@@ -1,4 +1,4 @@
-"""What a cache holds and costs: counted from its commits, when finished, and under other encodings."""
+"""Sizes of a cache: now, counted from its commits; when finished; and under other encodings."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

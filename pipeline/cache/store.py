@@ -1,6 +1,6 @@
 """The zarr side of a cache: one group, one array per level and one per kind of row. Each unit has a shard.
 
-An array's zarr.json follows from the schema and the number of units, so a comparison tells if one is right.
+An array's zarr.json follows from the schema and the number of units, so a wrong one is found by comparison.
 """
 
 import errno
@@ -106,7 +106,7 @@ def _rows_of(data: bytes) -> int:
 
 
 def is_exact(data: bytes, spec: ArraySpec, units: int) -> bool:
-    """Tell whether an array's zarr.json is what zarr writes for so many units, or more: a cache may grow."""
+    """Return whether an array's zarr.json is what zarr writes for that many units, or more: caches grow."""
     if not spec.by_rows:
         return data == array_metadata(spec, 0)
     try:
@@ -191,7 +191,7 @@ def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
 
     Raises CacheError for another version, and for attributes that do not match their digest or make no sense.
     """
-    what = f"the schema of cache {cache!r}"
+    what = f"the schema in {GROUP_FILE} of cache {cache!r}"
     try:
         attributes = parse_json(data)["attributes"]
         values, digest = attributes[_ATTRIBUTE], attributes.get("digest")

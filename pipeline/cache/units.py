@@ -52,7 +52,7 @@ class Unit(Section):
 
     @property
     def name(self) -> str:
-        """How messages name the unit."""
+        """The unit's name in messages."""
         return unit_name(self.unit, self.source, self.view)
 
     @property

@@ -1,4 +1,4 @@
-"""The whole of a verification: restore, look, repair, read everything, and say what came of it."""
+"""A complete verification: restore metadata, check, repair, read everything, and report the result."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.storage.address import open_folder
 
 @dataclass(frozen=True)
 class Verification:
-    """What was verified: the cache as it is now, and what to say of it."""
+    """The result of a verification: the cache as it is now, and the sentence to report."""
 
     cache: Cache
     verdict: str

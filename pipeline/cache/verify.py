@@ -96,7 +96,7 @@ def _read(cache: Cache, key: str) -> bytes:
 
 
 def _is_older(copy: bytes, cache: Cache) -> bool:
-    """Tell whether a copy of units.json is what it was at some time."""
+    """Return whether a copy of units.json is what it was at some time."""
     try:
         units = parse_units(copy, cache.address)
     except CacheError:
@@ -146,7 +146,7 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
 
 
 def damaged_commit(unit: Unit, error: CacheError) -> Finding:
-    """Return the finding for a unit whose commit cannot be used; what cures it follows from the finding."""
+    """Return the finding for a unit with an unusable commit; the finding says what cures it."""
     return Finding(str(error).rpartition(": ")[0], unit=unit)
 
 
@@ -160,7 +160,7 @@ def _verify_sizes(cache: Cache, folder: str, expected: dict[str, tuple[int, int]
 
 
 def count_unfinished(cache: Cache) -> int:
-    """Count the files of units without a commit: a maker is at work or has died."""
+    """Count the files of units without a commit: their maker is still working or has died."""
     finished = committed(cache.folder, cache.units)
     tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
     others = sum(name not in tars for name in cache.folder.names(VIEWS))

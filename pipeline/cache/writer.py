@@ -35,7 +35,7 @@ def foreign_names(folder: Folder) -> set[str]:
 
 
 def is_empty(folder: Folder) -> bool:
-    """Tell whether a cache can be created here: nothing is there but what a maker that died left behind."""
+    """Return whether a cache can be created here: the folder has at most leftovers of a maker that died."""
     return foreign_names(folder) <= {GROUP, LOGS}
 
 
@@ -98,7 +98,7 @@ def extend_cache(
 
 
 def is_committed(folder: Folder, unit: Unit) -> bool:
-    """Tell whether a unit exists."""
+    """Return whether a unit exists."""
     return folder.exists(commit_key(unit))
 
 
@@ -114,7 +114,7 @@ class UnitWriter:
 
     @property
     def view_tar(self) -> Path:
-        """Where the unit's view tar is to be written."""
+        """The path at which to write the unit's view tar."""
         return self._scratch / "view.tar"
 
     def append(self, name: str, rows: store.Values) -> None:

@@ -1,7 +1,7 @@
 """Captioned images for the demo: a form on a ground, both of any colour and texture, amid clutter.
 
-Only the form makes the class. Colours, textures, place, size, tilt and clutter are drawn freely, so features
-that see no form do badly. An image is a pure function of (seed, index).
+Only the form makes the class. Colours, textures, place, size, tilt and clutter are random, so features
+that ignore the form score badly. An image is a pure function of (seed, index).
 """
 
 import math

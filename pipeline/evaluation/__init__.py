@@ -1,1 +1,1 @@
-"""What a network is worth: a Subject is judged by what it makes of Data, and a Score says what came of it."""
+"""Evaluation of networks: a Subject computes features of Data, and a Score holds the result."""

@@ -1,4 +1,4 @@
-"""What a subject is shown: labelled images of tars or of a cache. What is left out is counted."""
+"""Labelled images for an evaluation, from tars or from a cache. Images that are left out are counted."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -37,7 +37,7 @@ class LabelledView:
 
 @dataclass
 class LeftOut:
-    """How many images could not be used, and the first reason of each kind."""
+    """Counts of the images that could not be used, and the first reason of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Data(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it lies."""
+        """The path or URL of the data."""
 
     @property
     def kind(self) -> Literal["tars", "cache"]:
-        """What it is."""
+        """The kind of source, for the report."""
 
     def views(self, left_out: LeftOut) -> Iterator[LabelledView]:
         """Yield the views of all images that are whole and labelled, and count the others."""
@@ -118,7 +118,7 @@ class CacheViews:
 
 @dataclass(frozen=True)
 class Features:
-    """What a subject makes of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
+    """A subject's features of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
 
     by_name: dict[str, Tensor]
     labels: Tensor

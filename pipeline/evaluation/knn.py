@@ -94,7 +94,7 @@ def knn_predictions(
     temperature: float = 0.07,
     groups: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Classify `queries` (m, C) by the k most similar of `bank` (n, C), whose labels are (n,): labels (m,).
+    """Classify `queries` (m, C) by the k most similar of `bank` (n, C) with its `labels` (n,): labels (m,).
 
     Groups (n,) and (m,) are integers that name the image behind a row: entries of the query's own group do
     not vote. All on one device. Raises ConfigError for a k of more than the entries that may vote, and
@@ -146,7 +146,7 @@ def _numbered(bank: Sequence[object], queries: Sequence[object]) -> tuple[Tensor
 
 
 def _notes(bank: Features, queries: Features) -> Iterator[str]:
-    """Say what makes an accuracy mean less than it seems to."""
+    """Return what makes an accuracy mean less than it seems to."""
     if queries is bank:
         images = Counter(
             label for label, _, _ in set(zip(bank.labels.tolist(), bank.tars, bank.keys, strict=True))

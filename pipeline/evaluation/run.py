@@ -15,7 +15,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {"knn": Knn}
 def run_evaluation(
     evaluation: Evaluation, subject: Subject, data: Data, test: Data | None = None, *, batch_size: int = 128
 ) -> list[Score]:
-    """Judge a subject by what it makes of labelled data: a Score for each representation.
+    """Evaluate a subject on labelled data; returns a Score for each representation.
 
     `data` is what may be learnt from (of k-NN, the bank); without `test` the evaluation holds out parts of
     it. Raises ConfigError for settings that do not fit the data, CacheError or SourceError for data that

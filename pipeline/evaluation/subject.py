@@ -1,4 +1,4 @@
-"""Who is judged: a student, an untrained one, a teacher or a timm model, in one shape."""
+"""The network to evaluate: a student, an untrained student, a teacher or a timm model, in one form."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One network to judge, in evaluation mode on its device.
+    """One network to evaluate, in evaluation mode on its device.
 
     `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and
     ascending block numbers to a tensor (B, prefix + N, C) for each block, after the final norm; it normalises
@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and pixels must be."""
+        """The device of the network; pixels must be on it, too."""
         return next(self.module.parameters()).device
 
     def tokens(self, pixels: Tensor, block: int = -1) -> Tokens:

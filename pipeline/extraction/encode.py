@@ -1,4 +1,4 @@
-"""The teacher's part: batches of fixed composition in, encoded arrays out."""
+"""Runs the teacher: batches of fixed composition in, encoded arrays out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -91,7 +91,7 @@ def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> 
 
 @dataclass
 class EncodingBatch:
-    """A batch on its way through a device: what stays there, and what is copied to the host at once."""
+    """A batch in flight: what stays on the device, and what is copied to the host at once."""
 
     keys: Sequence[str]
     unit: Unit
@@ -129,7 +129,7 @@ class FeatureEncoder:
         self._features = compiled(self.features) if self.compiled else self.features
 
     def prepare(self) -> None:
-        """Compile for whole batches now: it takes minutes, which no rate should contain."""
+        """Compile for whole batches now: it takes minutes, which must not count in a rate."""
         if self.compiled:
             side = self._schema.view.image_size
             pixels = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
@@ -140,7 +140,7 @@ class FeatureEncoder:
     def launch(self, pixels: Tensor, keys: Sequence[str], unit: Unit) -> EncodingBatch:
         """Begin to encode the first of the views (b, S, S, 3) uint8 on the device: images `keys` of a unit.
 
-        What lies behind them fills up the batch.
+        The rows behind them only fill up the batch.
         """
         begun = DeviceEvent(self.device)
         count = len(keys)

@@ -41,7 +41,7 @@ _HEADER_BYTES = (
 
 @dataclass
 class _Tar:
-    """A tar whose units are being made, and what is held until they are: the claim on it, open files."""
+    """A tar in progress, with the claim and the open files that it holds until its units are made."""
 
     source: SourceTar
     builders: list[UnitBuilder]
@@ -59,7 +59,7 @@ class _Tar:
 
     @property
     def is_done(self) -> bool:
-        """Whether all rows are on their way to the files."""
+        """Whether all rows are handed to the writing threads."""
         return self.is_read and not any(builder.under_way for builder in self.builders)
 
 
@@ -85,7 +85,7 @@ class Extractor:
         self.tally = Tally()
 
     def run(self, tars: Sequence[SourceTar], units: Sequence[Unit]) -> None:
-        """Make the missing units, tar by tar in the order of `tars`. One that fails is noted and left out."""
+        """Make the missing units, in the order of `tars`. A tar that fails is noted and left out."""
         with (
             self._folder.scratch() as scratch,
             WriterThreads() as threads,
@@ -134,7 +134,7 @@ class Extractor:
     def _begin(
         self, source: SourceTar, units: Sequence[Unit], scratch: Path, threads: WriterThreads
     ) -> _Tar | None:
-        """Claim a tar and begin its missing units; None if another process is at it or has made them."""
+        """Claim a tar and begin its missing units; None if another process works on it or has made them."""
         with ExitStack() as held:
             if not held.enter_context(self._folder.claimed(source.name)):
                 self.tally.elsewhere.append(source.name)
@@ -169,7 +169,7 @@ class Extractor:
             yield group
 
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
-        """Send groups through decoding and teacher; yields tars whose rows are all on their way to files."""
+        """Send groups through decoding and teacher; yields each tar once the writers have all its rows."""
         for job in self._decoder.jobs(groups):
             self._push(job)
             while self._open and self._open[0].is_done:

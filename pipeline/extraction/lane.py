@@ -1,4 +1,4 @@
-"""The way of one view from pixels to files: the teacher's input, batches under way, and their units.
+"""One view from pixels to files: the teacher's input, batches in flight, and their units.
 
 There is one lane for each view of an image. A batch holds images of one unit only: its composition, and with
 it the last bits of its features, depends on the unit alone, not on the tars before it or on the number of
@@ -44,7 +44,7 @@ class PixelInput:
 
     @property
     def room(self) -> int:
-        """How many views still fit into the batch."""
+        """The number of views that still fit into the batch."""
         return self._batch_size - self.filled
 
     def add(self, pixels: Pixels) -> DeviceEvent | None:
@@ -69,7 +69,7 @@ class PixelInput:
         return batch
 
     def begin(self) -> None:
-        """Begin another batch; what was asked of the device until now has the last one for itself."""
+        """Begin another batch; the work launched so far keeps the last batch for itself."""
         self.filled = 0
         if self._copies is not None:
             self._used[self._turn] = torch.cuda.current_stream().record_event()
@@ -79,7 +79,7 @@ class PixelInput:
 
 
 class Lane:
-    """One view's way through the device. One batch computes while the one before it is collected."""
+    """Takes one view through the device. One batch computes while the one before it is collected."""
 
     def __init__(self, index: int, encoder: FeatureEncoder, image_size: int) -> None:
         """Take the lane's index among the views that a job comes with."""
@@ -111,7 +111,7 @@ class Lane:
             self._pixels.begin()
 
     def collect(self, keep: int = 0) -> None:
-        """Wait until only `keep` batches are under way; rows, or their fault, go to their units."""
+        """Wait until only `keep` batches are in flight; rows, or their fault, go to their units."""
         while len(self._under_way) > keep:
             builder, batch = self._under_way.popleft()
             try:

@@ -24,7 +24,7 @@ Compile = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """What is extracted, from where, and how. Raises ConfigError for values that fit no teacher."""
+    """Options of an extraction. Raises ConfigError for values that are wrong with any teacher."""
 
     shards: "Sequence[SourceTar]"
     cache: str
@@ -81,7 +81,7 @@ class ExtractionOptions:
 
     @cached_property
     def view(self) -> "ViewSchema":
-        """How views are drawn and stored."""
+        """The settings for drawing and storing views."""
         from pipeline.cache.schema import ViewSchema
         from pipeline.views.codec import DECODER
         from pipeline.views.crop import RESIZE
@@ -99,14 +99,14 @@ class ExtractionOptions:
 
     @property
     def policy(self) -> "CropPolicy":
-        """How views are drawn."""
+        """The settings for drawing views."""
         from pipeline.views.crop import CropPolicy
 
         return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
 
     @property
     def maker(self) -> "ViewMaker":
-        """What makes the first view."""
+        """The maker of the first view."""
         from pipeline.views.maker import ViewMaker
 
         return ViewMaker(self.policy, (0,), self.view_format)

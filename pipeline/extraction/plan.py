@@ -39,7 +39,7 @@ _BYTES_A_LISTED_UNIT = 120
 
 @dataclass(frozen=True)
 class SizeForecast:
-    """Sizes of a whole cache, of which `finished` of `units` exist already."""
+    """Sizes of a whole cache; `finished` of its `units` exist already."""
 
     tars: int
     views: int
@@ -61,7 +61,7 @@ class SizeForecast:
 
 @dataclass(frozen=True)
 class RateForecast:
-    """How fast an extraction will be."""
+    """The expected speed of an extraction."""
 
     sizes: SizeForecast
     teacher_rate: float  # views a second of one device
@@ -161,7 +161,7 @@ def refuse_full_disk(
 ) -> None:
     """Raise StorageError if what is missing will surely not fit onto the disk; writes nothing.
 
-    Tars behind URLs are not counted for that, and where there is one among them nothing is refused.
+    Nothing is refused if a tar is behind a URL, since such tars are not counted.
     """
     free, units = open_folder(options.cache).free_bytes(), len(options.tars) * options.views
     missing = units - len(_finished(options, cache))
@@ -177,7 +177,7 @@ def refuse_full_disk(
 
 
 def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
-    """Return the units that exist of those that the options ask for."""
+    """Return those of the requested units that exist."""
     covered = {tar.name for tar in options.tars}
     units = committed(cache.folder, cache.units) if cache else []
     return [unit for unit in units if unit.source in covered and unit.view < options.views]
@@ -186,7 +186,7 @@ def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
 def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
     """Return bytes, for tars of any length: batches and open chunks of all views, input, shared memory.
 
-    The programs themselves come on top, and on a GPU what page-locked copies are rounded up by.
+    Not counted are the programs themselves and, on a GPU, the rounding of page-locked copies.
     """
     row_bytes = view_bytes(schema)
     rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows

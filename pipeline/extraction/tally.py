@@ -1,4 +1,4 @@
-"""What an extraction of one process has done, and how many seconds each of its parts was busy."""
+"""Counts of what one process has extracted, and the busy seconds of each of its parts."""
 
 import time
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ PARTS = ("read", "decode", "teacher", "write", "publish")
 
 @dataclass
 class Tally:
-    """What one process has done."""
+    """Counts of what one process has extracted."""
 
     units: int = 0
     images: int = 0
     views: int = 0
     skipped: list[SkippedImage] = field(default_factory=list)
-    unlabelled: int = 0  # images whose label is not a whole number
+    unlabelled: int = 0  # images with a label that is not a whole number
     first_unlabelled: tuple[str, str] = ("", "")  # key and reason
     elsewhere: list[str] = field(default_factory=list)  # tars that another process is at
     failed: dict[str, str] = field(default_factory=dict)  # tar to reason

@@ -36,7 +36,7 @@ class WriterThreads:
         self._seconds = [0.0] * _THREADS
 
     def submit(self, number: int, work: Callable[..., None], *arguments: object) -> Future[None]:
-        """Let a thread do some work."""
+        """Queue work for a thread."""
 
         def timed() -> None:
             begin = time.perf_counter()
@@ -94,7 +94,7 @@ class UnitBuilder:
         return self._keys[self._launched - count : self._launched]
 
     def take(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
-        """Let the rows of a batch be written."""
+        """Queue the rows of a batch for writing."""
         arrays = enumerate(rows.items(), start=self.unit.view)
         self._writing.append(
             [
@@ -113,7 +113,7 @@ class UnitBuilder:
         return self._files.publish(view_tar, skipped)
 
     def discard(self) -> None:
-        """Give the unit up, or let go of what a published one no longer needs."""
+        """Discard the unit, or free what a published one no longer needs."""
         while self._writing:
             with suppress(Exception):  # whatever it was, the unit is given up
                 self._wait()

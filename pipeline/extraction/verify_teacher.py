@@ -1,4 +1,4 @@
-"""A cache compared with its teacher: it runs again on stored crops, and must give what is stored."""
+"""Compares a cache with its teacher, which runs again on stored crops and must give the stored features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

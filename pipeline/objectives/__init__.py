@@ -1,1 +1,1 @@
-"""What a student learns: one file for each objective. Works on tensors only."""
+"""The objectives that a student learns, one file each. They work on tensors only."""

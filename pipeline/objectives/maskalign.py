@@ -49,7 +49,7 @@ class MaskAlign(ObjectiveConfig):
 
 
 class MaskAlignObjective(Objective):
-    """Encoder, dynamic alignment and loss. Blocks behind the last that a level reads are frozen, not run."""
+    """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an objective asks of the data; the stream delivers no more. Its workers import this without torch."""
+"""What an objective needs of the data; the stream delivers only that. Stream workers import no torch here."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Levels = Literal["none", "last", "chosen"]
 
 @dataclass(frozen=True)
 class Needs:
-    """Of which tokens targets travel, at which of the chosen levels, and which pixels; picklable.
+    """Which tokens need targets, at which of the chosen levels, and which pixels are needed; picklable.
 
     A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where
     `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is
@@ -22,7 +22,7 @@ class Needs:
     positions: bool = False
 
     def targets(self, levels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Return the levels that travel, for "visible" and for "hidden" tokens, where there are any."""
+        """Return the levels that are delivered for "visible" and for "hidden" tokens, if any."""
         named: dict[str, Levels] = {"visible": self.visible, "hidden": self.hidden}
         return {
             part: levels if which == "chosen" else levels[-1:]

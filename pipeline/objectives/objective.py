@@ -1,4 +1,4 @@
-"""The seam between data, objective and loop: what an objective is given, what it returns and must know."""
+"""The interface of objectives: what an objective is given, what it returns and what it must declare."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a student is built for: sizes, and the teacher's block numbers (M,), depth, width D and CLS."""
+    """The facts that a student is built from: sizes, the teacher's blocks (M,), depth, width D and CLS."""
 
     image_size: int
     patch_size: int
@@ -45,7 +45,7 @@ class Setting:
 
 
 class Objective(nn.Module):
-    """A masked encoder with all that is trained beside it. Every parameter that requires a gradient gets one.
+    """A masked encoder with all that is trained with it. Every parameter that requires a gradient gets one.
 
     Attributes: `encoder` is exported and evaluated, `needs` is what the stream delivers, `parts` names the
     terms of the loss.

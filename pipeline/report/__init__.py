@@ -1,1 +1,1 @@
-"""What a run leaves to look at: a self-contained page of charts and images."""
+"""The report of a run: a self-contained page of charts and images."""

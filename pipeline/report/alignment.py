@@ -1,4 +1,4 @@
-"""The dynamic alignment of a run: its last matrix, and where each level's weights lay over the steps."""
+"""The dynamic alignment of a run: its last matrix, and each level's mean block over the steps."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from pipeline.report.page import PageSection
 
 
 def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Return the last alignment matrix (M levels, L blocks), and where its weights lay over the steps."""
+    """Return the last alignment matrix (M levels, L blocks), and each level's mean block over the steps."""
     found = [
         (line["step"], np.array(line["figures"]["alignment"])) for line in metrics if _has_alignment(line)
     ]

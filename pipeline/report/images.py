@@ -1,4 +1,4 @@
-"""Images as a run saw them: whole, with the teacher's importance, and with the hidden patches hatched."""
+"""Images of a run: whole, with the teacher's importance, and with the hidden patches hatched."""
 
 import base64
 import html
@@ -43,7 +43,7 @@ class MaskedImage:
 
 
 def masked(image: MaskedImage) -> Pixels:
-    """Return the image (H, W, 3) uint8 with its hidden patches hatched, as no photograph is."""
+    """Return the image (H, W, 3) uint8 with hatched hidden patches, which look like no photograph."""
     seen = np.zeros(_patches(image), bool)
     seen[image.visible] = True
     row, column = np.indices(image.pixels.shape[:2])

@@ -1,6 +1,6 @@
 """The charts of a report as inline SVG, in colours of the page, so that they follow its light or dark theme.
 
-matplotlib knows no CSS, so it draws in marker colours that are replaced by CSS in the text of the SVG.
+matplotlib does not support CSS, so it draws in marker colours, and the SVG text gets CSS in their place.
 """
 
 import html
@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
-    """Return the steps (n,) and finite values (n,) of a metric; of two lines of a step the later counts."""
+    """Return the steps (n,) and finite values (n,) of a metric; the later of two lines of a step counts."""
     found = {int(line["step"]): float(line[name]) for line in metrics if line.get(name) is not None}
     points = sorted((step, value) for step, value in found.items() if math.isfinite(value))
     steps, values = np.array(points, np.float64).reshape(-1, 2).T

@@ -55,7 +55,7 @@ def write_run_report(folder: Path) -> Path:
 
 
 def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Return where the run has got to, and how fast."""
+    """Return the progress of the run and its speed."""
     if not metrics:
         return PageSection("", '<p class="card">Nothing has been logged yet.</p>')
     names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
@@ -131,7 +131,7 @@ def _facts(run: Run) -> PageSection:
 
 
 def _configuration(run: Run) -> PageSection:
-    """Return all keys that count, first those that differ from the defaults, the paper's recipe for B."""
+    """Return all keys in effect, first those that differ from the defaults, the paper's recipe for B."""
     config, defaults = _flat(run["config"]), _flat(RunConfig().model_dump(mode="json"))
     unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
     rows = sorted(

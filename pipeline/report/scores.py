@@ -1,4 +1,4 @@
-"""What came of an evaluation. scores.json in a run's folder is a list of Scores."""
+"""The results of evaluations. scores.json in a run's folder is a list of Scores."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ SCORES_FILE = "scores.json"
 
 
 class SubjectFacts(Section):
-    """Who was judged. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state."""
+    """The network. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state."""
 
     kind: Literal["run", "untrained", "teacher", "model"]
     name: str
@@ -26,7 +26,7 @@ class SubjectFacts(Section):
 
 
 class DataFacts(Section):
-    """What was shown: images used, images left out by kind, and the SHA-256 of keys and labels."""
+    """The data used: images used, images left out by kind, and the SHA-256 of keys and labels."""
 
     address: str
     kind: Literal["tars", "cache"]
@@ -39,7 +39,7 @@ class DataFacts(Section):
 
 
 class Outcome(Section):
-    """What one evaluation found with one representation; `per_class` is the first metric by class index.
+    """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
     a reader must know.
@@ -129,5 +129,5 @@ def student_digest(run: Path) -> str | None:
 
 
 def is_outdated(score: Score, student: str | None) -> bool:
-    """Whether a score is of other weights than the run's present student, whose digest is given."""
+    """Whether a score belongs to other weights than the run's present student; `student` is its digest."""
     return score.subject.kind == "run" and score.subject.weights != student

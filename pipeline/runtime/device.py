@@ -1,4 +1,4 @@
-"""What lets host and device work side by side: events, a second stream, copies through page-locked memory.
+"""Lets host and device work in parallel: events, a second stream, copies through page-locked memory.
 
 On a CPU every operation is done when its call returns, so there is nothing to wait for.
 """
@@ -25,7 +25,7 @@ def compiled(function: Function) -> Function:
 
 
 class DeviceEvent:
-    """The moment when a device has done what the current stream was asked for so far."""
+    """The moment when a device has finished what the current stream was given so far."""
 
     def __init__(self, device: torch.device, since: "DeviceEvent | None" = None) -> None:
         self._since = since
@@ -49,14 +49,14 @@ class DeviceEvent:
 
 
 class SideStream:
-    """A second stream of a GPU, for work that must not wait for what the first one is asked for next."""
+    """A second stream of a GPU, for work that must not wait for later work on the first one."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Launch on this stream what is launched in this context."""
+        """Work launched in this context runs on this stream."""
         if self._stream is None:
             yield
             return
@@ -70,7 +70,7 @@ class SideStream:
 
 
 def to_host(values: Tensor) -> Tensor:
-    """Begin to copy a tensor to the host; an event recorded afterwards tells when it is there."""
+    """Begin to copy a tensor to the host; an event recorded afterwards completes when it is there."""
     if not values.is_cuda:
         return values
     copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

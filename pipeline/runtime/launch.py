@@ -1,4 +1,4 @@
-"""Which process of a job this one is, whoever started it: torchrun, mpirun, srun, a Slurm array, or a person.
+"""This process's place in its job, started by torchrun, mpirun, srun, a Slurm array or a person.
 
 Both stages read one table of environment variables. The processes of a group start and end together. The
 tasks of a Slurm array are on their own and only share out independent work.
@@ -41,7 +41,7 @@ class Process:
 
 
 def this_process(environment: Environment = os.environ) -> Process:
-    """Return what the launcher says of this process; raises ConfigError if its variables contradict."""
+    """Return what the launcher says about this process; raises ConfigError if its variables contradict."""
     for launcher, *names in _LAUNCHERS:
         required = names if launcher == "mpiexec" else names[:2]
         if any(not environment.get(name) for name in required):
@@ -95,14 +95,14 @@ def meeting_point(process: Process, environment: Environment = os.environ) -> tu
             port = str(20000 + steps % 12000)
     if not (address and port):
         raise ConfigError(
-            f"the {process.world_size} processes do not know where to meet: set MASTER_ADDR to the first "
-            "machine and MASTER_PORT to a free port of it, such as 29500, for all of them; torchrun sets both"
+            f"the {process.world_size} processes have no meeting point: set MASTER_ADDR to the first "
+            "machine and MASTER_PORT to a free port of it, such as 29500, in all of them; torchrun sets both"
         )
     return address, _number({"MASTER_PORT": port}, "MASTER_PORT")
 
 
 def _is_batch_script(environment: Environment) -> bool:
-    """Whether this is a job's own script: it has a rank as well, but no srun has started the other tasks."""
+    """Whether this is a job's batch script: Slurm gives it a rank, but no srun has started other tasks."""
     steps = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
     return "SLURM_JOB_ID" in environment and not any(name in environment for name in steps)
 

@@ -1,4 +1,4 @@
-"""Limits that the system sets to a process, raised as far as it lets us."""
+"""Limits of a process, raised as far as the system allows."""
 
 import resource
 

@@ -1,4 +1,4 @@
-"""Results in order while several pieces of work wait for an answer, more of them where answers are slow."""
+"""Maps a function in order with several calls in flight, and more of them where answers are slow."""
 
 import resource
 import time
@@ -54,7 +54,7 @@ def ordered_map(
 
 
 class _Pace:
-    """How many items are at work at once, from the time that the caller waits."""
+    """Sets how many items run at once, from the time that the caller waits."""
 
     def __init__(self, at_once: int, most: int) -> None:
         self.at_once, self.most = at_once, most
@@ -62,7 +62,7 @@ class _Pace:
         self._waits = False
 
     def look(self) -> None:
-        """Now and then double `at_once` if too much of the time was spent waiting, twice in succession."""
+        """Double `at_once` if two successive checks find that too much of the time was spent waiting."""
         self._results += 1
         if self._results <= _RESULTS_BETWEEN_LOOKS or self.at_once == self.most:
             return
@@ -80,7 +80,7 @@ class _Pace:
             self._waited += time.perf_counter() - begin
 
     def work_here(self, function: Callable[[Item], Result], item: Item) -> Result:
-        """Work in this thread. Only voluntary context switches are waits, preemption is not."""
+        """Work in this thread. A voluntary context switch counts as a wait, preemption does not."""
         switches = resource.getrusage(_OF_THREAD).ru_nvcsw
         begin, worked = time.perf_counter(), time.thread_time()
         try:

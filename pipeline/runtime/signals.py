@@ -1,4 +1,4 @@
-"""Polite requests to end a command: SIGTERM, SIGHUP, SIGUSR1, the first Ctrl-C. All are handled here alone.
+"""Polite requests to end a command: SIGTERM, SIGHUP, SIGUSR1, the first Ctrl-C. Only this file handles them.
 
 Slurm and systemd signal every process of a job, and torchrun then forwards a second SIGTERM or SIGHUP. So the
 first request counts, those that follow change nothing, and only a second Ctrl-C aborts.
@@ -24,7 +24,7 @@ class StoppedError(BaseException):
 
 @dataclass
 class StopRequest:
-    """What has been asked so far: the number of the first signal, 0 for none."""
+    """The request so far: the number of the first signal, 0 for none."""
 
     number: int = 0
     interrupts: int = 0  # how often Ctrl-C was pressed
@@ -40,7 +40,7 @@ class StopRequest:
             raise StoppedError(number)
 
 
-_handling: list[StopRequest] = []  # the one whose handlers are set, if any
+_handling: list[StopRequest] = []  # the one that has set its handlers, if any
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def deferred_stop() -> Iterator[StopRequest]:
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Let processes that are started here never see a polite signal, which a whole process group may get.
+    """Block polite signals in processes started here: a launcher may signal the whole process group.
 
     They inherit the mask. Here a signal stays pending until the end, so none is lost.
     """

@@ -1,8 +1,8 @@
 """Worker processes, forked from a server that has imported what they need and has no threads.
 
-Each worker has its own pipe and shares no lock and no queue with another, so whatever happens to one, even
-in the middle of a message, nobody else waits for it. (A pool of concurrent.futures waits for ever for the
-rest of a result whose writer was killed, because its owner also holds the writing end of the pipe.)
+Each worker has its own pipe and shares no lock or queue with others. So a worker that dies, even in the
+middle of a message, blocks nobody else. (A pool of concurrent.futures holds the writing end of its pipe, too:
+if a worker is killed while it writes a result, the pool waits for the rest forever.)
 """
 
 import multiprocessing
@@ -47,7 +47,7 @@ class WorkerStalledError(Exception):
 
 
 class Owner:
-    """A worker's end of the pipe. When the owner is gone, for whatever reason, the worker ends."""
+    """A worker's end of the pipe. The worker ends when its owner is gone for any reason."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -132,7 +132,7 @@ def resource_tracker_started() -> None:
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Let interpreters that are started here not import from the working folder.
+    """Keep interpreters that are started here from importing from the working folder.
 
     CPython runs multiprocessing's two helpers as `python -c`, which puts the working folder first on the
     path: a user's own pipeline.py or queue.py would be imported and run.
@@ -150,7 +150,7 @@ def safe_path() -> Iterator[None]:
 
 @contextmanager
 def _short_temporary_folder() -> Iterator[None]:
-    """Use a temporary folder whose path is short enough for a socket: batch systems set a long TMPDIR."""
+    """Use a temporary folder with a path short enough for a socket: batch systems set a long TMPDIR."""
     usual = tempfile.gettempdir()
     short = [folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER]
     writable = [folder for folder in short if os.access(folder, os.W_OK | os.X_OK)]
@@ -168,7 +168,7 @@ def _short_temporary_folder() -> Iterator[None]:
 
 @contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Let a process that starts here not import the program's main script, which no worker needs.
+    """Keep a process that starts here from importing the main script, which no worker needs.
 
     multiprocessing would run the script again in every worker. Without a main guard that starts workers
     within workers, and fails; with one it costs the time of the script's imports.
@@ -182,7 +182,7 @@ def _without_main_module() -> Iterator[None]:
 
 
 def _limit_waiting(pipe: Connection, seconds: float) -> None:
-    """Let every read and write fail after a time (0: never), also within a message."""
+    """Make every read and write fail after a time (0: never), also within a message."""
     timeout = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -17,17 +17,17 @@ _QUERY = re.compile(r"(?P<web>https?://[^?\s\"']*\?)[^\s\"']+|(?<=\?)[\w.%~-]+=[
 
 
 def is_url(address: str | Path) -> bool:
-    """Tell whether an address is a URL rather than a path."""
+    """Return whether an address is a URL rather than a path."""
     return "://" in str(address)
 
 
 def absolute(address: str) -> str:
-    """Return an address that means the same from any working folder."""
+    """Return an address that means the same in any working folder."""
     return address if is_url(address) else str(Path(address).resolve())
 
 
 def printable(address: str) -> str:
-    """Return an address, or a text with some, without what may be secret: user, password and query."""
+    """Return an address, or a text with some, without the secret parts: user, password and query."""
     if "://" not in address:
         return address
     return _QUERY.sub(r"\g<web>", _USER.sub("", address))

@@ -1,4 +1,4 @@
-"""Claims on an object store: objects that say which process is at work. They only avoid double work."""
+"""Claims on an object store: objects that say which process works on what. They only avoid double work."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Claim:
         self._thread = threading.Thread(target=self._keep_fresh, name="claim", daemon=True)
 
     def take(self) -> bool:
-        """Take the claim if no one alive has it."""
+        """Take the claim unless a live process has it."""
         with translate_errors(self._url):
             held = self._put("create") or self._put(self._abandoned())
         if held:
@@ -46,7 +46,7 @@ class Claim:
         self._released.set()
         self._thread.join()
         _ours.discard(self._token)
-        with suppress(BaseError, OSError):  # whoever waits will find it stale
+        with suppress(BaseError, OSError):  # the next process will find it stale
             if version_of(obstore.head(self._store, self._key)) == self._version:
                 obstore.delete(self._store, self._key)
 
@@ -61,7 +61,7 @@ class Claim:
         return True
 
     def _abandoned(self) -> dict[str, str] | None:
-        """Return the version of a claim whose holder died, by its age or because it was of this host."""
+        """Return the version of a claim that is too old, or held by a dead process of this host."""
         try:
             found = obstore.get(self._store, self._key)
             data = bytes(found.bytes())
@@ -78,9 +78,9 @@ class Claim:
 
 
 def _is_of_dead_process(data: bytes) -> bool:
-    """Tell whether a claim is of this host and its process is gone.
+    """Return whether a claim is of this host and its process is gone.
 
-    A restarted container may give this process the number of the dead one: the token tells them apart.
+    A restarted container may give this process the number of the dead one, so each claim has a token.
     """
     try:
         values = json.loads(data)

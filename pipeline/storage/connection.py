@@ -40,7 +40,7 @@ _REMEDIES = {
 }
 Result = TypeVar("Result")
 
-# obstore tells the server's answer only in the text of its errors
+# obstore reports the server's answer only in the text of its errors
 _STATUS = re.compile(r"status code: (\d+) ([A-Za-z ]+\b)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
@@ -76,7 +76,7 @@ def _connected(address: str, retries: "RetryConfig") -> ObjectStore:
 
 @contextmanager
 def translate_errors(url: str) -> Iterator[None]:
-    """Turn what obstore raises into an OSError with errno, a sentence and the URL."""
+    """Turn obstore's errors into an OSError with errno, a sentence and the URL."""
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
@@ -84,7 +84,7 @@ def translate_errors(url: str) -> Iterator[None]:
 
 
 def with_retries(work: Callable[[], Result]) -> Result:
-    """Do work; again if its answer begins and breaks off, which obstore does not always retry."""
+    """Do work, and repeat it if its answer breaks off, which obstore does not always retry."""
     for _ in range(_BROKEN_TRIES - 1):
         try:
             return work()
@@ -95,12 +95,12 @@ def with_retries(work: Callable[[], Result]) -> Result:
 
 
 def out_of_range(error: BaseError) -> bool:
-    """Tell whether a range was refused because it begins beyond the object's end."""
+    """Return whether a range was refused because it begins beyond the object's end."""
     return "status code: 416" in str(error)
 
 
 def version_of(meta: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a conditional put must know of the object that it replaces."""
+    """Return what a conditional put needs of the object that it replaces."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
 
 

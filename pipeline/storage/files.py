@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all, and locks that end with their holder."""
+"""Local files that appear whole or not at all, and locks that the system frees if their holder dies."""
 
 import ctypes
 import errno
@@ -29,7 +29,7 @@ class WrittenFile:
 
 
 class DigestedFile:
-    """A new file written from front to back, with its digest, so that it need not be read again for that."""
+    """A new file written from front to back; it computes its digest while it writes."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, 0
@@ -50,7 +50,7 @@ class DigestedFile:
         return WrittenFile(self.path, self.size, self._digest.hexdigest())
 
     def discard(self) -> None:
-        """Close and remove the file; a disk too full to finish it does not matter."""
+        """Close and remove the file, even if the disk is too full to finish it."""
         with suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Rename a flushed file over `target`, from another file system by way of a copy beside it."""
+    """Rename a flushed file over `target`; from another file system it is first copied beside `target`."""
     make_folder(target.parent)
     try:
         source.replace(target)
@@ -98,7 +98,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None) -> bool:
-    """Create a file whole, unless it is there already; tell whether this call created it.
+    """Create a file whole, unless it is there already; return whether this call created it.
 
     os.link fails if the target exists, so of many creators one succeeds. exFAT, SMB and many FUSE file
     systems have no hard links: there the kernel is asked for a rename that does not replace, and where it

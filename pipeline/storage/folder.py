@@ -1,4 +1,4 @@
-"""What a cache needs of the folder that it lives in. A key is a path below that folder, with slashes.
+"""The interface of a cache's folder, on any storage. A key is a path below the folder, with slashes.
 
 Errors are OSErrors as for files, FileNotFoundError among them, wherever the folder is.
 """
@@ -20,10 +20,10 @@ class Folder(Protocol):
 
     @property
     def parallel_reads(self) -> int:
-        """How many reads to have under way at once: 1 on a disk, more where each costs a round trip."""
+        """The number of reads to keep in flight: 1 on a disk, more where each costs a round trip."""
 
     def exists(self, key: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of a file, fewer if it is shorter; raises FileNotFoundError."""
@@ -41,13 +41,13 @@ class Folder(Protocol):
         """Write a file whole: a reader sees the old one or the new one."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a file whole unless it is there; tell whether this call created it."""
+        """Create a file whole unless it is there; return whether this call created it."""
 
     def take(self, source: Path, key: str) -> None:
-        """Put a finished local file in the place of whatever is there; the source is gone afterwards."""
+        """Move a finished local file to a key, over whatever is there; the source is gone afterwards."""
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
-        """Let the finished local folder `source` appear as the folder `key` unless it is there; tell whether.
+        """Publish the finished local folder `source` as the folder `key` unless it exists; return whether.
 
         Where a folder cannot appear at once, its file `marker` is created first and decides who makes it;
         others with the same marker finish what it began. Raises StorageError for a marker of other bytes.
@@ -63,7 +63,7 @@ class Folder(Protocol):
         """Claim a piece of work, to avoid double work; yields whether no one else has claimed it."""
 
     def moving(self) -> AbstractContextManager[None]:
-        """Hold the right to move files into place, if there is one; correctness rests on `create`."""
+        """Hold the lock for moving files into place, if any; correctness depends on `create` alone."""
 
     def scratch(self) -> AbstractContextManager[Path]:
         """Lend a private local folder from which `take` is cheap, and sweep those of processes that died."""

@@ -1,4 +1,4 @@
-"""A folder of a disk: files appear by rename, commits by link, and locks end with their holder."""
+"""A folder on a disk: files appear by rename, commits by link; the system frees the locks of the dead."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ class LocalFolder:
         return str(self.path)
 
     def exists(self, key: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
         return (self.path / key).exists()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
@@ -192,7 +192,7 @@ def _remove(folder: Path, sweeping: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the folders of dead processes; those of other hosts, whose locks may be unseen, after a day."""
+    """Remove folders of dead processes; those of other hosts after a day: their locks may be invisible."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
             of_this_host = folder.name.rsplit("-", 2)[0] == _HOST

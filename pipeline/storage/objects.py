@@ -1,4 +1,4 @@
-"""A prefix of an object store as a Folder: whole objects, and conditional puts to be first."""
+"""A prefix of an object store as a Folder: whole objects, and conditional puts, which only one maker wins."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 << 20  # of a multipart upload
 _MOST_PARTS = 9_000  # S3 takes 10,000
-_WRITER = "writer"  # metadata of an object: tells a put whose answer was lost from another's
+_WRITER = "writer"  # metadata of an object: identifies our own put if its answer was lost
 _CREATE_TRIES = 5
 _UPDATE_TRIES = 50
 _CLAIMS = "logs/claims"
@@ -50,7 +50,7 @@ class ObjectFolder:
         return type(self), (self.address,)
 
     def exists(self, key: str) -> bool:
-        """Tell whether an object is there."""
+        """Return whether an object is there."""
         try:
             with self._errors(key):
                 obstore.head(self._store, key)
@@ -127,7 +127,7 @@ class ObjectFolder:
         made = self.create(f"{key}/{marker}", data)
         if not made and self.read(f"{key}/{marker}") != data:
             raise StorageError(
-                f"{self._url(key)!r} was begun by another process with other contents: "
+                f"{self._url(key)!r} was started by another process with other contents: "
                 "run the command again once that one is under way, or remove the folder if none is"
             )
         present = {} if made else self.sizes(key)  # an object is whole; it may have been extended
@@ -139,7 +139,7 @@ class ObjectFolder:
         return made
 
     def update(self, key: str, change: Callable[[bytes], bytes]) -> None:
-        """Replace an object by a function of what it holds, if no one else has meanwhile, else again."""
+        """Replace an object by a function of its bytes; try again if another process was faster."""
 
         def fetch() -> tuple["GetResult", bytes]:
             found = obstore.get(self._store, key)
@@ -166,7 +166,7 @@ class ObjectFolder:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """Hold an object of that name, unless another process that is alive does."""
+        """Hold an object of that name, unless another live process holds it."""
         key = f"{_CLAIMS}/{name}.json"
         claim = Claim(self._store, key, self._url(key), self._claim_expiry)
         held = claim.take()
@@ -177,7 +177,7 @@ class ObjectFolder:
                 claim.release()
 
     def moving(self) -> AbstractContextManager[None]:
-        """Hold nothing: there is no lock."""
+        """Hold nothing: object stores have no locks."""
         return nullcontext()
 
     def scratch(self) -> AbstractContextManager[Path]:

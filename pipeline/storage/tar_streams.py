@@ -87,7 +87,7 @@ def _located(address: str) -> tuple["ObjectStore", str, "ObjectMeta"]:
 
 
 class _RangeStream(io.RawIOBase):
-    """Reads an object in large ranges, some of them ahead; a range whose connection breaks is read again."""
+    """Reads an object in large ranges, some of them ahead; a range is read again if its connection breaks."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _RangeStream(io.RawIOBase):
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return True: the stream can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -121,7 +121,7 @@ class _RangeStream(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """Stop: request no more ranges."""
         if not self.closed:
             self._pool.shutdown(wait=False, cancel_futures=True)
         super().close()

@@ -15,7 +15,7 @@ from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.stream.feed import SMALLER, FedPiece, Feed, WorkerFeed, start_feed
 from pipeline.stream.samples import StreamSpec, sample_fields
 
-_MOST_PENDING = 1  # pieces whose copies may still run when another comes; fewer than the slots of one worker
+_MOST_PENDING = 1  # pieces that may still be copied when another comes; fewer than one worker's slots
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
@@ -25,9 +25,9 @@ def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
 
 
 class BatchStream:
-    """The batches of one rank from a position on, for ever; a context manager that ends the workers.
+    """The endless batches of one rank from a position on; a context manager that ends the workers.
 
-    A batch lies on the device, for work that is launched before the next one is asked for. `blocked_seconds`
+    A batch is on the device, valid for work that is launched before the next request. `blocked_seconds`
     is how long the caller has waited for the feed in all; on a GPU the rest of `next` waits for the step that
     last used the batch.
     """
@@ -122,14 +122,14 @@ class _Copier:
             self._locked = lock_pages(feed.memories, cuda_runtime(), SMALLER)
 
     def begin(self, turn: int) -> None:
-        """Let copies into batch `turn` wait for the step that last used it."""
+        """Make copies into batch `turn` wait for the step that last used it."""
         if self._copies and (event := self._steps[turn]):
             self._copies.wait_event(event)
         elif self._copies:  # a new buffer's memory may still be in use by whatever had it before
             self._copies.wait_stream(torch.cuda.current_stream())
 
     def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
-        """Copy `count` samples of a piece into a batch, and give back pieces whose copies are done."""
+        """Copy `count` samples of a piece into a batch, and release the pieces that are copied."""
         with torch.cuda.stream(self._copies) if self._copies else nullcontext():
             for name, array in piece.arrays.items():
                 source = torch.from_numpy(array[start : start + count])
@@ -137,7 +137,7 @@ class _Copier:
         self._give_back(len(self._pending))
 
     def release(self, piece: FedPiece) -> None:
-        """Give a piece back once it is copied, and wait for older ones: no worker may run out of slots."""
+        """Release a piece once it is copied, and wait for older ones: no worker may run out of slots."""
         if not self._copies:
             return self._feed.release(piece)
         self._pending.append((self._copies.record_event(), piece))
@@ -152,7 +152,7 @@ class _Copier:
             self._feed.release(copied)
 
     def finish(self) -> None:
-        """Let the step wait for the copies."""
+        """Make the step wait for the copies."""
         if self._copies:
             torch.cuda.current_stream().wait_stream(self._copies)
 

@@ -1,4 +1,4 @@
-"""The trainer's end of the workers: windows in the order of the stream, for any number of workers."""
+"""The trainer's side of the workers: windows in the order of the stream, for any number of workers."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,7 +32,7 @@ class Feed(Protocol):
     """A source of pieces."""
 
     def pieces(self) -> Iterator[FedPiece]:
-        """Yield pieces for ever, none across the end of an epoch; `next` waits only for data."""
+        """Yield pieces without end, none across the end of an epoch; `next` waits only for data."""
 
     def release(self, piece: FedPiece) -> None:
         """Take back the slot of a piece that has been copied."""
@@ -99,7 +99,7 @@ class WorkerFeed:
             free_shared(memory)
 
     def _release(self, worker: int, slot: int) -> None:
-        with suppress(WorkerDiedError):  # which is reported when its next piece is due
+        with suppress(WorkerDiedError):  # its death is reported when its next piece is due
             self._workers[worker].send(slot)
 
     def _receive(self, worker: int) -> tuple[int, int]:
@@ -108,7 +108,7 @@ class WorkerFeed:
         except WorkerStalledError:
             raise StreamError(
                 f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does "
-                "not answer or the machine swaps: mend that, then continue with --resume"
+                "not respond or the machine swaps: fix that, then continue with --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(

@@ -1,4 +1,4 @@
-"""Which patches of a sample are visible, and where their tokens lie in a stored row."""
+"""Masks of samples: the visible patches, and the places of their tokens in a stored row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class ChunkMasks:
     """Masks of n samples: patches `visible` (n, K) and `hidden` (n, U), both ascending.
 
     `tokens` gives, for the "visible" (CLS first, if any) and the "hidden", their indices (n, T) in a stored
-    row. `shown` (n, K or N) are the patches whose pixels travel, the visible ones first.
+    row. `shown` (n, K or N) are the patches with pixels in the batch, the visible ones first.
     """
 
     visible: NDArray[np.int64]
@@ -43,7 +43,7 @@ class MaskSource:
         """Take the seed of redrawn masks; raises ConfigError for what the cache cannot serve."""
         self.count = mask.visible_count(schema.patches)
         self._schema, self._strategy, self._seed, self._needs = schema, mask.strategy, seed, needs
-        # A cache of some patches fixes the mask by their targets; whoever needs none may draw any mask.
+        # A cache of some patches fixes the mask by their targets; without targets any mask will do.
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
         self._refuse_impossible(mask)
@@ -52,7 +52,7 @@ class MaskSource:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """What must be read of the cache to draw masks."""
+        """The arrays of the cache that masks are drawn from."""
         if self._stored_alone:
             return ("tokens",)
         return ("attention",) if self._strategy == "attention" else ()
@@ -110,7 +110,7 @@ class MaskSource:
             )
 
     def _refuse_unkept(self, mask: MaskConfig) -> None:
-        """Refuse targets and masks other than of the first patches of the ranking that --keep has stored."""
+        """Refuse targets and masks of other patches than --keep has stored, the first of a ranking."""
         schema = self._schema
         stored = f"but this cache stores only the first {schema.stored_patches} of {schema.patches}"
         stored += f", ranked by {schema.keep_rank}"

@@ -80,7 +80,7 @@ class SampleOrder:
             start += window.size
 
     def parts(self, batch_size: int, epoch: int, step: int) -> Iterator[WindowPart]:
-        """Yield for ever what batches of `batch_size` samples are made of, from a step of an epoch on."""
+        """Yield without end the parts that make batches of `batch_size`, from a step of an epoch on."""
         last = self.steps_per_epoch(batch_size) * batch_size
         for current in count(epoch):
             first = step * batch_size if current == epoch else 0
@@ -119,14 +119,15 @@ class SampleOrder:
             most = f"choose at most {fewest * self.world_size}"
             if not fewest:
                 most = f"it has fewer chunks of {BLOCK_ROWS} samples than ranks; use fewer ranks"
+            ranks = f"{self.world_size} rank{'s' * (self.world_size > 1)}"
             raise ConfigError(
-                f"train.global_batch {batch_size * self.world_size} on {self.world_size} ranks "
+                f"train.global_batch {batch_size * self.world_size} on {ranks} "
                 f"is larger than the data of an epoch: {most}"
             )
         return fewest // batch_size
 
     def _dealt(self, chunks: NDArray[np.int64], rank: int) -> NDArray[np.int64]:
-        """Deal chunks by descending size, so that no permutation changes a rank's number of samples."""
+        """Deal chunks by descending size, so that no permutation changes a rank's sample count."""
         return chunks[np.argsort(-chunks[:, 2], kind="stable")][rank :: self.world_size]
 
     def chunks(self, view: int) -> NDArray[np.int64]:
@@ -140,7 +141,7 @@ class SampleOrder:
 
 
 def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
-    """Tell whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
+    """Return whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
     chunks = order.chunks(order.views[0])
     spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
     labels = []
@@ -152,7 +153,7 @@ def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
 
 
 def have_few_classes(labels: Sequence[NDArray[Any]]) -> bool:
-    """Tell whether chunks have clearly fewer classes each than their labels (n,) would give them shuffled."""
+    """Return whether chunks have clearly fewer classes each than if their labels (n,) were shuffled."""
     shuffled = generator(0, "labels").permutation(np.concatenate(labels))
     expected = np.split(shuffled, np.cumsum([len(found) for found in labels])[:-1])
     classes, if_shuffled = (sum(len(np.unique(part)) for part in parts) for parts in (labels, expected))

@@ -1,4 +1,4 @@
-"""What leaves a worker: of each sample only the patches and targets that the objective needs."""
+"""The samples that leave a worker: only the patches and targets that the objective needs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -29,7 +29,7 @@ _BYTES_AHEAD = 256 << 20
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """All that decides the samples of one rank; picklable. `levels` are indices of the stored levels."""
+    """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels."""
 
     cache: str
     order: SampleOrder
@@ -145,7 +145,7 @@ class WindowReader:
 
 @contextmanager
 def noted(where: str) -> Iterator[None]:
-    """Note on an error where it happened, unless it says so itself."""
+    """Note on an error where it happened, unless its message says so."""
     try:
         yield
     except CacheError:

@@ -1,4 +1,4 @@
-"""Slots in shared memory, each for a window of samples, made once and used again and again."""
+"""Slots in shared memory, each for a window of samples, made once and reused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """Where the fields of a slot's samples lie, each on pages of its own; picklable."""
+    """The places of the fields of a slot's samples, each on its own pages; picklable."""
 
     fields: Sequence[ArraySpec]
     samples: int

@@ -16,7 +16,7 @@ from pipeline.stream.slots import SlotLayout
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What one of W workers does: every W-th window from a position of the stream on, over all epochs."""
+    """The task of one of W workers: every W-th window from a position of the stream on, over all epochs."""
 
     spec: StreamSpec
     layout: SlotLayout

@@ -1,1 +1,1 @@
-"""The student: a timm ViT that sees only the visible patches. It knows arrays and tensors only."""
+"""The student: a timm ViT that sees only the visible patches. Its code works on arrays and tensors only."""

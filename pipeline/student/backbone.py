@@ -1,6 +1,6 @@
 """Make the timm vision transformer of a student, and refuse by name what a masked student cannot use.
 
-Masking needs tokens that stand for one patch each and whose position is only added. That is timm's plain
+Masking needs tokens that stand for one patch each and positions that are only added. That is timm's plain
 `VisionTransformer`, with a linear patch embedding, not windows, convolutions, pooling between blocks or
 rotary positions.
 """

@@ -21,7 +21,7 @@ from pipeline.student.patches import cut_patches
 
 
 class StudentConfig(Section):
-    """Which timm vision transformer, with what arguments, and its stochastic depth in pretraining."""
+    """The timm vision transformer, its arguments, and its stochastic depth in pretraining."""
 
     model: str = "vit_base_patch16_224"
     options: dict[str, Option] = Field(default_factory=dict)
@@ -64,7 +64,7 @@ class MaskedEncoder(nn.Module):
     def embed(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Return the first block's input (B, prefix + K, C) for patches (B, K, P) numbered `visible` (B, K).
 
-        Patches of uint8 are normalised by ImageNet's mean and std; floating-point ones count as normalised
+        Patches of uint8 are normalised by ImageNet's mean and std; floating-point ones must be normalised
         already.
         """
         vit = self.vit
@@ -77,7 +77,7 @@ class MaskedEncoder(nn.Module):
         return vit.norm_pre(vit.pos_drop(tokens))  # type: ignore[no-any-return]
 
     def blocks(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Yield the output (B, prefix + K, C) of each of the L blocks; a block runs when it is asked for."""
+        """Yield the output (B, prefix + K, C) of each of the L blocks; a block runs on request."""
         for block in self.vit.blocks:
             tokens = block(tokens)
             yield tokens

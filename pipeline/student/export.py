@@ -49,7 +49,7 @@ def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> 
 
 
 def _link(target: Path, link: Path) -> None:
-    """Let a relative link point to a file below its folder; without links, as on FAT, make a copy."""
+    """Make a relative link to a file below its folder, or a copy where there are no links, as on FAT."""
     temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.symlink_to(target)

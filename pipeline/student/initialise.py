@@ -39,7 +39,7 @@ def initialise(vit: VisionTransformer) -> None:
 
 
 def initialise_layer(module: nn.Module) -> None:
-    """Set a linear layer to Xavier-uniform and zero bias, a layer norm to the identity; leave all else."""
+    """Set a linear layer to Xavier-uniform and zero bias, a layer norm to the identity; skip other layers."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class SelfAttention:
-    """What makes the queries and keys of a block."""
+    """The layers that make the queries and keys of a block."""
 
     norm: nn.Module
     weight: Tensor  # queries, keys and values stacked: (3 D, D)

@@ -20,7 +20,7 @@ def load_teacher(
     levels: str | tuple[int, ...] = "5",
     precision: str = "float32",
 ) -> Teacher:
-    """Load a frozen teacher whose token grid is that of a student with this image and patch size.
+    """Load a frozen teacher on the token grid of a student with this image and patch size.
 
     levels: the last N blocks as `N`, or block numbers from 0 as `7,9,11`. Trained weights are downloaded or
     taken from the library's cache. Raises ConfigError for an unknown address, a tower that is not a plain

@@ -55,7 +55,7 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
 
 
 def _local_name(config: Config) -> str:
-    """Name a model by its vision configuration: its folder must not matter, its activation and heads must."""
+    """Name a model by its vision configuration, such as activation and heads, whatever its folder."""
     vision = config["vision_cfg"]
     shape = "".join(
         f"-{key.removesuffix('_size')}{vision[key]}"
@@ -67,7 +67,7 @@ def _local_name(config: Config) -> str:
 
 
 def _source(model: nn.Module, name: str, tag: str) -> Source:
-    """Keep the vision tower, let the text tower go."""
+    """Keep the vision tower, free the text tower."""
     visual = freeze(model.visual)  # type: ignore[arg-type]
     preprocess: Config = visual.preprocess_cfg  # type: ignore[assignment]
     return Source(visual, "open_clip", name, tag, tuple(preprocess["mean"]), tuple(preprocess["std"]))
@@ -131,7 +131,7 @@ def _require_plain(spec: str, config: Config) -> None:
 
 
 def _require_tag(spec: str, config: Config, model_name: str, tag: str) -> None:
-    """Refuse an unknown tag, a file instead of a tag, and weights whose activation is not the model's."""
+    """Refuse an unknown tag, a file instead of a tag, and weights of another activation than the model's."""
     if tag == RANDOM:
         return
     if "/" in tag or Path(tag).suffix:

@@ -1,4 +1,4 @@
-"""What is asked of a teacher, checked without torch: address, levels, and the student's grid."""
+"""Checks what is asked of a teacher, without torch: address, levels, and the student's grid."""
 
 import difflib
 from collections.abc import Iterable

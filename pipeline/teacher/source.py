@@ -1,4 +1,4 @@
-"""What both libraries give: a tower with its name. Building is seeded and quiet; errors name a remedy."""
+"""Builds towers of both libraries, seeded and without log output; errors name a remedy."""
 
 import hashlib
 import logging
@@ -51,7 +51,7 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quiet_root() -> Iterator[None]:
-    """Drop what open_clip logs on the root logger itself, where the first call would install a handler."""
+    """Discard what open_clip logs on the root logger itself, where the first call would install a handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     root.addFilter(_reject)

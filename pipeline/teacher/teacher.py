@@ -12,7 +12,7 @@ from pipeline.teacher.tower import Tower
 
 @dataclass(frozen=True, eq=False)
 class TeacherFeatures:
-    """What a teacher says of B images.
+    """The teacher's output for B images.
 
     hidden: M tensors (B, T, D), outputs of the levels' blocks before any final norm, CLS first if there is
     one, the patches in row-major order. importance: (B, N) float32, or None for a tower that has neither CLS
@@ -57,7 +57,7 @@ class Teacher:
         return normed
 
     def _stored(self, tokens: Tensor) -> Tensor:
-        """Drop registers and distillation tokens: (B, prefix + N, D) to (B, T, D)."""
+        """Remove registers and distillation tokens: (B, prefix + N, D) to (B, T, D)."""
         prefix = self.tower.prefix
         if prefix == int(self.facts.has_cls):
             return tokens

@@ -67,7 +67,7 @@ def _resolve(spec: str, name: str) -> tuple[str, str]:
 
 
 def _require_activation(spec: str, model: VisionTransformer, model_name: str, tag: str) -> None:
-    """Refuse QuickGELU weights under a name with plain GELU, which timm merely notes, and the reverse."""
+    """Refuse QuickGELU weights under a name with plain GELU, which timm only notes, or the reverse."""
     notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
     native = any("natively quickgelu" in note.lower() for note in notes)
     if native != any(isinstance(part, QuickGELU) for part in model.modules()):
@@ -84,7 +84,7 @@ def _require_activation(spec: str, model: VisionTransformer, model_name: str, ta
 
 
 def _create(model_name: str, tag: str) -> nn.Module:
-    """Build with the classifier, so that trained weights load strictly, then drop it."""
+    """Build with the classifier, so that trained weights load strictly, then remove it."""
     model: nn.Module
     model = (
         timm.create_model(model_name)

@@ -23,7 +23,7 @@ from pipeline.teacher.source import not_plain
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """How a tower ranks its patches: from the output (B, prefix + N, D) of one block to (B, N) float32."""
+    """A tower's ranking of its patches: from the output (B, prefix + N, D) of one block to (B, N) float32."""
 
     block: int
     of: Callable[[Tensor], Tensor]
@@ -31,7 +31,7 @@ class Importance:
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """A vision tower whose positions fit the grid.
+    """A vision tower with positions that fit the grid.
 
     outputs: from images (B, 3, H, W) and ascending block numbers to (B, prefix + N, D) for each block.
     """
@@ -43,7 +43,7 @@ class Tower:
     prefix: int  # tokens before the patches: CLS, distillation, registers
     has_cls: bool
     final_norm: nn.Module
-    post_norm: nn.LayerNorm | None  # the final norm, if every token passes it before any pooling
+    post_norm: nn.LayerNorm | None  # the final norm, if it applies to every token before any pooling
     projection: Tensor | None  # (D, E): what comes after it and is linear in a token
     outputs: Callable[[Tensor, list[int]], list[Tensor]]
     importance: Importance | None

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next step depends on; the newest two are kept. All ranks load the same file."""
+"""Checkpoints: everything that the next step depends on. The newest two are kept; all ranks load the same."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             os.fsync(file.fileno())
         temporary.replace(path)
         remove_leftovers(folder)
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({reason}): make room or give write permission, "
@@ -71,8 +71,8 @@ def choose_checkpoint(folder: Path) -> ChosenCheckpoint | None:
             if wrong := archive.testzip():
                 raise _damaged(saved[-1], f"{wrong} does not match its checksum")
     except (OSError, MemoryError, CheckpointError):
-        raise  # OSError and MemoryError say nothing of the file's content
-    except Exception as error:  # the zip reader raises whatever comes of damaged bytes
+        raise  # OSError and MemoryError say nothing about the file's content
+    except Exception as error:  # on damaged bytes the zip reader raises almost anything
         raise _damaged(saved[-1], type(error).__name__) from None
     return ChosenCheckpoint(saved[-1], _digest(saved[-1]))
 

@@ -126,8 +126,9 @@ def batch_of_rank(train: TrainConfig, world_size: int) -> int:
     parts = world_size * train.accumulate
     if train.global_batch % parts:
         raise ConfigError(
-            f"train.global_batch {train.global_batch} is not a multiple of {world_size} ranks x "
-            f"train.accumulate {train.accumulate}: choose a multiple of {parts}"
+            f"train.global_batch {train.global_batch} is not a multiple of "
+            f"{world_size} rank{'s' * (world_size > 1)} x train.accumulate {train.accumulate}: "
+            f"choose a multiple of {parts}"
         )
     return train.global_batch // world_size
 

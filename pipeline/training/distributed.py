@@ -55,7 +55,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise on all ranks a MaskAlignError that one raises here: the others would wait for it for ever."""
+        """Raise on all ranks a MaskAlignError that one raises here: the others would wait for it forever."""
         mine: MaskAlignError | None = None
         try:
             yield
@@ -78,7 +78,7 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Join the process group that a launcher describes, if any; raises ConfigError if nobody says where."""
+    """Join the process group that a launcher describes, if any; raises ConfigError without an address."""
     process = this_process()
     if process.world_size == 1:
         yield Ranks()

@@ -53,7 +53,7 @@ class TrainingJob:
 
     @property
     def pinned(self) -> dict[str, Any]:
-        """What a resumed run must find again."""
+        """The facts that a resumed run must find unchanged."""
         units = hashlib.sha256(b"".join(self.spec.order.units["digest"].tolist())).hexdigest()
         return {
             "cache": self.cache.digest,
@@ -64,7 +64,7 @@ class TrainingJob:
 
     @property
     def device_name(self) -> str:
-        """What the device is called."""
+        """The name of the device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     def save_checkpoint(self, step: int) -> None:
@@ -85,7 +85,7 @@ class TrainingJob:
 
 
 def shared_by_ranks(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Return a module whose gradients are exchanged among the ranks."""
+    """Return the module under DDP, which averages gradients over the ranks."""
     wrapped = DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,

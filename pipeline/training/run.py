@@ -1,4 +1,4 @@
-"""A run from start to end: what the main rank decides for all, the loop, and what stays in the run folder."""
+"""A run from start to end: the main rank's decisions, the loop, and the files in the run folder."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: after which step, by which signal (0: none), and whether it was compiled."""
+    """The end of the loop: after which step, by which signal (0: none), and whether it was compiled."""
 
     done: int
     stopped_by: int
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: after how many of its steps, in how many seconds, and by which signal (0: none)."""
+    """The end of a run: after how many of its steps, in how many seconds, by which signal (0: none)."""
 
     done: int
     steps: int
@@ -155,7 +155,7 @@ def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
 
 
 def describe_start(job: TrainingJob, first: int) -> str:
-    """Say what is about to be trained."""
+    """Describe what is about to be trained."""
     config, optim = job.config, job.config.optim
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH

@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, how it was configured, its metrics line by line. Imports no torch.
+"""The folder of a run: its lock, its configuration, its metrics line by line. Imports no torch.
 
 run.json holds what the run depends on, and in `starts` one entry for each start: command, commit, host,
 begin, end.
@@ -99,7 +99,7 @@ def write_run(run: Path, values: Mapping[str, Any]) -> None:
 
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
-    # Parsed and not as it is: an older run may lack keys of today.
+    # Parsed, not compared as text: an older run may lack keys that exist today.
     earlier = parse_config(type(config), read_run(run)["config"]).model_dump(mode="json")
     now = config.model_dump(mode="json")
     differing = [

@@ -1,4 +1,4 @@
-"""Where targets come from: a cache, or the teacher in the loop. Both are modules from Batch to Targets.
+"""The two sources of targets: a cache, or the teacher in the loop. Both are modules from Batch to Targets.
 
 One cache of whitened features serves every form of target, see `make_target`.
 """

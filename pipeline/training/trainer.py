@@ -31,7 +31,7 @@ _CURE = "lower optim.base_lr, lengthen the warm-up or set optim.clip_grad; the l
 
 @dataclass
 class Interval:
-    """What accumulates between two lines of the log."""
+    """Sums between two lines of the log."""
 
     first_step: int
     waited_before: float  # seconds that the stream had blocked the loop in all
@@ -117,10 +117,10 @@ class Trainer:
         return step
 
     def _step_or_eager(self, batch: Batch, step: int) -> Tensor:
-        """Take a step; where the compiler fails, forward or backward, say so and take it again without.
+        """Take a step; if the compiler fails, forward or backward, warn and take it again without compiling.
 
-        Raises ConfigError instead if train.compile asks for it, or for several ranks, whose gradients are
-        half exchanged.
+        Raises ConfigError instead if train.compile is true, or with several ranks, since their gradients
+        are half exchanged.
         """
         try:
             return self.step(batch, step)
@@ -168,7 +168,7 @@ class Trainer:
         return torch.cat([loss.detach()[None], terms])
 
     def _refuse_spoilt_weights(self, step: int) -> None:
-        """Look at the weights before they are saved: the last loss was taken before the last update."""
+        """Check the weights before they are saved: the last loss was computed before the last update."""
         if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
             raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
 
@@ -200,7 +200,7 @@ class Trainer:
 
 
 def is_compiler_failure(error: Exception) -> bool:
-    """Tell whether an exception comes from making code for a step and not from running it."""
+    """Return whether an exception comes from making code for a step and not from running it."""
     if isinstance(error, TorchDynamoException):
         return True
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -1,4 +1,4 @@
-"""Images to pixels and back, without torch, which a worker of the stream need not wait for.
+"""Images to pixels and back, without torch, so that a stream worker need not import it.
 
 What decides the pixels of a crop is named in DECODER, or in RESIZE of crop.py, and every cache records both.
 """
@@ -37,7 +37,7 @@ logging.getLogger("PIL").addHandler(
     logging.NullHandler()
 )  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
-_MAX_SCANS = 1000  # of a JPEG, each of which passes over all of its pixels; the usual progressive one has ten
+_MAX_SCANS = 1000  # of a JPEG; each scan passes over all of its pixels, and a usual progressive JPEG has ten
 # libjpeg only warns of a JPEG that lacks data and fills it up with grey; Pillow ignores the warning. A few
 # bytes too many before a marker are harmless, and so is any number before the end: cameras write some.
 _INCOMPLETE = re.compile(
@@ -105,7 +105,7 @@ def _decode_whole_jpeg(data: bytes) -> Pixels:
 
 
 def _is_incomplete(data: bytes, warning: str) -> bool:
-    """Tell whether a JPEG lacks data, from what libjpeg warns of."""
+    """Return whether a JPEG lacks data, from libjpeg's warnings."""
     if not _EXTRANEOUS.match(warning):
         return bool(_INCOMPLETE.match(warning))
     # A JPEG that was cut and filled up with zeros looks alike, since zeros are codes: it fails without.
@@ -140,7 +140,7 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Return a writable copy, as torch wants it, in 8 bits."""
+    """Return a writable copy in 8 bits; torch needs writable arrays."""
     if image.mode.startswith("I;16") or (image.mode, image.format) == (
         "I",
         "PPM",
@@ -154,7 +154,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 @contextmanager
 def _silent(wanted: bool) -> Iterator[None]:
-    """Discard what is written to stderr: libtiff reports damaged files there, whatever Pillow is told."""
+    """Discard output on stderr: libtiff reports damaged files there, and Pillow has no option to stop it."""
     if not wanted:
         yield
         return

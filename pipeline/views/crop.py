@@ -18,7 +18,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class CropBox:
-    """Where a view lies in its source image, in pixels, and whether it is mirrored."""
+    """The place of a view in its source image, in pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -43,7 +43,7 @@ class CropBox:
 
 @dataclass(frozen=True)
 class CropPolicy:
-    """How views are drawn: bounds of the crop's share of the area, and the probability of a flip."""
+    """The settings for drawing views: bounds of the crop's share of the area, and the flip probability."""
 
     size: int
     scale: tuple[float, float]
@@ -65,7 +65,7 @@ def draw_crop(
 
 
 def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
-    """Cut a box from an image (H, W, 3), resize it to (size, size, 3) and mirror it if it says so."""
+    """Cut a box from an image (H, W, 3), resize it to (size, size, 3) and mirror it if the box says so."""
     return resize_crop(
         pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip
     )
@@ -95,7 +95,7 @@ def _draw_box(
 
 
 def _centred(width: int, height: int, least: float, most: float) -> tuple[int, int, int, int]:
-    """Return the largest centred box whose aspect ratio lies within the bounds."""
+    """Return the largest centred box with an aspect ratio within the bounds."""
     crop_width = min(width, max(1, round(height * most)))
     crop_height = min(height, max(1, round(width / least)))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

@@ -20,7 +20,7 @@ from pipeline.views.sample import SkippedImage, SourceSample
 
 JOBS_AHEAD = 3  # of each worker
 _PATIENCE = 900.0  # seconds for a job, which takes milliseconds
-_SHORT_MESSAGE = 32 * 1024  # bytes of which a pipe surely takes several
+_SHORT_MESSAGE = 32 * 1024  # bytes; a pipe has room for several such messages
 
 Item = TypeVar("Item")
 Of = TypeVar("Of")
@@ -36,7 +36,7 @@ class Waitable(Protocol):
 
 @dataclass
 class DecodedJob(Generic[Of]):
-    """Consecutive samples of one thing, such as a tar. `pixels` (V, n, S, S, 3) are of the n good ones.
+    """Consecutive samples of one source, such as a tar. `pixels` (V, n, S, S, 3) are of the n good ones.
 
     Later jobs overwrite them, but wait for `copies` before: put there what still copies from them.
     """
@@ -153,7 +153,7 @@ class Decoder:
         self._copies[number] = job.copies
 
     def _send(self, maker: ViewMaker, samples: Sequence[SourceSample]) -> None:
-        """Give a job to the worker whose turn it is."""
+        """Give a job to the next worker in turn."""
         for copy in self._copies.pop(self._asked - JOBS_AHEAD * len(self._workers), ()):
             copy.wait()
         worker, slot = self._turn(self._asked)
@@ -166,7 +166,7 @@ class Decoder:
         self._asked += 1
 
     def _take_answers(self, worker: int) -> None:
-        """Take the answers a worker owes: it cannot receive a long message while it sends one itself."""
+        """Receive a worker's pending answers: it cannot receive a long message while it sends one itself."""
         for number in range(self._answered, self._asked):
             if self._turn(number)[0] == worker and number not in self._answers:
                 self._answers[number] = self._workers[worker].receive()

@@ -1,7 +1,7 @@
 """A decoding worker and the shared memory in which images go to it, and pixels and crops come back.
 
-Samples and views travel as they are, but with a slice in the place of an image's or crop's bytes: where they
-lie in the arena of the job. Bytes that did not fit into the arena stay themselves.
+Samples and views are pickled, but the bytes of an image or crop are replaced by a slice, their place in the
+arena of the job. Bytes that did not fit into the arena are pickled, too.
 """
 
 import math
@@ -29,7 +29,7 @@ _ARENA_BYTES = (
 
 @dataclass(frozen=True)
 class JobRoom:
-    """How the memory of a job is laid out: pixels of V views of square images, then an arena; picklable."""
+    """The memory layout of a job: pixels of V views of square images, then an arena; picklable."""
 
     views: int
     image_size: int
@@ -70,13 +70,13 @@ class Arena:
         return bytes(self._memory[stored]) if isinstance(stored, slice) else stored
 
     def clear(self) -> None:
-        """Put from the beginning again."""
+        """Start again from the beginning."""
         self._end = 0
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job gave and its seconds, or the traceback of what went wrong."""
+    """The results of a job and its seconds, or the traceback of its error."""
 
     seconds: float = 0.0
     results: Sequence[SampleViews | SkippedImage] = ()
@@ -84,7 +84,7 @@ class JobResult:
 
 
 def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
-    """Do jobs, which are (slot, maker, samples), until the owner hangs up."""
+    """Do jobs (slot, maker, samples) until the owner closes the pipe."""
     torch.set_num_threads(1)
     memory = SharedMemory(memory_name)
     while True:

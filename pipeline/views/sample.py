@@ -31,7 +31,7 @@ class SkippedImage(Section):
 class SourceSample:
     """One sample: its key, the undecoded image, the small members by extension, and what is wrong with it.
 
-    `fault` says why `image` is None, `label_fault` why there is no member `cls` although the tar has one.
+    `fault` says why `image` is None, `label_fault` why `cls` is left out although the tar has it.
     """
 
     key: str

@@ -42,7 +42,7 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
     Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample. Members
     that are neither images nor carried are skipped unread. Raises SourceError, naming the tar, if it cannot
     be opened, is not one plain, whole tar, or holds a key or file twice or a name that is not UTF-8 or has
-    control characters; StorageError if it is behind a URL whose server does not answer.
+    control characters; StorageError if it is behind a URL and the server does not answer.
     """
     with _opened(shard) as file:
         seen: set[str] = set()
@@ -133,7 +133,7 @@ def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
 
 
 class _TarStream:
-    """A file whose end a tar's reader must not reach, nor read far beyond the member that it is at."""
+    """Guards the reads of tarfile: not to the end of the file, nor far beyond the current member."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -155,7 +155,7 @@ class _TarStream:
             pass
         if self._content > end:
             raise SourceError(
-                f"goes on after byte {end}, where its reader ends: it is damaged or several tars in one"
+                f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
             )
         if self._size - end < _END_MARKER_BYTES:
             raise SourceError("has no end marker: it is cut")

@@ -19,7 +19,7 @@ from pipeline.views.sample import IMAGE_EXTENSIONS
 
 _ACCEPTED = (
     "give a brace pattern such as 'train-{000000..000009}.tar', a glob, tars, a folder of .tar files, "
-    "or a text file that lists one tar a line; tars and folders may be URLs"
+    "or a text file that lists one tar per line; tars and folders may be URLs"
 )
 _PACK = "pack the images into webdataset tars of KEY.jpg and KEY.cls first"
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
@@ -87,7 +87,7 @@ def _some(pattern: str, found: list[str]) -> list[str]:
 
 
 def _is_object(url: str) -> bool:
-    """Tell whether what looks like a pattern is the very name of an object."""
+    """Return whether what looks like a pattern is the very name of an object."""
     if not (_PATTERN.search(url) and url.startswith(STORE_SCHEMES)):
         return False
     try:
@@ -124,7 +124,7 @@ def _existing(path: Path) -> list[str]:
 
 
 def _local_matches(path: Path) -> list[str]:
-    """Return the tars of a pattern. Braces and brackets in the names of folders that exist are no pattern."""
+    """Return the tars of a pattern. Braces and brackets in the names of existing folders are not patterns."""
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
     for pattern in [root / name for name in _braces(str(path.relative_to(root)))]:
@@ -195,7 +195,7 @@ def _listed(path: Path) -> list[str]:
     for name in named:
         if not name.endswith(".tar"):
             raise ConfigError(
-                f"{shown} is taken for a text list, but its line {printable(name)[:80]!r} does not end in .tar: "
+                f"{shown} is read as a text list, but its line {printable(name)[:80]!r} does not end in .tar: "
                 + _ACCEPTED
             )
     return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]

@@ -21,7 +21,7 @@ _NAME, _SIZE, _KIND, _MAGIC, _PREFIX = (
     slice(257, 263),
     slice(345, _BLOCK),
 )
-_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file whose name is all in one field
+_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file with its name in one field
 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:

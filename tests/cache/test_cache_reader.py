@@ -61,7 +61,10 @@ def test_a_newer_minor_version_is_read_without_what_it_adds(made):
 def test_a_schema_with_an_unknown_key_is_refused(made):
     path, _ = made
     change_schema(path, lambda schema: schema.update(more=1))
-    with pytest.raises(CacheError, match=r"the schema of cache .* has 1 wrong keys: inspect-cache verify"):
+    with pytest.raises(
+        CacheError,
+        match=r"the schema in targets.zarr/zarr.json of cache .* has 1 wrong keys: inspect-cache verify",
+    ):
         Cache(path)
 
 
@@ -101,7 +104,7 @@ def test_levels_that_are_not_held_are_named(original):
     )
     with pytest.raises(
         ConfigError,
-        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose of these, or extract again",
+        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose from these, or extract again",
     ):
         cache.level_indices([4, 5, 11])
 
@@ -112,7 +115,7 @@ def test_views_that_are_not_held_are_named(small_cache_path):
     assert len(cache.finished(None, allow_partial=False)) == 4
     with pytest.raises(
         ConfigError,
-        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose of these, or add --views",
+        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose from these, or add --views",
     ):
         cache.finished([1, 2], allow_partial=True)
 
@@ -171,7 +174,7 @@ def test_a_unit_made_again_with_other_content_is_refused(made):
     (path / commit_key(cache.units[0])).unlink()
     with pytest.raises(
         CacheError,
-        match=r"commits/a\.v00\.json of cache .* has gone: run the same extract-teacher command again",
+        match=r"commits/a\.v00\.json of cache .* is missing: run the same extract-teacher command again",
     ):
         cache.pinned_commit(pinned[0])
     caches.publish(path, cache.schema, cache.units[0], seed=99)

@@ -148,7 +148,7 @@ MISTAKES = {
     "no match": (
         ["{tars}/valid-*.tar"],
         {},
-        ["valid-*.tar' match no .tar file", "or a text file that lists one tar a line"],
+        ["valid-*.tar' match no .tar file", "or a text file that lists one tar per line"],
     ),
     "gap in a pattern": (["{tars}/train-{{0000..0002}}.tar"], {}, ["train-0002.tar' does not exist"]),
     "empty tar": (["{zero}"], {}, ["zero.tar' is empty (0 bytes): make it again or leave it out"]),

@@ -111,7 +111,7 @@ def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
         BatchStream(cache, stream_spec(cache, batch_size=141), CPU, workers=0) as stream,
         pytest.raises(
             ConfigError,
-            match=r"train\.global_batch 141 on 1 ranks is larger than the data of an epoch: "
+            match=r"train\.global_batch 141 on 1 rank is larger than the data of an epoch: "
             r"choose at most 140$",
         ),
     ):

@@ -18,8 +18,8 @@ WRONG = [
     ("mask.strategy='grid'", "key 'mask.strategy' is 'grid': input should be 'attention', 'random' or"),
     ("train.global_batch=16.5", "key 'train.global_batch' is 16.5: input should be a valid integer"),
     ("train.global_batch=0", "key 'train.global_batch' is 0: input should be greater than 0"),
-    ("train.global_batch=141", "train.global_batch 141 on 1 ranks is larger than the data of an epoch:"),
-    ("train.accumulate=3", "train.global_batch 16 is not a multiple of 1 ranks x train.accumulate 3: choose"),
+    ("train.global_batch=141", "train.global_batch 141 on 1 rank is larger than the data of an epoch:"),
+    ("train.accumulate=3", "train.global_batch 16 is not a multiple of 1 rank x train.accumulate 3: choose"),
     ("train.compile='sometimes'", "key 'train.compile' is 'sometimes'"),
     ("data.workers=-1", "key 'data.workers' is -1: input should be greater than or equal to 0"),
     ("data.window_blocks=0", "key 'data.window_blocks' is 0: input should be greater than 0"),
@@ -166,7 +166,7 @@ def test_a_damaged_cache_stops_the_run_before_anything_is_saved(cache_copy, tmp_
 def test_the_tiny_settings_are_no_defaults(small_cache_path, tmp_path):
     assert len({setting.partition("=")[0] for setting in TINY}) == len(TINY)
     message = refusal(train(small_cache_path, tmp_path / "run", tiny=()), 2)
-    assert "train.global_batch 1024 on 1 ranks is larger than the data of an epoch" in message
+    assert "train.global_batch 1024 on 1 rank is larger than the data of an epoch" in message
 
 
 def test_a_run_from_before_a_key_was_added_continues(small_cache_path, tmp_path):

@@ -212,7 +212,7 @@ def test_padding_may_be_long_but_must_be_zeros(tmp_path):
         data[place] = 7
         assert (
             refused(tmp_path, bytes(data))
-            == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+            == "continues after byte 1024, where its reader ends: it is damaged or several tars in one"
         )
 
 
@@ -221,7 +221,7 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
     data[1024 + 150] ^= 1
     assert (
         refused(tmp_path, bytes(data))
-        == "goes on after byte 1024, where its reader ends: it is damaged or several tars in one"
+        == "continues after byte 1024, where its reader ends: it is damaged or several tars in one"
     )
 
 

@@ -120,7 +120,7 @@ REFUSED = {
     "packed": "is a tar, but its name does not end in .tar: rename it",
     "image.jpg": "is an image: pack the images into webdataset tars",
     "weights.bin": "neither a .tar file nor a text list",
-    "labels.csv": "is taken for a text list, but its line 'dog,1' does not end in .tar",
+    "labels.csv": "is read as a text list, but its line 'dog,1' does not end in .tar",
     "signed.txt": "but its line 'https://host/x.tar?' does not end in .tar",
     "none.txt": "match no .tar file, since the list is empty",
     "images": "holds image files, such as 'images/dog/1.JPEG', but no .tar file: pack the images into ",
