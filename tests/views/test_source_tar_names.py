@@ -129,8 +129,19 @@ REFUSED = {
     "nothing.tar": "shard 'nothing.tar' is empty (0 bytes): make it again or leave it out",
     "caf\udce9.tar": "has a name that is not UTF-8: rename it",
     "line\nbreak.tar": "has a name that has a control character: rename it",
-    "l" * 217 + ".tar": "has a name of 221 bytes: rename it to at most 220",
+    "l" * 217 + ".tar": "has a name that has more than 220 bytes: rename it",
+    ".hid.tar": "shard '.hid.tar' has a name that has a slash, or a dot at its start: rename it",
+    "https://h/a%2Fb.tar": "has a name that has a slash, or a dot at its start: rename it",
+    "https://h/a%0Ab.tar": "has a name that has a control character: rename it",
+    "homes": "shards '~nosuchuser/x.tar' cannot be found (",
 }
+
+
+@pytest.mark.usefixtures("tars")
+def test_all_names_are_checked_before_any_tar_is_looked_for(monkeypatch):
+    monkeypatch.setattr("pipeline.views.source_tars.tar_size", lambda address: pytest.fail(address))
+    with pytest.raises(ConfigError, match=r"'\.b\.tar' has a name that has a slash, or a dot at its start"):
+        resolve_tars(["a.tar", ".b.tar"])
 
 
 def test_what_is_refused_says_what_it_is(tars):
@@ -145,6 +156,8 @@ def test_what_is_refused_says_what_it_is(tars):
         "labels.csv": b"dog,1\ncat,2\n",
         "signed.txt": b"https://user:SECRET@host/x.tar?X-Sig=abc\n",
         "none.txt": b"# nothing\n",
+        ".hid.tar": b"x",
+        "homes": b"a.tar\n~nosuchuser/x.tar\n",
         "images/dog/1.JPEG": b"x",
         "outer/inner/k.tar": b"x",
         "nothing.tar": b"",
