@@ -8,25 +8,11 @@ from pipeline.cache.digests import seal_of, sealed
 from pipeline.cache.schema import UNIT_ROWS
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
-from pipeline.storage.address import name_fault
+from pipeline.storage.address import tar_name_fault
 
 Source = tuple[str, int]  # name and bytes of a source tar
 
-_MOST_NAME_BYTES = (
-    220  # a file system takes 255, and view tar, commit and temporary files are named after the tar
-)
 _UNKNOWN_BYTES = 0  # of an entry that was rebuilt from a commit, which does not have the size
-
-
-def tar_name_fault(name: str) -> str:
-    """Return what is wrong with the name of a source tar; "" if files of a cache can be named after it."""
-    if fault := name_fault(name):
-        return fault
-    if "/" in name or name.startswith("."):
-        return "has a slash, or a dot at its start"
-    if len(name.encode()) > _MOST_NAME_BYTES:
-        return f"has more than {_MOST_NAME_BYTES} bytes"
-    return ""
 
 
 def unit_name(unit: int, source: str, view: int) -> str:
