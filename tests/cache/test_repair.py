@@ -147,6 +147,12 @@ def test_without_a_copy_the_schema_cannot_be_restored(damaged):
         restore_metadata(open_folder(damaged / "commits"))
 
 
+def test_a_file_is_not_a_cache_that_could_be_restored(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CacheError, match=r"file' is not a cache \(no units\.json\)"):
+        restore_metadata(open_folder(tmp_path / "file"))
+
+
 def test_damage_of_all_sorts_at_once(extracted, damaged):
     DAMAGES[0](damaged)
     (damaged / "targets.zarr/channel_std/c/0/0").unlink()
