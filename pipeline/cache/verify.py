@@ -132,8 +132,8 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
     for name in names:
         if name not in owned:
             yield Finding(
-                f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, "
-                "or extract with the tars and views of that time"
+                f"{COMMITS}/{name}: {UNITS_FILE} does not list this commit's unit: restore a newer "
+                f"{UNITS_FILE}, or run extract-teacher with the tars and views that this unit was made from"
             )
     for unit in committed(cache.folder, cache.units):
         try:
