@@ -58,9 +58,17 @@ def test_durations_are_in_units_that_a_person_uses():
 
 def test_a_recorded_command_holds_no_password_and_no_broken_text(monkeypatch):
     monkeypatch.setattr(
-        sys, "argv", ["/x/extract-teacher", "https://me:secret@host/a b.tar", "caf\udce9.tar"]
+        sys,
+        "argv",
+        [
+            "/x/fit",
+            "https://me:p@ss@host/a b.tar",
+            "--to=s3://k:s'c@b",
+            "http://h/x.tar?sig=T",
+            "caf\udce9.tar",
+        ],
     )
-    assert command_line() == "extract-teacher 'https://***@host/a b.tar' 'caf\\udce9.tar'"
+    assert command_line() == ("fit 'https://host/a b.tar' --to=s3://b 'http://h/x.tar?' 'caf\\udce9.tar'")
 
 
 def test_provenance_names_version_commit_and_host():
