@@ -4,7 +4,7 @@ import io
 import sys
 import time
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -62,7 +62,7 @@ class ProgressDisplay:
         """Begin at `done` of `total`."""
         self._title, self._total, self._unit = title, total, unit
         # Without it, rich ends the process when a pipe is closed, and raises OSError for a lost terminal.
-        self._console = Console(file=_ForgivingStream(sys.stderr))
+        self._console = Console(file=cast("TextIO", _ForgivingStream(sys.stderr)))
         self._last_line = time.monotonic()
         # Rates count from the first update on: what came before it is start-up and compilation.
         self._since: tuple[float, int] | None = None
