@@ -1,7 +1,6 @@
 """The origin of results: version, commit, command, host and time, for run.json and the log of a cache."""
 
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+from pipeline.storage.address import printable
 
 
 def provenance(*libraries: str) -> dict[str, Any]:
@@ -32,9 +31,9 @@ def provenance(*libraries: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command as shell input, without passwords; bytes that are not UTF-8 are escaped."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return _PASSWORD.sub("***@", shlex.join(words)).encode("utf-8", "backslashreplace").decode()
+    """Return the command as shell input, without secrets; bytes that are not UTF-8 are escaped."""
+    words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]
+    return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def utc_now() -> str:

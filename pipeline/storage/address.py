@@ -9,8 +9,12 @@ from pipeline.storage.local import LocalFolder
 
 STORE_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
+_MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
-_SECRET = re.compile(r"(?<=://)[^/\s]*@|(?<=\?)\S+")
+_USER = re.compile(r"(?<=://)[^/\s\"]*@")  # with a password, which may have an @ and a single quote
+# All after the question mark of a web address, and key=value after one of any address: elsewhere it is a
+# wildcard. The quote after an address is not part of it.
+_QUERY = re.compile(r"(?P<web>https?://[^?\s\"']*\?)[^\s\"']+|(?<=\?)[\w.%~-]+=[^\s\"']*")
 
 
 def is_url(address: str | Path) -> bool:
@@ -24,8 +28,10 @@ def absolute(address: str) -> str:
 
 
 def printable(address: str) -> str:
-    """Return an address, or a text with one, without its secret parts: user, password and query."""
-    return _SECRET.sub("", address) if "://" in address else address
+    """Return an address, or a text with some, without the secret parts: user, password and query."""
+    if "://" not in address:
+        return address
+    return _QUERY.sub(r"\g<web>", _USER.sub("", address))
 
 
 def name_fault(name: str) -> str:
@@ -35,6 +41,17 @@ def name_fault(name: str) -> str:
     except UnicodeEncodeError:
         return "is not UTF-8"
     return "has a control character" if _CONTROL.search(name) else ""
+
+
+def tar_name_fault(name: str) -> str:
+    """Return what is wrong with the name of a source tar; "" if files of a cache can be named after it."""
+    if fault := name_fault(name):
+        return fault
+    if "/" in name or name.startswith("."):
+        return "has a slash, or a dot at its start"
+    if len(name.encode()) > _MOST_NAME_BYTES:
+        return f"has more than {_MOST_NAME_BYTES} bytes"
+    return ""
 
 
 def open_folder(address: str | Path) -> Folder:

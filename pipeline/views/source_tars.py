@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.address import STORE_SCHEMES, is_url, name_fault, printable
+from pipeline.storage.address import STORE_SCHEMES, is_url, name_fault, printable, tar_name_fault
 from pipeline.storage.tar_streams import list_tars, tar_name, tar_size
 from pipeline.views.sample import IMAGE_EXTENSIONS
 
@@ -27,7 +27,6 @@ _PATTERN = re.compile(r"[*?\[{]")
 _WILDCARD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 _MOST_TARS = 1_000_000  # of one brace pattern
-_MOST_NAME_BYTES = 220  # a file system takes 255, and the files of a unit are named after its tar
 _LOOKED_AT = 10_000  # files of a folder without tars
 
 
@@ -55,7 +54,9 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     """
     specs = [specs] if isinstance(specs, str) else specs
     addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
-    tars = list(ordered_map(_checked, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
+    for address in addresses:
+        _check_name(address)
+    tars = list(ordered_map(_measured, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
     seen: dict[str, SourceTar] = {}
     for tar in tars:
         if (other := seen.setdefault(tar.name, tar)) is not tar:
@@ -69,18 +70,25 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
 def _expand(spec: str) -> list[str]:
     """Return the addresses that a spec stands for, at least one."""
     if is_url(spec):
-        found = [spec] if _is_object(spec) else [tar for url in _braces(spec) for tar in _remote_matches(url)]
-        if not found:
-            raise ConfigError(f"shards {printable(spec)!r} match no .tar file: {_ACCEPTED}")
-        return found
+        if _is_object(spec):
+            return [spec]
+        return [tar for url in _braces(spec) for tar in _some(url, _remote_matches(url))]
     path = Path(spec)
+    path = path if _is_there(path) else _at_home(path)
+    return _existing(path) if _is_there(path) else _local_matches(path)
+
+
+def _at_home(path: Path) -> Path:
+    """Return a path with the home folder in place of its tilde."""
     try:
-        path = path if _is_there(path) else path.expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"shards {spec!r} cannot be found ({error}): {_ACCEPTED}") from None
-    found = _existing(path) if _is_there(path) else _local_matches(path)
+        return path.expanduser()
+    except RuntimeError as error:  # of a user who is not known
+        raise ConfigError(f"shards {str(path)!r} cannot be found ({error}): {_ACCEPTED}") from None
+
+
+def _some(pattern: str, found: list[str]) -> list[str]:
     if not found:
-        raise ConfigError(f"shards {spec!r} match no .tar file: {_ACCEPTED}")
+        raise ConfigError(f"shards {printable(pattern)!r} match no .tar file: {_ACCEPTED}")
     return found
 
 
@@ -125,12 +133,12 @@ def _local_matches(path: Path) -> list[str]:
     """Return the tars of a pattern. Braces and brackets in the names of existing folders are not patterns."""
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
-    for pattern in (root / name for name in _braces(str(path.relative_to(root)))):
+    for pattern in [root / name for name in _braces(str(path.relative_to(root)))]:
         if _is_there(pattern):
             found += _existing(pattern)
         elif _WILDCARD.search(str(pattern)):
-            root = next(folder for folder in pattern.parents if _is_there(folder))
-            found += _tars(root.glob(str(pattern.relative_to(root))))
+            base = next(folder for folder in pattern.parents if _is_there(folder))
+            found += _some(str(pattern), _tars(base.glob(str(pattern.relative_to(base)))))
         else:
             found.append(str(pattern))
     return found
@@ -193,25 +201,25 @@ def _listed(path: Path) -> list[str]:
     for name in named:
         if not name.endswith(".tar"):
             raise ConfigError(
-                f"{shown} is read as a text list, but its line {name[:80]!r} does not end in .tar: "
-                + _ACCEPTED
+                f"{shown} is read as a text list, but its line {printable(name)[:80]!r} does not end in "
+                f".tar: {_ACCEPTED}"
             )
-    return [name if is_url(name) else str(path.parent / Path(name).expanduser()) for name in named]
+    return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]
 
 
-def _checked(address: str) -> SourceTar:
+def _check_name(address: str) -> None:
+    """Raise ConfigError for a tar after which a cache could not name its files."""
     name, shown = tar_name(address), printable(address)
     if not name.endswith(".tar") or name == ".tar":
         raise ConfigError(
             f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
         )
-    if fault := name_fault(address):
+    if fault := tar_name_fault(name) or name_fault(address):
         raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
-    if len(name.encode()) > _MOST_NAME_BYTES:
-        raise ConfigError(
-            f"shard {shown!r} has a name of {len(name.encode())} bytes: rename it to at most "
-            f"{_MOST_NAME_BYTES}"
-        )
+
+
+def _measured(address: str) -> SourceTar:
+    shown = printable(address)
     try:
         size = tar_size(address)
     except FileNotFoundError:

@@ -91,6 +91,14 @@ def test_a_zero_padded_range_keeps_its_digits(tars):
     assert found("t-{008..010}.tar") == ["t-008.tar", "t-009.tar", "t-010.tar"]
 
 
+def test_braces_and_a_wildcard_find_the_tars_of_every_folder(tars):
+    for name in ("data/a/x-1.tar", "data/a/x-2.tar", "data/b/x-3.tar"):
+        (tars / name).parent.mkdir(parents=True, exist_ok=True)
+        (tars / name).write_bytes(b"x")
+    assert found("data/{a,b}/x-*.tar") == ["data/a/x-1.tar", "data/a/x-2.tar", "data/b/x-3.tar"]
+    assert found("data/{b,a}/x-[13].tar") == ["data/b/x-3.tar", "data/a/x-1.tar"]
+
+
 def test_a_list_takes_paths_from_its_own_folder_and_whole_ones(tars):
     (tars / "deep" / "list").write_text(f"a.tar\n{tars / 'b.tar'}\n")
     assert found("deep/list") == ["deep/a.tar", str(tars / "b.tar")]
@@ -100,6 +108,8 @@ REFUSED = {
     "{a..d}.tar": "shard 'd.tar' does not exist: give a brace pattern",
     "none.tar": "shard 'none.tar' does not exist: give a brace pattern",
     "q*.tar": "shards 'q*.tar' match no .tar file: give a brace pattern",
+    "{deep,gone}/a*.tar": "shards 'gone/a*.tar' match no .tar file: give a brace pattern",
+    "deep/{er,.}/v-*.tar": "shards 'deep/er/v-*.tar' match no .tar file: give a brace pattern",
     "none": "shard 'none' has no name that ends in .tar",
     "{a..c.tar": "shards '{a..c.tar' have a brace without its partner",
     "{0..99999999999}.tar": "are more than the 1,000,000 tars that are accepted",
@@ -111,6 +121,7 @@ REFUSED = {
     "image.jpg": "is an image: pack the images into webdataset tars",
     "weights.bin": "neither a .tar file nor a text list",
     "labels.csv": "is read as a text list, but its line 'dog,1' does not end in .tar",
+    "signed.txt": "but its line 'https://host/x.tar?' does not end in .tar",
     "none.txt": "match no .tar file, since the list is empty",
     "images": "holds image files, such as 'images/dog/1.JPEG', but no .tar file: pack the images into ",
     "outer": "has tars in its subfolders only, such as 'outer/inner/k.tar': give 'outer/**/*.tar'",
@@ -118,8 +129,19 @@ REFUSED = {
     "nothing.tar": "shard 'nothing.tar' is empty (0 bytes): make it again or leave it out",
     "caf\udce9.tar": "has a name that is not UTF-8: rename it",
     "line\nbreak.tar": "has a name that has a control character: rename it",
-    "l" * 217 + ".tar": "has a name of 221 bytes: rename it to at most 220",
+    "l" * 217 + ".tar": "has a name that has more than 220 bytes: rename it",
+    ".hid.tar": "shard '.hid.tar' has a name that has a slash, or a dot at its start: rename it",
+    "https://h/a%2Fb.tar": "has a name that has a slash, or a dot at its start: rename it",
+    "https://h/a%0Ab.tar": "has a name that has a control character: rename it",
+    "homes": "shards '~nosuchuser/x.tar' cannot be found (",
 }
+
+
+@pytest.mark.usefixtures("tars")
+def test_all_names_are_checked_before_any_tar_is_looked_for(monkeypatch):
+    monkeypatch.setattr("pipeline.views.source_tars.tar_size", lambda address: pytest.fail(address))
+    with pytest.raises(ConfigError, match=r"'\.b\.tar' has a name that has a slash, or a dot at its start"):
+        resolve_tars(["a.tar", ".b.tar"])
 
 
 def test_what_is_refused_says_what_it_is(tars):
@@ -132,7 +154,10 @@ def test_what_is_refused_says_what_it_is(tars):
         "image.jpg": b"\xff\xd8\xff\xe0",
         "weights.bin": b"\xff\xd8\xff\xe0",
         "labels.csv": b"dog,1\ncat,2\n",
+        "signed.txt": b"https://user:SECRET@host/x.tar?X-Sig=abc\n",
         "none.txt": b"# nothing\n",
+        ".hid.tar": b"x",
+        "homes": b"a.tar\n~nosuchuser/x.tar\n",
         "images/dog/1.JPEG": b"x",
         "outer/inner/k.tar": b"x",
         "nothing.tar": b"",

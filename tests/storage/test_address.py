@@ -1,0 +1,29 @@
+"""What is printed of an address: never a password or a signature, and everything else."""
+
+import pytest
+
+from pipeline.storage.address import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:SECRET@host/x.tar", "https://host/x.tar"),
+        ("s3://me:SEC@RET@host/x.tar", "s3://host/x.tar"),
+        ("s3://me:SEC'RET@host/x.tar", "s3://host/x.tar"),
+        ("https://host/x.tar?X-Sig=SECRET&a=b", "https://host/x.tar?"),
+        ("https://host/x.tar?SECRET", "https://host/x.tar?"),
+        ("az://box/x.tar?sv=1&sig=SECRET", "az://box/x.tar?"),
+        ("s3://box/it's.tar?sig=SECRET", "s3://box/it's.tar?"),
+        ("--shards=https://me:SECRET@host/x.tar?sig=SECRET", "--shards=https://host/x.tar?"),
+        (
+            "'https://a:SECRET@b/x?s=SECRET' or \"https://c:SECRET@d/y?s=SECRET\": give data/?.tar",
+            "'https://b/x?' or \"https://d/y?\": give data/?.tar",
+        ),
+        ('["https://a/x","me@b"]', '["https://a/x","me@b"]'),
+        ("s3://box/train-??.tar", "s3://box/train-??.tar"),
+        ("data/a@b-?.tar", "data/a@b-?.tar"),
+    ],
+)
+def test_what_may_be_secret_is_left_out_and_nothing_else(text, shown):
+    assert printable(text) == shown
