@@ -78,7 +78,7 @@ class _Choice:
         judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
         if sum(judged) != 1:
             raise ConfigError(
-                "give one to judge: --run, --untrained with --run or --config, --teacher or --model"
+                "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model"
             )
         if self.config is not None and (self.run is not None or not self.untrained):
             raise ConfigError(
@@ -88,12 +88,10 @@ class _Choice:
             raise ConfigError("give the data to learn from either as --cache DIR or as --shards SHARDS")
         if self.report and self.run and not self.untrained and self.report.resolve() != self.run.resolve():
             raise ConfigError(
-                "--report is not --run: the score of a student belongs to its own run; leave --report out"
+                "--report differs from --run: a student's score belongs to its own run; leave --report out"
             )
         if self.out and not os.access(self.out.parent, os.W_OK):
-            raise ConfigError(
-                f"--out {str(self.out)!r}: its folder does not exist or is not yours to write in"
-            )
+            raise ConfigError(f"--out {str(self.out)!r}: its folder does not exist or is not writable")
 
 
 @app.command()

@@ -13,7 +13,8 @@ from pipeline.cache.schema import CODE_FORMATS, GROUP_CHANNELS, Encoding
 
 WHITENING_EPS = 1e-5
 MIN_CHANNEL_STD = 0.05
-# A channel that varies less in the calibration's images than in others must not fill its group's scale there.
+# If a channel hardly varied during calibration but varies later, its values would set the scale of all 64
+# channels. The floor prevents this.
 MIN_SHARE_OF_STD = 0.5
 _NIBBLE_ZERO = 8  # what a code of 0 is stored as in four bits
 _MIN_SCALE = 2.0**-14  # the smallest normal half: below it a scale would lose digits

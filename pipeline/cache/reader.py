@@ -21,6 +21,7 @@ from pipeline.cache.layout import (
     constant_key,
     view_tar_key,
 )
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
 from pipeline.errors import CacheError, ConfigError
@@ -33,6 +34,8 @@ REMEDY = (
     "and the same extract-teacher command makes it again"
 )
 _MADE_AGAIN = "the same extract-teacher command makes it again"
+_FROM_A_COPY = "restore channel_mean and channel_std from a copy"
+_CALIBRATION = ("channel_mean", "channel_std")
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
@@ -57,6 +60,12 @@ def read_metadata(folder: Folder, key: str) -> bytes:
 def read_units(folder: Folder) -> tuple[Unit, ...]:
     """Read units.json; raises CacheError if it is damaged or missing."""
     return parse_units(read_metadata(folder, UNITS_FILE), folder.address)
+
+
+def cure_of_constants(schema: CacheSchema, names: Iterable[str]) -> str:
+    """Return what to do if some arrays without rows are damaged."""
+    calibration = "channel_mean" in names
+    return _FROM_A_COPY if calibration and schema.is_calibrated_otherwise else _MADE_AGAIN
 
 
 class Cache:
@@ -163,10 +172,11 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = self._read_constants("channel_mean", "channel_std")
+        mean, std = self._read_constants(*_CALIBRATION)
         if digest_of_arrays(mean, std) != self.schema.calibration.sha256:
             raise CacheError(
-                f"the calibration of cache {self.address!r} does not match its digest: {_MADE_AGAIN}"
+                f"the calibration of cache {self.address!r} does not match its digest: "
+                f"{cure_of_constants(self.schema, _CALIBRATION)}"
             )
         return mean, std
 
@@ -218,7 +228,8 @@ class Cache:
             try:
                 found.append(store.constant_of(self.folder.read(constant_key(name)), self._specs[name]))
             except (ValueError, OSError) as error:
-                raise store.unreadable(f"array {name!r} of {self.address!r}", error, _MADE_AGAIN) from None
+                cure = cure_of_constants(self.schema, names)
+                raise store.unreadable(f"array {name!r} of {self.address!r}", error, cure) from None
         return found
 
     def _check_array(self, name: str) -> None:

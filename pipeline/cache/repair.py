@@ -39,7 +39,7 @@ def restore_metadata(folder: Folder) -> list[str]:
         try:
             copy = folder.read(COPY_OF[GROUP_FILE])
             _, values = store.parse_group(copy, folder.address)
-        except (FileNotFoundError, CacheError):
+        except (FileNotFoundError, NotADirectoryError, CacheError):
             raise error from None
         folder.replace(GROUP_FILE, copy)
         lines.append(f"restored: {GROUP_FILE} from its copy")

@@ -151,6 +151,14 @@ class CacheSchema(Section):
         return None if self.version == _FIRST_VERSION else source
 
     @property
+    def is_calibrated_otherwise(self) -> bool:
+        """Whether the calibration is of other images than today's rule takes, so that none can make it again.
+
+        Version 1.0 took the first images of the first tars; the constants of float16 are of no image.
+        """
+        return self.version == _FIRST_VERSION and self.code_format.largest_code is not None
+
+    @property
     def is_newer(self) -> bool:
         """Whether a later program made the cache, which may have added keys and arrays."""
         return minor_of(self.version) > minor_of(SCHEMA_VERSION)

@@ -61,7 +61,7 @@ def finished_bytes(cache: Cache, inventory: Inventory) -> float:
     """Forecast the size of all units from the existing, by the bytes of their tars; raises CacheError."""
     if not inventory.source_bytes:
         raise CacheError(
-            f"cache {cache.address!r} has no finished unit to judge by: "
+            f"cache {cache.address!r} has no finished unit to estimate from: "
             "extract-teacher --dry-run forecasts its size"
         )
     return inventory.stored.total() * sum(unit.source_bytes for unit in cache.units) / inventory.source_bytes

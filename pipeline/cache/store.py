@@ -180,7 +180,7 @@ def unreadable(what: str, error: Exception, cure: str) -> CacheError | StorageEr
         return StorageError(f"{what} cannot be read, {error.filename}: {reason}")
     if isinstance(error, OSError) and error.errno not in _DAMAGED_FILE:
         return StorageError(
-            f"{what} cannot be read ({reason}), which says nothing about what is stored: "
+            f"{what} cannot be read ({reason}). The cache may be intact, but this file cannot be opened now: "
             f"restore access to {error.filename!r} and run again"
         )
     return CacheError(f"{what} cannot be read ({reason}): {cure}")

@@ -93,19 +93,29 @@ def extended_units(
 
     `sources` are (name, bytes) of the tars to cover, `present` of all that are there, also beyond a limit,
     `finished` the numbers of the committed units. Tars of older units need not be there. Raises ConfigError
-    for a name that no file can have, and for a tar that changed its size after a unit was made of it.
+    for a name that no file can have, for a tar that changed its size after a unit was made of it, and for a
+    new tar in fewer views than the others have.
     """
     for name, _ in sources:
         if fault := tar_name_fault(name):
             raise ConfigError(f"the name of tar {name!r} {fault}; rename it")
     sizes = dict(sources) | dict(present)
+    most_views = max((unit.view + 1 for unit in units), default=0)
+    older = {unit.source for unit in units}
+    late = next((name for name, _ in sources if name not in older), None)
+    if late and views < most_views:
+        raise ConfigError(
+            f"--views {views} is too few for new tar {late!r}: this cache has {most_views} views: "
+            f"give --views {most_views}"
+        )
     known = {(unit.source, unit.view) for unit in units}
     new = [(name, size, view) for name, size in sources for view in range(views) if (name, view) not in known]
     made, extended = {unit.source for unit in units if unit.unit in finished}, []
     for unit in units:
         size = sizes.get(unit.source)
-        if size is None and unit.source_bytes == _UNKNOWN_BYTES and unit.unit not in finished and new:
-            extended.append(_unit(unit.unit, *new.pop(0)))  # it stood for an entry that was lost
+        if size is None and unit == _placeholder(unit.unit) and unit.unit not in finished and new:
+            # this number has no tar since the list was rebuilt; give it to a new tar
+            extended.append(_unit(unit.unit, *new.pop(0)))
         elif size is None:
             extended.append(unit)
         elif unit.source in made and unit.source_bytes not in (size, _UNKNOWN_BYTES):
@@ -131,10 +141,15 @@ def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]])
             raise ValueError(f"unit {number} has several owners")
     sizes = {unit.source: unit.source_bytes for unit in copy}
     numbers = range(max(found, default=-1) + 1)
-    units = [found.get(u) or _unit(u, f"lost-{u:06d}.tar", _UNKNOWN_BYTES, 0) for u in numbers]
+    units = [found.get(u) or _placeholder(u) for u in numbers]
     return tuple(
         unit.model_copy(update={"source_bytes": sizes.get(unit.source, unit.source_bytes)}) for unit in units
     )
+
+
+def _placeholder(number: int) -> Unit:
+    """Return what stands for a unit of which nothing is known."""
+    return _unit(number, f"lost-{number:06d}.tar", _UNKNOWN_BYTES, 0)
 
 
 def _unit(number: int, source: str, size: int, view: int) -> Unit:

@@ -28,7 +28,7 @@ from pipeline.cache.layout import (
     shard_key,
     view_tar_key,
 )
-from pipeline.cache.reader import Cache, read_units
+from pipeline.cache.reader import Cache, cure_of_constants, read_units
 from pipeline.cache.schema import minor_of
 from pipeline.cache.units import Unit, parse_units
 from pipeline.cache.writer import foreign_names
@@ -60,7 +60,8 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
         yield Finding(f"{key} is not what the schema says", metadata=key)
     for names in damaged_constants(cache):
         what = "calibration" if "channel_mean" in names else "final norm or projection"
-        cure = "the same extract-teacher command makes it again; else restore it"
+        old = "channel_mean" in names and cache.schema.is_calibrated_otherwise
+        cure = cure_of_constants(cache.schema, names) + ("" if old else "; else restore it")
         yield Finding(f"the {what} does not match its digest: {cure}")
     found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
     yield from _verify_commits(cache, found)
@@ -131,8 +132,8 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
     for name in names:
         if name not in owned:
             yield Finding(
-                f"{COMMITS}/{name} belongs to no unit: restore a later {UNITS_FILE}, "
-                "or extract with the tars and views of that time"
+                f"{COMMITS}/{name}: {UNITS_FILE} does not list this commit's unit: restore a newer "
+                f"{UNITS_FILE}, or run extract-teacher with the tars and views that this unit was made from"
             )
     for unit in committed(cache.folder, cache.units):
         try:

@@ -67,7 +67,7 @@ def create_cache(folder: Folder, schema: CacheSchema, constants: store.Constants
 
 
 def write_copies(folder: Folder) -> None:
-    """Copy the metadata from which nothing else can be made; a copy may be older than what it is of."""
+    """Copy the two metadata files that cannot be rebuilt from anything else."""
     for key, copy in COPY_OF.items():
         data = folder.read(key)
         if not folder.exists(copy) or folder.read(copy) != data:

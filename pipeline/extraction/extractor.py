@@ -16,7 +16,7 @@ from pipeline.cache.commit import committed
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_committed
-from pipeline.errors import SourceError
+from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.lane import Lane
 from pipeline.extraction.tally import Tally, Timing
@@ -190,7 +190,7 @@ class Extractor:
                 f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
                 "split it into smaller tars"
             )
-        # lanes that get nothing more for now: a tar that waits for them would hold up all tars behind it
+        # Collect unused lanes now. Otherwise an older tar waits for their batches and blocks those after it.
         idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
         for lane in idle:
             lane.collect()
@@ -209,8 +209,12 @@ class Extractor:
             if fault := tar.fault or self._fault_of(tar):
                 self.tally.failed[tar.source.name] = fault
                 return
-            for builder in tar.builders:
-                self.tally.units += builder.publish(tar.skipped)
+            try:
+                for builder in tar.builders:
+                    self.tally.units += builder.publish(tar.skipped)
+            except CacheError as error:  # a unit that cannot be committed
+                self.tally.failed[tar.source.name] = str(error)
+                return
         self.tally.images += tar.images
         self.tally.views += tar.images * len(tar.builders)
         self.tally.skipped += tar.skipped
@@ -234,7 +238,14 @@ class Extractor:
                 f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
                 f"--max-bad {self._max_bad:g}); {first}; make the tar again or raise --max-bad"
             )
-        if tar_size(tar.source.address) != tar.source.size:
+        try:
+            size = tar_size(tar.source.address)
+        except OSError as error:
+            reason = error.strerror or error
+            return (
+                f"tar {name!r} cannot be found again after it was read ({reason}); restore it and run again"
+            )
+        if size != tar.source.size:
             return f"tar {name!r} was replaced while it was read; run the same command again"
         return ""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.reader import Cache
+from pipeline.cache.reader import Cache, cure_of_constants
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
@@ -197,7 +197,13 @@ def _restore_constants(
     damaged = damaged_constants(cache)
     if ("post_norm", "projection") in damaged:  # of this teacher: its weights have been compared
         restore_constants(cache.folder, teacher.tower.output())
-    if ("channel_mean", "channel_std") in damaged:
+    calibrated = ("channel_mean", "channel_std")
+    if calibrated in damaged:
+        if cache.schema.is_calibrated_otherwise:
+            raise CacheError(
+                f"cache {cache.address!r} has a damaged calibration: "
+                f"{cure_of_constants(cache.schema, calibrated)}"
+            )
         found = calibration()
         if digest_of_arrays(*found.values()) != cache.schema.calibration.sha256:
             raise CacheError(

@@ -110,8 +110,9 @@ def refuse_differences(cache: Cache, found: list[LevelComparison]) -> None:
     sound = [one.level for one in found if one.mean_cosine >= cosine and one.within >= share]  # NaN is not
     if wrong := [one.level for one in found if one.level not in sound]:
         raise CacheError(
-            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (expected: a "
-            f"mean cosine of at least {cosine} and {share:.1%} of values within {rounding} of the bound); "
+            f"levels {wrong} of cache {cache.address!r} are not what the teacher gives here (required: "
+            f"mean cosine at least {cosine}, and {share:.1%} of values off by at most the encoding's "
+            f"error bound plus {rounding}); "
             "use the library versions in logs/, or extract again"
         )
 

@@ -102,11 +102,20 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
 
     os.link fails if the target exists, so of many creators one succeeds. exFAT, SMB and many FUSE file
     systems have no hard links: there the kernel is asked for a rename that does not replace, and where it
-    has none, the folder is locked meanwhile.
+    has none, the folder is locked meanwhile. That last way is exclusive only among the processes that the
+    lock reaches: many network and FUSE file systems keep flock within a host, and there two hosts may both
+    be told that they created the file, of which the later one stays, whole.
     """
+    try:
+        return _create(path, data, scratch)
+    except OSError as error:
+        if error.errno != errno.EXDEV or scratch is None:
+            raise
+    return _create(path, data, None)  # neither links nor renames leave a mount, be it of the same disk
+
+
+def _create(path: Path, data: bytes, scratch: Path | None) -> bool:
     make_folder(path.parent)
-    if scratch and scratch.stat().st_dev != path.parent.stat().st_dev:
-        scratch = None  # neither links nor renames reach another file system
     temporary = _write_temporary(path, data, scratch)
     try:
         try:

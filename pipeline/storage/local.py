@@ -24,6 +24,7 @@ from pipeline.storage.files import (
 _HOST = platform.node()
 _LOCKS = "logs/locks"
 _SCRATCH = "logs/scratch"
+_COPY = ".copy-"  # before the name of the scratch folder that a folder was copied from
 _SECONDS_OF_OTHERS = 86_400.0
 _SECONDS_OF_THREADS = 0.3
 # what file systems and desktops put into any folder
@@ -112,13 +113,23 @@ class LocalFolder:
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
         """Flush a folder and rename it into place, unless there is one."""
-        target = self.path / key
-        if source.stat().st_dev != self.path.stat().st_dev:  # logs/ may be a link to another file system
-            source = Path(shutil.copytree(source, self.path / f".{key}.{secrets.token_hex(8)}.tmp"))
+        try:
+            return self._rename_tree(source, key)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # logs/ may be a link to another file system, or a mount
+                raise
+        holder = self._scratch.name if self._scratch else secrets.token_hex(8)
+        copy = self.path / f"{_COPY}{holder}"
+        try:
+            return self._rename_tree(Path(shutil.copytree(source, copy)), key)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def _rename_tree(self, source: Path, key: str) -> bool:
         for entry in (source, *source.rglob("*")):
             flush_to_disk(entry)
         try:
-            source.rename(target)
+            source.rename(self.path / key)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -163,6 +174,7 @@ class LocalFolder:
                     folder.mkdir(parents=True)
                     held.enter_context(locked(folder / "lock"))
                     _sweep(parent)
+                    _sweep_copies(self.path, parent)
                 self._scratch = (
                     folder  # replace and create put their temporary files there, so a sweep finds them
                 )
@@ -195,8 +207,24 @@ def _sweep(parent: Path) -> None:
     """Remove folders of dead processes; those of other hosts after a day: their locks may be invisible."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
-            of_this_host = folder.name.rsplit("-", 2)[0] == _HOST
-            if of_this_host or time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS:
+            if _of_this_host(folder.name) or _is_old(folder):
                 with locked_if_free(folder / "lock") as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep_copies(path: Path, parent: Path) -> None:
+    """Remove the copies of folders that died before they had their name: their scratch folder is gone."""
+    for copy in path.glob(f"{_COPY}*"):
+        with suppress(OSError):
+            holder = copy.name.removeprefix(_COPY)
+            if not (parent / holder).exists() and (_of_this_host(holder) or _is_old(copy)):
+                shutil.rmtree(copy, ignore_errors=True)
+
+
+def _of_this_host(name: str) -> bool:
+    return name.rsplit("-", 2)[0] == _HOST
+
+
+def _is_old(folder: Path) -> bool:
+    return time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS

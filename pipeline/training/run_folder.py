@@ -45,7 +45,7 @@ def continues(run: Path, resume: Resume) -> bool:
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run folder {str(run)!r} cannot be made: {str(nearest)!r} is not a folder that you may write; "
+            f"run folder {str(run)!r} cannot be made: {str(nearest)!r} is not a writable folder; "
             "use another --run"
         )
     return exists
@@ -62,7 +62,7 @@ def held_run_folder(run: Path) -> Iterator[None]:
         lock = (run / ".lock").open("w")
     except OSError as error:
         raise ConfigError(
-            f"run folder {str(run)!r} cannot be made ({error.strerror}): use a --run that you may write"
+            f"run folder {str(run)!r} cannot be made ({error.strerror}): use a writable --run"
         ) from None
     with lock:
         try:

@@ -43,7 +43,8 @@ def test_without_a_unit_there_is_no_forecast(cache_copy):
         commit.unlink()
     cache = Cache(cache_copy)
     with pytest.raises(
-        CacheError, match=r"has no finished unit to judge by: extract-teacher --dry-run forecasts its size"
+        CacheError,
+        match=r"has no finished unit to estimate from: extract-teacher --dry-run forecasts its size",
     ):
         finished_bytes(cache, take_inventory(cache))
 

@@ -6,7 +6,7 @@ import shutil
 import caches
 import pytest
 from caches import SOURCES, extract
-from contents import files_of, flip, resealed, shard
+from contents import change_schema, files_of, flip, resealed, shard
 from tars import image, write_tar
 
 from pipeline.cache.commit import committed
@@ -21,6 +21,7 @@ from pipeline.storage.address import open_folder
 from pipeline.views.source_tars import SourceTar
 
 UNIT_1 = "removed: unit 1 (train-0000.tar, view 1)"
+KEYS_OF_1_1 = ("post_norm_eps", "projection_width", "output_sha256")
 GROUP, UNITS = "targets.zarr/zarr.json", "units.json"
 
 
@@ -146,6 +147,12 @@ def test_without_a_copy_the_schema_cannot_be_restored(damaged):
         restore_metadata(open_folder(damaged / "commits"))
 
 
+def test_a_file_is_not_a_cache_that_could_be_restored(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CacheError, match=r"file' is not a cache \(no units\.json\)"):
+        restore_metadata(open_folder(tmp_path / "file"))
+
+
 def test_damage_of_all_sorts_at_once(extracted, damaged):
     DAMAGES[0](damaged)
     (damaged / "targets.zarr/channel_std/c/0/0").unlink()
@@ -185,6 +192,29 @@ def test_a_calibration_that_would_come_out_otherwise_is_refused(extracted, damag
     ):
         extract_again(extracted, damaged, shards=shards)
     assert files_of(damaged) == before
+
+
+def test_a_calibration_of_version_1_0_is_not_made_again(extracted, damaged):
+    """It was of other images: no extraction reproduces it, so nothing but a copy is named."""
+    cure = "restore channel_mean and channel_std from a copy$"
+    change_schema(damaged, lambda schema: schema.update(version="1.0"))
+    change_schema(damaged, lambda schema: [schema["teacher"].pop(key) for key in KEYS_OF_1_1])
+    for name in ("commits", "copies", "targets.zarr/post_norm"):
+        shutil.rmtree(damaged / name)
+    (damaged / "targets.zarr/channel_std/c/0/0").unlink()
+    before = files_of(damaged)
+    with pytest.raises(CacheError, match=f"has a damaged calibration: {cure}"):
+        extract_again(extracted, damaged)
+    assert files_of(damaged) == before
+    with pytest.raises(CacheError, match=rf"channel_std' of '.*' cannot be read \(.*\): {cure}"):
+        Cache(damaged).calibration()
+    shutil.copy(damaged / "targets.zarr/channel_mean/c/0/0", damaged / "targets.zarr/channel_std/c/0/0")
+    with pytest.raises(CacheError, match=f"does not match its digest: {cure}"):
+        Cache(damaged).calibration()
+    texts = [finding.text for finding in verify_quickly(Cache(damaged))]
+    assert f"the calibration does not match its digest: {cure[:-1]}" in texts
+    change_schema(damaged, lambda schema: schema.update(encoding="float16"))
+    assert not Cache(damaged).schema.is_calibrated_otherwise  # 0 and 1, whatever the images
 
 
 def test_an_extraction_into_damaged_metadata_names_the_cure(extracted, damaged):

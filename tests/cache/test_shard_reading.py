@@ -150,7 +150,8 @@ def test_a_shard_without_the_right_to_read_may_be_sound(made):
     file.symlink_to(file)  # what even root cannot open
     with pytest.raises(
         StorageError,
-        match=r"which says nothing about what is stored: restore access to '.*stats/c/0/0/0/0' and run again",
+        match=r"The cache may be intact, but this file cannot be opened now: "
+        r"restore access to '.*stats/c/0/0/0/0' and run again",
     ):
         cache.read_chunk(next(cache.commits()), 0, ["stats"])
 

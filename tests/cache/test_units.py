@@ -39,6 +39,17 @@ def test_extending_appends_and_changes_no_unit_that_exists():
         assert extended_units(by_view, SOURCES, views) == by_view
 
 
+def test_a_new_tar_in_fewer_views_than_the_others_is_refused():
+    """The cache would count as complete with fewer views of some images."""
+    units = extended_units((), SOURCES, 2)
+    for sources in ([("c.tar", 3)], [*SOURCES, ("c.tar", 3)]):
+        with pytest.raises(ConfigError, match=r"tar 'c\.tar': this cache has 2 views: give --views 2$"):
+            extended_units(units, sources, 1)
+    more = extended_units(units, [("c.tar", 3)], 3)
+    assert named(more)[4:] == [(4, "c.tar", 0), (5, "c.tar", 1), (6, "c.tar", 2)]
+    assert extended_units(units, SOURCES[:1], 1) == units
+
+
 def test_only_tars_that_are_needed_must_be_there():
     units = extended_units((), SOURCES, 1)
     assert extended_units(units, SOURCES[:1], 1, present=SOURCES) == units  # beyond a limit
@@ -127,3 +138,19 @@ def test_a_number_that_is_in_no_commit_goes_to_a_missing_unit():
     again = extended_units(found, sources, 1, finished={0, 3})
     assert named(again) == [(0, "a.tar", 0), (1, "b.tar", 0), (2, "d.tar", 0), (3, "c.tar", 0)]
     assert [unit.source_bytes for unit in again] == [10, 20, 5, 5]
+
+
+def test_a_removed_unit_keeps_its_number_though_the_list_was_rebuilt_from_commits():
+    """Its commit had no size, so its entry has none; its tar is not among those of this extension."""
+    found = rebuilt_units((), [(0, "a.tar", 0), (1, "b.tar", 0), (3, "c.tar", 0)])
+    again = extended_units(found, [("new.tar", 5), ("newer.tar", 5)], 1, finished={0, 3})
+    assert named(again) == [
+        (0, "a.tar", 0),
+        (1, "b.tar", 0),
+        (2, "new.tar", 0),
+        (3, "c.tar", 0),
+        (4, "newer.tar", 0),
+    ]
+    with_b = extended_units(again, SOURCES, 1, finished={0, 2, 3, 4})
+    assert named(with_b) == named(again)
+    assert with_b[1].source_bytes == 20

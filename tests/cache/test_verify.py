@@ -86,7 +86,7 @@ def test_a_commit_of_no_unit_is_left_to_the_user(made):
     found = only(quick(path))
     assert (found.unit, found.metadata, found.curable) == (None, None, False)
     assert found.text.startswith(
-        "commits/c.v00.json belongs to no unit: restore a later units.json, or extract"
+        "commits/c.v00.json: units.json does not list this commit's unit: restore a newer units.json, or run"
     )
 
 

@@ -262,6 +262,7 @@ def test_what_may_be_sound_is_not_a_finding(original, monkeypatch, number):
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(
         StorageError,
-        match=r"cannot be read \(refused\), which says nothing about what is stored: restore access",
+        match=r"cannot be read \(refused\)\. The cache may be intact, but this file cannot be opened now: "
+        "restore access",
     ):
         verify_unit(cache, cache.units[0])

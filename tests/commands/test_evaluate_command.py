@@ -225,10 +225,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
     [
         (
             [],
-            "give one to judge: --run, --untrained with --run or --config, --teacher or --model",
+            "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model",
         ),
-        (["--run", "{run}", "--teacher", TEACHER], "give one to judge"),
-        (["--untrained", "--teacher", TEACHER], "give one to judge"),
+        (["--run", "{run}", "--teacher", TEACHER], "give one to evaluate"),
+        (["--untrained", "--teacher", TEACHER], "give one to evaluate"),
         (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
         (
             ["--teacher", TEACHER, "--config", "{recipe}"],
@@ -248,7 +248,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
             ["--run", "{run}", "--set", "neighbours=3"],
             "unknown configuration key 'neighbours': known are k, temp",
         ),
-        (["--run", "{run}", "--report", "{tars}"], "--report is not --run"),
+        (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
     ],
 )

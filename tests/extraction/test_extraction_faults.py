@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tars import image, make_tars, write_tar
 
+from pipeline.cache import writer
 from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
@@ -30,7 +31,7 @@ from pipeline.extraction.job import build_teacher, prepare_cache
 from pipeline.storage.files import locked
 from pipeline.views.crop import draw_crop
 from pipeline.views.decoder import Decoder
-from pipeline.views.sample import NO_LABEL
+from pipeline.views.sample import NO_LABEL, SkippedImage
 from pipeline.views.source_tars import SourceTar
 
 
@@ -124,6 +125,45 @@ def test_a_broken_tar_fails_alone(finished, shards, tmp_path, workers):
     )
     assert "tar 'gone.tar' cannot be opened (No such file or directory)" in tally.failed["gone.tar"]
     assert list((tmp_path / "a.cache" / "logs" / "scratch").iterdir()) == []
+
+
+def test_a_tar_that_disappears_after_it_was_read_fails_alone(monkeypatch, finished, tmp_path):
+    cache, shards = tmp_path / "a.cache", make_tars(tmp_path / "tars", tars=2, images_per_tar=12)
+    publish = Extractor._publish
+
+    def lose_the_first(self, tar):
+        if tar.source.name == "train-0000.tar":
+            Path(tar.source.address).rename(tmp_path / "away")
+        publish(self, tar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "_publish", lose_the_first)
+        tally, missing = extract(cache, shards)
+    reason = "cannot be found again after it was read (no such file); restore it and run again"
+    assert (tally.units, missing) == (2, 2)
+    assert tally.failed == {"train-0000.tar": f"tar 'train-0000.tar' {reason}"}
+    (tmp_path / "away").rename(shards[0].address)
+    assert extract(cache, shards)[1] == 0
+    assert changed(contents(finished), contents(cache)) == []
+
+
+def test_a_unit_that_cannot_be_committed_fails_its_tar_alone(monkeypatch, finished, shards, tmp_path):
+    cache, create = tmp_path / "a.cache", writer.create_commit
+
+    def refuse_one(folder, unit, commit):
+        if (unit.source, unit.view) == ("train-0000.tar", 1):
+            commit = commit.model_copy(
+                update={"skipped": (SkippedImage.model_construct(key="\udcff", reason="x"),)}
+            )
+        return create(folder, unit, commit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "create_commit", refuse_one)
+        tally, missing = extract(cache, shards)
+    assert (tally.units, missing, list(tally.failed)) == (3, 1, ["train-0000.tar"])
+    assert tally.failed["train-0000.tar"].startswith("unit 1 (train-0000.tar, view 1) cannot be committed: ")
+    assert extract(cache, shards)[0].units == 1
+    assert changed(contents(finished), contents(cache)) == []
 
 
 def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):

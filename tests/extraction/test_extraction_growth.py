@@ -89,6 +89,14 @@ def test_new_tars_alone_extend(copy, tmp_path):
     assert [unit.source for unit in Cache(copy).units][4:] == ["train-0002.tar"] * 2
 
 
+def test_new_tars_in_fewer_views_are_refused(finished, tmp_path):
+    before = contents(finished)
+    third = make_tars(tmp_path / "more", tars=3, images_per_tar=5)[2]
+    with pytest.raises(ConfigError, match=r"this cache has 2 views: give --views 2$"):
+        extract(finished, [third], views=1)
+    assert contents(finished) == before
+
+
 def test_a_tar_of_another_size_is_refused(finished, shards, tmp_path):
     before = contents(finished)
     other = write_tar(tmp_path / "train-0001.tar", {"other": b"x" * 50_000})

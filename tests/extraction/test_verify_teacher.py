@@ -61,8 +61,9 @@ def refused(cache, found):
         refuse_differences(cache, found)
     except CacheError as error:
         told = re.fullmatch(
-            r"levels \[(.*)\] of cache '.*' are not what the teacher gives here \(expected: a mean cosine "
-            r"of at least 0\.\d+ and 9\d\.\d% of values within 0\.\d+ of the bound\); use the library "
+            r"levels \[(.*)\] of cache '.*' are not what the teacher gives here \(required: mean cosine "
+            r"at least 0\.\d+, and 9\d\.\d% of values off by at most the encoding's error bound plus "
+            r"0\.\d+\); use the library "
             r"versions in logs/, or extract again",
             str(error),
         )

@@ -109,6 +109,63 @@ def test_files_cross_from_one_file_system_to_another(tmp_path):
         shutil.rmtree(other)
 
 
+@pytest.fixture
+def mounts(monkeypatch):
+    """Each folder is a mount of the same file system: equal st_dev, yet no link or rename between them."""
+    tries = []
+
+    def within_a_mount(call):
+        def checked(source, target, **options):
+            tops = {tuple(Path(path).parts[:-1]) for path in (source, target)}
+            if len(tops) > 1:
+                tries.append((Path(source), Path(target)))
+                failing(errno.EXDEV)()
+            return call(source, target, **options)
+
+        return checked
+
+    for owner, name in ((os, "link"), (Path, "rename"), (Path, "replace")):
+        monkeypatch.setattr(owner, name, within_a_mount(getattr(owner, name)))
+    return tries
+
+
+def test_files_cross_from_one_mount_of_a_file_system_to_another(tmp_path, mounts):
+    folder = LocalFolder(tmp_path / "a.cache")
+    with folder.scratch() as scratch:
+        (scratch / "draft").mkdir()
+        for name in ("file", "draft/zarr.json"):
+            (scratch / name).write_bytes(b"data")
+        assert folder.create("commits/a.json", b"{}")
+        assert not folder.create("commits/a.json", b"[]")
+        folder.take(scratch / "file", "views/a.tar")
+        folder.replace("units.json", b"1")
+        assert folder.take_tree(scratch / "draft", "targets.zarr", "zarr.json")
+        assert not folder.take_tree(scratch / "draft", "targets.zarr", "zarr.json")
+    assert len(mounts) == 6
+    sizes = {"views/a.tar": 4, "commits/a.json": 2, "units.json": 1, "targets.zarr/zarr.json": 4}
+    assert {key: size for key, size in folder.sizes().items() if not key.startswith("logs/")} == sizes
+    assert folder.names() == {"views", "commits", "units.json", "targets.zarr", "logs"}
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_folder_half_copied_by_a_dead_maker_is_swept(tmp_path):
+    """Those of other hosts, whose scratch folder may be unseen, after a day."""
+    folder = LocalFolder(tmp_path / "a.cache")
+    other = folder.path / ".copy-elsewhere-1-0a0a0a0a"
+    with folder.scratch() as scratch:
+        mine = folder.path / f".copy-{scratch.name}"
+        for copy in (mine, other):
+            copy.mkdir()
+        with LocalFolder(folder.path).scratch():
+            assert mine.exists()  # its maker is at work
+    with folder.scratch():
+        assert not mine.exists()
+        assert other.exists()
+    os.utime(other, (0, 0))
+    with folder.scratch():
+        assert folder.names() == {"logs"}
+
+
 def test_a_move_replaces_what_is_there(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).write_text(name)

@@ -85,7 +85,7 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
         (
             ["--run", tmp_path / "poem.txt"],
             2,
-            "poem.txt' is not a folder that you may write; use another --run",
+            "poem.txt' is not a writable folder; use another --run",
         ),
         (
             ["--run", "s3://bucket/run"],
@@ -109,7 +109,7 @@ def test_a_read_only_place_for_a_run(small_cache_path, tmp_path, monkeypatch):
     message = refusal(train(small_cache_path, tmp_path / "a/b"), 2)
     assert message == (
         f"run folder {str(tmp_path / 'a/b')!r} cannot be made: "
-        f"{str(tmp_path)!r} is not a folder that you may write; use another --run"
+        f"{str(tmp_path)!r} is not a writable folder; use another --run"
     )
 
 
