@@ -161,6 +161,29 @@ def test_another_batch_or_list_of_units_is_refused_naming_both(small_cache_path,
             load_newest(job)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("cache", "is not the cache that the run began with"),
+        ("units", "units was 'other' and is now '4 with digest"),
+    ],
+)
+def test_another_cache_or_unit_is_refused_before_the_first_checkpoint(
+    small_cache_path, finished, tmp_path, key, message
+):
+    run = killed_after(finished, 0, tmp_path / "run")
+    values = json.loads((run / "run.json").read_text())
+    values["pinned"] |= {key: "other", "ranks": 8}
+    (run / "run.json").write_text(json.dumps(values))
+    result = train(small_cache_path, run, resume=True)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: cannot resume: ")
+    assert message in result.stderr
+    values["pinned"][key] = json.loads((finished / "run.json").read_text())["pinned"][key]
+    (run / "run.json").write_text(json.dumps(values))
+    assert train(small_cache_path, run, resume=True).exit_code == 0
+
+
 def test_a_cache_that_has_lost_a_unit_is_refused(cache_copy, finished, tmp_path):
     (cache_copy / "commits/train-0001.v01.json").unlink()
     run = killed_after(finished, 3, tmp_path / "run")
