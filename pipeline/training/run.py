@@ -131,7 +131,8 @@ def load_newest(job: TrainingJob) -> int:
         refuse_other_pins(checkpoint.pinned, job.pinned)
         job.objective.load_state_dict(checkpoint.student)
         job.optimiser.load_state_dict(checkpoint.optimiser)
-        job.scaler.load_state_dict(checkpoint.scaler)
+        if checkpoint.scaler:
+            job.scaler.load_state_dict(checkpoint.scaler)
     return checkpoint.step
 
 
