@@ -1,8 +1,10 @@
 """Progress of a long command: a bar with rate and time left on a terminal, elsewhere a line now and then."""
 
+import io
+import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,13 +21,48 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+class _ForgivingStream(io.TextIOBase):
+    """Writes to a stream until that fails, then nothing: nobody reads a closed pipe or terminal any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._failed = stream, False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str, /) -> int:
+        try:
+            return len(text) if self._failed else self._stream.write(text)
+        except OSError:
+            self._failed = True
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            if not self._failed:
+                self._stream.flush()
+        except OSError:
+            self._failed = True
+
+
 class ProgressDisplay:
-    """Shows how many images, or other units, of a total are done, and a free text; a context manager."""
+    """Shows how many images, or other units, of a total are done, and a free text; a context manager.
+
+    It never fails a command: once stderr has no reader, it shows nothing.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
         """Begin at `done` of `total`."""
         self._title, self._total, self._unit = title, total, unit
-        self._console = Console(stderr=True)
+        # Without it, rich ends the process when a pipe is closed, and raises OSError for a lost terminal.
+        self._console = Console(file=cast("TextIO", _ForgivingStream(sys.stderr)))
         self._last_line = time.monotonic()
         # Rates count from the first update on: what came before it is start-up and compilation.
         self._since: tuple[float, int] | None = None

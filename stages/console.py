@@ -4,8 +4,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,6 +52,24 @@ def cli_errors(
         where = error.filename or "the operating system gave no file"
         typer.echo(f"error: {error.strerror or error} ({where})", err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def ending_alone(advice: Callable[[], str]) -> Iterator[None]:
+    """After any error print it and end this process at once, for one of several that wait for each other.
+
+    The codes are those of `cli_errors`. An orderly end would wait for the others, and hide the error.
+    """
+    try:
+        with cli_errors(advice):
+            yield
+    except BaseException as error:
+        if not isinstance(error, typer.Exit):
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(error.exit_code if isinstance(error, typer.Exit) else 1)
 
 
 def describe_signal(number: int) -> str:

@@ -1,5 +1,6 @@
 """train-student: train a masked student against a cache of teacher features."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from stages.console import (
     choose_device,
     cli_errors,
     describe_signal,
+    ending_alone,
     run_command,
     stop_code,
 )
@@ -96,7 +98,8 @@ def _train(
     from pipeline.training.run import run_training
 
     config, chosen = parse_config(RunConfig, settings), choose_device(device)
-    with joined_ranks(chosen) as ranks:
+    guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
+    with guard, joined_ranks(chosen) as ranks:
         result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=_print_message)
         if ranks.is_main:
             _print_result(result, run, write_run_report(run), mode)

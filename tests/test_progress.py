@@ -1,9 +1,15 @@
 """What a person sees of a long command, and what stays recorded of where its results come from."""
 
+import io
+import os
+import pty
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
+
+import pytest
 
 from pipeline.progress import ProgressDisplay, duration
 from pipeline.provenance import command_line, git_commit, provenance
@@ -28,6 +34,22 @@ def test_elsewhere_than_on_a_terminal_a_line_is_printed_now_and_then(capsys, mon
     first, second = capsys.readouterr().err.splitlines()
     assert first == "verify: 5/20 units"
     assert re.fullmatch(r"verify: 10/20 units, \S+/s, 0:00:00 left, \[bold\] is text", second)
+
+
+@pytest.mark.parametrize("make_stream", [os.pipe, pty.openpty])
+def test_a_closed_pipe_or_terminal_fails_nothing(make_stream, monkeypatch):
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = make_stream()
+    with io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with ProgressDisplay("verify", 20) as progress:
+            progress.update(5, "")
+            assert b"verify" in os.read(reader, 1000)
+            os.close(reader)
+            progress.update(10, "")
+            time.sleep(0.3)  # on a terminal, a thread draws, too
+            progress.update(15, "")
 
 
 def test_durations_are_in_units_that_a_person_uses():

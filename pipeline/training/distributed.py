@@ -78,7 +78,11 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Join the process group that a launcher describes, if any; raises ConfigError without an address."""
+    """Join the process group that a launcher describes, if any; raises ConfigError without an address.
+
+    After an error the group is left standing: NCCL is torn down by all ranks together, and a rank that fails
+    alone would wait for the others. Its process must then end at once.
+    """
     process = this_process()
     if process.world_size == 1:
         yield Ranks()
@@ -99,9 +103,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
             f"rank {process.rank} of {process.world_size} cannot meet the others at {host}:{port} "
             f"({str(error).partition(chr(10))[0]}): check MASTER_ADDR and MASTER_PORT, or use another port"
         ) from error
-    try:
-        hosts = dist.new_group(backend="gloo")
-        assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"
-        yield Ranks(process.rank, process.world_size, hosts)
-    finally:
-        dist.destroy_process_group()
+    hosts = dist.new_group(backend="gloo")
+    assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"
+    yield Ranks(process.rank, process.world_size, hosts)
+    dist.destroy_process_group()

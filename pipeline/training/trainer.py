@@ -99,7 +99,7 @@ class Trainer:
             while step < last:
                 begin = time.perf_counter()
                 batch = next(batches)
-                # The host runs ahead of a GPU: most of next() waits for the step before last, not for data.
+                # The CPU is ahead of the GPU, so next() mostly waits for an earlier step to finish.
                 waited = getattr(batches, "blocked_seconds", waited + time.perf_counter() - begin)
                 interval.losses.append(self._step_or_eager(batch, step))
                 step += 1
@@ -107,11 +107,12 @@ class Trainer:
                 ending = step == last or self.stopped_by > 0
                 due_save = ending or step % train.checkpoint_every == 0
                 if due_save or step % train.log_every == 0:
-                    self.log(self._measure(interval, step, waited))
+                    line = self._measure(interval, step, waited)
+                    if due_save:
+                        self._refuse_spoilt_weights(step)
+                        self.job.save_checkpoint(step)
+                    self.log(line)  # last, so that a log that fails costs no checkpoint
                     interval = Interval(step, waited)
-                if due_save:
-                    self._refuse_spoilt_weights(step)
-                    self.job.save_checkpoint(step)
                 if ending:
                     break
         return step

@@ -115,6 +115,20 @@ def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_ca
     assert saved_steps(tmp_path) == []
 
 
+def test_a_log_that_fails_costs_no_checkpoint(small_cache_path, tmp_path):
+    job = tiny_job(small_cache_path, tmp_path, *LOGGED_EVERY_2)
+
+    def fail(_):
+        raise OSError
+
+    with (
+        BatchStream(job.cache, job.spec, CPU, workers=0) as stream,
+        pytest.raises(OSError, match=r"^$"),
+    ):
+        Trainer(job, job.build_step(), fail).run(iter(stream), 0, 6)
+    assert saved_steps(tmp_path) == [2]
+
+
 def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_path, tmp_path):
     run = tmp_path / "run"
     changes = ("optim.steps=40", "optim.warmup_steps=30", "optim.base_lr=1e38", "train.checkpoint_every=1")
