@@ -45,7 +45,10 @@ _handling: list[StopRequest] = []  # the one that has set its handlers, if any
 
 @contextmanager
 def polite_signals() -> Iterator[StopRequest]:
-    """Raise StoppedError at the first polite signal. What nohup, or & in a script, ignores stays ignored."""
+    """Raise StoppedError at the first polite signal.
+
+    A signal that was already ignored at the start (nohup, or & in a script) stays ignored.
+    """
     if _handling:
         yield _handling[0]
         return

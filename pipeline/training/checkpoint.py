@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.training.run_folder import describe_differences
 
 _KEPT = 2
 
@@ -97,17 +98,17 @@ def load_checkpoint(chosen: ChosenCheckpoint) -> Checkpoint:
 
 
 def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise CheckpointError naming both values of whatever a resumed run does not find as it was."""
+    """Raise CheckpointError naming both values of whatever a resumed run does not find as it was.
+
+    What `found` lacks is not compared: an older run pinned less.
+    """
     differences = [
-        f"{key} was {found.get(key)!r}, is {value!r}"
+        f"{key} was {found[key]!r} and is now {value!r}"
         for key, value in expected.items()
-        if found.get(key) != value
+        if found.get(key, value) != value
     ]
     if differences:
-        raise CheckpointError(
-            f"the run cannot be resumed exactly, since {'; '.join(differences)}: restore these or use a new "
-            "--run"
-        )
+        raise CheckpointError(describe_differences(differences))
 
 
 def _digest(path: Path) -> str:

@@ -74,8 +74,8 @@ def run_training(
     MaskAlignError, the same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
-    # One rank looks and decides: a cache may grow meanwhile, and a file system may show others an older
-    # listing.
+    # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
+    # see an older state of the folder.
     resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
         job = build_job(config, cache, run, ranks, device, units)

@@ -7,7 +7,7 @@ begin, end.
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -103,16 +103,19 @@ def refuse_other_config(config: Section, run: Path) -> None:
     earlier = parse_config(type(config), read_run(run)["config"]).model_dump(mode="json")
     now = config.model_dump(mode="json")
     differing = [
-        f"{section}.{key} was {earlier[section].get(key)!r}, is {value!r}"
+        f"{section}.{key} was {earlier[section].get(key)!r} and is now {value!r}"
         for section, values in now.items()
         for key, value in values.items()
         if value != earlier[section].get(key) and key not in _NOT_PINNED.get(section, ())
     ]
     if differing:
-        raise ConfigError(
-            f"--resume needs the original configuration, but {'; '.join(differing)}: "
-            "use the earlier values or a new --run"
-        )
+        raise ConfigError(describe_differences(differing))
+
+
+def describe_differences(differences: Sequence[str]) -> str:
+    """Return the message for a run that cannot be resumed since some values are not what they were."""
+    values = "value" if len(differences) == 1 else "values"
+    return f"cannot resume: {'; '.join(differences)}: use the old {values}, or a new --run"
 
 
 class MetricsLog:

@@ -38,14 +38,15 @@ logging.getLogger("PIL").addHandler(
 )  # else what it logs of a damaged file goes to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG; each scan passes over all of its pixels, and a usual progressive JPEG has ten
-# libjpeg only warns of a JPEG that lacks data and fills it up with grey; Pillow ignores the warning. A few
-# bytes too many before a marker are harmless, and so is any number before the end: cameras write some.
-_INCOMPLETE = re.compile(
-    r"Premature end|Corrupt JPEG data: (?!\d\d? extraneous|\d+ extraneous bytes before marker 0x(d9|01))|"
-    r"Invalid SOS|Inconsistent progression"
-)
-_EXTRANEOUS = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
-_END = b"\xff\xd9"
+# libjpeg only warns of a JPEG that lacks data and fills it up with grey; Pillow ignores the warning.
+_INCOMPLETE = re.compile(r"Premature end|Corrupt JPEG data|Invalid SOS|Inconsistent progression")
+_JUNK = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x(\w\w)")
+_MOST_JUNK = 4096  # bytes in one place; those that cameras write before the end are at most half as many
+_MOST_JUNK_PLACES = 4
+_MOST_READ_AHEAD = 16  # eight bytes of bits, each of which may be two in the file
+_MARKER = re.compile(rb"\xff+[^\0\xff]", re.DOTALL)
+_MARKER_AFTER_SCAN = re.compile(rb"\xff+[^\0\xff\xd0-\xd7]", re.DOTALL)
+_SCAN, _END, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, *range(0xD0, 0xD8))
 
 
 def decode_image(data: bytes) -> Pixels:
@@ -105,18 +106,74 @@ def _decode_whole_jpeg(data: bytes) -> Pixels:
 
 
 def _is_incomplete(data: bytes, warning: str) -> bool:
-    """Return whether a JPEG lacks data, from libjpeg's warnings."""
-    if not _EXTRANEOUS.match(warning):
-        return bool(_INCOMPLETE.match(warning))
-    # A JPEG that was cut and filled up with zeros looks alike, since zeros are codes: it fails without.
-    end = data.rfind(_END)
-    kept = data[:end].rstrip(data[end - 1 : end])
-    kept += b"\0" * kept.endswith(b"\xff")  # which belongs to it
+    """Tell whether a JPEG lacks data, from the first warning of libjpeg, which gives no other.
+
+    Cameras write junk before markers, mostly before the end: it is taken out, so that the next warning shows.
+    """
+    scan_end, with_junk = 0, data
+    for _ in range(_MOST_JUNK_PLACES):
+        if not (found := _JUNK.match(warning)):
+            return bool(_INCOMPLETE.match(warning))
+        count, marker = int(found[1]), int(found[2], 16)
+        if count > _MOST_JUNK or not (junk := _junk(data, count, marker)):
+            return True
+        start, stop, after_scan = junk
+        if after_scan:
+            with_junk, scan_end = data if scan_end == 0 else with_junk, start
+        data = data[:start] + data[stop:]
+        try:
+            pixels = _decode_jpeg(data)
+        except ValueError as error:
+            warning = str(error)
+        else:
+            return scan_end > 0 and _has_strange_end(data, scan_end, pixels, with_junk)
+    return True
+
+
+def _junk(data: bytes, count: int, marker: int) -> tuple[int, int, bool] | None:
+    """Return start and end of the first junk of a JPEG, `count` bytes, and whether it follows a scan.
+
+    None if it is not before the marker or, after a scan, if that is not the last one.
+    """
+    place, in_scan = 2, False
+    while found := (_MARKER_AFTER_SCAN if in_scan else _MARKER).search(data, place):
+        start, code = found.start(), data[found.end() - 1]
+        if in_scan and code == marker and code in (_END, 0x01):
+            return start - count, start, True
+        if not in_scan and start > place:
+            return (place, start, False) if code == marker else None
+        if code == _END:
+            return None
+        place, in_scan = found.end(), code == _SCAN
+        if code not in _WITHOUT_LENGTH:
+            place += int.from_bytes(data[place : place + 2])
+    return None
+
+
+def _has_strange_end(data: bytes, scan_end: int, pixels: Pixels, with_junk: bytes) -> bool:
+    """Tell whether a scan ends as none does: then it was cut, and the junk filled it up.
+
+    The bits of the last byte that are left over are ones, so a zero before them belongs to the pixels. Zeros
+    are codes, and what they fill up may end at a whole byte. Random bytes that fill a scan up pass in about
+    a quarter of the cases, when they happen to end in ones: nothing else tells them from pixels.
+    """
+    for _ in range(_MOST_READ_AHEAD):  # libjpeg has read on from where the pixels end
+        try:
+            _decode_jpeg(data[: scan_end - 1] + data[scan_end:])
+        except ValueError:
+            break
+        data, scan_end = data[: scan_end - 1] + data[scan_end:], scan_end - 1
+    last = data[scan_end - 1]
+    if data[scan_end - 2] == 0xFF or last == 0xFF:  # a byte of ones, and the zero that always follows it
+        return False
+    if last == with_junk[scan_end] == 0:
+        return True
+    changed = bytes([last | (last + 1)])  # its last zero becomes a one
+    changed += b"\0" * (changed == b"\xff")
     try:
-        _decode_jpeg(kept + _END)
-    except ValueError as error:
-        return not _EXTRANEOUS.match(str(error))
-    return False
+        return np.array_equal(_decode_jpeg(data[: scan_end - 1] + changed + data[scan_end:]), pixels)
+    except ValueError:
+        return False
 
 
 def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:

@@ -150,14 +150,13 @@ def test_a_signal_to_all_processes_and_its_repetition_cost_no_checkpoint(small_c
 def test_another_batch_or_list_of_units_is_refused_naming_both(small_cache_path, finished):
     digest = "with digest [0-9a-f]{16}'"
     for change, difference in (
-        ("train.global_batch=32", "train.global_batch was 16, is 32"),
-        ("data.views=[0]", f"units was '4 {digest}, is '2 {digest}"),
+        ("train.global_batch=32", "train.global_batch was 16 and is now 32"),
+        ("data.views=[0]", f"units was '4 {digest} and is now '2 {digest}"),
     ):
         job = tiny_job(small_cache_path, finished, change)
         with pytest.raises(
             CheckpointError,
-            match=rf"^the run cannot be resumed exactly, since {difference}: "
-            r"restore these or use a new --run$",
+            match=rf"^cannot resume: {difference}: use the old value, or a new --run$",
         ):
             load_newest(job)
 

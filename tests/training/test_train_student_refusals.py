@@ -126,14 +126,14 @@ def test_a_run_folder_that_another_process_has(small_cache_path, tmp_path):
 def test_another_configuration_on_resume_names_both_values(small_cache_path, existing, tmp_path):
     message = refusal(train(small_cache_path, existing, "mask.ratio=0.25", "train.seed=5", resume=True), 2)
     assert message == (
-        "--resume needs the original configuration, but mask.ratio was 0.5, is 0.25; train.seed was 0, is 5: "
-        "use the earlier values or a new --run"
+        "cannot resume: mask.ratio was 0.5 and is now 0.25; train.seed was 0 and is now 5: "
+        "use the old values, or a new --run"
     )
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[optim]\nsteps = 6\n")
     base = ["--cache", small_cache_path, "--run", existing, "--device", "cpu"]
     message = refusal(call(*base, "--config", recipe, "--resume"), 2)
-    assert "student.model was 'vit_tiny_patch16_224', is 'vit_base_patch16_224'" in message
+    assert "student.model was 'vit_tiny_patch16_224' and is now 'vit_base_patch16_224'" in message
     assert "optim.steps" not in message
 
 

@@ -201,6 +201,49 @@ def test_a_jpeg_that_is_cut_is_never_decoded_in_part(kind, ending):
         assert np.array_equal(found, whole) or (between_scans and b"\xff\xda" in data[cut - 1 : cut + 30])
 
 
+NOISE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+JPEG_OPTIONS = {"plain": {}, "progressive": {"progressive": True}, "own codes": {"optimize": True}}
+
+
+def junk(count):
+    return np.random.default_rng(count).integers(1, 250, count, dtype=np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 99, 100, 102, 258, 1041, 2230])
+@pytest.mark.parametrize("kind", JPEG_OPTIONS)
+def test_a_whole_jpeg_with_junk_before_its_end_is_decoded(kind, count):
+    data = saved(NOISE, "JPEG", quality=95, **JPEG_OPTIONS[kind])
+    whole = decode_image(data)
+    for dirt in (junk(count), bytes(count)):
+        np.testing.assert_array_equal(decode_image(data[:-2] + dirt + END), whole)
+        np.testing.assert_array_equal(decode_image(data[:-2] + dirt + END + b"abc" + END + b"xyz"), whole)
+        np.testing.assert_array_equal(decode_image(data[:20] + dirt + data[20:-2] + dirt + END), whole)
+
+
+@pytest.mark.parametrize("kind", JPEG_OPTIONS)
+def test_a_jpeg_that_is_cut_is_refused_whatever_fills_it_up(kind):
+    data = saved(NOISE, "JPEG", quality=95, **JPEG_OPTIONS[kind])
+    scan = data.index(b"\xff\xda")
+    accepted = 0
+    for cut in range(data.rindex(b"\xff\xda") + 20, len(data) - 50, (len(data) - scan) // 40):
+        begin = data[:cut]
+        for damaged in (
+            begin + bytes(3000) + END,
+            begin + bytes(3000) + b"\x37" + END,
+            begin + bytes(3000) + END + b"abc" + END + b"xyz",
+            begin[:scan] + b"abc" + begin[scan:] + END,
+            begin[:scan] + b"abc" + begin[scan:] + bytes(3000) + END,
+        ):
+            with pytest.raises(SourceError, match=r"cannot be decoded"):
+                decode_image(damaged)
+        try:
+            decode_image(begin + junk(len(data) - cut + 500) + END)
+        except SourceError:
+            continue
+        accepted += 1
+    assert accepted <= 20  # of 40: random bits that end in ones are like those of pixels
+
+
 @pytest.mark.parametrize(
     ("form", "options"),
     [
