@@ -148,6 +148,17 @@ def test_directions_doors_and_limits_hold():
     assert sorted(found) == []
 
 
+def of_no_device(source):
+    """Calls of CUDA that mean the current device, which need not be the one that a caller has chosen."""
+    return re.findall(r"torch\.cuda\.(?:Stream|current_stream|synchronize)\(\)|\.record\(\)", source)
+
+
+def test_each_stream_and_event_names_its_device():
+    assert {path: found for path, source in SOURCES.items() if (found := of_no_device(source))} == {}
+    calls = ["torch.cuda.Stream()", "torch.cuda.current_stream()", ".record()"]
+    assert of_no_device("\n".join([*calls, "torch.cuda.current_stream(device).record_event()"])) == calls
+
+
 def test_no_folders_import_each_other_in_a_circle():
     assert [sorted(circle) for circle in circles(SOURCES)] == []
 

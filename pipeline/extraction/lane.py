@@ -40,7 +40,7 @@ class PixelInput:
         self._used: list[Any] = [None, None]  # by buffer: when the device was done with it
         self._copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         if self._copies is not None:  # the zeros come first
-            self._copies.wait_stream(torch.cuda.current_stream())
+            self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
     @property
     def room(self) -> int:
@@ -63,7 +63,7 @@ class PixelInput:
         step = -(-self._batch_size // _SIZES)
         size = min(self._batch_size, -(-self.filled // step) * step)
         if self._copies is not None:
-            torch.cuda.current_stream().wait_stream(self._copies)
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
         batch = self._buffers[self._turn][:size]
         batch[self.filled :].zero_()
         return batch
@@ -72,7 +72,7 @@ class PixelInput:
         """Begin another batch; the work launched so far keeps the last batch for itself."""
         self.filled = 0
         if self._copies is not None:
-            self._used[self._turn] = torch.cuda.current_stream().record_event()
+            self._used[self._turn] = torch.cuda.current_stream(self._device).record_event()
             self._turn = 1 - self._turn
             if event := self._used[self._turn]:
                 self._copies.wait_event(event)

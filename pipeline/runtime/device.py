@@ -25,14 +25,14 @@ def compiled(function: Function) -> Function:
 
 
 class DeviceEvent:
-    """The moment when a device has finished what the current stream was given so far."""
+    """The moment when a device has finished what its current stream was given so far."""
 
     def __init__(self, device: torch.device, since: "DeviceEvent | None" = None) -> None:
         self._since = since
         self._event: Any = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._time = time.perf_counter()
         if self._event:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
         """Wait for it."""

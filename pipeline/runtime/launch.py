@@ -25,7 +25,7 @@ _LAUNCHERS = (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
@@ -112,8 +112,10 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
     if launcher == "srun":  # a step may have fewer tasks than its job
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS", world_size)
     local_rank = _number(environment, names[2], 0)
-    local_world_size = _number(environment, names[3], 0) or (
-        _tasks_of_node(world_size, environment) if launcher == "srun" else local_rank + 1
+    local_world_size = (
+        _tasks_of_node(world_size, environment)
+        if launcher == "srun"
+        else _number(environment, names[3], 0) or local_rank + 1
     )
     if not (rank < world_size and local_rank < local_world_size <= world_size):
         values = ", ".join(f"{name}={environment.get(name)}" for name in names)
@@ -125,14 +127,18 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
 
 
 def _tasks_of_node(world_size: int, environment: Environment) -> int:
-    """Return how many tasks of a Slurm step run on this machine, from a list such as 8(x2),4."""
+    """Return how many tasks of a Slurm step run on this machine, from a list such as 8(x2),4.
+
+    Without a list it is the number of the whole job, which may have more tasks than the step.
+    """
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(count)] * int(times or 1)
     node = _number(environment, "SLURM_NODEID", 0)
     if node < len(counts):
         return counts[node]
-    return -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
+    evenly = -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
+    return min(_number(environment, "SLURM_NTASKS_PER_NODE", evenly), world_size)
 
 
 def _first_host(nodes: str) -> str:

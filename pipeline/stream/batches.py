@@ -113,8 +113,8 @@ class _Copier:
     """
 
     def __init__(self, feed: Feed, device: torch.device) -> None:
-        self._feed = feed
-        self._copies = torch.cuda.Stream() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._feed, self._device = feed, device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
         self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
         self._locked = []
@@ -126,7 +126,7 @@ class _Copier:
         if self._copies and (event := self._steps[turn]):
             self._copies.wait_event(event)
         elif self._copies:  # a new buffer's memory may still be in use by whatever had it before
-            self._copies.wait_stream(torch.cuda.current_stream())
+            self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
     def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
         """Copy `count` samples of a piece into a batch, and release the pieces that are copied."""
@@ -154,12 +154,12 @@ class _Copier:
     def finish(self) -> None:
         """Make the step wait for the copies."""
         if self._copies:
-            torch.cuda.current_stream().wait_stream(self._copies)
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
 
     def used(self, turn: int) -> None:
         """Note that the step on batch `turn` has been launched."""
         if self._copies:
-            self._steps[turn] = torch.cuda.current_stream().record_event()
+            self._steps[turn] = torch.cuda.current_stream(self._device).record_event()
 
     def close(self) -> None:
         """Unlock the pages once no copy reads them."""

@@ -9,6 +9,7 @@ from pipeline.runtime.launch import Process, meeting_point, share_of_work, this_
 
 TORCHRUN = {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}
 SRUN = {"SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "8"}
+ONE_TASK = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}
 MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "11",
     "OMPI_COMM_WORLD_SIZE": "16",
@@ -39,9 +40,16 @@ def test_each_launcher_gives_all_four_numbers(launcher, environment):
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, Process()),  # a batch script
         ({"SLURM_PROCID": "7", "SLURM_LOCALID": "7", "SLURM_NTASKS": "8"}, Process(7, 8, 7, 8, "srun")),
         (
-            SRUN | {"SLURM_NTASKS_PER_NODE": "", "SLURM_STEP_TASKS_PER_NODE": "8,4(x2)", "SLURM_NODEID": "1"},
+            SRUN
+            | {"SLURM_STEP_TASKS_PER_NODE": "8,4(x2)", "SLURM_NODEID": "1"},  # the step's before the job's
             Process(11, 16, 3, 4, "srun"),
         ),
+        (
+            SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x4)", "SLURM_NODEID": "2"},
+            Process(11, 16, 3, 4, "srun"),
+        ),
+        (SRUN | ONE_TASK, Process(launcher="srun")),  # of a job that has eight on each node
+        (SRUN | ONE_TASK | {"SLURM_STEP_TASKS_PER_NODE": "1"}, Process(launcher="srun")),
         (
             SRUN | {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "12"},
             Process(11, 12, 3, 8, "srun"),
