@@ -137,11 +137,13 @@ def test_votes_become_rarer_by_doubling_however_fast_the_first_steps_seem():
         voted_after: ClassVar[list[int]] = []
 
         def largest(self, *values):
-            self.voted_after.append(step)
+            self.voted_after.append(count)
             return list(values)
 
     votes = StopVotes(TwoRanks(0, 2), StopRequest())
-    for step in range(1, 400):
+    count = 0
+    while count < 400:
+        count += 1
         votes()
     assert TwoRanks.voted_after == [1, 3, 7, 15, 31, 63, 127, 227, 327]
 
