@@ -60,6 +60,7 @@ class TrainingJob:
             "units": f"{len(self.spec.order.units)} with digest {units[:16]}",
             "ranks": self.ranks.world_size,
             "train.global_batch": self.config.train.global_batch,
+            "train.precision": self.precision,
         }
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
+from pipeline.errors import CheckpointError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.stream.batches import BatchStream
@@ -79,6 +80,8 @@ def run_training(
     resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
         job = build_job(config, cache, run, ranks, device, units)
+        if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
+            refuse_other_pins(read_run(run)["pinned"], {"units": job.pinned["units"]})
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
@@ -109,7 +112,13 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
         units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
         return False, config, units
     refuse_other_config(config, run)
-    return True, config, read_run(run)["units"]
+    earlier = read_run(run)
+    if cache.digest != earlier["pinned"]["cache"]:
+        raise CheckpointError(
+            f"cannot resume: {cache.address!r} is not the cache that the run began with, "
+            f"{earlier['cache']['path']!r}: give that one, or a new --run"
+        )
+    return True, config, earlier["units"]
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -122,7 +131,8 @@ def load_newest(job: TrainingJob) -> int:
         refuse_other_pins(checkpoint.pinned, job.pinned)
         job.objective.load_state_dict(checkpoint.student)
         job.optimiser.load_state_dict(checkpoint.optimiser)
-        job.scaler.load_state_dict(checkpoint.scaler)
+        if checkpoint.scaler:
+            job.scaler.load_state_dict(checkpoint.scaler)
     return checkpoint.step
 
 

@@ -25,8 +25,8 @@ _NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "che
 def continues(run: Path, resume: Resume) -> bool:
     """Return whether a start continues the run of a folder.
 
-    Raises ConfigError for a new run where there is one, a resumed one where there is none, and a read-only
-    folder.
+    Raises ConfigError for a new run where there is one or checkpoints of one, a resumed one where there is
+    none, and a read-only folder.
     """
     if run.parts and run.parts[0].endswith(":"):
         raise ConfigError(
@@ -41,6 +41,11 @@ def continues(run: Path, resume: Resume) -> bool:
     if not exists and resume == "always":
         raise ConfigError(
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
+        )
+    if not exists and any(run.glob("checkpoints/step_*.pt")):
+        raise ConfigError(
+            f"run folder {str(run)!r} holds checkpoints but no {RUN_FILE}: restore it and add --resume, or "
+            "use a new --run"
         )
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -82,11 +87,12 @@ def held_run_folder(run: Path) -> Iterator[None]:
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """Read run.json; raises CheckpointError if there is none."""
+    """Read run.json; raises CheckpointError if there is none or it holds no configuration."""
     try:
         values: dict[str, Any] = json.loads((run / RUN_FILE).read_bytes())
+        values["config"]["train"]
         return values
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise CheckpointError(
             f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
         ) from None

@@ -113,4 +113,4 @@ def test_a_run_on_a_kept_cache_resumes_exactly(kept_caches, tmp_path):
     resumed = trained(kept_caches[1], killed_after(run, 3, tmp_path / "resumed"), resume=True)
     assert_same_runs(run, resumed, 6)
     result = train(kept_caches[1], run, "mask.redraw=false", resume=True)
-    assert (result.exit_code, "mask.redraw was 'auto', is False" in result.output) == (2, True)
+    assert (result.exit_code, "mask.redraw was 'auto' and is now False" in result.output) == (2, True)

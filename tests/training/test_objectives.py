@@ -18,7 +18,7 @@ def test_feature_distillation_trains(small_cache_path, tmp_path, target):
     other = "whiten" if target == "post_norm" else "post_norm"
     result = train(small_cache_path, run, f"objective.target={other}", resume=True)
     assert result.exit_code == 2
-    assert f"objective.target was {target!r}, is {other!r}" in result.output
+    assert f"objective.target was {target!r} and is now {other!r}" in result.output
 
 
 def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp_path):

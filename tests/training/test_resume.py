@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 from caches import extraction_options
 from training_runs import (
     DROP_PATH,
@@ -159,6 +161,44 @@ def test_another_batch_or_list_of_units_is_refused_naming_both(small_cache_path,
             match=rf"^cannot resume: {difference}: use the old value, or a new --run$",
         ):
             load_newest(job)
+
+
+def test_what_auto_precision_was_is_pinned_and_an_older_run_has_no_such_pin(
+    small_cache_path, finished, tmp_path
+):
+    job = tiny_job(small_cache_path, finished, DROP_PATH)
+    on_other_gpu = replace(job, precision="float16", scaler=torch.amp.GradScaler("cpu"))
+    message = r"^cannot resume: train\.precision was 'float32' and is now 'float16': "
+    with pytest.raises(CheckpointError, match=message):
+        load_newest(on_other_gpu)
+    run = killed_after(finished, 3, tmp_path / "run")
+    older = checkpoint(run, 3)
+    del older["pinned"]["train.precision"]
+    torch.save(older, run / "checkpoints/step_00000003.pt")
+    assert load_newest(replace(on_other_gpu, run=run)) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("cache", "is not the cache that the run began with"),
+        ("units", "units was 'other' and is now '4 with digest"),
+    ],
+)
+def test_another_cache_or_unit_is_refused_before_the_first_checkpoint(
+    small_cache_path, finished, tmp_path, key, message
+):
+    run = killed_after(finished, 0, tmp_path / "run")
+    values = json.loads((run / "run.json").read_text())
+    values["pinned"] |= {key: "other", "ranks": 8}
+    (run / "run.json").write_text(json.dumps(values))
+    result = train(small_cache_path, run, resume=True)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: cannot resume: ")
+    assert message in result.stderr
+    values["pinned"][key] = json.loads((finished / "run.json").read_text())["pinned"][key]
+    (run / "run.json").write_text(json.dumps(values))
+    assert train(small_cache_path, run, resume=True).exit_code == 0
 
 
 def test_a_cache_that_has_lost_a_unit_is_refused(cache_copy, finished, tmp_path):

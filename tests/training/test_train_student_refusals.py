@@ -66,6 +66,8 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
     (tmp_path / "poem.txt").write_text("a poem")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/run.json").write_text('{"config": ')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/run.json").write_text("{}")
     for options, code, message in [
         (
             ["--run", existing],
@@ -79,6 +81,11 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
         ),
         (
             ["--run", tmp_path / "damaged", "--resume"],
+            1,
+            "is not a run folder (no readable run.json): give one that",
+        ),
+        (
+            ["--run", tmp_path / "empty", "--resume"],
             1,
             "is not a run folder (no readable run.json): give one that",
         ),
@@ -102,6 +109,17 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
         base = ["--cache", small_cache_path, "--run", tmp_path / "run", "--device", "cpu"]
         assert message in refusal(call(*base, *options), code)
         assert sorted(tmp_path.rglob("*")) == before, options
+
+
+def test_a_folder_with_checkpoints_but_no_run_file(small_cache_path, tmp_path):
+    checkpoint = tmp_path / "run/checkpoints/step_00000100.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"of an earlier run")
+    base = ["--cache", small_cache_path, "--run", tmp_path / "run", "--device", "cpu"]
+    for options in ([], ["--resume-auto"]):
+        message = refusal(call(*base, *options), 2)
+        assert "holds checkpoints but no run.json: restore it and add --resume, or use a" in message
+    assert sorted((tmp_path / "run").rglob("*")) == [checkpoint.parent, checkpoint]
 
 
 def test_a_read_only_place_for_a_run(small_cache_path, tmp_path, monkeypatch):
