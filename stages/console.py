@@ -116,10 +116,16 @@ def check_device_name(name: str) -> None:
         raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
 
 
+def _gpus(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs"
+
+
 def choose_device(name: str) -> "torch.device":
     """Return the device of this process: the GPU of its local rank, or the only one that it sees.
 
-    Raises ConfigError for a device that is not there.
+    Raises ConfigError for a device that is not there, or that other processes of the group have too. If
+    CUDA_VISIBLE_DEVICES is set, the one GPU that a process sees may be another for each, as srun sets it;
+    else all processes of a machine see the same.
     """
     check_device_name(name)
     import torch
@@ -138,15 +144,21 @@ def choose_device(name: str) -> "torch.device":
             )
     else:
         index = 0 if count == 1 else process.local_rank
-    if index >= count:
-        remedy = (
-            f"give cuda:0 to cuda:{count - 1}"
-            if ":" in name
-            else f"start at most {count} processes on this machine"
+    each_has_its_own = count == 1 and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if 0 < count < process.local_world_size and not each_has_its_own:
+        raise ConfigError(
+            f"{process.local_world_size} processes use {_gpus(count)} on this machine: "
+            f"start at most {count}, or set CUDA_VISIBLE_DEVICES for each process"
         )
+    if process.world_size > 1 and count > 1 and not process.placed and ":" not in name:
+        raise ConfigError(
+            f"this process is one of {process.world_size} and sees {count} GPUs, but not which is its own: "
+            "set LOCAL_RANK to its number on this machine, from 0 on, or start with torchrun, srun or mpirun"
+        )
+    if index >= count:
         raise ConfigError(
             f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: "
-            f"{remedy if count else 'give --device cpu'}"
+            f"give {f'cuda:0 to cuda:{count - 1}' if count else '--device cpu'}"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -142,7 +142,7 @@ def test_all_accepted_types_and_both_exclusive_keys_are_named():
 def test_what_an_objective_does_not_use_is_refused_by_name():
     assert (
         refusal("objective.name=fd", "mask.ratio=0.7", "mask.strategy=block")
-        == "mask.ratio, mask.strategy is set: objective 'fd' hides no patches; remove it"
+        == "mask.ratio and mask.strategy are set: objective 'fd' hides no patches; remove them"
     )
     assert (
         refusal("objective.name=fd", "data.levels=[7, 11]")

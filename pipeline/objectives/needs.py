@@ -8,7 +8,7 @@ Levels = Literal["none", "last", "chosen"]
 
 @dataclass(frozen=True)
 class Needs:
-    """Which tokens need targets, at which of the chosen levels, and which pixels are needed; picklable.
+    """Which tokens' targets, which levels and which pixels the workers send.
 
     A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where
     `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is

@@ -1,4 +1,4 @@
-"""The interface of objectives: what an objective is given, what it returns and what it must declare."""
+"""The interface between data, objective and training loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

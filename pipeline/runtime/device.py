@@ -1,4 +1,4 @@
-"""Lets host and device work in parallel: events, a second stream, copies through page-locked memory.
+"""Streams, events and copies that let CPU and GPU work at the same time.
 
 On a CPU every operation is done when its call returns, so there is nothing to wait for.
 """

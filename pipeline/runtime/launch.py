@@ -31,13 +31,17 @@ _LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a group, and its place among those of the group on the same machine."""
+    """One process of a group, and its place among those of the group on the same machine.
+
+    `placed` is whether the launcher has said that place; without it, it is taken for the only one.
+    """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
     launcher: str = ""
+    placed: bool = True
 
 
 def this_process(environment: Environment = os.environ) -> Process:
@@ -48,6 +52,8 @@ def this_process(environment: Environment = os.environ) -> Process:
             continue
         if launcher == "srun" and _is_batch_script(environment):
             continue
+        if launcher == "torchrun" and _is_step_of_that_size(environment):
+            names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
     for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
         if environment.get(name, harmless) != harmless:
@@ -107,14 +113,22 @@ def _is_batch_script(environment: Environment) -> bool:
     return "SLURM_JOB_ID" in environment and not any(name in environment for name in steps)
 
 
+def _is_step_of_that_size(environment: Environment) -> bool:
+    """Whether srun has started the processes whose RANK and WORLD_SIZE, but no LOCAL_RANK, a script sets."""
+    if environment.get("LOCAL_RANK") or not environment.get("SLURM_LOCALID") or _is_batch_script(environment):
+        return False
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
+    return tasks == environment["WORLD_SIZE"]
+
+
 def _checked(launcher: str, names: list[str], environment: Environment) -> Process:
     rank, world_size = (_number(environment, name) for name in names[:2])
     if launcher == "srun":  # a step may have fewer tasks than its job
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS", world_size)
-    local_rank = _number(environment, names[2], 0)
+    local_rank, placed = _number(environment, names[2], 0), bool(environment.get(names[2]))
     local_world_size = (
         _tasks_of_node(world_size, environment)
-        if launcher == "srun"
+        if names[2] == "SLURM_LOCALID"
         else _number(environment, names[3], 0) or local_rank + 1
     )
     if not (rank < world_size and local_rank < local_world_size <= world_size):
@@ -123,7 +137,7 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
             f"{launcher}'s variables contradict each other ({values}): "
             f"{names[0]} must be below {names[1]} and {names[2]} below the processes of this machine"
         )
-    return Process(rank, world_size, local_rank, local_world_size, launcher)
+    return Process(rank, world_size, local_rank, local_world_size, launcher, placed)
 
 
 def _tasks_of_node(world_size: int, environment: Environment) -> int:

@@ -27,9 +27,9 @@ def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
 class BatchStream:
     """The endless batches of one rank from a position on; a context manager that ends the workers.
 
-    A batch is on the device, valid for work that is launched before the next request. `blocked_seconds`
-    is how long the caller has waited for the feed in all; on a GPU the rest of `next` waits for the step that
-    last used the batch.
+    A batch is valid until the next one is requested; launch the work that uses it before that. It is on the
+    device. `blocked_seconds` is how long the caller has waited for the feed in all; on a GPU the rest of
+    `next` waits for the step that last used the batch.
     """
 
     def __init__(

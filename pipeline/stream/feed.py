@@ -107,8 +107,8 @@ class WorkerFeed:
             message = self._workers[worker].receive()
         except WorkerStalledError:
             raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; it was stopped, its disk does "
-                "not respond or the machine swaps: fix that, then continue with --resume"
+                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
+                "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
             ) from None
         except WorkerDiedError as error:
             raise StreamError(

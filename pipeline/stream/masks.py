@@ -43,7 +43,8 @@ class MaskSource:
         """Take the seed of redrawn masks; raises ConfigError for what the cache cannot serve."""
         self.count = mask.visible_count(schema.patches)
         self._schema, self._strategy, self._seed, self._needs = schema, mask.strategy, seed, needs
-        # A cache of some patches fixes the mask by their targets; without targets any mask will do.
+        # If the cache stores only some patches, the mask must show those, unless the objective uses no
+        # targets.
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
         self._refuse_impossible(mask)

@@ -103,8 +103,9 @@ class RunConfig(Section):
         if not self.objective.masked:
             unused = sorted(f"mask.{key}" for key, value in chosen.items() if value != getattr(defaults, key))
             if unused:
+                are, them = ("are", "them") if len(unused) > 1 else ("is", "it")
                 raise ValueError(
-                    f"{', '.join(unused)} is set: objective {name!r} hides no patches; remove it"
+                    f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
                 )
         needs = self.objective.needs
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):

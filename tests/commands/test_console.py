@@ -77,15 +77,32 @@ def test_each_task_of_srun_takes_a_gpu_of_its_own(gpus):
         choose_device("cuda:2")
 
 
-def test_the_only_gpu_that_a_process_sees_is_its_own(gpus):
-    gpus(1, RANK="3", WORLD_SIZE="8", LOCAL_RANK="3", LOCAL_WORLD_SIZE="8")
+def test_the_only_gpu_that_a_scheduler_lets_a_process_see_is_its_own(gpus):
+    gpus(1, RANK="3", WORLD_SIZE="8", LOCAL_RANK="3", LOCAL_WORLD_SIZE="8", CUDA_VISIBLE_DEVICES="3")
     assert choose_device("auto") == torch.device("cuda", 0)
 
 
-def test_more_processes_than_gpus_are_refused(gpus):
-    gpus(2, RANK="3", WORLD_SIZE="8", LOCAL_RANK="3", LOCAL_WORLD_SIZE="8")
-    with pytest.raises(ConfigError, match="needs GPU 3, but this process sees 2 GPUs: start at most 2"):
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("name", ["auto", "cuda:0"])
+def test_processes_that_would_use_one_gpu_are_refused(gpus, monkeypatch, rank, name):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus(1, RANK=rank, WORLD_SIZE="2", LOCAL_RANK=rank, LOCAL_WORLD_SIZE="2")
+    with pytest.raises(ConfigError, match="2 processes use one GPU on this machine: start at most 1"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_more_processes_than_gpus_are_refused_by_all(gpus, rank):
+    gpus(2, RANK=rank, WORLD_SIZE="8", LOCAL_RANK=rank, LOCAL_WORLD_SIZE="8")
+    with pytest.raises(ConfigError, match="8 processes use 2 GPUs on this machine: start at most 2"):
         choose_device("auto")
+
+
+def test_a_process_of_several_must_know_which_gpu_is_its_own(gpus):
+    gpus(4, RANK="1", WORLD_SIZE="2")
+    with pytest.raises(ConfigError, match=r"one of 2 and sees 4 GPUs, .*: set LOCAL_RANK to its number"):
+        choose_device("auto")
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

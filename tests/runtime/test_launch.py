@@ -10,6 +10,7 @@ from pipeline.runtime.launch import Process, meeting_point, share_of_work, this_
 TORCHRUN = {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}
 SRUN = {"SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "8"}
 ONE_TASK = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}
+BY_HAND = {"RANK": "11", "WORLD_SIZE": "16"}  # exported by a script
 MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "11",
     "OMPI_COMM_WORLD_SIZE": "16",
@@ -33,7 +34,11 @@ def test_each_launcher_gives_all_four_numbers(launcher, environment):
     [
         ({}, Process()),
         ({"WORLD_SIZE": "1"}, Process()),
-        ({"RANK": "1", "WORLD_SIZE": "4"}, Process(1, 4, 0, 1, "torchrun")),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, Process(1, 4, 0, 1, "torchrun", placed=False)),
+        (SRUN | BY_HAND, Process(11, 16, 3, 8, "torchrun")),
+        (SRUN | BY_HAND | {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}, Process(11, 16, 2, 4, "torchrun")),
+        (SRUN | BY_HAND | {"SLURM_NTASKS": "2"}, Process(11, 16, 0, 1, "torchrun", placed=False)),
+        (SRUN | BY_HAND | {"SLURM_JOB_ID": "7"}, Process(11, 16, 0, 1, "torchrun", placed=False)),
         (TORCHRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Process(11, 16, 3, 8, "torchrun")),
         (SRUN | {"WORLD_SIZE": "16"}, Process(11, 16, 3, 8, "srun")),  # set by the user's script
         (MPIRUN | {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Process(11, 16, 3, 8, "mpirun")),

@@ -22,6 +22,7 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, StreamError
 from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
 from pipeline.runtime.page_lock import lock_pages, unlock_pages
+from pipeline.stream import feed
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import sample_fields
@@ -91,6 +92,21 @@ def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
             r".*data\.workers=N",
         ):
             list(islice(batches, ENDLESS))
+
+
+def test_a_worker_that_is_suspended_is_named_with_what_may_be_the_cause(small_cache_path, monkeypatch):
+    monkeypatch.setattr(feed, "_PATIENCE", 10.0)
+    cache = Cache(small_cache_path)
+    message = (
+        "^stream worker [01] has sent nothing for 10 s; possible causes are a suspended process, a disk that "
+        r"hangs or full memory: fix the cause, then add --resume$"
+    )
+    with BatchStream(cache, stream_spec(cache), CPU, workers=2) as stream:
+        next(stream)
+        for worker in stream_workers().values():
+            os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(StreamError, match=message):
+            list(islice(stream, ENDLESS))
 
 
 def test_workers_survive_a_signal_to_the_whole_group(small_cache_path):
