@@ -172,8 +172,9 @@ class Trainer:
 
     def _refuse_spoilt_weights(self, step: int) -> None:
         """Check the weights before they are saved: the last loss was computed before the last update."""
-        if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
-            raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
+        with self.job.ranks.together():
+            if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
+                raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
 
     def _measure(self, interval: Interval, step: int, waited: float) -> Metrics:
         """Reduce an interval to a line of metrics; the only place that waits for the device."""

@@ -103,9 +103,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_steps(small_cache_p
     with pytest.raises(
         DivergedError,
         match=r"^the loss is nan somewhere in steps 1 to 2: lower optim\.base_lr.*last checkpoint is intact$",
-    ):
+    ) as raised:
         run_job(job, 0)
     assert (saved_steps(tmp_path), metrics(tmp_path)) == ([], [])
+    assert raised.value.printed_by_rank == 0  # it is the loss of all ranks
 
 
 def test_a_weight_that_is_no_number_is_not_saved_though_the_loss_is_one(small_cache_path, tmp_path):
