@@ -46,8 +46,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             os.fsync(file.fileno())
         temporary.replace(path)
         remove_leftovers(folder)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except (OSError, RuntimeError) as error:
+        # If the disk is full, torch's writer raises RuntimeError while it handles the OSError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({reason}): make room or give write permission, "
             "then continue with --resume from the one before"

@@ -1,5 +1,6 @@
 """A resumed run equals an uninterrupted one bit for bit, on one thread of a CPU."""
 
+import errno
 import json
 import os
 import shutil
@@ -237,6 +238,24 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path):
         CheckpointError, match=r"step_00000001\.pt' cannot be written \(.*continue with --resume"
     ):
         save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {}, {}, {}))
+
+
+def test_only_an_error_of_the_disk_is_said_to_be_one(tmp_path, monkeypatch):
+    def fail_at_the_device(*_):
+        raise RuntimeError("CUDA error")
+
+    def fail_as_torch_does_on_a_full_disk(*_):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(torch, "save", fail_at_the_device)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}))
+    monkeypatch.setattr(torch, "save", fail_as_torch_does_on_a_full_disk)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
+        save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}))
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(small_cache_path, finished, tmp_path):
