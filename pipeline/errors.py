@@ -33,6 +33,8 @@ class CheckpointError(MaskAlignError):
 class DivergedError(MaskAlignError):
     """Training produced a value that is not finite."""
 
+    printed_by_rank = 0  # all ranks compute the same values
+
 
 class StreamError(MaskAlignError):
     """A worker of the stream failed."""

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -89,7 +89,11 @@ def _train(
     from pipeline.runtime.workers import start_early
     from pipeline.training.run_folder import continues, read_run
 
-    settings = read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+    def read() -> dict[str, Any]:
+        return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+
+    if process.world_size == 1:
+        read()
     cache = Cache(address)
     start_early("pipeline.stream.worker")
     from pipeline.report.run_page import write_run_report
@@ -97,9 +101,11 @@ def _train(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training
 
-    config, chosen = parse_config(RunConfig, settings), choose_device(device)
+    chosen = choose_device(device)
     guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
     with guard, joined_ranks(chosen) as ranks:
+        # The main rank reads: on a network file system, other machines may see an older state of the folder.
+        config = ranks.decide(lambda: parse_config(RunConfig, read()))
         result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=_print_message)
         if ranks.is_main:
             _print_result(result, run, write_run_report(run), mode)

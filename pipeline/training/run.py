@@ -1,8 +1,8 @@
 """A run from start to end: the main rank's decisions, the loop, and the files in the run folder."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.stream.batches import BatchStream
@@ -89,11 +89,13 @@ def run_training(
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
-        if ranks.is_main:
-            _write_start(job, start, job.compiled)
-            for message in (_sorted_classes(job), describe_start(job, first)):
-                if message:
-                    say(message)
+        messages = []
+        with _starting_together(job):
+            if ranks.is_main:
+                _write_start(job, start, job.compiled)
+                messages = [_sorted_classes(job), describe_start(job, first)]
+        for message in filter(None, messages):
+            say(message)
         begin = time.perf_counter()
         outcome = run_job(job, first, say)
         seconds = time.perf_counter() - begin
@@ -142,12 +144,15 @@ def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
     images = job.config.train.global_batch
     with ExitStack() as stack:
         display = metrics = None
-        if job.ranks.is_main:
-            metrics = MetricsLog(job.run, first, say)
-            stack.callback(metrics.close)
-            display = stack.enter_context(
-                ProgressDisplay("train-student", job.steps * images, first * images)
-            )
+        with _starting_together(job):
+            if job.ranks.is_main:
+                metrics = MetricsLog(job.run, first, say)
+                stack.callback(metrics.close)
+                display = stack.enter_context(
+                    ProgressDisplay("train-student", job.steps * images, first * images)
+                )
+            batches = BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
+            stack.enter_context(batches)
 
         def log(line: Metrics) -> None:
             if metrics and display:
@@ -157,11 +162,22 @@ def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        batches = BatchStream(job.cache, job.spec, job.device, job.config.data.workers, epoch, step)
-        stack.enter_context(batches)
         trainer = Trainer(job, job.build_step(), log, say)
         done = trainer.run(iter(batches), first, job.steps)
     return Outcome(done, trainer.stopped_by, trainer.compiled)
+
+
+@contextmanager
+def _starting_together(job: TrainingJob) -> Iterator[None]:
+    """Raise on all ranks what one raises here, an OSError as StorageError."""
+    with job.ranks.together():
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"run {str(job.run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
+                f"({error.strerror or error}): make room or give permission, then start it again"
+            ) from None
 
 
 def describe_start(job: TrainingJob, first: int) -> str:

@@ -43,7 +43,8 @@ class StopVotes:
     """Whether the run ends here because some rank was asked to stop.
 
     A vote waits for the slowest rank, so it is held now and then. In each, the ranks agree on the steps until
-    the next: as many as take two seconds, since torchrun kills ranks that have not ended after 30.
+    the next: as many as take two seconds, since torchrun kills ranks that have not ended after 30. The number
+    grows by doubling at most, since the first steps on a GPU take the CPU no time.
     """
 
     def __init__(self, ranks: Ranks, request: StopRequest) -> None:
@@ -59,7 +60,8 @@ class StopVotes:
         if self._countdown:
             return 0
         seconds_per_step = max((time.perf_counter() - self._begin) / self._interval, 1e-6)
-        steps = min(_MOST_STEPS_BETWEEN_VOTES, max(1, int(_SECONDS_BETWEEN_VOTES / seconds_per_step)))
+        affordable = max(1, int(_SECONDS_BETWEEN_VOTES / seconds_per_step))
+        steps = min(2 * self._interval, affordable, _MOST_STEPS_BETWEEN_VOTES)
         number, fewest = self._ranks.largest(self._request.number, -steps)
         self._interval = self._countdown = -fewest
         self._begin = time.perf_counter()

@@ -114,6 +114,13 @@ def test_ranks_that_see_another_checkpoint_all_fail_alike(folder):
         assert ("no file" in text) is (seen == "no file")
 
 
+def test_a_start_that_the_main_rank_cannot_make_fails_on_all_ranks_alike(folder):
+    first, second = (torch.load(folder / f"refused-{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert first[0] == 0
+    assert first[1].startswith(f"run {str(folder / 'refused')!r} cannot begin: ")
+
+
 def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     run = folder / "run"
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]

@@ -2,15 +2,18 @@
 
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
 
 from pipeline.errors import DivergedError
+from pipeline.runtime.signals import StopRequest
 from pipeline.stream.batches import BatchStream
+from pipeline.training.distributed import Ranks
 from pipeline.training.run import load_newest, run_job
-from pipeline.training.trainer import Trainer
+from pipeline.training.trainer import StopVotes, Trainer
 
 
 def first_step(cache, run, *settings, step=0):
@@ -127,6 +130,22 @@ def test_a_log_that_fails_costs_no_checkpoint(small_cache_path, tmp_path):
     ):
         Trainer(job, job.build_step(), fail).run(iter(stream), 0, 6)
     assert saved_steps(tmp_path) == [2]
+
+
+def test_votes_become_rarer_by_doubling_however_fast_the_first_steps_seem():
+    class TwoRanks(Ranks):
+        voted_after: ClassVar[list[int]] = []
+
+        def largest(self, *values):
+            self.voted_after.append(count)
+            return list(values)
+
+    votes = StopVotes(TwoRanks(0, 2), StopRequest())
+    count = 0
+    while count < 400:
+        count += 1
+        votes()
+    assert TwoRanks.voted_after == [1, 3, 7, 15, 31, 63, 127, 227, 327]
 
 
 def test_a_run_that_diverges_exits_1_and_keeps_its_last_checkpoint(small_cache_path, tmp_path):

@@ -13,7 +13,7 @@ from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.stream.batches import micro_batches
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
@@ -107,6 +107,17 @@ def resumed_apart(cache, folder, ranks):
     return errors
 
 
+def refused_start(cache, run, ranks):
+    """Start where the main rank cannot write its log; returns the error of this rank."""
+    job = tiny_job(cache, run, ranks=ranks)
+    if ranks.is_main:
+        (run / "metrics.jsonl").mkdir(parents=True)
+    try:
+        run_job(job, 0)
+    except StorageError as error:
+        return error.printed_by_rank, str(error)
+
+
 def meet_elsewhere(ranks):
     """Give the next process group a port of its own: torchrun's store serves only one group."""
     with socket.socket() as free:
@@ -138,8 +149,11 @@ def main(folder, cache):
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
         torch.save(trained_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
         torch.save(resumed_apart(cache, folder, ranks), folder / f"apart-{ranks.rank}.pt")
+        torch.save(refused_start(cache, folder / "refused", ranks), folder / f"refused-{ranks.rank}.pt")
         meet_elsewhere(ranks)
-    train_student(cache, folder / "run", assignments=list(TINY), device="cpu")
+    # The second rank sees a folder that holds a run already: only the main rank judges that.
+    run = folder / ("run" if ranks.is_main else "job")
+    train_student(cache, run, assignments=list(TINY), device="cpu")
 
 
 if __name__ == "__main__":
