@@ -212,7 +212,7 @@ def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
     found = checkpoint(run, 6)
     assert set(found) == {"step", "student", "optimiser", "pinned", "scaler"}
     assert found["step"] == 6
-    assert set(found["pinned"]) == {"cache", "units", "ranks", "train.global_batch"}
+    assert set(found["pinned"]) == {"cache", "units", "ranks", "train.global_batch", "train.precision"}
     assert {state["step"].item() for state in found["optimiser"]["state"].values()} == {6}
 
 
