@@ -25,7 +25,7 @@ from pipeline.cache.layout import (
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
-from pipeline.errors import CacheError, ConfigError, StorageError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
@@ -47,24 +47,23 @@ def read_metadata(folder: Folder, key: str) -> bytes:
     """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
     try:
         return folder.read(key)
-    except NotADirectoryError:
-        pass
     except FileNotFoundError as error:
-        if folder.exists(key):  # made since, by a maker that is at work
-            return folder.read(key)
         # The group alone is what a maker leaves that is at work or was killed: no cache yet.
         if any(map(folder.exists, (UNITS_FILE, *COPY_OF.values()))) or folder.names(COMMITS):
-            raise _damaged(folder, key, error) from None
-    except OSError as error:
-        raise _damaged(folder, key, error) from None
-    raise CacheError(
-        f"{folder.address!r} is not a cache (no {UNITS_FILE}): give a folder that extract-teacher made"
-    )
+            return _made_since(folder, key, error)
+    except NotADirectoryError:
+        pass
+    made = "give a folder that extract-teacher made"
+    raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
 
 
-def _damaged(folder: Folder, key: str, error: OSError) -> CacheError | StorageError:
-    cure = "inspect-cache verify --repair restores it"
-    return store.unreadable(f"{key} of cache {folder.address!r}", error, cure)
+def _made_since(folder: Folder, key: str, error: OSError) -> bytes:
+    """Read a file again: its cache may have been made in between. Raises CacheError if it is missing."""
+    try:
+        return folder.read(key)
+    except FileNotFoundError:
+        cure = "inspect-cache verify --repair restores it"
+        raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:

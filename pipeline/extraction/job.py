@@ -243,7 +243,8 @@ class _Log:
                 "images": tally.images,
                 "failed": tally.failed,
             }
-        self._folder.replace(self._key, (json.dumps(self._values, indent=2) + "\n").encode())
+        with self._folder.scratch():  # where a killed process leaves its temporary file to be swept
+            self._folder.replace(self._key, (json.dumps(self._values, indent=2) + "\n").encode())
 
 
 def _rotated(options: ExtractionOptions) -> Sequence[SourceTar]:
