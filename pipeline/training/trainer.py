@@ -110,10 +110,12 @@ class Trainer:
                 due_save = ending or step % train.checkpoint_every == 0
                 if due_save or step % train.log_every == 0:
                     line = self._measure(interval, step, waited)
-                    if due_save:
-                        self._refuse_spoilt_weights(step)
-                        self.job.save_checkpoint(step)
-                    self.log(line)  # last, so that a log that fails costs no checkpoint
+                    try:  # first, so that no checkpoint is ahead of its metrics
+                        self.log(line)
+                    finally:  # also after a log that fails, which costs no checkpoint
+                        if due_save:
+                            self._refuse_spoilt_weights(step)
+                            self.job.save_checkpoint(step)
                     interval = Interval(step, waited)
                 if ending:
                     break
