@@ -148,7 +148,7 @@ def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]])
 
 
 def _placeholder(number: int) -> Unit:
-    """Return what stands for a unit of which nothing is known."""
+    """Return the placeholder name of a unit that was lost."""
     return _unit(number, f"lost-{number:06d}.tar", _UNKNOWN_BYTES, 0)
 
 
