@@ -148,7 +148,7 @@ def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]])
 
 
 def _placeholder(number: int) -> Unit:
-    """Return the placeholder name of a unit that was lost."""
+    """Return the placeholder of a unit that was lost."""
     return _unit(number, f"lost-{number:06d}.tar", _UNKNOWN_BYTES, 0)
 
 
