@@ -1,8 +1,7 @@
 """evaluate-student: evaluate a run's student, an untrained one, a teacher or a timm model."""
 
 import json
-import os
-from dataclasses import dataclass
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,8 @@ from pipeline.errors import ConfigError
 from stages.console import choose_device, cli_errors, new_app, run_app
 
 if TYPE_CHECKING:
-    import torch
-
-    from pipeline.cache.reader import Cache
-    from pipeline.evaluation.run import Evaluation
-    from pipeline.evaluation.subject import Subject
+    from pipeline.evaluation.choice import Choice
+    from pipeline.evaluation.task import Evaluation
     from pipeline.report.scores import Score
 
 app = new_app()
@@ -35,15 +31,24 @@ Recipe = Annotated[
     Path | None, typer.Option("--config", help="Recipe of an untrained student without a run.")
 ]
 CacheAddress = Annotated[str | None, typer.Option("--cache", help="Learn from the views of this cache.")]
-Shards = Annotated[str | None, typer.Option(help="Learn from the centre squares of these labelled tars.")]
+Shards = Annotated[
+    list[str] | None,
+    typer.Option(help="Learn from these labelled tars, or from an image folder; can be repeated."),
+]
 TestShards = Annotated[
-    str | None, typer.Option(help="Test on these labelled tars; default: each image against all others.")
+    list[str] | None, typer.Option(help="Test on these; default for knn: each image against all others.")
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="Names of the classes by index, for the report: a JSON list or a text file."),
 ]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the evaluation, such as k=10."),
 ]
-ImageSize = Annotated[int, typer.Option(min=1, help="Side of a view, if neither a cache nor a run gives it.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Side of a view; default: that of the run or the cache, else 224.")
+]
 PatchSize = Annotated[
     int, typer.Option(min=1, help="Side of a patch, if neither a cache nor a run gives it.")
 ]
@@ -54,44 +59,15 @@ Report = Annotated[
     Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
+Features = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps features for the next evaluation; default: features/ of the run."),
+]
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the keys of the evaluation and their values, and stop.")
 ]
 
-
-@dataclass(frozen=True)
-class _Choice:
-    """The network and the data that the options choose."""
-
-    run: Path | None
-    untrained: bool
-    teacher: str | None
-    model: str | None
-    config: Path | None
-    cache: str | None
-    shards: str | None
-    report: Path | None
-    out: Path | None
-
-    def refuse_contradictions(self) -> None:
-        """Raise ConfigError for options that do not go together, before anything is imported or read."""
-        judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
-        if sum(judged) != 1:
-            raise ConfigError(
-                "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model"
-            )
-        if self.config is not None and (self.run is not None or not self.untrained):
-            raise ConfigError(
-                "--config is for an untrained student without a run: leave it out, or add --untrained"
-            )
-        if (self.cache is None) == (self.shards is None):
-            raise ConfigError("give the data to learn from either as --cache DIR or as --shards SHARDS")
-        if self.report and self.run and not self.untrained and self.report.resolve() != self.run.resolve():
-            raise ConfigError(
-                "--report differs from --run: a student's score belongs to its own run; leave --report out"
-            )
-        if self.out and not os.access(self.out.parent, os.W_OK):
-            raise ConfigError(f"--out {str(self.out)!r}: its folder does not exist or is not writable")
+_WITHOUT_DATA = ("export",)
 
 
 @app.command()
@@ -105,61 +81,43 @@ def evaluate_student(
     cache: CacheAddress = None,
     shards: Shards = None,
     test_shards: TestShards = None,
+    class_names: ClassNames = None,
     assignments: Assignments = None,
-    image_size: ImageSize = 224,
+    image_size: ImageSize = None,
     patch_size: PatchSize = 16,
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: Device = "auto",
     report: Report = None,
     out: Out = None,
+    features: Features = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Evaluate the features of a student, a teacher or a timm model on labelled images.
+    """Evaluate a student, a teacher or a timm model on labelled images.
 
-    knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS. Its
-    keys are k, temperature and shared_keys.
+    knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS.
+    --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
-    with cli_errors():
+    with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
         if print_config:
-            for name, value in _settings(evaluation, assignments).model_dump().items():
+            for name, value in _settings(evaluation, assignments).model_dump(mode="json").items():
                 typer.echo(f"{name} = {json.dumps(value)}")
             return
-        choice = _Choice(run, untrained, teacher, model, config, cache, shards, report, out)
-        choice.refuse_contradictions()
-        opened, sizes = _opened(choice, (image_size, patch_size))
-        from pipeline.views.source_tars import resolve_tars
+        from pipeline.evaluation.choice import Choice
 
-        tars = {spec: resolve_tars(spec) for spec in (shards, test_shards) if spec is not None}
+        choice = Choice(
+            Path(scratch), run, untrained, teacher, model, config, cache, shards, test_shards, class_names,
+            image_size, patch_size, report, out, features,
+        )  # fmt: skip
+        choice.check(needs_data=evaluation not in _WITHOUT_DATA)
         settings = _settings(evaluation, assignments)  # torch is imported from here on
-        from pipeline.evaluation.data import CacheViews, LabelledTars
+        task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
         from pipeline.evaluation.run import run_evaluation
 
-        subject = _subject(choice, sizes, choose_device(device))
-        data = {spec: LabelledTars(spec, found, sizes[0], workers) for spec, found in tars.items()}
-        learnt, test = CacheViews(opened) if opened else data[shards or ""], data.get(test_shards or "")
-        where = f"of {test.address}" if test else "against all others"
-        typer.echo(f"{evaluation} of {subject.facts.name}: images {where}, learning from {learnt.address}")
-        _report(choice, run_evaluation(settings, subject, learnt, test, batch_size=batch_size))
-
-
-def _opened(choice: _Choice, asked: tuple[int, int]) -> tuple["Cache | None", tuple[int, int]]:
-    """Return the cache, and the image and patch size of the run, else of the cache, else of the options."""
-    from pipeline.cache.reader import Cache
-    from pipeline.training.run_folder import read_run
-
-    if choice.report:
-        read_run(choice.report)
-    view = read_run(choice.run)["view"] if choice.run else None
-    cache = Cache(choice.cache) if choice.cache else None
-    stored = (cache.schema.view.image_size, cache.schema.view.patch_size) if cache else asked
-    sizes = (view["image_size"], view["patch_size"]) if view else stored
-    if cache and sizes != stored:
-        raise ConfigError(
-            f"run {str(choice.run)!r} takes views of {sizes[0]} pixels in patches of {sizes[1]}: cache "
-            f"{cache.address!r} has {stored[0]} in {stored[1]}; give a cache of the run's sizes, or --shards"
-        )
-    return cache, sizes
+        where = f"of {task.test.address}" if task.test else "against all others"
+        learnt = f"learning from {task.data.address}"
+        typer.echo(f"{evaluation} of {task.subject.facts.name}: images {where}, {learnt}")
+        _report(choice, run_evaluation(settings, task))
 
 
 def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
@@ -171,26 +129,13 @@ def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
     return load_config(EVALUATIONS[evaluation], None, assignments or [])
 
 
-def _subject(choice: _Choice, sizes: tuple[int, int], device: "torch.device") -> "Subject":
-    from pipeline.config import load_config
-    from pipeline.evaluation import subject
-    from pipeline.training.config import RunConfig
-
-    if choice.teacher is not None:
-        return subject.teacher_subject(choice.teacher, *sizes, device)
-    if choice.model is not None:
-        return subject.teacher_subject(f"timm:{choice.model}", *sizes, device, kind="model")
-    if choice.run and not choice.untrained:
-        return subject.student_subject(choice.run, device)
-    config = subject.read_run_config(choice.run)[0] if choice.run else load_config(RunConfig, choice.config)
-    return subject.untrained_subject(config, *sizes, device)
-
-
-def _report(choice: _Choice, scores: list["Score"]) -> None:
+def _report(choice: "Choice", scores: list["Score"]) -> None:
     """Print the scores and warnings about them, and write them where the options say."""
     from pipeline.report.run_page import write_run_report
     from pipeline.report.scores import add_scores, scores_json
 
+    if not scores:
+        return
     first = scores[0]
     for facts in (first.bank,) if first.test == first.bank else (first.bank, first.test):
         for kind, count in facts.left_out.items():
@@ -210,9 +155,9 @@ def _report(choice: _Choice, scores: list["Score"]) -> None:
     )
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
-    if noted := choice.report or (choice.run if not choice.untrained else None):
-        add_scores(noted, scores)
-        write_run_report(noted)
+    if choice.noted:
+        add_scores(choice.noted, scores)
+        write_run_report(choice.noted)
 
 
 def main() -> None:

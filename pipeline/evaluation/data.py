@@ -1,51 +1,19 @@
-"""Labelled images for an evaluation, from tars or from a cache. Images that are left out are counted."""
+"""What a network is shown: labelled images of tars or folders, or the views of a cache."""
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.layout import chunk_count
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError
-from pipeline.evaluation.subject import Subject
-from pipeline.report.scores import DataFacts
-from pipeline.views.crop import CropPolicy
-from pipeline.views.decoder import Decoder, in_groups
-from pipeline.views.maker import ViewMaker
-from pipeline.views.sample import NO_LABEL, SkippedImage
-from pipeline.views.source import read_samples
-from pipeline.views.source_tars import SourceTar
-
-
-@dataclass(frozen=True)
-class LabelledView:
-    """One view (S, S, 3) uint8 with its class index, its key, and the tar that its image is from."""
-
-    pixels: NDArray[np.uint8]
-    label: int
-    key: str
-    tar: str
-
-
-@dataclass
-class LeftOut:
-    """Counts of the images that could not be used, and the first reason of each kind."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: Literal["damaged", "unlabelled"], name: str, reason: str) -> None:
-        """Count one image."""
-        self.counts[kind] += 1
-        self.first.setdefault(kind, f"{name} {reason}")
+from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import LeftOut, ViewBatch, load_views
+from pipeline.evaluation.images import ImageSet
 
 
 class Data(Protocol):
@@ -56,39 +24,51 @@ class Data(Protocol):
         """The path or URL of the data."""
 
     @property
-    def kind(self) -> Literal["tars", "cache"]:
+    def kind(self) -> Literal["tars", "folder", "cache"]:
         """The kind of source, for the report."""
 
-    def views(self, left_out: LeftOut) -> Iterator[LabelledView]:
-        """Yield the views of all images that are whole and labelled, and count the others."""
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the images and their order."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes by index, if known."""
+
+    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
+        """Yield views of `size` pixels of all images that are whole and labelled, and count the others."""
 
 
 @dataclass(frozen=True)
-class LabelledTars:
-    """The centre squares of the images of tars, resized to `image_size`; `workers` processes decode them."""
+class LabelledImages:
+    """The images of tars or a folder; `workers` processes decode them."""
 
-    address: str
-    tars: Sequence[SourceTar]
-    image_size: int
-    workers: int
-    kind: Literal["tars"] = "tars"
+    of: ImageSet
+    workers: int = 0
 
-    def views(self, left_out: LeftOut) -> Iterator[LabelledView]:
-        """Yield one view of each image, tar by tar."""
-        maker = ViewMaker(CropPolicy(self.image_size, (1.0, 1.0), 0.0, 0), (0,), "raw")
-        decoder = Decoder(self.workers, self.image_size)
-        try:
-            for tar in self.tars:
-                for one in decoder.views(read_samples(tar), maker):
-                    name = f"{tar.name}/{one.key}"
-                    if isinstance(one, SkippedImage):
-                        left_out.add("damaged", name, one.reason)
-                    elif one.label == NO_LABEL:
-                        left_out.add("unlabelled", name, one.label_fault or "has no .cls member")
-                    else:
-                        yield LabelledView(one.pixels[0], one.label, one.key, tar.name)
-        finally:
-            decoder.close()
+    @property
+    def address(self) -> str:
+        """The path or URL of the images."""
+        return self.of.address
+
+    @property
+    def kind(self) -> Literal["tars", "folder"]:
+        """The kind of source."""
+        return self.of.kind
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of keys, labels and sizes."""
+        return self.of.digest
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes by index, if known."""
+        return self.of.class_names
+
+    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
+        """Yield centre crops in order."""
+        return load_views(self.of.images, size, batch_size, self.workers, left_out)
 
 
 @dataclass(frozen=True)
@@ -96,6 +76,7 @@ class CacheViews:
     """All views of a finished cache, as the teacher saw them."""
 
     cache: Cache
+    class_names: tuple[str, ...] = ()
     kind: Literal["cache"] = "cache"
 
     @property
@@ -103,8 +84,21 @@ class CacheViews:
         """The cache's."""
         return self.cache.address
 
-    def views(self, left_out: LeftOut) -> Iterator[LabelledView]:
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the cache's configuration and of the commits of its units."""
+        commits = self.cache.finished(None, allow_partial=False)["digest"].tolist()
+        return hashlib.sha256(b"".join([self.cache.digest.encode(), *commits])).hexdigest()
+
+    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
         """Yield view by view, unit by unit; raises CacheError if the cache is not finished."""
+        stored = self.cache.schema.view.image_size
+        if size != stored:
+            raise ConfigError(
+                f"cache {self.address!r} has views of {stored} pixels, not {size}: "
+                "give --shards for other sizes"
+            )
+        held: list[tuple[torch.Tensor, int, str, str]] = []
         for unit in self.cache.finished(None, allow_partial=False):
             commit = self.cache.pinned_commit(unit)
             for number in range(chunk_count(commit.rows)):
@@ -112,46 +106,16 @@ class CacheViews:
                 for key, crop, label in zip(chunk.keys, chunk.crops, chunk.labels.tolist(), strict=True):
                     if label < 0:
                         left_out.add("unlabelled", f"{commit.source}/{key}", "has no label in the cache")
-                    else:
-                        yield LabelledView(decode_crop(self.cache, crop, key), label, key, commit.source)
+                        continue
+                    pixels = np.ascontiguousarray(decode_crop(self.cache, crop, key))
+                    held.append((torch.from_numpy(pixels), label, key, commit.source))
+                while len(held) >= batch_size:
+                    yield _batch(held[:batch_size])
+                    del held[:batch_size]
+        if held:
+            yield _batch(held)
 
 
-@dataclass(frozen=True)
-class Features:
-    """A subject's features of n views: (n, C) float32 by name (`mean`, `cls`), and labels (n,) int64."""
-
-    by_name: dict[str, Tensor]
-    labels: Tensor
-    keys: list[str]
-    tars: list[str]
-    facts: DataFacts
-
-
-@torch.inference_mode()
-def extract_features(subject: Subject, data: Data, batch_size: int) -> Features:
-    """Run all views through a subject, in batches; raises CacheError, with reasons, if none can be used."""
-    left_out, found, names = LeftOut(), defaultdict[str, list[Tensor]](list), list[tuple[str, str, int]]()
-    for batch in in_groups(data.views(left_out), batch_size):
-        pixels = torch.from_numpy(np.stack([view.pixels for view in batch]))
-        tokens = subject.tokens(pixels.to(subject.device))
-        found["mean"].append(tokens.patches.flatten(1, 2).mean(1).float().cpu())
-        if tokens.cls is not None:
-            found["cls"].append(tokens.cls.float().cpu())
-        names += [(view.tar, view.key, view.label) for view in batch]
-    if not names:
-        reasons = "; ".join(
-            f"{kind}: {count}, first {left_out.first[kind]}" for kind, count in left_out.counts.items()
-        )
-        raise CacheError(
-            f"{data.address!r} has no image that is whole and labelled ({reasons or 'it has no images'}): "
-            "give tars with a KEY.cls beside each image"
-        )
-    tars, keys, labels = map(list, zip(*names, strict=True))
-    digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())
-    facts = DataFacts(
-        address=data.address, kind=data.kind, image_size=subject.image_size, images=len(names),
-        classes=len(set(labels)), left_out=dict(left_out.counts), first_reasons=left_out.first,
-        digest=digest.hexdigest(),
-    )  # fmt: skip
-    by_name = {name: torch.cat(parts) for name, parts in found.items()}
-    return Features(by_name, torch.tensor(labels), keys, tars, facts)
+def _batch(views: list[tuple[torch.Tensor, int, str, str]]) -> ViewBatch:
+    pixels, labels, keys, sources = zip(*views, strict=True)
+    return ViewBatch(torch.stack(pixels), list(labels), list(keys), list(sources))

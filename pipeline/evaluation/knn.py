@@ -1,88 +1,106 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, arXiv 1805.01978; DINO)."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from pipeline.config import Section
-from pipeline.errors import CacheError, ConfigError
-from pipeline.evaluation.data import Data, Features, extract_features
-from pipeline.evaluation.subject import Subject
+from pipeline.errors import ConfigError
+from pipeline.evaluation.features import Features, draw_few
+from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
 from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
+_RANKED = 5  # classes of a prediction
+
+Groups = tuple[Tensor, Tensor]
 
 
 class Knn(Section):
     """The k most similar images of the bank vote by exp(cosine / temperature).
 
+    Of lists, the first k and temperature make the score, and the details have all. `centre` subtracts the
+    bank's mean first. `few` images of each class (a share if below 1) are drawn from the bank `tries` times.
     `shared_keys` says what a key in both bank and test means: refuse it, exclude the image of that key from
     the vote because it is the same image, or allow it because the tars number other images alike.
     """
 
     name: ClassVar[str] = "knn"
-    protocol: ClassVar[str] = "weighted k-NN, version 1"
+    protocol: ClassVar[str] = "weighted k-NN, version 2"
 
-    k: int = Field(20, ge=1)
-    temperature: float = Field(0.07, gt=0)
-    shared_keys: Literal["refuse", "exclude", "allow"] = "refuse"
+    k: tuple[int, ...] = (20,)
+    temperature: tuple[float, ...] = (0.07,)
+    representations: tuple[str, ...] = ("cls", "mean")
+    centre: bool = False
+    few: float | None = Field(None, gt=0)
+    tries: int = Field(1, ge=1)
+    seed: int = 0
+    shared_keys: SharedKeys = "refuse"
 
-    def run(self, subject: Subject, data: Data, test: Data | None, batch_size: int) -> list[Outcome]:
-        """Score CLS, if there is one, and the mean patch token."""
-        bank = extract_features(subject, data, batch_size)
-        queries = bank if test is None else extract_features(subject, test, batch_size)
+    @field_validator("k", "temperature", "representations", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """A single value is a list of one."""
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("k", "temperature")
+    @classmethod
+    def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or min(values) <= 0:
+            raise ValueError("numbers greater than 0 are needed, such as 20 or [10, 20]")
+        return values
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Score each representation that the network has."""
+        if self.shared_keys == "refuse":
+            task.refuse_shared_keys()
+        bank, queries = task.features()
         groups = self._groups(bank, queries)
-        return [self._score(name, bank, queries, groups, subject.device) for name in sorted(bank.by_name)]
+        names = [name for name in self.representations if name != "cls" or "cls" in bank.names]
+        return [self._score(name, bank, queries, groups, task.subject.device) for name in names]
 
-    def _groups(self, bank: Features, queries: Features) -> tuple[Tensor, Tensor] | None:
+    def _groups(self, bank: Features, queries: Features) -> Groups | None:
         """Number the images behind bank (n,) and queries (m,), where a query's own image must not vote."""
         if queries is bank:
-            names = list(zip(bank.tars, bank.keys, strict=True))
+            names = list(zip(bank.sources, bank.keys, strict=True))
             return _numbered(names, names)
-        shared = sorted(set(bank.keys) & set(queries.keys))
-        if not shared or self.shared_keys == "allow":
-            return None
         if self.shared_keys == "refuse":
-            raise ConfigError(
-                f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: "
-                "an image must not be its own neighbour; give other test data, --set shared_keys=exclude if "
-                "equal keys are the same image, or --set shared_keys=allow if they are different images"
-            )
-        return _numbered(bank.keys, queries.keys)
+            refuse_shared(bank.keys, queries.keys)
+        return _numbered(bank.keys, queries.keys) if self.shared_keys == "exclude" else None
 
     def _score(
-        self,
-        name: str,
-        bank: Features,
-        queries: Features,
-        groups: tuple[Tensor, Tensor] | None,
-        device: torch.device,
+        self, name: str, bank: Features, queries: Features, groups: Groups | None, device: torch.device
     ) -> Outcome:
-        tensors = (bank.by_name[name], bank.labels, queries.by_name[name])
-        on_device = [tensor.to(device) for tensor in tensors]
-        groups = groups and (groups[0].to(device), groups[1].to(device))
-        predicted = knn_predictions(*on_device, k=self.k, temperature=self.temperature, groups=groups).cpu()
-        right = predicted == queries.labels
-        classes, images = torch.unique(queries.labels, return_counts=True)
-        per_class = {
-            str(int(label)): float(right[queries.labels == label].float().mean()) for label in classes
+        centre = sum(part.sum(0) for part in bank.chunks(name)) / len(bank.labels) if self.centre else 0
+        asked, largest = (queries.whole(name) - centre).to(device), max(self.k)
+        options, found = list(product(self.k, self.temperature)), []
+        for attempt in range(self.tries if self.few else 1):
+            drawn = draw_few(bank.labels, self.few, self.seed + attempt) if self.few else None
+            parts = ((part - centre).to(device) for part in bank.chunks(name, drawn))
+            labels = bank.labels if drawn is None else bank.labels[drawn]
+            of_drawn = groups and (groups[0] if drawn is None else groups[0][drawn], groups[1])
+            found.append(
+                rank_by_votes(nearest(parts, len(labels), asked, largest, of_drawn), labels, options)
+            )
+        shares = {
+            each: [float((one[each][:, 0] == queries.labels).float().mean()) for one in found]
+            for each in options
         }
-        return Outcome(
-            representation=name,
-            bank=bank.facts,
-            test=queries.facts,
-            metrics={"top-1": int(right.sum()) / len(right)},
-            per_class=per_class,
-            class_images=dict(zip(per_class, images.tolist(), strict=True)),
-            chance=int(images.max()) / len(right),
-            selection="none: k and temperature are given",
-            notes=tuple(_notes(bank, queries)),
-        )
+        table = [{"k": k, "temperature": t, "top-1": sum(shares[k, t]) / len(found)} for k, t in options]
+        return classification_outcome(
+            name, torch.cat([each[options[0]] for each in found]), queries.labels.repeat(len(found)),
+            bank.facts, queries.facts, selection="none: k and temperature are given",
+            known=torch.unique(bank.labels), notes=tuple(_lonely(bank)) if queries is bank else (),
+            seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
+            details={"table": table, "tries": shares[options[0]]} if len(options) + len(found) > 2 else {},
+        )  # fmt: skip
 
 
 def knn_predictions(
@@ -92,33 +110,71 @@ def knn_predictions(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    groups: tuple[Tensor, Tensor] | None = None,
+    groups: Groups | None = None,
 ) -> Tensor:
     """Classify `queries` (m, C) by the k most similar of `bank` (n, C) with its `labels` (n,): labels (m,).
 
-    Groups (n,) and (m,) are integers that name the image behind a row: entries of the query's own group do
-    not vote. All on one device. Raises ConfigError for a k of more than the entries that may vote, and
-    CacheError for features that are not finite.
+    Groups as in `nearest`. Raises ConfigError for a k of more than the entries that may vote.
     """
-    _check(bank, queries, k, groups)
-    classes, votes_for = torch.unique(bank_labels, return_inverse=True)
-    bank = F.normalize(bank.float(), dim=1)
-    rows = max(1, _MAX_SCORES // max(len(bank), len(classes)))
-    winners = []
-    for start in range(0, len(queries), rows):
-        similar = F.normalize(queries[start : start + rows].float(), dim=1) @ bank.T
-        if groups:
-            similar = similar.masked_fill(groups[1][start : start + rows, None] == groups[0], -torch.inf)
-        nearest, index = similar.topk(k, dim=1)
+    found = nearest([bank], len(bank), queries, k, groups)
+    return rank_by_votes(found, bank_labels.cpu(), [(k, temperature)])[k, temperature][:, 0]
+
+
+def nearest(
+    parts: Iterable[Tensor], count: int, queries: Tensor, k: int, groups: Groups | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the k most similar of a bank of n = `count` rows, given in parts: similarity and row (m, k).
+
+    Each part is needed once, and at most 64 MB of similarities are held. Groups (n,) and (m,) are integers
+    that name the image behind a row: entries of the query's own group do not count. Parts and queries (m, C)
+    are on one device, the result is on the CPU. Raises ConfigError for a k of more than may vote.
+    """
+    _check(count, k, groups)
+    queries = F.normalize(queries.float(), dim=1)
+    best = (torch.full((len(queries), 0), 0.0), torch.empty((len(queries), 0), dtype=torch.int64))
+    first = 0
+    for part in parts:
+        bank = F.normalize(part.float(), dim=1)
+        rows, found = max(1, _MAX_SCORES // len(bank)), []
+        for start in range(0, len(queries), rows):
+            similar = queries[start : start + rows] @ bank.T
+            if groups:
+                own = groups[1][start : start + rows, None] == groups[0][first : first + len(bank)]
+                similar = similar.masked_fill(own.to(similar.device), -torch.inf)
+            found.append(similar.topk(min(k, len(bank)), dim=1))
+        similarity = torch.cat([best[0], torch.cat([one.values.cpu() for one in found])], dim=1)
+        index = torch.cat([best[1], first + torch.cat([one.indices.cpu() for one in found])], dim=1)
+        kept = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        best, first = (kept.values, index.gather(1, kept.indices)), first + len(bank)
+    return best
+
+
+def rank_by_votes(
+    found: tuple[Tensor, Tensor], labels: Tensor, options: Sequence[tuple[int, float]]
+) -> dict[tuple[int, float], Tensor]:
+    """Rank classes by the votes of neighbours: similarity and row (m, k) of a bank with labels (n,).
+
+    Returns by (k, temperature) up to five classes with the most votes (m, 5), -1 where fewer have any.
+    """
+    similarity, index = found
+    classes, votes_for = torch.unique(labels, return_inverse=True)
+    ranked: dict[tuple[int, float], Tensor] = {}
+    for k, temperature in options:
         # Relative to the nearest, which changes no winner and cannot overflow at a low temperature.
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes = similar.new_zeros(len(similar), len(classes)).scatter_add_(1, votes_for[index], weights)
-        winners.append(classes[votes.argmax(1)])
-    return torch.cat(winners)
+        weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
+        rows = []
+        for start in range(0, len(index), max(1, _MAX_SCORES // len(classes))):
+            chosen = slice(start, start + max(1, _MAX_SCORES // len(classes)))
+            votes = torch.zeros(len(index[chosen]), len(classes))
+            votes.scatter_add_(1, votes_for[index[chosen, :k]], weights[chosen])
+            most = votes.topk(min(_RANKED, len(classes)), dim=1)
+            rows.append(torch.where(most.values > 0, classes[most.indices], -1))
+        everything = torch.cat(rows)
+        ranked[k, temperature] = F.pad(everything, (0, _RANKED - everything.shape[1]), value=-1)
+    return ranked
 
 
-def _check(bank: Tensor, queries: Tensor, k: int, groups: tuple[Tensor, Tensor] | None) -> None:
-    voters = len(bank)
+def _check(voters: int, k: int, groups: Groups | None) -> None:
     if groups:
         images, views = torch.unique(groups[0], return_counts=True)
         own = views[torch.isin(images, groups[1])]
@@ -128,15 +184,9 @@ def _check(bank: Tensor, queries: Tensor, k: int, groups: tuple[Tensor, Tensor] 
             f"give --set k={voters} or less, or a larger bank" if voters else "give a bank of other images"
         )
         raise ConfigError(f"k is {k}: only {voters} views of the bank may vote for each image; {remedy}")
-    for name, features in (("bank", bank), ("test data", queries)):
-        if not features.isfinite().all():
-            raise CacheError(
-                f"features of the {name} are not finite: the network has diverged or its weights are "
-                "damaged; evaluate another"
-            )
 
 
-def _numbered(bank: Sequence[object], queries: Sequence[object]) -> tuple[Tensor, Tensor]:
+def _numbered(bank: Iterable[object], queries: Iterable[object]) -> Groups:
     """Give equal names equal numbers: (n,) and (m,)."""
     numbers: dict[object, int] = {}
     bank_numbers, query_numbers = (
@@ -145,22 +195,10 @@ def _numbered(bank: Sequence[object], queries: Sequence[object]) -> tuple[Tensor
     return bank_numbers, query_numbers
 
 
-def _notes(bank: Features, queries: Features) -> Iterator[str]:
-    """Return what makes an accuracy mean less than it seems to."""
-    if queries is bank:
-        images = Counter(
-            label for label, _, _ in set(zip(bank.labels.tolist(), bank.tars, bank.keys, strict=True))
-        )
-        lonely = sorted(label for label, count in images.items() if count == 1)
-        if lonely:
-            yield f"{len(lonely)} classes have one image only, such as class {lonely[0]}: it cannot be right"
-    else:
-        unknown = sorted(set(queries.labels.tolist()) - set(bank.labels.tolist()))
-        if unknown:
-            count = int(torch.isin(queries.labels, torch.tensor(unknown)).sum())
-            yield (
-                f"{count} test images are of classes that the bank does not have, such as class {unknown[0]}:"
-                " they cannot be right"
-            )
-    if queries.facts.classes == 1:
-        yield "all test images are of one class: the accuracy says nothing"
+def _lonely(bank: Features) -> Iterator[str]:
+    """Yield a note on classes of one image, which without test data cannot be right."""
+    distinct = set(zip(bank.labels.tolist(), bank.sources, bank.keys, strict=True))
+    images = Counter(label for label, _, _ in distinct)
+    lonely = sorted(label for label, count in images.items() if count == 1)
+    if lonely:
+        yield f"{len(lonely)} classes have one image only, such as class {lonely[0]}: it cannot be right"

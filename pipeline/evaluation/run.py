@@ -1,40 +1,35 @@
-"""Run an evaluation. A new one is a file with a Section of `name`, `protocol` and `run`, and its entry."""
+"""Run an evaluation. A new one is a file with a section that is an `Evaluation`, and its entry here."""
 
 import time
 from datetime import UTC, datetime
 
-from pipeline.evaluation.data import Data
 from pipeline.evaluation.knn import Knn
-from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Evaluation, Task
 from pipeline.report.scores import Score
 
-Evaluation = Knn
-EVALUATIONS: dict[str, type[Evaluation]] = {"knn": Knn}
+EVALUATIONS: dict[str, type[Knn]] = {"knn": Knn}
 
 
-def run_evaluation(
-    evaluation: Evaluation, subject: Subject, data: Data, test: Data | None = None, *, batch_size: int = 128
-) -> list[Score]:
-    """Evaluate a subject on labelled data; returns a Score for each representation.
+def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:
+    """Evaluate a network; returns a Score for each representation.
 
-    `data` is what may be learnt from (of k-NN, the bank); without `test` the evaluation holds out parts of
-    it. Raises ConfigError for settings that do not fit the data, CacheError or SourceError for data that
-    cannot be read.
+    Raises ConfigError for settings that do not fit the data, CacheError or SourceError for data that cannot
+    be read.
     """
     begin = time.perf_counter()
-    outcomes = evaluation.run(subject, data, test, batch_size)
+    outcomes = evaluation.run(task)
     seconds = round(time.perf_counter() - begin, 1)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return [
         Score(
             **dict(outcome),
-            subject=subject.facts,
+            subject=task.subject.facts,
             evaluation=evaluation.name,
             protocol=evaluation.protocol,
             options=evaluation.model_dump(mode="json"),
             date=date,
             seconds=seconds,
-            device=str(subject.device),
+            device=str(task.subject.device),
         )
         for outcome in outcomes
     ]

@@ -1,22 +1,26 @@
-"""The network to evaluate: a student, an untrained student, a teacher or a timm model, in one form."""
+"""The network to evaluate: a student, an untrained student, a teacher or a timm model, as one timm ViT."""
 
+import copy
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.config import parse_config
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.report.scores import SubjectFacts, student_digest
-from pipeline.student.encoder import MaskedEncoder, build_encoder
+from pipeline.student.encoder import build_encoder
 from pipeline.student.export import STUDENT_FILE
-from pipeline.student.patches import cut_patches
 from pipeline.teacher.source import weights_sha256
 from pipeline.training.config import RunConfig
 from pipeline.training.job import seed_initial_weights
@@ -25,7 +29,7 @@ from pipeline.training.run_folder import read_run
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A block's normed output for B images: CLS (B, C) if there is one, and patches (B, g, g, C)."""
+    """A block's output for B images after the final norm: CLS (B, C), if any, and patches (B, g, g, C)."""
 
     cls: Tensor | None
     patches: Tensor
@@ -35,30 +39,132 @@ class Tokens:
 class Subject:
     """One network to evaluate, in evaluation mode on its device.
 
-    `module` is what a fine-tuning trains. `outputs` maps uint8 pixels (B, S, S, 3) of side `image_size` and
-    ascending block numbers to a tensor (B, prefix + N, C) for each block, after the final norm; it normalises
-    pixels itself. Attention maps (B, heads, g, g) will be a further function beside `outputs`.
+    `patch_size` counts pixels of the images given. A network with other patches sees them resized, so that
+    the grid fits: a ViT-L/14 sees images of 224 pixels in patches of 16 as 196 pixels. All methods take uint8
+    pixels (B, H, W, 3) of the size that `resized` set, on `device`, and normalise them by `mean` and `std`.
     """
 
     facts: SubjectFacts
-    module: nn.Module
-    image_size: int
-    grid: int
-    depth: int
-    prefix: int
-    has_cls: bool
-    outputs: Callable[[Tensor, list[int]], list[Tensor]]
+    vit: VisionTransformer
+    patch_size: int
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     @property
     def device(self) -> torch.device:
-        """The device of the network; pixels must be on it, too."""
-        return next(self.module.parameters()).device
+        """The device of the network."""
+        device: torch.device = next(self.vit.parameters()).device
+        return device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return tuple(self.vit.patch_embed.grid_size)
+
+    @property
+    def image_size(self) -> int:
+        """Height of the images in pixels, which is their width unless `resized` was given another."""
+        return self.grid[0] * self.patch_size
+
+    @property
+    def width(self) -> int:
+        """Channels C of a token."""
+        return int(self.vit.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return len(self.vit.blocks)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches: CLS first if there is one, then registers."""
+        return int(self.vit.num_prefix_tokens)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a CLS token."""
+        return self.vit.cls_token is not None
+
+    def resized(self, height: int, width: int | None = None) -> "Subject":
+        """Return the network for other images, its position embeddings resized (bicubic); may share weights.
+
+        Raises ConfigError for sizes that are not multiples of the patch size.
+        """
+        sides = (height, width or height)
+        if any(side < self.patch_size or side % self.patch_size for side in sides):
+            raise ConfigError(
+                f"images of {sides[0]} x {sides[1]} pixels do not divide into patches of {self.patch_size}: "
+                f"give multiples of {self.patch_size}"
+            )
+        grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
+        if grid == self.grid:
+            return self
+        vit, own = copy.deepcopy(self.vit), self.vit.patch_embed.patch_size[0]
+        vit.set_input_size(img_size=(grid[0] * own, grid[1] * own))
+        return replace(self, vit=vit)
+
+    def trainable(self, drop_path: float = 0.0) -> VisionTransformer:
+        """Return a copy of the network in training mode, its drop path rising linearly to a rate."""
+        vit = copy.deepcopy(self.vit).train().requires_grad_(True)
+        for block, rate in zip(vit.blocks, torch.linspace(0, drop_path, self.depth).tolist(), strict=True):
+            block.drop_path1 = block.drop_path2 = DropPath(rate) if rate else nn.Identity()
+        return vit
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels (B, H, W, 3) uint8, and resize them where patches differ: (B, 3, H', W')."""
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        size = tuple(self.vit.patch_embed.img_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", align_corners=False)
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def hidden(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the first block's input and each block's output, unnormed: L + 1 of (B, prefix + N, C)."""
+        vit = self.vit
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self.images(pixels)))))
+        yield tokens
+        for block in vit.blocks:
+            tokens = block(tokens)
+            yield tokens
+
+    def normed(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm; timm has it in fc_norm where the model pools by averaging."""
+        normed: Tensor = self.vit.fc_norm(self.vit.norm(tokens))
+        return normed
+
+    def split(self, tokens: Tensor) -> Tokens:
+        """Split tokens (B, prefix + N, C) into CLS and the grid of patches, without registers."""
+        patches = tokens[:, self.prefix :].reshape(len(tokens), *self.grid, -1)
+        return Tokens(tokens[:, 0] if self.has_cls else None, patches)
 
     def tokens(self, pixels: Tensor, block: int = -1) -> Tokens:
-        """Run images (B, S, S, 3) uint8 up to a block, counted from the end if negative; no registers."""
-        (tokens,) = self.outputs(pixels, [block % self.depth])
-        patches = tokens[:, self.prefix :].reshape(len(tokens), self.grid, self.grid, -1)
-        return Tokens(tokens[:, 0] if self.has_cls else None, patches)
+        """Return CLS and patches after a block, counted from the end if negative, and the final norm."""
+        for index, tokens in enumerate(self.hidden(pixels)):
+            if index - 1 == block % self.depth:
+                return self.split(self.normed(tokens))
+        raise AssertionError("a block modulo the depth is found")
+
+    def attention(self, pixels: Tensor, block: int = -1) -> Tensor:
+        """Return a block's attention (B, heads, T, T) float32, T = prefix + N: query by key."""
+        chosen = block % self.depth
+        inputs = next(tokens for index, tokens in enumerate(self.hidden(pixels)) if index == chosen)
+        return block_attention(self.vit.blocks[chosen], inputs)
+
+
+def block_attention(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Return a timm block's softmax attention (B, heads, T, T) float32 from its input (B, T, C)."""
+    layer = block.attn
+    with torch.autocast(tokens.device.type, enabled=False):
+        queries, keys, _ = (
+            layer.qkv(block.norm1(tokens.float()))  # type: ignore[operator, union-attr]
+            .unflatten(-1, (3, layer.num_heads, -1))  # type: ignore[union-attr]
+            .permute(2, 0, 3, 1, 4)
+        )
+        queries, keys = layer.q_norm(queries), layer.k_norm(keys)  # type: ignore[operator, union-attr]
+        weights: Tensor = (queries @ keys.transpose(-2, -1) * layer.scale).softmax(-1)  # type: ignore[union-attr]
+    return weights
 
 
 def student_subject(run: Path, device: torch.device) -> Subject:
@@ -77,17 +183,15 @@ def student_subject(run: Path, device: torch.device) -> Subject:
     facts = SubjectFacts(
         kind="run", name="student", weights=student_digest(run) or "", step=steps[-1] if steps else None
     )
-    return _of_encoder(facts, encoder, device)
+    return Subject(facts, encoder.vit.eval().to(device), sizes[1])
 
 
 def untrained_subject(config: RunConfig, image_size: int, patch_size: int, device: torch.device) -> Subject:
     """Build a student as it is before its first step."""
     seed_initial_weights(config)
-    encoder = build_encoder(config.student, image_size, patch_size)
-    facts = SubjectFacts(
-        kind="untrained", name="untrained student", weights=weights_sha256(encoder.vit), step=0
-    )
-    return _of_encoder(facts, encoder, device)
+    vit = build_encoder(config.student, image_size, patch_size).vit
+    facts = SubjectFacts(kind="untrained", name="untrained student", weights=weights_sha256(vit), step=0)
+    return Subject(facts, vit.eval().to(device), patch_size)
 
 
 def read_run_config(run: Path) -> tuple[RunConfig, tuple[int, int]]:
@@ -95,25 +199,6 @@ def read_run_config(run: Path) -> tuple[RunConfig, tuple[int, int]]:
     described = read_run(run)
     view = described["view"]
     return parse_config(RunConfig, described["config"]), (view["image_size"], view["patch_size"])
-
-
-def _of_encoder(facts: SubjectFacts, encoder: MaskedEncoder, device: torch.device) -> Subject:
-    vit = encoder.eval().to(device).vit
-
-    def outputs(pixels: Tensor, blocks: list[int]) -> list[Tensor]:
-        everything = torch.arange(encoder.grid**2, device=device).expand(len(pixels), -1)
-        tokens = encoder.embed(cut_patches(pixels, encoder.patch_size), everything)
-        # timm has its final norm in fc_norm where the model pools by averaging
-        return [
-            vit.fc_norm(vit.norm(each))
-            for block, each in enumerate(encoder.blocks(tokens))
-            if block in blocks
-        ]
-
-    side = encoder.grid * encoder.patch_size
-    return Subject(
-        facts, vit, side, encoder.grid, encoder.depth, encoder.prefix_tokens, encoder.has_cls, outputs
-    )
 
 
 def teacher_subject(
@@ -124,25 +209,12 @@ def teacher_subject(
     kind: Literal["teacher", "model"] = "teacher",
 ) -> Subject:
     """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError."""
-    from pipeline.teacher.geometry import teacher_images
+    from pipeline.teacher.as_timm import timm_vit
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 
     teacher = load_teacher(spec, image_size=image_size, patch_size=patch_size, levels="1").to(device)
-    tower, known = teacher.tower, teacher.facts
-
-    def outputs(pixels: Tensor, blocks: list[int]) -> list[Tensor]:
-        images = teacher_images(pixels, known.input_size, known.mean, known.std)
-        return [teacher.final_norm(tokens) for tokens in tower.outputs(images, blocks)]
-
+    known = teacher.facts
     name = spec.rstrip("/").rpartition("/")[2] if "local-dir:" in spec else spec
     facts = SubjectFacts(kind=kind, name=name, weights=known.weights_sha256)
-    return Subject(
-        facts,
-        tower.module,
-        image_size,
-        image_size // patch_size,
-        tower.depth,
-        tower.prefix,
-        tower.has_cls,
-        outputs,
-    )
+    vit = timm_vit(teacher.tower, spec).eval()
+    return Subject(facts, vit, patch_size, known.mean, known.std)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config import Section
 from pipeline.errors import CheckpointError
@@ -29,20 +29,29 @@ class DataFacts(Section):
     """The data used: images used, images left out by kind, and the SHA-256 of keys and labels."""
 
     address: str
-    kind: Literal["tars", "cache"]
+    kind: Literal["tars", "folder", "cache"]
     image_size: int
     images: int
     classes: int
     left_out: dict[str, int]
     first_reasons: dict[str, str]
     digest: str
+    class_names: tuple[str, ...] = ()
+
+
+class Picture(Section):
+    """A picture of a result: `file` lies in a folder beside the scores."""
+
+    file: str
+    caption: str
 
 
 class Outcome(Section):
     """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
-    a reader must know.
+    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images by true and
+    predicted class, `details` has what a protocol reports beside its metrics.
     """
 
     representation: str
@@ -55,6 +64,10 @@ class Outcome(Section):
     selection: str
     seeds: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    confused: tuple[tuple[int, int, int], ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
 
 class Score(Outcome):

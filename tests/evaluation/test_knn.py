@@ -1,20 +1,20 @@
 """k-NN against a plain reference in numpy, its properties, and what its scores say and refuse."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import knn
-from pipeline.evaluation.data import LabelledView
+from pipeline.evaluation.crops import ViewBatch
 from pipeline.evaluation.knn import Knn, knn_predictions
 from pipeline.evaluation.run import EVALUATIONS, run_evaluation
 from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 
 
@@ -95,127 +95,148 @@ def test_parts_change_nothing(monkeypatch, limit):
 
 
 @pytest.mark.parametrize(
-    ("bank", "k", "groups", "error", "message"),
+    ("bank", "k", "groups", "message"),
     [
-        (torch.eye(3), 4, None, ConfigError, "k is 4: only 3 views .* may vote .*; give --set k=3 or less"),
+        (torch.eye(3), 4, None, "k is 4: only 3 views .* may vote .*; give --set k=3 or less"),
         (
             torch.eye(3),
             3,
             (torch.tensor([0, 1, 1]), torch.tensor([1])),
-            ConfigError,
             "only 1 views .* --set k=1 or less",
         ),
         (
             torch.eye(3),
             1,
             (torch.ones(3), torch.ones(1)),
-            ConfigError,
             "only 0 views .* a bank of other images",
-        ),
-        (
-            torch.eye(3) / 0,
-            1,
-            None,
-            CacheError,
-            "features of the bank are not finite: the network has diverged",
         ),
     ],
 )
-def test_what_cannot_be_scored_is_refused(bank, k, groups, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_be_scored_is_refused(bank, k, groups, message):
+    with pytest.raises(ConfigError, match=message):
         knn_predictions(bank, torch.arange(3), torch.ones(1, 3), k=k, groups=groups)
 
 
-@dataclass
 class Points:
-    """Data of images whose first pixel is a point on a circle: {key: (angle in 256ths, label)}."""
+    """Images of one colour each, a point on a circle in red and green: {key: (256ths of a turn, label)}."""
 
-    points: dict
-    tar: str = "a.tar"
-    address = "points"
-    kind = "tars"
+    kind, address, class_names = "tars", "points", ()
 
-    def views(self, left_out):
-        for key, (angle, label) in self.points.items():
+    def __init__(self, points, tar="a.tar"):
+        self.points, self.tar = points, tar
+        self.digest = f"{tar} {points}"
+
+    def views(self, size, batch_size, left_out):
+        used = []
+        for key, (turn, label) in self.points.items():
             if label is None:
                 left_out.add("unlabelled", f"{self.tar}/{key}", "has no .cls member")
             else:
-                yield LabelledView(np.full((2, 2, 3), angle, np.uint8), label, key, self.tar)
+                used.append((colour(turn, size), label, key, self.tar))
+        for start in range(0, len(used), batch_size):
+            pixels, labels, keys, sources = map(list, zip(*used[start : start + batch_size], strict=True))
+            yield ViewBatch(torch.stack(pixels), labels, keys, sources)
+
+
+def colour(turn, size):
+    angle = turn / 256 * 2 * torch.pi
+    values = [127.5 + 127 * np.cos(angle), 127.5 + 127 * np.sin(angle), 127.5]
+    return torch.tensor(values).round().to(torch.uint8).expand(size, size, 3)
 
 
 def circle_subject():
-    """A subject without CLS that turns the angle of an image into a direction."""
-
-    def outputs(pixels, blocks):
-        turn = pixels[:, :1, 0, 0].float() / 256 * 2 * torch.pi
-        return [torch.stack([turn.cos(), turn.sin()], dim=2) for _ in blocks]
-
+    """A ViT without CLS, whose token is the colour of its only patch."""
+    vit = VisionTransformer(
+        img_size=2,
+        patch_size=2,
+        embed_dim=3,
+        depth=1,
+        num_heads=1,
+        class_token=False,
+        global_pool="avg",
+        num_classes=0,
+    )
+    vit.blocks[0] = vit.norm = vit.fc_norm = nn.Identity()
+    with torch.no_grad():
+        vit.patch_embed.proj.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2) / 4)
+        vit.patch_embed.proj.bias.zero_()
+        vit.pos_embed.zero_()
     facts = SubjectFacts(kind="model", name="circle", weights="00")
-    return Subject(facts, nn.Linear(1, 1), 2, 1, 1, 0, False, outputs)
+    return Subject(facts, vit.eval(), 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def scored(data, test=None, **settings):
-    (score,) = run_evaluation(Knn(**({"k": 1} | settings)), circle_subject(), data, test, batch_size=2)
-    return score
+@pytest.fixture
+def scored(tmp_path):
+    def run(data, test=None, **settings):
+        task = Task(circle_subject(), data, test, tmp_path / "features", tmp_path / "pictures", batch_size=2)
+        (score,) = run_evaluation(Knn(**({"k": (1,)} | settings)), task)
+        return score
+
+    return run
 
 
 BANK = Points({"a": (0, 0), "b": (10, 0), "c": (128, 1), "d": (138, 1)})
 OTHERS = Points({"v": (3, 0), "w": (131, 1), "x": (132, 1), "y": (5, 1)}, "b.tar")
 
 
-def test_a_score_holds_all_that_it_depends_on():
-    score = scored(BANK, OTHERS, temperature=0.1)
-    assert score.metrics == {"top-1": 0.75}
+def test_a_score_holds_all_that_it_depends_on(scored):
+    score = scored(BANK, OTHERS, temperature=(0.1,))
+    assert score.metrics == {"top-1": 0.75, "mean per class": pytest.approx(5 / 6)}
     assert score.per_class == {"0": 1.0, "1": pytest.approx(2 / 3)}
     assert score.class_images == {"0": 1, "1": 3}
     assert (score.chance, score.evaluation, score.representation, score.notes) == (0.75, "knn", "mean", ())
-    assert score.options == {"k": 1, "temperature": 0.1, "shared_keys": "refuse"}
+    assert score.options == {
+        "k": [1],
+        "temperature": [0.1],
+        "representations": ["cls", "mean"],
+        "centre": False,
+        "few": None,
+        "tries": 1,
+        "seed": 0,
+        "shared_keys": "refuse",
+    }
     assert (score.bank.images, score.test.images, score.bank.classes) == (4, 4, 2)
     assert score.bank.digest != score.test.digest
     assert score.subject.name == "circle"
 
 
-def test_scores_compare_only_under_equal_conditions():
+def test_scores_compare_only_under_equal_conditions(scored):
     score = scored(BANK, OTHERS)
     assert scored(BANK, OTHERS).conditions == score.conditions
-    assert scored(BANK, OTHERS, k=2).conditions != score.conditions
+    assert scored(BANK, OTHERS, k=(2,)).conditions != score.conditions
     assert scored(BANK, Points(OTHERS.points | {"z": (0, 0)})).conditions != score.conditions
 
 
-def test_without_test_data_no_image_is_its_own_neighbour():
-    assert scored(BANK).metrics == {"top-1": 1.0}
+def test_without_test_data_no_image_is_its_own_neighbour(scored):
+    assert scored(BANK).metrics["top-1"] == 1.0
     alone = scored(Points({"a": (0, 0), "b": (10, 0), "c": (5, 1)}))
-    assert alone.metrics == {"top-1": 0.0}
+    assert alone.metrics["top-1"] == 0.0
     assert alone.notes == ("1 classes have one image only, such as class 1: it cannot be right",)
 
 
-def test_equal_keys_of_two_tars_are_two_images():
-    @dataclass
-    class Two:
-        address = "two"
-        kind = "tars"
+def test_equal_keys_of_two_tars_are_two_images(scored):
+    class Two(Points):
+        def views(self, size, batch_size, left_out):
+            yield from BANK.views(size, batch_size, left_out)
+            yield from Points(BANK.points, "z.tar").views(size, batch_size, left_out)
 
-        def views(self, left_out):
-            yield from BANK.views(left_out)
-            yield from Points(BANK.points, "z.tar").views(left_out)
-
-    assert scored(Two(), k=7).test.images == 8
+    assert scored(Two({}), k=(7,)).test.images == 8
 
 
-def test_keys_in_bank_and_test_are_refused_unless_explained():
+def test_keys_in_bank_and_test_are_refused_unless_explained(scored):
     moved = Points({"a": (0, 1), "b": (128, 1)}, "b.tar")
     with pytest.raises(
         ConfigError, match="2 keys are in the bank and in the test data, such as 'a': an image"
     ):
         scored(BANK, moved)
-    assert scored(BANK, moved, shared_keys="allow").metrics == {"top-1": 0.5}
+    assert scored(BANK, moved, shared_keys="allow").metrics["top-1"] == 0.5
     same = Points({"a": (0, 0), "c": (128, 0)}, "copy.tar")
-    assert scored(BANK, same, shared_keys="exclude", k=3).metrics == {"top-1": 0.5}
+    assert scored(BANK, same, shared_keys="exclude", k=(3,)).metrics["top-1"] == 0.5
     with pytest.raises(ConfigError, match="k is 4: only 3 views"):
-        scored(BANK, same, shared_keys="exclude", k=4)
+        scored(BANK, same, shared_keys="exclude", k=(4,))
 
 
-def test_images_without_label_are_counted_with_a_reason():
+def test_images_without_label_are_counted_with_a_reason(scored):
     score = scored(BANK, Points(OTHERS.points | {"q": (0, None), "r": (0, None)}))
     assert score.test.left_out == {"unlabelled": 2}
     assert score.test.first_reasons == {"unlabelled": "a.tar/q has no .cls member"}
@@ -225,10 +246,11 @@ def test_images_without_label_are_counted_with_a_reason():
         scored(Points({"q": (0, None)}))
 
 
-def test_classes_without_neighbours_are_noted():
+def test_classes_without_neighbours_are_noted(scored):
     score = scored(BANK, Points({"v": (3, 0), "w": (4, 7)}))
     assert score.notes == (
-        "1 test images are of classes that the bank does not have, such as class 7: they cannot be right",
+        "1 test images are of classes that the images to learn from do not have, such as class 7: "
+        "they cannot be right",
     )
     assert scored(BANK, Points({"v": (3, 0)})).notes == (
         "all test images are of one class: the accuracy says nothing",

@@ -1,0 +1,154 @@
+"""From the names of a network, of data and of places to a Task; names are checked before torch loads."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.images import ImageSet, open_images
+from pipeline.training.run_folder import read_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.cache.reader import Cache
+    from pipeline.evaluation.subject import Subject
+    from pipeline.evaluation.task import Task
+
+_NOTHING = ImageSet("", "folder", ())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the options of evaluate-student name; what nothing keeps goes to the folder `scratch`."""
+
+    scratch: Path
+    run: Path | None = None
+    untrained: bool = False
+    teacher: str | None = None
+    model: str | None = None
+    config: Path | None = None
+    cache: str | None = None
+    shards: list[str] | None = None
+    test_shards: list[str] | None = None
+    class_names: Path | None = None
+    image_size: int | None = None
+    patch_size: int = 16
+    report: Path | None = None
+    out: Path | None = None
+    features: Path | None = None
+
+    def check(self, needs_data: bool) -> None:
+        """Open what can be opened without torch; raises ConfigError, CacheError or SourceError."""
+        judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
+        if sum(judged) != 1:
+            raise ConfigError(
+                "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model"
+            )
+        if self.config is not None and (self.run is not None or not self.untrained):
+            raise ConfigError(
+                "--config is for an untrained student without a run: leave it out, or add --untrained"
+            )
+        if needs_data and (self.cache is None) == (not self.shards):
+            raise ConfigError("give the data to learn from either as --cache DIR or as --shards SHARDS")
+        if self.report and self.run and not self.untrained and self.report.resolve() != self.run.resolve():
+            raise ConfigError(
+                "--report differs from --run: a student's score belongs to its own run; leave --report out"
+            )
+        if self.out and not os.access(self.out.parent, os.W_OK):
+            raise ConfigError(f"--out {str(self.out)!r}: its folder does not exist or is not writable")
+        if self.report:
+            read_run(self.report)
+        _ = self.sizes, self.images
+
+    @property
+    def noted(self) -> Path | None:
+        """The run whose scores and report get the result."""
+        return self.report or (self.run if not self.untrained else None)
+
+    @cached_property
+    def opened(self) -> "Cache | None":
+        """The cache, if one is chosen."""
+        from pipeline.cache.reader import Cache
+
+        return Cache(self.cache) if self.cache else None
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Image and patch size: as asked, of the run, of the cache, or the default."""
+        view: dict[str, Any] | None = read_run(self.run)["view"] if self.run else None
+        stored = self.opened.schema.view if self.opened else None
+        cached = (stored.image_size, stored.patch_size) if stored else None
+        sizes = (view["image_size"], view["patch_size"]) if view else cached
+        image_size, patch_size = sizes or (224, self.patch_size)
+        needed = (self.image_size or image_size, patch_size)
+        if cached and needed != cached:
+            raise ConfigError(
+                f"views of {needed[0]} pixels in patches of {needed[1]} are needed, but cache {self.cache!r} "
+                f"has {cached[0]} in {cached[1]}: give a cache of these sizes, or --shards"
+            )
+        return needed
+
+    @cached_property
+    def images(self) -> tuple[ImageSet | None, ImageSet | None]:
+        """The images to learn from and those to test with, where tars or folders are chosen."""
+        names = _class_names(self.class_names)
+        learnt, test = (
+            open_images(specs, self.scratch, names) if specs else None
+            for specs in (self.shards, self.test_shards)
+        )
+        return learnt, test
+
+    def task(self, device: "torch.device", batch_size: int, workers: int, **how: Any) -> "Task":
+        """Load the network and gather what the evaluation is given."""
+        from pipeline.evaluation.data import CacheViews, Data, LabelledImages
+        from pipeline.evaluation.task import Task
+
+        learnt, test = self.images[0] or _NOTHING, self.images[1]
+        data: Data = LabelledImages(learnt, workers)
+        if self.opened:
+            data = CacheViews(self.opened, test.class_names if test else ())
+        beside = self.noted or (self.out.with_suffix("") if self.out else self.scratch)
+        return Task(
+            subject=self._subject(device),
+            data=data,
+            test=LabelledImages(test, workers) if test else None,
+            store=self.features or (self.noted or self.scratch) / "features",
+            folder=beside / "evaluation",
+            batch_size=batch_size,
+            workers=workers,
+            **how,
+        )
+
+    def _subject(self, device: "torch.device") -> "Subject":
+        from pipeline.evaluation import subject
+        from pipeline.training.config import RunConfig
+
+        if self.teacher is not None:
+            return subject.teacher_subject(self.teacher, *self.sizes, device)
+        if self.model is not None:
+            return subject.teacher_subject(f"timm:{self.model}", *self.sizes, device, kind="model")
+        if self.run and not self.untrained:
+            return subject.student_subject(self.run, device).resized(self.sizes[0])
+        if self.run:
+            config, own = subject.read_run_config(self.run)
+            return subject.untrained_subject(config, *own, device).resized(self.sizes[0])
+        return subject.untrained_subject(load_config(RunConfig, self.config), *self.sizes, device)
+
+
+def _class_names(file: Path | None) -> tuple[str, ...]:
+    """Read a JSON list of names, or of objects with a name, or a text file with a name in each line."""
+    if file is None:
+        return ()
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--class-names {str(file)!r} cannot be read: {error}") from None
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"--class-names {str(file)!r} is not a list of names: give one name for each class")
+    return tuple(one["name"] if isinstance(one, dict) and "name" in one else str(one) for one in found)

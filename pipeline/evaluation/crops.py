@@ -1,0 +1,148 @@
+"""Views of images for evaluation: decoded, cut and resized by torchvision, loaded by worker processes.
+
+Centre crops follow the field: the shorter side becomes size / 0.875 (bicubic, antialiased), then the middle
+is cut out. Training crops of frozen probes are random: 0.08 to 1 of the area, ratio 3/4 to 4/3, and half of
+them are flipped.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from pipeline.errors import MaskAlignError, SourceError
+from pipeline.evaluation.images import LabelledImage
+from pipeline.seeding import derived_seed
+from pipeline.views.codec import decode_image
+
+CROP_FRACTION = 0.875
+_BICUBIC = v2.InterpolationMode.BICUBIC
+
+Transform = Callable[[Image.Image], Image.Image]
+
+
+@dataclass
+class LeftOut:
+    """Counts of the images that could not be used, and the first reason of each kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, reason: str) -> None:
+        """Count one image; the kinds are damaged, unlabelled and others that an evaluation names."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, f"{name} {reason}")
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views (B, S, S, 3) uint8 with their class indices, keys, and the tars that their images are from."""
+
+    pixels: Tensor
+    labels: list[int]
+    keys: list[str]
+    sources: list[str]
+
+
+def centre_crop(size: int) -> Transform:
+    """Return the transform of test images."""
+    return v2.Compose(  # type: ignore[no-any-return]
+        [v2.Resize(round(size / CROP_FRACTION), _BICUBIC, antialias=True), v2.CenterCrop(size)]
+    )
+
+
+def random_crop(size: int) -> Transform:
+    """Return the transform of training images for frozen probes; it draws from torch's global generator."""
+    return v2.Compose(  # type: ignore[no-any-return]
+        [
+            v2.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=_BICUBIC),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+
+
+def open_image(image: LabelledImage) -> Image.Image:
+    """Decode an image as RGB; raises SourceError."""
+    return Image.fromarray(decode_image(image.image.read()))
+
+
+class CropDataset(Dataset[tuple[Any, ...]]):
+    """Images by index, each decoded and transformed: (index, pixels (S, S, 3) uint8 | None, fault).
+
+    With a `seed` a transform draws from torch's generator seeded by (seed, epoch, index), so that the number
+    of workers changes nothing. Indices are then pairs of epoch and index.
+    """
+
+    def __init__(
+        self, images: Sequence[LabelledImage], transform: Transform, seed: int | None = None
+    ) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[int, Tensor | None, str]:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        try:
+            image = open_image(self.images[index])
+        except SourceError as error:
+            return index, None, str(error)
+        if self.seed is None:
+            return index, _tensor(self.transform(image)), ""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, "evaluation crop", epoch, index))
+            return index, _tensor(self.transform(image)), ""
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))
+
+
+def load(
+    dataset: Dataset[Any], batches: Sequence[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
+) -> Iterator[Any]:
+    """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MaskAlignError(
+            f"a process that decodes images ended ({str(error).splitlines()[0]}): "
+            "give fewer --workers if memory was short, and run again"
+        ) from None
+
+
+def load_views(
+    images: Sequence[LabelledImage], size: int, batch_size: int, workers: int, left_out: LeftOut
+) -> Iterator[ViewBatch]:
+    """Yield the centre crops of all images that are whole and labelled, in order, and count the others."""
+    labelled = [one for one in images if one.label is not None]
+    for one in images:
+        if one.label is None:
+            left_out.add("unlabelled", one.name, one.label_fault)
+    indices = list(range(len(labelled)))
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    for batch in load(CropDataset(labelled, centre_crop(size)), batches, workers):
+        found = []
+        for index, pixels, fault in batch:
+            if pixels is None:
+                left_out.add("damaged", labelled[index].name, fault)
+            else:
+                found.append((labelled[index], pixels))
+        if found:
+            chosen, pixels = zip(*found, strict=True)
+            yield ViewBatch(
+                torch.stack(pixels),
+                [one.label for one in chosen],
+                [one.key for one in chosen],
+                [one.source for one in chosen],
+            )

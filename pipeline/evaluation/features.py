@@ -1,0 +1,226 @@
+"""Features of a set of images: one pass computes all representations, stored once and read by parts.
+
+A store is a folder. It has a folder for each pair of network and data, with parts of safetensors, float16,
+and index.json, which is written last. Parts bound the memory, however many images there are.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.config import Section
+from pipeline.errors import CacheError, ConfigError
+from pipeline.evaluation.crops import LeftOut, ViewBatch
+from pipeline.evaluation.data import Data
+from pipeline.evaluation.subject import Subject
+from pipeline.report.scores import DataFacts
+from pipeline.seeding import generator
+from pipeline.storage.files import replace_file
+
+PART_IMAGES = 16_384
+FORMAT = 1  # of a store; counts up when views or representations change
+_LAST = 4  # blocks of `last4`
+_INDEX, _IMAGES = "index.json", "images.json"
+
+
+class _Index(Section):
+    """What a folder of a store holds."""
+
+    facts: DataFacts
+    widths: dict[str, int]
+    parts: list[int]  # images of each
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Representations of n images, their labels (n,) int64, keys and sources."""
+
+    folder: Path
+    widths: dict[str, int]
+    parts: list[int]
+    labels: Tensor
+    keys: list[str]
+    sources: list[str]
+    facts: DataFacts
+
+    @property
+    def names(self) -> list[str]:
+        """The representations: what is stored, and cls+mean."""
+        return [*self.widths, *(["cls+mean"] if "cls" in self.widths else [])]
+
+    def chunks(self, name: str, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield a representation (images of a part, C) float32, part by part; of ascending `rows` (m,) only.
+
+        Raises ConfigError for a representation that the network does not have.
+        """
+        if name not in self.names:
+            raise ConfigError(
+                f"representation {name!r} is not available: this network has {', '.join(self.names)}"
+            )
+        ends = torch.tensor(self.parts).cumsum(0).tolist()
+        for part, (count, end) in enumerate(zip(self.parts, ends, strict=True)):
+            with safe_open(_part(self.folder, part), "pt") as file:
+                values = torch.cat([file.get_tensor(one).float() for one in name.split("+")], dim=1)
+            if rows is not None:
+                values = values[rows[(rows >= end - count) & (rows < end)] - (end - count)]
+            if len(values):
+                yield values
+
+    def whole(self, name: str) -> Tensor:
+        """Return a representation of all images (n, C) float32."""
+        return torch.cat(list(self.chunks(name)))
+
+
+def extract_features(subject: Subject, data: Data, batch_size: int, store: Path) -> Features:
+    """Return the features of all views, from the store if it has them; raises CacheError, with reasons.
+
+    `store` is a folder; what is new is added to it.
+    """
+    folder = store / _name(subject, data)
+    if not (folder / _INDEX).exists():
+        store.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=store))
+        try:
+            _write(made, subject, data, batch_size)
+            if not (folder / _INDEX).exists():  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return _read(folder)
+
+
+def _name(subject: Subject, data: Data) -> str:
+    sizes = (
+        FORMAT,
+        subject.facts.weights,
+        data.digest,
+        data.kind,
+        subject.grid,
+        subject.patch_size,
+        PART_IMAGES,
+    )
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:24]
+
+
+@torch.inference_mode()
+def represent(subject: Subject, pixels: Tensor) -> dict[str, Tensor]:
+    """Return representations (B, C) float32 of pixels (B, S, S, 3): mean, and with a CLS cls and last4."""
+    last = list(islice(subject.hidden(pixels), max(1, subject.depth + 1 - _LAST), None))
+    tokens = [subject.split(subject.normed(each)) for each in last]
+    found = {"mean": tokens[-1].patches.flatten(1, 2).mean(1)}
+    if tokens[-1].cls is not None:
+        found["cls"] = tokens[-1].cls
+        if subject.depth >= _LAST:
+            found["last4"] = torch.cat([each.cls for each in tokens if each.cls is not None], dim=1)
+    return {name: values.float() for name, values in sorted(found.items())}
+
+
+def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
+    left_out, names = LeftOut(), list[tuple[str, str, int]]()
+    parts, widths = list[int](), dict[str, int]()
+    for part in _in_parts(data.views(subject.image_size, batch_size, left_out), subject, names):
+        for name, values in part.items():
+            if not values.isfinite().all():
+                raise CacheError(
+                    f"features {name!r} of {data.address!r} are not finite: the network has diverged or its "
+                    "weights are damaged; evaluate another"
+                )
+        save_file(part, _part(folder, len(parts)))
+        widths = {name: values.shape[1] for name, values in part.items()}
+        parts.append(len(next(iter(part.values()))))
+    if not names:
+        raise CacheError(
+            f"{data.address!r} has no image that is whole and labelled ({_reasons(left_out)}): "
+            "give tars with a KEY.cls beside each image, or a folder with a subfolder for each class"
+        )
+    facts = describe_data(data, subject.image_size, names, left_out)
+    (folder / _IMAGES).write_text(json.dumps(names), encoding="utf-8")
+    index = _Index(facts=facts, widths=widths, parts=parts)
+    replace_file(folder / _INDEX, index.model_dump_json().encode())
+
+
+def _in_parts(
+    batches: Iterator[ViewBatch], subject: Subject, names: list[tuple[str, str, int]]
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the representations of PART_IMAGES images or more, float16; add the images to `names`."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    count = 0
+    for batch in batches:
+        for name, values in represent(subject, batch.pixels.to(subject.device)).items():
+            found[name].append(values.half().cpu())
+        names += zip(batch.sources, batch.keys, batch.labels, strict=True)
+        count += len(batch.labels)
+        if count >= PART_IMAGES:
+            yield {name: torch.cat(values) for name, values in found.items()}
+            found, count = defaultdict(list), 0
+    if found:
+        yield {name: torch.cat(values) for name, values in found.items()}
+
+
+def describe_data(
+    data: Data, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
+) -> DataFacts:
+    """Return the facts of the images used: (source, key, label) of each, and what was left out."""
+    digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())
+    return DataFacts(
+        address=data.address,
+        kind=data.kind,
+        image_size=image_size,
+        images=len(names),
+        classes=len({label for _, _, label in names}),
+        left_out=dict(left_out.counts),
+        first_reasons=left_out.first,
+        digest=digest.hexdigest(),
+        class_names=data.class_names,
+    )
+
+
+def _reasons(left_out: LeftOut) -> str:
+    found = (f"{kind}: {count}, first {left_out.first[kind]}" for kind, count in left_out.counts.items())
+    return "; ".join(found) or "it has no images"
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _read(folder: Path) -> Features:
+    try:
+        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
+        names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        sources, keys, labels = map(list, zip(*names, strict=True))
+        for part in range(len(index.parts)):
+            with safe_open(_part(folder, part), "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CacheError(
+            f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
+            "remove that folder and run again"
+        ) from None
+    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, index.facts)
+
+
+def draw_few(labels: Tensor, few: float, seed: int) -> Tensor:
+    """Return sorted indices (m,) of `few` images of each class of `labels` (n,), or of a share below 1.
+
+    A class has at least one image drawn, and all that it has if those are fewer.
+    """
+    chosen = []
+    for label in torch.unique(labels).tolist():
+        members = torch.nonzero(labels == label)[:, 0]
+        count = round(few * len(members)) if few < 1 else int(few)
+        order = generator(seed, "few labels", label).permutation(len(members))
+        chosen.append(members[torch.from_numpy(order)[: max(1, count)]])
+    return torch.cat(chosen).sort().values

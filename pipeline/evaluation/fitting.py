@@ -1,0 +1,96 @@
+"""Training of heads, decoders and detectors for a number of steps: order of images, schedule, loop."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import MaskAlignError
+from pipeline.progress import duration
+from pipeline.seeding import generator
+
+Factor = Callable[[int], float]  # of the learning rate, by step from 0
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield `steps` batches of (epoch, index) over `count` images, all of them once in each epoch.
+
+    A batch may reach into the next epoch.
+    """
+    epoch, rest = 0, list[tuple[int, int]]()
+    for _ in range(steps):
+        while len(rest) < batch_size:
+            order = generator(seed, "evaluation order", epoch).permutation(count).tolist()
+            rest += [(epoch, index) for index in order]
+            epoch += 1
+        yield rest[:batch_size]
+        rest = rest[batch_size:]
+
+
+def cosine(steps: int, warmup: int = 0) -> Factor:
+    """Return the factor that rises from 0 in `warmup` steps and falls to 0 at `steps` by a cosine."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        share = (step - warmup) / max(1, steps - warmup)
+        return 0.5 * (1 + float(torch.tensor(share * torch.pi).cos()))
+
+    return factor
+
+
+def linear(steps: int, warmup: int = 0, first: float = 0.0) -> Factor:
+    """Return the factor that rises linearly from `first` in `warmup` steps and falls linearly to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return first + (1 - first) * step / warmup
+        return max(0.0, 1 - (step - warmup) / max(1, steps - warmup))
+
+    return factor
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return bfloat16 autocast on a GPU, and nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def fit(
+    loss_of: Callable[[Any], Tensor],
+    batches: Iterable[Any],
+    optimiser: torch.optim.Optimizer,
+    factor: Factor,
+    steps: int,
+    log: Callable[[str], None],
+) -> list[float]:
+    """Minimise a loss () over batches; returns the loss of each tenth of the steps, on average.
+
+    Each group's `lr` is its highest, reached where the factor is 1. Raises MaskAlignError for a loss that is
+    not finite.
+    """
+    highest = [group["lr"] for group in optimiser.param_groups]
+    losses: list[Tensor] = []
+    begin = last = time.monotonic()
+    for step, batch in enumerate(batches):
+        for group, rate in zip(optimiser.param_groups, highest, strict=True):
+            group["lr"] = rate * factor(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(loss.detach())
+        if (now := time.monotonic()) - last > _SECONDS_BETWEEN_LINES:
+            left = duration((now - begin) / (step + 1) * (steps - step - 1))
+            log(f"step {step + 1:,} of {steps:,}: loss {float(loss):.4f}, {left} left")
+            last = now
+    found = torch.stack(losses)
+    if not found.isfinite().all():
+        first = int(found.isfinite().logical_not().nonzero()[0])
+        raise MaskAlignError(
+            f"the loss is not finite from step {first} on: give a smaller learning rate with --set"
+        )
+    return [float(part.mean()) for part in found.tensor_split(min(10, len(found)))]

@@ -1,0 +1,200 @@
+"""Which images there are: of tars or of a folder, each as a place in a file, to be read in any order.
+
+Beside an image may be a class index (KEY.cls, or the folder of a class), a mask (KEY.seg.png), and notes
+(KEY.json, such as boxes). Folders may be laid out as ADE20K (images/, annotations/) or COCO
+(annotations/instances_NAME.json).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError, SourceError
+from pipeline.storage.address import is_url
+from pipeline.storage.tar_streams import open_tar
+from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.source_tars import SourceTar, resolve_tars
+from pipeline.views.tar_index import index_members
+
+MASK, NOTES, CAPTION = "seg.png", "json", "txt"
+_BESIDE = (MASK, NOTES, CAPTION, "caption")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes of a file: `size` from `offset` on."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes; raises SourceError."""
+        try:
+            with Path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise SourceError(f"cannot be read ({error.strerror})") from None
+        if len(data) != self.size:
+            raise SourceError(f"has {len(data)} of {self.size} bytes: the file was cut meanwhile")
+        return data
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image, its class index if it has one, and the places of what belongs to it by extension."""
+
+    key: str
+    source: str  # the tar or folder
+    image: Place
+    label: int | None
+    label_fault: str = "has no label"  # why there is none
+    members: Mapping[str, Place] = field(default_factory=dict)
+    annotations: Mapping[str, Any] | None = None  # of a folder in COCO's form
+
+    @property
+    def name(self) -> str:
+        """What a message calls the image."""
+        return f"{self.source}/{self.key}"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order, with the names of their classes where these are known."""
+
+    address: str
+    kind: Literal["tars", "folder"]
+    images: tuple[LabelledImage, ...]
+    class_names: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of keys, labels and sizes."""
+        lines = (f"{one.source} {one.key} {one.label} {one.image.size}\n" for one in self.images)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """Return some of the images, in the order of `indices`."""
+        return ImageSet(self.address, self.kind, tuple(self.images[i] for i in indices), self.class_names)
+
+
+def open_images(specs: Sequence[str], scratch: Path, class_names: tuple[str, ...] = ()) -> ImageSet:
+    """Index tars, or list an image folder; `class_names` replace those that the folder has.
+
+    Tars behind URLs are copied to the folder `scratch`. Raises ConfigError or SourceError.
+    """
+    folder = Path(specs[0])
+    if len(specs) == 1 and folder.is_dir() and not any(folder.glob("*.tar")):
+        found = folder_images(folder)
+        return replace(found, class_names=class_names or found.class_names)
+    return tar_images(resolve_tars(specs), ", ".join(specs), scratch, class_names)
+
+
+def tar_images(
+    tars: Sequence[SourceTar], address: str, scratch: Path, class_names: tuple[str, ...] = ()
+) -> ImageSet:
+    """Index tars; those behind URLs are copied to the folder `scratch` first. Raises SourceError."""
+    return ImageSet(address, "tars", tuple(one for tar in tars for one in _in_tar(tar, scratch)), class_names)
+
+
+def _in_tar(tar: SourceTar, scratch: Path) -> list[LabelledImage]:
+    path = tar.address
+    if is_url(path):
+        path = str(scratch / tar.name)
+        with open_tar(tar.address) as source, Path(path).open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    found = []
+    with Path(path).open("rb") as file:
+        for key, members in groupby(index_members(path), itemgetter(0)):
+            places = {extension: Place(path, offset, size) for _, extension, offset, size in members}
+            image = next((places[each] for each in IMAGE_EXTENSIONS if each in places), None)
+            if image is None:
+                continue
+            label, fault = NO_LABEL, "has no .cls member"
+            if cls := places.get("cls"):
+                file.seek(cls.offset)
+                label, fault = label_of(SourceSample(key, None, {"cls": file.read(min(cls.size, 64))}))
+            beside = {name: place for name, place in places.items() if name in _BESIDE}
+            found.append(
+                LabelledImage(key, tar.name, image, None if label == NO_LABEL else label, fault, beside)
+            )
+    return found
+
+
+def folder_images(folder: Path) -> ImageSet:
+    """List an image folder: a subfolder for each class, or images beside masks (ADE20K) or boxes (COCO).
+
+    Classes are numbered in the order of their names. Raises ConfigError for a folder without images.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
+    if not files:
+        raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
+    masks = _twin_folder(folder)
+    notes = folder.parent / "annotations" / f"instances_{folder.name}.json"
+    names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    numbers = {name: number for number, name in enumerate(names)}
+    annotations, categories = _coco(notes) if notes.is_file() else ({}, ())
+    found = []
+    for file in files:
+        relative = file.relative_to(folder)
+        mask = masks / relative.with_suffix(".png") if masks else None
+        label = numbers.get(relative.parts[0]) if len(relative.parts) > 1 and not masks else None
+        found.append(
+            LabelledImage(
+                key=str(relative.with_suffix("")),
+                source=folder.name,
+                image=_whole(file),
+                label=label,
+                label_fault="is in no class folder",
+                members={MASK: _whole(mask)} if mask and mask.is_file() else {},
+                annotations=annotations.get(file.name),
+            )
+        )
+    return ImageSet(str(folder), "folder", tuple(found), categories or (() if masks else tuple(names)))
+
+
+def _whole(file: Path) -> Place:
+    return Place(str(file), 0, file.stat().st_size)
+
+
+def _twin_folder(folder: Path) -> Path | None:
+    """Return the folder of the masks in ADE20K's layout: annotations/NAME beside images/NAME."""
+    twin = folder.parent.parent / "annotations" / folder.name
+    return twin if folder.parent.name == "images" and twin.is_dir() else None
+
+
+def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """Return the annotations of each image by file name, and the names of the categories in id order.
+
+    Labels are numbered 0, 1, ... in the order of the ids. Raises ConfigError for another file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        numbers = {one["id"]: i for i, one in enumerate(sorted(content["categories"], key=itemgetter("id")))}
+        names = {one["id"]: one["file_name"] for one in content["images"]}
+        found: dict[str, dict[str, Any]] = {
+            name: {"boxes": [], "labels": [], "polygons": [], "area": [], "iscrowd": []}
+            for name in names.values()
+        }
+        for one in content["annotations"]:
+            x, y, width, height = one["bbox"]
+            of_image = found[names[one["image_id"]]]
+            of_image["boxes"].append([x, y, x + width, y + height])
+            of_image["labels"].append(numbers[one["category_id"]])
+            of_image["polygons"].append(one.get("segmentation"))
+            of_image["area"].append(one.get("area"))
+            of_image["iscrowd"].append(one.get("iscrowd", 0))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
+            "give images, annotations and categories"
+        ) from None
+    return found, tuple(one["name"] for one in sorted(content["categories"], key=itemgetter("id")))

@@ -1,0 +1,83 @@
+"""What every evaluation is given: who is judged, on what, and where results may be kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.data import Data, LabelledImages
+from pipeline.evaluation.features import Features, extract_features
+from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.subject import Subject
+from pipeline.report.scores import Outcome
+
+SharedKeys = Literal["refuse", "exclude", "allow"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation of one network.
+
+    `data` is what may be learnt from, `test` what is scored; without `test` an evaluation holds out parts of
+    `data`, or refuses. `store` keeps features for the next evaluation, `folder` gets pictures and
+    checkpoints, `log` takes one line of progress.
+    """
+
+    subject: Subject
+    data: Data
+    test: Data | None
+    store: Path
+    folder: Path
+    batch_size: int = 128
+    workers: int = 0
+    log: Callable[[str], None] = lambda _line: None
+
+    def features(self) -> tuple[Features, Features]:
+        """Return the features to learn from and those to test, which are the same without `test`."""
+        bank = extract_features(self.subject, self.data, self.batch_size, self.store)
+        if self.test is None:
+            return bank, bank
+        return bank, extract_features(self.subject, self.test, self.batch_size, self.store)
+
+    def refuse_shared_keys(self) -> None:
+        """Raise ConfigError if a key is in the images to learn from and in the test images."""
+        if isinstance(self.data, LabelledImages) and isinstance(self.test, LabelledImages):
+            refuse_shared(*([one.key for one in data.of.images] for data in (self.data, self.test)))
+
+    def images(self, what: str) -> tuple[ImageSet, ImageSet]:
+        """Return the images to learn from and the test images; raises ConfigError without either.
+
+        `what` is the evaluation's name.
+        """
+        if not isinstance(self.data, LabelledImages):
+            raise ConfigError(
+                f"{what} cuts its own crops, which views of a cache do not allow: give --shards"
+            )
+        if not isinstance(self.test, LabelledImages):
+            raise ConfigError(f"{what} needs other images to test with: give --test-shards")
+        return self.data.of, self.test.of
+
+
+class Evaluation(Protocol):
+    """A pydantic section whose fields are the options of a protocol."""
+
+    name: ClassVar[str]
+    protocol: ClassVar[str]  # with a version, which counts up when its scores change
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Return an outcome for each representation."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the options."""
+
+
+def refuse_shared(bank: Sequence[str], test: Sequence[str]) -> None:
+    """Raise ConfigError if a key is in both."""
+    shared = sorted(set(bank) & set(test))
+    if shared:
+        raise ConfigError(
+            f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: "
+            "an image must not be its own neighbour; give other test data, --set shared_keys=exclude if "
+            "equal keys are the same image, or --set shared_keys=allow if they are different images"
+        )

@@ -1,0 +1,60 @@
+"""Where the members of a tar lie, so that evaluation can read single images in any order."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+
+from pipeline.errors import SourceError
+from pipeline.storage.address import name_fault
+
+_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset, too
+_END_MARKER_BYTES = 1024
+
+
+def index_members(path: str) -> Iterator[tuple[str, str, int, int]]:
+    """Yield key, extension (lower case), offset and size of each file of a tar on a disk; reads headers only.
+
+    Names without a key belong to no sample. Raises SourceError, naming the tar, if it is not one plain, whole
+    tar, or if it holds a key in two places, a file twice, a link, or a name that cannot be used.
+    """
+    try:
+        yield from _members(path)
+    except SourceError as error:
+        raise SourceError(f"tar {path!r} {error}: make the tar again or leave it out") from None
+
+
+def _members(path: str) -> Iterator[tuple[str, str, int, int]]:
+    ended: dict[str, set[str]] = {}
+    last = None
+    for info in _headers(path):
+        if info.isdir() or _IGNORED.match(info.name):
+            continue
+        if fault := name_fault(info.name):
+            raise SourceError(f"holds the name {info.name!r}, which {fault}")
+        folder, slash, file = info.name.rpartition("/")
+        stem, dot, extension = file.partition(".")  # webdataset's rule, without its import of torch
+        if not (stem and dot):
+            continue
+        if not info.isreg() or info.issparse():
+            raise SourceError(f"holds {info.name!r}, which is a link, a device or a file with holes")
+        key, extension = folder + slash + stem, extension.lower()
+        if key in ended and (key != last or extension in ended[key]):
+            raise SourceError(f"holds {info.name!r} or its key twice")
+        ended.setdefault(key, set()).add(extension)
+        last = key
+        yield key, extension, info.offset_data, info.size
+
+
+def _headers(path: str) -> Iterator[tarfile.TarInfo]:
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:  # noqa: PTH123
+            for info in iter(tar.next, None):
+                tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
+                yield info
+            file.seek(tar.offset)
+            if len(file.read(_END_MARKER_BYTES)) < _END_MARKER_BYTES:
+                raise SourceError("has no end marker: it is cut")
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:  # on damaged headers tarfile raises almost anything
+        raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
