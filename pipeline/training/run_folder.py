@@ -98,11 +98,6 @@ def read_run(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def write_run(run: Path, values: Mapping[str, Any]) -> None:
-    """Write run.json whole."""
-    replace_file(run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())
-
-
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed, not compared as text: an older run may lack keys that exist today.
@@ -139,9 +134,7 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         except Exception as error:
-            if (
-                getattr(error, "name", "") != "tensorboard"
-            ):  # which is the name of the module that is not installed
+            if getattr(error, "name", "") != "tensorboard":  # the module that is not installed
                 self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:

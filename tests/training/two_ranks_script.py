@@ -74,8 +74,7 @@ def stopped_on_one_rank(cache, run, ranks):
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
         terminate_when(run, 4)
-    outcome = run_job(job, 0)
-    return outcome.done, outcome.stopped_by
+    return run_job(job, 0)
 
 
 def trained_while_growing(cache, folder, ranks):
