@@ -18,7 +18,7 @@ from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
-from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint, refuse_other_pins
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_job, describe_job
@@ -31,6 +31,7 @@ from pipeline.training.run_folder import (
     held_run_folder,
     read_metrics,
     read_run,
+    refuse_differences,
     refuse_other_config,
 )
 from pipeline.training.trainer import Metrics, Trainer
@@ -69,11 +70,11 @@ def run_training(
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
         job = build_job(config, cache, run, ranks, device, units)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
-            refuse_other_pins(read_run(run)["pinned"], {"units": job.pinned["units"]})
+            refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
@@ -99,11 +100,10 @@ def run_training(
     return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by)
 
 
-def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, RunConfig, list[int]]:
-    """Return whether the run is continued, its configuration and its units; raises MaskAlignError."""
+def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
+    """Return whether the run is continued, and its units; raises MaskAlignError."""
     if not continues(run, resume):
-        units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
-        return False, config, units
+        return False, cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
     refuse_other_config(config, run)
     earlier = read_run(run)
     if cache.digest != earlier["pinned"]["cache"]:
@@ -111,7 +111,7 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"cannot resume: {cache.address!r} is not the cache that the run began with, "
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
-    return True, config, earlier["units"]
+    return True, earlier["units"]
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -121,7 +121,7 @@ def load_newest(job: TrainingJob) -> int:
         return 0
     with job.ranks.together():
         checkpoint = load_checkpoint(chosen)
-        refuse_other_pins(checkpoint.pinned, job.pinned)
+        refuse_differences(checkpoint.pinned, job.pinned)
         job.objective.load_state_dict(checkpoint.student)
         job.optimiser.load_state_dict(checkpoint.optimiser)
         if checkpoint.scaler:
