@@ -6,7 +6,8 @@ import torch
 
 from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import Setting
-from pipeline.student.encoder import StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import build_encoder
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 IMAGE_SIZE, PATCH_SIZE = 32, 8

@@ -14,8 +14,7 @@ from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.errors import ConfigError
-
-Option = int | float | bool | str
+from pipeline.student.config import Option
 
 # Every model of these modules embeds patches linearly and takes VisionTransformer's arguments, so what it
 # refuses is the user's.

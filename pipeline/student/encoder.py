@@ -7,32 +7,16 @@ gathered before the patch embedding, which equals gathering embeddings after it 
 from collections.abc import Iterator
 
 import torch
-from pydantic import Field, field_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.student.backbone import Option, create_backbone
+from pipeline.student.backbone import create_backbone
+from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import freeze_unused, initialise
 from pipeline.student.patches import cut_patches
-
-
-class StudentConfig(Section):
-    """The timm vision transformer, its arguments, and its stochastic depth in pretraining."""
-
-    model: str = "vit_base_patch16_224"
-    options: dict[str, Option] = Field(default_factory=dict)
-    drop_path: float = 0.1
-
-    @field_validator("drop_path")
-    @classmethod
-    def _within_range(cls, drop_path: float) -> float:
-        if not 0 <= drop_path < 1:
-            raise ValueError("the rate of dropped paths must be at least 0 and less than 1, such as 0.1")
-        return drop_path
 
 
 class MaskedEncoder(nn.Module):

@@ -8,7 +8,8 @@ from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pipeline.storage.files import replace_file
-from pipeline.student.encoder import MaskedEncoder, StudentConfig
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder
 
 STUDENT_FOLDER = "student"
 STUDENT_FILE = "student.safetensors"  # a link to the weights in the folder

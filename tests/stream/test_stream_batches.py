@@ -12,7 +12,8 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import Needs
 from pipeline.stream.batches import BatchStream, micro_batches
-from pipeline.training.config import TrainConfig, batch_of_rank
+from pipeline.training.config import batch_of_rank
+from pipeline.training.sections import TrainConfig
 from pipeline.views.masking import MaskConfig
 
 STEPS = 8  # of 16 samples in an epoch of 140

@@ -19,9 +19,10 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.config import RunConfig, TrainConfig
+from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
+from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import caches
 import pytest
@@ -179,24 +180,24 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
     assert len(messages) == 1
 
 
-def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path):
-    program = "import sys; from stages.train_student import train_student\n"
-    program += "try:\n  train_student({!r}, {!r}, config={!r})\n"
-    program += "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            program.replace("{!r}", "Path('x')").replace(
-                "import sys;", "import sys; from pathlib import Path;"
-            ),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": Path("x")}, "configuration file 'x' does not exist"),
+        ({"assignments": ["mask.ration=0.6"]}, "unknown configuration key 'mask.ration': did you mean"),
+        ({"assignments": ["students.model=a"]}, "unknown configuration key 'students.model': did you mean"),
+    ],
+)
+def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, options, message):
+    program = (
+        "import sys; from pathlib import Path, PosixPath; from stages.train_student import train_student\n"
+        f"try:\n  train_student('x', Path('x'), **{options!r})\n"
+        "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
     )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "[]\n"
-    assert "error: configuration file 'x' does not exist" in result.stderr
+    assert f"error: {message}" in result.stderr
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path):
