@@ -27,16 +27,15 @@ class RunConfig(Sections):
     @model_validator(mode="after")
     def _fit_the_objective(self) -> Self:
         """Complete the mask, and refuse by name what the objective does not use."""
-        name, defaults = self.objective.name, MaskConfig.model_validate(self.objective.mask)
+        name, needs = self.objective.name, self.objective.needs
+        defaults = MaskConfig.model_validate(self.objective.mask)
         chosen = {key: getattr(self.mask, key) for key in self.mask.model_fields_set}
-        if not self.objective.masked:
-            unused = sorted(f"mask.{key}" for key, value in chosen.items() if value != getattr(defaults, key))
-            if unused:
-                are, them = ("are", "them") if len(unused) > 1 else ("is", "it")
-                raise ValueError(
-                    f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
-                )
-        needs = self.objective.needs
+        unused = sorted(f"mask.{key}" for key in chosen if chosen[key] != getattr(defaults, key))
+        if unused and not self.objective.masked:
+            are, them = ("are", "them") if len(unused) > 1 else ("is", "it")
+            raise ValueError(
+                f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
+            )
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
             raise ValueError(
                 f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name "
@@ -66,9 +65,9 @@ def batch_of_rank(train: TrainConfig, world_size: int) -> int:
 def steps_of_run(optim: OptimConfig, steps_per_epoch: int) -> tuple[int, int]:
     """Return all steps and the warm-up steps among them; raises ConfigError if the warm-up is not shorter."""
     steps = optim.steps or max(1, round(optim.epochs * steps_per_epoch))
-    warmup = (
-        optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * steps_per_epoch)
-    )
+    warmup = optim.warmup_steps
+    if warmup is None:
+        warmup = round(optim.warmup_epochs * steps_per_epoch)
     if warmup >= steps:
         raise ConfigError(
             f"the warm-up of {warmup} steps is not shorter than the run of {steps}: "
