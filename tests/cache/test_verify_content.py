@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from caches import publish_arrays
-from contents import flip, resealed, shard, swap
+from contents import flip, resealed, shard
 
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of
@@ -99,36 +99,6 @@ def test_a_flipped_bit_anywhere_in_a_view_tar_is_named(damaged):
         told = [f"{UNITS[0]}, view tar, {rows}: the sample is not the one of the index"] if rows else []
         assert full(damaged) == [of_file(damaged, file), *told]
         flip(file, place)
-
-
-def test_swapped_shards_are_named_in_both_units(damaged):
-    for name in arrays_of(damaged):
-        files = [shard(damaged, name, unit) for unit in (0, 1)]
-        swap(*files)
-        assert full(damaged) == [
-            text
-            for unit in (0, 1)
-            for text in (of_file(damaged, files[unit], unit), of_rows(name, "rows 0 to 65", unit))
-        ]
-        swap(*files)
-
-
-def test_samples_in_another_order_are_named(damaged):
-    file, samples = view_tar(damaged), places(damaged)
-    before = file.read_bytes()
-    order = [0, 1, 5, 3, 4, 2, *range(6, ROWS)]
-    after = b"".join(before[slice(*samples[row])] for row in order) + before[samples[-1][1] :]
-    file.write_bytes(after)
-    assert len(after) == len(before)
-    with tarfile.open(file) as tar:
-        assert len(tar.getnames()) == 2 * ROWS
-    rows = [row for row, place in enumerate(samples) if after[slice(*place)] != before[slice(*place)]]
-    assert {2, 5} <= set(rows) <= {2, 3, 4, 5}
-    told = "rows 2, 5" if rows == [2, 5] else "rows 2 to 5"
-    assert full(damaged) == [
-        of_file(damaged, file),
-        f"{UNITS[0]}, view tar, {told}: the sample is not the one of the index",
-    ]
 
 
 def test_a_damaged_index_hides_no_damage_of_the_view_tar(damaged):
