@@ -99,10 +99,3 @@ def test_a_crop_of_the_final_size_is_cut_out_exactly():
     np.testing.assert_array_equal(
         cut_crop(pixels, CropBox(7, 9, 32, 32, False, 47, 61), 32), pixels[9:41, 7:39]
     )
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 90), (90, 1)])
-def test_the_smallest_images_are_cropped(width, height):
-    pixels = np.full((height, width, 3), 9, np.uint8)
-    found = cut_crop(pixels, draw_crop(POLICY, "a.tar", "small", 0, width, height), 32)
-    np.testing.assert_array_equal(found, np.full((32, 32, 3), 9))
