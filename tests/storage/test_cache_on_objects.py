@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from caches import TEACHER, extraction_options
+from caches import TEACHER, extract
 from tars import make_tars
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, StorageError
-from pipeline.extraction.job import run_extraction
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
 from pipeline.stream.batches import BatchStream
@@ -32,19 +31,8 @@ from stages.inspect_cache import app as inspect_app
 from stages.train_student import train_student
 
 TESTS = Path(__file__).parents[1]
-VIEW = (
-    "--image-size",
-    "64",
-    "--patch-size",
-    "16",
-    "--levels",
-    "3",
-    "--crop-scale",
-    "0.4",
-    "1.0",
-    "--batch-size",
-    "8",
-)
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8")
+VIEW += ("--crop-scale", "0.4", "1.0")
 HERE = ("--workers", "0", "--device", "cpu")
 SECONDS = 120
 TINY = (
@@ -61,19 +49,8 @@ TINY = (
 
 def extracting(shards, cache):
     """Start a process that extracts two views."""
-    command = [
-        "-m",
-        "stages.extract_teacher",
-        shards,
-        "--cache",
-        cache,
-        "--teacher",
-        TEACHER,
-        "--views",
-        "2",
-        *VIEW,
-        *HERE,
-    ]
+    command = ["-m", "stages.extract_teacher", shards, "--cache", cache, "--teacher", TEACHER]
+    command += ["--views", "2", *VIEW, *HERE]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *command], stdout=-1, stderr=-2, text=True, env=environment, cwd=TESTS.parent
@@ -109,11 +86,6 @@ def contents(address):
     """The bytes of every file of a cache but those of logs/."""
     folder = open_folder(address)
     return {key: folder.read(key) for key in sorted(folder.sizes()) if not key.startswith("logs/")}
-
-
-def extract(shards, cache, **changes):
-    extractor, missing = run_extraction(extraction_options(cache=cache, shards=shards, **changes))
-    return extractor.tally, missing
 
 
 def called(command, *arguments):
@@ -276,14 +248,6 @@ def test_commands_end_with_one_sentence_where_access_is_denied(server, tars, buc
             "error: access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID"
         )
         assert output.count("\n") == 1
-
-
-def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
-    for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
-        assert (code, output.count("\n")) == (2, 1)
-        assert output.startswith(
-            "error: address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://..."
-        )
 
 
 def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
