@@ -10,11 +10,8 @@ from training_runs import TINY, assert_same_runs, killed_after, losses, train, t
 from pipeline.cache.reader import Cache
 
 TINY_WITHOUT_MASK = [setting for setting in TINY if not setting.startswith("mask.")]
-EPOCHS = (
-    "train.global_batch=8",
-    "optim.steps=5",
-    "train.checkpoint_every=5",
-)  # of 3 steps each: the second view is seen too
+# Of 3 steps each: the second view is seen too.
+EPOCHS = ("train.global_batch=8", "optim.steps=5", "train.checkpoint_every=5")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +27,8 @@ def kept_caches(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("place", "strategy", "ratio"),
-    [(1, "attention", 0.7), (1, "attention", 0.85), (2, "random", 0.7)],
-    ids=["all kept", "prefix", "random"],
+    [(1, "attention", 0.85), (2, "random", 0.7)],
+    ids=["prefix", "random"],
 )
 def test_losses_equal_those_of_a_whole_cache_with_masks_that_do_not_change(
     kept_caches, tmp_path, place, strategy, ratio
