@@ -101,7 +101,7 @@ def local(tmp_path_factory):
     """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
     folder = tmp_path_factory.mktemp("local")
     shards = make_tars(folder / "tars", tars=3, images_per_tar=66)
-    assert extract(shards, folder / "a.cache")[1] == 0
+    assert extract(folder / "a.cache", shards)[1] == 0
     return folder
 
 
@@ -148,7 +148,7 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
     server.forget()
     other = extracting(tars, cache)
     wait_for(server, "logs/claims", 1, other)
-    units = extract(resolve_tars(tars), cache)[0].units
+    units = extract(cache, resolve_tars(tars))[0].units
     told = other.communicate(timeout=SECONDS)[0]
     assert other.returncode == 0, told
     server.heal()
@@ -160,10 +160,10 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
 def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
     cache = f"s3://{bucket}/a.cache"
     shards = resolve_tars(tars)
-    assert extract(shards[:1], cache, views=1)[0].units == 1
+    assert extract(cache, shards[:1], views=1)[0].units == 1
     before = contents(cache)
-    assert extract(shards, cache, views=1)[0].units == 2
-    assert extract(shards, cache, views=2)[0].units == 3
+    assert extract(cache, shards, views=1)[0].units == 2
+    assert extract(cache, shards, views=2)[0].units == 3
     after = contents(cache)
     assert {key: after[key] for key in before if not key.endswith(".json") or key.startswith("commits/")} == {
         key: data for key, data in before.items() if not key.endswith(".json") or key.startswith("commits/")
@@ -253,7 +253,7 @@ def test_commands_end_with_one_sentence_where_access_is_denied(server, tars, buc
 def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
     shards = resolve_tars(tars)
     server.forget()
-    assert extract(shards, copied)[0].units == 0
+    assert extract(copied, shards)[0].units == 0
     assert server.counts()["PUT"] == 2  # the log, at the start and at the end
     assert not any("logs/claims" in path for _, path in server.log)
 
@@ -280,5 +280,5 @@ def test_verification_finds_damage_and_repair_with_the_same_extraction_heals_it(
     server.heal()
     assert len(list(Cache(copied).commits())) == 6  # nothing is dropped that cannot be read once more
     assert verified("--repair")[0] == 0
-    assert extract(resolve_tars(tars), copied)[0].units == 2
+    assert extract(copied, resolve_tars(tars))[0].units == 2
     assert contents(copied) == contents(local / "a.cache")
