@@ -191,17 +191,6 @@ def test_a_damaged_calibration(copy):
     assert verify(copy, "--repair", code=1) == ([said], unfixed(copy))
 
 
-def test_what_repair_leaves_alone_exits_1(copy):
-    shutil.copy(copy / "commits/train-0000.v00.json", copy / "commits/other.v00.json")
-    cure = (
-        "restore a newer units.json, or run extract-teacher with the tars and views "
-        "that this unit was made from"
-    )
-    said = f"damaged: commits/other.v00.json: units.json does not list this commit's unit: {cure}"
-    assert verify(copy, "--repair", "--full", code=1) == ([said], unfixed(copy))
-    assert (copy / "commits/other.v00.json").exists()
-
-
 def test_lost_metadata_is_restored_or_the_cure_named(copy):
     for name in ("units.json", "targets.zarr/zarr.json"):
         (copy / name).write_text("{}")

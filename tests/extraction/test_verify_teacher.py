@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import TEACHER, extract, publish_arrays
+from caches import TEACHER, extract, republish
 from tars import make_tars
 
 from pipeline.cache.reader import Cache
@@ -151,18 +151,6 @@ def test_another_final_norm_or_projection_is_noticed(tmp_path):
             weight[0] += 1
         with pytest.raises(CacheError, match=f"array '{name}' of cache '.*' is not its teacher's; extract"):
             compare_with_teacher(cache, teacher, CPU, rows=16)
-
-
-def republish(path, change):
-    """Make the only unit anew from changed arrays: every checksum is right."""
-    cache = Cache(path)
-    (unit,), (commit,) = cache.units, cache.commits()
-    arrays = cache.read_chunk(commit, 0, commit.blocks)
-    change(arrays)
-    (path / "commits" / f"{unit.stem}.json").unlink()
-    with cache.folder.scratch() as scratch:
-        tar = (path / "views" / f"{unit.stem}.tar").read_bytes()
-        assert publish_arrays(cache.folder, cache.schema, unit, arrays, tar, [], scratch)
 
 
 def levels_swapped(arrays):

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 from caches import TEACHER, extract
+from stream_parts import digests
 from tars import make_tars
 from typer.testing import CliRunner
 
@@ -21,10 +20,6 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, StorageError
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
-from pipeline.stream.batches import BatchStream
-from pipeline.stream.order import SampleOrder
-from pipeline.stream.samples import StreamSpec
-from pipeline.views.masking import MaskConfig
 from pipeline.views.source_tars import resolve_tars
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_app
@@ -65,21 +60,6 @@ def wait_for(server, part, count, process):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
     return sent
-
-
-def digests(address, count, workers=0):
-    """A text for every bit of each of the first batches."""
-    cache = Cache(address)
-    order = SampleOrder(
-        cache.finished((0, 1), allow_partial=False), (0, 1), seed=0, rank=0, world_size=1, window_blocks=2
-    )
-    spec = StreamSpec(
-        cache.address, order, (0, 1, 2), MaskConfig(strategy="attention", ratio=0.5), batch_size=16
-    )
-    with BatchStream(cache, spec, torch.device("cpu"), workers, 0, 0) as stream:
-        return [
-            [values.numpy().tobytes().hex() for values in batch.values()] for batch in islice(stream, count)
-        ]
 
 
 def contents(address):

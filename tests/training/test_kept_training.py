@@ -5,7 +5,7 @@ import json
 import caches
 import pytest
 from tars import make_tars
-from training_runs import TINY, assert_same_runs, killed_after, losses, train, trained
+from training_runs import TINY, losses, train, trained
 
 from pipeline.cache.reader import Cache
 
@@ -101,13 +101,3 @@ def test_masks_that_a_cache_cannot_serve_are_refused(kept_caches, tmp_path):
         assert f"mask.{message}" in result.output
         assert not (tmp_path / "run").exists()
     trained(kept_caches[1], tmp_path / "run", *EPOCHS, "mask.ratio=0.6876", tiny=TINY_WITHOUT_MASK)
-
-
-def test_a_run_on_a_kept_cache_resumes_exactly(kept_caches, tmp_path):
-    settings = ("mask.ratio=0.7", "train.global_batch=8")
-    tiny = [setting for setting in TINY_WITHOUT_MASK if not setting.startswith("train.global_batch")]
-    run = trained(kept_caches[1], tmp_path / "run", *settings, tiny=tiny)
-    resumed = trained(kept_caches[1], killed_after(run, 3, tmp_path / "resumed"), resume=True)
-    assert_same_runs(run, resumed, 6)
-    result = train(kept_caches[1], run, "mask.redraw=false", resume=True)
-    assert (result.exit_code, "mask.redraw was 'auto' and is now False" in result.output) == (2, True)
