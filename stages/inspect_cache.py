@@ -93,10 +93,10 @@ def plan(
         ):
             typer.echo(f"{name:<13}{value}")
         typer.echo("the same views under each encoding, all levels:")
-        for one in alternatives(opened.schema):
-            total = (one.target_bytes + crop) * images / 1e9
-            targets = f"{one.target_bytes:>12,} bytes of targets a view"
-            typer.echo(f"{one.encoding:>9}  keep {one.keep:<5g}{targets}{total:>12,.3f} GB in all")
+        for encoding, keep, target_bytes in alternatives(opened.schema):
+            total = (target_bytes + crop) * images / 1e9
+            targets = f"{target_bytes:>12,} bytes of targets a view"
+            typer.echo(f"{encoding:>9}  keep {keep:<5g}{targets}{total:>12,.3f} GB in all")
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:
@@ -146,7 +146,7 @@ def verify(
         check_device_name(device)
         from pipeline.cache.verification import verify_cache
 
-        found = verify_cache(
+        verified, verdict = verify_cache(
             _address(cache, cache_option),
             full=full,
             repairing=repair,
@@ -154,8 +154,8 @@ def verify(
             report=typer.echo,
         )
         if teacher or teacher_spec:
-            _compare_with_teacher(found.cache, teacher_spec, rows, choose_device(device))
-        typer.echo(found.verdict)
+            _compare_with_teacher(verified, teacher_spec, rows, choose_device(device))
+        typer.echo(verdict)
 
 
 def _description(cache: "Cache") -> Iterator[tuple[str, str]]:

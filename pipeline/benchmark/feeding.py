@@ -8,7 +8,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.workbench import Workbench
@@ -65,12 +68,12 @@ def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
 
 
 def measure_reads(bench: Workbench) -> Iterator[Figure]:
-    """Yield the rates of the cache's checked reads and of preadv of the same bytes, from the page cache."""
+    """Yield the rates of checked reads by the cache, and by preadv and CRC-32C, from the page cache."""
     job, host = bench.read_job, torch.device("cpu")
     names, (_, chunks) = array_names(job), first_chunks(job)
     with ExitStack() as opened:
         ranges = [list(chunk_ranges(job.cache, commit, chunk, names, opened)) for commit, chunk in chunks]
-        buffer = memoryview(bytearray(max(sum(one[2] for one in of_chunk) for of_chunk in ranges)))
+        buffer = np.zeros(max(sum(one[2] for one in of_chunk) for of_chunk in ranges), np.uint8)
         work: dict[str, Callable[[], object]] = {
             "cache": lambda: [job.cache.read_chunk(commit, chunk, names) for commit, chunk in chunks],
             "raw": lambda: sum(read_raw(of_chunk, buffer) for of_chunk in ranges),
@@ -80,8 +83,8 @@ def measure_reads(bench: Workbench) -> Iterator[Figure]:
     size = sum(length for of_chunk in ranges for _, _, length in of_chunk)
     checked, raw = ([size / one / 1e9 for one in seconds[name]] for name in work)
     cache = Figure("reads.cache", checked, "GB/s", "chunks of the cache, checked, one process")
-    raw_reads = Figure("reads.raw", raw, "GB/s", "the same bytes by preadv")
-    yield from (cache, raw_reads, ratio("ratio.reads_to_raw", cache, raw_reads, "reads / raw reads"))
+    raw_reads = Figure("reads.raw", raw, "GB/s", "the same bytes by preadv, with their CRC-32C")
+    yield from (cache, raw_reads, ratio("ratio.reads_to_raw", cache, raw_reads, "reads / raw checked reads"))
 
 
 def chunk_ranges(
@@ -96,12 +99,13 @@ def chunk_ranges(
         yield file, chunk * length, length
 
 
-def read_raw(ranges: list[Range], buffer: memoryview) -> int:
-    """Read ranges one after another into a buffer; return their bytes."""
+def read_raw(ranges: list[Range], buffer: NDArray[np.uint8]) -> int:
+    """Read ranges one after another into a buffer, with their CRC-32C; return their bytes."""
     start = 0
     for file, offset, length in ranges:
-        done = os.preadv(file, [buffer[start : start + length]], offset)
+        done = os.preadv(file, [buffer[start : start + length].data], offset)
         assert done == length, f"{done} of {length} bytes"
+        google_crc32c.value(buffer[start : start + length])
         start += length
     return start
 

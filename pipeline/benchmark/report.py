@@ -45,7 +45,7 @@ def goals(options: BenchOptions) -> Iterator[Goal]:
     else:
         if options.recipe == "tiny":
             yield Goal("step.wait_share", _WAITS, upper=True)
-        yield Goal("ratio.reads_to_raw", 0.6)
+        yield Goal("ratio.reads_to_raw", 0.7)
         yield Goal("stream.overhead", 150.0, upper=True)
     if options.shards:  # drawn images decode at another rate than photographs
         yield Goal("decode.one_view", 300.0)

@@ -1,7 +1,7 @@
 """Crop and flip of a view: RandomResizedCrop (Szegedy et al. 2015) keyed by seed, tar, key and view."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -30,15 +30,7 @@ class CropBox:
 
     def as_row(self) -> tuple[int, ...]:
         """Return the row of the cache's array `view`: all fields in the order of cache_schema.md."""
-        return (
-            self.left,
-            self.top,
-            self.width,
-            self.height,
-            int(self.flip),
-            self.source_width,
-            self.source_height,
-        )
+        return tuple(map(int, astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -59,24 +51,20 @@ def draw_crop(
     `source` is None in caches of schema 1.0, whose draws do not depend on the tar.
     """
     rng = generator(policy.seed, "view", *sample_keys(source, key), view)
-    left, top, crop_width, crop_height = _draw_box(policy, rng, width, height)
-    flip = bool(rng.random() < policy.flip)
-    return CropBox(left, top, crop_width, crop_height, flip, width, height)
+    box = _draw_box(policy, rng, width, height)
+    return CropBox(*box, bool(rng.random() < policy.flip), width, height)
 
 
 def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
-    """Cut a box from an image (H, W, 3), resize it to (size, size, 3) and mirror it if the box says so."""
-    return resize_crop(
-        pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip
-    )
+    """Cut a box from an image (H, W, 3) and mirror it if the box says so; returns (size, size, 3) uint8.
 
-
-def resize_crop(pixels: Pixels, size: int, flip: bool = False) -> Pixels:
-    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing, and mirror it if `flip`."""
+    It is resized bicubically with antialiasing.
+    """
+    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     # numpy takes four times as long as torch to copy a part of an image, and as np.stack to put channels last
-    image = torch.from_numpy(pixels).contiguous().permute(2, 0, 1)
+    image = torch.from_numpy(cut).contiguous().permute(2, 0, 1)
     channels = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
-    return np.stack(channels[..., ::-1] if flip else channels, axis=-1)
+    return np.stack(channels[..., ::-1] if box.flip else channels, axis=-1)
 
 
 def _draw_box(

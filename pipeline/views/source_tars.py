@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -55,7 +56,7 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     specs = [specs] if isinstance(specs, str) else specs
     addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
     for address in addresses:
-        _check_name(address)
+        _refuse_name(address)
     tars = list(ordered_map(_measured, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
     seen: dict[str, SourceTar] = {}
     for tar in tars:
@@ -70,12 +71,13 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
 def _expand(spec: str) -> list[str]:
     """Return the addresses that a spec stands for, at least one."""
     if is_url(spec):
-        if _is_object(spec):
-            return [spec]
+        if _PATTERN.search(spec) and spec.startswith(STORE_SCHEMES):
+            with suppress(FileNotFoundError):  # what looks like a pattern may be the very name of an object
+                tar_size(spec)
+                return [spec]
         return [tar for url in _braces(spec) for tar in _some(url, _remote_matches(url))]
     path = Path(spec)
-    path = path if _is_there(path) else _at_home(path)
-    return _existing(path) if _is_there(path) else _local_matches(path)
+    return _local_matches(path if _is_there(path) else _at_home(path))
 
 
 def _at_home(path: Path) -> Path:
@@ -90,16 +92,6 @@ def _some(pattern: str, found: list[str]) -> list[str]:
     if not found:
         raise ConfigError(f"shards {printable(pattern)!r} match no .tar file: {_ACCEPTED}")
     return found
-
-
-def _is_object(url: str) -> bool:
-    """Return whether what looks like a pattern is the very name of an object."""
-    if not (_PATTERN.search(url) and url.startswith(STORE_SCHEMES)):
-        return False
-    try:
-        return tar_size(url) >= 0
-    except FileNotFoundError:
-        return False
 
 
 def _braces(spec: str) -> list[str]:
@@ -123,19 +115,17 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _existing(path: Path) -> list[str]:
-    if path.is_dir():
-        return _in_folder(path)
-    return [str(path)] if path.suffix == ".tar" else _listed(path)
-
-
 def _local_matches(path: Path) -> list[str]:
-    """Return the tars of a pattern. Braces and brackets in the names of existing folders are not patterns."""
+    """Return the tars of a path. Braces and brackets in the names of existing folders are not patterns."""
+    if _is_there(path):
+        if path.is_dir():
+            return _in_folder(path)
+        return [str(path)] if path.suffix == ".tar" else _listed(path)
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
     for pattern in [root / name for name in _braces(str(path.relative_to(root)))]:
         if _is_there(pattern):
-            found += _existing(pattern)
+            found += _local_matches(pattern)
         elif _WILDCARD.search(str(pattern)):
             base = next(folder for folder in pattern.parents if _is_there(folder))
             found += _some(str(pattern), _tars(base.glob(str(pattern.relative_to(base)))))
@@ -198,16 +188,15 @@ def _listed(path: Path) -> list[str]:
     named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not named:
         raise ConfigError(f"{shown} match no .tar file, since the list is empty: {_ACCEPTED}")
-    for name in named:
-        if not name.endswith(".tar"):
-            raise ConfigError(
-                f"{shown} is read as a text list, but its line {printable(name)[:80]!r} does not end in "
-                f".tar: {_ACCEPTED}"
-            )
+    if other := next((name for name in named if not name.endswith(".tar")), ""):
+        raise ConfigError(
+            f"{shown} is read as a text list, but its line {printable(other)[:80]!r} does not end in "
+            f".tar: {_ACCEPTED}"
+        )
     return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]
 
 
-def _check_name(address: str) -> None:
+def _refuse_name(address: str) -> None:
     """Raise ConfigError for a tar after which a cache could not name its files."""
     name, shown = tar_name(address), printable(address)
     if not name.endswith(".tar") or name == ".tar":

@@ -25,9 +25,9 @@ def test_raw_reads_are_of_the_bytes_that_the_cache_gives(bench):
     with ExitStack() as opened:
         for commit, chunk in chunks:
             ranges = list(chunk_ranges(cache, commit, chunk, NAMES, opened))
-            buffer = bytearray(sum(length for _, _, length in ranges))
+            buffer = np.zeros(sum(length for _, _, length in ranges), np.uint8)
             start = 0
-            assert read_raw(ranges, memoryview(buffer)) == len(buffer)
+            assert read_raw(ranges, buffer) == buffer.size
             for name, (_, _, length) in zip(NAMES, ranges, strict=True):
                 values = cache.read_chunk(commit, chunk, [name])[name]
                 raw = np.frombuffer(buffer, values.dtype, values.size, start)

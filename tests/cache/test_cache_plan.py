@@ -62,7 +62,7 @@ def test_what_is_read_of_a_view_is_what_its_rows_take(small_cache_path):
 
 def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
     schema = Cache(small_cache_path).schema
-    found = {(one.encoding, one.keep): one.target_bytes for one in alternatives(schema)}
+    found = {(encoding, keep): size for encoding, keep, size in alternatives(schema)}
     assert len(found) == 6
     shards = make_tars(tmp_path / "tars", 1, 64)
     cache = Cache(caches.real(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))

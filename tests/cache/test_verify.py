@@ -63,7 +63,7 @@ def test_a_commit_of_no_unit_is_left_to_the_user(made):
     shutil.copy(path / "commits/b.v00.json", path / "commits/c.v00.json")
     (path / "commits/.d.v00.json.1234.tmp").touch()  # on its way
     found = only(quick(path))
-    assert (found.unit, found.metadata, found.curable) == (None, None, False)
+    assert (found.unit, found.metadata) == (None, None)
     assert found.text.startswith(
         "commits/c.v00.json: units.json does not list this commit's unit: restore a newer units.json, or run"
     )
@@ -155,7 +155,7 @@ def test_damaged_constants_are_named_wherever_they_are(damaged):
             if wrong is not None:
                 file.write_bytes(wrong)
             found = only(quick(damaged))
-            assert (found.unit, found.metadata, found.curable) == (None, None, False)
+            assert (found.unit, found.metadata) == (None, None)
             assert found.text.startswith(
                 f"the {part} does not match its digest: the same extract-teacher command"
             )

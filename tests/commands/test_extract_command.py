@@ -107,15 +107,24 @@ def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
     assert "\ntoo large    tar 'train-0000.tar' has 12 images, more than 8; split it\n" in shown
 
 
-def test_a_wrong_path_is_answered_without_torch(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "reported"),
+    [
+        (["none.tar"], "does not exist"),
+        (["{tars}", "--levels", "last"], "levels 'last' asks for 'last'"),
+        (["{tars}", "--levels", "3,3"], "levels '3,3' asks for numbers that repeat"),
+    ],
+)
+def test_a_wrong_option_is_answered_without_torch(tars, tmp_path, options, reported):
+    options = [option.format(tars=tars) for option in options]
     code = (
         "import sys; from stages.extract_teacher import main\n"
-        f"sys.argv = ['extract-teacher', 'none.tar', '--cache', 'x', '--teacher', {TEACHER!r}]\n"
+        f"sys.argv = ['extract-teacher', *{options!r}, '--cache', 'x', '--teacher', {TEACHER!r}]\n"
         "try: main()\nfinally: print('torch' in sys.modules, 'timm' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "False False\n")
-    assert "does not exist" in result.stderr
+    assert reported in result.stderr
 
 
 def test_a_dry_run_refuses_another_configuration(tars, cache):
@@ -123,6 +132,14 @@ def test_a_dry_run_refuses_another_configuration(tars, cache):
     refused = run(tars, cache, "--dry-run", "--seed", "7", view=CACHE_VIEW)
     assert refused.exit_code == 2
     assert "view.seed: 7 asked, 0 in the cache" in refused.stderr
+
+
+def test_a_dry_run_refuses_too_few_views_for_new_tars(cache, tmp_path):
+    write_tar(tmp_path / "new.tar", {"new": image(0)})
+    for dry in ([], ["--dry-run"]):
+        refused = run(tmp_path / "new.tar", cache, *dry, view=(*CACHE_VIEW, "--views", "1"))
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "--views 1 is too few for new tar 'new.tar': this cache has 2 views" in refused.stderr
 
 
 MISTAKES = {

@@ -222,3 +222,15 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
     assert result.exit_code == 0
     text = "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
     assert (text in result.stderr) is warned
+
+
+@pytest.mark.skipif(not BOARD, reason="TensorBoard is an extra")
+def test_tensorboard_gets_loss_terms_and_figures(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board, last = EventAccumulator(str(run / "tensorboard")).Reload(), metrics(run)[-1]
+    shown = {name: board.Scalars(name)[-1].value for name in board.Tags()["scalars"]}
+    assert shown["loss/level 3"] == pytest.approx(last["loss_terms"]["level 3"])
+    for level, row in enumerate(last["figures"]["alignment"]):
+        found = [shown[f"alignment/{level}/{block}"] for block in range(len(row))]
+        assert found == pytest.approx(row)

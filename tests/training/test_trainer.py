@@ -136,7 +136,7 @@ def test_metrics_are_means_over_the_steps_between_two_lines(small_cache_path, tm
     coarse = tiny_job(small_cache_path, tmp_path / "coarse", "train.log_every=4")
     for job in (fine, coarse):
         job.run.mkdir()
-        assert run_job(job, 0).done == 6
+        assert run_job(job, 0)[0] == 6
     each, few = metrics(tmp_path / "fine"), metrics(tmp_path / "coarse")
     assert [line["step"] for line in few] == [3, 4, 6]
     for line, steps in zip(few, ((1, 2, 3), (4,), (5, 6)), strict=True):
@@ -170,7 +170,7 @@ def test_only_the_feed_counts_as_waiting_for_data(small_cache_path, tmp_path):
 def test_float16_scales_the_loss_and_checkpoints_hold_the_scale(small_cache_path, tmp_path):
     """It is what a GPU before Ampere trains in."""
     job = tiny_job(small_cache_path, tmp_path, "train.precision='float16'")
-    assert run_job(job, 0).done == 6
+    assert run_job(job, 0)[0] == 6
     found, exact = metrics(tmp_path)[-1]["loss"], tiny_job(small_cache_path, tmp_path / "exact")
     exact.run.mkdir()
     run_job(exact, 0)

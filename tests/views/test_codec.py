@@ -8,7 +8,6 @@ from PIL import Image
 from tars import image
 
 from pipeline.views.codec import decode_view, encode_view
-from pipeline.views.crop import resize_crop
 
 
 def pixels_of(width=50, height=40):
@@ -46,10 +45,3 @@ def test_what_is_no_view_is_refused(view_format):
     for data in (b"", b"x", whole[: len(whole) // 2], floats, flat):
         with pytest.raises(ValueError, match=r".+"):
             decode_view(data, view_format)
-
-
-def test_resizing_keeps_a_image_of_the_right_size_and_flat_colours():
-    pixels = pixels_of(32, 32)
-    np.testing.assert_array_equal(resize_crop(pixels, 32), pixels)
-    flat = np.full((7, 100, 3), (3, 200, 77), np.uint8)
-    np.testing.assert_array_equal(resize_crop(flat, 16), np.full((16, 16, 3), (3, 200, 77)))

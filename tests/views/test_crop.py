@@ -99,3 +99,9 @@ def test_a_crop_of_the_final_size_is_cut_out_exactly():
     np.testing.assert_array_equal(
         cut_crop(pixels, CropBox(7, 9, 32, 32, False, 47, 61), 32), pixels[9:41, 7:39]
     )
+
+
+def test_resizing_keeps_flat_colours():
+    flat = np.full((7, 100, 3), (3, 200, 77), np.uint8)
+    resized = cut_crop(flat, CropBox(0, 0, 100, 7, False, 100, 7), 16)
+    np.testing.assert_array_equal(resized, np.full((16, 16, 3), (3, 200, 77)))

@@ -11,9 +11,8 @@ from pipeline.views.masking import (
     count_of_share,
     draw_around_blocks,
     least_ratio,
+    rank_by_arrival,
     rank_of_view,
-    rank_patches,
-    visible_count,
 )
 
 STRATEGIES = ["attention", "random", "block"]
@@ -22,6 +21,14 @@ GOLDEN = {
     "random": [0, 1, 6, 10, 14, 15],
     "block": [0, 8, 9, 12, 13, 15],
 }
+
+
+def visible_count(patches, ratio):
+    return MaskConfig(ratio=ratio).visible_count(patches)
+
+
+def rank_patches(strategy, importance, patches, rng):
+    return rank_by_arrival(strategy, importance, rng.standard_exponential(patches))
 
 
 def draw_visible(strategy, importance, grid, count, rng):
