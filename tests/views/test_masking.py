@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.seeding import generator
 from pipeline.views.masking import (
+    MaskConfig,
     count_of_share,
     draw_around_blocks,
     least_ratio,
