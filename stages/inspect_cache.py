@@ -7,7 +7,15 @@ import typer
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import usable_cores
-from stages.console import check_device_name, choose_device, cli_errors, new_app, run_app
+from stages.console import (
+    check_device_name,
+    choose_device,
+    cli_errors,
+    counted,
+    new_app,
+    print_row,
+    run_app,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -43,15 +51,15 @@ def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
         for name, value in _description(opened):
-            typer.echo(f"{name:<13}{value}")
+            print_row(name, value)
         state = "complete" if inventory.units == len(opened.units) else "unfinished"
-        typer.echo(f"{'units':<13}{inventory.units:,} of {len(opened.units):,} ({state})")
+        print_row("units", f"{inventory.units:,} of {len(opened.units):,} ({state})")
         for view, rows in sorted(inventory.rows.items()):
-            typer.echo(f"{f'view {view}':<13}{rows:,} images")
+            print_row(f"view {view}", f"{rows:,} images")
         if inventory.skipped:
-            typer.echo(f"{'skipped':<13}{inventory.skipped:,} image{'s' * (inventory.skipped != 1)}")
+            print_row("skipped", counted(inventory.skipped, "image"))
         for image in inventory.examples:
-            typer.echo(f"{'':<13}{image.key!r}: {image.reason}")
+            print_row("", f"{image.key!r}: {image.reason}")
         for part, size in [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]:
             per_view = size / max(1, inventory.views)
             typer.echo(f"{part:<20}{size / 1e6:>14,.1f} MB{per_view:>14,.0f} bytes a view")
@@ -79,19 +87,12 @@ def plan(
         crop = inventory.stored["crops"] / inventory.views
         reading = read_bytes(opened.schema, chosen, attention=True) + crop
         images = inventory.views * whole / inventory.stored.total()
-        for name, value in (
-            (
-                "units",
-                f"{inventory.units:,} of {len(opened.units):,}, {inventory.stored.total() / 1e9:,.3f} GB",
-            ),
-            ("finished", f"about {images:,.0f} views, {whole / 1e9:,.3f} GB"),
-            (
-                "training",
-                f"reads {reading:,.0f} bytes an image: levels {', '.join(map(str, chosen))} and crop,",
-            ),
-            ("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s"),
-        ):
-            typer.echo(f"{name:<13}{value}")
+        stored = f"{inventory.stored.total() / 1e9:,.3f} GB"
+        print_row("units", f"{inventory.units:,} of {len(opened.units):,}, {stored}")
+        print_row("finished", f"about {images:,.0f} views, {whole / 1e9:,.3f} GB")
+        parts = f"levels {', '.join(map(str, chosen))} and crop"
+        print_row("training", f"reads {reading:,.0f} bytes an image: {parts},")
+        print_row("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s")
         typer.echo("the same views under each encoding, all levels:")
         for encoding, keep, target_bytes in alternatives(opened.schema):
             total = (target_bytes + crop) * images / 1e9
@@ -165,21 +166,18 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     stored = {"final norm": teacher.post_norm_eps is not None, "projection": teacher.projection_width}
     output = " and ".join(name for name, there in stored.items() if there)
     is_stored = f", its {output} {'are' if ' and ' in output else 'is'} stored" if output else ""
-    of = f"of {schema.patches} a view"
-    rank = (
-        "" if schema.keep == 1 else f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
-    )
+    rank = ""
+    if schema.keep < 1:
+        rank = f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
     yield "cache", f"{cache.address} (schema {schema.version}, digest {cache.digest[:16]})"
     yield "teacher", f"{teacher.address(teacher.tag)}{trained}, weights {teacher.weights_sha256[:16]}"
-    yield (
-        "",
-        f"{teacher.depth} blocks of width {teacher.width}, "
-        f"patches of {teacher.patch_size} in {teacher.input_size} pixels",
-    )
+    pixels = f"patches of {teacher.patch_size} in {teacher.input_size} pixels"
+    yield "", f"{teacher.depth} blocks of width {teacher.width}, {pixels}"
     yield "", f"ran in {teacher.precision}{is_stored}"
     yield "levels", ", ".join(map(str, schema.levels))
     yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} images"
-    yield "patches", f"{schema.stored_patches} {of}{rank}{', and CLS' if teacher.has_cls else ''}"
+    cls = ", and CLS" if teacher.has_cls else ""
+    yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{cls}"
     crops = f"crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area"
     yield "views", f"{view.image_size} pixels as {view.format}, {crops},"
     yield "", f"flipped with probability {view.flip:g}, seed {view.seed}"

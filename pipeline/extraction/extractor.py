@@ -34,9 +34,8 @@ from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
-_HEADER_BYTES = (
-    1536  # of a member in a tar: its header, and on average half a block of padding and a label's member
-)
+# of a member in a tar: its header, and on average half a block of padding and a label's member
+_HEADER_BYTES = 1536
 
 
 @dataclass
@@ -229,10 +228,8 @@ class Extractor:
         if not total:
             return f"tar {name!r} holds no samples; leave it out or make it again"
         if not tar.images:
-            counts = f"0 of {total} samples, {first}"
-            return (
-                f"tar {name!r} holds no image that can be decoded ({counts}); leave it out or make it again"
-            )
+            held = f"holds no image that can be decoded (0 of {total} samples, {first})"
+            return f"tar {name!r} {held}; leave it out or make it again"
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
             return (
                 f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
@@ -241,10 +238,8 @@ class Extractor:
         try:
             size = tar_size(tar.source.address)
         except OSError as error:
-            reason = error.strerror or error
-            return (
-                f"tar {name!r} cannot be found again after it was read ({reason}); restore it and run again"
-            )
+            fault = f"cannot be found again after it was read ({error.strerror or error})"
+            return f"tar {name!r} {fault}; restore it and run again"
         if size != tar.source.size:
             return f"tar {name!r} was replaced while it was read; run the same command again"
         return ""

@@ -16,7 +16,7 @@ from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache, cure_of_constants
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
-from pipeline.cache.units import Unit
+from pipeline.cache.units import Source, Unit, extended_units
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
@@ -36,22 +36,22 @@ from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.request import parse_levels
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
-from pipeline.views.source_tars import SourceTar
 
-_OPEN_TARS = 4  # one is published, one waits for that, one ends and one is fed
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
 
 
 def open_files(options: ExtractionOptions) -> int:
     """Return the most files that a process has open: a view tar and the shards of each view of a few tars."""
-    levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
-    of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
+    levels = parse_levels(options.levels)
+    of_view = (levels if isinstance(levels, int) else len(levels)) + 6  # stats to tokens and the view tar
     locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
-    return _OPEN_TARS * options.views * of_view + locks + 8 * options.workers + 200
+    # of the tars one is published, one waits for that, one ends and one is fed
+    return 4 * options.views * of_view + locks + 8 * options.workers + 200
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
@@ -71,15 +71,17 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             options.batch_size,
             resolve_compile(options.compile, options.device),
         )
-        covered = {tar.name for tar in options.tars}
-        wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
+        wanted = options.covered(units)
         if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
         extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
         log = _Log(cache.folder, options)
         try:
-            extractor.run(_rotated(options), wanted)
+            tars = options.tars  # from this process's share on, so that processes begin at different ones
+            # a Slurm array may count from any number
+            start = len(tars) * options.rank // options.processes % len(tars)
+            extractor.run([*tars[start:], *tars[:start]], wanted)
         finally:
             log.write(extractor)
     finally:
@@ -92,7 +94,10 @@ def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], o
     """Forecast sizes and, after they have been shown, rates; writes nothing."""
     teacher = build_teacher(options)
     schema = build_schema(options, teacher)
-    sizes, decode_seconds = forecast_sizes(options, schema, open_existing(options, schema))
+    if cache := open_existing(options, schema):  # refuse what the extraction itself would refuse
+        finished = {unit.unit for unit in committed(cache.folder, cache.units)}
+        extended_units(cache.units, *_sources(options), finished)
+    sizes, decode_seconds = forecast_sizes(options, schema, cache)
     show(sizes)
     return forecast_rates(options, teacher, sizes, decode_seconds)
 
@@ -169,11 +174,14 @@ def prepare_cache(
         cache = open_existing(options, schema)  # which another process may have created
         assert cache is not None
     _restore_constants(cache, lambda: _calibrate(schema, images, teacher, options)[0], teacher)
-    present = [(tar.name, tar.size) for tar in options.shards]
     with cache.folder.scratch():
-        return cache, extend_cache(
-            cache.folder, cache.schema, present[: options.limit], options.views, present
-        )
+        return cache, extend_cache(cache.folder, cache.schema, *_sources(options))
+
+
+def _sources(options: ExtractionOptions) -> tuple[list[Source], int, list[Source]]:
+    """Return the tars to cover, in how many views, and all tars that are there."""
+    present = [(tar.name, tar.size) for tar in options.shards]
+    return present[: options.limit], options.views, present
 
 
 def _calibrate(
@@ -245,12 +253,3 @@ class _Log:
             }
         with self._folder.scratch():  # where a killed process leaves its temporary file to be swept
             self._folder.replace(self._key, (json.dumps(self._values, indent=2) + "\n").encode())
-
-
-def _rotated(options: ExtractionOptions) -> Sequence[SourceTar]:
-    """Return the tars from this process's share on, so that processes begin at different ones."""
-    tars = options.tars
-    start = (
-        len(tars) * options.rank // options.processes % len(tars)
-    )  # a Slurm array may count from any number
-    return [*tars[start:], *tars[:start]]

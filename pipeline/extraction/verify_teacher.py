@@ -1,6 +1,5 @@
 """Compares a cache with its teacher, which runs again on stored crops and must give the stored features."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +80,10 @@ def compare_with_teacher(
     mean, std = (torch.from_numpy(values) for values in cache.calibration())
     decoder, rounding = TargetDecoder(mean, std, cache.schema.encoding), _tolerance(cache)[0]
     counts, cosines, errors, within = [], [], [], []
-    for unit, chunk in _sampled_chunks(cache, rows):
+    units = cache.finished(None, allow_partial=True)
+    chunks = [(unit, chunk) for unit in units for chunk in range(chunk_count(int(unit["rows"])))]
+    order = generator(0, "blocks to compare").permutation(len(chunks))
+    for unit, chunk in (chunks[chosen] for chosen in order[: -(-rows // _ROWS_OF_CHUNK)].tolist()):
         given, codes, stats = _read_chunk(cache, teacher, device, unit, chunk)
         stored = decoder(codes, stats)[0]
         error = (stored - given).abs()
@@ -124,17 +126,6 @@ def _tolerance(cache: Cache) -> tuple[float, float]:
     hundred.
     """
     return (1e-3, 0.999) if cache.schema.teacher.precision == "float32" else (0.05, 0.95)
-
-
-def _sampled_chunks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
-    """Yield (finished unit, chunk) pairs, each once, drawn by a fixed seed."""
-    chunks = [
-        (unit, chunk)
-        for unit in cache.finished(None, allow_partial=True)
-        for chunk in range(chunk_count(int(unit["rows"])))
-    ]
-    order = generator(0, "blocks to compare").permutation(len(chunks))
-    yield from (chunks[chosen] for chosen in order[: -(-rows // _ROWS_OF_CHUNK)].tolist())
 
 
 def _read_chunk(

@@ -149,10 +149,8 @@ def test_a_refused_connection_is_given_up(monkeypatch, server):
 
 def test_a_folder_begun_with_other_bytes_is_refused(objects, tmp_path):
     objects.take_tree(draft(tmp_path / "a", b"one"), "targets.zarr", "zarr.json")
-    with pytest.raises(
-        StorageError,
-        match=r"targets\.zarr' was started by another process with other contents: run the command again",
-    ):
+    message = r"targets\.zarr' was started by another process with other contents: run the command again"
+    with pytest.raises(StorageError, match=message):
         objects.take_tree(draft(tmp_path / "b", b"two"), "targets.zarr", "zarr.json")
     assert objects.read("targets.zarr/zarr.json") == b"one"
 

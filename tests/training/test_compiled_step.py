@@ -182,10 +182,8 @@ def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_
     job = tiny_job(small_cache_path, tmp_path, "train.compile=true")
     job.objective.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     cause = r"\(Unsupported: Call to `torch._dynamo.graph_break\(\)`\)"
-    with pytest.raises(
-        ConfigError,
-        match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false",
-    ):
+    message = rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false"
+    with pytest.raises(ConfigError, match=message):
         run_job(job, 0)
 
 
