@@ -107,9 +107,11 @@ class LocalFolder:
         """Create a file whole unless it is there."""
         return create_file_exclusively(self.path / key, data, self._scratch)
 
-    def take(self, source: Path, key: str) -> None:
+    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
         """Move a flushed file into place."""
-        move_file(source, self.path / key)
+        if held := still():
+            move_file(source, self.path / key)
+        return held
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
         """Flush a folder and rename it into place, unless there is one."""
@@ -155,6 +157,10 @@ class LocalFolder:
         """Hold a lock file of that name, if it is free."""
         with locked_if_free(self.path / _LOCKS / name) as free:
             yield free
+
+    def holds(self, name: str) -> bool:  # noqa: ARG002
+        """Return True: the system frees a lock only when its holder dies."""
+        return True
 
     @contextmanager
     def moving(self) -> Iterator[None]:

@@ -42,10 +42,8 @@ def test_without_a_unit_there_is_no_forecast(cache_copy):
     for commit in (cache_copy / "commits").iterdir():
         commit.unlink()
     cache = Cache(cache_copy)
-    with pytest.raises(
-        CacheError,
-        match=r"has no finished unit to estimate from: extract-teacher --dry-run forecasts its size",
-    ):
+    message = r"has no finished unit to estimate from: extract-teacher --dry-run forecasts its size"
+    with pytest.raises(CacheError, match=message):
         finished_bytes(cache, take_inventory(cache))
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import timedelta
 
+import caches
 import pytest
 from object_server import QUICK
 
@@ -148,10 +149,8 @@ def test_a_refused_connection_is_given_up(monkeypatch, server):
 
 def test_a_folder_begun_with_other_bytes_is_refused(objects, tmp_path):
     objects.take_tree(draft(tmp_path / "a", b"one"), "targets.zarr", "zarr.json")
-    with pytest.raises(
-        StorageError,
-        match=r"targets\.zarr' was started by another process with other contents: run the command again",
-    ):
+    message = r"targets\.zarr' was started by another process with other contents: run the command again"
+    with pytest.raises(StorageError, match=message):
         objects.take_tree(draft(tmp_path / "b", b"two"), "targets.zarr", "zarr.json")
     assert objects.read("targets.zarr/zarr.json") == b"one"
 
@@ -279,3 +278,24 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 @pytest.mark.usefixtures("server")
 def test_google_storage_is_opened_by_its_address():
     assert open_folder("gs://bucket/a.cache/").address == "gs://bucket/a.cache"
+
+
+def test_a_maker_that_lost_its_claim_publishes_nothing(objects):
+    schema, units = caches.empty(objects.address)
+    arrays, late = caches.random_rows(schema, 70), other(objects, claim_expiry=timedelta(0))
+    with objects.scratch() as scratch, objects.claimed(units[0].source) as mine:
+        assert (mine, objects.holds(units[0].source)) == (True, True)
+        with late.claimed(units[0].source) as theirs:
+            assert (theirs, late.holds(units[0].source)) == (True, True)
+            assert not caches.publish_arrays(objects, schema, units[0], arrays, b"crops", (), scratch)
+            assert objects.sizes("views") == objects.sizes("commits") == {}
+        assert caches.publish_arrays(objects, schema, units[0], arrays, b"crops", (), scratch)
+
+
+def test_an_upload_that_comes_too_late_is_given_up(objects, server, bucket, tmp_path):
+    source, answers = tmp_path / "source", [True, False]
+    source.write_bytes(os.urandom(2 * PART_BYTES + 1000))
+    objects.replace("views/large.tar", b"of another maker")
+    assert not objects.take(source, "views/large.tar", lambda: answers.pop(0))
+    assert (objects.read("views/large.tar"), server.unfinished_uploads(bucket)) == (b"of another maker", 0)
+    assert source.exists()

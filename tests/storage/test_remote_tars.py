@@ -71,10 +71,8 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
     with open_tar(shards[1].address) as file:
         assert file.read() == b"xxx"
     for spec in (f"{root}/tars/", f"{root}/tars/*.tar"):
-        with pytest.raises(
-            ConfigError,
-            match="a web server cannot list its files; give a brace pattern of URLs or a text list",
-        ):
+        message = "a web server cannot list its files; give a brace pattern of URLs or a text list"
+        with pytest.raises(ConfigError, match=message):
             resolve_tars(spec)
 
 
@@ -175,21 +173,16 @@ def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(stor
     tar = write_tar(tmp_path / "a.tar", {f"{number}": image(number) for number in range(10)})
     obstore.put(store, "a.tar", tar)
     shard = SourceTar(f"s3://{bucket}/a.tar", 1)
-    with pytest.raises(
-        SourceError, match=r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"
-    ):
+    message = r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"
+    with pytest.raises(SourceError, match=message):
         list(read_samples(SourceTar(f"s3://{bucket}/gone.tar", 1)))
     server.fail("403", method="GET")
-    with pytest.raises(
-        SourceError,
-        match=r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address",
-    ):
+    message = r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address"
+    with pytest.raises(SourceError, match=message):
         list(read_samples(shard))
     for method in ("GET", "HEAD"):
         server.heal()
         server.fail("503", method=method)
-        with pytest.raises(
-            StorageError,
-            match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable",
-        ):
+        message = r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable"
+        with pytest.raises(StorageError, match=message):
             list(read_samples(shard))
