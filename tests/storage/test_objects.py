@@ -128,7 +128,8 @@ def test_what_does_not_pass_is_an_error_with_the_url(objects, server, tmp_path, 
     assert source.exists()
 
 
-def test_a_bucket_that_is_not_there_is_named(server, _quick):
+@pytest.mark.usefixtures("_quick")
+def test_a_bucket_that_is_not_there_is_named(server):
     missing = ObjectFolder("s3://no-such-bucket/a.cache")
     for work in (lambda: missing.create("k", b""), lambda: missing.names(), lambda: missing.read("k")):
         with pytest.raises(FileNotFoundError) as error:
@@ -138,7 +139,8 @@ def test_a_bucket_that_is_not_there_is_named(server, _quick):
     assert server.counts() == {"PUT": 1, "GET": 2}
 
 
-def test_a_refused_connection_is_given_up(monkeypatch, server, _quick):
+@pytest.mark.usefixtures("_quick")
+def test_a_refused_connection_is_given_up(monkeypatch, server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
