@@ -54,9 +54,7 @@ def utc_now() -> str:
 def git_commit() -> str | None:
     """Return the commit of this source tree, -dirty if files were changed; None without a git checkout."""
     root = Path(__file__).parents[1]
-    if not (
-        root / ".git"
-    ).exists():  # an installed package must not report the commit of the project around it
+    if not (root / ".git").exists():  # an installed package must not report the project around it
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
