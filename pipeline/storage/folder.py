@@ -68,7 +68,7 @@ class Folder(Protocol):
     def holds(self, name: str) -> bool:
         """Return whether no one else has taken over a claim of this folder, as after a long suspension."""
 
-    def moving(self) -> AbstractContextManager[None]:
+    def moving(self) -> AbstractContextManager[object]:
         """Hold the lock for moving files into place, if any; correctness depends on `create` alone."""
 
     def scratch(self) -> AbstractContextManager[Path]:

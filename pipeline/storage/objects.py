@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from pipeline.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import RetryConfig
 
 PART_BYTES = 8 << 20  # of a multipart upload
 _MOST_PARTS = 9_000  # S3 takes 10,000
@@ -41,15 +39,13 @@ class ObjectFolder:
     """A Folder on an object store."""
 
     parallel_reads = 16
+    claim_expiry = CLAIM_EXPIRY
 
-    def __init__(
-        self, address: str, retries: "RetryConfig | None" = None, claim_expiry: timedelta = CLAIM_EXPIRY
-    ) -> None:
+    def __init__(self, address: str) -> None:
         """Take the URL without a request. Raises ConfigError for one that cannot be used."""
         self.address = address.rstrip("/")
-        self._claim_expiry = claim_expiry
         self._claims: dict[str, Claim] = {}
-        self._store = connect(self.address, retries)
+        self._store = connect(self.address)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.address,)
@@ -193,7 +189,7 @@ class ObjectFolder:
     def claimed(self, name: str) -> Iterator[bool]:
         """Hold an object of that name, unless another live process holds it."""
         key = f"{_CLAIMS}/{name}.json"
-        claim = Claim(self._store, key, self._url(key), self._claim_expiry)
+        claim = Claim(self._store, key, self._url(key), self.claim_expiry)
         held = claim.take()
         try:
             if held:

@@ -13,7 +13,6 @@ from datetime import timedelta
 
 import caches
 import pytest
-from object_server import QUICK
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import address as address_module
@@ -23,7 +22,9 @@ from pipeline.storage.objects import PART_BYTES, ObjectFolder
 
 def other(folder, **changes):
     """The same place as another process has it."""
-    return ObjectFolder(folder.address, QUICK, **changes)
+    copy = ObjectFolder(folder.address)
+    vars(copy).update(changes)
+    return copy
 
 
 def draft(root, marker):
@@ -127,8 +128,9 @@ def test_what_does_not_pass_is_an_error_with_the_url(objects, server, tmp_path, 
     assert source.exists()
 
 
+@pytest.mark.usefixtures("_quick")
 def test_a_bucket_that_is_not_there_is_named(server):
-    missing = ObjectFolder("s3://no-such-bucket/a.cache", QUICK)
+    missing = ObjectFolder("s3://no-such-bucket/a.cache")
     for work in (lambda: missing.create("k", b""), lambda: missing.names(), lambda: missing.read("k")):
         with pytest.raises(FileNotFoundError) as error:
             work()
@@ -137,12 +139,13 @@ def test_a_bucket_that_is_not_there_is_named(server):
     assert server.counts() == {"PUT": 1, "GET": 2}
 
 
+@pytest.mark.usefixtures("_quick")
 def test_a_refused_connection_is_given_up(monkeypatch, server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     with pytest.raises(OSError, match="cannot be reached") as error:
-        ObjectFolder("s3://bucket/a.cache", QUICK).read("units.json")
+        ObjectFolder("s3://bucket/a.cache").read("units.json")
     assert error.value.filename == "s3://bucket/a.cache/units.json"
     assert not server.log
 
