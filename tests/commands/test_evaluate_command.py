@@ -302,20 +302,6 @@ def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
     assert "student.safetensors' cannot be loaded (" in refused("--run", part, "--cache", cache)
 
 
-def test_a_cache_that_is_none_or_unfinished_exits_1(cache, run, tmp_path):
-    assert "is not a cache" in refused("--run", run, "--cache", tmp_path)
-    copy = shutil.copytree(cache, tmp_path / "copy.cache")
-    next((copy / "commits").iterdir()).unlink()
-    message = refused("--run", run, "--cache", copy)
-    assert "is not finished: 3 of 4 units are committed; run the same extract-teacher command" in message
-
-
-def test_tars_without_a_single_usable_image_are_refused(cache, run, tmp_path):
-    tar = write_tar(tmp_path / "a.tar", {"a": b"no image"})
-    message = refused("--run", run, "--cache", cache, "--test-shards", tar)
-    assert "has no image that is whole and labelled (damaged: 1, first a.tar/a " in message
-
-
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
     other = caches.real(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
     result = call("--run", run, "--cache", other)
