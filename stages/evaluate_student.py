@@ -58,7 +58,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Report = Annotated[
     Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
+Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, and a page beside it.")]
 Features = Annotated[
     Path | None,
     typer.Option(help="Folder that keeps features for the next evaluation; default: features/ of the run."),
@@ -132,6 +132,7 @@ def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
 def _report(choice: "Choice", scores: list["Score"]) -> None:
     """Print the scores and warnings about them, and write them where the options say."""
     from pipeline.report.run_page import write_run_report
+    from pipeline.report.score_sections import write_evaluation_page
     from pipeline.report.scores import add_scores, scores_json
 
     if not scores:
@@ -155,6 +156,7 @@ def _report(choice: "Choice", scores: list["Score"]) -> None:
     )
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
+        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.pictures)
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)
