@@ -114,9 +114,8 @@ def evaluate_student(
         task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
         from pipeline.evaluation.run import run_evaluation
 
-        where = f"of {task.test.address}" if task.test else "against all others"
-        learnt = f"learning from {task.data.address}"
-        typer.echo(f"{evaluation} of {task.subject.facts.name}: images {where}, {learnt}")
+        shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
+        typer.echo(f"{evaluation} of {task.subject.facts.name}: {shown}")
         _report(choice, run_evaluation(settings, task))
 
 
@@ -126,7 +125,8 @@ def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
 
     if evaluation not in EVALUATIONS:
         raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
-    return load_config(EVALUATIONS[evaluation], None, assignments or [])
+    settings: Evaluation = load_config(EVALUATIONS[evaluation], None, assignments or [])
+    return settings
 
 
 def _report(choice: "Choice", scores: list["Score"]) -> None:
@@ -150,9 +150,9 @@ def _report(choice: "Choice", scores: list["Score"]) -> None:
     for score in scores:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
+    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
     typer.echo(
-        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; "
-        f"chance {first.chance:.1%}"
+        f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
     )
     if choice.out:
         choice.out.write_bytes(scores_json(scores))

@@ -124,6 +124,7 @@ class Choice:
             test=LabelledImages(test, workers) if test else None,
             store=self.features or (self.noted or self.scratch) / "features",
             folder=self.pictures,
+            run=self.run,
             batch_size=batch_size,
             workers=workers,
             **how,

@@ -2,12 +2,14 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
+from pipeline.evaluation.attention import Attention
 from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Knn]] = {"knn": Knn}
+EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in (Knn, Attention)}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:

@@ -74,7 +74,8 @@ def judged(tmp_path, *arguments):
     bank, test = scores[0]["bank"]["images"], scores[0]["test"]["images"]
     for name, value in found.items():
         assert f"{name:<5} top-1 {value:.1%}, mean per class " in result.stdout
-    assert f"{test} images of 4 classes, {bank} to learn from; chance " in result.stdout
+    learnt = "" if scores[0]["bank"] == scores[0]["test"] else f", {bank} to learn from"
+    assert f"{test} images of 4 classes{learnt}; chance " in result.stdout
     return bank, test, found
 
 
@@ -268,7 +269,9 @@ def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, argume
 
 def test_an_unknown_evaluation_names_those_there_are():
     result = CliRunner().invoke(app, ["kn", "--print-config"])
-    assert (result.exit_code, result.stderr) == (2, "error: evaluation 'kn' is unknown: give one of knn\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of ")
+    assert {"knn", "attention"} <= set(result.stderr.strip().partition("give one of ")[2].split(", "))
 
 
 def test_print_config_prints_the_keys_of_an_evaluation():
