@@ -125,6 +125,7 @@ class Choice:
             store=self.features or (self.noted or self.scratch) / "features",
             folder=self.pictures,
             run=self.run,
+            teacher=self.teacher,
             batch_size=batch_size,
             workers=workers,
             **how,

@@ -48,6 +48,11 @@ class FeatureDistillationObjective(Objective):
         encoder.vit.norm.requires_grad_(True)  # which other objectives do not run and therefore freeze
         self.head = nn.Linear(encoder.width, setting.teacher_width).apply(initialise_layer)
 
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the teacher's last level (B, T, D) for whole images."""
+        tokens = self.encoder.vit.norm(self.encoder.forward_tokens(patches, positions))
+        return self.head(self.with_target(tokens))  # type: ignore[no-any-return]
+
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), which has no terms (0,)."""
         tokens = self.encoder.vit.norm(self.encoder.forward_tokens(view.patches, view.visible))

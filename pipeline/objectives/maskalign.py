@@ -82,6 +82,12 @@ class MaskAlignObjective(Objective):
         )
         return per_level.mean(), per_level.detach()
 
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the last of the chosen levels (B, T, D) for whole images."""
+        return self.with_target(
+            self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[-1]
+        )
+
     def no_weight_decay(self) -> set[str]:
         """Return the encoder's tokens and the mixture."""
         return super().no_weight_decay() | {"alignment.weights"}
