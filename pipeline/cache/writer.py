@@ -1,7 +1,7 @@
 """Making a cache: creating and extending it, and publishing units whole or not at all."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.cache import layout, store
@@ -136,24 +136,19 @@ class UnitWriter:
         )
         for file in files.values():
             flush_to_disk(file.path)
+        # Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
+        # all of them, and only one maker can create it. Files of a dead maker are replaced. Not every place
+        # admits one maker at a time, and one that was suspended may have lost its claim since. So each step
+        # first looks whether another maker is at work or has committed.
         with self._folder.moving():
-            return self._move_and_commit(files, commit)
+            taken = all(self._folder.take(file.path, key, self._is_ours) for key, file in files.items())
+            return taken and self._is_ours() and create_commit(self._folder, self._unit, commit)
+
+    def _is_ours(self) -> bool:
+        return self._folder.holds(self._unit.source) and not is_committed(self._folder, self._unit)
 
     def discard(self) -> None:
         """Remove what is left of the unit in the scratch folder."""
         for shard in self._shards.values():
             shard.discard()
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _move_and_commit(self, files: Mapping[str, WrittenFile], commit: Commit) -> bool:
-        """Move the flushed files into place, then commit; files of a dead maker are replaced.
-
-        Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
-        all of them, and only one maker can create it. Not every place admits one maker at a time, so each
-        step looks for another's commit first.
-        """
-        for key, file in files.items():
-            if is_committed(self._folder, self._unit):
-                return False
-            self._folder.take(file.path, key)
-        return create_commit(self._folder, self._unit, commit)

@@ -77,9 +77,9 @@ def compare_with_teacher(
     for name, values in cache.teacher_output().items():
         if not np.array_equal(values, output[name]):
             raise CacheError(f"array {name!r} of cache {cache.address!r} is not its teacher's; extract again")
-    mean, std = (torch.from_numpy(values) for values in cache.calibration())
-    decoder, rounding = TargetDecoder(mean, std, cache.schema.encoding), _tolerance(cache)[0]
-    counts, cosines, errors, within = [], [], [], []
+    channel_mean, std = (torch.from_numpy(values) for values in cache.calibration())
+    decoder, rounding = TargetDecoder(channel_mean, std, cache.schema.encoding), _tolerance(cache)[0]
+    found = []  # for each chunk (n, 5, M): mean and least cosine, mean and largest error, share within
     units = cache.finished(None, allow_partial=True)
     chunks = [(unit, chunk) for unit in units for chunk in range(chunk_count(int(unit["rows"])))]
     order = generator(0, "blocks to compare").permutation(len(chunks))
@@ -89,19 +89,12 @@ def compare_with_teacher(
         error = (stored - given).abs()
         inside = error <= error_bound(stored, stats, std, cache.schema.encoding) + rounding
         cosine = F.cosine_similarity(stored, given, dim=-1)
-        counts.append(float(len(stored)))
-        cosines.append(torch.stack([cosine.double().mean((0, 2)), cosine.amin((0, 2)).double()]))
-        errors.append(torch.stack([error.double().mean((0, 2, 3)), error.amax((0, 2, 3)).double()]))
-        within.append(inside.double().mean((0, 2, 3)))
-    weights = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
-    cosine, error = torch.stack(cosines), torch.stack(errors)
-    columns = (
-        (cosine[:, 0] * weights).sum(0),
-        cosine[:, 1].amin(0),
-        (error[:, 0] * weights).sum(0),
-        error[:, 1].amax(0),
-        (torch.stack(within) * weights).sum(0),
-    )
+        cosine, error, inside = cosine.double(), error.double(), inside.double()
+        cosines, errors = (cosine.mean(2), cosine.amin(2)), (error.mean((2, 3)), error.amax((2, 3)))
+        found.append(torch.stack([*cosines, *errors, inside.mean((2, 3))], dim=1))
+    images = torch.cat(found)
+    mean, least, largest = images.mean(0), images.amin(0), images.amax(0)
+    columns = (mean[0], least[1], mean[2], largest[3], mean[4])
     rows_of_levels = zip(cache.schema.levels, *(column.tolist() for column in columns), strict=True)
     return [LevelComparison(*row) for row in rows_of_levels]
 

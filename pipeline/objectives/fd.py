@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder, build_encoder
 from pipeline.student.initialise import initialise_layer
 
 _BETA = 2.0

@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import LossKind, TargetKind, distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder, build_encoder
 from pipeline.student.initialise import initialise_layer
 
 Mode = Literal["dynamic", "layerwise", "uniform", "last"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pipeline.config import Section
 from pipeline.objectives.losses import TargetKind
 from pipeline.objectives.needs import Needs
-from pipeline.student.encoder import MaskedEncoder, StudentConfig
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder
 
 Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 

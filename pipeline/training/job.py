@@ -21,9 +21,10 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.config import RunConfig, TrainConfig, batch_of_rank, steps_of_run
+from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser
+from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass

@@ -85,12 +85,17 @@ def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:  # of a user who is not known
-        raise ConfigError(f"shards {str(path)!r} cannot be found ({error}): {_ACCEPTED}") from None
+        raise _refusal(path, f"cannot be found ({error})") from None
 
 
-def _some(pattern: str, found: list[str]) -> list[str]:
+def _refusal(shards: str | Path, fault: str) -> ConfigError:
+    """Return the refusal of what does not name tars; the fault completes the sentence `shards SPEC ...`."""
+    return ConfigError(f"shards {printable(str(shards))!r} {fault}: {_ACCEPTED}")
+
+
+def _some(pattern: str | Path, found: list[str]) -> list[str]:
     if not found:
-        raise ConfigError(f"shards {printable(pattern)!r} match no .tar file: {_ACCEPTED}")
+        raise _refusal(pattern, "match no .tar file")
     return found
 
 
@@ -103,9 +108,7 @@ def _braces(spec: str) -> list[str]:
     try:
         return list(braceexpand(spec))
     except ValueError:
-        raise ConfigError(
-            f"shards {printable(spec)!r} have a brace without its partner: {_ACCEPTED}"
-        ) from None
+        raise _refusal(spec, "have a brace without its partner") from None
 
 
 def _is_there(path: Path) -> bool:
@@ -128,7 +131,7 @@ def _local_matches(path: Path) -> list[str]:
             found += _local_matches(pattern)
         elif _WILDCARD.search(str(pattern)):
             base = next(folder for folder in pattern.parents if _is_there(folder))
-            found += _some(str(pattern), _tars(base.glob(str(pattern.relative_to(base)))))
+            found += _some(pattern, _tars(base.glob(str(pattern.relative_to(base)))))
         else:
             found.append(str(pattern))
     return found
@@ -139,16 +142,12 @@ def _remote_matches(url: str) -> list[str]:
     parent, _, name = url.rpartition("/")
     try:
         if _WILDCARD.search(parent):
-            raise ConfigError(
-                f"shards {printable(url)!r} have a wildcard in the folder part of a URL: {_ACCEPTED}"
-            )
+            raise _refusal(url, "have a wildcard in the folder part of a URL")
         if _WILDCARD.search(name):
             return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
         return [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"shards {printable(url)!r} cannot be listed ({error.strerror}): {_ACCEPTED}"
-        ) from None
+        raise _refusal(url, f"cannot be listed ({error.strerror})") from None
 
 
 def _tars(files: Iterable[Path]) -> list[str]:
@@ -169,7 +168,7 @@ def _in_folder(path: Path) -> list[str]:
         raise ConfigError(
             f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
         )
-    raise ConfigError(f"shards {str(path)!r} match no .tar file: {_ACCEPTED}")
+    return _some(path, [])
 
 
 def _listed(path: Path) -> list[str]:
@@ -184,15 +183,13 @@ def _listed(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ConfigError(f"{shown} is neither a .tar file nor a text list: {_ACCEPTED}") from None
+        raise _refusal(path, "is neither a .tar file nor a text list") from None
     named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not named:
-        raise ConfigError(f"{shown} match no .tar file, since the list is empty: {_ACCEPTED}")
+        raise _refusal(path, "match no .tar file, since the list is empty")
     if other := next((name for name in named if not name.endswith(".tar")), ""):
-        raise ConfigError(
-            f"{shown} is read as a text list, but its line {printable(other)[:80]!r} does not end in "
-            f".tar: {_ACCEPTED}"
-        )
+        line = printable(other)[:80]
+        raise _refusal(path, f"is read as a text list, but its line {line!r} does not end in .tar")
     return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]
 
 

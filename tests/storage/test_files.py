@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage.files import create_file_exclusively, locked, locked_if_free, replace_file
+from pipeline.storage.files import create_file_exclusively, locked, replace_file
 from pipeline.storage.local import LocalFolder
 
 
@@ -159,11 +159,11 @@ def test_what_file_systems_and_desktops_add_is_not_there(tmp_path):
 
 def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
     with locked(tmp_path / "lock"):
-        with locked_if_free(tmp_path / "lock") as free:
+        with locked(tmp_path / "lock", wait=False) as free:
             assert not free
-        with locked_if_free(tmp_path / "other") as free:
+        with locked(tmp_path / "other", wait=False) as free:
             assert free
-    with locked_if_free(tmp_path / "lock") as free:
+    with locked(tmp_path / "lock", wait=False) as free:
         assert free
 
 
@@ -171,13 +171,13 @@ def test_a_lock_ends_with_its_holder(tmp_path):
     program = "import os, pathlib, sys; from pipeline.storage.files import locked\n"
     program += "with locked(pathlib.Path(sys.argv[1])):\n    os._exit(3)"
     assert subprocess.run([sys.executable, "-c", program, tmp_path / "lock"], check=False).returncode == 3
-    with locked_if_free(tmp_path / "lock") as free:
+    with locked(tmp_path / "lock", wait=False) as free:
         assert free
 
 
-@pytest.mark.parametrize("lock", [locked, locked_if_free])
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, lock):
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, wait):
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOTSUP))
     text = r"the file system of '.*lock' has no file locks \(Operation not supported\): use one that has them"
-    with pytest.raises(StorageError, match=text), lock(tmp_path / "new" / "lock"):
+    with pytest.raises(StorageError, match=text), locked(tmp_path / "new" / "lock", wait):
         pass

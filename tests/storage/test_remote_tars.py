@@ -5,11 +5,10 @@ from pathlib import Path
 
 import obstore
 import pytest
-from object_server import QUICK
 from tars import image, make_tars, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.storage import connection, tar_streams
+from pipeline.storage import tar_streams
 from pipeline.storage.address import printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.source import read_samples
@@ -17,13 +16,10 @@ from pipeline.views.source_tars import SourceTar, resolve_tars
 
 
 @pytest.fixture
-def store(bucket, monkeypatch):
+def store(bucket, _quick, monkeypatch):
     """The bucket as obstore has it; whatever asks for a tar has quick retries and small ranges."""
-    monkeypatch.setattr(connection, "RETRIES", QUICK)
     monkeypatch.setattr(tar_streams, "RANGE_BYTES", 10_000)
-    connection._connection.cache_clear()
-    yield obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
-    connection._connection.cache_clear()
+    return obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
 
 
 @pytest.fixture

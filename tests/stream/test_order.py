@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
 from pipeline.stream.order import SampleOrder, have_few_classes
-from pipeline.training.config import DataConfig
+from pipeline.training.sections import DataConfig
 
 BLOCK = 64
 

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 from pipeline.student.backbone import create_backbone
-from pipeline.student.encoder import StudentConfig
+from pipeline.student.config import StudentConfig
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 

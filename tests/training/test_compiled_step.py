@@ -6,6 +6,7 @@ import pytest
 import torch
 from functorch.compile import nop
 from safetensors.torch import load_file
+from student_fixtures import encode_images
 from torch import distributed
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import SkipFrame
@@ -19,9 +20,10 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.config import RunConfig, TrainConfig
+from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
+from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
@@ -114,7 +116,7 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
     def evaluate(*_):
         job.objective.encoder.eval()
         with torch.no_grad():
-            job.objective.encoder.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+            encode_images(job.objective.encoder, torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
         job.objective.train()
 
     job.optimiser.register_step_post_hook(evaluate)

@@ -7,8 +7,9 @@ import torch
 from training_runs import tiny_job
 
 from pipeline.errors import ConfigError
-from pipeline.training.config import OptimConfig, RunConfig, steps_of_run
+from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.optimiser import build_optimiser, build_schedule
+from pipeline.training.sections import OptimConfig
 
 PAPER = {
     "objective": {

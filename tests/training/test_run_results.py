@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import caches
 import pytest
@@ -13,6 +14,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from student_fixtures import encode_images
 from tars import image, write_tar
 from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_job, train, trained
 
@@ -148,14 +150,24 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
     assert len(messages) == 1
 
 
-def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path):
-    program = "import sys; from pathlib import Path; from stages.train_student import train_student\n"
-    program += "try:\n  train_student(Path('x'), Path('x'), config=Path('x'))\n"
-    program += "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": Path("x")}, "configuration file 'x' does not exist"),
+        ({"assignments": ["mask.ration=0.6"]}, "unknown configuration key 'mask.ration': did you mean"),
+        ({"assignments": ["students.model=a"]}, "unknown configuration key 'students.model': did you mean"),
+    ],
+)
+def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, options, message):
+    program = (
+        "import sys; from pathlib import Path, PosixPath; from stages.train_student import train_student\n"
+        f"try:\n  train_student('x', Path('x'), **{options!r})\n"
+        "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "[]\n"
-    assert "error: configuration file 'x' does not exist" in result.stderr
+    assert f"error: {message}" in result.stderr
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path):
@@ -192,7 +204,7 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
     assert load_newest(job) == 6
     images = torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
-        expected = job.objective.encoder.eval().encode_images(images)
+        expected = encode_images(job.objective.encoder.eval(), images)
         found = model.forward_features((images.permute(0, 3, 1, 2) / 255 - mean) / std)
     assert found.shape == (3, 17, 32)
     assert torch.allclose(found, expected, atol=1e-5)
