@@ -30,6 +30,16 @@ def provenance(*libraries: str) -> dict[str, Any]:
     }
 
 
+def cpu_name() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
 def command_line() -> str:
     """Return the command as shell input, without secrets; bytes that are not UTF-8 are escaped."""
     words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]

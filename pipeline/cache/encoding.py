@@ -42,7 +42,8 @@ def encode_level(
         return whitened.half(), moments.half()
     values = (whitened - channel_mean) / channel_std
     width, largest = values.shape[-1], code_format.largest_code
-    grouped = F.pad(values, (0, -width % GROUP_CHANNELS)).unflatten(-1, (-1, GROUP_CHANNELS))
+    padded = F.pad(values, (0, -width % GROUP_CHANNELS))
+    grouped = padded.view(*padded.shape[:-1], -1, GROUP_CHANNELS)
     scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()  # exact in a half
     codes = (grouped / scales[..., None]).round().clamp(-largest, largest).to(torch.int8)
     codes = codes.flatten(-2)[..., :width]

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.cache.schema import Encoding, ViewSchema
+    from pipeline.cache.schema import Encoding
     from pipeline.cache.units import Unit
     from pipeline.views.codec import ViewFormat
     from pipeline.views.crop import CropPolicy
@@ -84,24 +84,6 @@ class ExtractionOptions:
                 f"--keep {self.keep:g} leaves 0 of {patches} patches; "
                 f"give {math.ceil(1e4 / patches) / 1e4:g} to 1"
             )
-
-    @property
-    def view(self) -> "ViewSchema":
-        """The settings for drawing and storing views."""
-        from pipeline.cache.schema import ViewSchema
-        from pipeline.views.codec import DECODER
-        from pipeline.views.crop import RESIZE
-
-        return ViewSchema(
-            format=self.view_format,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            crop_scale=self.crop_scale,
-            flip=self.flip,
-            seed=self.seed,
-            decoder=DECODER,
-            resize=RESIZE,
-        )
 
     @property
     def policy(self) -> "CropPolicy":

@@ -142,7 +142,6 @@ class WindowReader:
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
-            error.add_note(
-                f"in {chunk.name}" if row is None else f"in {chunk.unit}, row {chunk.first_row + row}"
-            )
+            where = chunk.name if row is None else f"{chunk.unit}, row {chunk.first_row + row}"
+            error.add_note(f"in {where}")
             raise
