@@ -18,8 +18,6 @@ from stages.console import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.cache.reader import Cache
 
 app = new_app(no_args_is_help=True)
@@ -155,7 +153,16 @@ def verify(
             report=typer.echo,
         )
         if teacher or teacher_spec:
-            _compare_with_teacher(verified, teacher_spec, rows, choose_device(device))
+            from pipeline.extraction import verify_teacher
+
+            chosen = choose_device(device)
+            loaded = verify_teacher.load_teacher_of(verified, teacher_spec, chosen)
+            found = verify_teacher.compare_with_teacher(verified, loaded, chosen, rows)
+            typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
+            for one in found:
+                cosines = f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}"
+                typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
+            verify_teacher.refuse_differences(verified, found)
         typer.echo(verdict)
 
 
@@ -181,17 +188,6 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     crops = f"crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area"
     yield "views", f"{view.image_size} pixels as {view.format}, {crops},"
     yield "", f"flipped with probability {view.flip:g}, seed {view.seed}"
-
-
-def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "torch.device") -> None:
-    from pipeline.extraction.verify_teacher import compare_with_teacher, load_teacher_of, refuse_differences
-
-    found = compare_with_teacher(cache, load_teacher_of(cache, spec, device), device, rows)
-    typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
-    for one in found:
-        cosines = f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}"
-        typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
-    refuse_differences(cache, found)
 
 
 def main() -> None:

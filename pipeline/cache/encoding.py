@@ -40,19 +40,15 @@ def encode_level(
     code_format = CODE_FORMATS[encoding]
     if code_format.largest_code is None:
         return whitened.half(), moments.half()
-    codes, scales = _quantise((whitened - channel_mean) / channel_std, code_format.largest_code)
-    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
-    return stored, torch.cat([moments, scales], dim=-1).half()
-
-
-def _quantise(values: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Quantise (..., D) to int8 codes (..., D) of at most `largest` and scales (..., G), exact in a half."""
-    width = values.shape[-1]
+    values = (whitened - channel_mean) / channel_std
+    width, largest = values.shape[-1], code_format.largest_code
     padded = F.pad(values, (0, -width % GROUP_CHANNELS))
     grouped = padded.view(*padded.shape[:-1], -1, GROUP_CHANNELS)
-    scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()
+    scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()  # exact in a half
     codes = (grouped / scales[..., None]).round().clamp(-largest, largest).to(torch.int8)
-    return codes.flatten(-2)[..., :width], scales
+    codes = codes.flatten(-2)[..., :width]
+    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
+    return stored, torch.cat([moments, scales], dim=-1).half()
 
 
 def _pack(codes: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte is checked."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,7 @@ class Cache:
         self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
 
     @property
     def address(self) -> str:
@@ -124,16 +123,12 @@ class Cache:
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
-        unit = int(pinned["unit"])
-        commit = self._commits.pop(unit, None) or self._present(self.commit_of, self.units[unit])
+        commit = self._held_commit(self.units[int(pinned["unit"])])
         if commit.digest.encode() != pinned["digest"]:
             raise CacheError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
                 "start another run"
             )
-        self._commits[unit] = commit
-        if len(self._commits) > _COMMITS_HELD:
-            self._commits.popitem(last=False)
         return commit
 
     def _table(self, units: Sequence[Unit]) -> FinishedUnits:

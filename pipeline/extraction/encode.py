@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -37,13 +36,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
-
-
-def resolve_compile(compile: Compile, device: torch.device) -> Literal["on", "try", "off"]:
-    """Return whether to compile the teacher: `auto` tries it on a GPU and does not on a CPU."""
-    if compile == "auto":
-        return "try" if device.type == "cuda" else "off"
-    return compile
 
 
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
@@ -105,14 +97,15 @@ class FeatureEncoder:
         schema: CacheSchema,
         device: torch.device,
         batch_size: int,
-        compile: Literal["on", "try", "off"] = "off",
+        compile: Compile = "off",
     ) -> None:
-        """Take the teacher and the calibration (M, D). `try`: run uncompiled where compiling fails."""
+        """Take the teacher and the calibration (M, D). `auto`: on a GPU compiled, if that works."""
         self.device, self.batch_size = device, batch_size
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
-        self.compiled, self._must_compile = compile != "off", compile == "on"
+        self.must_compile = compile == "on"
+        self.compiled = self.must_compile or (compile == "auto" and device.type == "cuda")
         self.compiler_fault = ""  # why the teacher runs uncompiled although compiling was tried
         self._features = compiled(self.features) if self.compiled else self.features
 
@@ -155,7 +148,7 @@ class FeatureEncoder:
             raise
         except Exception as error:
             fault = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            if self._must_compile:
+            if self.must_compile:
                 raise ConfigError(f"the teacher cannot be compiled ({fault}); give --compile off") from error
             self.compiled, self.compiler_fault = False, fault
             return self.features(pixels)

@@ -119,39 +119,34 @@ def _timm_tower(model: TimmViT, grid: int) -> Tower:
     if isinstance(pool, AttentionPoolLatent) and pool.pos_embed is not None:
         pool.pos_embed = _frozen(resize_positions(pool.pos_embed, native, grid))
     model.patch_embed.set_input_size(img_size=(size, size))
+    prefix, last, importance = model.num_prefix_tokens, len(model.blocks) - 1, None
+    if model.has_class_token:
+        importance = Importance(
+            last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix)
+        )
+    elif isinstance(pool, AttentionPoolLatent):
+        skipped = 0 if model.pool_include_prefix else prefix
+        importance = Importance(
+            last, lambda tokens: query_importance(pool, model.norm, tokens, skipped, prefix)
+        )
     return Tower(
         module=model,
         depth=len(model.blocks),
         width=model.embed_dim,
         patch_size=model.patch_embed.patch_size[0],
-        prefix=model.num_prefix_tokens,
+        prefix=prefix,
         has_cls=model.has_class_token,
         final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
         post_norm=_affine(model.norm),
         projection=None,
         outputs=partial(_outputs, model, return_prefix_tokens=True, output_dict=True),
-        importance=_timm_importance(model),
+        importance=importance,
     )
-
-
-def _timm_importance(model: TimmViT) -> Importance | None:
-    prefix, last = model.num_prefix_tokens, len(model.blocks) - 1
-    if model.has_class_token:
-        return Importance(
-            last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix)
-        )
-    if isinstance(model.attn_pool, AttentionPoolLatent):
-        skipped = 0 if model.pool_include_prefix else prefix
-        return Importance(
-            last, lambda tokens: query_importance(model.attn_pool, model.norm, tokens, skipped, prefix)
-        )
-    return None
 
 
 def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
-    visual.positional_embedding = _frozen(
-        resize_positions(visual.positional_embedding, visual.grid_size, grid)
-    )
+    positions = resize_positions(visual.positional_embedding, visual.grid_size, grid)
+    visual.positional_embedding = _frozen(positions)
     visual.grid_size = (grid, grid)
     # Under autocast the convolution gives bfloat16, open_clip casts the positions to that, and its LayerNorm
     # casts back to it: the residual stream would be rounded after every block, with five times the error of a

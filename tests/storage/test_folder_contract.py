@@ -169,12 +169,6 @@ def test_an_update_may_change_nothing_or_fail(folder):
     assert folder.read("a") == b"before and after"
 
 
-def test_a_taken_file_replaces_what_is_there(folder):
-    put(folder, "views/a.tar", b"torn")
-    put(folder, "views/a.tar", b"whole")
-    assert folder.read("views/a.tar") == b"whole"
-
-
 def test_a_taken_folder_appears_with_all_its_files(folder):
     with folder.scratch() as scratch:
         assert folder.take_tree(tree(scratch / "draft"), "targets.zarr", "zarr.json")
