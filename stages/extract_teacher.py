@@ -165,9 +165,8 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
     print_row("decoding", f"{rates.decode_rate:,.3g} images/s in each of {workers}")
     print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
     print_row("training", f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s")
-    print_row(
-        "paid back", f"after {rates.paid_after_epochs:,.1f} epochs, against running the teacher in each"
-    )
+    epochs = f"after {rates.paid_after_epochs:,.1f} epochs"
+    print_row("paid back", f"{epochs}, against running the teacher in each")
 
 
 def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:
