@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache as once
 from typing import Any
 
@@ -70,7 +69,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         wanted = options.covered(units)
         if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, options.maker, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
         # From this process's share on, so that processes begin at different tars. The rank may be any number.
         tars, count = options.tars, len(options.tars)
@@ -161,12 +160,11 @@ def prepare_cache(
     schema = build_schema(options, teacher)
     cache = open_existing(options, schema)
     drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
-    maker = options.maker
 
     @once
     def images() -> Sequence[SampleViews]:
         return spread_images(
-            options.shards, lambda tar: replace(maker, source=drawn.source_of_draws(tar.name)), decoder
+            options.shards, lambda tar: options.maker(source=drawn.source_of_draws(tar.name)), decoder
         )
 
     refuse_full_disk(options, schema, cache, images)

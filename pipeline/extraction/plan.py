@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -94,7 +94,7 @@ def forecast_sizes(
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    maker = replace(options.maker, views=tuple(range(options.views)))
+    maker = options.maker(tuple(range(options.views)))
     images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
     sizes = _forecast(options, schema, images, _finished(options, cache))
     return sizes, decoder.busy_seconds / len(images)
