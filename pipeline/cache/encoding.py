@@ -119,22 +119,18 @@ class Calibrator:
     """Accumulates mean and std of every channel of the whitened features, level by level, in float64."""
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
-        self._squares: Tensor | None = None
+        self._sums = self._squares = torch.zeros((), dtype=torch.float64)
         self._tokens = 0
 
     def add(self, hidden: tuple[Tensor, ...]) -> None:
         """Take hidden states: M tensors (B, T, D)."""
         whitened = torch.stack([whiten(level)[0].double().flatten(0, 1) for level in hidden])
-        sums, squares = whitened.sum(1).cpu(), whitened.square().sum(1).cpu()
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._squares = squares if self._squares is None else self._squares + squares
+        self._sums = self._sums + whitened.sum(1).cpu()
+        self._squares = self._squares + whitened.square().sum(1).cpu()
         self._tokens += whitened.shape[1]
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return channel mean and deviation, (M, D) float32 each."""
-        assert self._sums is not None
-        assert self._squares is not None
         mean = self._sums / self._tokens
         deviation = (self._squares / self._tokens - mean.square()).clamp(min=0).sqrt()
         typical = deviation.median(dim=-1, keepdim=True).values  # of the level

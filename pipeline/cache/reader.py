@@ -161,12 +161,7 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = self._read_constants(*_CALIBRATION)
-        if digest_of_arrays(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(
-                f"the calibration of cache {self.address!r} does not match its digest: "
-                f"{cure_of_constants(self.schema, _CALIBRATION)}"
-            )
+        mean, std = self._read_constants("calibration of", _CALIBRATION, self.schema.calibration.sha256)
         return mean, std
 
     def teacher_output(self) -> dict[str, NDArray[np.float32]]:
@@ -176,13 +171,10 @@ class Cache:
         CacheError if they are damaged.
         """
         names = [name for name in ("post_norm", "projection") if name in self._specs]
-        found = self._read_constants(*names)
-        if names and digest_of_arrays(*found) != self.schema.teacher.output_sha256:
-            raise CacheError(
-                f"the final norm or projection in cache {self.address!r} does not match its digest: "
-                f"{_MADE_AGAIN}"
-            )
-        return dict(zip(names, found, strict=True))
+        digest = self.schema.teacher.output_sha256
+        return dict(
+            zip(names, self._read_constants("final norm or projection in", names, digest), strict=True)
+        )
 
     def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read one chunk of some arrays; a CacheError names unit, array and rows with a wrong byte."""
@@ -210,15 +202,16 @@ class Cache:
             raise CacheError(f"{where} is not what was committed: {REMEDY}")
         return values[: end - first]
 
-    def _read_constants(self, *names: str) -> list[NDArray[np.float32]]:
-        found = []
+    def _read_constants(self, what: str, names: Sequence[str], digest: str) -> list[NDArray[np.float32]]:
+        found, cure = [], cure_of_constants(self.schema, names)
         for name in names:
             self._check_array(name)
             try:
                 found.append(store.read_constant(self.folder, self._specs[name]))
             except (ValueError, OSError) as error:
-                cure = cure_of_constants(self.schema, names)
                 raise store.unreadable(f"array {name!r} of {self.address!r}", error, cure) from None
+        if names and digest_of_arrays(*found) != digest:
+            raise CacheError(f"the {what} cache {self.address!r} does not match its digest: {cure}")
         return found
 
     def _check_array(self, name: str) -> None:
