@@ -44,12 +44,11 @@ def write_run_report(folder: Path) -> Path:
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder)),
-            _charts(run, metrics),
-            alignment_section(metrics),
+            *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),
             _facts(run),
             _configuration(run),
-            _log(metrics),
+            *([_log(metrics)] if metrics else []),
         ],
     )
     replace_file(folder / REPORT_FILE, page.encode())
@@ -92,8 +91,6 @@ def _parameters(folder: Path) -> int:
 
 
 def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    if not metrics:
-        return PageSection("Training", "")
     optim = run["config"]["optim"]
     warmup = optim["warmup_steps"]
     if warmup is None:
@@ -136,10 +133,9 @@ def _configuration(run: Run) -> PageSection:
         texts = (x if isinstance(x, str) else json.dumps(x) for x in (value, defaults.get(name)))
         shown, usual = map(html.escape, texts)
         row = f'<th scope="row">{html.escape(name)}</th><td>{shown}</td>'
-        if any(key.startswith(f"{name}.") for key in given):
-            marked += f'<tr class="changed">{row}<td>--set, default {usual}</td></tr>'
-        elif shown != usual:
-            marked += f'<tr class="changed">{row}<td>default {usual}</td></tr>'
+        by_hand = "--set, " if any(key.startswith(f"{name}.") for key in given) else ""
+        if by_hand or shown != usual:
+            marked += f'<tr class="changed">{row}<td>{by_hand}default {usual}</td></tr>'
         else:
             others += f"<tr>{row}<td></td></tr>"
     text = (
@@ -152,8 +148,6 @@ def _configuration(run: Run) -> PageSection:
 
 def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return evenly spaced lines of the log as a table, for those who cannot read the charts."""
-    if not metrics:
-        return PageSection("", "")
     names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
     chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
     rows = ([metrics[index].get(name) for name in names] for index in chosen)

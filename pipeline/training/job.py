@@ -136,10 +136,10 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    compiled = choose_compilation(config.train, precision, device)
-    trained = (objective, optimiser, scaler)
-    place = (run, ranks, device)
-    return TrainingJob(config, cache, spec, *trained, *place, steps, warmup, precision, compiled)
+    resolved = (precision, choose_compilation(config.train, precision, device))
+    return TrainingJob(
+        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup, *resolved
+    )
 
 
 def build_optimiser(
