@@ -92,16 +92,8 @@ def test_a_range_cut_in_the_middle_is_completed(objects, server):
 @pytest.mark.parametrize(
     ("kind", "number", "words"),
     [
-        (
-            "503",
-            errno.EIO,
-            "the server answered 503 Service Unavailable: check the address, the network and AWS_ACCESS",
-        ),
-        (
-            "403",
-            errno.EACCES,
-            "access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID",
-        ),
+        ("503", errno.EIO, "the server answered 503 Service Unavailable: check the address, the network"),
+        ("403", errno.EACCES, "access is denied (403 Forbidden): check the address, the network and"),
         ("closed", errno.EIO, "the server cannot be reached (HTTP error: error sending request): check"),
     ],
 )
@@ -249,14 +241,8 @@ def test_a_claim_ends_its_thread(objects):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        (
-            "ftp://host/a.cache",
-            "address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://... or gs://... or az://...",
-        ),
-        (
-            "https://host/a.cache",
-            "not of a known kind (http:// and https:// are for source tars only): give a path, or s3://...",
-        ),
+        ("ftp://host/a.cache", "address 'ftp://host/a.cache' is not of a known kind: give a path, or"),
+        ("https://host/a.cache", "not of a known kind (http:// and https:// are for source tars only)"),
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (
             "az://container/a.cache",
