@@ -61,10 +61,8 @@ def test_no_cls_raw_crops_and_missing_labels(tmp_path):
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width
-    assert (batches[0]["visible_codes"].shape, batches[0]["visible_stats"].shape) == (
-        (6, 3, 8, width),
-        (6, 3, 8, 2),
-    )
+    assert batches[0]["visible_codes"].shape == (6, 3, 8, width)
+    assert batches[0]["visible_stats"].shape == (6, 3, 8, 2)
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(images)
     joined = read_joined(cache, next(cache.commits()), 0, [])
