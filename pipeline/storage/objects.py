@@ -101,9 +101,8 @@ class ObjectFolder:
                     self._put(key, data, "create", writer)
                     return True
                 except AlreadyExistsError:  # or this put was tried again because its first answer got lost
-                    with suppress(
-                        FileNotFoundError
-                    ):  # S3 may refuse one of two puts before the other is there
+                    # S3 may refuse one of two puts before the other is there
+                    with suppress(FileNotFoundError):
                         return obstore.get(self._store, key).attributes.get(_WRITER) == writer
             time.sleep(random.uniform(0, 0.1))
         text = "the store neither creates the object nor has it: run the same command again"
