@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -36,8 +37,7 @@ class Knn(Section):
         """Score CLS, if there is one, and the mean patch token."""
         bank = extract_features(subject, data, batch_size)
         queries = bank if test is None else extract_features(subject, test, batch_size)
-        groups = self._groups(bank, queries)
-        return [self._score(name, bank, queries, groups, subject.device) for name in sorted(bank.by_name)]
+        return list(self._outcomes(bank, queries, subject.device))
 
     def _groups(self, bank: Features, queries: Features) -> tuple[Tensor, Tensor] | None:
         """Number the images behind bank (n,) and queries (m,), where a query's own image must not vote."""
@@ -55,34 +55,28 @@ class Knn(Section):
             )
         return _numbered(bank.keys, queries.keys)
 
-    def _score(
-        self,
-        name: str,
-        bank: Features,
-        queries: Features,
-        groups: tuple[Tensor, Tensor] | None,
-        device: torch.device,
-    ) -> Outcome:
-        tensors = (bank.by_name[name], bank.labels, queries.by_name[name])
-        on_device = [tensor.to(device) for tensor in tensors]
-        groups = groups and (groups[0].to(device), groups[1].to(device))
-        predicted = knn_predictions(*on_device, k=self.k, temperature=self.temperature, groups=groups).cpu()
-        right = predicted == queries.labels
+    def _outcomes(self, bank: Features, queries: Features, device: torch.device) -> Iterator[Outcome]:
         classes, images = torch.unique(queries.labels, return_counts=True)
-        per_class = {
-            str(int(label)): float(right[queries.labels == label].float().mean()) for label in classes
-        }
-        return Outcome(
-            representation=name,
-            bank=bank.facts,
-            test=queries.facts,
-            metrics={"top-1": int(right.sum()) / len(right)},
-            per_class=per_class,
-            class_images=dict(zip(per_class, images.tolist(), strict=True)),
-            chance=int(images.max()) / len(right),
-            selection="none: k and temperature are given",
-            notes=tuple(_notes(bank, queries)),
-        )
+        groups = self._groups(bank, queries)
+        groups = groups and (groups[0].to(device), groups[1].to(device))
+        vote = partial(knn_predictions, k=self.k, temperature=self.temperature, groups=groups)
+        for name in sorted(bank.by_name):
+            tensors = (bank.by_name[name], bank.labels, queries.by_name[name])
+            right = vote(*(tensor.to(device) for tensor in tensors)).cpu() == queries.labels
+            per_class = {
+                str(int(label)): float(right[queries.labels == label].float().mean()) for label in classes
+            }
+            yield Outcome(
+                representation=name,
+                bank=bank.facts,
+                test=queries.facts,
+                metrics={"top-1": int(right.sum()) / len(right)},
+                per_class=per_class,
+                class_images=dict(zip(per_class, images.tolist(), strict=True)),
+                chance=int(images.max()) / len(right),
+                selection="none: k and temperature are given",
+                notes=tuple(_notes(bank, queries)),
+            )
 
 
 def knn_predictions(

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,10 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
     losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
     seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
+    loss = (f"{losses[-1]:.4f}", f"from {losses[0]:.4f}") if len(losses) else ("never finite", "")
     cells = [
         ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
-        (
-            "loss",
-            f"{losses[-1]:.4f}" if len(losses) else "never finite",
-            f"from {losses[0]:.4f}" if len(losses) else "",
-        ),
+        ("loss", *loss),
         ("training took", duration(seconds), "without start-up"),
     ]
     if len(rates):
@@ -79,13 +77,8 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if len(memory):  # of a GPU
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if count := _parameters(folder):
-        cells.append(
-            (
-                "parameters",
-                f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}",
-                "of the exported student",
-            )
-        )
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+        cells.append(("parameters", size, "of the exported student"))
     return PageSection("", numbers(cells))
 
 
@@ -105,13 +98,12 @@ def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     warmup = optim["warmup_steps"]
     if warmup is None:
         warmup = round(optim["warmup_epochs"] * run["steps_per_epoch"])
+    single = partial(plots.single_chart, metrics)
     charts = {
         "Loss": plots.loss_chart(metrics, warmup),
-        "Learning rate": plots.single_chart(metrics, "learning_rate", "learning rate", warmup=warmup),
-        "Throughput": plots.single_chart(metrics, "images_per_second", "images per second"),
-        "Waiting for data": plots.single_chart(
-            metrics, "wait_share", "% of the time", scale=100, least_top=5
-        ),
+        "Learning rate": single("learning_rate", "learning rate", warmup=warmup),
+        "Throughput": single("images_per_second", "images per second"),
+        "Waiting for data": single("wait_share", "% of the time", scale=100, least_top=5),
     }
     cards = (f'<section class="card"><h3>{name}</h3>{chart}</section>' for name, chart in charts.items())
     return PageSection("Training", f'<div class="grid">{"".join(cards)}</div>')
@@ -165,6 +157,5 @@ def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
     chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
     rows = ([metrics[index].get(name) for name in names] for index in chosen)
-    return PageSection(
-        "", folded("Numbers of the charts", data_table([name.replace("_", " ") for name in names], rows))
-    )
+    table = data_table([name.replace("_", " ") for name in names], rows)
+    return PageSection("", folded("Numbers of the charts", table))

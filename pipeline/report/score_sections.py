@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from pipeline.report.page import PageSection, data_table, folded
 from pipeline.report.scores import Score, is_outdated
@@ -13,13 +12,10 @@ _NAMES = {"cls": "CLS", "mean": "mean patch token"}
 
 def score_section(scores: Sequence[Score], student: str | None) -> PageSection:
     """Return a chart for each group of scores under the same conditions; `student` is the present digest."""
-    ordered = sorted(
-        scores, key=lambda score: score.conditions
-    )  # stable: within a chart in the order they came
-    charts = [
-        _chart(list(group), student) for _, group in groupby(ordered, key=lambda score: score.conditions)
-    ]
-    return PageSection("Evaluation", "".join(charts))
+    charts: dict[str, list[Score]] = {}
+    for score in scores:
+        charts.setdefault(score.conditions, []).append(score)
+    return PageSection("Evaluation", "".join(_chart(charts[key], student) for key in sorted(charts)))
 
 
 def _chart(group: list[Score], student: str | None) -> str:
@@ -38,10 +34,15 @@ def _chart(group: list[Score], student: str | None) -> str:
     )
     notes = "".join(f"<br>{html.escape(note)}" for note in first.notes)
     rows = "".join(row for score in group for row in _rows(score, student))
+    head = ["class", "images", *(f"{_who(score, student)}, {score.representation}" for score in group)]
+    classes = (
+        [label, first.class_images[label], *(f"{score.per_class[label]:.0%}" for score in group)]
+        for label in sorted(first.per_class, key=int)
+    )
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
     return (
         f'<p>{text}{left_out}{notes}</p><div class="card"><table class="scores">{rows}</table></div>'
-        f"{folded('Accuracy of each class', _classes(group, student))}"
+        f"{folded('Accuracy of each class', data_table(head, classes))}"
     )
 
 
@@ -62,14 +63,3 @@ def _who(score: Score, student: str | None) -> str:
     subject = score.subject
     step = f", step {subject.step:,}" if subject.kind == "run" and subject.step is not None else ""
     return f"{subject.name}{step}{' (outdated: other weights)' if is_outdated(score, student) else ''}"
-
-
-def _classes(group: list[Score], student: str | None) -> str:
-    """Return a table of the first metric: a row for each class, a column for each score."""
-    labels = sorted(group[0].per_class, key=int)
-    head = ["class", "images", *(f"{_who(score, student)}, {score.representation}" for score in group)]
-    rows = (
-        [label, group[0].class_images[label], *(f"{score.per_class[label]:.0%}" for score in group)]
-        for label in labels
-    )
-    return data_table(head, rows)

@@ -34,7 +34,7 @@ def sources_of(shards):
 
 
 def test_views_are_a_function_of_seed_tar_key_and_number(finished, shards):
-    cache, policy = Cache(finished), extraction_options(cache=finished, shards=shards).policy
+    cache, policy = Cache(finished), extraction_options(cache=finished, shards=shards).maker().policy
     sources = sources_of(shards)
     for commit in tuple(cache.commits()):
         boxes = cache.read_chunk(commit, 0, ["view"])["view"]

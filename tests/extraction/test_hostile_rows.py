@@ -135,7 +135,7 @@ def test_rows_are_those_of_the_good_images_alone(drawn):
         assert uncommitted(mixed) == uncommitted(clean)
         for commit, steps in zip(Cache(mixed).commits(), good, strict=True):
             assert rows_of(mixed, commit) == rows_of(clean, commit)
-            check_rows(Cache(mixed), commit, steps, extraction_options(cache=mixed, shards=[]).policy)
+            check_rows(Cache(mixed), commit, steps, extraction_options(cache=mixed, shards=[]).maker().policy)
 
 
 def check_rows(cache, commit, good, policy):
