@@ -12,19 +12,8 @@ from stages.bench import bench
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(bench)
-QUICK = (
-    "--quick",
-    "--rounds",
-    "1",
-    "--steps",
-    "1",
-    "--batch-size",
-    "16",
-    "--workers",
-    "1",
-    "--device",
-    "cpu",
-)
+QUICK = ("--quick", "--rounds", "1", "--steps", "1", "--batch-size", "16")
+QUICK += ("--workers", "1", "--device", "cpu")
 
 
 def run(*arguments):

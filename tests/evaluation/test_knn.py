@@ -105,20 +105,8 @@ def test_parts_change_nothing(monkeypatch, limit):
             ConfigError,
             "only 1 views .* --set k=1 or less",
         ),
-        (
-            torch.eye(3),
-            1,
-            (torch.ones(3), torch.ones(1)),
-            ConfigError,
-            "only 0 views .* a bank of other images",
-        ),
-        (
-            torch.eye(3) / 0,
-            1,
-            None,
-            CacheError,
-            "features of the bank are not finite: the network has diverged",
-        ),
+        (torch.eye(3), 1, (torch.ones(3), torch.ones(1)), ConfigError, "only 0 views .* a bank of other"),
+        (torch.eye(3) / 0, 1, None, CacheError, "features of the bank are not finite: the network has"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(bank, k, groups, error, message):

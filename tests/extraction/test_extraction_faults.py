@@ -298,7 +298,7 @@ class SlowShard(ShardWriter):
     def append(self, rows):
         if self._file.path.name.startswith("features"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert not self._file._file.closed
         super().append(rows)
 
