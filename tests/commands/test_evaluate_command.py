@@ -230,31 +230,19 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (
-            [],
-            "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model",
-        ),
+        ([], "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model"),
         (["--run", "{run}", "--teacher", TEACHER], "give one to evaluate"),
         (["--untrained", "--teacher", TEACHER], "give one to evaluate"),
         (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
-        (
-            ["--teacher", TEACHER, "--config", "{recipe}"],
-            "--config is for an untrained student without a run",
-        ),
+        (["--teacher", TEACHER, "--config", "{recipe}"], "--config is for an untrained student without a"),
         (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
         (["--model", "local-dir:none"], "give a folder with config.json and model.safetensors"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
-        (
-            ["--run", "{run}", "--test-shards", "{tars}"],
-            "24 keys are in the bank and in the test data, such as '0",
-        ),
+        (["--run", "{run}", "--test-shards", "{tars}"], "24 keys are in the bank and in the test data"),
         (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
-        (
-            ["--run", "{run}", "--set", "neighbours=3"],
-            "unknown configuration key 'neighbours': known are k, temp",
-        ),
+        (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
     ],
