@@ -115,7 +115,7 @@ def evaluate_student(
         from pipeline.evaluation.run import run_evaluation
 
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
-        typer.echo(f"{evaluation} of {task.subject.facts.name}: {shown}")
+        typer.echo(f"{evaluation} of {task.subject.facts.name}{f': {shown}' if shown else ''}")
         _report(choice, run_evaluation(settings, task))
 
 
