@@ -6,7 +6,7 @@ them are flipped.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,10 +106,16 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def load(
-    dataset: Dataset[Any], batches: Sequence[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
+    dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     try:
         yield from loader
     except RuntimeError as error:
