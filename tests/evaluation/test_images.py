@@ -94,19 +94,19 @@ def test_a_cut_tar_is_refused_wherever_that_is(tar):
 def test_an_empty_file_and_a_compressed_tar_are_refused(tar):
     for data in (b"", b"\x1f\x8b" + bytes(3000)):
         tar.write_bytes(data)
-        with pytest.raises((SourceError, ConfigError), match="some.tar"):
+        with pytest.raises((SourceError, ConfigError), match=r"some\.tar"):
             opened(tar)
 
 
 def test_a_key_in_two_places_or_a_link_is_refused(tmp_path):
     twice = write_tar(tmp_path / "a.tar", {"a": image(0), "b": image(1)}, members={"a.json": b"{}"})
-    with pytest.raises(SourceError, match="holds 'a.json' or its key twice"):
+    with pytest.raises(SourceError, match=r"holds 'a\.json' or its key twice"):
         opened(twice)
     with tarfile.open(tmp_path / "b.tar", "w") as made:
         link = tarfile.TarInfo("a.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "b.jpg"
         made.addfile(link)
-    with pytest.raises(SourceError, match="holds 'a.jpg', which is a link"):
+    with pytest.raises(SourceError, match=r"holds 'a\.jpg', which is a link"):
         opened(tmp_path / "b.tar")
 
 
