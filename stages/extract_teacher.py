@@ -7,7 +7,7 @@ import typer
 
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.runtime.launch import share_of_work, usable_cores
-from stages.console import check_device_name, choose_device, cli_errors, run_command
+from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pipeline.extraction.tally import Tally
 
 _SHOWN = 20  # skipped images; a damaged data set may have thousands
-
 
 Shards = Annotated[
     list[str],
@@ -35,7 +34,6 @@ Teacher = Annotated[
     ),
 ]
 Levels = Annotated[str, typer.Option(help="Teacher blocks: a number (the last N) or a list such as 3,7,11.")]
-Views = Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")]
 Encoding = Annotated[str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")]
 Keep = Annotated[
     float,
@@ -45,19 +43,15 @@ KeepRank = Annotated[
     str, typer.Option(help="Patches to store: drawn by the teacher's `attention`, or at `random`.")
 ]
 ViewFormat = Annotated[str, typer.Option(help="Stored crops: jpeg (quality 95) or raw (lossless).")]
-ImageSize = Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")]
 PatchSize = Annotated[int, typer.Option(min=1, help="Side of the student's patches in pixels.")]
 CropScale = Annotated[
     tuple[float, float],
     typer.Option(help="Least and greatest share of the image in a view; 1 1 is the centre view."),
 ]
 Flip = Annotated[float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")]
-Seed = Annotated[int, typer.Option(help="Seed of the crops.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Decoding processes; default: one for each usable core.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str,
     typer.Option(
@@ -82,19 +76,19 @@ def extract_teacher(
     cache: CacheAddress,
     teacher: Teacher,
     levels: Levels = Options.levels,
-    views: Views = Options.views,
+    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
     encoding: Encoding = Options.encoding,
     keep: Keep = Options.keep,
     keep_rank: KeepRank = Options.keep_rank,
     view_format: ViewFormat = Options.view_format,
-    image_size: ImageSize = Options.image_size,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = Options.image_size,
     patch_size: PatchSize = Options.patch_size,
     crop_scale: CropScale = Options.crop_scale,
     flip: Flip = Options.flip,
-    seed: Seed = Options.seed,
-    batch_size: BatchSize = Options.batch_size,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = Options.seed,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = Options.batch_size,
     workers: Workers = None,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Precision = Options.precision,
     compile: Compile = Options.compile,
     max_bad: MaxBad = Options.max_bad,
@@ -144,56 +138,36 @@ def _read_options(given: dict[str, Any]) -> Options:
     return replace(options, device=choose_device(given["device"]))
 
 
-def _print_rows(rows: dict[str, str]) -> None:
-    for name, value in rows.items():
-        typer.echo(f"{name:<13}{value}")
-
-
 def _show_sizes(sizes: "SizeForecast") -> None:
     from pipeline.cache.schema import UNIT_ROWS
 
     tars, views = counted(sizes.tars, "tar"), counted(sizes.views, "view")
-    rows = {
-        "images": f"{sizes.images:,.0f} in {tars}, {views} of each",
-        "bytes a view": f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop",
-        "cache": f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files",
-    }
+    print_row("images", f"{sizes.images:,.0f} in {tars}, {views} of each")
+    print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
+    print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
     if sizes.finished:
-        rows["finished"] = f"{sizes.finished:,} of {sizes.units:,} units exist already"
+        print_row("finished", f"{sizes.finished:,} of {sizes.units:,} units exist already")
     if sizes.rows > UNIT_ROWS:
-        rows["too large"] = (
-            f"tar {sizes.largest_tar!r} has {sizes.rows:,} images, more than {UNIT_ROWS:,}; split it"
-        )
-    rows["memory"] = f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units"
-    _print_rows(rows)
+        largest = f"tar {sizes.largest_tar!r} has {sizes.rows:,} images"
+        print_row("too large", f"{largest}, more than {UNIT_ROWS:,}; split it")
+    print_row("memory", f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units")
 
 
 def _show_rates(options: Options, rates: "RateForecast") -> None:
+    from pipeline.progress import duration
+
     sizes = rates.sizes
     view_bytes = sizes.target_bytes + sizes.crop_bytes
     written = rates.image_rate * sizes.views * view_bytes
-    _print_rows(
-        {
-            "teacher": f"{rates.teacher_rate:,.3g} views/s on {options.device}",
-            "decoding": f"{rates.decode_rate:,.3g} images/s in each of {counted(rates.workers, 'worker')}",
-            "extraction": f"{duration(rates.hours)} with {counted(rates.processes, 'process', 'processes')}, "
-            f"writing {written / 1e6:,.3g} MB/s",
-            "training": f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
-            "paid back": f"after {rates.paid_after_epochs:,.1f} epochs, against running the teacher in each",
-        }
+    workers, processes = counted(rates.workers, "worker"), counted(rates.processes, "process", "processes")
+    took = duration(3600 * rates.hours)
+    print_row("teacher", f"{rates.teacher_rate:,.3g} views/s on {options.device}")
+    print_row("decoding", f"{rates.decode_rate:,.3g} images/s in each of {workers}")
+    print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
+    print_row("training", f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s")
+    print_row(
+        "paid back", f"after {rates.paid_after_epochs:,.1f} epochs, against running the teacher in each"
     )
-
-
-def counted(count: float, name: str, plural: str = "") -> str:
-    """Return a number with the singular or plural of what it counts."""
-    return f"{count:,} {name if count == 1 else plural or name + 's'}"
-
-
-def duration(hours: float) -> str:
-    """Return hours in the unit that a person would use."""
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:

@@ -88,12 +88,13 @@ def _train(
     from pipeline.config import parse_config, read_settings
     from pipeline.runtime.workers import start_early
     from pipeline.training.run_folder import continues, read_run
+    from pipeline.training.sections import Sections
 
     def read() -> dict[str, Any]:
         return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
 
-    if process.world_size == 1:
-        read()
+    if process.world_size == 1:  # a key without its section may be one of [objective], which needs torch
+        parse_config(Sections, {name: keys for name, keys in read().items() if isinstance(keys, dict)})
     cache = Cache(address)
     start_early("pipeline.stream.worker")
     from pipeline.report.run_page import write_run_report

@@ -2,12 +2,12 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.benchmark.measure import wall_seconds
+from pipeline.provenance import cpu_name
 
 LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
 _SECONDS = 0.2  # of a measurement
@@ -15,14 +15,9 @@ _SECONDS = 0.2  # of a measurement
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the hardware and the operating system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     hardware = {
-        "cpu": next(names, platform.machine()),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 2**30, 1),
         "device": device.type,

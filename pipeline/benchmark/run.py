@@ -12,16 +12,14 @@ import torch
 from pipeline.benchmark import feeding, stage_one
 from pipeline.benchmark.machine import LIBRARIES, describe_machine
 from pipeline.benchmark.measure import Figure, threads
-from pipeline.benchmark.options import BenchOptions
+from pipeline.benchmark.options import STEPS, BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
 from pipeline.provenance import provenance
 from pipeline.training.config import RunConfig
 
 _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
-    "step": measure_steps,  # which looks for the first three parts itself
-    "in-loop": measure_steps,
-    "reference": measure_steps,
+    **dict.fromkeys(STEPS, measure_steps),  # which looks itself for which of them are chosen
     "loader": feeding.measure_loader,
     "reads": feeding.measure_reads,
     "overhead": feeding.measure_overhead,

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 
@@ -100,6 +99,13 @@ def measure_disk(bench: Workbench) -> Iterator[Figure]:
     path, data, host = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK), torch.device("cpu")
     buffer = memoryview(bytearray(_DISK_CHUNK))
 
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(_DISK_BYTES // len(data)):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
     def read() -> float:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -109,19 +115,8 @@ def measure_disk(bench: Workbench) -> Iterator[Figure]:
         finally:
             os.close(file)
 
-    rounds = bench.options.rounds
-    write = partial(wall_seconds, partial(_write, path, data), host)
-    seconds = take_turns({"write": write}, rounds, warm_up=False)
-    seconds |= take_turns({"read": read}, rounds, warm_up=False)
-    path.unlink()
-    written, taken = ([_DISK_BYTES / one / 1e9 for one in seconds[name]] for name in ("write", "read"))
+    size, rounds = _DISK_BYTES / 1e9, range(bench.options.rounds)
+    written = [size / wall_seconds(write, host) for _ in rounds]
     yield Figure("disk.write", written, "GB/s", "disk: write and flush")
-    yield Figure("disk.read", taken, "GB/s", "disk: read past the page cache")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        for _ in range(_DISK_BYTES // len(data)):
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    yield Figure("disk.read", [size / read() for _ in rounds], "GB/s", "disk: read past the page cache")
+    path.unlink()

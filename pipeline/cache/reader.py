@@ -8,20 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache import store
+from pipeline.cache import layout, store
 from pipeline.cache.commit import Commit, CommitHead, Part, committed, read_commit, read_head
 from pipeline.cache.digests import digest_of, digest_of_arrays
-from pipeline.cache.layout import (
-    COMMITS,
-    COPY_OF,
-    GROUP_FILE,
-    UNITS_FILE,
-    array_specs,
-    chunk_range,
-    commit_key,
-    constant_key,
-    view_tar_key,
-)
+from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
@@ -47,23 +37,18 @@ def read_metadata(folder: Folder, key: str) -> bytes:
     """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
     try:
         return folder.read(key)
+    except NotADirectoryError:
+        pass
     except FileNotFoundError as error:
         # The group alone is what a maker leaves that is at work or was killed: no cache yet.
         if any(map(folder.exists, (UNITS_FILE, *COPY_OF.values()))) or folder.names(COMMITS):
-            return _made_since(folder, key, error)
-    except NotADirectoryError:
-        pass
+            try:
+                return folder.read(key)  # the cache may have been made in between
+            except FileNotFoundError:
+                cure = "inspect-cache verify --repair restores it"
+                raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
     made = "give a folder that extract-teacher made"
     raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
-
-
-def _made_since(folder: Folder, key: str, error: OSError) -> bytes:
-    """Read a file again: its cache may have been made in between. Raises CacheError if it is missing."""
-    try:
-        return folder.read(key)
-    except FileNotFoundError:
-        cure = "inspect-cache verify --repair restores it"
-        raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:
@@ -88,7 +73,7 @@ class Cache:
         self.schema, self.values = store.parse_group(group, self.address)
         self.digest = digest_of(self.values)
         self.units: tuple[Unit, ...] = parse_units(listed, self.address)
-        self._specs = array_specs(self.schema)
+        self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
@@ -164,7 +149,7 @@ class Cache:
             return read(unit)
         except FileNotFoundError:
             raise CacheError(
-                f"{commit_key(unit)} of cache {self.address!r} is missing: "
+                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
                 "run the same extract-teacher command again"
             ) from None
 
@@ -212,7 +197,7 @@ class Cache:
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
         """Read bytes [start, end) of a unit's view tar."""
-        key = view_tar_key(self.units[commit.unit])
+        key = layout.view_tar_key(self.units[commit.unit])
         try:
             return self.folder.read(key, start, end)
         except OSError as error:
@@ -220,7 +205,7 @@ class Cache:
 
     def _read_rows(self, commit: Commit, chunk: int, name: str) -> store.Values:
         self._check_array(name)
-        first, end = chunk_range(chunk, commit.rows)
+        first, end = layout.chunk_range(chunk, commit.rows)
         where = f"array {name!r} of {commit.name}, rows {first} to {end - 1}"
         try:
             values, crc = self._shards.read(self._specs[name], commit, chunk)
@@ -235,7 +220,7 @@ class Cache:
         for name in names:
             self._check_array(name)
             try:
-                found.append(store.constant_of(self.folder.read(constant_key(name)), self._specs[name]))
+                found.append(store.read_constant(self.folder, self._specs[name]))
             except (ValueError, OSError) as error:
                 cure = cure_of_constants(self.schema, names)
                 raise store.unreadable(f"array {name!r} of {self.address!r}", error, cure) from None

@@ -7,17 +7,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache import layout
 from pipeline.cache.commit import Commit
-from pipeline.cache.layout import (
-    CRC,
-    KEY_HASH,
-    LENGTH,
-    OFFSET,
-    chunk_count,
-    chunk_range,
-    row_arrays,
-    view_tar_key,
-)
+from pipeline.cache.layout import CRC, KEY_HASH, LENGTH, OFFSET
 from pipeline.cache.reader import Cache
 from pipeline.cache.store import Values, unreadable
 from pipeline.cache.units import Unit
@@ -62,13 +54,13 @@ def _verify_files(folder: Folder, commit: Commit) -> Iterator[str]:
 
 
 def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:
-    for name in row_arrays(cache.schema):
+    for name in layout.row_arrays(cache.schema):
         wrong: list[int] = []
-        for chunk in range(chunk_count(commit.rows)):
+        for chunk in range(layout.chunk_count(commit.rows)):
             try:
                 cache.read_chunk(commit, chunk, [name])
             except CacheError:
-                wrong += range(*chunk_range(chunk, commit.rows))
+                wrong += range(*layout.chunk_range(chunk, commit.rows))
         if wrong:
             yield f"array {name!r}, {as_ranges(wrong)}: not what was committed"
 
@@ -77,7 +69,7 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     """Parse each sample of the view tar where the index says it is; samples fill the tar without a gap."""
     wrong: list[int] = []
     end: int | None = 0  # of the sample before; None if it is not known
-    for chunk in range(chunk_count(commit.rows)):
+    for chunk in range(layout.chunk_count(commit.rows)):
         try:
             index = cache.read_chunk(commit, chunk, ["index"])["index"]
             last = int(index[-1, OFFSET] + index[-1, LENGTH])
@@ -85,12 +77,12 @@ def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
         except CacheError:  # another check names it
             end = None
             continue
-        first, _ = chunk_range(chunk, commit.rows)
+        first, _ = layout.chunk_range(chunk, commit.rows)
         wrong += [first + row for row in _wrong_samples(cache, index, data, end)]
         end = last
     if wrong:
         yield f"view tar, {as_ranges(wrong)}: the sample is not the one of the index"
-    record = commit.files[view_tar_key(cache.units[commit.unit])]
+    record = commit.files[layout.view_tar_key(cache.units[commit.unit])]
     if end is not None and record.size != tar_bytes(end):
         yield "view tar: it does not end after its last sample"
 

@@ -2,12 +2,16 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
+from pipeline.evaluation.attention import Attention
 from pipeline.evaluation.knn import Knn
+from pipeline.evaluation.robustness import Robustness
 from pipeline.evaluation.task import Evaluation, Task
+from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Knn]] = {"knn": Knn}
+EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in (Knn, Attention, ZeroShot, Robustness)}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:

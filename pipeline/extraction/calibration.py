@@ -68,15 +68,14 @@ def spread_images(
         images += _good(decoder, samples, maker_of(tar), share, skipped)
     for tar in tars:
         if images:
-            return images
+            break
         images += _good(decoder, whole_samples(tar), maker_of(tar), 1, skipped)
-    reason = (
-        f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else "they hold no samples"
-    )
+    if images:
+        return images
+    sample = f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else ""
     raise SourceError(
         f"none of the {len(tars)} tars holds an image that can be decoded, the first is "
-        f"{printable(tars[0].address)!r} ({reason}); "
-        "check SHARDS"
+        f"{printable(tars[0].address)!r} ({sample or 'they hold no samples'}); check SHARDS"
     )
 
 

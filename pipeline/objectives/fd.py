@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder, build_encoder
 from pipeline.student.initialise import initialise_layer
 
 _BETA = 2.0
@@ -46,6 +47,11 @@ class FeatureDistillationObjective(Objective):
         super().__init__(encoder, needs, (), setting.teacher_has_cls)
         encoder.vit.norm.requires_grad_(True)  # which other objectives do not run and therefore freeze
         self.head = nn.Linear(encoder.width, setting.teacher_width).apply(initialise_layer)
+
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the teacher's last level (B, T, D) for whole images."""
+        tokens = self.encoder.vit.norm(self.encoder.forward_tokens(patches, positions))
+        return self.head(self.with_target(tokens))  # type: ignore[no-any-return]
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), which has no terms (0,)."""

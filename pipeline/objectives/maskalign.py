@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import LossKind, TargetKind, distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder, build_encoder
 from pipeline.student.initialise import initialise_layer
 
 Mode = Literal["dynamic", "layerwise", "uniform", "last"]
@@ -80,6 +81,12 @@ class MaskAlignObjective(Objective):
             ]
         )
         return per_level.mean(), per_level.detach()
+
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the last of the chosen levels (B, T, D) for whole images."""
+        return self.with_target(
+            self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[-1]
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Return the encoder's tokens and the mixture."""

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from pipeline.report.alignment import alignment_section
 from pipeline.report.images import image_section
 from pipeline.report.page import PageSection, data_table, folded, name_table, numbers, render_page
 from pipeline.report.score_sections import score_section
-from pipeline.report.scores import read_scores, student_digest
+from pipeline.report.scores import PICTURES, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import read_metrics, read_run
+from pipeline.training.run_folder import flat_config, read_metrics, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
@@ -41,7 +42,7 @@ def write_run_report(folder: Path) -> Path:
         f"{run['config']['student']['model']} taught by {teacher['library']} {teacher['name']}: {state}",
         [
             _headline(folder, run, metrics),
-            score_section(read_scores(folder), student_digest(folder)),
+            score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
             _charts(run, metrics),
             alignment_section(metrics),
             image_section(run),
@@ -131,38 +132,30 @@ def _facts(run: Run) -> PageSection:
 
 
 def _configuration(run: Run) -> PageSection:
-    """Return all keys in effect, first those that differ from the defaults, the paper's recipe for B."""
-    config, defaults = _flat(run["config"]), _flat(RunConfig().model_dump(mode="json"))
+    """Return all keys in effect, first those that differ from the defaults or were given by --set."""
+    config, defaults = flat_config(run["config"]), flat_config(RunConfig().model_dump(mode="json"))
     unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
-    rows = sorted(
-        ((name, value) for name, value in config.items() if name not in unused),
-        key=lambda row: row[1] == defaults.get(row[0]),
-    )
-    table = "".join(_config_row(name, value, defaults.get(name)) for name, value in rows)
+    commands = " ".join(start.get("command", "") for start in run.get("starts", [run]))
+    given = [f"{key}." for key in re.findall(r"--set[ =]'?([\w.]+)", commands)]
+    marked, others = "", ""
+    for name, value in config.items():
+        if name in unused:
+            continue
+        texts = (x if isinstance(x, str) else json.dumps(x) for x in (value, defaults.get(name)))
+        shown, usual = map(html.escape, texts)
+        row = f'<th scope="row">{html.escape(name)}</th><td>{shown}</td>'
+        if any(key.startswith(f"{name}.") for key in given):
+            marked += f'<tr class="changed">{row}<td>--set, default {usual}</td></tr>'
+        elif shown != usual:
+            marked += f'<tr class="changed">{row}<td>default {usual}</td></tr>'
+        else:
+            others += f"<tr>{row}<td></td></tr>"
     text = (
-        "Marked rows differ from the defaults, the paper's recipe for ViT-B; overridden values are left out."
+        "Marked rows differ from the defaults, the paper's recipe for ViT-B, or were changed by --set; "
+        "overridden values are left out."
     )
-    return PageSection(
-        "Configuration", f'<p>{text}</p><div class="card"><table class="config">{table}</table></div>'
-    )
-
-
-def _config_row(name: str, value: object, default: object) -> str:
-    name, shown, usual = (
-        html.escape(x if isinstance(x, str) else json.dumps(x)) for x in (name, value, default)
-    )
-    if value == default:
-        return f'<tr><th scope="row">{name}</th><td>{shown}</td><td></td></tr>'
-    return f'<tr class="changed"><th scope="row">{name}</th><td>{shown}</td><td>default {usual}</td></tr>'
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring sections to one level, with dotted names; free options such as student.options stay whole."""
-    values: dict[str, Any] = {}
-    for name, value in section.items():
-        nested = isinstance(value, Mapping) and not prefix
-        values |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return values
+    table = f'<table class="config">{marked}{others}</table>'
+    return PageSection("Configuration", f'<p>{text}</p><div class="card">{table}</div>')
 
 
 def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:

@@ -14,6 +14,7 @@ from pipeline.storage.files import locked, replace_file
 from pipeline.student.export import STUDENT_FILE
 
 SCORES_FILE = "scores.json"
+PICTURES = "evaluation"  # folder beside the scores
 
 
 class SubjectFacts(Section):
@@ -40,7 +41,7 @@ class DataFacts(Section):
 
 
 class Picture(Section):
-    """A picture of a result: `file` lies in a folder beside the scores."""
+    """A picture of a result, a PNG: `file` lies in the folder PICTURES beside the scores."""
 
     file: str
     caption: str

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StorageError
@@ -16,7 +16,6 @@ from pipeline.storage.files import (
     create_file_exclusively,
     flush_to_disk,
     locked,
-    locked_if_free,
     move_file,
     replace_file,
 )
@@ -107,9 +106,11 @@ class LocalFolder:
         """Create a file whole unless it is there."""
         return create_file_exclusively(self.path / key, data, self._scratch)
 
-    def take(self, source: Path, key: str) -> None:
+    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
         """Move a flushed file into place."""
-        move_file(source, self.path / key)
+        if held := still():
+            move_file(source, self.path / key)
+        return held
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
         """Flush a folder and rename it into place, unless there is one."""
@@ -150,17 +151,17 @@ class LocalFolder:
         """Remove a file."""
         (self.path / key).unlink(missing_ok=True)
 
-    @contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
+    def claimed(self, name: str) -> AbstractContextManager[bool]:
         """Hold a lock file of that name, if it is free."""
-        with locked_if_free(self.path / _LOCKS / name) as free:
-            yield free
+        return locked(self.path / _LOCKS / name, wait=False)
 
-    @contextmanager
-    def moving(self) -> Iterator[None]:
+    def holds(self, name: str) -> bool:  # noqa: ARG002
+        """Return True: the system frees a lock only when its holder dies."""
+        return True
+
+    def moving(self) -> AbstractContextManager[object]:
         """Hold the lock under which files are moved into place. It may not reach every host."""
-        with locked(self.path / _LOCKS / "publish"):
-            yield
+        return locked(self.path / _LOCKS / "publish")
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -173,11 +174,9 @@ class LocalFolder:
                 with locked(sweeping):
                     folder.mkdir(parents=True)
                     held.enter_context(locked(folder / "lock"))
-                    _sweep(parent)
-                    _sweep_copies(self.path, parent)
-                self._scratch = (
-                    folder  # replace and create put their temporary files there, so a sweep finds them
-                )
+                    _sweep(self.path, parent)
+                # replace and create put their temporary files there, so a sweep finds them
+                self._scratch = folder
                 yield folder
             except BaseException:
                 # zarr writes in a thread of its own, which an exception here does not stop
@@ -203,28 +202,22 @@ def _remove(folder: Path, sweeping: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove folders of dead processes; those of other hosts after a day: their locks may be invisible."""
+def _sweep(path: Path, parent: Path) -> None:
+    """Remove the scratch folders of dead processes, and the copies of folders that they were making."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
-            if _of_this_host(folder.name) or _is_old(folder):
-                with locked_if_free(folder / "lock") as free:
+            if _is_sweepable(folder, folder.name):
+                with locked(folder / "lock", wait=False) as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep_copies(path: Path, parent: Path) -> None:
-    """Remove the copies of folders that died before they had their name: their scratch folder is gone."""
     for copy in path.glob(f"{_COPY}*"):
         with suppress(OSError):
             holder = copy.name.removeprefix(_COPY)
-            if not (parent / holder).exists() and (_of_this_host(holder) or _is_old(copy)):
+            if not (parent / holder).exists() and _is_sweepable(copy, holder):
                 shutil.rmtree(copy, ignore_errors=True)
 
 
-def _of_this_host(name: str) -> bool:
-    return name.rsplit("-", 2)[0] == _HOST
-
-
-def _is_old(folder: Path) -> bool:
-    return time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS
+def _is_sweepable(folder: Path, holder: str) -> bool:
+    """Return whether a folder is of this host, or a day old: the locks of other hosts may be invisible."""
+    is_ours = holder.rsplit("-", 2)[0] == _HOST
+    return is_ours or time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS

@@ -126,9 +126,8 @@ class WindowReader:
             for row in np.flatnonzero(targets >= 0).tolist():
                 target = targets[row]
                 for codes, of_stats, features, moments, tokens in parts:
-                    for level, values in enumerate(
-                        features
-                    ):  # without "clip" numpy would write to a buffer first
+                    for level, values in enumerate(features):
+                        # without "clip" numpy would write to a buffer first
                         values[row].take(tokens[row], 0, arrays[codes][target, level], "clip")
                     moments[row].take(tokens[row], 1, arrays[of_stats][target], "clip")
                 arrays["visible"][target] = masks.visible[row]

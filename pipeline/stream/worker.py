@@ -15,19 +15,6 @@ from pipeline.stream.slots import SlotLayout
 
 
 @dataclass(frozen=True)
-class WorkerTask:
-    """The task of one of W workers: every W-th window from a position of the stream on, over all epochs."""
-
-    spec: StreamSpec
-    layout: SlotLayout
-    memory: str
-    worker: int
-    workers: int
-    epoch: int
-    step: int
-
-
-@dataclass(frozen=True)
 class Failure:
     """An exception of a worker, as text; `expected` if that is a message for the user."""
 
@@ -35,28 +22,37 @@ class Failure:
     expected: bool
 
 
-def run_worker(owner: Owner, task: WorkerTask) -> None:
-    """Fill slots until the trainer hangs up: receive empty slots, send (slot, samples) or a Failure."""
-    memory, slot = SharedMemory(task.memory), -1
+def run_worker(
+    owner: Owner,
+    spec: StreamSpec,
+    layout: SlotLayout,
+    memory_name: str,
+    worker: int,
+    workers: int,
+    epoch: int,
+    step: int,
+) -> None:
+    """Fill slots with every W-th window from a step of an epoch on, until the trainer hangs up.
+
+    Receives empty slots; sends (slot, samples) or a Failure.
+    """
+    memory, slot = SharedMemory(memory_name), -1
 
     def next_arrays() -> Arrays:
         nonlocal slot
         slot = owner.receive()
-        return task.layout.arrays(shared_buffer(memory), slot)
+        return layout.arrays(shared_buffer(memory), slot)
 
     try:
-        parts = task.spec.order.parts(task.spec.batch_size, task.epoch, task.step)
-        reader = WindowReader(Cache(task.spec.cache), task.spec)
-        for part in reader.fill(islice(parts, task.worker, None, task.workers), next_arrays):
+        parts = spec.order.parts(spec.batch_size, epoch, step)
+        reader = WindowReader(Cache(spec.cache), spec)
+        for part in reader.fill(islice(parts, worker, None, workers), next_arrays):
             owner.send((slot, part.count))
-    except Exception as error:
-        owner.send(_failure(error))
-
-
-def _failure(error: Exception) -> Failure:
-    if isinstance(error, MaskAlignError):
+    except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        return Failure(f"{error}{notes}", expected=True)
-    if isinstance(error, OSError) and is_url(str(error.filename)):
-        return Failure(f"{error.strerror} ({error.filename})", expected=True)
-    return Failure(traceback.format_exc(), expected=False)
+        owner.send(Failure(f"{error}{notes}", expected=True))
+    except Exception as error:
+        if isinstance(error, OSError) and is_url(str(error.filename)):
+            owner.send(Failure(f"{error.strerror} ({error.filename})", expected=True))
+        else:
+            owner.send(Failure(traceback.format_exc(), expected=False))

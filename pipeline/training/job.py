@@ -21,9 +21,10 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.config import RunConfig, TrainConfig, batch_of_rank, steps_of_run
+from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.optimiser import build_optimiser
+from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
@@ -33,7 +34,7 @@ from pipeline.training.targets import cached_targets, refuse_target
 _BUCKET_MB = 100
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingJob:
     """A run, ready to start on one rank. `precision` and `compiled` are what `auto` means on this device."""
 
@@ -76,11 +77,11 @@ class TrainingJob:
                 checkpoint = Checkpoint(step, *states, self.pinned, self.scaler.state_dict())
                 save_checkpoint(self.run / "checkpoints", checkpoint)
 
-    def build_step(self, targets: nn.Module | None = None, compiled: bool | None = None) -> nn.Module:
+    def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""
         targets = targets or cached_targets(self.cache, self.spec.levels, self.config.objective.target)
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
-        if self.compiled if compiled is None else compiled:
+        if self.compiled:
             model.compile(fullgraph=True, dynamic=False)
         return model if self.ranks.world_size == 1 else shared_by_ranks(model, self.device)
 
@@ -131,21 +132,9 @@ def build_job(
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
-    return TrainingJob(
-        config,
-        cache,
-        spec,
-        objective,
-        optimiser,
-        scaler,
-        run,
-        ranks,
-        device,
-        steps,
-        warmup,
-        precision,
-        compiled,
-    )
+    trained = (objective, optimiser, scaler)
+    place = (run, ranks, device)
+    return TrainingJob(config, cache, spec, *trained, *place, steps, warmup, precision, compiled)
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> str:
@@ -184,11 +173,11 @@ def seed_initial_weights(config: RunConfig) -> None:
     torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
 
 
-def describe_job(job: TrainingJob, compiled: bool) -> dict[str, Any]:
+def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself."""
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {"train.precision": job.precision, "train.compile": compiled},
+        "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,

@@ -5,7 +5,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import AdamW
 
-from pipeline.training.config import OptimConfig
+from pipeline.training.sections import OptimConfig
 
 REFERENCE_BATCH = 256
 

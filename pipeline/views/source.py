@@ -44,7 +44,14 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
     be opened, is not one plain, whole tar, or holds a key or file twice or a name that is not UTF-8 or has
     control characters; StorageError if it is behind a URL and the server does not answer.
     """
-    with _opened(shard) as file:
+    try:
+        opened = open_tar(shard.address)
+    except OSError as error:
+        _refuse_silent_server(shard, error)
+        raise SourceError(
+            f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out"
+        ) from None
+    with opened as file:
         seen: set[str] = set()
         try:
             for key, members in groupby(_members(shard, _TarStream(file)), attrgetter("key")):
@@ -54,16 +61,6 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
                 yield _sample(key, members)
         except SourceError as error:
             raise SourceError(f"tar {shard.name!r} {error}: make the tar again or leave it out") from None
-
-
-def _opened(shard: SourceTar) -> IO[bytes]:
-    try:
-        return open_tar(shard.address)
-    except OSError as error:
-        _refuse_silent_server(shard, error)
-        raise SourceError(
-            f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out"
-        ) from None
 
 
 def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
@@ -99,22 +96,17 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
     if key is None or key.endswith("/"):
         return
     extension = extension.lower()
-    fault = _fault(info, extension)
+    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
+    fault = ""
+    if not info.isreg() or info.issparse():
+        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
+        fault = f"has a {extension} that {holes}"
+    elif info.size > limit:
+        fault = f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
     if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
         yield _Member(key, extension, None, fault)
     elif file := tar.extractfile(info):
         yield _Member(key, extension, file.read())
-
-
-def _fault(info: tarfile.TarInfo, extension: str) -> str:
-    """Return why a member cannot be used, if so."""
-    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
-    if not info.isreg() or info.issparse():
-        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
-        return f"has a {extension} that {holes}"
-    if info.size > limit:
-        return f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
-    return ""
 
 
 def _sample(key: str, group: Iterable[_Member]) -> SourceSample:

@@ -14,21 +14,15 @@ from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 _END_MARKER = bytes(1024)
 _TAR_RECORD = 10_240
 _BLOCK = 512
-_NAME, _SIZE, _KIND, _MAGIC, _PREFIX = (
-    slice(100),
-    slice(124, 135),
-    slice(156, 257),
-    slice(257, 263),
-    slice(345, _BLOCK),
-)
+_NAME, _SIZE = slice(100), slice(124, 135)
+_KIND, _MAGIC, _PREFIX = slice(156, 257), slice(257, 263), slice(345, _BLOCK)
 _PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file with its name in one field
 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
     """Return a sample's bytes in a view tar: the encoded crop and the carried members, without dates."""
-    from webdataset.writer import (
-        TarWriter,  # which imports torch, and a worker of the stream need not wait for that
-    )
+    # here, since it imports torch, which a worker of the stream does not need
+    from webdataset.writer import TarWriter
 
     buffer = io.BytesIO()
     tar = TarWriter(buffer, mtime=0, user="root", group="root", mode=0o444, encoder=False)
@@ -44,9 +38,8 @@ class ViewTarWriter:
     def __init__(self, path: Path) -> None:
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
         self._path = path
-        self._file: DigestedFile | None = (
-            None  # opened with the first sample: many tars may wait for their turn
-        )
+        # opened with the first sample: many tars may wait for their turn
+        self._file: DigestedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""

@@ -41,20 +41,8 @@ def test_a_run_of_all_parts_has_a_table_and_json(small_cache_path, tmp_path, mon
 
     values = json.loads(result.stdout.splitlines()[-1])
     names = set(values["figures"])
-    assert {name.partition(".")[0] for name in names} == {
-        *(
-            "peak",
-            "step",
-            "loader",
-            "reads",
-            "stream",
-            "decode",
-            "teacher",
-            "extraction",
-            "disk",
-            "ratio",
-        )
-    }
+    parts = {"peak", "step", "loader", "reads", "stream", "decode", "teacher", "extraction", "disk", "ratio"}
+    assert {name.partition(".")[0] for name in names} == parts
     assert {"extraction.whole", "step.wait_share", "ratio.extraction_to_slowest"} <= names
     for name, figure in values["figures"].items():
         assert figure["quartiles"][0] <= figure["median"] <= figure["quartiles"][1], name

@@ -39,7 +39,6 @@ def test_quick_is_less():
 
 def test_a_cache_behind_a_url_has_no_raw_reads():
     assert "reads" not in choose(cache="s3://bucket/a.cache").parts
-    with pytest.raises(
-        ConfigError, match=r"--only reads needs a cache on a disk, not 's3://.*': leave it out"
-    ):
+    message = r"--only reads needs a cache on a disk, not 's3://.*': leave it out"
+    with pytest.raises(ConfigError, match=message):
         choose(cache="s3://bucket/a.cache", only=["reads"])

@@ -85,9 +85,8 @@ NO_CHUNK = r"cannot be read \(the shard does not have the chunk\): inspect-cache
 def test_a_wrong_index_with_a_right_checksum_is_noticed(made, change, message):
     path, _ = made
     rewrite_index(shard(path, "features/block_03", 1), change)
-    with pytest.raises(
-        CacheError, match=rf"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), {message}"
-    ):
+    refused = rf"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), {message}"
+    with pytest.raises(CacheError, match=refused):
         read_all(path)
 
 
@@ -95,10 +94,8 @@ def test_a_shard_that_has_grown_is_noticed(made):
     path, _ = made
     with shard(path, "stats", 0).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(
-        CacheError,
-        match=r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)",
-    ):
+    message = r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)"
+    with pytest.raises(CacheError, match=message):
         Cache(path).read_chunk(next(Cache(path).commits()), 0, ["stats"])
 
 
@@ -119,10 +116,8 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         "cut": "the shard ends within the chunk",
         "folder": "Is a directory",
     }[kind]
-    with pytest.raises(
-        CacheError,
-        match=rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify",
-    ):
+    message = rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify"
+    with pytest.raises(CacheError, match=message):
         cache.read_chunk(commit, 1, ["view"])
 
 

@@ -143,10 +143,8 @@ def test_levels_match_by_relative_depth_halves_up(teacher_depth, student_depth, 
 
 @pytest.mark.parametrize("levels", [[], [12], [-1]])
 def test_levels_that_the_teacher_lacks_are_refused(levels):
-    with pytest.raises(
-        ConfigError,
-        match=r"teacher levels \[.*\] cannot be aligned: give one or more block numbers from 0 to 11",
-    ):
+    message = r"teacher levels \[.*\] cannot be aligned: give one or more block numbers from 0 to 11"
+    with pytest.raises(ConfigError, match=message):
         matched_blocks(levels, 12, 12)
 
 

@@ -84,4 +84,4 @@ def test_the_memory_of_a_stream_is_known_beforehand(small_cache_path):
     arrays = cache.read_chunk(next(cache.commits()), 0, names)
     assert reader_.chunk_bytes == sum(array.nbytes for array in arrays.values()) + 64 * 64 * 64 * 3
     with BatchStream(cache, spec, CPU, workers=2) as stream:
-        assert [memory.size for memory in stream._feed.memories] == [slots.worker_bytes] * 2
+        assert [memory.size for memory in stream._workers.memories] == [slots.worker_bytes] * 2
