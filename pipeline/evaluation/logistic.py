@@ -66,7 +66,7 @@ def fit_logistic(
         weight.grad = gradient * scale
         return loss
 
-    search.step(closure)  # type: ignore[arg-type]
+    search.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         return Logistic(weight * scale, bias.detach(), mean, float(closure()))
 
@@ -80,7 +80,7 @@ def objective(
     """
     loss, slope, offset = bias.new_zeros(()), torch.zeros_like(weight), torch.zeros_like(bias)
     rows = max(1, _CHUNK // max(weight.shape))
-    for some, wanted in zip(features.split(rows), targets.split(rows), strict=True):
+    for some, wanted in zip(torch.split(features, rows), torch.split(targets, rows), strict=True):
         values = some.double() - mean
         logs = (values @ weight.T + bias).log_softmax(1)
         right = wanted[:, None]
@@ -94,7 +94,7 @@ def objective(
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance (C,) float64."""
-    parts = features.split(max(1, _CHUNK // features.shape[1]))
+    parts = torch.split(features, max(1, _CHUNK // features.shape[1]))
     mean = sum((part.double().sum(0) for part in parts), torch.tensor(0.0)) / len(features)
     return mean, sum(((part.double() - mean).square().sum(0) for part in parts), 0 * mean) / len(features)
 

@@ -74,7 +74,9 @@ def _rate(
 def _ranking(model: Logistic, features: Tensor) -> Tensor:
     """Return the best classes' numbers (m, up to 5) on the CPU."""
     count = min(_RANKED, len(model.bias))
-    return torch.cat([model.scores(part).topk(count, dim=1).indices.cpu() for part in features.split(4096)])
+    return torch.cat(
+        [model.scores(part).topk(count, dim=1).indices.cpu() for part in torch.split(features, 4096)]
+    )
 
 
 def _nearest_mean(known: Tensor, targets: Tensor, asked: Tensor, classes: int) -> Tensor:
@@ -82,7 +84,7 @@ def _nearest_mean(known: Tensor, targets: Tensor, asked: Tensor, classes: int) -
     means = torch.zeros(classes, known.shape[1], dtype=torch.float64, device=known.device)
     means.index_add_(0, targets, known.double())
     means /= torch.bincount(targets, minlength=classes)[:, None]
-    return torch.cat([torch.cdist(part.double(), means).argmin(1).cpu() for part in asked.split(4096)])
+    return torch.cat([torch.cdist(part.double(), means).argmin(1).cpu() for part in torch.split(asked, 4096)])
 
 
 def _with_nearest(outcome: Outcome, right: Tensor) -> Outcome:

@@ -8,6 +8,7 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
+from pipeline.evaluation import head_grid, logistic_probe, published_probe
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.task import Task, refuse_shared
@@ -15,7 +16,7 @@ from pipeline.report.scores import Outcome
 
 Kind = Literal["logistic", "grid", "published"]
 
-_KINDS = {  # the options of one kind or two, and their defaults
+_KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and their defaults
     "representations": {
         "logistic": ("cls", "mean"),
         "grid": ("cls", "cls+mean", "last4", "last4+mean"),
@@ -94,8 +95,6 @@ class Probe(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
-        from pipeline.evaluation import head_grid, logistic_probe, published_probe
-
         bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         asked = self.representations != _KINDS["representations"][self.kind]
         names = available(self.representations, bank, refuse=asked)
