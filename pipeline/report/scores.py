@@ -123,14 +123,9 @@ def scores_json(scores: Iterable[Score]) -> bytes:
     return text
 
 
-def _identity(score: Score) -> tuple[str, str, str, str, str]:
-    return (
-        score.subject.kind,
-        score.subject.name,
-        score.subject.weights,
-        score.representation,
-        score.conditions,
-    )
+def _identity(score: Score) -> tuple[str, ...]:
+    subject = score.subject
+    return subject.kind, subject.name, subject.weights, score.representation, score.conditions
 
 
 def student_digest(run: Path) -> str | None:

@@ -25,7 +25,7 @@ class Clip:
     projection: Tensor | None
 
     def classes(self, names: Sequence[str], templates: str | Sequence[str]) -> Tensor:
-        """Return points (E, classes) of unit length, means over templates: a set's, or with {} for the name."""
+        """Return points (E, classes) of unit length, means over templates: of a set, or with {} for names."""
         texts: Any = _TEMPLATES[templates] if isinstance(templates, str) else templates
         points: Tensor = open_clip.build_zero_shot_classifier(self.model, self.tokenizer, names, texts)
         return points
