@@ -4,10 +4,11 @@ import time
 from datetime import UTC, datetime
 
 from pipeline.evaluation.knn import Knn
+from pipeline.evaluation.segment import Segment
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Knn]] = {"knn": Knn}
+EVALUATIONS: dict[str, type[Knn] | type[Segment]] = {"knn": Knn, "segment": Segment}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:
