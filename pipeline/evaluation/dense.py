@@ -146,7 +146,7 @@ class BalancedCrop(v2.RandomCrop):  # type: ignore[misc]
         masks = [each for each in flat_inputs if isinstance(each, tv_tensors.Mask)]
         for _ in range(_TRIES):
             params: dict[str, Any] = super().make_params(flat_inputs)
-            if not masks or _is_balanced(masks[0], params):
+            if not masks or not params["needs_crop"] or _is_balanced(masks[0], params):
                 break
         return params
 

@@ -111,7 +111,7 @@ def mask_notes(learnt: MaskedImages, test: MaskedImages) -> list[str]:
         share = float(test.pixels[:, missing].sum() / test.pixels[:, :VOID].sum())
         notes.append(
             f"{len(missing)} classes of the test masks are not in those to learn from, such as class "
-            f"{int(missing[0])}: their IoU is 0, and {share:.1%} of the pixels cannot be right"
+            f"{int(missing[0])}: they have {share:.1%} of the pixels and cannot be learnt"
         )
     if len(test.classes) == 1:
         notes.append("all test pixels are of one class: the scores say little")

@@ -101,9 +101,15 @@ class UperNetSegmenter(nn.Module):
             {"params": [each for each in own if each.ndim <= 1], "lr": lr, "weight_decay": 0.0},
         ]
         if self.encoder is not None:
-            kept = self.encoder.no_weight_decay()
             of_encoder = param_groups_layer_decay(
-                self.encoder, weight_decay, kept, layer_decay=self.layer_decay
+                self.encoder,
+                weight_decay,
+                self.encoder.no_weight_decay(),
+                layer_decay=self.layer_decay,
             )
-            groups += [{**group, "lr": lr * group["lr_scale"]} for group in of_encoder]
+            last = next(iter(self.encoder.blocks[-1].parameters()))
+            # timm counts from a classifier, which may be gone: the last block must have one step of decay.
+            known = next(g["lr_scale"] for g in of_encoder if any(each is last for each in g["params"]))
+            step = lr * self.layer_decay / known
+            groups += [{**group, "lr": step * group["lr_scale"]} for group in of_encoder]
         return groups

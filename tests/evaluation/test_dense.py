@@ -122,7 +122,12 @@ def test_a_mask_that_does_not_fit_gives_a_reason(data, kind, reason):
 
 @pytest.mark.parametrize(
     ("length", "window", "stride", "starts"),
-    [(512, 512, 341, [0]), (683, 512, 341, [0, 171]), (100, 512, 341, [0]), (1200, 512, 341, [0, 341, 682, 688])],
+    [
+        (512, 512, 341, [0]),
+        (683, 512, 341, [0, 171]),
+        (100, 512, 341, [0]),
+        (1200, 512, 341, [0, 341, 682, 688]),
+    ],
 )
 def test_windows_cover_a_side_and_end_with_it(length, window, stride, starts):
     assert window_starts(length, window, stride) == starts
@@ -155,7 +160,9 @@ def test_miou_equals_macro_jaccard_of_scikit_learn():
     rng = np.random.default_rng(0)
     confusion, truths, found = Confusion(9), [], []
     for _ in range(5):
-        truth = rng.choice([0, 1, 2, 3, 5, VOID], (13, 17))  # classes 4 and 8 are nowhere, 6 and 7 only predicted
+        truth = rng.choice(
+            [0, 1, 2, 3, 5, VOID], (13, 17)
+        )  # classes 4 and 8 are nowhere, 6 and 7 only predicted
         predicted = np.where(rng.random(truth.shape) < 0.5, truth % 8, rng.choice([0, 1, 6], truth.shape))
         confusion.add(torch.from_numpy(truth), torch.from_numpy(predicted))
         truths.append(truth[truth != VOID])
