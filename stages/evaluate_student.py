@@ -58,7 +58,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Report = Annotated[
     Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
+Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, and a page beside it.")]
 Features = Annotated[
     Path | None,
     typer.Option(help="Folder that keeps features for the next evaluation; default: features/ of the run."),
@@ -114,9 +114,8 @@ def evaluate_student(
         task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
         from pipeline.evaluation.run import run_evaluation
 
-        where = f"of {task.test.address}" if task.test else "against all others"
-        learnt = f"learning from {task.data.address}"
-        typer.echo(f"{evaluation} of {task.subject.facts.name}: images {where}, {learnt}")
+        shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
+        typer.echo(f"{evaluation} of {task.subject.facts.name}: {shown}")
         _report(choice, run_evaluation(settings, task))
 
 
@@ -126,12 +125,14 @@ def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
 
     if evaluation not in EVALUATIONS:
         raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
-    return load_config(EVALUATIONS[evaluation], None, assignments or [])
+    settings: Evaluation = load_config(EVALUATIONS[evaluation], None, assignments or [])
+    return settings
 
 
 def _report(choice: "Choice", scores: list["Score"]) -> None:
     """Print the scores and warnings about them, and write them where the options say."""
     from pipeline.report.run_page import write_run_report
+    from pipeline.report.score_sections import write_evaluation_page
     from pipeline.report.scores import add_scores, scores_json
 
     if not scores:
@@ -149,12 +150,13 @@ def _report(choice: "Choice", scores: list["Score"]) -> None:
     for score in scores:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
+    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
     typer.echo(
-        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; "
-        f"chance {first.chance:.1%}"
+        f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
     )
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
+        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.pictures)
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)

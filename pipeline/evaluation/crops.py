@@ -132,27 +132,36 @@ def load(
 
 
 def load_views(
-    images: Sequence[LabelledImage], size: int, batch_size: int, workers: int, left_out: LeftOut
+    images: Sequence[LabelledImage],
+    size: int,
+    batch_size: int,
+    workers: int,
+    left_out: LeftOut,
+    *,
+    labelled: bool = True,
 ) -> Iterator[ViewBatch]:
-    """Yield the centre crops of all images that are whole and labelled, in order, and count the others."""
-    labelled = [one for one in images if one.label is not None]
+    """Yield the centre crops of all images that are whole, in order, and count the others.
+
+    Images without a label are left out, too, unless `labelled` is false: then their label is -1.
+    """
+    used = [one for one in images if one.label is not None or not labelled]
     for one in images:
-        if one.label is None:
+        if one.label is None and labelled:
             left_out.add("unlabelled", one.name, one.label_fault)
-    indices = list(range(len(labelled)))
+    indices = list(range(len(used)))
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for batch in load(CropDataset(labelled, centre_crop(size)), batches, workers):
+    for batch in load(CropDataset(used, centre_crop(size)), batches, workers):
         found = []
         for index, pixels, fault in batch:
             if pixels is None:
-                left_out.add("damaged", labelled[index].name, fault)
+                left_out.add("damaged", used[index].name, fault)
             else:
-                found.append((labelled[index], pixels))
+                found.append((used[index], pixels))
         if found:
             chosen, pixels = zip(*found, strict=True)
             yield ViewBatch(
                 torch.stack(pixels),
-                [one.label for one in chosen],
+                [-1 if one.label is None else one.label for one in chosen],
                 [one.key for one in chosen],
                 [one.source for one in chosen],
             )

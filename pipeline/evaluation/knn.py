@@ -100,7 +100,10 @@ class Knn(Section):
             bank.facts, queries.facts, selection="none: k and temperature are given",
             known=torch.unique(bank.labels), notes=tuple(_lonely(bank)) if queries is bank else (),
             seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
-            details={"table": table, "tries": shares[options[0]]} if len(options) + len(found) > 2 else {},
+            details={
+                **({"k and temperature": table} if len(options) > 1 else {}),
+                **({"top-1 of each draw": shares[options[0]]} if len(found) > 1 else {}),
+            },
         )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ class Task:
     folder: Path
     batch_size: int = 128
     workers: int = 0
+    run: Path | None = None  # of the network, where it is a student or an untrained one
+    teacher: str | None = None  # address of the network, where it is a teacher
     log: Callable[[str], None] = lambda _line: None
 
     def features(self) -> tuple[Features, Features]:

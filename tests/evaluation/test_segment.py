@@ -32,7 +32,7 @@ KINDS = {
 
 
 def textured(number, seed=0, side=SIDE):
-    """A square of rows (class 2) on columns (class 0): pixels (S, S, 3) and mask (S, S); class 1 is nowhere."""
+    """A square of rows (class 2) on columns (class 0): pixels (S, S, 3) and mask (S, S); no class 1."""
     rng = np.random.default_rng((seed, number))
     stripes = np.arange(side) // 2 % 2
     top, left, size = (PATCH * rng.integers(low, low + 3) for low in (0, 0, 2))
@@ -112,7 +112,7 @@ def test_textures_are_segmented(scored, tars, kind):
 def test_random_masks_stay_near_chance(scored, tmp_path, kind):
     rng = np.random.default_rng(0)
 
-    def noise(_number, mask):
+    def noise(_number, _mask):
         return rng.integers(0, 3, (SIDE // PATCH, SIDE // PATCH), np.uint8).repeat(PATCH, 0).repeat(PATCH, 1)
 
     learnt = write(tmp_path / "a.tar", members(16, change=noise))
@@ -214,7 +214,7 @@ def test_classes_without_examples_are_noted(scored, tmp_path):
     ("change", "settings", "message"),
     [
         (lambda _, mask: mask * 0, {}, r"have the one class 0 besides void \(255\): at least two"),
-        (lambda _, mask: None, {}, r"no image with a mask that fits \(a.tar/0-0 has no mask: seg.png"),
+        (lambda *_: None, {}, r"no image with a mask that fits \(a.tar/0-0 has no mask: seg.png"),
         (
             lambda _, mask: mask + 7,
             {"classes": 3},
