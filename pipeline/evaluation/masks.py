@@ -43,7 +43,7 @@ class MaskedImages:
         """Describe the images; the digest is of keys and masks."""
         named = [(one.source, one.key, crc) for one, crc in zip(self.images, self.checksums, strict=True)]
         facts = describe_data(LabelledImages(self.of), image_size, named, self.left_out)
-        return facts.model_copy(update={"classes": len(self.classes)})
+        return facts.model_copy(update={"classes": len(self.classes), "class_names": self.of.class_names})
 
 
 def find_masks(
