@@ -92,7 +92,8 @@ def decode_mask(data: bytes, size: tuple[int, ...]) -> Tensor:
 class DenseDataset(Dataset[tuple[Any, ...]]):
     """Images by index, each read and transformed: (index, result | None, kind of fault, reason).
 
-    With a `seed`, items are pairs of epoch and index, and a transform draws by (seed, epoch, index).
+    The tensors of a result are plain ones. With a `seed`, items are pairs of epoch and index, and a transform
+    draws by (seed, epoch, index).
     """
 
     def __init__(
@@ -110,7 +111,17 @@ class DenseDataset(Dataset[tuple[Any, ...]]):
         except SourceError as error:
             return index, None, getattr(error, "kind", "damaged"), str(error)
         with drawn_by_key(self.seed, epoch, index):
-            return index, self.transform(sample), "", ""
+            return index, _plain(self.transform(sample)), "", ""
+
+
+def _plain(result: Any) -> Any:
+    """Make tv_tensors plain tensors, which cross from a worker process in shared memory."""
+    if not isinstance(result, dict):
+        return result
+    return {
+        name: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+        for name, value in result.items()
+    }
 
 
 def load_dense(

@@ -104,8 +104,8 @@ def write_patches(
     dataset = DenseDataset(masked.images, masked.read, squash)
     first = 0
     for batch in load_dense(dataset, in_order(count, batch_size), workers):
-        pixels = torch.stack([sample["image"].as_subclass(Tensor) for _, sample in batch])
-        masks = torch.stack([sample["mask"].as_subclass(Tensor) for _, sample in batch])
+        pixels = torch.stack([sample["image"] for _, sample in batch])
+        masks = torch.stack([sample["mask"] for _, sample in batch])
         with torch.inference_mode():
             found = subject.tokens(pixels.permute(0, 2, 3, 1).to(subject.device)).patches
         here = slice(first, first + len(batch) * patches)

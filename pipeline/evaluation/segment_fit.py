@@ -69,8 +69,8 @@ def train_segmenter(
         order = shuffled_batches(len(dataset), how.batch, how.steps, how.seed)
 
         def loss_of(batch: list[tuple[int, Sample]]) -> Tensor:
-            pixels = torch.stack([sample["image"].as_subclass(Tensor) for _, sample in batch])
-            masks = torch.stack([sample["mask"].as_subclass(Tensor) for _, sample in batch])
+            pixels = torch.stack([sample["image"] for _, sample in batch])
+            masks = torch.stack([sample["mask"] for _, sample in batch])
             with autocast(device):
                 return model.loss(pixels.permute(0, 2, 3, 1).to(device), masks.to(device))
 
@@ -106,11 +106,11 @@ class SegmentationTest:
         resize = partial(resize_image, resize=v2.Resize(self.size))
         dataset = DenseDataset(test.images, test.read, resize)
         for batch in load_dense(dataset, in_order(len(dataset), _IMAGES_AT_ONCE), task.workers):
-            images = [sample["image"].as_subclass(Tensor) for _, sample in batch]
+            images = [sample["image"] for _, sample in batch]
             with torch.inference_mode(), autocast(device):
                 found = slide(self.model, images, self.crop, self.stride, task.batch_size, device)
                 for (index, sample), logits in zip(batch, found, strict=True):
-                    truth = sample["mask"].as_subclass(Tensor)
+                    truth = sample["mask"]
                     yield index, truth, best_classes(logits, tuple(truth.shape))
 
 
