@@ -7,6 +7,7 @@ them are flipped.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,11 +95,20 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             image = open_image(self.images[index])
         except SourceError as error:
             return index, None, str(error)
-        if self.seed is None:
+        with drawn_by_key(self.seed, epoch, index):
             return index, _tensor(self.transform(image)), ""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, "evaluation crop", epoch, index))
-            return index, _tensor(self.transform(image)), ""
+
+
+@contextmanager
+def drawn_by_key(seed: int | None, epoch: int, index: int) -> Iterator[None]:
+    """Within, torch's generator of the CPU draws by (seed, epoch, index); without a seed it is unchanged."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
+        torch.default_generator.manual_seed(derived_seed(seed, "evaluation crop", epoch, index))
+        yield
 
 
 def _tensor(image: Image.Image) -> Tensor:
