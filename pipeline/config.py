@@ -32,23 +32,18 @@ def named(default: str) -> Callable[[Any], str]:
     )
 
 
-def load_config(
-    model: type[Model],
-    file: Path | None,
-    assignments: Iterable[str] = (),
-    base: Mapping[str, Any] | None = None,
-) -> Model:
+def load_config(model: type[Model], file: Path | None, assignments: Iterable[str] = ()) -> Model:
     """Read a recipe and apply assignments `section.key=value`, whose values are TOML or plain text.
 
-    Without a recipe it starts from `base` or the defaults. Raises ConfigError with a line for each wrong key.
+    Without a recipe it starts from the defaults. Raises ConfigError with a line for each wrong key.
     """
-    return parse_config(model, read_settings(file, assignments, base))
+    return parse_config(model, read_settings(file, assignments))
 
 
 def read_settings(
     file: Path | None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the plain values that `load_config` validates; raises ConfigError for what cannot be read."""
+    """Return the plain values of a recipe, else of `base`; raises ConfigError for what cannot be read."""
     values = copy.deepcopy(dict(base or {}))
     if file:
         name, remedy = f"configuration file {str(file)!r}", "give the path of a TOML recipe"

@@ -61,14 +61,12 @@ class ProgressDisplay:
         """Show that `done` of the total are done; `total` may be a better estimate than before."""
         now = time.monotonic()
         self._total = self._total if total is None else total
-        counts = self._counts(done, now)
+        shown = f"{self._counts(done, now)}, {text}".removesuffix(", ")
         self._since = self._since or (now, done)
-        self._bar.update(
-            self._task, completed=done, total=self._total, text=f"{counts}, {text}" if text else counts
-        )
+        self._bar.update(self._task, completed=done, total=self._total, text=shown)
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            line = f"{self._title}: {counts}, {text}".removesuffix(", ")
+            line = f"{self._title}: {shown}"
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _counts(self, done: int, now: float = 0.0) -> str:

@@ -29,9 +29,7 @@ def cli_errors(
     command is continued.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a terminal that is not UTF-8 shows other characters as \u escapes
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show becomes a \u escape
             stream.reconfigure(errors="backslashreplace")
     try:
         with polite_signals():

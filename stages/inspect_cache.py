@@ -20,6 +20,12 @@ from stages.console import (
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
 
+_LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
+_TEACHER = "Run the teacher again on a sample of crops and compare."
+_SPEC = "Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
+_REPAIR = "Remove what is damaged, for the same extract-teacher command to make again."
+_WORKERS = "Threads for --full; default: the cores that this process may use."
+
 app = new_app(no_args_is_help=True)
 
 CacheArgument = Annotated[str | None, typer.Argument(metavar="CACHE", help="Folder or URL of the cache.")]
@@ -67,10 +73,7 @@ def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
 def plan(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
-    levels: Annotated[
-        str | None,
-        typer.Option(help="Teacher blocks that a student uses, such as 7,11; default: all that are stored."),
-    ] = None,
+    levels: Annotated[str | None, typer.Option(help=_LEVELS)] = None,
     rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
 ) -> None:
     """Print the size of a finished cache, what a student reads of it, and the size under other encodings."""
@@ -117,27 +120,11 @@ def verify(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
     full: Annotated[bool, typer.Option("--full", help="Read every byte: all checksums, all tars.")] = False,
-    teacher: Annotated[
-        bool, typer.Option("--teacher", help="Run the teacher again on a sample of crops and compare.")
-    ] = False,
-    teacher_spec: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
-        ),
-    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help=_TEACHER)] = False,
+    teacher_spec: Annotated[str | None, typer.Option(help=_SPEC)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Views on which --teacher runs the teacher.")] = 256,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Remove what is damaged, for the same extract-teacher command to make again.",
-        ),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads for --full; default: the cores that this process may use."),
-    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help=_REPAIR)] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help=_WORKERS)] = None,
     device: Annotated[str, typer.Option(help="Where --teacher runs: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Compare a cache with its commits: names, sizes, metadata; --full: every byte; --teacher: features."""

@@ -14,7 +14,6 @@ from pipeline.benchmark.workbench import Workbench
 from pipeline.extraction.encode import in_precision
 from pipeline.runtime.device import compiled
 from pipeline.storage.local import LocalFolder
-from pipeline.views.maker import ViewMaker
 from pipeline.views.source import read_samples
 
 _IMAGES = 48
@@ -27,9 +26,7 @@ def measure_decoding(bench: Workbench) -> Iterator[Figure]:
     """Yield images and views per second that one core decodes, crops and encodes, at one view and at four."""
     samples = list(islice(chain.from_iterable(map(read_samples, bench.tars)), _IMAGES))
     options = bench.extraction_options()
-    makers = {
-        views: ViewMaker(options.policy, tuple(range(views)), options.view_format) for views in (1, _MANY)
-    }
+    makers = {views: options.maker(tuple(range(views))) for views in (1, _MANY)}
 
     def rate(views: int) -> float:
         return views * len(samples) / core_seconds(lambda: [makers[views](sample) for sample in samples])

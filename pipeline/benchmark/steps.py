@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark.machine import matrix_rate
-from pipeline.benchmark.measure import Figure, ratio, take_turns, wait_for, wall_seconds
+from pipeline.benchmark.measure import Figure, matrix_rate, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.objectives.objective import Batch

@@ -140,7 +140,7 @@ class Workbench:
 
     def _synthetic(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> Cache:
         self._log_size(name, schema, tars)
-        return synthetic_cache(self.folder / name, schema, tars, self.extraction_options().maker)
+        return synthetic_cache(self.folder / name, schema, tars, self.extraction_options().maker())
 
     def _log_size(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> None:
         images = sum(tar.size for tar in tars) / IMAGE_BYTES

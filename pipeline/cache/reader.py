@@ -1,8 +1,7 @@
 """Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte is checked."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,7 @@ class Cache:
         self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
 
     @property
     def address(self) -> str:
@@ -124,16 +123,12 @@ class Cache:
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
-        unit = int(pinned["unit"])
-        commit = self._commits.pop(unit, None) or self._present(self.commit_of, self.units[unit])
+        commit = self._held_commit(self.units[int(pinned["unit"])])
         if commit.digest.encode() != pinned["digest"]:
             raise CacheError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
                 "start another run"
             )
-        self._commits[unit] = commit
-        if len(self._commits) > _COMMITS_HELD:
-            self._commits.popitem(last=False)
         return commit
 
     def _table(self, units: Sequence[Unit]) -> FinishedUnits:
@@ -166,12 +161,7 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = self._read_constants(*_CALIBRATION)
-        if digest_of_arrays(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(
-                f"the calibration of cache {self.address!r} does not match its digest: "
-                f"{cure_of_constants(self.schema, _CALIBRATION)}"
-            )
+        mean, std = self._read_constants("calibration of", _CALIBRATION, self.schema.calibration.sha256)
         return mean, std
 
     def teacher_output(self) -> dict[str, NDArray[np.float32]]:
@@ -181,13 +171,10 @@ class Cache:
         CacheError if they are damaged.
         """
         names = [name for name in ("post_norm", "projection") if name in self._specs]
-        found = self._read_constants(*names)
-        if names and digest_of_arrays(*found) != self.schema.teacher.output_sha256:
-            raise CacheError(
-                f"the final norm or projection in cache {self.address!r} does not match its digest: "
-                f"{_MADE_AGAIN}"
-            )
-        return dict(zip(names, found, strict=True))
+        digest = self.schema.teacher.output_sha256
+        return dict(
+            zip(names, self._read_constants("final norm or projection in", names, digest), strict=True)
+        )
 
     def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read one chunk of some arrays; a CacheError names unit, array and rows with a wrong byte."""
@@ -215,15 +202,16 @@ class Cache:
             raise CacheError(f"{where} is not what was committed: {REMEDY}")
         return values[: end - first]
 
-    def _read_constants(self, *names: str) -> list[NDArray[np.float32]]:
-        found = []
+    def _read_constants(self, what: str, names: Sequence[str], digest: str) -> list[NDArray[np.float32]]:
+        found, cure = [], cure_of_constants(self.schema, names)
         for name in names:
             self._check_array(name)
             try:
                 found.append(store.read_constant(self.folder, self._specs[name]))
             except (ValueError, OSError) as error:
-                cure = cure_of_constants(self.schema, names)
                 raise store.unreadable(f"array {name!r} of {self.address!r}", error, cure) from None
+        if names and digest_of_arrays(*found) != digest:
+            raise CacheError(f"the {what} cache {self.address!r} does not match its digest: {cure}")
         return found
 
     def _check_array(self, name: str) -> None:

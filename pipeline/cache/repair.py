@@ -6,7 +6,7 @@ The metadata of arrays follows from the schema, which has a copy; the list of un
 from collections.abc import Sequence
 
 from pipeline.cache import layout, store
-from pipeline.cache.commit import CommitHead, any_commit
+from pipeline.cache.commit import CommitHead, parse_commit
 from pipeline.cache.digests import digest_of
 from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.reader import Cache, read_metadata, read_units
@@ -51,13 +51,14 @@ def _units_again(folder: Folder, schema_digest: str) -> tuple[Unit, ...]:
         copy = parse_units(folder.read(COPY_OF[UNITS_FILE]), folder.address)
     except (FileNotFoundError, CacheError):
         copy = ()
-    heads: list[CommitHead] = []
+    commits = []
     for name in sorted(folder.names(COMMITS)):
         try:
-            heads.append(any_commit(folder, name))
+            head = parse_commit(folder.read(f"{COMMITS}/{name}"), CommitHead, name)
         except (FileNotFoundError, CacheError):  # its unit is made again
             continue
-    commits = [(head.unit, head.source, head.view) for head in heads if head.schema_digest == schema_digest]
+        if head.schema_digest == schema_digest:
+            commits.append((head.unit, head.source, head.view))
     try:
         return rebuilt_units(copy, commits)
     except ValueError as error:

@@ -133,9 +133,7 @@ def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
     rows = units * UNIT_ROWS
 
     def extended(data: bytes) -> bytes:
-        longer = _with_rows(data, rows) if _rows_of(data) < rows else data
-        assert _rows_of(longer) >= rows
-        return longer
+        return _with_rows(data, rows) if _rows_of(data) < rows else data
 
     for name in layout.row_arrays(schema):
         key = layout.metadata_key(name)

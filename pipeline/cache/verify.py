@@ -65,7 +65,12 @@ def wrong_metadata(cache: Cache) -> Iterator[str]:
     if minor_of(cache.schema.version) >= 1:  # version 1.0 had no copies
         if _read(cache, COPY_OF[GROUP_FILE]) != _read(cache, GROUP_FILE):
             yield COPY_OF[GROUP_FILE]
-        if not _is_older(_read(cache, COPY_OF[UNITS_FILE]), cache):
+        try:  # whether the copy is what units.json was at some time; it may have grown since the opening
+            copied = [unit.name for unit in parse_units(_read(cache, COPY_OF[UNITS_FILE]), cache.address)]
+            is_older = copied == [unit.name for unit in read_units(cache.folder)[: len(copied)]]
+        except CacheError:
+            is_older = False
+        if not is_older:
             yield COPY_OF[UNITS_FILE]
 
 
@@ -74,16 +79,6 @@ def _read(cache: Cache, key: str) -> bytes:
         return cache.folder.read(key)
     except FileNotFoundError:
         return b""
-
-
-def _is_older(copy: bytes, cache: Cache) -> bool:
-    """Return whether a copy of units.json is what it was at some time."""
-    try:
-        units = parse_units(copy, cache.address)
-    except CacheError:
-        return False
-    listed = read_units(cache.folder)  # it may have grown since the cache was opened
-    return [unit.name for unit in units] == [unit.name for unit in listed[: len(units)]]
 
 
 def damaged_constants(cache: Cache) -> list[tuple[str, str]]:

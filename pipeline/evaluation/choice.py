@@ -124,6 +124,8 @@ class Choice:
             test=LabelledImages(test, workers) if test else None,
             store=self.features or (self.noted or self.scratch) / "features",
             folder=self.pictures,
+            run=self.run,
+            teacher=self.teacher,
             batch_size=batch_size,
             workers=workers,
             **how,

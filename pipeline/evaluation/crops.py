@@ -7,6 +7,7 @@ them are flipped.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,11 +95,20 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             image = open_image(self.images[index])
         except SourceError as error:
             return index, None, str(error)
-        if self.seed is None:
+        with drawn_by_key(self.seed, epoch, index):
             return index, _tensor(self.transform(image)), ""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, "evaluation crop", epoch, index))
-            return index, _tensor(self.transform(image)), ""
+
+
+@contextmanager
+def drawn_by_key(seed: int | None, epoch: int, index: int) -> Iterator[None]:
+    """Within, torch's generator of the CPU draws by (seed, epoch, index); without a seed it is unchanged."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
+        torch.default_generator.manual_seed(derived_seed(seed, "evaluation crop", epoch, index))
+        yield
 
 
 def _tensor(image: Image.Image) -> Tensor:
@@ -109,7 +119,13 @@ def load(
     dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     try:
         yield from loader
     except RuntimeError as error:
@@ -122,27 +138,36 @@ def load(
 
 
 def load_views(
-    images: Sequence[LabelledImage], size: int, batch_size: int, workers: int, left_out: LeftOut
+    images: Sequence[LabelledImage],
+    size: int,
+    batch_size: int,
+    workers: int,
+    left_out: LeftOut,
+    *,
+    labelled: bool = True,
 ) -> Iterator[ViewBatch]:
-    """Yield the centre crops of all images that are whole and labelled, in order, and count the others."""
-    labelled = [one for one in images if one.label is not None]
+    """Yield the centre crops of all images that are whole, in order, and count the others.
+
+    Images without a label are left out, too, unless `labelled` is false: then their label is -1.
+    """
+    used = [one for one in images if one.label is not None or not labelled]
     for one in images:
-        if one.label is None:
+        if one.label is None and labelled:
             left_out.add("unlabelled", one.name, one.label_fault)
-    indices = list(range(len(labelled)))
+    indices = list(range(len(used)))
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for batch in load(CropDataset(labelled, centre_crop(size)), batches, workers):
+    for batch in load(CropDataset(used, centre_crop(size)), batches, workers):
         found = []
         for index, pixels, fault in batch:
             if pixels is None:
-                left_out.add("damaged", labelled[index].name, fault)
+                left_out.add("damaged", used[index].name, fault)
             else:
-                found.append((labelled[index], pixels))
+                found.append((used[index], pixels))
         if found:
             chosen, pixels = zip(*found, strict=True)
             yield ViewBatch(
                 torch.stack(pixels),
-                [one.label for one in chosen],
+                [-1 if one.label is None else one.label for one in chosen],
                 [one.key for one in chosen],
                 [one.source for one in chosen],
             )

@@ -47,13 +47,15 @@ def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
 @contextmanager
 def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Run a teacher in its precision, without gradients."""
-    if teacher.facts.precision == "float32":
-        autocast = torch.autocast(device.type, enabled=False)
-    else:
-        autocast = torch.autocast(device.type, getattr(torch, teacher.facts.precision))
-    # cuDNN would round the inputs of a float32 patch embedding to TF32
+    dtype = getattr(torch, teacher.facts.precision)
+    if dtype != torch.float32:
+        with torch.inference_mode(), torch.autocast(device.type, dtype):
+            yield
+        return
+    # cuDNN would round the inputs of the patch embedding to TF32
     no_tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.inference_mode(), autocast, no_tf32 if device.type == "cuda" else nullcontext():
+    exact = no_tf32 if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         yield
 
 

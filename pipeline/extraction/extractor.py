@@ -24,7 +24,6 @@ from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.storage.tar_streams import tar_size
-from pipeline.views.crop import CropPolicy
 from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
 from pipeline.views.maker import ViewMaker
@@ -71,13 +70,13 @@ class Extractor:
         self,
         folder: Folder,
         schema: CacheSchema,
-        policy: CropPolicy,
+        maker_of: Callable[[tuple[int, ...], str | None], ViewMaker],
         encoder: FeatureEncoder,
         decoder: Decoder,
         max_bad: float,
     ) -> None:
         """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
-        self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
+        self._folder, self._schema, self._maker_of, self._max_bad = folder, schema, maker_of, max_bad
         self.encoder, self._decoder = encoder, decoder
         self._lanes: list[Lane] = []
         self._open: deque[_Tar] = deque()  # in the order in which they were begun
@@ -126,8 +125,7 @@ class Extractor:
         for source in tars:
             if source.name in missing and (tar := self._begin(source, missing[source.name], new_unit)):
                 views = tuple(builder.unit.view for builder in tar.builders)
-                draws = self._schema.source_of_draws(source.name)
-                maker = ViewMaker(self._policy, views, self._schema.view.format, draws)
+                maker = self._maker_of(views, self._schema.source_of_draws(source.name))
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 

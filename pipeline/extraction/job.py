@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache as once
 from typing import Any
 
@@ -70,7 +69,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
         wanted = options.covered(units)
         if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, options.maker, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
         # From this process's share on, so that processes begin at different tars. The rank may be any number.
         tars, count = options.tars, len(options.tars)
@@ -161,22 +160,29 @@ def prepare_cache(
     schema = build_schema(options, teacher)
     cache = open_existing(options, schema)
     drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
-    maker = options.maker
 
     @once
     def images() -> Sequence[SampleViews]:
         return spread_images(
-            options.shards, lambda tar: replace(maker, source=drawn.source_of_draws(tar.name)), decoder
+            options.shards, lambda tar: options.maker(source=drawn.source_of_draws(tar.name)), decoder
         )
+
+    def calibrated() -> tuple[dict[str, NDArray[np.float32]], int]:
+        """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""
+        if schema.code_format.largest_code is None:
+            shape = (len(schema.levels), schema.teacher.width)
+            return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
+        mean, std = calibrate(images(), teacher, options.device)
+        return {"channel_mean": mean, "channel_std": std}, len(images())
 
     refuse_full_disk(options, schema, cache, images)
     if cache is None:
-        calibration, count = _calibrate(schema, images, teacher, options)
-        constants = calibration | teacher.tower.output()
+        found, count = calibrated()
+        constants = found | teacher.tower.output()
         create_cache(open_folder(options.cache), with_digests(schema, constants, count), constants)
         cache = open_existing(options, schema)  # which another process may have created
         assert cache is not None
-    _restore_constants(cache, lambda: _calibrate(schema, images, teacher, options)[0], teacher)
+    _restore_constants(cache, lambda: calibrated()[0], teacher)
     with cache.folder.scratch():
         return cache, extend_cache(cache.folder, cache.schema, *_sources(options))
 
@@ -185,20 +191,6 @@ def _sources(options: ExtractionOptions) -> tuple[list[Source], int, list[Source
     """Return the tars to cover, in how many views, and all tars that are there."""
     present = [(tar.name, tar.size) for tar in options.shards]
     return present[: options.limit], options.views, present
-
-
-def _calibrate(
-    schema: CacheSchema,
-    images: Callable[[], Sequence[SampleViews]],
-    teacher: Teacher,
-    options: ExtractionOptions,
-) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""
-    if schema.code_format.largest_code is None:
-        shape = (len(schema.levels), schema.teacher.width)
-        return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
-    mean, std = calibrate(images(), teacher, options.device)
-    return {"channel_mean": mean, "channel_std": std}, len(images())
 
 
 def _restore_constants(

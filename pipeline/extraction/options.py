@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pipeline.cache.schema import Encoding
     from pipeline.cache.units import Unit
     from pipeline.views.codec import ViewFormat
-    from pipeline.views.crop import CropPolicy
     from pipeline.views.maker import ViewMaker
     from pipeline.views.masking import RankStrategy
     from pipeline.views.source_tars import SourceTar
@@ -85,19 +84,13 @@ class ExtractionOptions:
                 f"give {math.ceil(1e4 / patches) / 1e4:g} to 1"
             )
 
-    @property
-    def policy(self) -> "CropPolicy":
-        """The settings for drawing views."""
+    def maker(self, views: tuple[int, ...] = (0,), source: str | None = None) -> "ViewMaker":
+        """Return the maker of views of a source tar, as `ViewMaker` takes them."""
         from pipeline.views.crop import CropPolicy
-
-        return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
-
-    @property
-    def maker(self) -> "ViewMaker":
-        """The maker of the first view."""
         from pipeline.views.maker import ViewMaker
 
-        return ViewMaker(self.policy, (0,), self.view_format)
+        policy = CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
+        return ViewMaker(policy, views, self.view_format, source)
 
     @property
     def tars(self) -> "Sequence[SourceTar]":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -70,9 +70,8 @@ class RateForecast:
     @property
     def image_rate(self) -> float:
         """Images a second of all processes together: the slower of teacher and decoding."""
-        return self.processes * min(
-            self.teacher_rate / self.sizes.views, self.decode_rate * max(1, self.workers)
-        )
+        decoded = self.decode_rate * max(1, self.workers)
+        return self.processes * min(self.teacher_rate / self.sizes.views, decoded)
 
     @property
     def hours(self) -> float:
@@ -94,7 +93,7 @@ def forecast_sizes(
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    maker = replace(options.maker, views=tuple(range(options.views)))
+    maker = options.maker(tuple(range(options.views)))
     images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
     sizes = _forecast(options, schema, images, _finished(options, cache))
     return sizes, decoder.busy_seconds / len(images)
@@ -111,9 +110,8 @@ def _forecast(
     crop_bytes = sum(stored) / len(stored)
     files = len(row_arrays(schema)) + 2  # shards, view tar and commit
     target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
-    commit_bytes = sum(
-        files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_CHUNK * chunk_count(count)) for count in rows
-    )
+    chunks = sum(chunk_count(count) for count in rows)
+    commit_bytes = files * (_COMMIT_BYTES_A_FILE * len(rows) + _COMMIT_BYTES_A_CHUNK * chunks)
     view_tars = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
     beside = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values()) + _METADATA_BYTES
     beside += _METADATA_BYTES_AN_ARRAY * len(array_specs(schema)) + _BYTES_A_LISTED_UNIT * len(tars) * views

@@ -41,12 +41,10 @@ def render_page(title: str, subtitle: str, sections: Iterable[PageSection]) -> s
 
 def numbers(cells: Iterable[tuple[str, str, str]]) -> str:
     """Return cards of name, value and note."""
-    cards = (
-        f'<div class="card"><dt>{html.escape(name)}</dt>'
-        f"<dd>{html.escape(value)}<small>{html.escape(note)}</small></dd></div>"
-        for name, value, note in cells
-    )
-    return f'<dl class="numbers">{"".join(cards)}</dl>'
+    cards = ""
+    for name, value, note in (map(html.escape, cell) for cell in cells):
+        cards += f'<div class="card"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>'
+    return f'<dl class="numbers">{cards}</dl>'
 
 
 def name_table(values: Mapping[str, object]) -> str:

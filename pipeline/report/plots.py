@@ -21,14 +21,8 @@ from numpy.typing import NDArray
 Metrics = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
 
-_INK, _MUTED, _LINE, _ACCENT, _WARM = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05"
-_CSS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _LINE: "var(--line)",
-    _ACCENT: "var(--accent)",
-    _WARM: "var(--warm)",
-}
+_CSS = {f"#0a0a0{n}": f"var(--{x})" for n, x in enumerate(("ink", "muted", "line", "accent", "warm"))}
+_INK, _MUTED, _LINE, _ACCENT, _WARM = _CSS
 _HUE = "#0b0b{:02x}"  # the colour of one of several lines, by its index
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6

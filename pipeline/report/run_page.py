@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,11 @@ def write_run_report(folder: Path) -> Path:
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
-            _charts(run, metrics),
-            alignment_section(metrics),
+            *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),
             _facts(run),
             _configuration(run),
-            _log(metrics),
+            *([_log(metrics)] if metrics else []),
         ],
     )
     replace_file(folder / REPORT_FILE, page.encode())
@@ -62,13 +62,10 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
     losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
     seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
+    loss = (f"{losses[-1]:.4f}", f"from {losses[0]:.4f}") if len(losses) else ("never finite", "")
     cells = [
         ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
-        (
-            "loss",
-            f"{losses[-1]:.4f}" if len(losses) else "never finite",
-            f"from {losses[0]:.4f}" if len(losses) else "",
-        ),
+        ("loss", *loss),
         ("training took", duration(seconds), "without start-up"),
     ]
     if len(rates):
@@ -79,13 +76,8 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if len(memory):  # of a GPU
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if count := _parameters(folder):
-        cells.append(
-            (
-                "parameters",
-                f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}",
-                "of the exported student",
-            )
-        )
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+        cells.append(("parameters", size, "of the exported student"))
     return PageSection("", numbers(cells))
 
 
@@ -99,19 +91,16 @@ def _parameters(folder: Path) -> int:
 
 
 def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    if not metrics:
-        return PageSection("Training", "")
     optim = run["config"]["optim"]
     warmup = optim["warmup_steps"]
     if warmup is None:
         warmup = round(optim["warmup_epochs"] * run["steps_per_epoch"])
+    single = partial(plots.single_chart, metrics)
     charts = {
         "Loss": plots.loss_chart(metrics, warmup),
-        "Learning rate": plots.single_chart(metrics, "learning_rate", "learning rate", warmup=warmup),
-        "Throughput": plots.single_chart(metrics, "images_per_second", "images per second"),
-        "Waiting for data": plots.single_chart(
-            metrics, "wait_share", "% of the time", scale=100, least_top=5
-        ),
+        "Learning rate": single("learning_rate", "learning rate", warmup=warmup),
+        "Throughput": single("images_per_second", "images per second"),
+        "Waiting for data": single("wait_share", "% of the time", scale=100, least_top=5),
     }
     cards = (f'<section class="card"><h3>{name}</h3>{chart}</section>' for name, chart in charts.items())
     return PageSection("Training", f'<div class="grid">{"".join(cards)}</div>')
@@ -144,10 +133,9 @@ def _configuration(run: Run) -> PageSection:
         texts = (x if isinstance(x, str) else json.dumps(x) for x in (value, defaults.get(name)))
         shown, usual = map(html.escape, texts)
         row = f'<th scope="row">{html.escape(name)}</th><td>{shown}</td>'
-        if any(key.startswith(f"{name}.") for key in given):
-            marked += f'<tr class="changed">{row}<td>--set, default {usual}</td></tr>'
-        elif shown != usual:
-            marked += f'<tr class="changed">{row}<td>default {usual}</td></tr>'
+        by_hand = "--set, " if any(key.startswith(f"{name}.") for key in given) else ""
+        if by_hand or shown != usual:
+            marked += f'<tr class="changed">{row}<td>{by_hand}default {usual}</td></tr>'
         else:
             others += f"<tr>{row}<td></td></tr>"
     text = (
@@ -160,11 +148,8 @@ def _configuration(run: Run) -> PageSection:
 
 def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return evenly spaced lines of the log as a table, for those who cannot read the charts."""
-    if not metrics:
-        return PageSection("", "")
     names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
     chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
     rows = ([metrics[index].get(name) for name in names] for index in chosen)
-    return PageSection(
-        "", folded("Numbers of the charts", data_table([name.replace("_", " ") for name in names], rows))
-    )
+    table = data_table([name.replace("_", " ") for name in names], rows)
+    return PageSection("", folded("Numbers of the charts", table))

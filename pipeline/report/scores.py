@@ -51,8 +51,8 @@ class Outcome(Section):
     """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
-    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images by true and
-    predicted class, `details` has what a protocol reports beside its metrics.
+    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images, of masks pixels,
+    by true and predicted class, `details` has what a protocol reports beside its metrics.
     """
 
     representation: str
@@ -123,14 +123,9 @@ def scores_json(scores: Iterable[Score]) -> bytes:
     return text
 
 
-def _identity(score: Score) -> tuple[str, str, str, str, str]:
-    return (
-        score.subject.kind,
-        score.subject.name,
-        score.subject.weights,
-        score.representation,
-        score.conditions,
-    )
+def _identity(score: Score) -> tuple[str, ...]:
+    subject = score.subject
+    return subject.kind, subject.name, subject.weights, score.representation, score.conditions
 
 
 def student_digest(run: Path) -> str | None:

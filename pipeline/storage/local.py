@@ -44,21 +44,17 @@ class LocalFolder:
 
     @property
     def address(self) -> str:
-        """The path."""
         return str(self.path)
 
     def exists(self, key: str) -> bool:
-        """Return whether a file is there."""
         return (self.path / key).exists()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes [start, end) of a file."""
         with (self.path / key).open("rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else max(0, end - start))
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes of a file from `start` on."""
         with (self.path / key).open("rb", buffering=0) as file:
             done = 0
             while done < len(buffer) and (count := os.preadv(file.fileno(), [buffer[done:]], start + done)):
@@ -66,7 +62,6 @@ class LocalFolder:
             return done
 
     def names(self, prefix: str = "") -> set[str]:
-        """Return the names of what is directly in a folder."""
         try:
             entries = {entry.name for entry in (self.path / prefix).iterdir()}
         except FileNotFoundError:
@@ -78,7 +73,6 @@ class LocalFolder:
         return {name for name in entries if not _FOREIGN.fullmatch(name)}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size of every file below a folder, by key."""
         found: dict[str, int] = {}
         folders = [prefix]
         while folders:
@@ -99,15 +93,12 @@ class LocalFolder:
         return found
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a file whole."""
         replace_file(self.path / key, data, self._scratch)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a file whole unless it is there."""
         return create_file_exclusively(self.path / key, data, self._scratch)
 
     def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
-        """Move a flushed file into place."""
         if held := still():
             move_file(source, self.path / key)
         return held
@@ -148,11 +139,9 @@ class LocalFolder:
                 self.replace(key, after)
 
     def remove(self, key: str) -> None:
-        """Remove a file."""
         (self.path / key).unlink(missing_ok=True)
 
     def claimed(self, name: str) -> AbstractContextManager[bool]:
-        """Hold a lock file of that name, if it is free."""
         return locked(self.path / _LOCKS / name, wait=False)
 
     def holds(self, name: str) -> bool:  # noqa: ARG002
@@ -191,7 +180,6 @@ class LocalFolder:
                     raise
 
     def free_bytes(self) -> int:
-        """Return the bytes free on the disk."""
         path = self.path.absolute()
         nearest = next(folder for folder in (path, *path.parents) if folder.exists())
         return shutil.disk_usage(nearest).free

@@ -51,7 +51,6 @@ class ObjectFolder:
         return type(self), (self.address,)
 
     def exists(self, key: str) -> bool:
-        """Return whether an object is there."""
         try:
             with self._errors(key):
                 obstore.head(self._store, key)
@@ -60,7 +59,6 @@ class ObjectFolder:
         return True
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes [start, end) of an object."""
         with self._errors(key):
             if end is not None and end <= start:
                 obstore.head(self._store, key)
@@ -75,26 +73,22 @@ class ObjectFolder:
                 raise
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes of an object from `start` on."""
         data = self.read(key, start, start + len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def names(self, prefix: str = "") -> set[str]:
-        """Return the names of what is directly in a folder."""
         with self._errors(prefix):
             found = with_retries(lambda: obstore.list_with_delimiter(self._store, prefix))
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {path.rpartition("/")[2] for path in paths}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size of every object below a folder, by key."""
         with self._errors(prefix):
             batches = with_retries(lambda: list(obstore.list(self._store, prefix)))
         return {meta["path"]: meta["size"] for batch in batches for meta in batch}
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
         with self._errors(key):
             obstore.put(self._store, key, data, use_multipart=False)
 
@@ -107,9 +101,8 @@ class ObjectFolder:
                     self._put(key, data, "create", writer)
                     return True
                 except AlreadyExistsError:  # or this put was tried again because its first answer got lost
-                    with suppress(
-                        FileNotFoundError
-                    ):  # S3 may refuse one of two puts before the other is there
+                    # S3 may refuse one of two puts before the other is there
+                    with suppress(FileNotFoundError):
                         return obstore.get(self._store, key).attributes.get(_WRITER) == writer
             time.sleep(random.uniform(0, 0.1))
         text = "the store neither creates the object nor has it: run the same command again"
@@ -181,7 +174,6 @@ class ObjectFolder:
         raise OSError(errno.EAGAIN, text, self._url(key))
 
     def remove(self, key: str) -> None:
-        """Remove an object."""
         with suppress(FileNotFoundError), self._errors(key):
             with_retries(lambda: obstore.delete(self._store, key))
 

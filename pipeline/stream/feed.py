@@ -12,7 +12,7 @@ from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_lit
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SLOTS_PER_WORKER, slot_layout
-from pipeline.stream.worker import Failure, run_worker
+from pipeline.stream.worker import run_worker
 
 SMALLER = "lower data.workers or data.window_blocks"
 _PATIENCE = 900.0  # seconds for a window, which needs less than one
@@ -85,10 +85,8 @@ class WorkerFeed:
                 f"stream worker {worker} {error}: continue with --resume"
                 + " --set data.workers=N, fewer than now" * error.lacks_memory
             ) from None
-        if isinstance(message, Failure):
-            if message.expected:
-                raise StreamError(message.text)
-            raise RuntimeError(f"stream worker {worker} failed:\n{message.text}")
+        if isinstance(message, Exception):
+            raise message
         slot, samples = message
         return slot, samples
 

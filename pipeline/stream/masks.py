@@ -68,7 +68,11 @@ class MaskSource:
             rows = np.argsort(kept, axis=1)  # (n, K): which of the stored patches are visible
             visible = np.take_along_axis(kept, rows, axis=1)
         else:
-            draws = (self._generator(schema.source_of_draws(source), key, view, epoch) for key in keys)
+            of_tar = schema.source_of_draws(source)
+            if self._redraw or self._strategy == "block":
+                draws = [generator(self._seed, "mask", epoch, *sample_keys(of_tar, key)) for key in keys]
+            else:  # the one ranking of the view
+                draws = [rank_generator(schema.view.seed, of_tar, key, view) for key in keys]
             if self._strategy == "block":
                 visible = np.stack([draw_around_blocks(schema.grid, self.count, rng) for rng in draws])
             else:
@@ -84,12 +88,6 @@ class MaskSource:
         shown = visible if needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
         return ChunkMasks(visible, hidden, shown, tokens)
-
-    def _generator(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
-        """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
-        if self._redraw or self._strategy == "block":
-            return generator(self._seed, "mask", epoch, *sample_keys(source, key))
-        return rank_generator(self._schema.view.seed, source, key, view)
 
 
 def _refuse_impossible(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:

@@ -1,25 +1,16 @@
 """A worker process: reads every W-th window and writes its samples straight into an empty slot."""
 
 import traceback
-from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.shared_memory import SharedMemory
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import MaskAlignError
+from pipeline.errors import MaskAlignError, StreamError
 from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
 from pipeline.stream.slots import SlotLayout
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception of a worker, as text; `expected` if that is a message for the user."""
-
-    text: str
-    expected: bool
 
 
 def run_worker(
@@ -34,7 +25,7 @@ def run_worker(
 ) -> None:
     """Fill slots with every W-th window from a step of an epoch on, until the trainer hangs up.
 
-    Receives empty slots; sends (slot, samples) or a Failure.
+    Receives empty slots; sends (slot, samples), or the exception that the trainer raises.
     """
     memory, slot = SharedMemory(memory_name), -1
 
@@ -50,9 +41,9 @@ def run_worker(
             owner.send((slot, part.count))
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        owner.send(Failure(f"{error}{notes}", expected=True))
+        owner.send(StreamError(f"{error}{notes}"))
     except Exception as error:
         if isinstance(error, OSError) and is_url(str(error.filename)):
-            owner.send(Failure(f"{error.strerror} ({error.filename})", expected=True))
+            owner.send(StreamError(f"{error.strerror} ({error.filename})"))
         else:
-            owner.send(Failure(traceback.format_exc(), expected=False))
+            owner.send(RuntimeError(f"stream worker {worker} failed:\n{traceback.format_exc()}"))

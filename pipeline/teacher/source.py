@@ -40,11 +40,7 @@ def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
     Untrained weights are the same in every process, and the global generator stays as it was.
     """
     # open_clip logs on the root logger itself, where the first call would install a handler
-    root, handler = logging.getLogger(), logging.NullHandler()
-
-    def reject(_record: logging.LogRecord) -> bool:
-        return False
-
+    root, handler, reject = logging.getLogger(), logging.NullHandler(), lambda _record: False
     root.addHandler(handler)
     root.addFilter(reject)
     try:
@@ -67,6 +63,5 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def not_plain(spec: str, fault: str) -> ConfigError:
     """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
-    return ConfigError(
-        f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as {EXAMPLES}"
-    )
+    remedy = f"choose a VisionTransformer such as {EXAMPLES}"
+    return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: {remedy}")

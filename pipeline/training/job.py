@@ -1,4 +1,7 @@
-"""The parts of a run on one rank: stream, objective, optimiser, and the step that joins them."""
+"""The parts of a run on one rank: stream, objective, optimiser, and the step that joins them.
+
+The optimiser is AdamW with timm's parameter groups and timm's cosine schedule per step.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
@@ -23,8 +28,7 @@ from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
-from pipeline.training.optimiser import build_optimiser
-from pipeline.training.sections import TrainConfig
+from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
@@ -32,6 +36,7 @@ from pipeline.training.targets import cached_targets, refuse_target
 # (counted on a CPU with gloo). A whole bucket is exchanged after the last graph, so one bucket for all would
 # hide nothing.
 _BUCKET_MB = 100
+REFERENCE_BATCH = 256  # of base_lr
 
 
 @dataclass
@@ -131,10 +136,30 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    compiled = choose_compilation(config.train, precision, device)
-    trained = (objective, optimiser, scaler)
-    place = (run, ranks, device)
-    return TrainingJob(config, cache, spec, *trained, *place, steps, warmup, precision, compiled)
+    resolved = (precision, choose_compilation(config.train, precision, device))
+    return TrainingJob(
+        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup, *resolved
+    )
+
+
+def build_optimiser(
+    model: nn.Module, no_weight_decay: set[str], optim: OptimConfig, global_batch: int
+) -> AdamW:
+    """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
+    return AdamW(groups, lr=optim.base_lr * global_batch / REFERENCE_BATCH, betas=optim.betas, fused=True)
+
+
+def build_schedule(optimiser: AdamW, optim: OptimConfig, steps: int, warmup: int) -> CosineLRScheduler:
+    """Return a schedule that is a function of the step: linear warm-up from zero, then a cosine to min_lr."""
+    return CosineLRScheduler(
+        optimiser,
+        t_initial=steps - warmup,
+        lr_min=optim.min_lr,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> str:

@@ -21,8 +21,7 @@ from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_job, describe_job
-from pipeline.training.optimiser import REFERENCE_BATCH
+from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
 from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,

@@ -142,13 +142,10 @@ class MetricsLog:
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
         self._board: Any = None
-        try:
+        with self._optional():
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        except Exception as error:
-            if getattr(error, "name", "") != "tensorboard":  # the module that is not installed
-                self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""
@@ -159,28 +156,30 @@ class MetricsLog:
         for name, table in values.get("figures", {}).items():
             for row, cells in enumerate(table):
                 scalars |= {f"{name}/{row}/{column}": value for column, value in enumerate(cells)}
-        try:
+        with self._optional():
             for name, value in scalars.items() if self._board else ():
                 self._board.add_scalar(name, value, values["step"])
-        except Exception as error:
-            self._give_up(error)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        try:
+        with self._optional():
             if self._board:
                 self._board.close()
-        except Exception as error:
-            self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._board = None
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._warn(
-            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same "
-            "values"
-        )
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Give TensorBoard up when it fails, with a warning unless it is not installed."""
+        try:
+            yield
+        except Exception as error:
+            self._board = None
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if getattr(error, "name", "") != "tensorboard":  # the module that is not installed
+                self._warn(
+                    f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the "
+                    "same values"
+                )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -19,8 +19,7 @@ from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
 from pipeline.stream.batches import micro_batches
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.job import TrainingJob, build_schedule
 
 Metrics = dict[str, Any]
 

@@ -128,16 +128,9 @@ def rank_generator(seed: int, source: str | None, key: str, view: int) -> np.ran
 def _checked_importance(
     importance: NDArray[np.float32] | None, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Return the importance (..., N) as float64 above zero."""
-    if importance is None:
-        raise ConfigError(
-            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher "
-            "with neither CLS nor query has none): give 'random' or 'block'"
-        )
-    if importance.shape != shape:
-        raise ConfigError(
-            f"importance has shape {importance.shape}, not one value for each of {shape[-1]} patches"
-        )
+    """Return the importance (..., N) as float64 above zero. A teacher that has none was refused before."""
+    assert importance is not None
+    assert importance.shape == shape
     if not importance.min() >= 0:
         raise ConfigError(
             f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from"

@@ -20,7 +20,6 @@ from pipeline.views.source_tars import SourceTar
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
-_END_MARKER_BYTES = 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
@@ -149,7 +148,7 @@ class _TarStream:
             raise SourceError(
                 f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
             )
-        if self._size - end < _END_MARKER_BYTES:
+        if self._size - end < 2 * tarfile.BLOCKSIZE:
             raise SourceError("has no end marker: it is cut")
 
     def _read(self, size: int) -> bytes:

@@ -55,8 +55,14 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     """
     specs = [specs] if isinstance(specs, str) else specs
     addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
-    for address in addresses:
-        _refuse_name(address)
+    for address in addresses:  # a cache must be able to name its files after them
+        name, shown = tar_name(address), printable(address)
+        if not name.endswith(".tar") or name == ".tar":
+            raise ConfigError(
+                f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
+            )
+        if fault := tar_name_fault(name) or name_fault(address):
+            raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
     tars = list(ordered_map(_measured, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
     seen: dict[str, SourceTar] = {}
     for tar in tars:
@@ -102,9 +108,8 @@ def _some(pattern: str | Path, found: list[str]) -> list[str]:
 def _braces(spec: str) -> list[str]:
     ranges = (abs(int(first) - int(last)) + 1 for first, last in _RANGE.findall(spec))
     if prod(ranges) > _MOST_TARS:
-        raise ConfigError(
-            f"shards {printable(spec)!r} are more than the {_MOST_TARS:,} tars that are accepted"
-        )
+        accepted = f"the {_MOST_TARS:,} tars that are accepted"
+        raise ConfigError(f"shards {printable(spec)!r} are more than {accepted}")
     try:
         return list(braceexpand(spec))
     except ValueError:
@@ -191,17 +196,6 @@ def _listed(path: Path) -> list[str]:
         line = printable(other)[:80]
         raise _refusal(path, f"is read as a text list, but its line {line!r} does not end in .tar")
     return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]
-
-
-def _refuse_name(address: str) -> None:
-    """Raise ConfigError for a tar after which a cache could not name its files."""
-    name, shown = tar_name(address), printable(address)
-    if not name.endswith(".tar") or name == ".tar":
-        raise ConfigError(
-            f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
-        )
-    if fault := tar_name_fault(name) or name_fault(address):
-        raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
 
 
 def _measured(address: str) -> SourceTar:

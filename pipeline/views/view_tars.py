@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from tarfile import BLOCKSIZE, RECORDSIZE
 from typing import Any
 
 import google_crc32c
@@ -11,12 +12,10 @@ import google_crc32c
 from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
-_END_MARKER = bytes(1024)
-_TAR_RECORD = 10_240
-_BLOCK = 512
+_END_MARKER = bytes(2 * BLOCKSIZE)
 _NAME, _SIZE = slice(100), slice(124, 135)
-_KIND, _MAGIC, _PREFIX = slice(156, 257), slice(257, 263), slice(345, _BLOCK)
-_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file with its name in one field
+_KIND, _MAGIC, _PREFIX = slice(156, 257), slice(257, 263), slice(345, BLOCKSIZE)
+_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(BLOCKSIZE - 345))  # a regular file with its name in one field
 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
@@ -61,7 +60,7 @@ class ViewTarWriter:
 
 def tar_bytes(samples: int) -> int:
     """Return the size of a view tar of so many bytes of samples: with an end marker, in whole records."""
-    return -(-(samples + len(_END_MARKER)) // _TAR_RECORD) * _TAR_RECORD
+    return -(-(samples + len(_END_MARKER)) // RECORDSIZE) * RECORDSIZE
 
 
 def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
@@ -72,7 +71,7 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
     """
     start, keys, found = 0, set(), []
     while start < len(data):
-        header = data[start : start + _BLOCK]
+        header = data[start : start + BLOCKSIZE]
         name, size = header[_NAME].rstrip(b"\0"), header[_SIZE]
         file = name.rfind(b"/") + 1
         dot = name.find(b".", file)
@@ -84,10 +83,10 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
         ):
             return _read_by_webdataset(data, extension)
         keys.add(name[:dot])
-        end = start + _BLOCK + int(size, 8)
+        end = start + BLOCKSIZE + int(size, 8)
         if name[dot + 1 :].lower() == extension.encode():
-            found.append(data[start + _BLOCK : end])
-        start = -(-end // _BLOCK) * _BLOCK
+            found.append(data[start + BLOCKSIZE : end])
+        start = -(-end // BLOCKSIZE) * BLOCKSIZE
     if start != len(data):
         raise ValueError("the sample is cut")
     if len(keys) != 1 or len(found) != 1:

@@ -74,11 +74,6 @@ def test_every_flipped_bit_and_every_cut_is_noticed(file):
             read(file)
 
 
-def test_a_key_of_a_newer_minor_version_is_ignored(file):
-    resealed(file, more=1)
-    assert read(file).rows == 100
-
-
 def test_a_missing_key_is_refused_though_the_digest_is_right(file):
     file.write_bytes(sealed(COMMIT.model_dump(mode="json", exclude={"digest", "blocks"})))
     with pytest.raises(CacheError, match="is damaged"):

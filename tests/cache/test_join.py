@@ -61,10 +61,8 @@ def test_no_cls_raw_crops_and_missing_labels(tmp_path):
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width
-    assert (batches[0]["visible_codes"].shape, batches[0]["visible_stats"].shape) == (
-        (6, 3, 8, width),
-        (6, 3, 8, 2),
-    )
+    assert batches[0]["visible_codes"].shape == (6, 3, 8, width)
+    assert batches[0]["visible_stats"].shape == (6, 3, 8, 2)
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(images)
     joined = read_joined(cache, next(cache.commits()), 0, [])
@@ -117,15 +115,8 @@ def leave_a_gap(arrays):
             },  # a key with a dot: a member of the sample before
             UNIT_0 + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)",
         ),
-        (
-            {"view_format": "raw"},
-            UNIT_0
-            + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\)",
-        ),
-        (
-            {"spoilt": 33},
-            r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract",
-        ),
+        ({"view_format": "raw"}, UNIT_0 + r", row 64: the view tar cannot be parsed \(1 samples, or none"),
+        ({"spoilt": 33}, r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract"),
     ],
 )
 def test_a_wrong_sample_with_right_checksums_is_named(cache_copy, changes, message):

@@ -38,12 +38,14 @@ def plan_an_epoch(finished):
 def peak(function, *arguments):
     """Return the most memory that a call held beyond what was there before, in MB, and its result."""
     gc.collect()
+    gc.freeze()  # else what is imported so far delays collections
     tracemalloc.start()
     try:
         result = function(*arguments)
         return tracemalloc.get_traced_memory()[1] / MEGABYTE, result
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
 
 
 def plan_an_epoch_of(path):

@@ -70,14 +70,6 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
         written.path.unlink()
 
 
-def test_publishing_twice_changes_nothing(unfinished):
-    path, schema, (unit, _) = unfinished
-    assert caches.publish(path, schema, unit)[0]
-    before = files_of(path)
-    assert not caches.publish(path, schema, unit, seed=99)[0]
-    assert files_of(path) == before
-
-
 def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     path, schema, (unit, _) = unfinished
     with ThreadPoolExecutor(4) as pool:
@@ -119,18 +111,6 @@ def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
         shard.append(same)
         written.append((shard.close().sha256, shard.checksums))
     assert written[0] == written[1] == written[2]
-
-
-def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
-    path, _, _ = unfinished
-    with (
-        open_folder(path).claimed("a.tar") as first,
-        open_folder(path).claimed("a.tar") as second,
-        open_folder(path).claimed("b.tar") as third,
-    ):
-        assert (first, second, third) == (True, False, True)
-    with open_folder(path).claimed("a.tar") as again:
-        assert again
 
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):

@@ -65,18 +65,9 @@ NO_CHUNK = r"cannot be read \(the shard does not have the chunk\): inspect-cache
     [
         (set_entry(0, ABSENT, ABSENT), f"rows 0 to 63 {NO_CHUNK}"),
         (set_entry(1, ABSENT, ABSENT), f"rows 64 to 99 {NO_CHUNK}"),
-        (
-            set_entry(0, ABSENT, 5),
-            r"rows 0 to 63 .* \(its index has 5 bytes at 18446744073709551615 for the chunk\)",
-        ),
-        (
-            set_entry(0, 2**63, CODES + 4),
-            r"rows 0 to 63 .* \(its index has 69636 bytes at 9223372036854775808",
-        ),
-        (
-            set_entry(1, 10**9, CODES + 4),
-            r"rows 64 to 99 .* \(its index has 69636 bytes at 1000000000 for the",
-        ),
+        (set_entry(0, ABSENT, 5), r"rows 0 to 63 .* \(its index has 5 bytes at 18446744073709551615 for"),
+        (set_entry(0, 2**63, CODES + 4), r"rows 0 to 63 .* \(its index has 69636 bytes at"),
+        (set_entry(1, 10**9, CODES + 4), r"rows 64 to 99 .* \(its index has 69636 bytes at 1000000000 for"),
         (set_entry(0, 0, CODES), r"rows 0 to 63 .* \(its index has 69632 bytes at 0 for the chunk\)"),
         (set_entry(0, 8, CODES + 4), r"rows 0 to 63 .* \(its bytes do not match their checksum\)"),
         (exchange, r"rows 0 to 63 is not what was committed: inspect-cache verify --full --repair removes"),

@@ -159,16 +159,6 @@ def test_samples_beyond_the_index_are_noticed(damaged):
     assert full(damaged) == [f"{UNITS[0]}, view tar: it does not end after its last sample"]
 
 
-def test_two_crops_as_one_sample_are_noticed(damaged):
-    def merge(arrays):
-        arrays["index"][63, 2] += arrays["index"][64, 2]
-
-    republish(damaged, merge)
-    assert [text.partition("view tar, ")[2] for text in full(damaged)] == [
-        "rows 63 to 64: the sample is not the one of the index"
-    ]
-
-
 def test_a_resealed_commit_with_another_checksum_is_noticed(damaged):
     cache = Cache(damaged)
     commit = cache.commit_of(cache.units[0]).model_dump(mode="json")

@@ -245,21 +245,12 @@ def newer(cache):
 @pytest.mark.parametrize(
     ("prepare", "parts"),
     [
-        (
-            lambda path: path.write_text("mine"),
-            ["is a file or below one: give a folder, or a path where nothing is"],
-        ),
+        (lambda path: path.write_text("mine"), ["is a file or below one: give a folder, or a path where"]),
         (
             lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
             ["is not a cache (no units.json): give a folder that extract-teacher made"],
         ),
-        (
-            newer,
-            [
-                "has version 7.0, this program reads 1.",
-                "use the version of this program that made the cache",
-            ],
-        ),
+        (newer, ["has version 7.0, this program reads 1.", "use the version of this program that made the"]),
     ],
     ids=["file", "folder", "newer"],
 )

@@ -126,7 +126,7 @@ class Points:
         self.points, self.tar = points, tar
         self.digest = f"{tar} {points}"
 
-    def views(self, size, batch_size, left_out):
+    def views(self, size, batch_size, left_out, **_):
         used = []
         for key, (turn, label) in self.points.items():
             if label is None:
@@ -216,7 +216,7 @@ def test_without_test_data_no_image_is_its_own_neighbour(scored):
 
 def test_equal_keys_of_two_tars_are_two_images(scored):
     class Two(Points):
-        def views(self, size, batch_size, left_out):
+        def views(self, size, batch_size, left_out, **_):
             yield from BANK.views(size, batch_size, left_out)
             yield from Points(BANK.points, "z.tar").views(size, batch_size, left_out)
 

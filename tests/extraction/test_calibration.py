@@ -27,7 +27,7 @@ def tar_of(path, images):
 
 
 def spread(tars, workers=0, **limits):
-    maker = extraction_options(cache="none", shards=tars).maker
+    maker = extraction_options(cache="none", shards=tars).maker()
     with closing(Decoder(workers, 64)) as decoder:
         return spread_images(tars, lambda _: maker, decoder, **limits)
 

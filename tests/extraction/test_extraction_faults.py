@@ -65,7 +65,7 @@ def test_a_bad_image_is_skipped_and_shifts_no_row(tmp_path):
     key, reason = tally.first_unlabelled
     assert (key, reason[:20]) == ("000006", "has the label b'dog'")
     numbers = [0, *range(2, 12)]
-    cache, policy = Cache(tmp_path / "a.cache"), extraction_options(cache=tmp_path, shards=[]).policy
+    cache, policy = Cache(tmp_path / "a.cache"), extraction_options(cache=tmp_path, shards=[]).maker().policy
     for commit in tuple(cache.commits()):
         assert (commit.rows, list(commit.skipped)) == (11, tally.skipped)
         rows = cache.read_chunk(commit, 0, ["index", "view"])
@@ -166,7 +166,7 @@ def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):
     cache, units = prepare_cache(options, teacher, decoder)
     encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
-    extractor = Extractor(cache.folder, schema, options.policy, encoder, decoder, 0.01)
+    extractor = Extractor(cache.folder, schema, options.maker, encoder, decoder, 0.01)
     extractor.run(tars, units)
     reported = "tar 'train-0000.tar' has more than 64 images; split it into smaller tars"
     assert extractor.tally.failed == {"train-0000.tar": reported}
@@ -298,7 +298,7 @@ class SlowShard(ShardWriter):
     def append(self, rows):
         if self._file.path.name.startswith("features"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert not self._file._file.closed
         super().append(rows)
 

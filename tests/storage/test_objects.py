@@ -44,15 +44,11 @@ def test_what_passes_is_tried_again(objects, server, tmp_path, kind):
     assert not objects.create("commits/a.json", b"[]")
     objects.replace("units.json", b"1")
     objects.update("units.json", lambda data: data + b"2")
-    assert (objects.read("units.json"), objects.read("views/a.tar", 2, 5), objects.exists("nothing")) == (
-        b"12",
-        b"234",
-        False,
-    )
-    assert (objects.names(), objects.sizes("views")) == (
-        {"views", "commits", "units.json"},
-        {"views/a.tar": 10},
-    )
+    assert objects.read("units.json") == b"12"
+    assert objects.read("views/a.tar", 2, 5) == b"234"
+    assert not objects.exists("nothing")
+    assert objects.names() == {"views", "commits", "units.json"}
+    assert objects.sizes("views") == {"views/a.tar": 10}
     objects.remove("views/a.tar")
     assert objects.sizes("views") == {}
 
@@ -92,16 +88,8 @@ def test_a_range_cut_in_the_middle_is_completed(objects, server):
 @pytest.mark.parametrize(
     ("kind", "number", "words"),
     [
-        (
-            "503",
-            errno.EIO,
-            "the server answered 503 Service Unavailable: check the address, the network and AWS_ACCESS",
-        ),
-        (
-            "403",
-            errno.EACCES,
-            "access is denied (403 Forbidden): check the address, the network and AWS_ACCESS_KEY_ID",
-        ),
+        ("503", errno.EIO, "the server answered 503 Service Unavailable: check the address, the network"),
+        ("403", errno.EACCES, "access is denied (403 Forbidden): check the address, the network and"),
         ("closed", errno.EIO, "the server cannot be reached (HTTP error: error sending request): check"),
     ],
 )
@@ -249,14 +237,8 @@ def test_a_claim_ends_its_thread(objects):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        (
-            "ftp://host/a.cache",
-            "address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://... or gs://... or az://...",
-        ),
-        (
-            "https://host/a.cache",
-            "not of a known kind (http:// and https:// are for source tars only): give a path, or s3://...",
-        ),
+        ("ftp://host/a.cache", "address 'ftp://host/a.cache' is not of a known kind: give a path, or"),
+        ("https://host/a.cache", "not of a known kind (http:// and https:// are for source tars only)"),
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (
             "az://container/a.cache",

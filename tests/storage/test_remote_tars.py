@@ -81,15 +81,9 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
         ("s3://BUCKET/nothing/", "shards 's3://BUCKET/nothing/' match no .tar file"),
         ("s3://BUCKET/tars/x*.tar", "shards 's3://BUCKET/tars/x*.tar' match no .tar file"),
         ("s3://BUCKET/{tars,old}/{a,a}.tar", "have the same file name, by which a cache knows them"),
-        (
-            "s3://no-such-bucket/tars/",
-            "shards 's3://no-such-bucket/tars/' cannot be listed (the bucket does not exist",
-        ),
+        ("s3://no-such-bucket/tars/", "shards 's3://no-such-bucket/tars/' cannot be listed"),
         ("s3://BUCKET/tars/a.tar.gz", "match no .tar file"),
-        (
-            "ftp://host/a.tar",
-            "address 'ftp://host/a.tar' is not of a known kind: give a path, or s3://... or gs://... or ",
-        ),
+        ("ftp://host/a.tar", "address 'ftp://host/a.tar' is not of a known kind: give a path, or s3://..."),
         ("s3:///a.tar", "names no bucket"),
     ],
 )

@@ -59,38 +59,19 @@ def images(run):
 
 
 def test_masks_that_a_cache_cannot_serve_are_refused(kept_caches, tmp_path):
-    stored, other = "but this cache stores only the first 4 of 16, ranked by", "needs other patches, "
+    stored = "but this cache stores only the first 4 of 16, ranked by"
+    ranked, random = (
+        f"{stored} attention: ",
+        f"needs other patches, {stored} random: set mask.strategy=random",
+    )
+    other = f"needs other patches, {ranked}set mask.strategy=attention"
     for index, settings, message in (
-        (
-            1,
-            ["mask.ratio=0.6"],
-            f"ratio 0.6 shows 6 patches, {stored} attention: set mask.ratio to at least 0.6876",
-        ),
-        (
-            1,
-            ["mask.strategy=random"],
-            f"strategy 'random' {other}{stored} attention: set mask.strategy=attention",
-        ),
-        (
-            2,
-            ["mask.strategy=attention"],
-            f"strategy 'attention' {other}{stored} random: set mask.strategy=random",
-        ),
-        (
-            1,
-            ["mask.strategy=block"],
-            f"strategy 'block' {other}{stored} attention: set mask.strategy=attention",
-        ),
-        (
-            1,
-            ["mask.redraw=true"],
-            f"redraw true needs all patches, {stored} attention: leave mask.redraw out",
-        ),
-        (
-            0,
-            ["mask.strategy=block", "mask.redraw=false"],
-            "redraw false needs a mask that is the first of a ranking",
-        ),
+        (1, ["mask.ratio=0.6"], f"ratio 0.6 shows 6 patches, {ranked}set mask.ratio to at least 0.6876"),
+        (1, ["mask.strategy=random"], f"strategy 'random' {other}"),
+        (2, ["mask.strategy=attention"], f"strategy 'attention' {random}"),
+        (1, ["mask.strategy=block"], f"strategy 'block' {other}"),
+        (1, ["mask.redraw=true"], f"redraw true needs all patches, {ranked}leave mask.redraw out"),
+        (0, ["mask.strategy=block", "mask.redraw=false"], "redraw false needs a mask that is the first of"),
         (1, ["mask.redraw=sometimes"], "redraw' is 'sometimes': input should be a valid boolean or 'auto'"),
         (1, ["mask.ratio=0.6875"], "ratio 0.6875 shows 5 patches"),
     ):

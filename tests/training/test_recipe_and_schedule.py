@@ -8,7 +8,7 @@ from training_runs import tiny_job
 
 from pipeline.errors import ConfigError
 from pipeline.training.config import RunConfig, steps_of_run
-from pipeline.training.optimiser import build_optimiser, build_schedule
+from pipeline.training.job import build_optimiser, build_schedule
 from pipeline.training.sections import OptimConfig
 
 PAPER = {

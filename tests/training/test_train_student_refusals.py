@@ -51,36 +51,12 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/run.json").write_text("{}")
     for options, code, message in [
-        (
-            ["--run", existing],
-            2,
-            f"{str(existing)!r} already holds a run: add --resume to continue it, or use a",
-        ),
-        (
-            ["--run", tmp_path, "--resume"],
-            2,
-            "holds no run to resume: leave out --resume to start one, or check",
-        ),
-        (
-            ["--run", tmp_path / "damaged", "--resume"],
-            1,
-            "is not a run folder (no readable run.json): give one that",
-        ),
-        (
-            ["--run", tmp_path / "empty", "--resume"],
-            1,
-            "is not a run folder (no readable run.json): give one that",
-        ),
-        (
-            ["--run", tmp_path / "poem.txt"],
-            2,
-            "poem.txt' is not a writable folder; use another --run",
-        ),
-        (
-            ["--run", "s3://bucket/run"],
-            2,
-            "--run 's3:/bucket/run' is on an object store: give a folder on a disk",
-        ),
+        (["--run", existing], 2, f"{str(existing)!r} already holds a run: add --resume to continue it, or"),
+        (["--run", tmp_path, "--resume"], 2, "holds no run to resume: leave out --resume to start one, or"),
+        (["--run", tmp_path / "damaged", "--resume"], 1, "is not a run folder (no readable run.json): give"),
+        (["--run", tmp_path / "empty", "--resume"], 1, "is not a run folder (no readable run.json): give"),
+        (["--run", tmp_path / "poem.txt"], 2, "poem.txt' is not a writable folder; use another --run"),
+        (["--run", "s3://bucket/run"], 2, "--run 's3:/bucket/run' is on an object store: give a folder on"),
         (["--cache", tmp_path], 1, f"{str(tmp_path)!r} is not a cache (no units.json): give a folder that"),
         (["--config", tmp_path / "no.toml"], 2, "no.toml' does not exist: give the path of a TOML recipe"),
         (["--device", "cuda:99"], 2, "--device 'cuda:99' needs GPU 99, but this process sees"),

@@ -51,15 +51,6 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(small_cache_path, 
     assert_close(gradients, parts)
 
 
-def test_every_trained_parameter_gets_a_gradient(small_cache_path, tmp_path):
-    _, gradients = first_step(small_cache_path, tmp_path / "run")
-    job = tiny_job(small_cache_path, tmp_path / "run")
-    assert gradients.keys() == {
-        name for name, value in job.objective.named_parameters() if value.requires_grad
-    }
-    assert all(value.abs().max() > 0 for value in gradients.values())
-
-
 def test_clipping_bounds_the_norm(small_cache_path, tmp_path):
     norms = []
     for settings in ((), ("optim.clip_grad=0.01",)):

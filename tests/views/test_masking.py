@@ -147,8 +147,6 @@ def test_the_visible_count_is_the_methods():
 @pytest.mark.parametrize(
     ("strategy", "importance", "count", "message"),
     [
-        ("attention", None, 2, "needs the importance .* give 'random' or 'block'"),
-        ("attention", np.ones(5, np.float32), 2, r"shape \(5,\), not one value for each of 4"),
         ("attention", np.array([1, 2, np.nan, 1], np.float32), 2, "importance holds nan"),
         ("attention", np.array([1, 2, -1, 1], np.float32), 2, r"importance holds -1\.0"),
         ("grid", None, 2, "mask.strategy 'grid' is unknown: choose 'attention'"),
