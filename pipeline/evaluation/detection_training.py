@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.coco import Detections, Objects
 from pipeline.evaluation.crops import load
 from pipeline.evaluation.detection_data import Survey
-from pipeline.evaluation.detection_views import DetectionDataset, Sample, Square, WholeSquare
+from pipeline.evaluation.detection_views import DetectionDataset, Square, WholeSquare
 from pipeline.evaluation.fitting import shuffled_batches
 from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.pyramid import Detector, HeadSizes, Target
@@ -104,16 +104,10 @@ def whole_batches(
                 f"a batch of {len(batch)} images has none that is whole; the first: "
                 f"{of.left_out.first['damaged']}: give other images, or a larger batch_size"
             )
-        yield _to(samples, task.subject.device)
-
-
-def _to(samples: list[Sample], device: torch.device) -> tuple[Tensor, list[Target]]:
-    pixels = torch.stack([sample["image"].as_subclass(Tensor).permute(1, 2, 0) for sample in samples])
-    targets = [
-        {name: value.as_subclass(Tensor).to(device) for name, value in sample.items() if name != "image"}
-        for sample in samples
-    ]
-    return pixels.to(device), targets
+        device = task.subject.device
+        pixels = torch.stack([sample.pop("image").permute(1, 2, 0) for sample in samples])
+        targets = [{name: value.to(device) for name, value in sample.items()} for sample in samples]
+        yield pixels.to(device), targets
 
 
 @torch.inference_mode()
