@@ -245,6 +245,16 @@ def test_equal_keys_are_refused_or_left_out(scored, tmp_path):
     assert (score.bank.images, score.bank.left_out) == (2, {"shared": 4})
 
 
+def test_views_of_a_cache_and_missing_test_images_are_refused(tars, tmp_path):
+    learnt = LabelledImages(open_images([str(tars[0])], tmp_path))
+    for data, test, message in (
+        (learnt, None, "segment needs other images to test with: give --test-shards"),
+        (None, learnt, "segment cuts its own crops, which views of a cache do not allow: give --shards"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_evaluation(Segment(), Task(subject(), data, test, tmp_path, tmp_path))
+
+
 def settings_of(*assignments):
     return load_config(Segment, None, assignments)
 
