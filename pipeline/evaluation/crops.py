@@ -119,7 +119,13 @@ def load(
     dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     try:
         yield from loader
     except RuntimeError as error:
