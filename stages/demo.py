@@ -62,7 +62,7 @@ def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[
     def draw() -> None:
         typer.echo(f"drawing {train:,} images to learn from and {test:,} to test with")
         write_images(tars / "train", TRAIN_SEED, train)
-        write_images(tars / "test", TEST_SEED, test)
+        write_images(tars / "test", TEST_SEED, test, boxes=True)
 
     to_cache = (tars / "train", "--cache", cache, "--teacher", _teacher(), *_EXTRACTION.split())
     return {

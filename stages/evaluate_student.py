@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-Name = Annotated[str, typer.Argument(help="What is evaluated: knn.")]
+Name = Annotated[str, typer.Argument(help="What is evaluated, such as knn; several with commas.")]
 Run = Annotated[Path | None, typer.Option(help="Evaluate the student of this run.")]
 Untrained = Annotated[
     bool,
@@ -100,8 +100,9 @@ def evaluate_student(
     """
     with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
         if print_config:
-            for name, value in _settings(evaluation, assignments).model_dump(mode="json").items():
-                typer.echo(f"{name} = {json.dumps(value)}")
+            for settings in _settings(evaluation.split(","), assignments or []):
+                for name, value in settings.model_dump(mode="json").items():
+                    typer.echo(f"{name} = {json.dumps(value)}")
             return
         from pipeline.evaluation.choice import Choice
 
@@ -110,33 +111,42 @@ def evaluate_student(
             image_size, patch_size, report, out, features,
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
-        settings = _settings(evaluation, assignments)  # torch is imported from here on
+        chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
         task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
         from pipeline.evaluation.run import run_evaluation
 
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
         typer.echo(f"{evaluation} of {task.subject.facts.name}{f': {shown}' if shown else ''}")
-        _report(choice, run_evaluation(settings, task))
+        _write(choice, [score for settings in chosen for score in _printed(run_evaluation(settings, task))])
 
 
-def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
+def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":
+    """Return the settings of each evaluation; raises ConfigError. Keys of several begin with their names."""
     from pipeline.config import load_config
     from pipeline.evaluation.run import EVALUATIONS
 
-    if evaluation not in EVALUATIONS:
-        raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
-    settings: Evaluation = load_config(EVALUATIONS[evaluation], None, assignments or [])
-    return settings
+    known = ", ".join(EVALUATIONS)
+    for name in names:
+        if name not in EVALUATIONS:
+            raise ConfigError(f"evaluation {name!r} is unknown: give one of {known}, or several as knn,probe")
+    if len(names) == 1:
+        return [load_config(EVALUATIONS[names[0]], None, assignments)]
+    for assignment in assignments:
+        if assignment.partition(".")[0] not in names:
+            raise ConfigError(
+                f"--set {assignment!r} does not say which of {', '.join(names)} it is for: "
+                f"give it as --set {names[0]}.{assignment}"
+            )
+    own = {
+        name: [one.partition(".")[2] for one in assignments if one.startswith(f"{name}.")] for name in names
+    }
+    return [load_config(EVALUATIONS[name], None, own[name]) for name in names]
 
 
-def _report(choice: "Choice", scores: list["Score"]) -> None:
-    """Print the scores and warnings about them, and write them where the options say."""
-    from pipeline.report.run_page import write_run_report
-    from pipeline.report.score_sections import write_evaluation_page
-    from pipeline.report.scores import add_scores, scores_json
-
+def _printed(scores: "list[Score]") -> "list[Score]":
+    """Print the scores of one evaluation, and warnings about them."""
     if not scores:
-        return
+        return scores
     first = scores[0]
     for facts in (first.bank,) if first.test == first.bank else (first.bank, first.test):
         for kind, count in facts.left_out.items():
@@ -154,6 +164,17 @@ def _report(choice: "Choice", scores: list["Score"]) -> None:
     typer.echo(
         f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
     )
+    return scores
+
+
+def _write(choice: "Choice", scores: "list[Score]") -> None:
+    """Write scores and pages where the options say."""
+    from pipeline.report.run_page import write_run_report
+    from pipeline.report.score_sections import write_evaluation_page
+    from pipeline.report.scores import add_scores, scores_json
+
+    if not scores:
+        return
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
         write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.pictures)

@@ -37,11 +37,21 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """One image: `pixels` (SIDE, SIDE, 3) uint8, its class index and its caption."""
+    """One image: `pixels` (SIDE, SIDE, 3) uint8, its class index, its caption, and where its form is.
+
+    `form` (SIDE, SIDE) bool is exact: a pixel belongs to the form if at least half of it does.
+    """
 
     pixels: NDArray[np.uint8]
     label: int
     caption: str
+    form: NDArray[np.bool_]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The box around the form: left, top, right and bottom, the last two exclusive."""
+        rows, columns = np.flatnonzero(self.form.any(1)), np.flatnonzero(self.form.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def image(seed: int, index: int) -> DrawnImage:
@@ -55,10 +65,11 @@ def image(seed: int, index: int) -> DrawnImage:
     ground = _texture(rng, ground_texture, _shade(rng, ground_colour))
     ground = _paste(ground, _clutter_mask(rng), _shade(rng, str(rng.choice(list(_COLOURS)))))
     form = _texture(rng, form_texture, _shade(rng, form_colour))
-    pixels = _paste(ground, _form_mask(rng, CLASSES[label]), form)
+    mask = _form_mask(rng, CLASSES[label])
+    pixels = _paste(ground, mask, form)
     pixels += rng.normal(0, rng.uniform(0, 8), pixels.shape).astype(np.float32)
     caption = _caption(rng, CLASSES[label], form_colour, form_texture, ground_colour)
-    return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption)
+    return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption, mask >= 0.5)
 
 
 def article(word: str) -> str:

@@ -6,7 +6,8 @@ them are flipped.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,11 +95,20 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             image = open_image(self.images[index])
         except SourceError as error:
             return index, None, str(error)
-        if self.seed is None:
+        with drawn_by_key(self.seed, epoch, index):
             return index, _tensor(self.transform(image)), ""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, "evaluation crop", epoch, index))
-            return index, _tensor(self.transform(image)), ""
+
+
+@contextmanager
+def drawn_by_key(seed: int | None, epoch: int, index: int) -> Iterator[None]:
+    """Within, torch's generator of the CPU draws by (seed, epoch, index); without a seed it is unchanged."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
+        torch.default_generator.manual_seed(derived_seed(seed, "evaluation crop", epoch, index))
+        yield
 
 
 def _tensor(image: Image.Image) -> Tensor:
@@ -106,10 +116,16 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def load(
-    dataset: Dataset[Any], batches: Sequence[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
+    dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     try:
         yield from loader
     except RuntimeError as error:

@@ -56,8 +56,12 @@ class Features:
 
     @property
     def names(self) -> list[str]:
-        """The representations: what is stored, and cls+mean."""
-        return [*self.widths, *(["cls+mean"] if "cls" in self.widths else [])]
+        """The representations: what is stored, and CLS with the mean beside it."""
+        return [*self.widths, *(f"{name}+mean" for name in ("cls", "last4") if name in self.widths)]
+
+    def width(self, name: str) -> int:
+        """Return the channels of a representation."""
+        return sum(self.widths[one] for one in name.split("+"))
 
     def chunks(self, name: str, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Yield a representation (images of a part, C) float32, part by part; of ascending `rows` (m,) only.

@@ -1,7 +1,7 @@
 """Training of heads, decoders and detectors for a number of steps: order of images, schedule, loop."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -54,6 +54,19 @@ def linear(steps: int, warmup: int = 0, first: float = 0.0) -> Factor:
     return factor
 
 
+def stepwise(steps: int, falls: Sequence[float], warmup: int = 0, first: float = 0.001) -> Factor:
+    """Return detectron2's factor: a linear rise from `first` in `warmup` steps, and falls to a tenth.
+
+    `falls` are the shares of the steps at which it falls.
+    """
+
+    def factor(step: int) -> float:
+        risen = first + (1 - first) * step / warmup if step < warmup else 1.0
+        return risen * 0.1 ** sum(step >= share * steps for share in falls)
+
+    return factor
+
+
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return bfloat16 autocast on a GPU, and nothing on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -85,7 +98,7 @@ def fit(
         losses.append(loss.detach())
         if (now := time.monotonic()) - last > _SECONDS_BETWEEN_LINES:
             left = duration((now - begin) / (step + 1) * (steps - step - 1))
-            log(f"step {step + 1:,} of {steps:,}: loss {float(loss):.4f}, {left} left")
+            log(f"step {step + 1:,} of {steps:,}: loss {float(losses[-1]):.4f}, {left} left")
             last = now
     found = torch.stack(losses)
     if not found.isfinite().all():

@@ -5,14 +5,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.evaluation.attention import Attention
+from pipeline.evaluation.detect import Detect
 from pipeline.evaluation.export import Export
 from pipeline.evaluation.knn import Knn
+from pipeline.evaluation.probe import Probe
 from pipeline.evaluation.robustness import Robustness
+from pipeline.evaluation.segment import Segment
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in (Knn, Attention, ZeroShot, Robustness, Export)}
+_ALL = (Knn, Probe, Attention, ZeroShot, Robustness, Segment, Detect, Export)
+EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:

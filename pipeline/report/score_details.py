@@ -56,13 +56,17 @@ def _picture(file: Path, caption: str) -> str:
     )
 
 
+def _unit(score: Score) -> str:
+    return "pixels" if score.evaluation == "segment" else "images"
+
+
 def _confusions(score: Score) -> str:
     """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
     labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
     if len(labels) > _MOST_CLASSES:
         wrong = [row for row in score.confused if row[0] != row[1]][:_MOST_PAIRS]
         rows = [[class_name(score, true), class_name(score, guess), count] for true, guess, count in wrong]
-        return data_table(["class", "taken for", "images"], rows)
+        return data_table(["class", "taken for", _unit(score)], rows)
     counts = {(true, predicted): count for true, predicted, count in score.confused}
     head = "".join(
         f'<th scope="col"><span>{html.escape(class_name(score, one))}</span></th>' for one in labels
@@ -74,7 +78,7 @@ def _confusions(score: Score) -> str:
         if any((true, predicted) in counts for predicted in labels)
     )
     return (
-        "<p>A row is a true class, a column a predicted one; numbers are images.</p>"
+        f"<p>A row is a true class, a column a predicted one; numbers are {_unit(score)}.</p>"
         f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
         "</table></div>"
     )

@@ -35,9 +35,10 @@ def score_section(scores: Sequence[Score], student: str | None, pictures: Path |
 def write_evaluation_page(file: Path, scores: Sequence[Score], pictures: Path) -> None:
     """Write a page of scores that belong to no run."""
     first = scores[0]
-    title = f"{first.evaluation} of {first.subject.name}, {first.date[:10]}"
+    kinds = ", ".join(dict.fromkeys(score.evaluation for score in scores))
+    title = f"{kinds} of {first.subject.name}, {first.date[:10]}"
     section = score_section(scores, first.subject.weights, pictures)
-    replace_file(file, render_page(title, first.protocol, [section]).encode())
+    replace_file(file, render_page(title, f"evaluated on {first.device}", [section]).encode())
 
 
 def _chart(group: list[Score], student: str | None, pictures: Path | None) -> str:

@@ -51,8 +51,8 @@ class Outcome(Section):
     """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
-    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images by true and
-    predicted class, `details` has what a protocol reports beside its metrics.
+    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images, of masks pixels,
+    by true and predicted class, `details` has what a protocol reports beside its metrics.
     """
 
     representation: str

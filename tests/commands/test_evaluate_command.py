@@ -262,6 +262,26 @@ def test_an_unknown_evaluation_names_those_there_are():
     assert {"knn", "attention"} <= set(result.stderr.strip().partition("give one of ")[2].split(", "))
 
 
+def test_several_evaluations_in_one_command(cache, run, test_tar, tmp_path):
+    names = "knn,robustness"
+    own = ("knn.k=3", "robustness.k=3", "robustness.severities=[1]", 'robustness.corruptions=["blur"]')
+    arguments = [word for one in own for word in ("--set", one)]
+    data = ("--run", run, "--cache", cache, "--test-shards", test_tar, "--report", run, "--workers", 0)
+    result = CliRunner().invoke(
+        app, [names, *map(str, (*data, *arguments, "--device", "cpu", "--out", tmp_path / "a.json"))]
+    )
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "a.json").read_text())
+    assert [score["evaluation"] for score in scores] == ["knn", "knn", "robustness"]
+    assert (tmp_path / "a.html").exists()
+    wrong = CliRunner().invoke(app, [names, "--run", str(run), "--print-config", "--set", "k=3"])
+    assert wrong.exit_code == 2
+    assert (
+        "--set 'k=3' does not say which of knn, robustness it is for: give it as --set knn.k=3"
+        in wrong.stderr
+    )
+
+
 def test_print_config_prints_the_keys_of_an_evaluation():
     result = CliRunner().invoke(app, ["knn", "--print-config", "--set", "k=5"])
     assert result.stdout.startswith('k = [5]\ntemperature = [0.07]\nrepresentations = ["cls", "mean"]\n')

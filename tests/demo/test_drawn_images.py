@@ -48,6 +48,19 @@ def test_captions_name_the_class_with_the_right_article(images):
             assert article == article_of(word), one.caption
 
 
+def test_the_form_is_where_the_mask_and_the_box_say(images):
+    for one in images[:50]:
+        left, top, right, bottom = one.box
+        inside = one.form[top:bottom, left:right]
+        assert inside.sum() == one.form.sum()
+        assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        assert 0.02 < one.form.mean() < 0.7
+    distance = [
+        np.abs(one.pixels[one.form].mean(0) - one.pixels[~one.form].mean(0)).max() for one in images[:50]
+    ]
+    assert np.median(distance) > 60  # form and ground differ in luma
+
+
 def mean_colour(pixels):
     return pixels.mean((0, 1))
 

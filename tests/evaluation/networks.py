@@ -1,18 +1,21 @@
-"""Tiny networks and images for tests of evaluations."""
+"""Tiny networks, images and stored features for tests of evaluations."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tars import write_tar
 
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.images import open_images
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
-from pipeline.report.scores import SubjectFacts
+from pipeline.report.scores import DataFacts, SubjectFacts
 
 
 def tiny_subject(seed=0, image_size=32, kind="model", **options):
@@ -59,3 +62,37 @@ def squares(path, seed, count, classes=3):
 
 def task(folder, subject, data, test=None, **changes):
     return Task(subject, data, test, folder / "features", folder / "evaluation", batch_size=8, **changes)
+
+
+def stored(folder, values, labels, parts=1):
+    """Features as a store has them: {name: (n, C)} of images with labels (n,), named after the folder."""
+    folder.mkdir(parents=True)
+    labels, counts = torch.as_tensor(labels), []
+    values = {name: torch.as_tensor(each).half() for name, each in values.items()}
+    for number, rows in enumerate(torch.arange(len(labels)).tensor_split(parts)):
+        save_file({name: each[rows] for name, each in values.items()}, folder / f"{number:05d}.safetensors")
+        counts.append(len(rows))
+    facts = DataFacts(
+        address=folder.name, kind="tars", image_size=32, images=len(labels), classes=len(labels.unique()),
+        left_out={}, first_reasons={}, digest=folder.name,
+    )  # fmt: skip
+    widths = {name: each.shape[1] for name, each in values.items()}
+    keys = [f"{folder.name}-{index}" for index in range(len(labels))]
+    return Features(folder, widths, counts, labels, keys, [folder.name] * len(labels), facts)
+
+
+@dataclass(frozen=True)
+class FeatureTask(Task):
+    """A task whose features are given."""
+
+    given: tuple = ()
+
+    def features(self):
+        return self.given
+
+
+def feature_task(bank, test):
+    """A task on stored features alone."""
+    nothing = LabelledImages(ImageSet("", "folder", ()))
+    folder = bank.folder.parent
+    return FeatureTask(tiny_subject(), nothing, nothing, folder, folder, given=(bank, test))
