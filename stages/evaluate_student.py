@@ -2,13 +2,15 @@
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors, new_app, run_app
+from pipeline.runtime.launch import this_process
+from stages.console import choose_device, cli_errors, ending_alone, new_app, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-Name = Annotated[str, typer.Argument(help="What is evaluated: knn.")]
+Name = Annotated[str, typer.Argument(help="What is evaluated: knn, finetune.")]
 Run = Annotated[Path | None, typer.Option(help="Evaluate the student of this run.")]
 Untrained = Annotated[
     bool,
@@ -68,6 +70,7 @@ PrintConfig = Annotated[
 ]
 
 _WITHOUT_DATA = ("export",)
+_CONTINUE = "run the same command again to continue"
 
 
 @app.command()
@@ -96,6 +99,7 @@ def evaluate_student(
     """Evaluate a student, a teacher or a timm model on labelled images.
 
     knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS.
+    finetune: all weights are trained with a new head; start it with torchrun for several GPUs.
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
     with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
@@ -111,13 +115,34 @@ def evaluate_student(
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
         settings = _settings(evaluation, assignments)  # torch is imported from here on
-        task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
-        from pipeline.evaluation.run import run_evaluation
+        _evaluate(choice, settings, device, batch_size, workers)
 
+
+def _evaluate(choice: "Choice", settings: "Evaluation", device: str, batch_size: int, workers: int) -> None:
+    """Run an evaluation, as one of several ranks if it is started so; the main one prints and writes."""
+    from pipeline.evaluation.run import run_evaluation
+    from pipeline.training.distributed import joined_ranks
+
+    several = this_process().world_size > 1
+    if several and not getattr(settings, "several_ranks", False):
+        raise ConfigError(
+            f"evaluation {settings.name!r} runs in one process, not in {this_process().world_size}: start it "
+            "without torchrun, srun or mpirun"
+        )
+    chosen = choose_device(device)
+    with ending_alone(lambda: _CONTINUE) if several else nullcontext(), joined_ranks(chosen) as ranks:
+        log = typer.echo if ranks.is_main else _ignore
+        task = choice.task(chosen, batch_size, workers, log=log, ranks=ranks)
         where = f"of {task.test.address}" if task.test else "against all others"
         learnt = f"learning from {task.data.address}"
-        typer.echo(f"{evaluation} of {task.subject.facts.name}: images {where}, {learnt}")
-        _report(choice, run_evaluation(settings, task))
+        log(f"{settings.name} of {task.subject.facts.name}: images {where}, {learnt}")
+        scores = run_evaluation(settings, task)
+        if ranks.is_main:
+            _report(choice, scores)
+
+
+def _ignore(_line: str) -> None:
+    """Print nothing."""
 
 
 def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":

@@ -5,8 +5,10 @@ is cut out. Training crops of frozen probes are random: 0.08 to 1 of the area, r
 them are flipped.
 """
 
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,7 @@ from pipeline.views.codec import decode_image
 CROP_FRACTION = 0.875
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
-Transform = Callable[[Image.Image], Image.Image]
+Transform = Callable[[Image.Image], Image.Image | Tensor]
 
 
 @dataclass
@@ -76,8 +78,8 @@ def open_image(image: LabelledImage) -> Image.Image:
 class CropDataset(Dataset[tuple[Any, ...]]):
     """Images by index, each decoded and transformed: (index, pixels (S, S, 3) uint8 | None, fault).
 
-    With a `seed` a transform draws from torch's generator seeded by (seed, epoch, index), so that the number
-    of workers changes nothing. Indices are then pairs of epoch and index.
+    With a `seed` the draws of a transform are keyed by (seed, epoch, index), so that the number of workers
+    changes nothing. Indices are then pairs of epoch and index. A transform may also return a tensor.
     """
 
     def __init__(
@@ -96,17 +98,34 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             return index, None, str(error)
         if self.seed is None:
             return index, _tensor(self.transform(image)), ""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, "evaluation crop", epoch, index))
+        with keyed_draws(self.seed, "evaluation crop", epoch, index):
             return index, _tensor(self.transform(image)), ""
 
 
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
+@contextmanager
+def keyed_draws(seed: int, purpose: str, *keys: int) -> Iterator[None]:
+    """Seed the global generators by keys: torch's, numpy's and Python's, all of which timm draws from.
+
+    On a CPU they are afterwards as they were before.
+    """
+    number, python, numpy = derived_seed(seed, purpose, *keys), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        np.random.seed(number % (1 << 32))
+        random.seed(number)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
+
+
+def _tensor(image: Image.Image | Tensor) -> Tensor:
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 def load(
-    dataset: Dataset[Any], batches: Sequence[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
+    dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]

@@ -3,11 +3,12 @@
 import time
 from datetime import UTC, datetime
 
+from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Knn]] = {"knn": Knn}
+EVALUATIONS: dict[str, type[Knn] | type[Finetune]] = {"knn": Knn, "finetune": Finetune}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:
