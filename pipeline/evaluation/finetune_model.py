@@ -78,7 +78,8 @@ def layer_groups(vit: VisionTransformer, weight_decay: float, layer_decay: float
     """Return timm's groups of what is trained, with `lr_scale`, which timm's schedules apply.
 
     It is d^(L + 1) for the embeddings, d^(L - i) for block i from 0 and 1 for fc_norm and head, with a decay
-    of d and L blocks. Vectors and embeddings of tokens and positions have no weight decay.
+    of d and L blocks; a pretrained norm that is kept counts to the last block. Vectors and embeddings of
+    tokens and positions have no weight decay.
     """
     groups: list[dict[str, Any]] = param_groups_layer_decay(
         vit, weight_decay, no_weight_decay_list=vit.no_weight_decay(), layer_decay=layer_decay
