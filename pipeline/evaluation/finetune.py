@@ -13,7 +13,8 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.features import describe_data, draw_few
-from pipeline.evaluation.finetune_try import Tried, Try, TrySettings, labels_of
+from pipeline.evaluation.finetune_recipe import TrySettings
+from pipeline.evaluation.finetune_try import Tried, Try, labels_of
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.task import Task

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
+from pipeline.evaluation.finetune_model import Pool
 
 SMALL_SET = 5_000  # images; below it mixup does harm
 _LARGE_WIDTH = 1024
@@ -78,7 +79,9 @@ class Settings(Section):
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         """A single value is a list of one."""
-        return value if value is None or isinstance(value, list | tuple) else (value,)
+        if value is None:
+            return None
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
 
     @field_validator("lr")
     @classmethod
@@ -91,6 +94,17 @@ class Settings(Section):
         """Return the settings that have a value."""
         found = {name: getattr(self, name) for name in Settings.model_fields}
         return {name: value for name, value in found.items() if value is not None}
+
+
+class TrySettings(Settings):
+    """What decides a try besides its seed and images; Finetune describes it."""
+
+    preset: Preset = "auto"
+    pool: Pool = "mean"
+    freeze: int = Field(0, ge=0)
+    lp_ft: bool = False
+    accumulate: int = Field(1, ge=1)
+    select: Literal["last", "train", "test"] = "last"
 
 
 def choose_preset(preset: Preset, pretrained: bool, images: int) -> Preset:

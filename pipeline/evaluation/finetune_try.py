@@ -4,21 +4,18 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.features import draw_few
 from pipeline.evaluation.finetune_files import WEIGHTS, read_finished
-from pipeline.evaluation.finetune_model import Pool
 from pipeline.evaluation.finetune_recipe import (
-    Preset,
     Recipe,
-    Settings,
+    TrySettings,
     build_recipe,
     check_batch,
     choose_preset,
@@ -33,17 +30,6 @@ _FORMAT = 1  # of a training's folder; counts up when the same settings give oth
 _PROBE_EPOCHS = 100  # of LP-FT
 _HELD_OUT = 0.1
 _A_TENTH = "a tenth of the images to learn from"
-
-
-class TrySettings(Settings):
-    """What decides a try besides its seed and images; Finetune describes it."""
-
-    preset: Preset = "auto"
-    pool: Pool = "mean"
-    freeze: int = Field(0, ge=0)
-    lp_ft: bool = False
-    accumulate: int = Field(1, ge=1)
-    select: Literal["last", "train", "test"] = "last"
 
 
 @dataclass(frozen=True)
@@ -181,10 +167,8 @@ class Try:
         return max(training.history.accuracies.values())
 
     def _plan(self, case: Case) -> Plan:
-        settings = self.settings
-        return Plan(
-            case.lr, settings.pool, settings.freeze, settings.accumulate, self.seed, len(self.known)
-        )  # fmt: skip
+        of = self.settings
+        return Plan(case.lr, of.pool, of.freeze, of.accumulate, self.seed, len(self.known))
 
     def _folder(self, case: Case) -> Path:
         """Return the folder of a training, named by all that decides it."""

@@ -268,7 +268,8 @@ def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, argume
 
 def test_an_unknown_evaluation_names_those_there_are():
     result = CliRunner().invoke(app, ["kn", "--print-config"])
-    assert (result.exit_code, result.stderr) == (2, "error: evaluation 'kn' is unknown: give one of knn\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of knn, ")
 
 
 def test_print_config_prints_the_keys_of_an_evaluation():

@@ -4,13 +4,19 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tars import image, write_tar
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
+from typer.testing import CliRunner
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DivergedError
@@ -29,7 +35,9 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 from pipeline.runtime.signals import StoppedError, polite_signals
 from pipeline.training.distributed import Ranks
+from stages.evaluate_student import app
 
+TESTS = Path(__file__).parents[1]
 SIDE, PATCH, DEPTH = 32, 16, 2
 SCRATCH = {"layer_decay": 1.0, "drop_path": 0.0, "smoothing": 0.0, "warmup_epochs": 0.0, "head_epochs": 0}
 PLAIN = {**SCRATCH, "augment": "", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "lr": (0.02,)}
@@ -284,4 +292,220 @@ def test_accumulation_equals_the_whole_batch(sets, tmp_path):
         gradients.append({name: value.grad for name, value in one.vit.named_parameters()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, value in gradients[0].items():
-        assert torch.allclose(gradients[1][name], value, atol=1e-4 * max(1e-2, float(value.abs().max()))), name
+        assert torch.allclose(gradients[1][name], value, atol=1e-4 * max(1e-2, float(value.abs().max()))), (
+            name
+        )
+
+
+def test_separable_classes_are_learnt_from_nothing(sets, tmp_path):
+    found = score(sets, tmp_path, subject("untrained"), epochs=8)
+    assert found.metrics["top-1"] >= 0.95
+    assert found.chance == 0.25
+    assert (found.representation, found.seeds) == ("mean", (0,))
+    assert found.selection == "lr: given; epoch: the last"
+    assert (found.bank.images, found.test.images, found.bank.classes) == (40, 24, 4)
+    assert {*found.per_class} == {"0", "10", "20", "30"}
+    assert len(found.details["losses"]) == found.details["epoch"] == 8
+
+
+def test_random_labels_stay_at_chance(sets, tmp_path):
+    labels = torch.randint(4, (40,), generator=torch.Generator().manual_seed(2)).tolist()
+    images = tuple(
+        replace(one, label=label * 10) for one, label in zip(sets[0].images, labels, strict=True)
+    )  # fmt: skip
+    found = score((replace(sets[0], images=images), sets[1]), tmp_path, epochs=3)
+    assert found.metrics["top-1"] < 0.55
+
+
+def test_a_sweep_is_decided_on_held_out_images(sets, tmp_path):
+    found = score(sets, tmp_path, subject("untrained"), lr=(1e-12, 0.02), min_lr=0.0, epochs=8)
+    assert found.details["lr"] == 0.02
+    low, high = found.details["table"]
+    assert (low["lr"], high["lr"]) == (1e-12, 0.02)
+    assert high["accuracy"] > low["accuracy"]
+    assert found.selection == "lr: a tenth of the images to learn from; epoch: the last"
+    assert found.bank.images == 40
+    weights = [path for path in tmp_path.rglob("finetuned.safetensors")]
+    assert [str(path.relative_to(tmp_path)) for path in weights] == [found.details["weights"]]
+    again = score(sets, tmp_path, subject("untrained"), lr=(1e-12, 0.02), min_lr=0.0, epochs=8)
+    assert (again.metrics, again.details) == (found.metrics, found.details)
+
+
+@pytest.mark.parametrize(("select", "images"), [("train", 36), ("test", 40)])
+def test_the_best_epoch_is_chosen_where_asked(sets, tmp_path, select, images):
+    found = score(sets, tmp_path, select=select, epochs=4)
+    accuracies = found.details["accuracies"]
+    assert len(accuracies) == 4
+    assert accuracies[found.details["epoch"]] == max(accuracies.values())
+    assert found.bank.images == images
+    if select == "test":
+        assert found.metrics["top-1"] == pytest.approx(max(accuracies.values()))
+        assert found.notes == (
+            "the epoch was chosen on the test set, as published: the accuracy is optimistic",
+        )
+    else:
+        assert found.selection == "lr: given; epoch: a tenth of the images to learn from, not trained on"
+
+
+def test_few_labels_are_drawn_by_seed(sets, tmp_path):
+    found = score(sets, tmp_path, few=2, tries=2, seed=5, select="last", batch=8)
+    assert (found.bank.images, found.test.images, found.seeds) == (8, 24, (5, 6))
+    assert len(found.details["tries"]) == 2
+    assert found.details["std"] >= 0
+
+
+def test_frozen_blocks_do_not_change(sets, tmp_path):
+    one = training(sets, tmp_path, plan={"frozen": 1}, drop_path=0.5)
+    before = {name: value.clone() for name, value in one.vit.state_dict().items()}
+    after = one.run().state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    frozen = {name for name in after if name.startswith(("blocks.0", "patch_embed", "cls_", "pos_"))}
+    assert frozen & changed == set()
+    assert {name.partition(".")[0] for name in changed} == {"blocks", "fc_norm", "head"}
+
+
+def test_a_linear_probe_comes_first_where_asked(sets, tmp_path):
+    found = score(sets, tmp_path, lp_ft=True, head_epochs=None, lr=1e-12, min_lr=0.0, epochs=1)
+    assert found.details["recipe"]["head_epochs"] == 100
+    assert found.metrics["top-1"] >= 0.9  # the encoder has not moved, the head has
+    assert score(sets, tmp_path, lr=1e-12, min_lr=0.0, epochs=1).metrics["top-1"] <= 0.75
+
+
+def test_the_average_of_the_weights_is_tested(sets, tmp_path):
+    one = training(sets, tmp_path, ema=0.9)
+    network = one.run()
+    assert network is one.ema.module
+    assert not torch.equal(network.head.weight, one.vit.head.weight)
+
+
+def test_other_image_sizes_resize_the_positions(sets, tmp_path):
+    found = score(sets, tmp_path, subject().resized(48), epochs=1)
+    assert found.bank.image_size == 48
+    weights = load_file(next(tmp_path.rglob("finetuned.safetensors")))
+    assert weights["pos_embed"].shape == (1, 10, 32)
+
+
+def test_damaged_and_unlabelled_images_are_counted(sets, tmp_path):
+    images = {f"{n}": image(n, 40, 40, "jpeg") for n in range(12)} | {"bad": b"no image"}
+    tar = write_tar(tmp_path / "a.tar", images, {f"{n}": n % 4 for n in range(10)} | {"bad": 0})
+    learnt = open_images([str(tar)], tmp_path)
+    found = score((learnt, sets[1]), tmp_path, shared_keys="allow", batch=4)
+    assert (found.bank.images, found.bank.left_out) == (10, {"unlabelled": 2, "damaged": 1})
+    assert found.bank.first_reasons["damaged"].startswith("a.tar/bad ")
+    pixels = torch.ones(3, 2, 2)
+    batch, indices, faults = collate([(4, None, "x"), (7, pixels, ""), (9, None, "y")])
+    assert (batch.shape, indices, faults) == ((3, 3, 2, 2), [7, 7, 7], {4: "x", 9: "y"})
+    assert collate([(4, None, "x")]) == (None, [], {4: "x"})
+
+
+def test_equal_commands_give_equal_scores(sets, tmp_path):
+    found = [
+        score(sets, tmp_path / name, augment="rand-m9-mstd0.5-inc1", drop_path=0.1) for name in ("a", "b")
+    ]
+    assert found[0].details == found[1].details
+    assert found[0].metrics == found[1].metrics
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(sets, tmp_path):
+    with pytest.raises(DivergedError, match=r"the loss is .* with lr 1e.30: give a smaller --set lr="):
+        score(sets, tmp_path, lr=1e30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 41}, "batch is 41, but there are 40 images to learn from: give --set batch=40 or less"),
+        ({"batch": 9, "mixup": 0.8}, "in parts of 9 images, but mixup and CutMix need an even number: give"),
+        (
+            {"batch": 9, "accumulate": 2},
+            "1 ranks that accumulate 2 parts need a multiple of 2: give ",
+        ),
+        ({"freeze": 3}, "freeze is 3, but this network has 2 blocks: give that many or fewer"),
+        ({"few": 1, "lr": (0.1, 0.2), "batch": 4}, "class 0 has one image, but a tenth of the images"),
+        ({"few": 1, "select": "train", "batch": 4}, "class 0 has one image, but a tenth of the images"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(sets, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        score(sets, tmp_path, **settings)
+
+
+def test_data_that_do_not_fit_are_refused(sets, tmp_path):
+    learnt, tested = sets
+    with pytest.raises(ConfigError, match="all 10 images to learn from are of class 0: give images of two"):
+        score((learnt.subset(range(0, 40, 4)), tested), tmp_path)
+    with pytest.raises(ConfigError, match="24 keys are in the bank and in the test data"):
+        score((tested, tested), tmp_path)
+    bare = ImageSet("bare", "tars", tuple(replace(one, label=None) for one in tested.images))
+    with pytest.raises(ConfigError, match="no image of 'bare' has a label: give tars with a KEY"):
+        score((learnt, bare), tmp_path)
+    network = subject(class_token=False, global_pool="avg")
+    with pytest.raises(ConfigError, match="this network has no CLS token: give --set pool=mean"):
+        score(sets, tmp_path, network, pool="cls")
+    views = replace(task(sets, tmp_path), data=None)
+    with pytest.raises(ConfigError, match="finetune cuts its own crops, which views of a cache do not allow"):
+        Finetune().run(views)
+    with pytest.raises(ConfigError, match="finetune needs other images to test with: give --test-shards"):
+        Finetune().run(replace(task(sets, tmp_path), test=None))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("preset=best", "configuration key 'preset' is 'best': input should be 'auto', 'maskalign', 'mae'"),
+        ("lr=[]", "configuration key 'lr' is .*: numbers greater than 0 are needed, such as 3e-4"),
+        ("layer_decay=0", "configuration key 'layer_decay' is 0"),
+    ],
+)
+def test_unknown_values_are_refused_by_name(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(Finetune, None, [assignment])
+    assert load_config(Finetune, None, ["lr=1e-3"]).lr == (1e-3,)
+
+
+RECIPE = """
+student.model = "vit_tiny_patch16_224"
+student.options = {depth = 2, embed_dim = 32, num_heads = 2}
+"""
+
+
+def test_two_ranks_learn_what_one_process_learns(sets, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    settings = {**QUICK, "lr": "[0.02]", "augment": "''", "epochs": 3}
+    arguments = [
+        "finetune", "--untrained", "--config", recipe, "--image-size", SIDE, "--shards", sets[0].address,
+        "--test-shards", sets[1].address, "--device", "cpu", "--workers", "0",
+        *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
+    ]  # fmt: skip
+    alone, output = invoked([*arguments, "--out", tmp_path / "alone.json"])
+    together, output = under_torchrun([*arguments, "--out", tmp_path / "together.json"])
+    assert together["details"]["losses"] == pytest.approx(alone["details"]["losses"], rel=1e-3)
+    assert together["test"] == alone["test"]
+    assert together["metrics"]["top-1"] == pytest.approx(alone["metrics"]["top-1"], abs=0.1)
+    assert output.count("images of 4 classes, 40 to learn from") == 1  # only the main rank prints
+
+
+def invoked(arguments):
+    """Run the command here; returns its score and what it prints."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(arguments[-1].read_text())[0], result.output
+
+
+def under_torchrun(arguments):
+    """Run the command as two processes; returns its score and what it prints."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "stages.evaluate_student", *arguments,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.terminate()  # if it hangs: torchrun then ends its ranks
+    assert process.returncode == 0, output
+    return json.loads(arguments[-1].read_text())[0], output
