@@ -32,24 +32,29 @@ def named(default: str) -> Callable[[Any], str]:
     )
 
 
-def load_config(
-    model: type[Model],
-    file: Path | None,
-    assignments: Iterable[str] = (),
-    base: Mapping[str, Any] | None = None,
-) -> Model:
+def load_config(model: type[Model], file: Path | None, assignments: Iterable[str] = ()) -> Model:
     """Read a recipe and apply assignments `section.key=value`, whose values are TOML or plain text.
 
-    Without a recipe it starts from `base` or the defaults. Raises ConfigError with a line for each wrong key.
+    Without a recipe it starts from the defaults. Raises ConfigError with a line for each wrong key.
     """
-    return parse_config(model, read_settings(file, assignments, base))
+    return parse_config(model, read_settings(file, assignments))
 
 
 def read_settings(
     file: Path | None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the plain values that `load_config` validates; raises ConfigError for what cannot be read."""
-    values = _read_toml(file) if file else copy.deepcopy(dict(base or {}))
+    """Return the plain values of a recipe, else of `base`; raises ConfigError for what cannot be read."""
+    values = copy.deepcopy(dict(base or {}))
+    if file:
+        name, remedy = f"configuration file {str(file)!r}", "give the path of a TOML recipe"
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{name} does not exist: {remedy}") from None
+        except OSError as error:
+            raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name} is not valid TOML ({error}): correct it there") from None
     for assignment in assignments:
         _assign(values, assignment)
     return values
@@ -81,18 +86,6 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    name, remedy = f"configuration file {str(file)!r}", "give the path of a TOML recipe"
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{name} does not exist: {remedy}") from None
-    except OSError as error:
-        raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is not valid TOML ({error}): correct it there") from None
-
-
 def _assign(values: dict[str, Any], assignment: str) -> None:
     """Set one dotted key; text that is not a TOML value is a string."""
     name, separator, text = assignment.partition("=")
@@ -122,7 +115,11 @@ def _explain(
     for name, found in wrong.items():
         unknown, keys = found[0]["type"] == "extra_forbidden", found[0]["input"]
         if unknown and any(old.startswith(f"{name}.") for old in model.moved) and isinstance(keys, dict):
-            yield from (_explain_moved(model, name, key) for key in keys)
+            for old in (f"{name}.{key}" for key in keys):
+                if now := model.moved.get(old):
+                    yield f"configuration key {old!r} is now called {now!r}"
+                else:
+                    yield f"unknown configuration key {old!r}: section [{name}] is gone"
         elif unknown:
             yield _explain_unknown(model, name, [str(part) for part in found[0]["loc"]], keys)
         else:
@@ -141,13 +138,6 @@ def _name(values: Any, detail: ErrorDetails) -> str:
         else:
             break
     return name
-
-
-def _explain_moved(model: type[Section], section: str, key: str) -> str:
-    now = model.moved.get(f"{section}.{key}")
-    if now:
-        return f"configuration key '{section}.{key}' is now called {now!r}"
-    return f"unknown configuration key '{section}.{key}': section [{section}] is gone"
 
 
 def _explain_unknown(model: type[Section], name: str, path: list[str], value: Any) -> str:

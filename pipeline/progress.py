@@ -1,10 +1,9 @@
 """Progress of a long command: a bar with rate and time left on a terminal, elsewhere a line now and then."""
 
-import io
 import sys
 import time
-from types import TracebackType
-from typing import Self, TextIO, cast
+from contextlib import suppress
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -21,35 +20,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class _ForgivingStream(io.TextIOBase):
-    """Writes to a stream until that fails, then nothing: nobody reads a closed pipe or terminal any more."""
+class _ForgivingStream:
+    """Writes to a stream as far as that is possible: nobody reads a closed pipe or terminal any more."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._failed = stream, False
+        self._stream = stream
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str, /) -> int:
-        try:
-            return len(text) if self._failed else self._stream.write(text)
-        except OSError:
-            self._failed = True
-            return len(text)
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            if not self._failed:
-                self._stream.flush()
-        except OSError:
-            self._failed = True
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class ProgressDisplay:
@@ -74,14 +61,12 @@ class ProgressDisplay:
         """Show that `done` of the total are done; `total` may be a better estimate than before."""
         now = time.monotonic()
         self._total = self._total if total is None else total
-        counts = self._counts(done, now)
+        shown = f"{self._counts(done, now)}, {text}".removesuffix(", ")
         self._since = self._since or (now, done)
-        self._bar.update(
-            self._task, completed=done, total=self._total, text=f"{counts}, {text}" if text else counts
-        )
+        self._bar.update(self._task, completed=done, total=self._total, text=shown)
         if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            line = f"{self._title}: {counts}, {text}".removesuffix(", ")
+            line = f"{self._title}: {shown}"
             self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _counts(self, done: int, now: float = 0.0) -> str:
@@ -97,7 +82,5 @@ class ProgressDisplay:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()

@@ -30,6 +30,16 @@ def provenance(*libraries: str) -> dict[str, Any]:
     }
 
 
+def cpu_name() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
 def command_line() -> str:
     """Return the command as shell input, without secrets; bytes that are not UTF-8 are escaped."""
     words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]
@@ -44,9 +54,7 @@ def utc_now() -> str:
 def git_commit() -> str | None:
     """Return the commit of this source tree, -dirty if files were changed; None without a git checkout."""
     root = Path(__file__).parents[1]
-    if not (
-        root / ".git"
-    ).exists():  # an installed package must not report the commit of the project around it
+    if not (root / ".git").exists():  # an installed package must not report the project around it
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -29,9 +29,7 @@ def cli_errors(
     command is continued.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a terminal that is not UTF-8 shows what it cannot write as \u escapes
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show becomes a \u escape
             stream.reconfigure(errors="backslashreplace")
     try:
         with polite_signals():
@@ -72,6 +70,16 @@ def ending_alone(advice: Callable[[], str]) -> Iterator[None]:
         os._exit(error.exit_code if isinstance(error, typer.Exit) else 1)
 
 
+def print_row(name: str, value: str) -> None:
+    """Print a line of a table of names and values."""
+    typer.echo(f"{name:<13}{value}")
+
+
+def counted(count: float, name: str, plural: str = "") -> str:
+    """Return a number with the singular or plural of what it counts."""
+    return f"{count:,} {name if count == 1 else plural or name + 's'}"
+
+
 def describe_signal(number: int) -> str:
     """Return a signal's name for a person."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -96,9 +104,12 @@ def new_app(**options: Any) -> typer.Typer:
 def run_app(app: typer.Typer) -> None:
     """Run an application as a command-line program; `--version` is answered here."""
     if sys.argv[1:] == ["--version"]:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"maskalign {version('maskalign')}")
+        try:
+            typer.echo(f"maskalign {version('maskalign')}")
+        except PackageNotFoundError:
+            typer.echo("maskalign is not installed: it runs from a source tree, which has no version")
         return
     app()
 
@@ -114,10 +125,6 @@ def check_device_name(name: str) -> None:
     """Raise ConfigError for a name that no machine has; torch is not needed to know."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
-
-
-def _gpus(count: int) -> str:
-    return "one GPU" if count == 1 else f"{count} GPUs"
 
 
 def choose_device(name: str) -> "torch.device":
@@ -147,7 +154,7 @@ def choose_device(name: str) -> "torch.device":
     each_has_its_own = count == 1 and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if 0 < count < process.local_world_size and not each_has_its_own:
         raise ConfigError(
-            f"{process.local_world_size} processes use {_gpus(count)} on this machine: "
+            f"{process.local_world_size} processes use {counted(count, 'GPU')} on this machine: "
             f"start at most {count}, or set CUDA_VISIBLE_DEVICES for each process"
         )
     if process.world_size > 1 and count > 1 and not process.placed and ":" not in name:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -12,19 +11,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.errors import ConfigError, MaskAlignError
-from pipeline.provenance import provenance
+from pipeline.provenance import cpu_name, provenance
 from stages.console import cli_errors, run_command
 
 _MARKER = ".maskalign-demo"
 _SUBJECTS = ("teacher", "untrained", "student")
 _EXTRACTION = "--views 2 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
-
-Result = TypeVar("Result")
 
 
 def demo(
@@ -40,17 +37,42 @@ def demo(
 ) -> None:
     """Pretrain a small student from a small CLIP teacher on generated images, in minutes on a CPU."""
     with cli_errors():
-        seconds: dict[str, float] = {}
         _clear(folder)
-        result = {**provenance("torch"), "cpu": _cpu()}
-        _timed(seconds, "images", partial(_make_images, folder, images, test_images))
-        _timed(seconds, "extract", partial(_extract, folder))
-        _timed(seconds, "train", partial(_train, folder, assignments or []))
-        for subject in _SUBJECTS:
-            result |= _timed(seconds, f"evaluate_{subject}", partial(_evaluate, folder, subject))
-        result["seconds"] = {part: round(taken, 1) for part, taken in seconds.items()}
+        result: dict[str, Any] = {
+            **provenance("torch"),
+            "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
+            "seconds": {},
+        }
+        for part, work in _parts(folder, images, test_images, assignments or []).items():
+            begin = time.perf_counter()
+            result |= work() or {}
+            result["seconds"][part] = round(time.perf_counter() - begin, 1)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         _show(folder, result)
+
+
+def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[str, Callable[[], Any]]:
+    """Return what the demo does, in order, by the names of the times in result.json."""
+    from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_images
+
+    cache, run, tars = folder / "demo.cache", folder / "run", folder / "images"
+    recipe = files("stages") / "recipes" / "demo.toml"
+    changes = [part for assignment in assignments for part in ("--set", assignment)]
+
+    def draw() -> None:
+        typer.echo(f"drawing {train:,} images to learn from and {test:,} to test with")
+        write_images(tars / "train", TRAIN_SEED, train)
+        write_images(tars / "test", TEST_SEED, test, boxes=True)
+
+    to_cache = (tars / "train", "--cache", cache, "--teacher", _teacher(), *_EXTRACTION.split())
+    return {
+        "images": draw,
+        "extract": lambda: _command("extract_teacher", *to_cache),
+        "train": lambda: _command(
+            "train_student", "--cache", cache, "--run", run, "--config", recipe, *changes
+        ),
+        **{f"evaluate_{subject}": partial(_evaluate, folder, subject) for subject in _SUBJECTS},
+    }
 
 
 def _clear(folder: Path) -> None:
@@ -64,43 +86,6 @@ def _clear(folder: Path) -> None:
     for part in ("images", "demo.cache", "run", "knn"):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "result.json").unlink(missing_ok=True)
-
-
-def _cpu() -> str:
-    """Return the processor's name, and how many cores this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{len(os.sched_getaffinity(0))} cores of {next(named, platform.machine())}"
-
-
-def _timed(seconds: dict[str, float], part: str, work: Callable[[], Result]) -> Result:
-    begin = time.perf_counter()
-    result = work()
-    seconds[part] = time.perf_counter() - begin
-    return result
-
-
-def _make_images(folder: Path, train: int, test: int) -> None:
-    from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_images
-
-    typer.echo(f"drawing {train:,} images to learn from and {test:,} to test with")
-    write_images(folder / "images" / "train", TRAIN_SEED, train)
-    write_images(folder / "images" / "test", TEST_SEED, test)
-
-
-def _extract(folder: Path) -> None:
-    cache, tars = folder / "demo.cache", folder / "images" / "train"
-    _command("extract_teacher", tars, "--cache", cache, "--teacher", _teacher(), *_EXTRACTION.split())
-
-
-def _train(folder: Path, assignments: list[str]) -> None:
-    recipe = files("stages") / "recipes" / "demo.toml"
-    changes = [part for assignment in assignments for part in ("--set", assignment)]
-    data = ("--cache", folder / "demo.cache", "--run", folder / "run")
-    _command("train_student", *data, "--config", recipe, *changes)
 
 
 def _evaluate(folder: Path, subject: str) -> dict[str, float]:

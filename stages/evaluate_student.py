@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-Name = Annotated[str, typer.Argument(help="What is evaluated: knn, finetune.")]
+Name = Annotated[str, typer.Argument(help="What is evaluated, such as knn; several with commas.")]
 Run = Annotated[Path | None, typer.Option(help="Evaluate the student of this run.")]
 Untrained = Annotated[
     bool,
@@ -60,7 +60,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Report = Annotated[
     Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, too.")]
+Out = Annotated[Path | None, typer.Option(help="Write the scores to this JSON file, and a page beside it.")]
 Features = Annotated[
     Path | None,
     typer.Option(help="Folder that keeps features for the next evaluation; default: features/ of the run."),
@@ -70,7 +70,6 @@ PrintConfig = Annotated[
 ]
 
 _WITHOUT_DATA = ("export",)
-_CONTINUE = "run the same command again to continue"
 
 
 @app.command()
@@ -104,8 +103,9 @@ def evaluate_student(
     """
     with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
         if print_config:
-            for name, value in _settings(evaluation, assignments).model_dump(mode="json").items():
-                typer.echo(f"{name} = {json.dumps(value)}")
+            for settings in _settings(evaluation.split(","), assignments or []):
+                for name, value in settings.model_dump(mode="json").items():
+                    typer.echo(f"{name} = {json.dumps(value)}")
             return
         from pipeline.evaluation.choice import Choice
 
@@ -114,53 +114,69 @@ def evaluate_student(
             image_size, patch_size, report, out, features,
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
-        settings = _settings(evaluation, assignments)  # torch is imported from here on
-        _evaluate(choice, settings, device, batch_size, workers)
+        chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
+        _evaluate(choice, chosen, device, batch_size, workers)
 
 
-def _evaluate(choice: "Choice", settings: "Evaluation", device: str, batch_size: int, workers: int) -> None:
-    """Run an evaluation, as one of several ranks if it is started so; the main one prints and writes."""
+def _evaluate(
+    choice: "Choice", chosen: "list[Evaluation]", device: str, batch_size: int, workers: int
+) -> None:
+    """Run evaluations, where they can as one of several ranks, of which the main one prints and writes."""
     from pipeline.evaluation.run import run_evaluation
     from pipeline.training.distributed import joined_ranks
 
-    several = this_process().world_size > 1
-    if several and not getattr(settings, "several_ranks", False):
-        raise ConfigError(
-            f"evaluation {settings.name!r} runs in one process, not in {this_process().world_size}: start it "
-            "without torchrun, srun or mpirun"
-        )
-    chosen = choose_device(device)
-    with ending_alone(lambda: _CONTINUE) if several else nullcontext(), joined_ranks(chosen) as ranks:
+    processes = this_process().world_size
+    for settings in chosen:
+        if processes > 1 and not getattr(settings, "several_ranks", False):
+            raise ConfigError(
+                f"evaluation {settings.name!r} runs in one process, not in {processes}: start it without "
+                "torchrun, srun or mpirun"
+            )
+    where = choose_device(device)
+    guard = ending_alone(lambda: "run the same command again to continue") if processes > 1 else nullcontext()
+    with guard, joined_ranks(where) as ranks:
         log = typer.echo if ranks.is_main else _ignore
-        task = choice.task(chosen, batch_size, workers, log=log, ranks=ranks)
-        where = f"of {task.test.address}" if task.test else "against all others"
-        learnt = f"learning from {task.data.address}"
-        log(f"{settings.name} of {task.subject.facts.name}: images {where}, {learnt}")
-        scores = run_evaluation(settings, task)
-        if ranks.is_main:
-            _report(choice, scores)
+        task = choice.task(where, batch_size, workers, log=log, ranks=ranks)
+        shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
+        log(f"{', '.join(one.name for one in chosen)} of {task.subject.facts.name}: {shown}")
+        found: list[Score] = []
+        for settings in chosen:
+            scores = run_evaluation(settings, task)
+            found += _printed(scores) if ranks.is_main else []
+        _write(choice, found)
 
 
 def _ignore(_line: str) -> None:
     """Print nothing."""
 
 
-def _settings(evaluation: str, assignments: list[str] | None) -> "Evaluation":
+def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":
+    """Return the settings of each evaluation; raises ConfigError. Keys of several begin with their names."""
     from pipeline.config import load_config
     from pipeline.evaluation.run import EVALUATIONS
 
-    if evaluation not in EVALUATIONS:
-        raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
-    return load_config(EVALUATIONS[evaluation], None, assignments or [])
+    known = ", ".join(EVALUATIONS)
+    for name in names:
+        if name not in EVALUATIONS:
+            raise ConfigError(f"evaluation {name!r} is unknown: give one of {known}, or several as knn,probe")
+    if len(names) == 1:
+        return [load_config(EVALUATIONS[names[0]], None, assignments)]
+    for assignment in assignments:
+        if assignment.partition(".")[0] not in names:
+            raise ConfigError(
+                f"--set {assignment!r} does not say which of {', '.join(names)} it is for: "
+                f"give it as --set {names[0]}.{assignment}"
+            )
+    own = {
+        name: [one.partition(".")[2] for one in assignments if one.startswith(f"{name}.")] for name in names
+    }
+    return [load_config(EVALUATIONS[name], None, own[name]) for name in names]
 
 
-def _report(choice: "Choice", scores: list["Score"]) -> None:
-    """Print the scores and warnings about them, and write them where the options say."""
-    from pipeline.report.run_page import write_run_report
-    from pipeline.report.scores import add_scores, scores_json
-
+def _printed(scores: "list[Score]") -> "list[Score]":
+    """Print the scores of one evaluation, and warnings about them."""
     if not scores:
-        return
+        return scores
     first = scores[0]
     for facts in (first.bank,) if first.test == first.bank else (first.bank, first.test):
         for kind, count in facts.left_out.items():
@@ -174,12 +190,24 @@ def _report(choice: "Choice", scores: list["Score"]) -> None:
     for score in scores:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
+    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
     typer.echo(
-        f"{first.test.images:,} images of {first.test.classes} classes, {first.bank.images:,} to learn from; "
-        f"chance {first.chance:.1%}"
+        f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
     )
+    return scores
+
+
+def _write(choice: "Choice", scores: "list[Score]") -> None:
+    """Write scores and pages where the options say."""
+    from pipeline.report.run_page import write_run_report
+    from pipeline.report.score_sections import write_evaluation_page
+    from pipeline.report.scores import add_scores, scores_json
+
+    if not scores:
+        return
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
+        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.pictures)
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)

@@ -7,7 +7,7 @@ import typer
 
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.runtime.launch import share_of_work, usable_cores
-from stages.console import check_device_name, choose_device, cli_errors, run_command
+from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractor import Extractor
@@ -16,90 +16,57 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # skipped images; a damaged data set may have thousands
 
-
-Shards = Annotated[
-    list[str],
-    typer.Argument(
-        help="Source tars: paths, URLs, patterns, folders, or a text file with one tar per line. "
-        "Extending a cache needs the new tars only."
-    ),
-]
-CacheAddress = Annotated[
-    str, typer.Option(help="Folder, or s3://BUCKET/PATH: created, continued or extended.")
-]
-Teacher = Annotated[
-    str,
-    typer.Option(
-        help="open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
-        "the tag `random` is an untrained rehearsal."
-    ),
-]
-Levels = Annotated[str, typer.Option(help="Teacher blocks: a number (the last N) or a list such as 3,7,11.")]
-Views = Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")]
-Encoding = Annotated[str, typer.Option(help="int8, int4 (half of it) or float16 (twice).")]
-Keep = Annotated[
-    float,
-    typer.Option(metavar="SHARE", help="Share of patches to store; below 1 it fixes the masks of training."),
-]
-KeepRank = Annotated[
-    str, typer.Option(help="Patches to store: drawn by the teacher's `attention`, or at `random`.")
-]
-ViewFormat = Annotated[str, typer.Option(help="Stored crops: jpeg (quality 95) or raw (lossless).")]
-ImageSize = Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")]
-PatchSize = Annotated[int, typer.Option(min=1, help="Side of the student's patches in pixels.")]
-CropScale = Annotated[
-    tuple[float, float],
-    typer.Option(help="Least and greatest share of the image in a view; 1 1 is the centre view."),
-]
-Flip = Annotated[float, typer.Option(min=0, max=1, help="Probability that a view is mirrored.")]
-Seed = Annotated[int, typer.Option(help="Seed of the crops.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Decoding processes; default: one for each usable core.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
-        "bfloat16 on a GPU, float16 on a GPU before Ampere."
-    ),
-]
-Compile = Annotated[str, typer.Option(help="Compile the teacher: on, off, or auto: on a GPU, if that works.")]
-MaxBad = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of undecodable images, at least 3, that a tar may have.")
-]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Only the first N tars: a trial that a later run continues.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done and how long it takes; write nothing.")
-]
+_SHARDS = (
+    "Source tars: paths, URLs, patterns, folders, or a text file with one tar per line. "
+    "Extending a cache needs the new tars only."
+)
+_CACHE = "Folder, or s3://BUCKET/PATH: created, continued or extended."
+_TEACHER = (
+    "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
+    "the tag `random` is an untrained rehearsal."
+)
+_LEVELS = "Teacher blocks: a number (the last N) or a list such as 3,7,11."
+_ENCODING = "int8, int4 (half of it) or float16 (twice)."
+_KEEP = "Share of patches to store; below 1 it fixes the masks of training."
+_KEEP_RANK = "Patches to store: drawn by the teacher's `attention`, or at `random`."
+_VIEW_FORMAT = "Stored crops: jpeg (quality 95) or raw (lossless)."
+_PATCH_SIZE = "Side of the student's patches in pixels."
+_CROP_SCALE = "Least and greatest share of the image in a view; 1 1 is the centre view."
+_FLIP = "Probability that a view is mirrored."
+_WORKERS = "Decoding processes; default: one for each usable core."
+_PRECISION = (
+    "Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
+    "bfloat16 on a GPU, float16 on a GPU before Ampere."
+)
+_COMPILE = "Compile the teacher: on, off, or auto: on a GPU, if that works."
+_MAX_BAD = "Share of undecodable images, at least 3, that a tar may have."
+_LIMIT = "Only the first N tars: a trial that a later run continues."
+_DRY_RUN = "Print what would be done and how long it takes; write nothing."
 
 
 def extract_teacher(
-    shards: Shards,
-    cache: CacheAddress,
-    teacher: Teacher,
-    levels: Levels = Options.levels,
-    views: Views = Options.views,
-    encoding: Encoding = Options.encoding,
-    keep: Keep = Options.keep,
-    keep_rank: KeepRank = Options.keep_rank,
-    view_format: ViewFormat = Options.view_format,
-    image_size: ImageSize = Options.image_size,
-    patch_size: PatchSize = Options.patch_size,
-    crop_scale: CropScale = Options.crop_scale,
-    flip: Flip = Options.flip,
-    seed: Seed = Options.seed,
-    batch_size: BatchSize = Options.batch_size,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: Precision = Options.precision,
-    compile: Compile = Options.compile,
-    max_bad: MaxBad = Options.max_bad,
-    limit: Limit = Options.limit,
-    dry_run: DryRun = False,
+    shards: Annotated[list[str], typer.Argument(help=_SHARDS)],
+    cache: Annotated[str, typer.Option(help=_CACHE)],
+    teacher: Annotated[str, typer.Option(help=_TEACHER)],
+    levels: Annotated[str, typer.Option(help=_LEVELS)] = Options.levels,
+    views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
+    encoding: Annotated[str, typer.Option(help=_ENCODING)] = Options.encoding,
+    keep: Annotated[float, typer.Option(metavar="SHARE", help=_KEEP)] = Options.keep,
+    keep_rank: Annotated[str, typer.Option(help=_KEEP_RANK)] = Options.keep_rank,
+    view_format: Annotated[str, typer.Option(help=_VIEW_FORMAT)] = Options.view_format,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of a view in pixels.")] = Options.image_size,
+    patch_size: Annotated[int, typer.Option(min=1, help=_PATCH_SIZE)] = Options.patch_size,
+    crop_scale: Annotated[tuple[float, float], typer.Option(help=_CROP_SCALE)] = Options.crop_scale,
+    flip: Annotated[float, typer.Option(min=0, max=1, help=_FLIP)] = Options.flip,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = Options.seed,
+    batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = Options.batch_size,
+    workers: Annotated[int | None, typer.Option(min=0, help=_WORKERS)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help=_PRECISION)] = Options.precision,
+    compile: Annotated[str, typer.Option(help=_COMPILE)] = Options.compile,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help=_MAX_BAD)] = Options.max_bad,
+    limit: Annotated[int | None, typer.Option(min=1, help=_LIMIT)] = Options.limit,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
 
@@ -144,56 +111,35 @@ def _read_options(given: dict[str, Any]) -> Options:
     return replace(options, device=choose_device(given["device"]))
 
 
-def _print_rows(rows: dict[str, str]) -> None:
-    for name, value in rows.items():
-        typer.echo(f"{name:<13}{value}")
-
-
 def _show_sizes(sizes: "SizeForecast") -> None:
     from pipeline.cache.schema import UNIT_ROWS
 
     tars, views = counted(sizes.tars, "tar"), counted(sizes.views, "view")
-    rows = {
-        "images": f"{sizes.images:,.0f} in {tars}, {views} of each",
-        "bytes a view": f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop",
-        "cache": f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files",
-    }
+    print_row("images", f"{sizes.images:,.0f} in {tars}, {views} of each")
+    print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
+    print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
     if sizes.finished:
-        rows["finished"] = f"{sizes.finished:,} of {sizes.units:,} units exist already"
+        print_row("finished", f"{sizes.finished:,} of {sizes.units:,} units exist already")
     if sizes.rows > UNIT_ROWS:
-        rows["too large"] = (
-            f"tar {sizes.largest_tar!r} has {sizes.rows:,} images, more than {UNIT_ROWS:,}; split it"
-        )
-    rows["memory"] = f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units"
-    _print_rows(rows)
+        largest = f"tar {sizes.largest_tar!r} has {sizes.rows:,} images"
+        print_row("too large", f"{largest}, more than {UNIT_ROWS:,}; split it")
+    print_row("memory", f"{sizes.peak_memory / 1e9:,.2f} GB at most for each process's units")
 
 
 def _show_rates(options: Options, rates: "RateForecast") -> None:
+    from pipeline.progress import duration
+
     sizes = rates.sizes
     view_bytes = sizes.target_bytes + sizes.crop_bytes
     written = rates.image_rate * sizes.views * view_bytes
-    _print_rows(
-        {
-            "teacher": f"{rates.teacher_rate:,.3g} views/s on {options.device}",
-            "decoding": f"{rates.decode_rate:,.3g} images/s in each of {counted(rates.workers, 'worker')}",
-            "extraction": f"{duration(rates.hours)} with {counted(rates.processes, 'process', 'processes')}, "
-            f"writing {written / 1e6:,.3g} MB/s",
-            "training": f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s",
-            "paid back": f"after {rates.paid_after_epochs:,.1f} epochs, against running the teacher in each",
-        }
-    )
-
-
-def counted(count: float, name: str, plural: str = "") -> str:
-    """Return a number with the singular or plural of what it counts."""
-    return f"{count:,} {name if count == 1 else plural or name + 's'}"
-
-
-def duration(hours: float) -> str:
-    """Return hours in the unit that a person would use."""
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:,.1f} h"
+    workers, processes = counted(rates.workers, "worker"), counted(rates.processes, "process", "processes")
+    took = duration(3600 * rates.hours)
+    print_row("teacher", f"{rates.teacher_rate:,.3g} views/s on {options.device}")
+    print_row("decoding", f"{rates.decode_rate:,.3g} images/s in each of {workers}")
+    print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
+    print_row("training", f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s")
+    epochs = f"after {rates.paid_after_epochs:,.1f} epochs"
+    print_row("paid back", f"{epochs}, against running the teacher in each")
 
 
 def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:

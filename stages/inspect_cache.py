@@ -7,12 +7,24 @@ import typer
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import usable_cores
-from stages.console import check_device_name, choose_device, cli_errors, new_app, run_app
+from stages.console import (
+    check_device_name,
+    choose_device,
+    cli_errors,
+    counted,
+    new_app,
+    print_row,
+    run_app,
+)
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.cache.reader import Cache
+
+_LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
+_TEACHER = "Run the teacher again on a sample of crops and compare."
+_SPEC = "Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
+_REPAIR = "Remove what is damaged, for the same extract-teacher command to make again."
+_WORKERS = "Threads for --full; default: the cores that this process may use."
 
 app = new_app(no_args_is_help=True)
 
@@ -43,15 +55,15 @@ def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
         for name, value in _description(opened):
-            typer.echo(f"{name:<13}{value}")
+            print_row(name, value)
         state = "complete" if inventory.units == len(opened.units) else "unfinished"
-        typer.echo(f"{'units':<13}{inventory.units:,} of {len(opened.units):,} ({state})")
+        print_row("units", f"{inventory.units:,} of {len(opened.units):,} ({state})")
         for view, rows in sorted(inventory.rows.items()):
-            typer.echo(f"{f'view {view}':<13}{rows:,} images")
+            print_row(f"view {view}", f"{rows:,} images")
         if inventory.skipped:
-            typer.echo(f"{'skipped':<13}{inventory.skipped:,} image{'s' * (inventory.skipped != 1)}")
+            print_row("skipped", counted(inventory.skipped, "image"))
         for image in inventory.examples:
-            typer.echo(f"{'':<13}{image.key!r}: {image.reason}")
+            print_row("", f"{image.key!r}: {image.reason}")
         for part, size in [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]:
             per_view = size / max(1, inventory.views)
             typer.echo(f"{part:<20}{size / 1e6:>14,.1f} MB{per_view:>14,.0f} bytes a view")
@@ -61,10 +73,7 @@ def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
 def plan(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
-    levels: Annotated[
-        str | None,
-        typer.Option(help="Teacher blocks that a student uses, such as 7,11; default: all that are stored."),
-    ] = None,
+    levels: Annotated[str | None, typer.Option(help=_LEVELS)] = None,
     rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
 ) -> None:
     """Print the size of a finished cache, what a student reads of it, and the size under other encodings."""
@@ -79,24 +88,17 @@ def plan(
         crop = inventory.stored["crops"] / inventory.views
         reading = read_bytes(opened.schema, chosen, attention=True) + crop
         images = inventory.views * whole / inventory.stored.total()
-        for name, value in (
-            (
-                "units",
-                f"{inventory.units:,} of {len(opened.units):,}, {inventory.stored.total() / 1e9:,.3f} GB",
-            ),
-            ("finished", f"about {images:,.0f} views, {whole / 1e9:,.3f} GB"),
-            (
-                "training",
-                f"reads {reading:,.0f} bytes an image: levels {', '.join(map(str, chosen))} and crop,",
-            ),
-            ("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s"),
-        ):
-            typer.echo(f"{name:<13}{value}")
+        stored = f"{inventory.stored.total() / 1e9:,.3f} GB"
+        print_row("units", f"{inventory.units:,} of {len(opened.units):,}, {stored}")
+        print_row("finished", f"about {images:,.0f} views, {whole / 1e9:,.3f} GB")
+        parts = f"levels {', '.join(map(str, chosen))} and crop"
+        print_row("training", f"reads {reading:,.0f} bytes an image: {parts},")
+        print_row("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s")
         typer.echo("the same views under each encoding, all levels:")
-        for one in alternatives(opened.schema):
-            total = (one.target_bytes + crop) * images / 1e9
-            targets = f"{one.target_bytes:>12,} bytes of targets a view"
-            typer.echo(f"{one.encoding:>9}  keep {one.keep:<5g}{targets}{total:>12,.3f} GB in all")
+        for encoding, keep, target_bytes in alternatives(opened.schema):
+            total = (target_bytes + crop) * images / 1e9
+            targets = f"{target_bytes:>12,} bytes of targets a view"
+            typer.echo(f"{encoding:>9}  keep {keep:<5g}{targets}{total:>12,.3f} GB in all")
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:
@@ -118,27 +120,11 @@ def verify(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
     full: Annotated[bool, typer.Option("--full", help="Read every byte: all checksums, all tars.")] = False,
-    teacher: Annotated[
-        bool, typer.Option("--teacher", help="Run the teacher again on a sample of crops and compare.")
-    ] = False,
-    teacher_spec: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
-        ),
-    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help=_TEACHER)] = False,
+    teacher_spec: Annotated[str | None, typer.Option(help=_SPEC)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Views on which --teacher runs the teacher.")] = 256,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Remove what is damaged, for the same extract-teacher command to make again.",
-        ),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads for --full; default: the cores that this process may use."),
-    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help=_REPAIR)] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help=_WORKERS)] = None,
     device: Annotated[str, typer.Option(help="Where --teacher runs: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Compare a cache with its commits: names, sizes, metadata; --full: every byte; --teacher: features."""
@@ -146,7 +132,7 @@ def verify(
         check_device_name(device)
         from pipeline.cache.verification import verify_cache
 
-        found = verify_cache(
+        verified, verdict = verify_cache(
             _address(cache, cache_option),
             full=full,
             repairing=repair,
@@ -154,8 +140,17 @@ def verify(
             report=typer.echo,
         )
         if teacher or teacher_spec:
-            _compare_with_teacher(found.cache, teacher_spec, rows, choose_device(device))
-        typer.echo(found.verdict)
+            from pipeline.extraction import verify_teacher
+
+            chosen = choose_device(device)
+            loaded = verify_teacher.load_teacher_of(verified, teacher_spec, chosen)
+            found = verify_teacher.compare_with_teacher(verified, loaded, chosen, rows)
+            typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
+            for one in found:
+                cosines = f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}"
+                typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
+            verify_teacher.refuse_differences(verified, found)
+        typer.echo(verdict)
 
 
 def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
@@ -165,35 +160,21 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     stored = {"final norm": teacher.post_norm_eps is not None, "projection": teacher.projection_width}
     output = " and ".join(name for name, there in stored.items() if there)
     is_stored = f", its {output} {'are' if ' and ' in output else 'is'} stored" if output else ""
-    of = f"of {schema.patches} a view"
-    rank = (
-        "" if schema.keep == 1 else f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
-    )
+    rank = ""
+    if schema.keep < 1:
+        rank = f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
     yield "cache", f"{cache.address} (schema {schema.version}, digest {cache.digest[:16]})"
     yield "teacher", f"{teacher.address(teacher.tag)}{trained}, weights {teacher.weights_sha256[:16]}"
-    yield (
-        "",
-        f"{teacher.depth} blocks of width {teacher.width}, "
-        f"patches of {teacher.patch_size} in {teacher.input_size} pixels",
-    )
+    pixels = f"patches of {teacher.patch_size} in {teacher.input_size} pixels"
+    yield "", f"{teacher.depth} blocks of width {teacher.width}, {pixels}"
     yield "", f"ran in {teacher.precision}{is_stored}"
     yield "levels", ", ".join(map(str, schema.levels))
     yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} images"
-    yield "patches", f"{schema.stored_patches} {of}{rank}{', and CLS' if teacher.has_cls else ''}"
+    cls = ", and CLS" if teacher.has_cls else ""
+    yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{cls}"
     crops = f"crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area"
     yield "views", f"{view.image_size} pixels as {view.format}, {crops},"
     yield "", f"flipped with probability {view.flip:g}, seed {view.seed}"
-
-
-def _compare_with_teacher(cache: "Cache", spec: str | None, rows: int, device: "torch.device") -> None:
-    from pipeline.extraction.verify_teacher import compare_with_teacher, load_teacher_of, refuse_differences
-
-    found = compare_with_teacher(cache, load_teacher_of(cache, spec, device), device, rows)
-    typer.echo("level  mean cosine  least cosine  mean |error|  largest |error|  within the bound")
-    for one in found:
-        cosines = f"{one.level:>5}{one.mean_cosine:>13.6f}{one.least_cosine:>14.6f}"
-        typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
-    refuse_differences(cache, found)
 
 
 def main() -> None:

@@ -63,18 +63,14 @@ def train_student(
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     with cli_errors(lambda: _advice(run, mode)):
         if print_config:
-            _print_config(config, assignments or [])
+            from pipeline.config import dump_toml, load_config
+            from pipeline.training.config import RunConfig
+
+            typer.echo(dump_toml(load_config(RunConfig, config, assignments or [])), nl=False)
             return
         result = _train(cache, run, config, assignments or [], mode, device)
     if result.done < result.steps:
         raise typer.Exit(stop_code(result.stopped_by))
-
-
-def _print_config(file: Path | None, assignments: list[str]) -> None:
-    from pipeline.config import dump_toml, load_config
-    from pipeline.training.config import RunConfig
-
-    typer.echo(dump_toml(load_config(RunConfig, file, assignments)), nl=False)
 
 
 def _train(
@@ -88,12 +84,13 @@ def _train(
     from pipeline.config import parse_config, read_settings
     from pipeline.runtime.workers import start_early
     from pipeline.training.run_folder import continues, read_run
+    from pipeline.training.sections import Sections
 
     def read() -> dict[str, Any]:
         return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
 
-    if process.world_size == 1:
-        read()
+    if process.world_size == 1:  # a key without its section may be one of [objective], which needs torch
+        parse_config(Sections, {name: keys for name, keys in read().items() if isinstance(keys, dict)})
     cache = Cache(address)
     start_early("pipeline.stream.worker")
     from pipeline.report.run_page import write_run_report
@@ -101,37 +98,32 @@ def _train(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training
 
+    def say(message: str) -> None:
+        typer.echo(message, err=message.startswith("warning:"))
+
     chosen = choose_device(device)
     guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
     with guard, joined_ranks(chosen) as ranks:
         # The main rank reads: on a network file system, other machines may see an older state of the folder.
         config = ranks.decide(lambda: parse_config(RunConfig, read()))
-        result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=_print_message)
+        result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=say)
         if ranks.is_main:
-            _print_result(result, run, write_run_report(run), mode)
+            _print_result(result, run, write_run_report(run), _advice(run, mode))
     return result
 
 
-def _print_message(message: str) -> None:
-    typer.echo(message, err=message.startswith("warning:"))
-
-
-def _print_result(result: "Result", run: Path, report: Path, mode: "Resume") -> None:
+def _print_result(result: "Result", run: Path, report: Path, advice: str) -> None:
     from pipeline.progress import duration
     from pipeline.student.export import STUDENT_FOLDER
 
     figures = [] if result.loss is None else [f"loss {result.loss:.4f}"]
     if result.images_per_second:
         figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
-    typer.echo(
-        f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}; "
-        f"student: {run / STUDENT_FOLDER}, report: {report}"
-    )
+    done = f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}"
+    typer.echo(f"{done}; student: {run / STUDENT_FOLDER}, report: {report}")
     if result.done < result.steps:
-        stop = describe_signal(result.stopped_by)
-        typer.echo(
-            f"stopped by {stop} after step {result.done} of {result.steps}: {_advice(run, mode)}", err=True
-        )
+        stop = f"stopped by {describe_signal(result.stopped_by)} after step {result.done} of {result.steps}"
+        typer.echo(f"{stop}: {advice}", err=True)
 
 
 def _advice(run: Path, mode: "Resume") -> str:

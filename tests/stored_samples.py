@@ -4,13 +4,13 @@ import io
 import tarfile
 from dataclasses import dataclass
 
+import caches
 import numpy as np
 import zarr
-from caches import publish_arrays
 from PIL import Image
 
 from pipeline.cache.reader import Cache
-from pipeline.views.view_tars import ViewTarWriter, tar_sample
+from pipeline.views.view_tars import tar_sample
 
 KEYS = [f"{number:06d}" for number in range(70)]  # of unit 0 of the small cache
 
@@ -53,26 +53,15 @@ def pixels_of(members, key):
     return np.asarray(Image.open(io.BytesIO(members[f"{key}.jpg"])).convert("RGB"))
 
 
-def republish(path, keys=KEYS, change=None, view_format="jpeg", spoilt=None):
+def republish(path, keys=KEYS, change=lambda _: None, view_format="jpeg", spoilt=None):
     """Make unit 0 again, checksums right, with other keys, changed arrays or a crop that is no image."""
-    cache = Cache(path)
-    unit, commit, group = (
-        cache.units[0],
-        next(cache.commits()),
-        zarr.open_group(path / "targets.zarr", mode="r"),
-    )
-    arrays = {name: group[name][: commit.rows] for name in commit.blocks}
-    crops = [sample.crop for sample in stored_samples(path, 0).values()][: commit.rows]
-    with cache.folder.scratch() as scratch:
-        writer = ViewTarWriter(scratch / "view.tar")
+    crops = [sample.crop for sample in stored_samples(path, 0).values()][: len(keys)]
+
+    def write_tar(writer):
         for row, (key, crop) in enumerate(zip(keys, crops, strict=True)):
             buffer = io.BytesIO()
             Image.fromarray(crop).save(buffer, "JPEG")
-            crop = b"no image" if row == spoilt else buffer.getvalue()
-            writer.append(tar_sample(key, crop, {"cls": b"0"}, view_format))
-        view_tar = writer.close()
-        arrays["index"][:, 1:4] = writer.ranges
-        if change:
-            change(arrays)
-        (path / "commits" / f"{unit.stem}.json").unlink()
-        assert publish_arrays(cache.folder, cache.schema, unit, arrays, view_tar, [], scratch)
+            data = b"no image" if row == spoilt else buffer.getvalue()
+            writer.append(tar_sample(key, data, {"cls": b"0"}, view_format))
+
+    caches.republish(path, change, write_tar)

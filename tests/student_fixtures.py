@@ -6,7 +6,9 @@ import torch
 
 from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import Setting
-from pipeline.student.encoder import StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import build_encoder
+from pipeline.student.patches import cut_patches
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 IMAGE_SIZE, PATCH_SIZE = 32, 8
@@ -35,6 +37,12 @@ def tiny_objective():
         return (config or MaskAlign()).build(student, setting)
 
     return build
+
+
+def encode_images(encoder, images):
+    """All tokens (B, prefix + N, C) of whole images after the final norm."""
+    everything = torch.arange(encoder.grid**2).expand(len(images), -1)
+    return encoder.vit.norm(encoder.forward_tokens(cut_patches(images, encoder.patch_size), everything))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Measures data loading without a training step: the loader, its reads against raw reads, its overhead."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wait_for, wall_seconds
+from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wall_seconds
 from pipeline.benchmark.workbench import Workbench
 from pipeline.cache.commit import Commit
 from pipeline.cache.layout import CRC_BYTES, LENGTH, OFFSET, array_specs, shard_key
@@ -41,13 +40,10 @@ def measure_loader(bench: Workbench) -> Iterator[Figure]:
         first = next(batches)
         size = sum(values.nbytes for values in first.values())
         list(islice(batches, options.warm_up))
-        rates = []
-        for _ in range(options.rounds):
-            wait_for(options.device)
-            begin = time.perf_counter()
-            list(islice(batches, count))
-            wait_for(options.device)
-            rates.append(count * options.batch_size / (time.perf_counter() - begin))
+        rates = [
+            count * options.batch_size / wall_seconds(lambda: list(islice(batches, count)), options.device)
+            for _ in range(options.rounds)
+        ]
     title = f"loader alone, {options.workers_text}"
     yield Figure("loader.images", rates, "images/s", title)
     delivered = [rate * size / options.batch_size / 1e6 for rate in rates]

@@ -11,6 +11,8 @@ import torch
 
 Result = TypeVar("Result")
 
+_MATRIX_SECONDS = 0.2  # of measuring the peak
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -88,3 +90,17 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Return the TFLOP/s of large square products, bfloat16 on a GPU and float32 on a CPU."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def multiply(count: int) -> float:
+        return wall_seconds(lambda: [torch.mm(a, b, out=out) for _ in range(count)], device)
+
+    multiply(1)
+    count = max(1, round(_MATRIX_SECONDS / multiply(1)))
+    return count * 2.0 * side**3 / multiply(count) / 1e12

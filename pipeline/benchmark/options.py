@@ -8,19 +8,9 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.storage.address import is_url
 
-# The first three are kinds of steps, and each is compared with a step on resident data.
-PARTS = (
-    "step",
-    "in-loop",
-    "reference",
-    "loader",
-    "reads",
-    "overhead",
-    "decode",
-    "teacher",
-    "extraction",
-    "disk",
-)
+# Each kind of step is compared with a step on resident data.
+STEPS = ("step", "in-loop", "reference")
+PARTS = (*STEPS, "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.student.encoder import StudentConfig
+from pipeline.student.config import StudentConfig
 from pipeline.teacher.teacher import Teacher
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,5 +1,7 @@
 """One benchmark: runs its parts in turn and returns the figures as one JSON object."""
 
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,18 +12,16 @@ from typing import Any
 import torch
 
 from pipeline.benchmark import feeding, stage_one
-from pipeline.benchmark.machine import LIBRARIES, describe_machine
 from pipeline.benchmark.measure import Figure, threads
-from pipeline.benchmark.options import BenchOptions
+from pipeline.benchmark.options import STEPS, BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
-from pipeline.provenance import provenance
+from pipeline.provenance import cpu_name, provenance
 from pipeline.training.config import RunConfig
 
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")
 _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
-    "step": measure_steps,  # which looks for the first three parts itself
-    "in-loop": measure_steps,
-    "reference": measure_steps,
+    **dict.fromkeys(STEPS, measure_steps),  # which looks itself for which of them are chosen
     "loader": feeding.measure_loader,
     "reads": feeding.measure_reads,
     "overhead": feeding.measure_overhead,
@@ -63,3 +63,19 @@ def run_benchmark(options: BenchOptions, recipe: RunConfig, log: Callable[[str],
     configuration = asdict(options) | {"device": str(options.device), "teacher": teacher, "config": config}
     machine = provenance(*LIBRARIES) | describe_machine(options.device)
     return Result(machine, configuration, figures, time.perf_counter() - begin)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the hardware and the operating system."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    hardware = {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 2**30, 1),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        memory_gb = round(gpu.total_memory / 2**30, 1)
+        hardware |= {"gpu": gpu.name, "gpu_memory_gb": memory_gb, "cuda": torch.version.cuda}
+    return {"hardware": hardware, "system": platform.platform()}

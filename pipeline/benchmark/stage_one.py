@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,6 @@ from pipeline.benchmark.workbench import Workbench
 from pipeline.extraction.encode import in_precision
 from pipeline.runtime.device import compiled
 from pipeline.storage.local import LocalFolder
-from pipeline.views.maker import ViewMaker
 from pipeline.views.source import read_samples
 
 _IMAGES = 48
@@ -28,9 +26,7 @@ def measure_decoding(bench: Workbench) -> Iterator[Figure]:
     """Yield images and views per second that one core decodes, crops and encodes, at one view and at four."""
     samples = list(islice(chain.from_iterable(map(read_samples, bench.tars)), _IMAGES))
     options = bench.extraction_options()
-    makers = {
-        views: ViewMaker(options.policy, tuple(range(views)), options.view_format) for views in (1, _MANY)
-    }
+    makers = {views: options.maker(tuple(range(views))) for views in (1, _MANY)}
 
     def rate(views: int) -> float:
         return views * len(samples) / core_seconds(lambda: [makers[views](sample) for sample in samples])
@@ -100,6 +96,13 @@ def measure_disk(bench: Workbench) -> Iterator[Figure]:
     path, data, host = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK), torch.device("cpu")
     buffer = memoryview(bytearray(_DISK_CHUNK))
 
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(_DISK_BYTES // len(data)):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
     def read() -> float:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -109,19 +112,8 @@ def measure_disk(bench: Workbench) -> Iterator[Figure]:
         finally:
             os.close(file)
 
-    rounds = bench.options.rounds
-    write = partial(wall_seconds, partial(_write, path, data), host)
-    seconds = take_turns({"write": write}, rounds, warm_up=False)
-    seconds |= take_turns({"read": read}, rounds, warm_up=False)
-    path.unlink()
-    written, taken = ([_DISK_BYTES / one / 1e9 for one in seconds[name]] for name in ("write", "read"))
+    size, rounds = _DISK_BYTES / 1e9, range(bench.options.rounds)
+    written = [size / wall_seconds(write, host) for _ in rounds]
     yield Figure("disk.write", written, "GB/s", "disk: write and flush")
-    yield Figure("disk.read", taken, "GB/s", "disk: read past the page cache")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        for _ in range(_DISK_BYTES // len(data)):
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    yield Figure("disk.read", [size / read() for _ in rounds], "GB/s", "disk: read past the page cache")
+    path.unlink()

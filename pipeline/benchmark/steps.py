@@ -3,15 +3,13 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, repeat
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark.machine import matrix_rate
-from pipeline.benchmark.measure import Figure, ratio, take_turns, wait_for, wall_seconds
+from pipeline.benchmark.measure import Figure, matrix_rate, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.objectives.objective import Batch
@@ -32,13 +30,6 @@ _TITLES = {
 }
 
 
-class Turn(NamedTuple):
-    """One variant in one round: images per second, and the share of the time spent waiting for data."""
-
-    rate: float
-    wait_share: float = 0.0
-
-
 def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of each kind of step that was chosen."""
     job, options, device = bench.job, bench.options, bench.options.device
@@ -47,23 +38,29 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     cached, resident = Trainer(job, job.build_step(targets).train()), resident_batch(job)
     size = (options.batch_size, job.cache.schema.view.image_size, job.cache.schema.view.image_size, 3)
     views = torch.randint(0, 256, size, dtype=torch.uint8).to(device)  # speed does not depend on values
-    variants = {
-        "peak": lambda: Turn(matrix_rate(device)),
+    waits: list[float] = []  # shares of the rounds of "streamed", in percent
+    variants: dict[str, Callable[[], float]] = {
+        "peak": lambda: matrix_rate(device),
         "resident": _repeated(cached, resident, options.warm_up, options.steps),
     }
     if "step" in options.parts:
-        variants["streamed"] = partial(_streamed_turn, bench, cached)
+        variants["streamed"] = partial(_streamed_rate, bench, cached, waits)
     if "in-loop" in options.parts:
         in_loop = Trainer(job, job.build_step(teacher_targets(job, bench.teacher)).train())
         batch = {**resident, "views": views}
         variants["teacher_in_loop"] = _repeated(in_loop, batch, options.warm_up, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views[:_REFERENCE_BATCH], few)
-    turns = take_turns(variants, options.rounds, warm_up=False)
-    peak = Figure("peak.matrix", [turn.rate for turn in turns.pop("peak")], "TFLOP/s", "matrix peak")
+    rates = take_turns(variants, options.rounds, warm_up=False)
+    peak = Figure("peak.matrix", rates.pop("peak"), "TFLOP/s", "matrix peak")
     yield peak
-    yield from _rates(turns)
-    yield from _shares(turns["resident"], peak, count_operations(cached.model, resident))
+    yield from _comparisons(rates, waits)
+    operations = count_operations(cached.model, resident)
+    yield Figure("step.operations", [operations / 1e9], "GFLOP", "operations of an image's step")
+    reached = [rate * operations / 1e12 for rate in rates["resident"]]
+    yield Figure("step.throughput", reached, "TFLOP/s", "step on resident data")
+    shares = [100 * one / most for one, most in zip(reached, peak.values, strict=True)]
+    yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
     if device.type == "cuda":
         yield _memory(cached, resident)
 
@@ -84,10 +81,10 @@ def resident_batch(job: TrainingJob) -> Batch:
     return copied
 
 
-def _repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], Turn]:
-    """Take some steps on one batch; return what takes `count` more."""
+def _repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], float]:
+    """Take some steps on one batch; return what takes `count` more and gives their rate."""
     _rate(trainer, repeat(batch), warm_up)
-    return lambda: Turn(_rate(trainer, repeat(batch), count))
+    return lambda: _rate(trainer, repeat(batch), count)
 
 
 def _rate(trainer: Trainer, batches: Iterator[Batch], count: int) -> float:
@@ -99,8 +96,8 @@ def _rate(trainer: Trainer, batches: Iterator[Batch], count: int) -> float:
     return count * job.spec.batch_size / seconds
 
 
-def _streamed_turn(bench: Workbench, trainer: Trainer) -> Turn:
-    """Start workers, warm up, and take the steps of a round; then end the workers."""
+def _streamed_rate(bench: Workbench, trainer: Trainer, waits: list[float]) -> float:
+    """Start workers, warm up, take the steps of a round, and end the workers; `waits` gets another share."""
     options, job = bench.options, bench.job
     with BatchStream(job.cache, job.spec, job.device, options.workers) as stream:
         batches = iter(stream)
@@ -108,35 +105,28 @@ def _streamed_turn(bench: Workbench, trainer: Trainer) -> Turn:
         blocked = stream.blocked_seconds
         rate = _rate(trainer, batches, options.steps)
         seconds = options.steps * options.batch_size / rate
-        return Turn(rate, (stream.blocked_seconds - blocked) / seconds)
+        waits.append(100 * (stream.blocked_seconds - blocked) / seconds)
+        return rate
 
 
-def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], Turn]:
+def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], float]:
     """Return what takes `count` steps of the published algorithm on views (B, S, S, 3), after a warm-up."""
     schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
     sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
     student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
     step = reference_step(student, teacher, config.mask.visible_count(schema.patches))
     step(pixels)
-
-    def turn() -> Turn:
-        seconds = wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
-        return Turn(count * len(pixels) / seconds)
-
-    return turn
+    images = count * len(pixels)
+    return lambda: images / wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
 
 
-def _rates(turns: dict[str, list[Turn]]) -> Iterator[Figure]:
+def _comparisons(found: dict[str, list[float]], waits: list[float]) -> Iterator[Figure]:
     """Yield the rate of each kind of step and its ratio to the one on resident data, round by round."""
-    rates = {
-        name: Figure(f"step.{name}", [turn.rate for turn in found], "images/s", _TITLES[name])
-        for name, found in turns.items()
-    }
+    rates = {name: Figure(f"step.{name}", each, "images/s", _TITLES[name]) for name, each in found.items()}
     yield from rates.values()
     resident = rates["resident"]
     if "streamed" in rates:
         yield ratio("ratio.streamed_to_resident", rates["streamed"], resident, "streamed / resident")
-        waits = [100 * turn.wait_share for turn in turns["streamed"]]
         yield Figure("step.wait_share", waits, "%", "share of the step that waits for data")
     if "teacher_in_loop" in rates:
         title = "cached / teacher in the loop"
@@ -144,14 +134,6 @@ def _rates(turns: dict[str, list[Turn]]) -> Iterator[Figure]:
     if "reference" in rates:
         title = "resident / published algorithm"
         yield ratio("ratio.step_to_reference", resident, rates["reference"], title)
-
-
-def _shares(turns: list[Turn], peak: Figure, operations: float) -> Iterator[Figure]:
-    yield Figure("step.operations", [operations / 1e9], "GFLOP", "operations of an image's step")
-    reached = [turn.rate * operations / 1e12 for turn in turns]
-    yield Figure("step.throughput", reached, "TFLOP/s", "step on resident data")
-    shares = [100 * one / most for one, most in zip(reached, peak.values, strict=True)]
-    yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
 
 
 def count_operations(model: nn.Module, batch: Batch) -> float:

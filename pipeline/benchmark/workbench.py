@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.benchmark.options import RECIPES, BenchOptions
 from pipeline.benchmark.synthetic import IMAGE_BYTES, synthetic_cache, write_photographs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import CacheSchema, TeacherFacts
+from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.extraction.extractor import Extractor
@@ -62,9 +62,8 @@ class Workbench:
         """The cache that training reads: the user's, else one of the source tars with random features."""
         if self.options.cache:
             return Cache(self.options.cache)
-        return self._synthetic(
-            "bench.cache", build_schema(self.extraction_options(), self.teacher), self.tars
-        )
+        schema = build_schema(self.extraction_options(), self.teacher)
+        return self._synthetic("bench.cache", schema, self.tars)
 
     @cached_property
     def read_cache(self) -> Cache:
@@ -114,9 +113,13 @@ class Workbench:
         if not self.options.cache:
             return options
         given = self.cache.schema
+        if not self.options.teacher and given.teacher.tag == LOCAL:
+            raise ConfigError(
+                f"the cache's teacher {given.teacher.name!r} came from a folder: give --teacher"
+            )
         return replace(
             options,
-            teacher=self.options.teacher or untrained_twin(given.teacher),
+            teacher=self.options.teacher or given.teacher.address(RANDOM),  # untrained, equally fast
             levels="".join(f"{level}," for level in given.levels),
             encoding=given.encoding,
             keep=given.keep,
@@ -137,16 +140,9 @@ class Workbench:
 
     def _synthetic(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> Cache:
         self._log_size(name, schema, tars)
-        return synthetic_cache(self.folder / name, schema, tars, self.extraction_options().maker)
+        return synthetic_cache(self.folder / name, schema, tars, self.extraction_options().maker())
 
     def _log_size(self, name: str, schema: CacheSchema, tars: list[SourceTar]) -> None:
         images = sum(tar.size for tar in tars) / IMAGE_BYTES
         view = _CROP_BYTES + view_bytes(schema)
         self.log(f"making {name}, about {images * view / 1e6:,.0f} MB, in {self.folder}")
-
-
-def untrained_twin(teacher: TeacherFacts) -> str:
-    """Return the address of an untrained teacher of the same shape; raises ConfigError for a folder's."""
-    if teacher.tag == LOCAL:
-        raise ConfigError(f"the cache's teacher {teacher.name!r} came from a folder: give --teacher")
-    return teacher.address(RANDOM)

@@ -55,7 +55,7 @@ def create_commit(folder: Folder, unit: Unit, commit: Commit) -> bool:
     """Create a unit's commit, which its own parser has read back; False if another process was first."""
     data = sealed(commit.model_dump(mode="json", exclude={"digest"}))
     try:
-        read_back = _parse(data, Commit, commit_key(unit))
+        read_back = parse_commit(data, Commit, commit_key(unit))
     except CacheError as error:  # such as a key that is not UTF-8
         raise CacheError(f"{commit.name} cannot be committed: its {error}") from None
     assert read_back == commit.model_copy(update={"digest": read_back.digest}), commit.name
@@ -94,7 +94,7 @@ def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: 
 
 def read_head(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) -> Part:
     """Read which unit a commit makes exist, or all of it, with the same checks but that of its files."""
-    commit = _parse(folder.read(commit_key(unit)), part, f"{folder.address}/{commit_key(unit)}")
+    commit = parse_commit(folder.read(commit_key(unit)), part, f"{folder.address}/{commit_key(unit)}")
     found = (commit.schema_digest, commit.unit, commit.source, commit.view)
     if found != (schema_digest, unit.unit, unit.source, unit.view):
         raise CacheError(
@@ -103,12 +103,8 @@ def read_head(folder: Folder, unit: Unit, schema_digest: str, part: type[Part]) 
     return commit
 
 
-def any_commit(folder: Folder, name: str) -> CommitHead:
-    """Read a commit by its file name, whichever unit it is of; raises CacheError if it is damaged."""
-    return _parse(folder.read(f"{COMMITS}/{name}"), CommitHead, f"{folder.address}/{COMMITS}/{name}")
-
-
-def _parse(data: bytes, part: type[Part], where: str) -> Part:
+def parse_commit(data: bytes, part: type[Part], where: str) -> Part:
+    """Return a commit, or its head, from the bytes of its file; raises CacheError if they are damaged."""
     try:
         seal_of(data)
         return part.model_validate_json(data, extra="ignore")  # a newer minor version may add keys

@@ -40,19 +40,15 @@ def encode_level(
     code_format = CODE_FORMATS[encoding]
     if code_format.largest_code is None:
         return whitened.half(), moments.half()
-    codes, scales = _quantise((whitened - channel_mean) / channel_std, code_format.largest_code)
-    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
-    return stored, torch.cat([moments, scales], dim=-1).half()
-
-
-def _quantise(values: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Quantise (..., D) to int8 codes (..., D) of at most `largest` and scales (..., G), exact in a half."""
-    width = values.shape[-1]
+    values = (whitened - channel_mean) / channel_std
+    width, largest = values.shape[-1], code_format.largest_code
     padded = F.pad(values, (0, -width % GROUP_CHANNELS))
     grouped = padded.view(*padded.shape[:-1], -1, GROUP_CHANNELS)
-    scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()
+    scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()  # exact in a half
     codes = (grouped / scales[..., None]).round().clamp(-largest, largest).to(torch.int8)
-    return codes.flatten(-2)[..., :width], scales
+    codes = codes.flatten(-2)[..., :width]
+    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
+    return stored, torch.cat([moments, scales], dim=-1).half()
 
 
 def _pack(codes: Tensor) -> Tensor:
@@ -123,22 +119,18 @@ class Calibrator:
     """Accumulates mean and std of every channel of the whitened features, level by level, in float64."""
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
-        self._squares: Tensor | None = None
+        self._sums = self._squares = torch.zeros((), dtype=torch.float64)
         self._tokens = 0
 
     def add(self, hidden: tuple[Tensor, ...]) -> None:
         """Take hidden states: M tensors (B, T, D)."""
         whitened = torch.stack([whiten(level)[0].double().flatten(0, 1) for level in hidden])
-        sums, squares = whitened.sum(1).cpu(), whitened.square().sum(1).cpu()
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._squares = squares if self._squares is None else self._squares + squares
+        self._sums = self._sums + whitened.sum(1).cpu()
+        self._squares = self._squares + whitened.square().sum(1).cpu()
         self._tokens += whitened.shape[1]
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return channel mean and deviation, (M, D) float32 each."""
-        assert self._sums is not None
-        assert self._squares is not None
         mean = self._sums / self._tokens
         deviation = (self._squares / self._tokens - mean.square()).clamp(min=0).sqrt()
         typical = deviation.median(dim=-1, keepdim=True).values  # of the level

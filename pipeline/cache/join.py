@@ -1,5 +1,6 @@
 """The join of crops and targets: a range of a view tar and a chunk of every array, compared key by key."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -44,11 +45,35 @@ def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> J
     """Read one chunk whole; raises CacheError that names unit and row where crop and target do not match."""
     arrays = cache.read_chunk(commit, chunk, ["index", *names])
     first, _ = chunk_range(chunk, commit.rows)
+    index, extension = arrays["index"], VIEW_EXTENSION[cache.schema.view.format]
+    starts = index[:, OFFSET].astype(np.int64)
+    ends = starts + index[:, LENGTH].astype(np.int64)
+    keys, crops = [], []
     try:
-        keys, crops = _read_crops(cache, commit, arrays["index"], first)
+        if (starts[1:] != ends[:-1]).any():
+            raise ValueError("the samples do not follow one another in the view tar")
+        data = cache.read_crops(commit, int(starts[0]), int(ends[-1]))
+        rows = zip((starts - starts[0]).tolist(), (ends - starts[0]).tolist(), index.tolist(), strict=True)
+        for start, end, expected in rows:
+            key, crop = read_expected(data[start:end], expected, extension)
+            keys.append(key)
+            crops.append(crop)
     except ValueError as error:
-        raise CacheError(f"{commit.name}, {error}: {REMEDY}") from None
+        raise CacheError(f"{commit.name}, row {first + len(keys)}: {error}: {REMEDY}") from None
     return JoinedChunk(keys, crops, arrays, commit.name, commit.source, commit.view, first)
+
+
+def read_expected(sample: bytes, expected: Sequence[int], extension: str) -> tuple[str, bytes]:
+    """Return key and crop of a view tar's sample; raises ValueError if it is not that of a row of `index`."""
+    if google_crc32c.value(sample) != expected[CRC]:
+        raise ValueError("the sample's bytes in the view tar do not match their checksum")
+    try:
+        key, crop = read_sample(sample, extension)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the view tar cannot be parsed ({error})") from None
+    if key_hash(key) != expected[KEY_HASH]:
+        raise ValueError(f"crop {key!r} does not belong to the target beside it")
+    return key, crop
 
 
 def decode_crop(cache: Cache, crop: bytes, key: str) -> Pixels:
@@ -70,27 +95,3 @@ def decode_crops(cache: Cache, chunk: JoinedChunk, count: int | None = None) -> 
     """Decode the first `count` crops of a chunk, or all, to (n, S, S, 3) uint8."""
     crops = list(zip(chunk.crops, chunk.keys, strict=True))[:count]
     return np.stack([decode_crop(cache, crop, key) for crop, key in crops])
-
-
-def _read_crops(cache: Cache, commit: Commit, index: Values, first_row: int) -> tuple[list[str], list[bytes]]:
-    """Read keys and crops of the samples of an index (n, 5); a ValueError names the row."""
-    starts = index[:, OFFSET].astype(np.int64)
-    ends = starts + index[:, LENGTH].astype(np.int64)
-    if (starts[1:] != ends[:-1]).any():
-        raise ValueError(f"row {first_row}: the samples do not follow one another in the view tar")
-    data = cache.read_crops(commit, int(starts[0]), int(ends[-1]))
-    extension, keys, crops = VIEW_EXTENSION[cache.schema.view.format], [], []
-    rows = zip((starts - starts[0]).tolist(), (ends - starts[0]).tolist(), index.tolist(), strict=True)
-    for row, (start, end, expected) in enumerate(rows, start=first_row):
-        sample = data[start:end]
-        if google_crc32c.value(sample) != expected[CRC]:
-            raise ValueError(f"row {row}: the sample's bytes in the view tar do not match their checksum")
-        try:
-            key, crop = read_sample(sample, extension)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"row {row}: the view tar cannot be parsed ({error})") from None
-        if key_hash(key) != expected[KEY_HASH]:
-            raise ValueError(f"row {row}: crop {key!r} does not belong to the target beside it")
-        keys.append(key)
-        crops.append(crop)
-    return keys, crops

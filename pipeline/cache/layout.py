@@ -1,7 +1,7 @@
 """The layout of a cache: arrays, columns, keys, sizes (cache_schema.md, 1, 4 and 5)."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,8 @@ KEY_HASH, OFFSET, LENGTH, CRC, LABEL = range(len(INDEX_COLUMNS))
 VIEW_COLUMNS = ("left", "top", "width", "height", "flip", "source width", "source height")
 
 CRC_BYTES = 4
-INDEX_BYTES = (
-    UNIT_ROWS // BLOCK_ROWS * 16 + CRC_BYTES
-)  # offset and length of each chunk, at the end of a shard
+# at the end of a shard: offset and length of each chunk
+INDEX_BYTES = UNIT_ROWS // BLOCK_ROWS * 16 + CRC_BYTES
 
 
 @dataclass(frozen=True)
@@ -48,40 +47,35 @@ def feature_array(level: int) -> str:
 
 def array_specs(schema: CacheSchema) -> dict[str, ArraySpec]:
     """Return every array of a cache by name."""
-    return {spec.name: spec for spec in (*_with_rows(schema), *_without_rows(schema))}
+    return row_arrays(schema) | constant_arrays(schema)
 
 
 def row_arrays(schema: CacheSchema) -> dict[str, ArraySpec]:
     """Return the arrays with rows; a unit has one shard of each."""
-    return {spec.name: spec for spec in _with_rows(schema)}
+    features = (schema.code_format.dtype, (schema.tokens, schema.stored_width))
+    stats = (len(schema.levels), schema.tokens, 2 + schema.groups)
+    specs = [ArraySpec(feature_array(level), *features) for level in schema.levels]
+    specs.append(ArraySpec("stats", np.dtype("float16"), stats))
+    specs.append(ArraySpec("index", np.dtype("uint64"), (len(INDEX_COLUMNS),)))
+    if schema.teacher.has_importance:
+        specs.append(ArraySpec("attention", np.dtype("float32"), (schema.patches,)))
+    if schema.keep < 1:
+        specs.append(ArraySpec("tokens", np.dtype("uint16"), (schema.stored_patches,)))
+    specs.append(ArraySpec("view", np.dtype("int32"), (len(VIEW_COLUMNS),)))
+    return {spec.name: spec for spec in specs}
 
 
 def constant_arrays(schema: CacheSchema) -> dict[str, ArraySpec]:
     """Return the arrays without rows, each one small file."""
-    return {spec.name: spec for spec in _without_rows(schema)}
-
-
-def _with_rows(schema: CacheSchema) -> Iterator[ArraySpec]:
-    for level in schema.levels:
-        yield ArraySpec(feature_array(level), schema.code_format.dtype, (schema.tokens, schema.stored_width))
-    shape = (len(schema.levels), schema.tokens, 2 + schema.groups)
-    yield ArraySpec("stats", np.dtype("float16"), shape)
-    yield ArraySpec("index", np.dtype("uint64"), (len(INDEX_COLUMNS),))
-    if schema.teacher.has_importance:
-        yield ArraySpec("attention", np.dtype("float32"), (schema.patches,))
-    if schema.keep < 1:
-        yield ArraySpec("tokens", np.dtype("uint16"), (schema.stored_patches,))
-    yield ArraySpec("view", np.dtype("int32"), (len(VIEW_COLUMNS),))
-
-
-def _without_rows(schema: CacheSchema) -> Iterator[ArraySpec]:
-    width, float32 = schema.teacher.width, np.dtype("float32")
-    for name in ("channel_mean", "channel_std"):
-        yield ArraySpec(name, float32, (len(schema.levels), width), by_rows=False)
+    width, projected = schema.teacher.width, schema.teacher.projection_width
+    shapes = dict.fromkeys(("channel_mean", "channel_std"), (len(schema.levels), width))
     if schema.teacher.post_norm_eps is not None:
-        yield ArraySpec("post_norm", float32, (2, width), by_rows=False)
-    if schema.teacher.projection_width is not None:
-        yield ArraySpec("projection", float32, (width, schema.teacher.projection_width), by_rows=False)
+        shapes["post_norm"] = (2, width)
+    if projected is not None:
+        shapes["projection"] = (width, projected)
+    return {
+        name: ArraySpec(name, np.dtype("float32"), shape, by_rows=False) for name, shape in shapes.items()
+    }
 
 
 def chunk_count(rows: int) -> int:

@@ -1,27 +1,16 @@
 """Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte is checked."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache import store
+from pipeline.cache import layout, store
 from pipeline.cache.commit import Commit, CommitHead, Part, committed, read_commit, read_head
 from pipeline.cache.digests import digest_of, digest_of_arrays
-from pipeline.cache.layout import (
-    COMMITS,
-    COPY_OF,
-    GROUP_FILE,
-    UNITS_FILE,
-    array_specs,
-    chunk_range,
-    commit_key,
-    constant_key,
-    view_tar_key,
-)
+from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
@@ -47,23 +36,18 @@ def read_metadata(folder: Folder, key: str) -> bytes:
     """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
     try:
         return folder.read(key)
+    except NotADirectoryError:
+        pass
     except FileNotFoundError as error:
         # The group alone is what a maker leaves that is at work or was killed: no cache yet.
         if any(map(folder.exists, (UNITS_FILE, *COPY_OF.values()))) or folder.names(COMMITS):
-            return _made_since(folder, key, error)
-    except NotADirectoryError:
-        pass
+            try:
+                return folder.read(key)  # the cache may have been made in between
+            except FileNotFoundError:
+                cure = "inspect-cache verify --repair restores it"
+                raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
     made = "give a folder that extract-teacher made"
     raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
-
-
-def _made_since(folder: Folder, key: str, error: OSError) -> bytes:
-    """Read a file again: its cache may have been made in between. Raises CacheError if it is missing."""
-    try:
-        return folder.read(key)
-    except FileNotFoundError:
-        cure = "inspect-cache verify --repair restores it"
-        raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:
@@ -88,10 +72,10 @@ class Cache:
         self.schema, self.values = store.parse_group(group, self.address)
         self.digest = digest_of(self.values)
         self.units: tuple[Unit, ...] = parse_units(listed, self.address)
-        self._specs = array_specs(self.schema)
+        self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
 
     @property
     def address(self) -> str:
@@ -139,16 +123,12 @@ class Cache:
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
-        unit = int(pinned["unit"])
-        commit = self._commits.pop(unit, None) or self._present(self.commit_of, self.units[unit])
+        commit = self._held_commit(self.units[int(pinned["unit"])])
         if commit.digest.encode() != pinned["digest"]:
             raise CacheError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
                 "start another run"
             )
-        self._commits[unit] = commit
-        if len(self._commits) > _COMMITS_HELD:
-            self._commits.popitem(last=False)
         return commit
 
     def _table(self, units: Sequence[Unit]) -> FinishedUnits:
@@ -164,7 +144,7 @@ class Cache:
             return read(unit)
         except FileNotFoundError:
             raise CacheError(
-                f"{commit_key(unit)} of cache {self.address!r} is missing: "
+                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
                 "run the same extract-teacher command again"
             ) from None
 
@@ -181,12 +161,7 @@ class Cache:
 
     def calibration(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return channel mean and deviation (M, D) float32; raises CacheError if they are damaged."""
-        mean, std = self._read_constants(*_CALIBRATION)
-        if digest_of_arrays(mean, std) != self.schema.calibration.sha256:
-            raise CacheError(
-                f"the calibration of cache {self.address!r} does not match its digest: "
-                f"{cure_of_constants(self.schema, _CALIBRATION)}"
-            )
+        mean, std = self._read_constants("calibration of", _CALIBRATION, self.schema.calibration.sha256)
         return mean, std
 
     def teacher_output(self) -> dict[str, NDArray[np.float32]]:
@@ -196,13 +171,10 @@ class Cache:
         CacheError if they are damaged.
         """
         names = [name for name in ("post_norm", "projection") if name in self._specs]
-        found = self._read_constants(*names)
-        if names and digest_of_arrays(*found) != self.schema.teacher.output_sha256:
-            raise CacheError(
-                f"the final norm or projection in cache {self.address!r} does not match its digest: "
-                f"{_MADE_AGAIN}"
-            )
-        return dict(zip(names, found, strict=True))
+        digest = self.schema.teacher.output_sha256
+        return dict(
+            zip(names, self._read_constants("final norm or projection in", names, digest), strict=True)
+        )
 
     def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read one chunk of some arrays; a CacheError names unit, array and rows with a wrong byte."""
@@ -212,7 +184,7 @@ class Cache:
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
         """Read bytes [start, end) of a unit's view tar."""
-        key = view_tar_key(self.units[commit.unit])
+        key = layout.view_tar_key(self.units[commit.unit])
         try:
             return self.folder.read(key, start, end)
         except OSError as error:
@@ -220,7 +192,7 @@ class Cache:
 
     def _read_rows(self, commit: Commit, chunk: int, name: str) -> store.Values:
         self._check_array(name)
-        first, end = chunk_range(chunk, commit.rows)
+        first, end = layout.chunk_range(chunk, commit.rows)
         where = f"array {name!r} of {commit.name}, rows {first} to {end - 1}"
         try:
             values, crc = self._shards.read(self._specs[name], commit, chunk)
@@ -230,15 +202,16 @@ class Cache:
             raise CacheError(f"{where} is not what was committed: {REMEDY}")
         return values[: end - first]
 
-    def _read_constants(self, *names: str) -> list[NDArray[np.float32]]:
-        found = []
+    def _read_constants(self, what: str, names: Sequence[str], digest: str) -> list[NDArray[np.float32]]:
+        found, cure = [], cure_of_constants(self.schema, names)
         for name in names:
             self._check_array(name)
             try:
-                found.append(store.constant_of(self.folder.read(constant_key(name)), self._specs[name]))
+                found.append(store.read_constant(self.folder, self._specs[name]))
             except (ValueError, OSError) as error:
-                cure = cure_of_constants(self.schema, names)
                 raise store.unreadable(f"array {name!r} of {self.address!r}", error, cure) from None
+        if names and digest_of_arrays(*found) != digest:
+            raise CacheError(f"the {what} cache {self.address!r} does not match its digest: {cure}")
         return found
 
     def _check_array(self, name: str) -> None:

@@ -5,19 +5,10 @@ The metadata of arrays follows from the schema, which has a copy; the list of un
 
 from collections.abc import Sequence
 
-from pipeline.cache import store
-from pipeline.cache.commit import CommitHead, any_commit
+from pipeline.cache import layout, store
+from pipeline.cache.commit import CommitHead, parse_commit
 from pipeline.cache.digests import digest_of
-from pipeline.cache.layout import (
-    COMMITS,
-    COPY_OF,
-    GROUP_FILE,
-    UNITS_FILE,
-    commit_key,
-    row_arrays,
-    shard_key,
-    view_tar_key,
-)
+from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.reader import Cache, read_metadata, read_units
 from pipeline.cache.units import Unit, parse_units, rebuilt_units, units_json
 from pipeline.cache.verify import Finding
@@ -60,13 +51,14 @@ def _units_again(folder: Folder, schema_digest: str) -> tuple[Unit, ...]:
         copy = parse_units(folder.read(COPY_OF[UNITS_FILE]), folder.address)
     except (FileNotFoundError, CacheError):
         copy = ()
-    heads: list[CommitHead] = []
+    commits = []
     for name in sorted(folder.names(COMMITS)):
         try:
-            heads.append(any_commit(folder, name))
+            head = parse_commit(folder.read(f"{COMMITS}/{name}"), CommitHead, name)
         except (FileNotFoundError, CacheError):  # its unit is made again
             continue
-    commits = [(head.unit, head.source, head.view) for head in heads if head.schema_digest == schema_digest]
+        if head.schema_digest == schema_digest:
+            commits.append((head.unit, head.source, head.view))
     try:
         return rebuilt_units(copy, commits)
     except ValueError as error:
@@ -115,7 +107,7 @@ def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
 
 def _remove(cache: Cache, unit: Unit) -> None:
     """Remove a unit's commit, with which it ceases to exist, and then its files."""
-    shards = (shard_key(spec, unit.unit) for spec in row_arrays(cache.schema).values())
+    shards = (layout.shard_key(spec, unit.unit) for spec in layout.row_arrays(cache.schema).values())
     with cache.folder.moving():
-        for key in (commit_key(unit), *shards, view_tar_key(unit)):
+        for key in (layout.commit_key(unit), *shards, layout.view_tar_key(unit)):
             cache.folder.remove(key)

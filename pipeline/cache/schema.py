@@ -30,10 +30,6 @@ class CodeFormat:
     channels_per_value: int
     largest_code: int | None
 
-    def stored_width(self, width: int) -> int:
-        """Return how many stored values hold `width` channels."""
-        return math.ceil(width / self.channels_per_value)
-
 
 CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
     "int8": CodeFormat(np.dtype("int8"), 1, 127),
@@ -118,17 +114,14 @@ class CacheSchema(Section):
         ascending = tuple(sorted({*self.levels})) == self.levels and len(self.levels) > 0
         if not ascending or not 0 <= self.levels[0] <= self.levels[-1] < self.teacher.depth:
             raise ValueError(f"levels {self.levels} are not ascending blocks of {self.teacher.depth}")
-        if self.patches > _MOST:
+        patches, stored = self.patches, self.stored_patches
+        if patches > _MOST:
             raise ValueError(
-                f"{self.patches} patches of a view are more than the {_MOST} that `tokens` can number"
+                f"{patches} patches of a view are more than the {_MOST} that `tokens` can number"
             )
-        if not 1 <= self.stored_patches <= self.patches:
-            raise ValueError(
-                f"keep {self.keep} is not a share of {self.patches} patches that leaves at least one"
-            )
-        if (self.stored_patches < self.patches) != (self.keep < 1) or (self.keep_rank is None) != (
-            self.keep == 1
-        ):
+        if not 1 <= stored <= patches:
+            raise ValueError(f"keep {self.keep} is not a share of {patches} patches that leaves at least one")
+        if not (stored < patches) == (self.keep < 1) == (self.keep_rank is not None):
             raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
         if (self.version == _FIRST_VERSION) != self.teacher.model_fields_set.isdisjoint(_KEYS_OF_1_1):
             raise ValueError(f"version {self.version} does not have the teacher's keys of that version")
@@ -191,7 +184,7 @@ class CacheSchema(Section):
     @property
     def stored_width(self) -> int:
         """W, the stored values of a token."""
-        return self.code_format.stored_width(self.teacher.width)
+        return math.ceil(self.teacher.width / self.code_format.channels_per_value)
 
     @property
     def groups(self) -> int:
@@ -215,13 +208,11 @@ def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:
 
     The calibration follows from the rest.
     """
-    compared = (ours.in_version(theirs.version), theirs)
-    here, there = (
-        _flat({key: value for key, value in schema.values().items() if key != "calibration"})
-        for schema in compared
-    )
+    here, there = _flat(ours.in_version(theirs.version).values()), _flat(theirs.values())
     return [
-        f"{key}: {here[key]!r} asked, {there[key]!r} in the cache" for key in here if here[key] != there[key]
+        f"{key}: {here[key]!r} asked, {there[key]!r} in the cache"
+        for key in here
+        if here[key] != there[key] and not key.startswith("calibration.")
     ]
 
 

@@ -120,9 +120,8 @@ class ShardWriter:
         self.checksums: list[int] = []
         self._file = DigestedFile(path)
         self._dtype = spec.dtype.newbyteorder("<")
-        self._waiting = np.zeros(
-            (BLOCK_ROWS, *spec.item_shape), self._dtype
-        )  # of a chunk that is not full yet
+        # of a chunk that is not full yet
+        self._waiting = np.zeros((BLOCK_ROWS, *spec.item_shape), self._dtype)
 
     def append(self, rows: Values) -> None:
         """Append rows (n, ...)."""

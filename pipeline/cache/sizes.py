@@ -31,15 +31,6 @@ class Inventory:
         return self.rows.total()
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """One way of storing the targets: bytes of a view's rows, in whole chunks of 64 views."""
-
-    encoding: str
-    keep: float
-    target_bytes: int
-
-
 def take_inventory(cache: Cache) -> Inventory:
     """Read every commit and count; raises CacheError for a damaged one."""
     found, first_view = Inventory(), min((unit.view for unit in cache.units), default=0)
@@ -79,10 +70,10 @@ def view_bytes(schema: CacheSchema) -> int:
     return sum(spec.bytes_of(1) for spec in row_arrays(schema).values())
 
 
-def alternatives(schema: CacheSchema) -> Iterator[Alternative]:
-    """Yield every encoding with all and with 30% of the patches."""
+def alternatives(schema: CacheSchema) -> Iterator[tuple[str, float, int]]:
+    """Yield every encoding with all and with 30% of the patches: encoding, keep, bytes of a view's rows."""
     rank = "attention" if schema.teacher.has_importance else "random"
     for encoding in ENCODINGS:
         for keep in _SHARES:
             changes = {"encoding": encoding, "keep": keep, "keep_rank": None if keep == 1 else rank}
-            yield Alternative(encoding, keep, view_bytes(schema.model_copy(update=changes)))
+            yield encoding, keep, view_bytes(schema.model_copy(update=changes))

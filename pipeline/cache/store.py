@@ -19,21 +19,16 @@ from pydantic import ValidationError
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
+from pipeline.cache import layout
 from pipeline.cache.digests import canonical_json, digest_of, parse_json
-from pipeline.cache.layout import (
-    CRC_BYTES,
-    GROUP_FILE,
-    ArraySpec,
-    array_specs,
-    metadata_key,
-    row_arrays,
-)
+from pipeline.cache.layout import CRC_BYTES, GROUP_FILE, ArraySpec
 from pipeline.cache.schema import BLOCK_ROWS, SCHEMA_VERSION, UNIT_ROWS, CacheSchema
 from pipeline.errors import CacheError, StorageError
 from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
 
 _ATTRIBUTE = "maskalign_cache"
+_MAJOR = SCHEMA_VERSION.partition(".")[0]
 # Gone, another kind of thing, or on a bad sector; any other error says nothing about what is stored.
 _DAMAGED_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 _MOST_ROWS = 2**46  # of four billion units
@@ -51,10 +46,10 @@ def metadata_files(values: Mapping[str, Any], schema: CacheSchema, units: int) -
     """
     attributes = {_ATTRIBUTE: values, "digest": digest_of(values)}
     group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-    files = {GROUP_FILE: _json(group), metadata_key("features"): _json(group | {"attributes": {}})}
-    return files | {
-        metadata_key(name): array_metadata(spec, units) for name, spec in array_specs(schema).items()
-    }
+    files = {GROUP_FILE: _json(group), layout.metadata_key("features"): _json(group | {"attributes": {}})}
+    for name, spec in layout.array_specs(schema).items():
+        files[layout.metadata_key(name)] = array_metadata(spec, units)
+    return files
 
 
 def array_metadata(spec: ArraySpec, units: int) -> bytes:
@@ -120,7 +115,7 @@ def check_array(folder: Folder, spec: ArraySpec, units: int) -> None:
     """Raise CacheError unless an array's metadata is what the schema says, whichever zarr wrote it."""
     where = f"array {spec.name!r} of {folder.address!r}"
     try:
-        data = folder.read(metadata_key(spec.name))
+        data = folder.read(layout.metadata_key(spec.name))
         if not is_exact(data, spec, units):
             buffer = default_buffer_prototype().buffer.from_bytes(data)
             data = _written(zarr.open_array(zarr.storage.MemoryStore({"zarr.json": buffer}), mode="r"))
@@ -138,12 +133,10 @@ def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
     rows = units * UNIT_ROWS
 
     def extended(data: bytes) -> bytes:
-        longer = _with_rows(data, rows) if _rows_of(data) < rows else data
-        assert _rows_of(longer) >= rows
-        return longer
+        return _with_rows(data, rows) if _rows_of(data) < rows else data
 
-    for name in row_arrays(schema):
-        key = metadata_key(name)
+    for name in layout.row_arrays(schema):
+        key = layout.metadata_key(name)
         try:
             if _rows_of(folder.read(key)) < rows:
                 folder.update(key, extended)
@@ -157,9 +150,10 @@ def constant_bytes(values: NDArray[np.float32]) -> bytes:
     return data + int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
 
 
-def constant_of(data: bytes, spec: ArraySpec) -> NDArray[np.float32]:
-    """Return the values of an array without rows; raises ValueError if its bytes are damaged."""
-    values: NDArray[np.float32] = np.frombuffer(without_checksum(data), "<f4").reshape(spec.item_shape)
+def read_constant(folder: Folder, spec: ArraySpec) -> NDArray[np.float32]:
+    """Read the values of an array without rows; raises ValueError if its bytes are damaged."""
+    data = without_checksum(folder.read(layout.constant_key(spec.name)))
+    values: NDArray[np.float32] = np.frombuffer(data, "<f4").reshape(spec.item_shape)
     return values.copy()  # writable
 
 
@@ -195,8 +189,12 @@ def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
     try:
         attributes = parse_json(data)["attributes"]
         values, digest = attributes[_ATTRIBUTE], attributes.get("digest")
-        version = values["version"]
-        _refuse_version(what, version if isinstance(version, str) else "")
+        version = values["version"] if isinstance(values["version"], str) else ""
+        if not re.fullmatch(rf"{_MAJOR}\.(0|[1-9][0-9]{{0,5}})", version):
+            raise CacheError(
+                f"{what} has version {version[:20]}, this program reads {_MAJOR}.x: "
+                "use the version of this program that made the cache, or extract it again"
+            )
         if digest_of(values) != digest:
             raise CacheError(f"{what} does not match its digest: {_RESTORES}")
         text = canonical_json(values)
@@ -209,14 +207,3 @@ def parse_group(data: bytes, cache: str) -> tuple[CacheSchema, dict[str, Any]]:
     except ValidationError as error:
         raise CacheError(f"{what} has {error.error_count()} wrong keys: {_RESTORES}") from None
     return schema, values
-
-
-def _refuse_version(what: str, version: str) -> None:
-    """Raise CacheError unless a version has our major number and a plain minor number."""
-    major, _, minor = version.partition(".")
-    ours = SCHEMA_VERSION.partition(".")[0]
-    if major != ours or not re.fullmatch("0|[1-9][0-9]{0,5}", minor):
-        raise CacheError(
-            f"{what} has version {version[:20]}, this program reads {ours}.x: "
-            "use the version of this program that made the cache, or extract it again"
-        )

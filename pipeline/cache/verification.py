@@ -1,7 +1,6 @@
 """A complete verification: restore metadata, check, repair, read everything, and report the result."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from pipeline.cache.commit import committed
 from pipeline.cache.reader import Cache
@@ -14,20 +13,13 @@ from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 
 
-@dataclass(frozen=True)
-class Verification:
-    """The result of a verification: the cache as it is now, and the sentence to report."""
-
-    cache: Cache
-    verdict: str
-
-
 def verify_cache(
     address: str, *, full: bool, repairing: bool, workers: int, report: Callable[[str], None]
-) -> Verification:
+) -> tuple[Cache, str]:
     """Verify a cache, with `full` every byte, and mend it if `repairing`; each finding is reported as a line.
 
-    Raises CacheError if something is damaged and was not repaired.
+    Returns the cache as it is now, and the sentence to report. Raises CacheError if something is damaged and
+    was not repaired.
     """
     restored = restore_metadata(open_folder(address)) if repairing else []
     for line in restored:
@@ -48,8 +40,7 @@ def verify_cache(
         if repairing:
             _repair(cache, damaged, report)
         findings += damaged
-    _refuse(address, findings, repairing)
-    return Verification(cache, _verdict(cache, findings, restored, full))
+    return cache, _verdict(cache, findings, restored, full, repairing)
 
 
 def _reported(findings: Iterable[Finding], report: Callable[[str], None]) -> list[Finding]:
@@ -80,23 +71,14 @@ def _verify_fully(
     return found
 
 
-def _refuse(address: str, findings: list[Finding], repaired: bool) -> None:
-    """Raise CacheError if something is damaged and stays so."""
-    left = [finding for finding in findings if not (repaired and finding.curable)]
-    problems = "1 problem" if len(left) == 1 else f"{len(left)} problems"
-    if left and repaired:
-        raise CacheError(
-            f"cache {address!r} has {problems} that --repair cannot fix; "
-            "the lines above say what to do about each"
-        )
+def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool, repaired: bool) -> str:
+    """Return the sentence to report; raises CacheError if something is damaged and stays so."""
+    left = [finding for finding in findings if not (repaired and (finding.unit or finding.metadata))]
     if left:
-        raise CacheError(
-            f"cache {address!r} has {problems}: add --repair to remove what is damaged, "
-            "then run the same extract-teacher command"
-        )
-
-
-def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool) -> str:
+        cure = ": add --repair to remove what is damaged, then run the same extract-teacher command"
+        if repaired:
+            cure = " that --repair cannot fix; the lines above say what to do about each"
+        raise CacheError(f"cache {cache.address!r} has {len(left)} problem{'s' * (len(left) > 1)}{cure}")
     if any(finding.unit for finding in findings):
         cure = "the same extract-teacher command makes them again"
         return f"cache {cache.address!r}: damaged units are removed; {cure}"

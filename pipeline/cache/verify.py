@@ -6,28 +6,10 @@ Memory hardly grows with the cache: commits are read one at a time; rows and tar
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.cache import store
+from pipeline.cache import layout, store
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.layout import (
-    COMMITS,
-    COPIES,
-    COPY_OF,
-    GROUP,
-    GROUP_FILE,
-    LOGS,
-    UNITS_FILE,
-    VIEWS,
-    array_specs,
-    constant_arrays,
-    constant_key,
-    metadata_key,
-    row_arrays,
-    shard_bytes,
-    shard_folder,
-    shard_key,
-    view_tar_key,
-)
+from pipeline.cache.layout import COMMITS, COPIES, COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE, VIEWS
 from pipeline.cache.reader import Cache, cure_of_constants, read_units
 from pipeline.cache.schema import minor_of
 from pipeline.cache.units import Unit, parse_units
@@ -48,11 +30,6 @@ class Finding:
     unit: Unit | None = None
     metadata: str | None = None
 
-    @property
-    def curable(self) -> bool:
-        """Whether `repair` can do something about it."""
-        return bool(self.unit or self.metadata)
-
 
 def verify_quickly(cache: Cache) -> Iterator[Finding]:
     """Compare names, sizes and metadata with what commits and schema say; no array or tar is read."""
@@ -65,10 +42,13 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
         yield Finding(f"the {what} does not match its digest: {cure}")
     found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
     yield from _verify_commits(cache, found)
-    for name, spec in row_arrays(cache.schema).items():
-        shards = {shard_key(spec, unit): (unit, shard_bytes(spec, rows)) for unit, (rows, _) in found.items()}
-        yield from _verify_sizes(cache, shard_folder(name), shards)
-    tars = {view_tar_key(cache.units[unit]): (unit, size) for unit, (_, size) in found.items()}
+    for name, spec in layout.row_arrays(cache.schema).items():
+        shards = {
+            layout.shard_key(spec, unit): (unit, layout.shard_bytes(spec, rows))
+            for unit, (rows, _) in found.items()
+        }
+        yield from _verify_sizes(cache, layout.shard_folder(name), shards)
+    tars = {layout.view_tar_key(cache.units[unit]): (unit, size) for unit, (_, size) in found.items()}
     yield from _verify_sizes(cache, VIEWS, tars)
 
 
@@ -77,7 +57,7 @@ def wrong_metadata(cache: Cache) -> Iterator[str]:
 
     Arrays may have more rows than units.json: a cache that is being extended has.
     """
-    specs = {metadata_key(name): spec for name, spec in array_specs(cache.schema).items()}
+    specs = {layout.metadata_key(name): spec for name, spec in layout.array_specs(cache.schema).items()}
     for key, expected in store.metadata_files(cache.values, cache.schema, len(cache.units)).items():
         data = _read(cache, key)
         if data != expected and not (key in specs and store.is_exact(data, specs[key], len(cache.units))):
@@ -85,7 +65,12 @@ def wrong_metadata(cache: Cache) -> Iterator[str]:
     if minor_of(cache.schema.version) >= 1:  # version 1.0 had no copies
         if _read(cache, COPY_OF[GROUP_FILE]) != _read(cache, GROUP_FILE):
             yield COPY_OF[GROUP_FILE]
-        if not _is_older(_read(cache, COPY_OF[UNITS_FILE]), cache):
+        try:  # whether the copy is what units.json was at some time; it may have grown since the opening
+            copied = [unit.name for unit in parse_units(_read(cache, COPY_OF[UNITS_FILE]), cache.address)]
+            is_older = copied == [unit.name for unit in read_units(cache.folder)[: len(copied)]]
+        except CacheError:
+            is_older = False
+        if not is_older:
             yield COPY_OF[UNITS_FILE]
 
 
@@ -96,16 +81,6 @@ def _read(cache: Cache, key: str) -> bytes:
         return b""
 
 
-def _is_older(copy: bytes, cache: Cache) -> bool:
-    """Return whether a copy of units.json is what it was at some time."""
-    try:
-        units = parse_units(copy, cache.address)
-    except CacheError:
-        return False
-    listed = read_units(cache.folder)  # it may have grown since the cache was opened
-    return [unit.name for unit in units] == [unit.name for unit in listed[: len(units)]]
-
-
 def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
     """Return which arrays without rows are damaged, the calibration's or the teacher's."""
     schema, damaged = cache.schema, []
@@ -113,9 +88,9 @@ def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
         (("channel_mean", "channel_std"), schema.calibration.sha256),
         (("post_norm", "projection"), schema.teacher.output_sha256),
     ):
-        specs = [spec for name, spec in constant_arrays(schema).items() if name in names]
+        specs = [spec for name, spec in layout.constant_arrays(schema).items() if name in names]
         try:
-            found = [store.constant_of(cache.folder.read(constant_key(spec.name)), spec) for spec in specs]
+            found = [store.read_constant(cache.folder, spec) for spec in specs]
             sound = not specs or digest_of_arrays(*found) == digest
         except (FileNotFoundError, ValueError):
             sound = False
@@ -143,7 +118,7 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
         except CacheError as error:
             yield damaged_commit(unit, error)
             continue
-        found[unit.unit] = (commit.rows, commit.files[view_tar_key(unit)].size)
+        found[unit.unit] = (commit.rows, commit.files[layout.view_tar_key(unit)].size)
 
 
 def damaged_commit(unit: Unit, error: CacheError) -> Finding:
@@ -165,7 +140,7 @@ def count_unfinished(cache: Cache) -> int:
     finished = committed(cache.folder, cache.units)
     tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
     others = sum(name not in tars for name in cache.folder.names(VIEWS))
-    for folder in map(shard_folder, row_arrays(cache.schema)):
+    for folder in map(layout.shard_folder, layout.row_arrays(cache.schema)):
         for name in cache.folder.names(folder):
             if name.isdecimal() and int(name) not in numbers:
                 others += len(cache.folder.sizes(f"{folder}/{name}"))

@@ -3,30 +3,21 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache import layout
 from pipeline.cache.commit import Commit
-from pipeline.cache.layout import (
-    CRC,
-    KEY_HASH,
-    LENGTH,
-    OFFSET,
-    chunk_count,
-    chunk_range,
-    row_arrays,
-    view_tar_key,
-)
+from pipeline.cache.join import read_expected
+from pipeline.cache.layout import LENGTH, OFFSET
 from pipeline.cache.reader import Cache
-from pipeline.cache.store import Values, unreadable
+from pipeline.cache.store import unreadable
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import Finding, damaged_commit
 from pipeline.errors import CacheError, StorageError
-from pipeline.seeding import key_hash
 from pipeline.storage.folder import Folder, read_pieces
 from pipeline.views.codec import VIEW_EXTENSION
-from pipeline.views.view_tars import parse_samples, tar_bytes
+from pipeline.views.view_tars import tar_bytes
 
 
 def verify_unit(cache: Cache, unit: Unit) -> list[Finding]:
@@ -62,60 +53,43 @@ def _verify_files(folder: Folder, commit: Commit) -> Iterator[str]:
 
 
 def _verify_chunks(cache: Cache, commit: Commit) -> Iterator[str]:
-    for name in row_arrays(cache.schema):
+    for name in layout.row_arrays(cache.schema):
         wrong: list[int] = []
-        for chunk in range(chunk_count(commit.rows)):
+        for chunk in range(layout.chunk_count(commit.rows)):
             try:
                 cache.read_chunk(commit, chunk, [name])
             except CacheError:
-                wrong += range(*chunk_range(chunk, commit.rows))
+                wrong += range(*layout.chunk_range(chunk, commit.rows))
         if wrong:
             yield f"array {name!r}, {as_ranges(wrong)}: not what was committed"
 
 
 def _verify_samples(cache: Cache, commit: Commit) -> Iterator[str]:
     """Parse each sample of the view tar where the index says it is; samples fill the tar without a gap."""
-    wrong: list[int] = []
+    extension, wrong = VIEW_EXTENSION[cache.schema.view.format], []
     end: int | None = 0  # of the sample before; None if it is not known
-    for chunk in range(chunk_count(commit.rows)):
+    for chunk in range(layout.chunk_count(commit.rows)):
         try:
             index = cache.read_chunk(commit, chunk, ["index"])["index"]
-            last = int(index[-1, OFFSET] + index[-1, LENGTH])
-            data = cache.read_crops(commit, int(index[0, OFFSET]), last)
+            start = int(index[0, OFFSET])
+            data = cache.read_crops(commit, start, int(index[-1, OFFSET] + index[-1, LENGTH]))
         except CacheError:  # another check names it
             end = None
             continue
-        first, _ = chunk_range(chunk, commit.rows)
-        wrong += [first + row for row in _wrong_samples(cache, index, data, end)]
-        end = last
+        for row, expected in enumerate(index.tolist(), start=layout.chunk_range(chunk, commit.rows)[0]):
+            offset, length = expected[OFFSET], expected[LENGTH]
+            try:
+                if end not in (None, offset):
+                    raise ValueError("it does not follow the one before")
+                read_expected(data[offset - start : offset - start + length], expected, extension)
+            except ValueError:
+                wrong.append(row)
+            end = offset + length
     if wrong:
         yield f"view tar, {as_ranges(wrong)}: the sample is not the one of the index"
-    record = commit.files[view_tar_key(cache.units[commit.unit])]
+    record = commit.files[layout.view_tar_key(cache.units[commit.unit])]
     if end is not None and record.size != tar_bytes(end):
         yield "view tar: it does not end after its last sample"
-
-
-def _wrong_samples(cache: Cache, index: Values, data: bytes, end: int | None) -> Iterator[int]:
-    """Yield which samples of an index (n, 5) are not in `data`, which begins with the first.."""
-    extension = VIEW_EXTENSION[cache.schema.view.format]
-    start = int(index[0, OFFSET])
-    for row, expected in enumerate(index.tolist()):
-        offset, length = expected[OFFSET], expected[LENGTH]
-        sample = data[offset - start : offset - start + length]
-        follows = end is None or offset == end
-        whole = follows and google_crc32c.value(sample) == expected[CRC]
-        if not whole or _key_of(sample, extension) != expected[KEY_HASH]:
-            yield row
-        end = offset + length
-
-
-def _key_of(data: bytes, extension: str) -> int | None:
-    """Return the hash of the key of a sample's bytes in a view tar, None if it is not one with a crop."""
-    try:
-        samples = list(parse_samples(data, "view tar"))
-    except (OSError, ValueError):
-        return None
-    return key_hash(samples[0]["__key__"]) if len(samples) == 1 and extension in samples[0] else None
 
 
 def as_ranges(rows: Iterable[int]) -> str:

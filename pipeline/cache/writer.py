@@ -1,25 +1,13 @@
 """Making a cache: creating and extending it, and publishing units whole or not at all."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.cache import store
+from pipeline.cache import layout, store
 from pipeline.cache.commit import Commit, FileRecord, committed, create_commit
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.layout import (
-    COPY_OF,
-    GROUP,
-    GROUP_FILE,
-    LOGS,
-    UNITS_FILE,
-    commit_key,
-    constant_arrays,
-    constant_key,
-    row_arrays,
-    shard_key,
-    view_tar_key,
-)
+from pipeline.cache.layout import COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE
 from pipeline.cache.reader import read_units
 from pipeline.cache.schema import CacheSchema, CalibrationSchema
 from pipeline.cache.shards import ShardWriter
@@ -41,7 +29,7 @@ def is_empty(folder: Folder) -> bool:
 
 def with_digests(schema: CacheSchema, constants: store.Constants, images: int) -> CacheSchema:
     """Return a schema with the digests of its arrays without rows; the calibration is of so many images."""
-    mean, std, *output = (constants[name] for name in constant_arrays(schema))
+    mean, std, *output = (constants[name] for name in layout.constant_arrays(schema))
     calibration = CalibrationSchema(pictures=images, sha256=digest_of_arrays(mean, std))
     teacher = schema.teacher.model_copy(update={"output_sha256": digest_of_arrays(*output)})
     return schema.model_copy(update={"calibration": calibration, "teacher": teacher})
@@ -54,9 +42,9 @@ def create_cache(folder: Folder, schema: CacheSchema, constants: store.Constants
     """
     files = store.metadata_files(schema.values(), schema, units=0)
     assert store.parse_group(files[GROUP_FILE], folder.address)[0] == schema, "the schema cannot be read back"
-    for name, spec in constant_arrays(schema).items():
+    for name, spec in layout.constant_arrays(schema).items():
         assert constants[name].shape == spec.item_shape, f"{name} has the shape {constants[name].shape}"
-        files[constant_key(name)] = store.constant_bytes(constants[name])
+        files[layout.constant_key(name)] = store.constant_bytes(constants[name])
     with folder.scratch() as scratch:
         for key, data in files.items():
             (scratch / key).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +65,7 @@ def write_copies(folder: Folder) -> None:
 def restore_constants(folder: Folder, constants: store.Constants) -> None:
     """Put arrays without rows back in place of damaged ones."""
     for name, values in constants.items():
-        folder.replace(constant_key(name), store.constant_bytes(values))
+        folder.replace(layout.constant_key(name), store.constant_bytes(values))
 
 
 def extend_cache(
@@ -99,7 +87,7 @@ def extend_cache(
 
 def is_committed(folder: Folder, unit: Unit) -> bool:
     """Return whether a unit exists."""
-    return folder.exists(commit_key(unit))
+    return folder.exists(layout.commit_key(unit))
 
 
 class UnitWriter:
@@ -108,7 +96,7 @@ class UnitWriter:
     def __init__(self, folder: Folder, schema: CacheSchema, unit: Unit, scratch: Path) -> None:
         """Begin a unit; no file is made before its first row."""
         self._folder, self._schema, self._unit, self._scratch = folder, schema, unit, scratch / unit.stem
-        self._specs = row_arrays(schema)
+        self._specs = layout.row_arrays(schema)
         self._shards: dict[str, ShardWriter] = {}
         self._scratch.mkdir()
 
@@ -129,10 +117,10 @@ class UnitWriter:
         Every array with rows must have as many.
         """
         files = {
-            shard_key(self._specs[name], self._unit.unit): shard.close()
+            layout.shard_key(self._specs[name], self._unit.unit): shard.close()
             for name, shard in self._shards.items()
         }
-        files[view_tar_key(self._unit)] = view_tar
+        files[layout.view_tar_key(self._unit)] = view_tar
         (rows,) = {shard.rows for shard in self._shards.values()}
         commit = Commit(
             unit=self._unit.unit,
@@ -148,24 +136,19 @@ class UnitWriter:
         )
         for file in files.values():
             flush_to_disk(file.path)
+        # Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
+        # all of them, and only one maker can create it. Files of a dead maker are replaced. Not every place
+        # admits one maker at a time, and one that was suspended may have lost its claim since. So each step
+        # first looks whether another maker is at work or has committed.
         with self._folder.moving():
-            return self._move_and_commit(files, commit)
+            taken = all(self._folder.take(file.path, key, self._is_ours) for key, file in files.items())
+            return taken and self._is_ours() and create_commit(self._folder, self._unit, commit)
+
+    def _is_ours(self) -> bool:
+        return self._folder.holds(self._unit.source) and not is_committed(self._folder, self._unit)
 
     def discard(self) -> None:
         """Remove what is left of the unit in the scratch folder."""
         for shard in self._shards.values():
             shard.discard()
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _move_and_commit(self, files: Mapping[str, WrittenFile], commit: Commit) -> bool:
-        """Move the flushed files into place, then commit; files of a dead maker are replaced.
-
-        Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
-        all of them, and only one maker can create it. Not every place admits one maker at a time, so each
-        step looks for another's commit first.
-        """
-        for key, file in files.items():
-            if is_committed(self._folder, self._unit):
-                return False
-            self._folder.take(file.path, key)
-        return create_commit(self._folder, self._unit, commit)

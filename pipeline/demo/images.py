@@ -5,7 +5,6 @@ that ignore the form score badly. An image is a pure function of (seed, index).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,26 +37,39 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """One image: `pixels` (SIDE, SIDE, 3) uint8, its class index and its caption."""
+    """One image: `pixels` (SIDE, SIDE, 3) uint8, its class index, its caption, and where its form is.
+
+    `form` (SIDE, SIDE) bool is exact: a pixel belongs to the form if at least half of it does.
+    """
 
     pixels: NDArray[np.uint8]
     label: int
     caption: str
+    form: NDArray[np.bool_]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The box around the form: left, top, right and bottom, the last two exclusive."""
+        rows, columns = np.flatnonzero(self.form.any(1)), np.flatnonzero(self.form.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def image(seed: int, index: int) -> DrawnImage:
     """Draw image `index` of the endless series `seed`."""
     rng = np.random.default_rng([seed, index])
     label = int(rng.integers(len(CLASSES)))
-    form_colour, ground_colour = _contrasting_colours(rng)
+    form_colour = str(rng.choice(list(_COLOURS)))
+    unlike = [name for name in _COLOURS if abs(_luma(name) - _luma(form_colour)) > _MIN_CONTRAST]
+    ground_colour = str(rng.choice(unlike))
     form_texture, ground_texture = (str(rng.choice(_TEXTURES)) for _ in range(2))
     ground = _texture(rng, ground_texture, _shade(rng, ground_colour))
     ground = _paste(ground, _clutter_mask(rng), _shade(rng, str(rng.choice(list(_COLOURS)))))
     form = _texture(rng, form_texture, _shade(rng, form_colour))
-    pixels = _paste(ground, _form_mask(rng, CLASSES[label]), form)
+    mask = _form_mask(rng, CLASSES[label])
+    pixels = _paste(ground, mask, form)
     pixels += rng.normal(0, rng.uniform(0, 8), pixels.shape).astype(np.float32)
     caption = _caption(rng, CLASSES[label], form_colour, form_texture, ground_colour)
-    return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption)
+    return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption, mask >= 0.5)
 
 
 def article(word: str) -> str:
@@ -79,13 +91,6 @@ def _luma(colour: str) -> float:
     return float(np.dot(_COLOURS[colour], (0.299, 0.587, 0.114)))
 
 
-def _contrasting_colours(rng: np.random.Generator) -> tuple[str, str]:
-    names = list(_COLOURS)
-    form = str(rng.choice(names))
-    grounds = [name for name in names if abs(_luma(name) - _luma(form)) > _MIN_CONTRAST]
-    return form, str(rng.choice(grounds))
-
-
 def _shade(rng: np.random.Generator, colour: str) -> Pixels:
     return (np.asarray(_COLOURS[colour]) + rng.normal(0, 12, 3)).astype(np.float32)
 
@@ -93,52 +98,26 @@ def _shade(rng: np.random.Generator, colour: str) -> Pixels:
 def _texture(rng: np.random.Generator, name: str, colour: Pixels) -> Pixels:
     """Spread a colour over the image with a texture: (SIDE, SIDE, 3)."""
     strength = np.float32(rng.uniform(15, 40))
-    return (colour + strength * _PATTERNS[name](rng)[..., None]).astype(np.float32)
-
-
-def _grid(rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """Coordinates turned by a random angle, in pixels."""
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    angle = rng.uniform(0, math.pi)
-    return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-
-
-def _striped(rng: np.random.Generator) -> Pixels:
-    u, _ = _grid(rng)
-    return np.asarray(np.sign(np.sin(u * (2 * math.pi / rng.uniform(6, 16)))), np.float32)
-
-
-def _spotted(rng: np.random.Generator) -> Pixels:
-    u, v = _grid(rng)
-    scale = 2 * math.pi / rng.uniform(8, 16)
-    return np.asarray(np.sin(u * scale) * np.sin(v * scale) > 0.3, np.float32)
-
-
-def _shaded(rng: np.random.Generator) -> Pixels:
-    u, _ = _grid(rng)
-    return np.asarray((u - u.mean()) * (1.5 / SIDE), np.float32)
-
-
-def _grainy(rng: np.random.Generator) -> Pixels:
-    coarse = rng.normal(0, 0.6, (SIDE // 4, SIDE // 4)).astype(np.float32)
-    return coarse.repeat(4, axis=0).repeat(4, axis=1)
-
-
-_PATTERNS: dict[str, Callable[[np.random.Generator], Pixels]] = {
-    "plain": lambda _: np.zeros((SIDE, SIDE), np.float32),
-    "striped": _striped,
-    "spotted": _spotted,
-    "shaded": _shaded,
-    "grainy": _grainy,
-}
+    pattern = np.zeros((SIDE, SIDE), np.float32)
+    if name == "grainy":
+        coarse = rng.normal(0, 0.6, (SIDE // 4, SIDE // 4)).astype(np.float32)
+        pattern = coarse.repeat(4, axis=0).repeat(4, axis=1)
+    elif name != "plain":
+        y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+        angle = rng.uniform(0, math.pi)
+        u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        if name == "striped":
+            pattern = np.sign(np.sin(u * (2 * math.pi / rng.uniform(6, 16))))
+        elif name == "spotted":
+            scale = 2 * math.pi / rng.uniform(8, 16)
+            pattern = (np.sin(u * scale) * np.sin(v * scale) > 0.3).astype(np.float32)
+        else:
+            pattern = (u - u.mean()) * (1.5 / SIDE)
+    return (colour + strength * pattern[..., None]).astype(np.float32)
 
 
 def _paste(ground: Pixels, mask: Pixels, colour: Pixels) -> Pixels:
     return np.asarray(ground + (colour - ground) * mask[..., None], np.float32)
-
-
-def _blank() -> Image.Image:
-    return Image.new("L", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING))
 
 
 def _smooth(mask: Image.Image) -> Pixels:
@@ -147,15 +126,11 @@ def _smooth(mask: Image.Image) -> Pixels:
 
 def _clutter_mask(rng: np.random.Generator) -> Pixels:
     """Draw a few small discs and sticks, the same colour all."""
-    mask = _blank()
+    mask = Image.new("L", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING))
     draw = ImageDraw.Draw(mask)
     for _ in range(int(rng.integers(0, 7))):
-        x, y, length, angle = (
-            rng.uniform(0, mask.width),
-            rng.uniform(0, mask.width),
-            rng.uniform(6, 22),
-            rng.uniform(0, math.pi),
-        )
+        x, y = rng.uniform(0, mask.width, 2)
+        length, angle = rng.uniform(6, 22), rng.uniform(0, math.pi)
         if rng.random() < 0.5:
             draw.ellipse((x - length / 3, y - length / 3, x + length / 3, y + length / 3), fill=255)
         else:
@@ -165,7 +140,7 @@ def _clutter_mask(rng: np.random.Generator) -> Pixels:
 
 def _form_mask(rng: np.random.Generator, form: str) -> Pixels:
     """Draw a form at a random place, size and tilt, wholly inside the image."""
-    mask = _blank()
+    mask = Image.new("L", (SIDE * _OVERSAMPLING, SIDE * _OVERSAMPLING))
     draw = ImageDraw.Draw(mask)
     half = rng.uniform(0.27, 0.42) * mask.width
     centre = rng.uniform(half, mask.width - half, 2)
@@ -173,10 +148,8 @@ def _form_mask(rng: np.random.Generator, form: str) -> Pixels:
 
     def place(point: Point) -> Point:
         x, y = mirror * point[0], point[1]
-        return (
-            float(centre[0] + half * (x * math.cos(tilt) - y * math.sin(tilt))),
-            float(centre[1] + half * (x * math.sin(tilt) + y * math.cos(tilt))),
-        )
+        across, down = x * math.cos(tilt) - y * math.sin(tilt), x * math.sin(tilt) + y * math.cos(tilt)
+        return float(centre[0] + half * across), float(centre[1] + half * down)
 
     for part in FORMS[form]:
         points = [place(point) for point in part.points]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
+from pipeline.report.scores import PICTURES
 from pipeline.training.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class Choice:
         """The run whose scores and report get the result."""
         return self.report or (self.run if not self.untrained else None)
 
+    @property
+    def pictures(self) -> Path:
+        """The folder of pictures and checkpoints: of the run, else beside `out`."""
+        return (self.noted or (self.out.with_suffix("") if self.out else self.scratch)) / PICTURES
+
     @cached_property
     def opened(self) -> "Cache | None":
         """The cache, if one is chosen."""
@@ -112,13 +118,14 @@ class Choice:
         data: Data = LabelledImages(learnt, workers)
         if self.opened:
             data = CacheViews(self.opened, test.class_names if test else ())
-        beside = self.noted or (self.out.with_suffix("") if self.out else self.scratch)
         return Task(
             subject=self._subject(device),
             data=data,
             test=LabelledImages(test, workers) if test else None,
             store=self.features or (self.noted or self.scratch) / "features",
-            folder=beside / "evaluation",
+            folder=self.pictures,
+            run=self.run,
+            teacher=self.teacher,
             batch_size=batch_size,
             workers=workers,
             **how,

@@ -78,8 +78,8 @@ def open_image(image: LabelledImage) -> Image.Image:
 class CropDataset(Dataset[tuple[Any, ...]]):
     """Images by index, each decoded and transformed: (index, pixels (S, S, 3) uint8 | None, fault).
 
-    With a `seed` the draws of a transform are keyed by (seed, epoch, index), so that the number of workers
-    changes nothing. Indices are then pairs of epoch and index. A transform may also return a tensor.
+    With a `seed` a transform draws from torch's generator seeded by (seed, epoch, index), so that the number
+    of workers changes nothing. Indices are then pairs of epoch and index.
     """
 
     def __init__(
@@ -96,21 +96,29 @@ class CropDataset(Dataset[tuple[Any, ...]]):
             image = open_image(self.images[index])
         except SourceError as error:
             return index, None, str(error)
-        if self.seed is None:
-            return index, _tensor(self.transform(image)), ""
-        with keyed_draws(self.seed, "evaluation crop", epoch, index):
+        with drawn_by_key(self.seed, epoch, index):
             return index, _tensor(self.transform(image)), ""
 
 
 @contextmanager
-def keyed_draws(seed: int, purpose: str, *keys: int) -> Iterator[None]:
-    """Seed the global generators by keys: torch's, numpy's and Python's, all of which timm draws from.
+def drawn_by_key(
+    seed: int | None, epoch: int, index: int, purpose: str = "evaluation crop"
+) -> Iterator[None]:
+    """Within, the generators of the CPU draw by (seed, epoch, index); without a seed they are unchanged.
 
-    On a CPU they are afterwards as they were before.
+    They are torch's, and numpy's and Python's global ones, which timm's augmentations draw from.
     """
-    number, python, numpy = derived_seed(seed, purpose, *keys), random.getstate(), np.random.get_state()
+    if seed is None:
+        yield
+        return
+    number, python, numpy = (
+        derived_seed(seed, purpose, epoch, index),
+        random.getstate(),
+        np.random.get_state(),
+    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number)
+        # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
+        torch.default_generator.manual_seed(number)
         np.random.seed(number % (1 << 32))
         random.seed(number)
         try:
@@ -128,7 +136,13 @@ def load(
     dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
 ) -> Iterator[Any]:
     """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     try:
         yield from loader
     except RuntimeError as error:
@@ -141,27 +155,36 @@ def load(
 
 
 def load_views(
-    images: Sequence[LabelledImage], size: int, batch_size: int, workers: int, left_out: LeftOut
+    images: Sequence[LabelledImage],
+    size: int,
+    batch_size: int,
+    workers: int,
+    left_out: LeftOut,
+    *,
+    labelled: bool = True,
 ) -> Iterator[ViewBatch]:
-    """Yield the centre crops of all images that are whole and labelled, in order, and count the others."""
-    labelled = [one for one in images if one.label is not None]
+    """Yield the centre crops of all images that are whole, in order, and count the others.
+
+    Images without a label are left out, too, unless `labelled` is false: then their label is -1.
+    """
+    used = [one for one in images if one.label is not None or not labelled]
     for one in images:
-        if one.label is None:
+        if one.label is None and labelled:
             left_out.add("unlabelled", one.name, one.label_fault)
-    indices = list(range(len(labelled)))
+    indices = list(range(len(used)))
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for batch in load(CropDataset(labelled, centre_crop(size)), batches, workers):
+    for batch in load(CropDataset(used, centre_crop(size)), batches, workers):
         found = []
         for index, pixels, fault in batch:
             if pixels is None:
-                left_out.add("damaged", labelled[index].name, fault)
+                left_out.add("damaged", used[index].name, fault)
             else:
-                found.append((labelled[index], pixels))
+                found.append((used[index], pixels))
         if found:
             chosen, pixels = zip(*found, strict=True)
             yield ViewBatch(
                 torch.stack(pixels),
-                [one.label for one in chosen],
+                [-1 if one.label is None else one.label for one in chosen],
                 [one.key for one in chosen],
                 [one.source for one in chosen],
             )

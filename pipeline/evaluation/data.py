@@ -35,8 +35,13 @@ class Data(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes by index, if known."""
 
-    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
-        """Yield views of `size` pixels of all images that are whole and labelled, and count the others."""
+    def views(
+        self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
+    ) -> Iterator[ViewBatch]:
+        """Yield views of `size` pixels of all images that are whole, and count the others.
+
+        Images without a label are left out, too, unless `labelled` is false: then their label is -1.
+        """
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,11 @@ class LabelledImages:
         """The names of the classes by index, if known."""
         return self.of.class_names
 
-    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
+    def views(
+        self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
+    ) -> Iterator[ViewBatch]:
         """Yield centre crops in order."""
-        return load_views(self.of.images, size, batch_size, self.workers, left_out)
+        return load_views(self.of.images, size, batch_size, self.workers, left_out, labelled=labelled)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ class CacheViews:
         commits = self.cache.finished(None, allow_partial=False)["digest"].tolist()
         return hashlib.sha256(b"".join([self.cache.digest.encode(), *commits])).hexdigest()
 
-    def views(self, size: int, batch_size: int, left_out: LeftOut) -> Iterator[ViewBatch]:
+    def views(
+        self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
+    ) -> Iterator[ViewBatch]:
         """Yield view by view, unit by unit; raises CacheError if the cache is not finished."""
         stored = self.cache.schema.view.image_size
         if size != stored:
@@ -104,7 +113,7 @@ class CacheViews:
             for number in range(chunk_count(commit.rows)):
                 chunk = read_joined(self.cache, commit, number, [])
                 for key, crop, label in zip(chunk.keys, chunk.crops, chunk.labels.tolist(), strict=True):
-                    if label < 0:
+                    if label < 0 and labelled:
                         left_out.add("unlabelled", f"{commit.source}/{key}", "has no label in the cache")
                         continue
                     pixels = np.ascontiguousarray(decode_crop(self.cache, crop, key))

@@ -56,8 +56,12 @@ class Features:
 
     @property
     def names(self) -> list[str]:
-        """The representations: what is stored, and cls+mean."""
-        return [*self.widths, *(["cls+mean"] if "cls" in self.widths else [])]
+        """The representations: what is stored, and CLS with the mean beside it."""
+        return [*self.widths, *(f"{name}+mean" for name in ("cls", "last4") if name in self.widths)]
+
+    def width(self, name: str) -> int:
+        """Return the channels of a representation."""
+        return sum(self.widths[one] for one in name.split("+"))
 
     def chunks(self, name: str, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Yield a representation (images of a part, C) float32, part by part; of ascending `rows` (m,) only.
@@ -98,7 +102,7 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
                 made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    return _read(folder)
+    return _read(folder, data)
 
 
 def _name(subject: Subject, data: Data) -> str:
@@ -183,7 +187,6 @@ def describe_data(
         left_out=dict(left_out.counts),
         first_reasons=left_out.first,
         digest=digest.hexdigest(),
-        class_names=data.class_names,
     )
 
 
@@ -196,7 +199,7 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
-def _read(folder: Path) -> Features:
+def _read(folder: Path, data: Data) -> Features:
     try:
         index = _Index.model_validate_json((folder / _INDEX).read_bytes())
         names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
@@ -209,7 +212,9 @@ def _read(folder: Path) -> Features:
             f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
             "remove that folder and run again"
         ) from None
-    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, index.facts)
+    # the same images may lie elsewhere now, and a store knows no names
+    facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
+    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)
 
 
 def draw_few(labels: Tensor, few: float, seed: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import DivergedError, SourceError
-from pipeline.evaluation.crops import CropDataset, keyed_draws, load
+from pipeline.evaluation.crops import CropDataset, drawn_by_key, load
 from pipeline.evaluation.finetune_batches import Faults, MicroBatch, build_schedule, collate, train_transform
 from pipeline.evaluation.finetune_files import History, load_finished, read_finished, write_finished
 from pipeline.evaluation.finetune_model import Pool, build_classifier, freeze, layer_groups, train_mode
@@ -31,6 +31,7 @@ from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.subject import Subject
 from pipeline.progress import duration
 from pipeline.runtime.signals import StoppedError, deferred_stop
+from pipeline.seeding import derived_seed
 from pipeline.training.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint, save_checkpoint
 from pipeline.training.distributed import Ranks
 from pipeline.training.trainer import StopVotes
@@ -76,7 +77,7 @@ class Training:
 
     def __post_init__(self) -> None:
         recipe, plan, device = self.recipe, self.plan, self.subject.device
-        with keyed_draws(plan.seed, "finetune head"):
+        with drawn_by_key(plan.seed, 0, 0, "finetune head"):
             self.vit = build_classifier(self.subject, plan.classes, plan.pool, recipe.drop_path)
         freeze(self.vit, plan.frozen)
         groups = layer_groups(self.vit, recipe.weight_decay, recipe.layer_decay)
@@ -149,6 +150,8 @@ class Training:
         train_mode(self.vit, self.plan.frozen)
         self.schedule.step_update(step)
         self.optimiser.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(derived_seed(self.plan.seed, "finetune step", self.ranks.rank, step))
         found = []
         for number, (images, indices, faults) in enumerate(micros):
             self.faults |= faults
@@ -160,9 +163,8 @@ class Training:
             with ExitStack() as contexts:
                 if isinstance(self.model, DistributedDataParallel) and number < len(micros) - 1:
                     contexts.enter_context(self.model.no_sync())
-                contexts.enter_context(
-                    keyed_draws(self.plan.seed, "finetune step", self.ranks.rank, step, number)
-                )
+                part = self.ranks.rank * self.plan.accumulate + number
+                contexts.enter_context(drawn_by_key(self.plan.seed, step, part, "finetune step"))
                 if self.recipe.mixes:
                     images, targets = self.mix(images, targets)
                 with autocast(self.device):

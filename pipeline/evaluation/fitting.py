@@ -85,7 +85,7 @@ def fit(
         losses.append(loss.detach())
         if (now := time.monotonic()) - last > _SECONDS_BETWEEN_LINES:
             left = duration((now - begin) / (step + 1) * (steps - step - 1))
-            log(f"step {step + 1:,} of {steps:,}: loss {float(loss):.4f}, {left} left")
+            log(f"step {step + 1:,} of {steps:,}: loss {float(losses[-1]):.4f}, {left} left")
             last = now
     found = torch.stack(losses)
     if not found.isfinite().all():

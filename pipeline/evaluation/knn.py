@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
@@ -99,7 +100,10 @@ class Knn(Section):
             bank.facts, queries.facts, selection="none: k and temperature are given",
             known=torch.unique(bank.labels), notes=tuple(_lonely(bank)) if queries is bank else (),
             seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
-            details={"table": table, "tries": shares[options[0]]} if len(options) + len(found) > 2 else {},
+            details={
+                **({"k and temperature": table} if len(options) > 1 else {}),
+                **({"top-1 of each draw": shares[options[0]]} if len(found) > 1 else {}),
+            },
         )  # fmt: skip
 
 
@@ -121,20 +125,28 @@ def knn_predictions(
 
 
 def nearest(
-    parts: Iterable[Tensor], count: int, queries: Tensor, k: int, groups: Groups | None = None
+    parts: Iterable[Tensor],
+    count: int,
+    queries: Tensor,
+    k: int,
+    groups: Groups | None = None,
+    *,
+    normalise: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Find the k most similar of a bank of n = `count` rows, given in parts: similarity and row (m, k).
 
     Each part is needed once, and at most 64 MB of similarities are held. Groups (n,) and (m,) are integers
     that name the image behind a row: entries of the query's own group do not count. Parts and queries (m, C)
-    are on one device, the result is on the CPU. Raises ConfigError for a k of more than may vote.
+    are on one device, the result is on the CPU. Similarity is the cosine, or the dot product without
+    `normalise`. Raises ConfigError for a k of more than may vote.
     """
     _check(count, k, groups)
-    queries = F.normalize(queries.float(), dim=1)
+    unit = partial(F.normalize, dim=1) if normalise else Tensor.float
+    queries = unit(queries.float())
     best = (torch.full((len(queries), 0), 0.0), torch.empty((len(queries), 0), dtype=torch.int64))
     first = 0
     for part in parts:
-        bank = F.normalize(part.float(), dim=1)
+        bank = unit(part.float())
         rows, found = max(1, _MAX_SCORES // len(bank)), []
         for start in range(0, len(queries), rows):
             similar = queries[start : start + rows] @ bank.T

@@ -2,13 +2,20 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
+from pipeline.evaluation.attention import Attention
 from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.knn import Knn
+from pipeline.evaluation.probe import Probe
+from pipeline.evaluation.robustness import Robustness
+from pipeline.evaluation.segment import Segment
 from pipeline.evaluation.task import Evaluation, Task
+from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-EVALUATIONS: dict[str, type[Knn] | type[Finetune]] = {"knn": Knn, "finetune": Finetune}
+_ALL = (Knn, Probe, Finetune, Attention, ZeroShot, Robustness, Segment)
+EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
 
 
 def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:

@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.report.scores import SubjectFacts, student_digest
 from pipeline.student.encoder import build_encoder
 from pipeline.student.export import STUDENT_FILE
+from pipeline.teacher.request import LOCAL
 from pipeline.teacher.source import weights_sha256
 from pipeline.training.config import RunConfig
 from pipeline.training.job import seed_initial_weights
@@ -199,6 +200,15 @@ def read_run_config(run: Path) -> tuple[RunConfig, tuple[int, int]]:
     described = read_run(run)
     view = described["view"]
     return parse_config(RunConfig, described["config"]), (view["image_size"], view["patch_size"])
+
+
+def recorded_teacher(run: Path) -> str | None:
+    """Return the address of a run's teacher, None if it was loaded from a folder."""
+    teacher = read_run(run)["cache"]["teacher"]
+    if teacher["tag"] == LOCAL:
+        return None
+    separator = "/" if teacher["library"] == "open_clip" else "."
+    return f"{teacher['library']}:{teacher['name']}{separator}{teacher['tag']}"
 
 
 def teacher_subject(

@@ -33,6 +33,8 @@ class Task:
     folder: Path
     batch_size: int = 128
     workers: int = 0
+    run: Path | None = None  # of the network, where it is a student or an untrained one
+    teacher: str | None = None  # address of the network, where it is a teacher
     log: Callable[[str], None] = lambda _line: None
     ranks: Ranks = field(default_factory=Ranks)
 
@@ -43,10 +45,11 @@ class Task:
             return bank, bank
         return bank, extract_features(self.subject, self.test, self.batch_size, self.store)
 
-    def refuse_shared_keys(self) -> None:
+    def refuse_shared_keys(self, exclude: bool = True) -> None:
         """Raise ConfigError if a key is in the images to learn from and in the test images."""
         if isinstance(self.data, LabelledImages) and isinstance(self.test, LabelledImages):
-            refuse_shared(*([one.key for one in data.of.images] for data in (self.data, self.test)))
+            bank, test = ([one.key for one in data.of.images] for data in (self.data, self.test))
+            refuse_shared(bank, test, exclude)
 
     def images(self, what: str) -> tuple[ImageSet, ImageSet]:
         """Return the images to learn from and the test images; raises ConfigError without either.
@@ -75,12 +78,13 @@ class Evaluation(Protocol):
         """Return the options."""
 
 
-def refuse_shared(bank: Sequence[str], test: Sequence[str]) -> None:
-    """Raise ConfigError if a key is in both."""
+def refuse_shared(bank: Sequence[str], test: Sequence[str], exclude: bool = True) -> None:
+    """Raise ConfigError if a key is in both; `exclude` says whether an evaluation can exclude such images."""
     shared = sorted(set(bank) & set(test))
     if shared:
+        excluded = " --set shared_keys=exclude if equal keys are the same image," if exclude else ""
         raise ConfigError(
-            f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: "
-            "an image must not be its own neighbour; give other test data, --set shared_keys=exclude if "
-            "equal keys are the same image, or --set shared_keys=allow if they are different images"
+            f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: an image must "
+            f"not be {'its own neighbour' if exclude else 'learnt and tested'}; give other test data,"
+            f"{excluded} or --set shared_keys=allow if they are different images"
         )

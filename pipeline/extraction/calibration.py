@@ -3,7 +3,7 @@
 Tars are often sorted by class, so a few images of each of many tars say more than many images of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -65,31 +65,26 @@ def spread_images(
         share = -(-(limit - len(images)) // (count - index))
         # with a few samples to spare for bad ones, since workers would decode far ahead
         samples = islice(whole_samples(tar), 2 * share + SAMPLES_PER_JOB)
-        images += _good(decoder, samples, maker_of(tar), share, skipped)
+        images += _good(decoder.views(samples, maker_of(tar)), share, skipped)
     for tar in tars:
         if images:
-            return images
-        images += _good(decoder, whole_samples(tar), maker_of(tar), 1, skipped)
-    reason = (
-        f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else "they hold no samples"
-    )
+            break
+        images += _good(decoder.views(whole_samples(tar), maker_of(tar)), 1, skipped)
+    if images:
+        return images
+    sample = f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else ""
     raise SourceError(
         f"none of the {len(tars)} tars holds an image that can be decoded, the first is "
-        f"{printable(tars[0].address)!r} ({reason}); "
-        "check SHARDS"
+        f"{printable(tars[0].address)!r} ({sample or 'they hold no samples'}); check SHARDS"
     )
 
 
 def _good(
-    decoder: Decoder,
-    samples: Iterator[SourceSample],
-    maker: ViewMaker,
-    count: int,
-    skipped: list[SkippedImage],
+    results: Iterable[SampleViews | SkippedImage], count: int, skipped: list[SkippedImage]
 ) -> list[SampleViews]:
     """Return the views of the first `count` samples that can be decoded, and note the others."""
     images: list[SampleViews] = []
-    for made in decoder.views(samples, maker):
+    for made in results:
         if isinstance(made, SkippedImage):
             skipped.append(made)
         elif len(images) < count:

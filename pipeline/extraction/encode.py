@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,13 +38,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
-def resolve_compile(compile: Compile, device: torch.device) -> Literal["on", "try", "off"]:
-    """Return whether to compile the teacher: `auto` tries it on a GPU and does not on a CPU."""
-    if compile == "auto":
-        return "try" if device.type == "cuda" else "off"
-    return compile
-
-
 def run_teacher(teacher: Teacher, pixels: Tensor) -> TeacherFeatures:
     """Run the teacher on views (B, S, S, 3) uint8 in its precision."""
     with in_precision(teacher, pixels.device):
@@ -61,9 +53,8 @@ def in_precision(teacher: Teacher, device: torch.device) -> Iterator[None]:
             yield
         return
     # cuDNN would round the inputs of the patch embedding to TF32
-    exact = (
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
-    )
+    no_tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    exact = no_tf32 if device.type == "cuda" else nullcontext()
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact:
         yield
 
@@ -77,15 +68,6 @@ def refuse_features(moments: Tensor, levels: Sequence[int], keys: Sequence[str])
             f"block {levels[level]} of the teacher gives {keys[sample]!r} features that are not finite, or "
             f"whose mean or std exceeds {_LARGEST_HALF:g}; check the teacher's weights, give --precision "
             "float32, or leave the image out"
-        )
-
-
-def _refuse_importance(importance: NDArray[np.float32], keys: Sequence[str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(importance).all(axis=1))
-    if len(bad):
-        raise CacheError(
-            f"the attention of the teacher's last block to the patches of {keys[bad[0]]!r} is not finite; "
-            "check the teacher's weights, give --precision float32, or leave the image out"
         )
 
 
@@ -117,14 +99,15 @@ class FeatureEncoder:
         schema: CacheSchema,
         device: torch.device,
         batch_size: int,
-        compile: Literal["on", "try", "off"] = "off",
+        compile: Compile = "off",
     ) -> None:
-        """Take the teacher and the calibration (M, D). `try`: run uncompiled where compiling fails."""
+        """Take the teacher and the calibration (M, D). `auto`: on a GPU compiled, if that works."""
         self.device, self.batch_size = device, batch_size
         self._teacher, self._schema = teacher, schema
         self._mean, self._std = (torch.from_numpy(values).to(device) for values in (mean, std))
         self._copies = SideStream(device)
-        self.compiled, self._must_compile = compile != "off", compile == "on"
+        self.must_compile = compile == "on"
+        self.compiled = self.must_compile or (compile == "auto" and device.type == "cuda")
         self.compiler_fault = ""  # why the teacher runs uncompiled although compiling was tried
         self._features = compiled(self.features) if self.compiled else self.features
 
@@ -167,7 +150,7 @@ class FeatureEncoder:
             raise
         except Exception as error:
             fault = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            if self._must_compile:
+            if self.must_compile:
                 raise ConfigError(f"the teacher cannot be compiled ({fault}); give --compile off") from error
             self.compiled, self.compiler_fault = False, fault
             return self.features(pixels)
@@ -185,31 +168,33 @@ class FeatureEncoder:
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError if they are not finite."""
         batch.done.wait()
-        importance = None if batch.importance is None else batch.importance.numpy()
         if not batch.finite:
             refuse_features(batch.stats, self._schema.levels, batch.keys)
+        rows: dict[str, NDArray[np.generic]] = {}
+        importance = None if batch.importance is None else batch.importance.numpy()
         if importance is not None:
-            _refuse_importance(importance, batch.keys)
-        # on the host, while the device is at the next batch
-        ranked = self._rank(importance, batch.keys, batch.unit)
+            bad = np.flatnonzero(~np.isfinite(importance).all(axis=1))
+            if len(bad):
+                raise CacheError(
+                    f"the attention of the teacher's last block to the patches of {batch.keys[bad[0]]!r} is "
+                    "not finite; check the teacher's weights, give --precision float32, or leave the image "
+                    "out"
+                )
+            rows["attention"] = importance
+        if self._schema.keep_rank is not None:  # on the host, while the device is at the next batch
+            rows["tokens"] = self._ranked(importance, batch.keys, batch.unit)
         with self._copies.running():
-            stored = self._stored(batch.codes, batch.stats, ranked)
+            stored = self._stored(batch.codes, batch.stats, rows.get("tokens"))
             copies = {name: to_host(values) for name, values in stored.items()}
         self._copies.wait()
-        rows: dict[str, NDArray[np.generic]] = {name: values.numpy() for name, values in copies.items()}
-        if importance is not None:
-            rows["attention"] = importance
-        if ranked is not None:
-            rows["tokens"] = ranked
-        return rows
+        return {name: values.numpy() for name, values in copies.items()} | rows
 
-    def _rank(
+    def _ranked(
         self, importance: NDArray[np.float32] | None, keys: Sequence[str], unit: Unit
-    ) -> NDArray[np.uint16] | None:
-        """Return the patches (n, K) to store, in rank order; None for all."""
+    ) -> NDArray[np.uint16]:
+        """Return the patches (n, K) to store, in rank order."""
         schema = self._schema
-        if schema.keep_rank is None:
-            return None
+        assert schema.keep_rank is not None
         source = schema.source_of_draws(unit.source)
         rates = [None] * len(keys) if importance is None else importance
         rankings = [
@@ -219,7 +204,7 @@ class FeatureEncoder:
         return np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)
 
     def _stored(
-        self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.uint16] | None
+        self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.generic] | None
     ) -> dict[str, Tensor]:
         """Return the rows of the stored tokens. All tokens were encoded, so that --keep changes no value."""
         if ranked is not None:

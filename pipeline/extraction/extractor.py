@@ -6,11 +6,11 @@ publishing thread (commits)
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 from pipeline.cache.commit import committed
 from pipeline.cache.schema import CacheSchema
@@ -24,7 +24,6 @@ from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.storage.tar_streams import tar_size
-from pipeline.views.crop import CropPolicy
 from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
 from pipeline.views.maker import ViewMaker
@@ -34,9 +33,10 @@ from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
-_HEADER_BYTES = (
-    1536  # of a member in a tar: its header, and on average half a block of padding and a label's member
-)
+# of a member in a tar: its header, and on average half a block of padding and a label's member
+_HEADER_BYTES = 1536
+
+NewUnit = Callable[[Unit], UnitBuilder]
 
 
 @dataclass
@@ -70,13 +70,13 @@ class Extractor:
         self,
         folder: Folder,
         schema: CacheSchema,
-        policy: CropPolicy,
+        maker_of: Callable[[tuple[int, ...], str | None], ViewMaker],
         encoder: FeatureEncoder,
         decoder: Decoder,
         max_bad: float,
     ) -> None:
         """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
-        self._folder, self._schema, self._policy, self._max_bad = folder, schema, policy, max_bad
+        self._folder, self._schema, self._maker_of, self._max_bad = folder, schema, maker_of, max_bad
         self.encoder, self._decoder = encoder, decoder
         self._lanes: list[Lane] = []
         self._open: deque[_Tar] = deque()  # in the order in which they were begun
@@ -94,7 +94,8 @@ class Extractor:
         ):
             try:
                 publishing, counted = deque[Future[None]](), time.monotonic()
-                for tar in self._encoded(self._groups(tars, units, scratch, threads)):
+                new_unit = partial(UnitBuilder, self._folder, self._schema, scratch=scratch, threads=threads)
+                for tar in self._encoded(self._groups(tars, units, new_unit)):
                     publishing.append(publisher.submit(self._publish, tar))
                     while len(publishing) > 1:
                         publishing.popleft().result()
@@ -112,7 +113,7 @@ class Extractor:
                 self.timing.seconds["teacher"] += sum(lane.seconds for lane in self._lanes)
 
     def _groups(
-        self, tars: Sequence[SourceTar], units: Sequence[Unit], scratch: Path, threads: WriterThreads
+        self, tars: Sequence[SourceTar], units: Sequence[Unit], new_unit: NewUnit
     ) -> Iterator[Group[_Tar]]:
         """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
         # one listing of all commits now: to claim a tar and look for its own takes several round trips
@@ -122,18 +123,13 @@ class Extractor:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
         for source in tars:
-            if source.name in missing and (
-                tar := self._begin(source, missing[source.name], scratch, threads)
-            ):
+            if source.name in missing and (tar := self._begin(source, missing[source.name], new_unit)):
                 views = tuple(builder.unit.view for builder in tar.builders)
-                draws = self._schema.source_of_draws(source.name)
-                maker = ViewMaker(self._policy, views, self._schema.view.format, draws)
+                maker = self._maker_of(views, self._schema.source_of_draws(source.name))
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 
-    def _begin(
-        self, source: SourceTar, units: Sequence[Unit], scratch: Path, threads: WriterThreads
-    ) -> _Tar | None:
+    def _begin(self, source: SourceTar, units: Sequence[Unit], new_unit: NewUnit) -> _Tar | None:
         """Claim a tar and begin its missing units; None if another process works on it or has made them."""
         with ExitStack() as held:
             if not held.enter_context(self._folder.claimed(source.name)):
@@ -144,7 +140,7 @@ class Extractor:
                 return None
             builders = []
             for unit in missing:
-                builders.append(UnitBuilder(self._folder, self._schema, unit, scratch, threads))
+                builders.append(new_unit(unit))
                 held.callback(builders[-1].discard)
             tar = _Tar(source, builders, held.pop_all())
         while len(self._lanes) < len(builders):
@@ -229,10 +225,8 @@ class Extractor:
         if not total:
             return f"tar {name!r} holds no samples; leave it out or make it again"
         if not tar.images:
-            counts = f"0 of {total} samples, {first}"
-            return (
-                f"tar {name!r} holds no image that can be decoded ({counts}); leave it out or make it again"
-            )
+            held = f"holds no image that can be decoded (0 of {total} samples, {first})"
+            return f"tar {name!r} {held}; leave it out or make it again"
         if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
             return (
                 f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
@@ -241,10 +235,8 @@ class Extractor:
         try:
             size = tar_size(tar.source.address)
         except OSError as error:
-            reason = error.strerror or error
-            return (
-                f"tar {name!r} cannot be found again after it was read ({reason}); restore it and run again"
-            )
+            fault = f"cannot be found again after it was read ({error.strerror or error})"
+            return f"tar {name!r} {fault}; restore it and run again"
         if size != tar.source.size:
             return f"tar {name!r} was replaced while it was read; run the same command again"
         return ""

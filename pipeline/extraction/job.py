@@ -4,8 +4,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache as once
 from typing import Any
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache, cure_of_constants
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
-from pipeline.cache.units import Unit
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, ViewSchema, differing_keys
+from pipeline.cache.units import Source, Unit, extended_units
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
-from pipeline.extraction.encode import FeatureEncoder, resolve_compile, resolve_precision
+from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.plan import (
@@ -37,27 +37,22 @@ from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
+from pipeline.views.codec import DECODER
+from pipeline.views.crop import RESIZE
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
-from pipeline.views.source_tars import SourceTar
 
-_OPEN_TARS = 4  # one is published, one waits for that, one ends and one is fed
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
-
-
-def open_files(options: ExtractionOptions) -> int:
-    """Return the most files that a process has open: a view tar and the shards of each view of a few tars."""
-    levels = int(options.levels) if options.levels.isdigit() else options.levels.count(",") + 1
-    of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
-    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
-    return _OPEN_TARS * options.views * of_view + locks + 8 * options.workers + 200
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     """Extract what is missing; return the extractor, with tally and timing, and how many units still are."""
-    allow_open_files(open_files(options), "lower --views or --workers")
     teacher = build_teacher(options)
+    of_view = len(teacher.levels) + 6  # stats, index, view, attention, tokens and the view tar
+    of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
+    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    allow_open_files(of_tars + locks + 8 * options.workers + 200, "lower --views or --workers")
     decoder = Decoder(options.workers, options.image_size, options.views)
     try:
         if options.device.type == "cuda":
@@ -69,19 +64,18 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             cache.schema,
             options.device,
             options.batch_size,
-            resolve_compile(options.compile, options.device),
+            options.compile,
         )
-        covered = {tar.name for tar in options.tars}
-        wanted = [unit for unit in units if unit.source in covered and unit.view < options.views]
+        wanted = options.covered(units)
         if len(committed(cache.folder, wanted)) < len(wanted):
             encoder.prepare()
-        extractor = Extractor(cache.folder, cache.schema, options.policy, encoder, decoder, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, options.maker, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
-        log = _Log(cache.folder, options)
-        try:
-            extractor.run(_rotated(options), wanted)
-        finally:
-            log.write(extractor)
+        # From this process's share on, so that processes begin at different tars. The rank may be any number.
+        tars, count = options.tars, len(options.tars)
+        start = count * options.rank // options.processes % count
+        with _logged(options, cache.folder, extractor):
+            extractor.run([*tars[start:], *tars[:start]], wanted)
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
@@ -92,7 +86,10 @@ def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], o
     """Forecast sizes and, after they have been shown, rates; writes nothing."""
     teacher = build_teacher(options)
     schema = build_schema(options, teacher)
-    sizes, decode_seconds = forecast_sizes(options, schema, open_existing(options, schema))
+    if cache := open_existing(options, schema):  # refuse what the extraction itself would refuse
+        finished = {unit.unit for unit in committed(cache.folder, cache.units)}
+        extended_units(cache.units, *_sources(options), finished)
+    sizes, decode_seconds = forecast_sizes(options, schema, cache)
     show(sizes)
     return forecast_rates(options, teacher, sizes, decode_seconds)
 
@@ -122,9 +119,19 @@ def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
             f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has "
             "neither CLS nor a pooling query; give --keep-rank random, or --keep 1"
         )
+    view = ViewSchema(
+        format=options.view_format,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        crop_scale=options.crop_scale,
+        flip=options.flip,
+        seed=options.seed,
+        decoder=DECODER,
+        resize=RESIZE,
+    )
     return CacheSchema(
         teacher=teacher.facts,
-        view=options.view,
+        view=view,
         levels=teacher.levels,
         encoding=options.encoding,
         keep=1.0 if whole else options.keep,
@@ -153,41 +160,37 @@ def prepare_cache(
     schema = build_schema(options, teacher)
     cache = open_existing(options, schema)
     drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
-    maker = options.maker
 
     @once
     def images() -> Sequence[SampleViews]:
         return spread_images(
-            options.shards, lambda tar: replace(maker, source=drawn.source_of_draws(tar.name)), decoder
+            options.shards, lambda tar: options.maker(source=drawn.source_of_draws(tar.name)), decoder
         )
+
+    def calibrated() -> tuple[dict[str, NDArray[np.float32]], int]:
+        """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""
+        if schema.code_format.largest_code is None:
+            shape = (len(schema.levels), schema.teacher.width)
+            return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
+        mean, std = calibrate(images(), teacher, options.device)
+        return {"channel_mean": mean, "channel_std": std}, len(images())
 
     refuse_full_disk(options, schema, cache, images)
     if cache is None:
-        calibration, count = _calibrate(schema, images, teacher, options)
-        constants = calibration | teacher.tower.output()
+        found, count = calibrated()
+        constants = found | teacher.tower.output()
         create_cache(open_folder(options.cache), with_digests(schema, constants, count), constants)
         cache = open_existing(options, schema)  # which another process may have created
         assert cache is not None
-    _restore_constants(cache, lambda: _calibrate(schema, images, teacher, options)[0], teacher)
-    present = [(tar.name, tar.size) for tar in options.shards]
+    _restore_constants(cache, lambda: calibrated()[0], teacher)
     with cache.folder.scratch():
-        return cache, extend_cache(
-            cache.folder, cache.schema, present[: options.limit], options.views, present
-        )
+        return cache, extend_cache(cache.folder, cache.schema, *_sources(options))
 
 
-def _calibrate(
-    schema: CacheSchema,
-    images: Callable[[], Sequence[SampleViews]],
-    teacher: Teacher,
-    options: ExtractionOptions,
-) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""
-    if schema.code_format.largest_code is None:
-        shape = (len(schema.levels), schema.teacher.width)
-        return {"channel_mean": np.zeros(shape, np.float32), "channel_std": np.ones(shape, np.float32)}, 0
-    mean, std = calibrate(images(), teacher, options.device)
-    return {"channel_mean": mean, "channel_std": std}, len(images())
+def _sources(options: ExtractionOptions) -> tuple[list[Source], int, list[Source]]:
+    """Return the tars to cover, in how many views, and all tars that are there."""
+    present = [(tar.name, tar.size) for tar in options.shards]
+    return present[: options.limit], options.views, present
 
 
 def _restore_constants(
@@ -214,43 +217,31 @@ def _restore_constants(
         restore_constants(cache.folder, found)
 
 
-class _Log:
-    """A file in logs/ with what may differ between processes: it explains differences."""
+@contextmanager
+def _logged(options: ExtractionOptions, folder: Folder, extractor: Extractor) -> Iterator[None]:
+    """Keep a file in logs/ with what may differ between processes: it explains differences."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    key = f"logs/{stamp}-{platform.node()}-{os.getpid()}.json"
+    values: dict[str, Any] = {
+        **provenance(*_LIBRARIES),
+        "shards": [printable(tar.address) for tar in options.tars],
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "device": str(options.device),
+        "rank": options.rank,
+        "processes": options.processes,
+        "precision": resolve_precision(options.precision, options.device),
+    }
 
-    def __init__(self, folder: Folder, options: ExtractionOptions) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._folder, self._key = folder, f"logs/{stamp}-{platform.node()}-{os.getpid()}.json"
-        self._values: dict[str, Any] = {
-            **provenance(*_LIBRARIES),
-            "shards": [printable(tar.address) for tar in options.tars],
-            "batch_size": options.batch_size,
-            "workers": options.workers,
-            "device": str(options.device),
-            "rank": options.rank,
-            "processes": options.processes,
-            "precision": resolve_precision(options.precision, options.device),
-        }
-        self.write()
+    def write() -> None:
+        with folder.scratch():  # where a killed process leaves its temporary file to be swept
+            folder.replace(key, (json.dumps(values, indent=2) + "\n").encode())
 
-    def write(self, extractor: Extractor | None = None) -> None:
-        """Write the log; with an extractor, what it has done until now."""
-        if extractor:
-            tally = extractor.tally
-            self._values |= {
-                "compiled": extractor.encoder.compiled,
-                "ended": utc_now(),
-                "units": tally.units,
-                "images": tally.images,
-                "failed": tally.failed,
-            }
-        with self._folder.scratch():  # where a killed process leaves its temporary file to be swept
-            self._folder.replace(self._key, (json.dumps(self._values, indent=2) + "\n").encode())
-
-
-def _rotated(options: ExtractionOptions) -> Sequence[SourceTar]:
-    """Return the tars from this process's share on, so that processes begin at different ones."""
-    tars = options.tars
-    start = (
-        len(tars) * options.rank // options.processes % len(tars)
-    )  # a Slurm array may count from any number
-    return [*tars[start:], *tars[:start]]
+    write()
+    try:
+        yield
+    finally:
+        tally = extractor.tally
+        done = {"units": tally.units, "images": tally.images, "failed": tally.failed}
+        values |= {"compiled": extractor.encoder.compiled, "ended": utc_now(), **done}
+        write()

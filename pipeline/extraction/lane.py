@@ -33,12 +33,10 @@ class PixelInput:
         self.filled = 0
         self._batch_size, self._device, self._turn = batch_size, device, 0
         shape = (batch_size, image_size, image_size, 3)
-        on_gpu = device.type == "cuda"
-        self._buffers = [
-            torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2 if on_gpu else 1)
-        ]
+        buffers = 2 if device.type == "cuda" else 1
+        self._buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(buffers)]
         self._used: list[Any] = [None, None]  # by buffer: when the device was done with it
-        self._copies: Any = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._copies: Any = torch.cuda.Stream(device) if buffers == 2 else None  # type: ignore[no-untyped-call]
         if self._copies is not None:  # the zeros come first
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
@@ -122,9 +120,8 @@ class Lane:
             self.seconds += batch.done.seconds
 
     def _launch(self, builder: UnitBuilder) -> None:
-        batch = self._encoder.launch(
-            self._pixels.batch(), builder.next_keys(self._pixels.filled), builder.unit
-        )
+        keys = builder.next_keys(self._pixels.filled)
+        batch = self._encoder.launch(self._pixels.batch(), keys, builder.unit)
         self._pixels.begin()
         builder.under_way += 1
         self._under_way.append((builder, batch))

@@ -1,19 +1,18 @@
 """The options of an extraction and their defaults, for command, schema and benchmark; imports little."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.cache.schema import Encoding, ViewSchema
+    from pipeline.cache.schema import Encoding
+    from pipeline.cache.units import Unit
     from pipeline.views.codec import ViewFormat
-    from pipeline.views.crop import CropPolicy
     from pipeline.views.maker import ViewMaker
     from pipeline.views.masking import RankStrategy
     from pipeline.views.source_tars import SourceTar
@@ -53,15 +52,20 @@ class ExtractionOptions:
     def __post_init__(self) -> None:
         """Check what typer cannot."""
         from pipeline.cache.schema import ENCODINGS
-        from pipeline.teacher.request import split_address, student_grid
+        from pipeline.teacher.request import parse_levels, split_address, student_grid
         from pipeline.views.codec import VIEW_FORMATS
         from pipeline.views.masking import RANK_STRATEGIES, count_of_share
 
-        _refuse_unknown("--encoding", self.encoding, ENCODINGS)
-        _refuse_unknown("--view-format", self.view_format, VIEW_FORMATS)
-        _refuse_unknown("--keep-rank", self.keep_rank, RANK_STRATEGIES)
-        _refuse_unknown("--precision", self.precision, ("auto", "bfloat16", "float16", "float32"))
-        _refuse_unknown("--compile", self.compile, ("auto", "on", "off"))
+        for option, value, accepted in (
+            ("--encoding", self.encoding, ENCODINGS),
+            ("--view-format", self.view_format, VIEW_FORMATS),
+            ("--keep-rank", self.keep_rank, RANK_STRATEGIES),
+            ("--precision", self.precision, get_args(Precision)),
+            ("--compile", self.compile, get_args(Compile)),
+        ):
+            if value not in accepted:
+                *others, last = accepted
+                raise ConfigError(f"{option} {value!r} is unknown; give {', '.join(others)} or {last}")
         least, most = self.crop_scale
         if not 0 < least <= most <= 1:
             raise ConfigError(
@@ -71,6 +75,7 @@ class ExtractionOptions:
             raise ConfigError(
                 f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
             )
+        parse_levels(self.levels)
         split_address(self.teacher)
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
@@ -79,44 +84,20 @@ class ExtractionOptions:
                 f"give {math.ceil(1e4 / patches) / 1e4:g} to 1"
             )
 
-    @cached_property
-    def view(self) -> "ViewSchema":
-        """The settings for drawing and storing views."""
-        from pipeline.cache.schema import ViewSchema
-        from pipeline.views.codec import DECODER
-        from pipeline.views.crop import RESIZE
-
-        return ViewSchema(
-            format=self.view_format,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            crop_scale=self.crop_scale,
-            flip=self.flip,
-            seed=self.seed,
-            decoder=DECODER,
-            resize=RESIZE,
-        )
-
-    @property
-    def policy(self) -> "CropPolicy":
-        """The settings for drawing views."""
+    def maker(self, views: tuple[int, ...] = (0,), source: str | None = None) -> "ViewMaker":
+        """Return the maker of views of a source tar, as `ViewMaker` takes them."""
         from pipeline.views.crop import CropPolicy
-
-        return CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
-
-    @property
-    def maker(self) -> "ViewMaker":
-        """The maker of the first view."""
         from pipeline.views.maker import ViewMaker
 
-        return ViewMaker(self.policy, (0,), self.view_format)
+        policy = CropPolicy(self.image_size, self.crop_scale, self.flip, self.seed)
+        return ViewMaker(policy, views, self.view_format, source)
 
     @property
     def tars(self) -> "Sequence[SourceTar]":
         """The tars that this run covers."""
         return self.shards[: self.limit]
 
-
-def _refuse_unknown(option: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise ConfigError(f"{option} {value!r} is unknown; give {', '.join(accepted[:-1])} or {accepted[-1]}")
+    def covered(self, units: "Iterable[Unit]") -> "list[Unit]":
+        """Return those units of a cache that this run covers."""
+        names = {tar.name for tar in self.tars}
+        return [unit for unit in units if unit.source in names and unit.view < self.views]

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +11,6 @@ from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
-from pipeline.cache.units import Unit
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
 from pipeline.extraction.encode import run_teacher
@@ -25,7 +23,7 @@ from pipeline.views.maker import SampleViews
 from pipeline.views.view_tars import tar_bytes
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
-_OPEN_TARS = 3  # one is read, one encoded, one published; each holds a chunk of every array
+_TARS_IN_MEMORY = 3  # one is read, one encoded, one published; each holds a chunk of every array
 _SAMPLED_TARS = 4
 _SAMPLED_IMAGES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
@@ -72,9 +70,8 @@ class RateForecast:
     @property
     def image_rate(self) -> float:
         """Images a second of all processes together: the slower of teacher and decoding."""
-        return self.processes * min(
-            self.teacher_rate / self.sizes.views, self.decode_rate * max(1, self.workers)
-        )
+        decoded = self.decode_rate * max(1, self.workers)
+        return self.processes * min(self.teacher_rate / self.sizes.views, decoded)
 
     @property
     def hours(self) -> float:
@@ -96,11 +93,10 @@ def forecast_sizes(
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    maker = replace(options.maker, views=tuple(range(options.views)))
+    maker = options.maker(tuple(range(options.views)))
     images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
-    return _forecast(options, schema, images, len(_finished(options, cache))), decoder.busy_seconds / len(
-        images
-    )
+    sizes = _forecast(options, schema, images, _finished(options, cache))
+    return sizes, decoder.busy_seconds / len(images)
 
 
 def _forecast(
@@ -114,9 +110,8 @@ def _forecast(
     crop_bytes = sum(stored) / len(stored)
     files = len(row_arrays(schema)) + 2  # shards, view tar and commit
     target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
-    commit_bytes = sum(
-        files * (_COMMIT_BYTES_A_FILE + _COMMIT_BYTES_A_CHUNK * chunk_count(count)) for count in rows
-    )
+    chunks = sum(chunk_count(count) for count in rows)
+    commit_bytes = files * (_COMMIT_BYTES_A_FILE * len(rows) + _COMMIT_BYTES_A_CHUNK * chunks)
     view_tars = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
     beside = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values()) + _METADATA_BYTES
     beside += _METADATA_BYTES_AN_ARRAY * len(array_specs(schema)) + _BYTES_A_LISTED_UNIT * len(tars) * views
@@ -141,10 +136,18 @@ def forecast_rates(
     """Time the teacher for a few seconds at most, in batches that grow up to the one of the options."""
     side, size, rate = options.image_size, 1, 0.0
     pixels = torch.zeros((options.batch_size, side, side, 3), dtype=torch.uint8, device=options.device)
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        run_teacher(teacher, pixels[:size])
+        if options.device.type == "cuda":
+            torch.cuda.synchronize(options.device)
+        return time.perf_counter() - begun
+
     begin = time.perf_counter()
-    _seconds(partial(run_teacher, teacher, pixels[:1]), options.device)  # the first call sets things up
+    seconds()  # the first call sets things up
     while True:
-        taken = _seconds(partial(run_teacher, teacher, pixels[:size]), options.device)
+        taken = seconds()
         rate = max(rate, size / taken)
         larger = min(2 * size, options.batch_size)
         if size == larger or time.perf_counter() - begin + 2 * taken > _TEACHER_SECONDS:
@@ -164,7 +167,7 @@ def refuse_full_disk(
     Nothing is refused if a tar is behind a URL, since such tars are not counted.
     """
     free, units = open_folder(options.cache).free_bytes(), len(options.tars) * options.views
-    missing = units - len(_finished(options, cache))
+    missing = units - _finished(options, cache)
     if free is None or not missing or any(is_url(tar.address) for tar in options.tars):
         return
     needed = _forecast(options, schema, images(), 0).total_bytes * missing / units
@@ -176,11 +179,9 @@ def refuse_full_disk(
         )
 
 
-def _finished(options: ExtractionOptions, cache: Cache | None) -> list[Unit]:
-    """Return those of the requested units that exist."""
-    covered = {tar.name for tar in options.tars}
-    units = committed(cache.folder, cache.units) if cache else []
-    return [unit for unit in units if unit.source in covered and unit.view < options.views]
+def _finished(options: ExtractionOptions, cache: Cache | None) -> int:
+    """Return how many of the requested units exist."""
+    return len(committed(cache.folder, options.covered(cache.units))) if cache else 0
 
 
 def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) -> float:
@@ -189,15 +190,7 @@ def peak_memory(schema: CacheSchema, views: int, batch_size: int, workers: int) 
     Not counted are the programs themselves and, on a GPU, the rounding of page-locked copies.
     """
     row_bytes = view_bytes(schema)
-    rows = _BATCHES_HELD * batch_size + _OPEN_TARS * schema.block_rows
+    rows = _BATCHES_HELD * batch_size + _TARS_IN_MEMORY * schema.block_rows
     pixels = batch_size * 3 * schema.view.image_size**2
     shared = workers * JOBS_AHEAD * JobRoom(views, schema.view.image_size).job_bytes
     return views * (rows * row_bytes + pixels) + shared
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    begin = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from pipeline.views.sample import SkippedImage
 
-PARTS = ("read", "decode", "teacher", "write", "publish")
-
 
 @dataclass
 class Tally:
@@ -33,7 +31,9 @@ class Timing:
     and committing.
     """
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("read", "decode", "teacher", "write", "publish"), 0.0)
+    )
     begin: float = field(default_factory=time.perf_counter)
 
     @contextmanager

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -55,9 +54,7 @@ class WriterThreads:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         for thread in self._threads:
             thread.shutdown(cancel_futures=error is not None)
 
@@ -96,12 +93,8 @@ class UnitBuilder:
     def take(self, rows: Mapping[str, NDArray[np.generic]]) -> None:
         """Queue the rows of a batch for writing."""
         arrays = enumerate(rows.items(), start=self.unit.view)
-        self._writing.append(
-            [
-                self._threads.submit(number, self._files.append, name, values)
-                for number, (name, values) in arrays
-            ]
-        )
+        submit, append = self._threads.submit, self._files.append
+        self._writing.append([submit(number, append, name, values) for number, (name, values) in arrays])
         self._wait(_BATCHES_TO_WRITE)
 
     def publish(self, skipped: Sequence[SkippedImage]) -> bool:

@@ -1,6 +1,5 @@
 """Compares a cache with its teacher, which runs again on stored crops and must give the stored features."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,28 +77,24 @@ def compare_with_teacher(
     for name, values in cache.teacher_output().items():
         if not np.array_equal(values, output[name]):
             raise CacheError(f"array {name!r} of cache {cache.address!r} is not its teacher's; extract again")
-    mean, std = (torch.from_numpy(values) for values in cache.calibration())
-    decoder, rounding = TargetDecoder(mean, std, cache.schema.encoding), _tolerance(cache)[0]
-    counts, cosines, errors, within = [], [], [], []
-    for unit, chunk in _sampled_chunks(cache, rows):
+    channel_mean, std = (torch.from_numpy(values) for values in cache.calibration())
+    decoder, rounding = TargetDecoder(channel_mean, std, cache.schema.encoding), _tolerance(cache)[0]
+    found = []  # for each chunk (n, 5, M): mean and least cosine, mean and largest error, share within
+    units = cache.finished(None, allow_partial=True)
+    chunks = [(unit, chunk) for unit in units for chunk in range(chunk_count(int(unit["rows"])))]
+    order = generator(0, "blocks to compare").permutation(len(chunks))
+    for unit, chunk in (chunks[chosen] for chosen in order[: -(-rows // _ROWS_OF_CHUNK)].tolist()):
         given, codes, stats = _read_chunk(cache, teacher, device, unit, chunk)
         stored = decoder(codes, stats)[0]
         error = (stored - given).abs()
         inside = error <= error_bound(stored, stats, std, cache.schema.encoding) + rounding
         cosine = F.cosine_similarity(stored, given, dim=-1)
-        counts.append(float(len(stored)))
-        cosines.append(torch.stack([cosine.double().mean((0, 2)), cosine.amin((0, 2)).double()]))
-        errors.append(torch.stack([error.double().mean((0, 2, 3)), error.amax((0, 2, 3)).double()]))
-        within.append(inside.double().mean((0, 2, 3)))
-    weights = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
-    cosine, error = torch.stack(cosines), torch.stack(errors)
-    columns = (
-        (cosine[:, 0] * weights).sum(0),
-        cosine[:, 1].amin(0),
-        (error[:, 0] * weights).sum(0),
-        error[:, 1].amax(0),
-        (torch.stack(within) * weights).sum(0),
-    )
+        cosine, error, inside = cosine.double(), error.double(), inside.double()
+        cosines, errors = (cosine.mean(2), cosine.amin(2)), (error.mean((2, 3)), error.amax((2, 3)))
+        found.append(torch.stack([*cosines, *errors, inside.mean((2, 3))], dim=1))
+    images = torch.cat(found)
+    mean, least, largest = images.mean(0), images.amin(0), images.amax(0)
+    columns = (mean[0], least[1], mean[2], largest[3], mean[4])
     rows_of_levels = zip(cache.schema.levels, *(column.tolist() for column in columns), strict=True)
     return [LevelComparison(*row) for row in rows_of_levels]
 
@@ -124,17 +119,6 @@ def _tolerance(cache: Cache) -> tuple[float, float]:
     hundred.
     """
     return (1e-3, 0.999) if cache.schema.teacher.precision == "float32" else (0.05, 0.95)
-
-
-def _sampled_chunks(cache: Cache, rows: int) -> Iterator[tuple[np.void, int]]:
-    """Yield (finished unit, chunk) pairs, each once, drawn by a fixed seed."""
-    chunks = [
-        (unit, chunk)
-        for unit in cache.finished(None, allow_partial=True)
-        for chunk in range(chunk_count(int(unit["rows"])))
-    ]
-    order = generator(0, "blocks to compare").permutation(len(chunks))
-    yield from (chunks[chosen] for chosen in order[: -(-rows // _ROWS_OF_CHUNK)].tolist())
 
 
 def _read_chunk(

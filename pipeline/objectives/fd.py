@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import initialise_layer
 
 _BETA = 2.0
@@ -35,17 +36,22 @@ class FeatureDistillation(ObjectiveConfig):
 
     def build(self, student: StudentConfig, setting: Setting) -> "FeatureDistillationObjective":
         """Return an untrained encoder with its head; raises ConfigError."""
-        encoder = build_encoder(student, setting.image_size, setting.patch_size)
-        return FeatureDistillationObjective(encoder, self.needs, setting)
+        return FeatureDistillationObjective(student, self.needs, setting)
 
 
 class FeatureDistillationObjective(Objective):
     """Encoder with its final norm, a linear head C to D, smooth-L1 with beta 2 over tokens and channels."""
 
-    def __init__(self, encoder: MaskedEncoder, needs: Needs, setting: Setting) -> None:
+    def __init__(self, student: StudentConfig, needs: Needs, setting: Setting) -> None:
+        encoder = build_encoder(student, setting.image_size, setting.patch_size)
         super().__init__(encoder, needs, (), setting.teacher_has_cls)
         encoder.vit.norm.requires_grad_(True)  # which other objectives do not run and therefore freeze
         self.head = nn.Linear(encoder.width, setting.teacher_width).apply(initialise_layer)
+
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the teacher's last level (B, T, D) for whole images."""
+        tokens = self.encoder.vit.norm(self.encoder.forward_tokens(patches, positions))
+        return self.head(self.with_target(tokens))  # type: ignore[no-any-return]
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), which has no terms (0,)."""

@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import LossKind, TargetKind, distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
-from pipeline.student.encoder import MaskedEncoder, StudentConfig, build_encoder
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import initialise_layer
 
 Mode = Literal["dynamic", "layerwise", "uniform", "last"]
@@ -40,30 +41,21 @@ class MaskAlign(ObjectiveConfig):
 
     def build(self, student: StudentConfig, setting: Setting) -> "MaskAlignObjective":
         """Return an untrained encoder with its alignment; raises ConfigError."""
-        encoder = build_encoder(student, setting.image_size, setting.patch_size)
-        matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)
-        alignment = DynamicAlignment(
-            self.mode, self.head, matched, encoder.depth, encoder.width, setting.teacher_width
-        )
-        return MaskAlignObjective(encoder, alignment, self.loss, self.needs, setting)
+        return MaskAlignObjective(self, student, setting)
 
 
 class MaskAlignObjective(Objective):
     """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run."""
 
-    def __init__(
-        self,
-        encoder: MaskedEncoder,
-        alignment: "DynamicAlignment",
-        loss: LossKind,
-        needs: Needs,
-        setting: Setting,
-    ) -> None:
+    def __init__(self, config: MaskAlign, student: StudentConfig, setting: Setting) -> None:
+        encoder = build_encoder(student, setting.image_size, setting.patch_size)
         parts = tuple(f"level {level}" for level in setting.levels)
-        super().__init__(encoder, needs, parts, setting.teacher_has_cls)
-        self.alignment = alignment
-        self.loss: LossKind = loss
-        for block in encoder.vit.blocks[alignment.last_block + 1 :]:
+        super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
+        matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)
+        sizes = (encoder.depth, encoder.width, setting.teacher_width)
+        self.alignment = DynamicAlignment(config.mode, config.head, matched, *sizes)
+        self.loss: LossKind = config.loss
+        for block in encoder.vit.blocks[self.alignment.last_block + 1 :]:
             block.requires_grad_(False)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -72,14 +64,18 @@ class MaskAlignObjective(Objective):
         CLS counts as a token where student and teacher have one; otherwise the loss covers the patches.
         """
         predictions = self.alignment(self.encoder.blocks(self.encoder.embed(view.patches, view.visible)))
-        pairs = zip(predictions, targets.visible, strict=True)
-        per_level = torch.stack(
-            [
-                distance(self.with_target(prediction), self.with_token(target), self.loss)
-                for prediction, target in pairs
-            ]
-        )
+        losses = [
+            distance(self.with_target(prediction), self.with_token(target), self.loss)
+            for prediction, target in zip(predictions, targets.visible, strict=True)
+        ]
+        per_level = torch.stack(losses)
         return per_level.mean(), per_level.detach()
+
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the last of the chosen levels (B, T, D) for whole images."""
+        return self.with_target(
+            self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[-1]
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Return the encoder's tokens and the mixture."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Section
+from pipeline.errors import ConfigError
 from pipeline.objectives.losses import TargetKind
 from pipeline.objectives.needs import Needs
-from pipeline.student.encoder import MaskedEncoder, StudentConfig
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder
 
 Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 
@@ -66,6 +68,17 @@ class Objective(nn.Module):
         """Return the names of parameters that are not matrices of a layer, except norms and biases."""
         tokens = ("cls_token", "reg_token", "pos_embed")
         return {f"encoder.vit.{name}" for name in tokens if getattr(self.encoder.vit, name) is not None}
+
+    def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
+        """Predict the teacher's last level (B, T, D), CLS first if both have one, for whole images.
+
+        `patches` (B, N, P) are numbered `positions` (B, N). Raises ConfigError for an objective that predicts
+        something else.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} does not predict the teacher's tokens, given {tuple(patches.shape)} at "
+            f"{tuple(positions.shape)}"
+        )
 
     def figures(self) -> dict[str, list[list[float]]]:
         """Return tables that the log and the report show, by name."""

@@ -12,12 +12,11 @@ from pipeline.report.page import PageSection
 
 def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return the last alignment matrix (M levels, L blocks), and each level's mean block over the steps."""
-    found = [
-        (line["step"], np.array(line["figures"]["alignment"])) for line in metrics if _has_alignment(line)
-    ]
+    tables = {line["step"]: line.get("figures", {}).get("alignment") for line in metrics}
+    found = {step: np.array(table) for step, table in tables.items() if table}
     if not found:
         return PageSection("Alignment", "")
-    last = found[-1][1]
+    last = list(found.values())[-1]
     terms = list(metrics[-1].get("loss_terms", {}))
     names = terms if len(terms) == len(last) else [f"level {index}" for index in range(len(last))]
     text = (
@@ -26,15 +25,11 @@ def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     )
     cards = f'<div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
     if len(found) > 1:
-        course = plots.course_chart([step for step, _ in found], np.stack([each for _, each in found]), names)
+        course = plots.course_chart(list(found), np.stack(list(found.values())), names)
         cards += (
             f'<div class="card"><h3>Mean student block that a level draws on, by weight</h3>{course}</div>'
         )
     return PageSection("Alignment", f'<p>{text}</p><div class="grid">{cards}</div>')
-
-
-def _has_alignment(line: Mapping[str, Any]) -> bool:
-    return bool(line.get("figures", {}).get("alignment"))
 
 
 def _matrix(weights: np.ndarray[Any, Any], names: Sequence[str]) -> str:
@@ -47,14 +42,10 @@ def _matrix(weights: np.ndarray[Any, Any], names: Sequence[str]) -> str:
         largest = int(sizes.argmax()) if (sizes == sizes.max()).sum() == 1 else -1
         cells = "".join(
             f'<td class="{"minus" if weight < 0 else "plus"}{" largest" if block == largest else ""}" '
-            f'style="--w:{75 * abs(weight) / top:.0f}%">{_short(weight)}</td>'
+            f'style="--w:{75 * abs(weight) / top:.0f}%">{shown.replace("0.", ".", 1)}</td>'
             for block, weight in enumerate(row)
+            for shown in [f"{weight:.2f}".replace("-0.00", "0.00")]
         )
         rows += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     scale = f'<div class="scale"><span>{-top:.2f}</span><i></i><span>{top:.2f}</span></div>'
     return f'<table class="matrix"><tr><th>student block</th>{head}</tr>{rows}</table>{scale}'
-
-
-def _short(weight: float) -> str:
-    """Return two decimals without the leading zero: .25, -.25."""
-    return f"{weight:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1)

@@ -41,10 +41,17 @@ class MaskedImage:
     importance: NDArray[np.float32] | None
     key: str
 
+    @property
+    def patches(self) -> int:
+        """N."""
+        height, width, _ = map(int, self.pixels.shape)
+        assert height % self.patch_size == width % self.patch_size == 0, "patches tile the image"
+        return height * width // self.patch_size**2
+
 
 def masked(image: MaskedImage) -> Pixels:
     """Return the image (H, W, 3) uint8 with hatched hidden patches, which look like no photograph."""
-    seen = np.zeros(_patches(image), bool)
+    seen = np.zeros(image.patches, bool)
     seen[image.visible] = True
     row, column = np.indices(image.pixels.shape[:2])
     hatch = np.where(((row + column) // 2 % 4 == 0)[..., None], _HATCH[1], _HATCH[0]).astype(np.uint8)
@@ -64,7 +71,7 @@ def overlaid(image: MaskedImage) -> Pixels:
 
 def strip(image: MaskedImage) -> str:
     """Return a figure element: the panels of one image side by side, each under its heading, and its key."""
-    count, key = _patches(image), html.escape(image.key)
+    count, key = image.patches, html.escape(image.key)
     panels = [_panel("image", image.pixels, f"Image {key}")]
     if image.importance is not None:
         alt = f"Heat map of the teacher's importance over image {key}"
@@ -73,13 +80,6 @@ def strip(image: MaskedImage) -> str:
     panels.append(_panel("what the student sees", masked(image), alt))
     caption = f"<b>{key}</b> <span>{len(image.visible)} of {count} patches visible</span>"
     return f'<figure class="strip"><div>{"".join(panels)}</div><figcaption>{caption}</figcaption></figure>'
-
-
-def _patches(image: MaskedImage) -> int:
-    height, width, _ = map(int, image.pixels.shape)
-    assert height % image.patch_size == 0, "patches tile the image"
-    assert width % image.patch_size == 0, "patches tile the image"
-    return (height // image.patch_size) * (width // image.patch_size)
 
 
 def _spread(image: MaskedImage, values: NDArray[Scalar]) -> NDArray[Scalar]:
@@ -101,11 +101,10 @@ def _panel(heading: str, pixels: Pixels, alt: str) -> str:
 def image_section(run: Mapping[str, Any]) -> PageSection:
     """Return the first images of a run with their masks, or why there are none."""
     try:
-        strips = "".join(strip(image) for image in _masked_images(run))
+        body = f'<div class="card strips">{"".join(map(strip, _masked_images(run)))}</div>'
     except (MaskAlignError, OSError) as error:
-        text = f"No images: {error}"
-        return PageSection("Images", f"<p>{html.escape(text)}</p>")
-    return PageSection("Images", f'<div class="card strips">{strips}</div>')
+        body = f"<p>{html.escape(f'No images: {error}')}</p>"
+    return PageSection("Images", body)
 
 
 def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:

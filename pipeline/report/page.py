@@ -41,12 +41,10 @@ def render_page(title: str, subtitle: str, sections: Iterable[PageSection]) -> s
 
 def numbers(cells: Iterable[tuple[str, str, str]]) -> str:
     """Return cards of name, value and note."""
-    cards = (
-        f'<div class="card"><dt>{html.escape(name)}</dt>'
-        f"<dd>{html.escape(value)}<small>{html.escape(note)}</small></dd></div>"
-        for name, value, note in cells
-    )
-    return f'<dl class="numbers">{"".join(cards)}</dl>'
+    cards = ""
+    for name, value, note in (map(html.escape, cell) for cell in cells):
+        cards += f'<div class="card"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>'
+    return f'<dl class="numbers">{cards}</dl>'
 
 
 def name_table(values: Mapping[str, object]) -> str:
@@ -60,17 +58,13 @@ def name_table(values: Mapping[str, object]) -> str:
 
 def data_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a card with a table under a head, which scrolls sideways on a narrow screen."""
-    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
+    top, body = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head), ""
+    for row in rows:
+        texts = (f"{x:.4g}" if isinstance(x, float) else "" if x is None else str(x) for x in row)
+        body += f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in texts)}</tr>"
     return f'<div class="card wide log" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def folded(summary: str, body: str) -> str:
     """Return content that is shown on demand."""
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else html.escape(str(value))

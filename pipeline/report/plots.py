@@ -21,14 +21,8 @@ from numpy.typing import NDArray
 Metrics = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
 
-_INK, _MUTED, _LINE, _ACCENT, _WARM = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04", "#0a0a05"
-_CSS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _LINE: "var(--line)",
-    _ACCENT: "var(--accent)",
-    _WARM: "var(--warm)",
-}
+_CSS = {f"#0a0a0{n}": f"var(--{x})" for n, x in enumerate(("ink", "muted", "line", "accent", "warm"))}
+_INK, _MUTED, _LINE, _ACCENT, _WARM = _CSS
 _HUE = "#0b0b{:02x}"  # the colour of one of several lines, by its index
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6
@@ -68,17 +62,16 @@ def column(metrics: Metrics, name: str) -> tuple[Values, Values]:
 
 def loss_chart(metrics: Metrics, warmup: int) -> str:
     """Loss against steps on a log axis, with its terms behind it and the warm-up tinted."""
-    terms = _terms(metrics)
+    names = list(dict.fromkeys(name for line in metrics for name in line.get("loss_terms", {})))
+    by_term = [{"step": line["step"], **line.get("loss_terms", {})} for line in metrics]
+    terms = {name: column(by_term, name) for name in names}
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("loss")
-        for index, (name, (steps, values)) in enumerate(terms.items()):
-            shown = len(terms) <= _MAX_LEGEND or index in (0, len(terms) - 1)
-            _line(axes, steps, values, _HUE.format(index), 0.9, name if shown else "_", alpha=0.65)
+        _family(axes, terms, 0.9, alpha=0.65)
         steps, values = column(metrics, "loss")
         _line(axes, steps, values, _INK, 2.0, "loss")
         _use_log_axis(axes, [each for _, each in [*terms.values(), (steps, values)] if len(each)])
-        _tint_warmup(axes, warmup)
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+        _finish(axes, warmup)
         alt = f"Line chart of the loss against steps{_from_to(values)}, with its {len(terms)} terms."
         return _svg(figure, "loss", alt, len(terms))
 
@@ -95,17 +88,6 @@ def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _terms(metrics: Metrics) -> dict[str, tuple[Values, Values]]:
-    """Return steps and values of each term of the loss, by name."""
-    names = list(dict.fromkeys(name for line in metrics for name in line.get("loss_terms", {})))
-    return {
-        name: column(
-            [{"step": line["step"], name: line.get("loss_terms", {}).get(name)} for line in metrics], name
-        )
-        for name in names
-    }
-
-
 def single_chart(
     metrics: Metrics, key: str, label: str, scale: float = 1, least_top: float = 0, warmup: int = 0
 ) -> str:
@@ -116,9 +98,7 @@ def single_chart(
         values = values * scale
         _line(axes, steps, values, _ACCENT, 1.6)
         axes.set_ylim(0, max(1.08 * values.max(initial=0), least_top, 1e-12))
-        _tint_warmup(axes, warmup)
-        if warmup:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2)
+        _finish(axes, warmup)
         return _svg(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
 
 
@@ -128,23 +108,29 @@ def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) ->
     centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("student block")
-        for index, name in enumerate(names):
-            shown = len(names) <= _MAX_LEGEND or index in (0, len(names) - 1)
-            at = np.array(steps, np.float64)
-            _line(axes, at, centres[:, index], _HUE.format(index), 1.6, name if shown else "_")
+        at = np.array(steps, np.float64)
+        lines = {name: (at, values) for name, values in zip(names, centres.T, strict=True)}
+        _family(axes, lines, 1.6)
         axes.set_ylim(0, max(weights.shape[2] - 1, 1))
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
-        told = "; ".join(
-            f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, x in zip(names, centres.T, strict=True)
-        )
-        return _svg(
-            figure, "course", f"Line chart of the mean student block of each level: {told}.", len(names)
-        )
+        _finish(axes)
+        courses = "; ".join(f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, (_, x) in lines.items())
+        alt = f"Line chart of the mean student block of each level: {courses}."
+        return _svg(figure, "course", alt, len(names))
 
 
-def _tint_warmup(axes: Axes, warmup: int) -> None:
+def _finish(axes: Axes, warmup: int = 0) -> None:
+    """Tint the warm-up, and make a legend if there is something to name."""
     if warmup > 0:
         axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+
+
+def _family(axes: Axes, lines: Mapping[str, tuple[Values, Values]], width: float, alpha: float = 1) -> None:
+    """Draw lines of steps and values each in its own hue; a long legend names the first and the last."""
+    for index, (name, (steps, values)) in enumerate(lines.items()):
+        named = len(lines) <= _MAX_LEGEND or index in (0, len(lines) - 1)
+        _line(axes, steps, values, _HUE.format(index), width, name if named else "_", alpha)
 
 
 def _axes(label: str) -> tuple[Figure, Axes]:

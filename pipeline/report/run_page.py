@@ -2,7 +2,9 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from pipeline.report.alignment import alignment_section
 from pipeline.report.images import image_section
 from pipeline.report.page import PageSection, data_table, folded, name_table, numbers, render_page
 from pipeline.report.score_sections import score_section
-from pipeline.report.scores import read_scores, student_digest
+from pipeline.report.scores import PICTURES, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import read_metrics, read_run
+from pipeline.training.run_folder import flat_config, read_metrics, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
@@ -41,13 +43,12 @@ def write_run_report(folder: Path) -> Path:
         f"{run['config']['student']['model']} taught by {teacher['library']} {teacher['name']}: {state}",
         [
             _headline(folder, run, metrics),
-            score_section(read_scores(folder), student_digest(folder)),
-            _charts(run, metrics),
-            alignment_section(metrics),
+            score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
+            *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),
             _facts(run),
             _configuration(run),
-            _log(metrics),
+            *([_log(metrics)] if metrics else []),
         ],
     )
     replace_file(folder / REPORT_FILE, page.encode())
@@ -61,13 +62,10 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
     losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
     seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
+    loss = (f"{losses[-1]:.4f}", f"from {losses[0]:.4f}") if len(losses) else ("never finite", "")
     cells = [
         ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
-        (
-            "loss",
-            f"{losses[-1]:.4f}" if len(losses) else "never finite",
-            f"from {losses[0]:.4f}" if len(losses) else "",
-        ),
+        ("loss", *loss),
         ("training took", duration(seconds), "without start-up"),
     ]
     if len(rates):
@@ -78,13 +76,8 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if len(memory):  # of a GPU
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if count := _parameters(folder):
-        cells.append(
-            (
-                "parameters",
-                f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}",
-                "of the exported student",
-            )
-        )
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+        cells.append(("parameters", size, "of the exported student"))
     return PageSection("", numbers(cells))
 
 
@@ -98,19 +91,16 @@ def _parameters(folder: Path) -> int:
 
 
 def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    if not metrics:
-        return PageSection("Training", "")
     optim = run["config"]["optim"]
     warmup = optim["warmup_steps"]
     if warmup is None:
         warmup = round(optim["warmup_epochs"] * run["steps_per_epoch"])
+    single = partial(plots.single_chart, metrics)
     charts = {
         "Loss": plots.loss_chart(metrics, warmup),
-        "Learning rate": plots.single_chart(metrics, "learning_rate", "learning rate", warmup=warmup),
-        "Throughput": plots.single_chart(metrics, "images_per_second", "images per second"),
-        "Waiting for data": plots.single_chart(
-            metrics, "wait_share", "% of the time", scale=100, least_top=5
-        ),
+        "Learning rate": single("learning_rate", "learning rate", warmup=warmup),
+        "Throughput": single("images_per_second", "images per second"),
+        "Waiting for data": single("wait_share", "% of the time", scale=100, least_top=5),
     }
     cards = (f'<section class="card"><h3>{name}</h3>{chart}</section>' for name, chart in charts.items())
     return PageSection("Training", f'<div class="grid">{"".join(cards)}</div>')
@@ -131,47 +121,35 @@ def _facts(run: Run) -> PageSection:
 
 
 def _configuration(run: Run) -> PageSection:
-    """Return all keys in effect, first those that differ from the defaults, the paper's recipe for B."""
-    config, defaults = _flat(run["config"]), _flat(RunConfig().model_dump(mode="json"))
+    """Return all keys in effect, first those that differ from the defaults or were given by --set."""
+    config, defaults = flat_config(run["config"]), flat_config(RunConfig().model_dump(mode="json"))
     unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
-    rows = sorted(
-        ((name, value) for name, value in config.items() if name not in unused),
-        key=lambda row: row[1] == defaults.get(row[0]),
-    )
-    table = "".join(_config_row(name, value, defaults.get(name)) for name, value in rows)
+    commands = " ".join(start.get("command", "") for start in run.get("starts", [run]))
+    given = [f"{key}." for key in re.findall(r"--set[ =]'?([\w.]+)", commands)]
+    marked, others = "", ""
+    for name, value in config.items():
+        if name in unused:
+            continue
+        texts = (x if isinstance(x, str) else json.dumps(x) for x in (value, defaults.get(name)))
+        shown, usual = map(html.escape, texts)
+        row = f'<th scope="row">{html.escape(name)}</th><td>{shown}</td>'
+        by_hand = "--set, " if any(key.startswith(f"{name}.") for key in given) else ""
+        if by_hand or shown != usual:
+            marked += f'<tr class="changed">{row}<td>{by_hand}default {usual}</td></tr>'
+        else:
+            others += f"<tr>{row}<td></td></tr>"
     text = (
-        "Marked rows differ from the defaults, the paper's recipe for ViT-B; overridden values are left out."
+        "Marked rows differ from the defaults, the paper's recipe for ViT-B, or were changed by --set; "
+        "overridden values are left out."
     )
-    return PageSection(
-        "Configuration", f'<p>{text}</p><div class="card"><table class="config">{table}</table></div>'
-    )
-
-
-def _config_row(name: str, value: object, default: object) -> str:
-    name, shown, usual = (
-        html.escape(x if isinstance(x, str) else json.dumps(x)) for x in (name, value, default)
-    )
-    if value == default:
-        return f'<tr><th scope="row">{name}</th><td>{shown}</td><td></td></tr>'
-    return f'<tr class="changed"><th scope="row">{name}</th><td>{shown}</td><td>default {usual}</td></tr>'
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring sections to one level, with dotted names; free options such as student.options stay whole."""
-    values: dict[str, Any] = {}
-    for name, value in section.items():
-        nested = isinstance(value, Mapping) and not prefix
-        values |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return values
+    table = f'<table class="config">{marked}{others}</table>'
+    return PageSection("Configuration", f'<p>{text}</p><div class="card">{table}</div>')
 
 
 def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return evenly spaced lines of the log as a table, for those who cannot read the charts."""
-    if not metrics:
-        return PageSection("", "")
     names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
     chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
     rows = ([metrics[index].get(name) for name in names] for index in chosen)
-    return PageSection(
-        "", folded("Numbers of the charts", data_table([name.replace("_", " ") for name in names], rows))
-    )
+    table = data_table([name.replace("_", " ") for name in names], rows)
+    return PageSection("", folded("Numbers of the charts", table))

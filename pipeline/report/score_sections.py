@@ -1,30 +1,52 @@
-"""The scores of a report: bars of those that may be compared, and a table of the classes."""
+"""The scores of a report: bars of those that may be compared, with intervals, and what lies behind them."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
-from pipeline.report.page import PageSection, data_table, folded
+from pipeline.report.page import PageSection, data_table, folded, render_page
+from pipeline.report.score_details import class_table, score_details
 from pipeline.report.scores import Score, is_outdated
+from pipeline.storage.files import replace_file
 
 _COLOURS = {"cls": "cls", "mean": ""}
-_NAMES = {"cls": "CLS", "mean": "mean patch token"}
+_NAMES = {
+    "cls": "CLS",
+    "mean": "mean patch token",
+    "cls+mean": "CLS and mean",
+    "last4": "CLS of the last 4 blocks",
+}
 
 
-def score_section(scores: Sequence[Score], student: str | None) -> PageSection:
-    """Return a chart for each group of scores under the same conditions; `student` is the present digest."""
-    ordered = sorted(
-        scores, key=lambda score: score.conditions
-    )  # stable: within a chart in the order they came
+def score_section(scores: Sequence[Score], student: str | None, pictures: Path | None = None) -> PageSection:
+    """Return a chart for each group of scores under the same conditions.
+
+    `student` is the digest of the present student, `pictures` the folder of the scores' pictures.
+    """
+    ordered = sorted(scores, key=lambda score: score.conditions)  # stable: in a chart in the order they came
     charts = [
-        _chart(list(group), student) for _, group in groupby(ordered, key=lambda score: score.conditions)
+        _chart(list(group), student, pictures)
+        for _, group in groupby(ordered, key=lambda score: score.conditions)
     ]
     return PageSection("Evaluation", "".join(charts))
 
 
-def _chart(group: list[Score], student: str | None) -> str:
+def write_evaluation_page(file: Path, scores: Sequence[Score], pictures: Path) -> None:
+    """Write a page of scores that belong to no run."""
+    first = scores[0]
+    kinds = ", ".join(dict.fromkeys(score.evaluation for score in scores))
+    title = f"{kinds} of {first.subject.name}, {first.date[:10]}"
+    section = score_section(scores, first.subject.weights, pictures)
+    replace_file(file, render_page(title, f"evaluated on {first.device}", [section]).encode())
+
+
+def _chart(group: list[Score], student: str | None, pictures: Path | None) -> str:
     first = group[0]
-    options = ", ".join(f"{name} {value}" for name, value in first.options.items())
+    chosen = {
+        name: value for name, value in first.options.items() if value is not None and value is not False
+    }
+    options = ", ".join(f"{name} {_option(value)}" for name, value in chosen.items())
     data = f"{first.test.images:,} images of {first.test.classes} classes" + (
         f", against {first.bank.images:,} others"
         if first.bank == first.test
@@ -36,40 +58,61 @@ def _chart(group: list[Score], student: str | None) -> str:
         for facts in {facts.digest: facts for facts in (first.bank, first.test)}.values()
         for kind, count in facts.left_out.items()
     )
-    notes = "".join(f"<br>{html.escape(note)}" for note in first.notes)
-    rows = "".join(row for score in group for row in _rows(score, student))
+    notes = "".join(f"<br>{html.escape(note)}" for note in dict.fromkeys(n for s in group for n in s.notes))
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
+    selected = "" if first.selection.startswith("none") else f" Chosen: {html.escape(first.selection)}."
+    names = [f"{_who(score, student)}, {score.representation}" for score in group]
+    behind = [score_details(score, _who(score, student), pictures) for score in group]
+    bars = "".join(_row(score, student) for score in group)
     return (
-        f'<p>{text}{left_out}{notes}</p><div class="card"><table class="scores">{rows}</table></div>'
-        f"{folded('Accuracy of each class', _classes(group, student))}"
+        f"<h3>{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>"
+        f'<div class="card"><table class="scores">{bars}</table></div>'
+        f"{_all_metrics(group, names)}"
+        f"{folded(f'{_metric(first)} of each class', class_table(group, names)) if first.per_class else ''}"
+        f"{''.join(behind)}"
     )
 
 
-def _rows(score: Score, student: str | None) -> Iterator[str]:
-    old = is_outdated(score, student)
-    who = f'<th scope="row">{html.escape(_who(score, student))}</th>'
+def _option(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _metric(score: Score) -> str:
+    name = next(iter(score.metrics))
+    return "Accuracy" if name == "top-1" else name
+
+
+def _row(score: Score, student: str | None) -> str:
+    """Return the bar of the first metric, with the line of chance and the 95% interval."""
+    (name, value), *_ = score.metrics.items()
+    kind = "old" if is_outdated(score, student) else _COLOURS.get(score.representation, "")
     what = html.escape(_NAMES.get(score.representation, score.representation))
-    for name, value in score.metrics.items():
-        style = "bar old" if old else f"bar {_COLOURS.get(score.representation, '')}".rstrip()
-        yield (
-            f"<tr>{who}<td>{what}, {html.escape(name)}</td>"
-            f'<td class="share"><div class="track" style="--chance:{score.chance:.1%}">'
-            f'<div class="{style}" style="width:{value:.1%}"></div></div></td><td>{value:.1%}</td></tr>'
-        )
+    low, high = score.intervals.get(name, (value, value))
+    whisker = f'<i style="left:{low:.1%};width:{max(0.0, high - low):.1%}"></i>' if high > low else ""
+    spread = f" <small>{low:.1%} to {high:.1%}</small>" if high > low else ""
+    return (
+        f'<tr><th scope="row">{html.escape(_who(score, student))}</th><td>{what}, {html.escape(name)}</td>'
+        f'<td class="share"><div class="track" style="--chance:{score.chance:.1%}">'
+        f'<div class="{f"bar {kind}".rstrip()}" style="width:{min(1.0, max(0.0, value)):.1%}"></div>'
+        f"{whisker}</div></td>"
+        f"<td>{value:.1%}{spread}</td></tr>"
+    )
+
+
+def _all_metrics(group: Sequence[Score], names: Sequence[str]) -> str:
+    """Return a table of all metrics, if there is more than the one of the bars."""
+    metrics = list(dict.fromkeys(name for score in group for name in score.metrics))
+    if len(metrics) < 2:
+        return ""
+    rows = (
+        [who, *(f"{score.metrics[name]:.1%}" if name in score.metrics else None for name in metrics)]
+        for who, score in zip(names, group, strict=True)
+    )
+    return folded("All metrics", data_table(["network", *metrics], rows))
 
 
 def _who(score: Score, student: str | None) -> str:
     subject = score.subject
     step = f", step {subject.step:,}" if subject.kind == "run" and subject.step is not None else ""
-    return f"{subject.name}{step}{' (outdated: other weights)' if is_outdated(score, student) else ''}"
-
-
-def _classes(group: list[Score], student: str | None) -> str:
-    """Return a table of the first metric: a row for each class, a column for each score."""
-    labels = sorted(group[0].per_class, key=int)
-    head = ["class", "images", *(f"{_who(score, student)}, {score.representation}" for score in group)]
-    rows = (
-        [label, group[0].class_images[label], *(f"{score.per_class[label]:.0%}" for score in group)]
-        for label in labels
-    )
-    return data_table(head, rows)
+    old = is_outdated(score, student)
+    return f"{subject.name}{step}{' (outdated: other weights)' if old else ''}"

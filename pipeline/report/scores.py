@@ -14,6 +14,7 @@ from pipeline.storage.files import locked, replace_file
 from pipeline.student.export import STUDENT_FILE
 
 SCORES_FILE = "scores.json"
+PICTURES = "evaluation"  # folder beside the scores
 
 
 class SubjectFacts(Section):
@@ -40,7 +41,7 @@ class DataFacts(Section):
 
 
 class Picture(Section):
-    """A picture of a result: `file` lies in a folder beside the scores."""
+    """A picture of a result, a PNG: `file` lies in the folder PICTURES beside the scores."""
 
     file: str
     caption: str
@@ -50,8 +51,8 @@ class Outcome(Section):
     """The result of an evaluation with one representation; `per_class` is the first metric by class index.
 
     `selection` says what chose layer and hyper-parameters, `chance` is the best constant answer, `notes` what
-    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images by true and
-    predicted class, `details` has what a protocol reports beside its metrics.
+    a reader must know. `intervals` are the 95% bounds of metrics, `confused` counts images, of masks pixels,
+    by true and predicted class, `details` has what a protocol reports beside its metrics.
     """
 
     representation: str
@@ -122,14 +123,9 @@ def scores_json(scores: Iterable[Score]) -> bytes:
     return text
 
 
-def _identity(score: Score) -> tuple[str, str, str, str, str]:
-    return (
-        score.subject.kind,
-        score.subject.name,
-        score.subject.weights,
-        score.representation,
-        score.conditions,
-    )
+def _identity(score: Score) -> tuple[str, ...]:
+    subject = score.subject
+    return subject.kind, subject.name, subject.weights, score.representation, score.conditions
 
 
 def student_digest(run: Path) -> str | None:

@@ -55,6 +55,12 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 .track::after { content: ""; position: absolute; top: -3px; bottom: -3px; left: var(--chance);
   border-left: 2px solid var(--warm); }
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
+.track i { position: absolute; top: 6px; height: 2px; background: var(--ink); }
+.scores small { display: block; color: var(--muted); }
+.picture { margin: 12px 0; } .picture img { display: block; max-width: 100%; height: auto; }
+.picture figcaption { font-size: .85rem; color: var(--muted); margin-top: 6px; }
+.confusion th[scope=col] { vertical-align: bottom; }
+.confusion th[scope=col] span { writing-mode: vertical-rl; }
 .bar.cls { background: var(--muted); }
 .bar.old { background: repeating-linear-gradient(45deg, var(--line) 0 4px, transparent 4px 8px); }
 .subtitle { margin: 0 0 16px; max-width: none; }

@@ -4,8 +4,8 @@ On a CPU every operation is done when its call returns, so there is nothing to w
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -54,18 +54,13 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[Any]:
         """Work launched in this context runs on this stream."""
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            yield
+        return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
     def wait(self) -> None:
         """Wait for all that was launched on this stream."""
-        if self._stream is not None:
+        if self._stream:
             self._stream.synchronize()
 
 

@@ -13,17 +13,11 @@ from pipeline.errors import ConfigError
 
 Environment = Mapping[str, str]
 
-# Name, rank, world size, local rank, local world size. mpirun comes first because it starts its agents by
-# srun.
+# Name, rank, world size, local rank, local world size. mpirun comes before srun, which it starts agents with.
+_MPI = "OMPI_COMM_WORLD"
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    (
-        "mpirun",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
+    ("mpirun", f"{_MPI}_RANK", f"{_MPI}_SIZE", f"{_MPI}_LOCAL_RANK", f"{_MPI}_LOCAL_SIZE"),
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
@@ -52,8 +46,12 @@ def this_process(environment: Environment = os.environ) -> Process:
             continue
         if launcher == "srun" and _is_batch_script(environment):
             continue
-        if launcher == "torchrun" and _is_step_of_that_size(environment):
-            names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
+        # A script may set RANK and WORLD_SIZE, but no LOCAL_RANK, for the processes of an srun.
+        by_hand = launcher == "torchrun" and not environment.get("LOCAL_RANK")
+        if by_hand and environment.get("SLURM_LOCALID") and not _is_batch_script(environment):
+            tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
+            if tasks == environment["WORLD_SIZE"]:
+                names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
     for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
         if environment.get(name, harmless) != harmless:
@@ -92,11 +90,12 @@ def meeting_point(process: Process, environment: Environment = os.environ) -> tu
     """Return the address and port at which the processes of a group meet; raises ConfigError if unknown."""
     address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
     if process.launcher == "srun":
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
-        address = address or (_first_host(nodes) if nodes else None)
-        if not port and environment.get(
-            "SLURM_JOB_ID"
-        ):  # a step of its own port, above those that are often taken
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
+        # the first of a list such as node[07-12,20],login1
+        if not address and (first := re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^\[,]*))?", nodes)):
+            address = "".join(part or "" for part in first.groups())
+        if not port and environment.get("SLURM_JOB_ID"):
+            # each step has its own port, above those that are often taken
             steps = _number(environment, "SLURM_JOB_ID") * 16 + _number(environment, "SLURM_STEP_ID", 0) % 16
             port = str(20000 + steps % 12000)
     if not (address and port):
@@ -111,14 +110,6 @@ def _is_batch_script(environment: Environment) -> bool:
     """Whether this is a job's batch script: Slurm gives it a rank, but no srun has started other tasks."""
     steps = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
     return "SLURM_JOB_ID" in environment and not any(name in environment for name in steps)
-
-
-def _is_step_of_that_size(environment: Environment) -> bool:
-    """Whether srun has started the processes whose RANK and WORLD_SIZE, but no LOCAL_RANK, a script sets."""
-    if environment.get("LOCAL_RANK") or not environment.get("SLURM_LOCALID") or _is_batch_script(environment):
-        return False
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
-    return tasks == environment["WORLD_SIZE"]
 
 
 def _checked(launcher: str, names: list[str], environment: Environment) -> Process:
@@ -153,12 +144,6 @@ def _tasks_of_node(world_size: int, environment: Environment) -> int:
         return counts[node]
     evenly = -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
     return min(_number(environment, "SLURM_NTASKS_PER_NODE", evenly), world_size)
-
-
-def _first_host(nodes: str) -> str:
-    """Return the first of a Slurm list of hosts, such as node[07-12,20],login1."""
-    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^\[,]*))?", nodes)
-    return "".join(part or "" for part in match.groups()) if match else nodes
 
 
 def _number(environment: Environment, name: str, default: int | None = None) -> int:

@@ -11,9 +11,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_WAIT_SHARE = (
-    0.1  # of the time between two looks, above which more work is begun if it was so at the look before, too
-)
+# of the time between two looks, above which more work is begun if it was so at the look before, too
+_WAIT_SHARE = 0.1
 _RESULTS_BETWEEN_LOOKS = 8
 _OF_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)  # macOS has only the latter
 
@@ -32,23 +31,19 @@ def ordered_map(
     pace, remaining, waiting = _Pace(at_once, most or at_once), iter(items), deque[Future[Result]]()
     threads = ThreadPoolExecutor(pace.most)  # starts a thread only when there is work for it
     try:
+        for item in remaining if pace.at_once == 1 else ():
+            yield pace.work_here(function, item)
+            if pace.look() > 1:
+                break
         while True:
-            pace.look()
-            if pace.at_once == 1:
-                for item in islice(remaining, 1):
-                    yield pace.work_here(function, item)
-                    break
-                else:
-                    return
-                continue
-            waiting.extend(
-                threads.submit(function, item) for item in islice(remaining, pace.at_once - len(waiting))
-            )
+            missing = islice(remaining, pace.at_once - len(waiting))
+            waiting.extend(threads.submit(function, item) for item in missing)
             if not waiting:
                 return
             result = pace.wait(waiting.popleft())
             waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
             yield result
+            pace.look()
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -58,19 +53,20 @@ class _Pace:
 
     def __init__(self, at_once: int, most: int) -> None:
         self.at_once, self.most = at_once, most
-        self._waited, self._results, self._begin = 0.0, 0, time.perf_counter()
+        self._waited, self._results, self._begin = 0.0, 1, time.perf_counter()
         self._waits = False
 
-    def look(self) -> None:
-        """Double `at_once` if two successive checks find that too much of the time was spent waiting."""
+    def look(self) -> int:
+        """Return `at_once`, doubled if two successive checks find that too much time was spent waiting."""
         self._results += 1
         if self._results <= _RESULTS_BETWEEN_LOOKS or self.at_once == self.most:
-            return
+            return self.at_once
         now = time.perf_counter()
         waited_before, self._waits = self._waits, self._waited > _WAIT_SHARE * (now - self._begin)
         if waited_before and self._waits:
             self.at_once, self._waits = min(2 * self.at_once, self.most), False
         self._waited, self._results, self._begin = 0.0, 1, now
+        return self.at_once
 
     def wait(self, future: Future[Result]) -> Result:
         begin = time.perf_counter()

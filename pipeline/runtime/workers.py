@@ -75,7 +75,11 @@ class Worker:
         start_early(serve.__module__)
         context = worker_context()
         pipe, theirs = context.Pipe()
-        _limit_waiting(pipe, patience)
+        # Every read and write fails after that time, also within a message.
+        timeout = struct.pack("@ll", int(patience), int(patience % 1 * 1e6))
+        with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                end.setsockopt(socket.SOL_SOCKET, direction, timeout)
         self._pipe: Connection = pipe
         self._process = context.Process(target=_run, args=(serve, theirs, *arguments), daemon=True, name=name)
         with _without_main_module():
@@ -117,30 +121,32 @@ def worker_context(*modules: str) -> ForkServerContext:
 def start_early(*modules: str) -> None:
     """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
-    resource_tracker_started()
-    with _short_temporary_folder():
-        util.get_temp_dir()  # which remembers it
-    with safe_path(), blocked_signals():
-        forkserver.ensure_running()
+    usual = tempfile.gettempdir()
+    tempfile.tempdir = _short_temporary_folder(usual)
+    util.get_temp_dir()  # which remembers it
+    tempfile.tempdir = usual
+    with _helper_starting():
+        forkserver.ensure_running()  # and the resource tracker
 
 
 def resource_tracker_started() -> None:
     """Start the process that removes what killed processes leave, unless it runs."""
-    with safe_path(), blocked_signals():
+    with _helper_starting():
         resource_tracker.ensure_running()
 
 
 @contextmanager
-def safe_path() -> Iterator[None]:
-    """Keep interpreters that are started here from importing from the working folder.
+def _helper_starting() -> Iterator[None]:
+    """Keep a helper of multiprocessing from polite signals, and from importing from the working folder.
 
-    CPython runs multiprocessing's two helpers as `python -c`, which puts the working folder first on the
-    path: a user's own pipeline.py or queue.py would be imported and run.
+    CPython starts helpers as `python -c`, which puts the working folder first on the path: a user's own
+    pipeline.py or queue.py would be imported and run.
     """
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        yield
+        with blocked_signals():
+            yield
     finally:
         if before is None:
             del os.environ["PYTHONSAFEPATH"]
@@ -148,22 +154,15 @@ def safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-@contextmanager
-def _short_temporary_folder() -> Iterator[None]:
-    """Use a temporary folder with a path short enough for a socket: batch systems set a long TMPDIR."""
-    usual = tempfile.gettempdir()
-    short = [folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER]
-    writable = [folder for folder in short if os.access(folder, os.W_OK | os.X_OK)]
-    if not writable:
-        raise ConfigError(
-            f"the temporary folder {usual!r} has a path too long for a socket, and none of "
-            f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
-        )
-    tempfile.tempdir = writable[0]
-    try:
-        yield
-    finally:
-        tempfile.tempdir = usual
+def _short_temporary_folder(usual: str) -> str:
+    """Return a temporary folder with a path short enough for a socket: batch systems set a long TMPDIR."""
+    for folder in (usual, *_SHORT_FOLDERS):
+        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ConfigError(
+        f"the temporary folder {usual!r} has a path too long for a socket, and none of "
+        f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
+    )
 
 
 @contextmanager
@@ -179,14 +178,6 @@ def _without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def _limit_waiting(pipe: Connection, seconds: float) -> None:
-    """Make every read and write fail after a time (0: never), also within a message."""
-    timeout = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, direction, timeout)
 
 
 def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Claims on an object store: objects that say which process works on what. They only avoid double work."""
+"""Claims on an object store: objects that say which process works on what. They avoid double work."""
 
 import json
 import os
@@ -40,6 +40,14 @@ class Claim:
             _ours.add(self._token)
             self._thread.start()
         return held
+
+    def is_ours(self) -> bool:
+        """Return whether no other process has the claim; one that has expired may have been taken over."""
+        try:
+            with translate_errors(self._url):
+                return bytes(obstore.get(self._store, self._key).bytes()) == self._data
+        except FileNotFoundError:  # whoever had it has released it
+            return True
 
     def release(self) -> None:
         """Remove the object, if it is still ours."""

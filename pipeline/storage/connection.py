@@ -47,27 +47,21 @@ _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
 _NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 
 
-def connect(address: str, retries: "RetryConfig | None" = None) -> ObjectStore:
+def connect(address: str) -> ObjectStore:
     """Return the store of the keys below `address`, configured by the environment; raises ConfigError."""
-    if retries:
-        return _connected(address, retries)
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
-    return _connection(address, settings)
+    return _connected(address, settings)
 
 
 @lru_cache(maxsize=64)
-def _connection(address: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:  # noqa: ARG001
-    return _connected(address, RETRIES)
-
-
-def _connected(address: str, retries: "RetryConfig") -> ObjectStore:
+def _connected(address: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:  # noqa: ARG001
     scheme = address.partition("://")[0]
     client: ClientConfig = {**_CLIENT}
     if (address if scheme == "http" else os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
         client["allow_http"] = True  # the user has written http on purpose
     make = HTTPStore.from_url if scheme in WEB_SCHEMES else from_url
     try:
-        return make(address, client_options=client, retry_config=retries)
+        return make(address, client_options=client, retry_config=RETRIES)
     except (BaseError, ValueError) as error:
         raise ConfigError(
             f"address {printable(address)!r} cannot be used ({_end_of_line(error)}): {_remedy(address)}"

@@ -141,8 +141,7 @@ def _rename_exclusively(source: Path, target: Path) -> None:
             return
         if (number := ctypes.get_errno()) not in _NO_FLAGS:
             raise OSError(number, os.strerror(number), str(target))
-    with _open_lock(target.parent, os.O_RDONLY) as folder:
-        _flock(folder, target.parent, fcntl.LOCK_EX)
+    with locked(target.parent):
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
@@ -168,41 +167,25 @@ def _write_temporary(path: Path, data: bytes, scratch: Path | None) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the exclusive lock of a file and hold it; raises StorageError if there are no locks."""
-    with _open_lock(path, os.O_RDWR | os.O_CREAT) as file:
-        _flock(file, path, fcntl.LOCK_EX)
-        yield
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the exclusive lock of a file or folder; yields False if it is not free and `wait` is False.
 
-
-@contextmanager
-def locked_if_free(path: Path) -> Iterator[bool]:
-    """Try to hold the exclusive lock of a file; yields whether it is held. Raises StorageError as above."""
-    with _open_lock(path, os.O_RDWR | os.O_CREAT) as file:
+    Raises StorageError if there are no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)  # a copy of the cache may have left out empty folders
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
         try:
-            _flock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except BlockingIOError:
             held = False
+        except OSError as error:
+            where = f"the file system of {str(path)!r}"
+            raise StorageError(
+                f"{where} has no file locks ({error.strerror}): use one that has them"
+            ) from None
         yield held
-
-
-@contextmanager
-def _open_lock(path: Path, flags: int) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)  # a copy of the cache may have left out empty folders
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    try:
-        yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _flock(file: int, path: Path, operation: int) -> None:
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"the file system of {str(path)!r} has no file locks ({error.strerror}): use one that has them"
-        ) from None

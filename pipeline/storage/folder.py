@@ -43,8 +43,11 @@ class Folder(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Create a file whole unless it is there; return whether this call created it."""
 
-    def take(self, source: Path, key: str) -> None:
-        """Move a finished local file to a key, over whatever is there; the source is gone afterwards."""
+    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
+        """Move a finished local file to a key, over whatever is there; the source is gone afterwards.
+
+        Returns False, and leaves the key as it is, if `still()`, asked just before, is false.
+        """
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
         """Publish the finished local folder `source` as the folder `key` unless it exists; return whether.
@@ -62,7 +65,10 @@ class Folder(Protocol):
     def claimed(self, name: str) -> AbstractContextManager[bool]:
         """Claim a piece of work, to avoid double work; yields whether no one else has claimed it."""
 
-    def moving(self) -> AbstractContextManager[None]:
+    def holds(self, name: str) -> bool:
+        """Return whether no one else has taken over a claim of this folder, as after a long suspension."""
+
+    def moving(self) -> AbstractContextManager[object]:
         """Hold the lock for moving files into place, if any; correctness depends on `create` alone."""
 
     def scratch(self) -> AbstractContextManager[Path]:
@@ -72,8 +78,9 @@ class Folder(Protocol):
         """Return the bytes that can still be written, None if that is not known."""
 
 
-def read_pieces(folder: Folder, key: str, start: int = 0) -> Iterator[bytes]:
-    """Yield the bytes of a file from `start` on in pieces of 8 MiB; raises FileNotFoundError."""
+def read_pieces(folder: Folder, key: str) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces of 8 MiB; raises FileNotFoundError."""
+    start = 0
     while piece := folder.read(key, start, start + _PIECE_BYTES):
         yield piece
         start += len(piece)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StorageError
@@ -16,7 +16,6 @@ from pipeline.storage.files import (
     create_file_exclusively,
     flush_to_disk,
     locked,
-    locked_if_free,
     move_file,
     replace_file,
 )
@@ -45,21 +44,17 @@ class LocalFolder:
 
     @property
     def address(self) -> str:
-        """The path."""
         return str(self.path)
 
     def exists(self, key: str) -> bool:
-        """Return whether a file is there."""
         return (self.path / key).exists()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes [start, end) of a file."""
         with (self.path / key).open("rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else max(0, end - start))
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes of a file from `start` on."""
         with (self.path / key).open("rb", buffering=0) as file:
             done = 0
             while done < len(buffer) and (count := os.preadv(file.fileno(), [buffer[done:]], start + done)):
@@ -67,7 +62,6 @@ class LocalFolder:
             return done
 
     def names(self, prefix: str = "") -> set[str]:
-        """Return the names of what is directly in a folder."""
         try:
             entries = {entry.name for entry in (self.path / prefix).iterdir()}
         except FileNotFoundError:
@@ -79,7 +73,6 @@ class LocalFolder:
         return {name for name in entries if not _FOREIGN.fullmatch(name)}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size of every file below a folder, by key."""
         found: dict[str, int] = {}
         folders = [prefix]
         while folders:
@@ -100,16 +93,15 @@ class LocalFolder:
         return found
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write a file whole."""
         replace_file(self.path / key, data, self._scratch)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a file whole unless it is there."""
         return create_file_exclusively(self.path / key, data, self._scratch)
 
-    def take(self, source: Path, key: str) -> None:
-        """Move a flushed file into place."""
-        move_file(source, self.path / key)
+    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
+        if held := still():
+            move_file(source, self.path / key)
+        return held
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
         """Flush a folder and rename it into place, unless there is one."""
@@ -147,20 +139,18 @@ class LocalFolder:
                 self.replace(key, after)
 
     def remove(self, key: str) -> None:
-        """Remove a file."""
         (self.path / key).unlink(missing_ok=True)
 
-    @contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
-        """Hold a lock file of that name, if it is free."""
-        with locked_if_free(self.path / _LOCKS / name) as free:
-            yield free
+    def claimed(self, name: str) -> AbstractContextManager[bool]:
+        return locked(self.path / _LOCKS / name, wait=False)
 
-    @contextmanager
-    def moving(self) -> Iterator[None]:
+    def holds(self, name: str) -> bool:  # noqa: ARG002
+        """Return True: the system frees a lock only when its holder dies."""
+        return True
+
+    def moving(self) -> AbstractContextManager[object]:
         """Hold the lock under which files are moved into place. It may not reach every host."""
-        with locked(self.path / _LOCKS / "publish"):
-            yield
+        return locked(self.path / _LOCKS / "publish")
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -173,11 +163,9 @@ class LocalFolder:
                 with locked(sweeping):
                     folder.mkdir(parents=True)
                     held.enter_context(locked(folder / "lock"))
-                    _sweep(parent)
-                    _sweep_copies(self.path, parent)
-                self._scratch = (
-                    folder  # replace and create put their temporary files there, so a sweep finds them
-                )
+                    _sweep(self.path, parent)
+                # replace and create put their temporary files there, so a sweep finds them
+                self._scratch = folder
                 yield folder
             except BaseException:
                 # zarr writes in a thread of its own, which an exception here does not stop
@@ -192,7 +180,6 @@ class LocalFolder:
                     raise
 
     def free_bytes(self) -> int:
-        """Return the bytes free on the disk."""
         path = self.path.absolute()
         nearest = next(folder for folder in (path, *path.parents) if folder.exists())
         return shutil.disk_usage(nearest).free
@@ -203,28 +190,22 @@ def _remove(folder: Path, sweeping: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove folders of dead processes; those of other hosts after a day: their locks may be invisible."""
+def _sweep(path: Path, parent: Path) -> None:
+    """Remove the scratch folders of dead processes, and the copies of folders that they were making."""
     for folder in parent.iterdir():
         with suppress(OSError):  # gone by now, or of another user
-            if _of_this_host(folder.name) or _is_old(folder):
-                with locked_if_free(folder / "lock") as free:
+            if _is_sweepable(folder, folder.name):
+                with locked(folder / "lock", wait=False) as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep_copies(path: Path, parent: Path) -> None:
-    """Remove the copies of folders that died before they had their name: their scratch folder is gone."""
     for copy in path.glob(f"{_COPY}*"):
         with suppress(OSError):
             holder = copy.name.removeprefix(_COPY)
-            if not (parent / holder).exists() and (_of_this_host(holder) or _is_old(copy)):
+            if not (parent / holder).exists() and _is_sweepable(copy, holder):
                 shutil.rmtree(copy, ignore_errors=True)
 
 
-def _of_this_host(name: str) -> bool:
-    return name.rsplit("-", 2)[0] == _HOST
-
-
-def _is_old(folder: Path) -> bool:
-    return time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS
+def _is_sweepable(folder: Path, holder: str) -> bool:
+    """Return whether a folder is of this host, or a day old: the locks of other hosts may be invisible."""
+    is_ours = holder.rsplit("-", 2)[0] == _HOST
+    return is_ours or time.time() - folder.stat().st_mtime >= _SECONDS_OF_OTHERS

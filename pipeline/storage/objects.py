@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from pipeline.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import RetryConfig
 
 PART_BYTES = 8 << 20  # of a multipart upload
 _MOST_PARTS = 9_000  # S3 takes 10,000
@@ -33,24 +31,26 @@ _UPDATE_TRIES = 50
 _CLAIMS = "logs/claims"
 
 
+class _LostError(Exception):
+    """Ends an upload, which obstore then aborts."""
+
+
 class ObjectFolder:
     """A Folder on an object store."""
 
     parallel_reads = 16
+    claim_expiry = CLAIM_EXPIRY
 
-    def __init__(
-        self, address: str, retries: "RetryConfig | None" = None, claim_expiry: timedelta = CLAIM_EXPIRY
-    ) -> None:
+    def __init__(self, address: str) -> None:
         """Take the URL without a request. Raises ConfigError for one that cannot be used."""
         self.address = address.rstrip("/")
-        self._claim_expiry = claim_expiry
-        self._store = connect(self.address, retries)
+        self._claims: dict[str, Claim] = {}
+        self._store = connect(self.address)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.address,)
 
     def exists(self, key: str) -> bool:
-        """Return whether an object is there."""
         try:
             with self._errors(key):
                 obstore.head(self._store, key)
@@ -59,7 +59,6 @@ class ObjectFolder:
         return True
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes [start, end) of an object."""
         with self._errors(key):
             if end is not None and end <= start:
                 obstore.head(self._store, key)
@@ -74,26 +73,22 @@ class ObjectFolder:
                 raise
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes of an object from `start` on."""
         data = self.read(key, start, start + len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def names(self, prefix: str = "") -> set[str]:
-        """Return the names of what is directly in a folder."""
         with self._errors(prefix):
             found = with_retries(lambda: obstore.list_with_delimiter(self._store, prefix))
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {path.rpartition("/")[2] for path in paths}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size of every object below a folder, by key."""
         with self._errors(prefix):
             batches = with_retries(lambda: list(obstore.list(self._store, prefix)))
         return {meta["path"]: meta["size"] for batch in batches for meta in batch}
 
     def replace(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
         with self._errors(key):
             obstore.put(self._store, key, data, use_multipart=False)
 
@@ -106,20 +101,39 @@ class ObjectFolder:
                     self._put(key, data, "create", writer)
                     return True
                 except AlreadyExistsError:  # or this put was tried again because its first answer got lost
-                    with suppress(
-                        FileNotFoundError
-                    ):  # S3 may refuse one of two puts before the other is there
+                    # S3 may refuse one of two puts before the other is there
+                    with suppress(FileNotFoundError):
                         return obstore.get(self._store, key).attributes.get(_WRITER) == writer
             time.sleep(random.uniform(0, 0.1))
         text = "the store neither creates the object nor has it: run the same command again"
         raise OSError(errno.EAGAIN, text, self._url(key))
 
-    def take(self, source: Path, key: str) -> None:
-        """Upload a file, a large one in parts side by side, and unlink it."""
-        part = max(PART_BYTES, source.stat().st_size // _MOST_PARTS)
-        with self._errors(key):
-            with_retries(lambda: obstore.put(self._store, key, source, chunk_size=part))
+    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:
+        """Upload a file, a large one in parts side by side, and unlink it.
+
+        A large one takes long, so `still` is asked again before its last part, which makes the object appear.
+        """
+        size = source.stat().st_size
+        part = max(PART_BYTES, size // _MOST_PARTS)
+
+        def parts() -> Iterator[bytes]:
+            with source.open("rb") as file, ThreadPoolExecutor(1) as another:
+                for start in range(0, size, part):
+                    # in another thread: obstore, which iterates here, cannot be called by this one
+                    if start + part >= size and not another.submit(still).result():
+                        raise _LostError
+                    yield file.read(part)
+
+        if not still():
+            return False
+        try:
+            with self._errors(key):
+                data = parts if size > part else lambda: source
+                with_retries(lambda: obstore.put(self._store, key, data(), chunk_size=part))
+        except _LostError:
+            return False
         source.unlink()
+        return True
 
     def take_tree(self, source: Path, key: str, marker: str) -> bool:
         """Create the marker, which decides who makes the folder, then upload the files that are missing."""
@@ -160,7 +174,6 @@ class ObjectFolder:
         raise OSError(errno.EAGAIN, text, self._url(key))
 
     def remove(self, key: str) -> None:
-        """Remove an object."""
         with suppress(FileNotFoundError), self._errors(key):
             with_retries(lambda: obstore.delete(self._store, key))
 
@@ -168,13 +181,20 @@ class ObjectFolder:
     def claimed(self, name: str) -> Iterator[bool]:
         """Hold an object of that name, unless another live process holds it."""
         key = f"{_CLAIMS}/{name}.json"
-        claim = Claim(self._store, key, self._url(key), self._claim_expiry)
+        claim = Claim(self._store, key, self._url(key), self.claim_expiry)
         held = claim.take()
         try:
+            if held:
+                self._claims[name] = claim
             yield held
         finally:
             if held:
+                del self._claims[name]
                 claim.release()
+
+    def holds(self, name: str) -> bool:
+        """Return whether no one else has taken over a claim; True for what was not claimed here."""
+        return name not in self._claims or self._claims[name].is_ours()
 
     def moving(self) -> AbstractContextManager[None]:
         """Hold nothing: object stores have no locks."""

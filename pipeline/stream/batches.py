@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
-from pipeline.stream.feed import SMALLER, FedPiece, Feed, WorkerFeed, start_feed
+from pipeline.stream.feed import SMALLER, FedPiece, WorkerFeed, inline_pieces
 from pipeline.stream.samples import StreamSpec, sample_fields
 
 _MOST_PENDING = 1  # pieces that may still be copied when another comes; fewer than one worker's slots
@@ -52,10 +51,10 @@ class BatchStream:
             }
             for _ in range(2)
         ]
-        self._feed: Feed = start_feed(cache, spec, epoch, step, workers)
-        self._size = size
-        self._copier = _Copier(self._feed, device)
-        self._batches = self._fill()
+        self._workers = WorkerFeed(cache, spec, epoch, step, workers) if workers else None
+        pieces = self._workers.pieces() if self._workers else inline_pieces(cache, spec, epoch, step)
+        self._copier = _Copier(self._workers, device)
+        self._batches = self._fill(pieces, size)
         self.blocked_seconds = 0.0
 
     def __iter__(self) -> Self:
@@ -65,27 +64,21 @@ class BatchStream:
         """Return the next batch in the order of the stream."""
         return next(self._batches)
 
-    def _pieces(self) -> Iterator[FedPiece]:
-        pieces = self._feed.pieces()
+    def _fill(self, pieces: Iterator[FedPiece], size: int) -> Iterator[Batch]:
+        filled, turn = 0, 0
         while True:
-            begin = time.perf_counter()
+            begin, taken = time.perf_counter(), 0
             piece = next(pieces)
             self.blocked_seconds += time.perf_counter() - begin
-            yield piece
-
-    def _fill(self) -> Iterator[Batch]:
-        filled, turn = 0, 0
-        for piece in self._pieces():
-            taken = 0
             while taken < piece.count:
                 if not filled:
                     self._copier.begin(turn)
-                count = min(piece.count - taken, self._size - filled)
+                count = min(piece.count - taken, size - filled)
                 self._copier.copy(piece, taken, self._buffers[turn], filled, count)
                 taken, filled = taken + count, filled + count
                 if taken == piece.count:
                     self._copier.release(piece)
-                if filled == self._size:
+                if filled == size:
                     self._copier.finish()
                     yield self._buffers[turn]
                     self._copier.used(turn)
@@ -94,13 +87,12 @@ class BatchStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._copier.close()
         finally:
-            self._feed.close()
+            if self._workers:
+                self._workers.close()
 
 
 class _Copier:
@@ -112,14 +104,14 @@ class _Copier:
     only after its copies (the events in `_pending`).
     """
 
-    def __init__(self, feed: Feed, device: torch.device) -> None:
-        self._feed, self._device = feed, device
+    def __init__(self, workers: WorkerFeed | None, device: torch.device) -> None:
+        self._workers, self._device = workers, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._steps: list[torch.cuda.Event | None] = [None, None]
-        self._pending: deque[tuple[torch.cuda.Event, FedPiece]] = deque()
+        self._pending: deque[tuple[torch.cuda.Event, tuple[int, int]]] = deque()
         self._locked = []
-        if self._copies and isinstance(feed, WorkerFeed):
-            self._locked = lock_pages(feed.memories, cuda_runtime(), SMALLER)
+        if self._copies and workers:
+            self._locked = lock_pages(workers.memories, cuda_runtime(), SMALLER)
 
     def begin(self, turn: int) -> None:
         """Make copies into batch `turn` wait for the step that last used it."""
@@ -138,18 +130,22 @@ class _Copier:
 
     def release(self, piece: FedPiece) -> None:
         """Release a piece once it is copied, and wait for older ones: no worker may run out of slots."""
-        if not self._copies:
-            return self._feed.release(piece)
-        self._pending.append((self._copies.record_event(), piece))
-        return self._give_back(_MOST_PENDING)
+        # One without a slot is not page-locked: its copies are done when their calls return.
+        if not (self._workers and piece.slot):
+            return
+        if self._copies:
+            self._pending.append((self._copies.record_event(), piece.slot))
+            self._give_back(_MOST_PENDING)
+        else:
+            self._workers.release(*piece.slot)
 
     def _give_back(self, most_pending: int) -> None:
-        while self._pending and (
+        while (self._workers and self._pending) and (
             len(self._pending) > most_pending or self._pending[0][0].query()  # type: ignore[no-untyped-call]
         ):
-            event, copied = self._pending.popleft()
+            event, slot = self._pending.popleft()
             event.synchronize()
-            self._feed.release(copied)
+            self._workers.release(*slot)
 
     def finish(self) -> None:
         """Make the step wait for the copies."""

@@ -47,9 +47,9 @@ class MaskSource:
         # targets.
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
-        self._refuse_impossible(mask)
+        _refuse_impossible(schema, mask, needs)
         if self._stored_alone:
-            self._refuse_unkept(mask)
+            _refuse_unkept(schema, mask, needs)
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -62,96 +62,77 @@ class MaskSource:
         self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
     ) -> ChunkMasks:
         """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
+        schema, needs, cls = self._schema, self._needs, int(self._schema.teacher.has_cls)
         if self._stored_alone:
             kept = arrays["tokens"][:, : self.count].astype(np.int64)
-            rows = np.argsort(kept, axis=1)
-            return self._completed(np.take_along_axis(kept, rows, axis=1), rows)
-        source_of_draws, patches = self._schema.source_of_draws(source), self._schema.patches
-        draws = (self._generator(source_of_draws, key, view, epoch) for key in keys)
-        if self._strategy == "block":
-            visible = np.stack([draw_around_blocks(self._schema.grid, self.count, rng) for rng in draws])
+            rows = np.argsort(kept, axis=1)  # (n, K): which of the stored patches are visible
+            visible = np.take_along_axis(kept, rows, axis=1)
         else:
-            arrivals = np.stack([rng.standard_exponential(patches) for rng in draws])
-            ranking = rank_by_arrival(self._strategy, arrays.get("attention"), arrivals)
-            visible = np.sort(ranking[:, : self.count], axis=1)
-        return self._completed(visible, visible)
-
-    def _completed(self, visible: NDArray[np.int64], rows: NDArray[np.int64]) -> ChunkMasks:
-        """Complete masks; `rows` (n, K) are the indices of the visible among the stored patches."""
-        hidden, cls = np.empty((len(visible), 0), np.int64), int(self._schema.teacher.has_cls)
-        if self._needs.hides or self._needs.pixels == "all":
-            is_hidden = np.ones((len(visible), self._schema.patches), bool)
+            of_tar = schema.source_of_draws(source)
+            if self._redraw or self._strategy == "block":
+                draws = [generator(self._seed, "mask", epoch, *sample_keys(of_tar, key)) for key in keys]
+            else:  # the one ranking of the view
+                draws = [rank_generator(schema.view.seed, of_tar, key, view) for key in keys]
+            if self._strategy == "block":
+                visible = np.stack([draw_around_blocks(schema.grid, self.count, rng) for rng in draws])
+            else:
+                arrivals = np.stack([rng.standard_exponential(schema.patches) for rng in draws])
+                ranking = rank_by_arrival(self._strategy, arrays.get("attention"), arrivals)
+                visible = np.sort(ranking[:, : self.count], axis=1)
+            rows = visible
+        hidden = np.empty((len(visible), 0), np.int64)
+        if needs.hides or needs.pixels == "all":
+            is_hidden = np.ones((len(visible), schema.patches), bool)
             np.put_along_axis(is_hidden, visible, False, axis=1)
             hidden = is_hidden.nonzero()[1].reshape(len(visible), -1)
-        shown = visible if self._needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
+        shown = visible if needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
         return ChunkMasks(visible, hidden, shown, tokens)
 
-    def _generator(self, source: str | None, key: str, view: int, epoch: int) -> np.random.Generator:
-        """Return the generator of a sample's mask: of the epoch, or of the one ranking of its view."""
-        if self._redraw or self._strategy == "block":
-            return generator(self._seed, "mask", epoch, *sample_keys(source, key))
-        return rank_generator(self._schema.view.seed, source, key, view)
 
-    def _refuse_impossible(self, mask: MaskConfig) -> None:
-        if mask.strategy == "attention" and not self._schema.teacher.has_importance:
-            raise ConfigError(
-                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
-                "cache has neither: set mask.strategy to 'random' or 'block'"
-            )
-        if mask.strategy == "block" and mask.redraw is False:
-            raise ConfigError(
-                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
-                "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
-            )
-        if self._needs.hides and self.count == self._schema.patches:
-            raise ConfigError(
-                "the mask hides no patch, but the objective learns from hidden ones: "
-                "raise mask.ratio or mask.hidden"
-            )
+def _refuse_impossible(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:
+    if mask.strategy == "attention" and not schema.teacher.has_importance:
+        raise ConfigError(
+            "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
+            "cache has neither: set mask.strategy to 'random' or 'block'"
+        )
+    if mask.strategy == "block" and mask.redraw is False:
+        raise ConfigError(
+            "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
+            "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
+        )
+    if needs.hides and mask.visible_count(schema.patches) == schema.patches:
+        raise ConfigError(
+            "the mask hides no patch, but the objective learns from hidden ones: "
+            "raise mask.ratio or mask.hidden"
+        )
 
-    def _refuse_unkept(self, mask: MaskConfig) -> None:
-        """Refuse targets and masks of other patches than --keep has stored, the first of a ranking."""
-        schema = self._schema
-        stored = f"but this cache stores only the first {schema.stored_patches} of {schema.patches}"
-        stored += f", ranked by {schema.keep_rank}"
-        share, fewest = (
-            least_ratio(schema.patches, schema.stored_patches),
-            schema.patches - schema.stored_patches,
-        )
-        ratio = f"mask.ratio {mask.ratio}", f"mask.ratio to at least {share:g}"
-        number, enough = (
-            ratio
-            if mask.hidden is None
-            else (f"mask.hidden {mask.hidden}", f"mask.hidden to at least {fewest}")
-        )
+
+def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:
+    """Refuse targets and masks of other patches than --keep has stored, the first of a ranking."""
+    patches, kept, count = schema.patches, schema.stored_patches, mask.visible_count(schema.patches)
+    extract_all = "or extract with --keep 1"
+    if needs.hidden != "none":
+        fault = "the objective needs targets of hidden patches"
+        remedy = f"choose an objective without them, {extract_all}"
+    elif count == patches:
+        fault = "the objective needs targets of all patches"
+        remedy = f"choose an objective with a mask, {extract_all}"
+    elif mask.strategy != schema.keep_rank:
+        fault = f"mask.strategy {mask.strategy!r} needs other patches"
         rank = "" if mask.strategy == "block" else f" or --keep-rank {mask.strategy}"
-        for wrong, what, remedy in (
-            (
-                self._needs.hidden != "none",
-                "the objective needs targets of hidden patches",
-                "choose an objective without them, or extract with --keep 1",
-            ),
-            (
-                self.count == schema.patches,
-                "the objective needs targets of all patches",
-                "choose an objective with a mask, or extract with --keep 1",
-            ),
-            (
-                mask.strategy != schema.keep_rank,
-                f"mask.strategy {mask.strategy!r} needs other patches",
-                f"set mask.strategy={schema.keep_rank}, or extract with --keep 1{rank}",
-            ),
-            (
-                mask.redraw is True,
-                "mask.redraw true needs all patches",
-                "leave mask.redraw out, or extract with --keep 1",
-            ),
-            (
-                self.count > schema.stored_patches,
-                f"{number} shows {self.count} patches",
-                f"set {enough}, or extract with a larger --keep",
-            ),
-        ):
-            if wrong:
-                raise ConfigError(f"{what}, {stored}: {remedy}")
+        remedy = f"set mask.strategy={schema.keep_rank}, {extract_all}{rank}"
+    elif mask.redraw is True:
+        fault, remedy = "mask.redraw true needs all patches", f"leave mask.redraw out, {extract_all}"
+    elif count > kept:
+        number, enough = f"ratio {mask.ratio}", f"ratio to at least {least_ratio(patches, kept):g}"
+        if mask.hidden is not None:
+            number, enough = f"hidden {mask.hidden}", f"hidden to at least {patches - kept}"
+        fault = f"mask.{number} shows {count} patches"
+        remedy = f"set mask.{enough}, or extract with a larger --keep"
+    else:
+        return
+    raise ConfigError(
+        f"{fault}, but this cache stores only the first {kept} of {patches}, "
+        f"ranked by {schema.keep_rank}: {remedy}"
+    )

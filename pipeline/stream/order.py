@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.layout import INDEX_COLUMNS
+from pipeline.cache.layout import LABEL
 from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
@@ -30,7 +30,7 @@ class Window:
     """Some chunks of one rank's epoch: `chunks` (n, 3) int64 are (index of the unit, chunk, rows)."""
 
     number: int
-    start: int
+    start: int  # its first sample in the epoch
     chunks: NDArray[np.int64]
 
     @property
@@ -147,7 +147,7 @@ def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
     labels = []
     for unit, chunk, _ in chunks[np.unique(spread)].tolist():
         index = cache.read_chunk(cache.pinned_commit(order.units[unit]), chunk, ["index"])["index"]
-        found = index[:, INDEX_COLUMNS.index("label")]
+        found = index[:, LABEL]
         labels.append(found[found != NO_LABEL])
     return have_few_classes(labels)
 

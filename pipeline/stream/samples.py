@@ -1,7 +1,7 @@
 """The samples that leave a worker: only the patches and targets that the objective needs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
 from typing import Any
@@ -108,27 +108,30 @@ class WindowReader:
     def _read_chunk(self, found: tuple[Window, list[int]]) -> JoinedChunk:
         unit, chunk, rows = found[1]
         pinned, first = self._spec.order.units[unit], chunk * self._cache.schema.block_rows
-        with noted(f"in {self._cache.units[int(pinned['unit'])].name}, rows {first} to {first + rows - 1}"):
+        try:
             return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
+        except CacheError:  # names its place itself
+            raise
+        except Exception as error:
+            where = self._cache.units[int(pinned["unit"])].name
+            error.add_note(f"in {where}, rows {first} to {first + rows - 1}")
+            raise
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
-        with noted(f"in {chunk.name}"):
-            masks = self._masks.draw(chunk.arrays, chunk.source, chunk.keys, chunk.view, epoch)
-        stored, stats, row = self._cache.schema.levels, chunk.arrays.get("stats"), 0
-        parts = []
-        for part, levels in self._levels.items():
-            features = [chunk.arrays[feature_array(stored[level])] for level in levels]
-            assert stats is not None
-            moments = stats if levels == tuple(range(len(stored))) else stats[:, list(levels)]
-            parts.append((f"{part}_codes", f"{part}_stats", features, moments, masks.tokens[part]))
+        stored, stats, row, parts = self._cache.schema.levels, chunk.arrays.get("stats"), None, []
         try:
+            masks = self._masks.draw(chunk.arrays, chunk.source, chunk.keys, chunk.view, epoch)
+            for part, levels in self._levels.items():
+                features = [chunk.arrays[feature_array(stored[level])] for level in levels]
+                assert stats is not None
+                moments = stats if levels == tuple(range(len(stored))) else stats[:, list(levels)]
+                parts.append((f"{part}_codes", f"{part}_stats", features, moments, masks.tokens[part]))
             for row in np.flatnonzero(targets >= 0).tolist():
                 target = targets[row]
                 for codes, of_stats, features, moments, tokens in parts:
-                    for level, values in enumerate(
-                        features
-                    ):  # without "clip" numpy would write to a buffer first
+                    for level, values in enumerate(features):
+                        # without "clip" numpy would write to a buffer first
                         values[row].take(tokens[row], 0, arrays[codes][target, level], "clip")
                     moments[row].take(tokens[row], 1, arrays[of_stats][target], "clip")
                 arrays["visible"][target] = masks.visible[row]
@@ -139,17 +142,6 @@ class WindowReader:
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
-            error.add_note(f"in {chunk.unit}, row {chunk.first_row + row}")
+            where = chunk.name if row is None else f"{chunk.unit}, row {chunk.first_row + row}"
+            error.add_note(f"in {where}")
             raise
-
-
-@contextmanager
-def noted(where: str) -> Iterator[None]:
-    """Note on an error where it happened, unless its message says so."""
-    try:
-        yield
-    except CacheError:
-        raise
-    except Exception as error:
-        error.add_note(where)
-        raise

@@ -22,15 +22,10 @@ class SlotLayout:
     fields: Sequence[ArraySpec]
     samples: int
 
-    def _offsets(self) -> list[int]:
-        """Return the first byte of each field, and the bytes of a slot."""
-        sizes = [-(-field.bytes_of(self.samples) // _PAGE) * _PAGE for field in self.fields]
-        return [0, *np.cumsum(sizes).tolist()]
-
     @property
     def slot_bytes(self) -> int:
         """Bytes of a slot."""
-        return self._offsets()[-1]
+        return sum(map(self._pages_of, self.fields))
 
     @property
     def worker_bytes(self) -> int:
@@ -39,12 +34,16 @@ class SlotLayout:
 
     def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
         """Return the arrays (samples, ...) of a slot in the memory of a worker."""
-        return {
-            field.name: np.ndarray(
-                (self.samples, *field.item_shape), field.dtype, memory, slot * self.slot_bytes + offset
-            )
-            for field, offset in zip(self.fields, self._offsets(), strict=False)
-        }
+        arrays, offset = {}, slot * self.slot_bytes
+        for field in self.fields:
+            shape = (self.samples, *field.item_shape)
+            arrays[field.name] = np.ndarray(shape, field.dtype, memory, offset)
+            offset += self._pages_of(field)
+        return arrays
+
+    def _pages_of(self, field: ArraySpec) -> int:
+        """Return the bytes of a field in whole pages."""
+        return -(-field.bytes_of(self.samples) // _PAGE) * _PAGE
 
 
 def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:

@@ -7,15 +7,13 @@ rotary positions.
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 import timm
 from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.errors import ConfigError
-
-Option = int | float | bool | str
+from pipeline.student.config import Option
 
 # Every model of these modules embeds patches linearly and takes VisionTransformer's arguments, so what it
 # refuses is the user's.
@@ -36,27 +34,35 @@ def create_backbone(
     that it does not take and for sizes that do not divide.
     """
     _check_name(model)
-    _check_sizes(image_size, patch_size)
-    _check_reserved(options)
+    if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+        raise ConfigError(
+            f"image size {image_size} is not a multiple of patch size {patch_size}: "
+            "choose sizes that divide, such as 224 and 16"
+        )
+    if taken := sorted(set(options) & set(RESERVED)):
+        raise ConfigError(
+            f"student.options sets {', '.join(map(repr, taken))}, which pretraining fixes itself: remove it; "
+            "sizes come with the data, drop path is student.drop_path, hidden patches are mask.ratio"
+        )
+    fixed = {"num_classes": 0, "drop_path_rate": drop_path, "weight_init": "skip"}
     sizes = {"img_size": image_size, "patch_size": patch_size}
-    vit = _create(
-        model, options, {"num_classes": 0, "drop_path_rate": drop_path, "weight_init": "skip", **sizes}
-    )
-    _check_plain(model, vit)
-    return vit
-
-
-def _create(
-    model: str, options: Mapping[str, Option], fixed: Mapping[str, Any]
-) -> Any:  # anything that timm makes
     try:
-        return timm.create_model(model, pretrained=False, **fixed, **options)
+        vit = timm.create_model(model, pretrained=False, **fixed, **sizes, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ConfigError(
             f"student.options {dict(options)} do not fit student.model {model!r} ({error}): "
             "give arguments of timm's VisionTransformer, such as depth, embed_dim and num_heads, "
             "the width a multiple of the heads"
         ) from error
+    if type(vit) is not VisionTransformer:
+        _refuse(model, f"timm makes a {type(vit).__name__} of it")
+    if vit.pos_embed is None:
+        _refuse(model, "it has no added position embedding")
+    if vit.embed_dim % 4:
+        raise ConfigError(
+            f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4"
+        )
+    return vit
 
 
 def _check_name(model: str) -> None:
@@ -70,34 +76,6 @@ def _check_name(model: str) -> None:
         raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
     if not is_model_in_modules(model, MODULES):
         _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")
-
-
-def _check_sizes(image_size: int, patch_size: int) -> None:
-    if patch_size < 1 or image_size < patch_size or image_size % patch_size:
-        raise ConfigError(
-            f"image size {image_size} is not a multiple of patch size {patch_size}: "
-            "choose sizes that divide, such as 224 and 16"
-        )
-
-
-def _check_reserved(options: Mapping[str, Option]) -> None:
-    taken = sorted(set(options) & set(RESERVED))
-    if taken:
-        raise ConfigError(
-            f"student.options sets {', '.join(map(repr, taken))}, which pretraining fixes itself: remove it; "
-            "sizes come with the data, drop path is student.drop_path, hidden patches are mask.ratio"
-        )
-
-
-def _check_plain(model: str, vit: VisionTransformer) -> None:
-    if type(vit) is not VisionTransformer:
-        _refuse(model, f"timm makes a {type(vit).__name__} of it")
-    if vit.pos_embed is None:
-        _refuse(model, "it has no added position embedding")
-    if vit.embed_dim % 4:
-        raise ConfigError(
-            f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4"
-        )
 
 
 def _refuse(model: str, reason: str) -> None:

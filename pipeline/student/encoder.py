@@ -7,32 +7,14 @@ gathered before the patch embedding, which equals gathering embeddings after it 
 from collections.abc import Iterator
 
 import torch
-from pydantic import Field, field_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Section
-from pipeline.errors import ConfigError
-from pipeline.student.backbone import Option, create_backbone
+from pipeline.student.backbone import create_backbone
+from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import freeze_unused, initialise
-from pipeline.student.patches import cut_patches
-
-
-class StudentConfig(Section):
-    """The timm vision transformer, its arguments, and its stochastic depth in pretraining."""
-
-    model: str = "vit_base_patch16_224"
-    options: dict[str, Option] = Field(default_factory=dict)
-    drop_path: float = 0.1
-
-    @field_validator("drop_path")
-    @classmethod
-    def _within_range(cls, drop_path: float) -> float:
-        if not 0 <= drop_path < 1:
-            raise ValueError("the rate of dropped paths must be at least 0 and less than 1, such as 0.1")
-        return drop_path
 
 
 class MaskedEncoder(nn.Module):
@@ -67,12 +49,12 @@ class MaskedEncoder(nn.Module):
         Patches of uint8 are normalised by ImageNet's mean and std; floating-point ones must be normalised
         already.
         """
-        vit = self.vit
-        patch_positions, prefix_positions = self._positions()
-        tokens = self._project(patches) + patch_positions[visible]
+        vit, positions = self.vit, self.vit.pos_embed[0]
+        stored = 0 if vit.no_embed_class else self.prefix_tokens  # positions of the prefix
+        tokens = self._project(patches) + positions[stored:][visible]
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if prefix:
-            first = torch.cat(prefix, dim=1) + prefix_positions
+            first = torch.cat(prefix, dim=1) + (positions[:stored] if stored else 0.0)
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
         return vit.norm_pre(vit.pos_drop(tokens))  # type: ignore[no-any-return]
 
@@ -86,21 +68,6 @@ class MaskedEncoder(nn.Module):
         """Return the last block's output (B, prefix + K, C), before any norm; arguments as in `embed`."""
         return self.vit.blocks(self.embed(patches, visible))  # type: ignore[no-any-return]
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Return all tokens (B, prefix + N, C) after the final norm for whole images (B, H, W, 3) uint8.
-
-        Raises ConfigError for images of another size.
-        """
-        side = self.grid * self.patch_size
-        if images.shape[1:] != (side, side, 3):
-            raise ConfigError(
-                f"images of shape {tuple(images.shape[1:])} do not fit the student: "
-                f"give {side} x {side} pixels, three channels last"
-            )
-        patches = cut_patches(images, self.patch_size)
-        everything = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
-        return self.vit.norm(self.forward_tokens(patches, everything))  # type: ignore[no-any-return]
-
     def _project(self, patches: Tensor) -> Tensor:
         """Embed patches (B, K, P) as (B, K, C) by timm's convolution, written as the matrix that it is."""
         embedding = self.vit.patch_embed
@@ -109,13 +76,6 @@ class MaskedEncoder(nn.Module):
         if not patches.is_floating_point():
             pixels = (pixels / 255 - self.pixel_mean) / self.pixel_std
         return embedding.norm(F.linear(pixels, weight, embedding.proj.bias))  # type: ignore[no-any-return]
-
-    def _positions(self) -> tuple[Tensor, Tensor | float]:
-        """Return the positions of the patches (N, C) and of the prefix (prefix, C), 0 if that has none."""
-        positions = self.vit.pos_embed[0]
-        if self.vit.no_embed_class:
-            return positions, 0.0
-        return positions[self.prefix_tokens :], positions[: self.prefix_tokens]
 
 
 def build_encoder(config: StudentConfig, image_size: int, patch_size: int) -> MaskedEncoder:

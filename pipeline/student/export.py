@@ -8,7 +8,8 @@ from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pipeline.storage.files import replace_file
-from pipeline.student.encoder import MaskedEncoder, StudentConfig
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import MaskedEncoder
 
 STUDENT_FOLDER = "student"
 STUDENT_FILE = "student.safetensors"  # a link to the weights in the folder
@@ -45,15 +46,9 @@ def export_student(encoder: MaskedEncoder, config: StudentConfig, run: Path) -> 
     folder = run / STUDENT_FOLDER
     replace_file(folder / _WEIGHTS, save(state, metadata))
     replace_file(folder / "config.json", (json.dumps(described, indent=2) + "\n").encode())
-    _link(Path(STUDENT_FOLDER) / _WEIGHTS, run / STUDENT_FILE)
-
-
-def _link(target: Path, link: Path) -> None:
-    """Make a relative link to a file below its folder, or a copy where there are no links, as on FAT."""
-    temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}.tmp")
+    link = run / f".{STUDENT_FILE}.{secrets.token_hex(8)}.tmp"
     try:
-        temporary.symlink_to(target)
-    except OSError:
-        replace_file(link, (link.parent / target).read_bytes())
-    else:
-        temporary.replace(link)
+        link.symlink_to(Path(STUDENT_FOLDER) / _WEIGHTS)
+        link.replace(run / STUDENT_FILE)
+    except OSError:  # no links, as on FAT
+        replace_file(run / STUDENT_FILE, (folder / _WEIGHTS).read_bytes())

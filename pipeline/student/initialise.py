@@ -13,15 +13,10 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     """Return 2-D sin-cos positions (N, C) float32: columns in the first half of the channels, then rows."""
     index = torch.arange(grid, dtype=torch.float64)
     row, column = torch.meshgrid(index, index, indexing="ij")
-    both = [_sincos(axis.flatten(), width // 2) for axis in (column, row)]
-    return torch.cat(both, dim=1).float()
-
-
-def _sincos(index: Tensor, width: int) -> Tensor:
-    """Return sines, then cosines (N, width) of indices (N,) at frequencies from 1 down to 1/10000."""
-    frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = index[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    quarter = width // 4  # of each axis sines, then cosines, at frequencies from 1 down to 1/10000
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = [axis.flatten()[:, None] * frequency for axis in (column, row)]
+    return torch.cat([half for angle in angles for half in (angle.sin(), angle.cos())], dim=1).float()
 
 
 @torch.no_grad()
@@ -29,7 +24,10 @@ def initialise(vit: VisionTransformer) -> None:
     """Set every weight of a timm model as MAE does; positions are fixed, zero for CLS and registers."""
     for module in vit.modules():
         initialise_layer(module)
-    _initialise_patch_embedding(vit.patch_embed.proj)
+    convolution = vit.patch_embed.proj  # set as the linear layer that it is, or fan-out counts each pixel
+    nn.init.xavier_uniform_(convolution.weight.flatten(1))
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
     for token in (vit.cls_token, vit.reg_token):
         if token is not None:
             nn.init.normal_(token, std=0.02)
@@ -46,13 +44,6 @@ def initialise_layer(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
-
-
-def _initialise_patch_embedding(convolution: nn.Conv2d) -> None:
-    """Set the convolution as the linear layer that it is, else Xavier's fan-out would count each pixel."""
-    nn.init.xavier_uniform_(convolution.weight.flatten(1))
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
 
 
 def freeze_unused(vit: VisionTransformer) -> None:

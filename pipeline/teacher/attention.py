@@ -30,26 +30,16 @@ class SelfAttention:
 
 def timm_attention(block: Block) -> SelfAttention:
     """Read a timm block."""
-    attention = block.attn
-    qkv = attention.qkv
-    return SelfAttention(
-        block.norm1, qkv.weight, qkv.bias, attention.num_heads, attention.q_norm, attention.k_norm
-    )
+    attn, qkv = block.attn, block.attn.qkv
+    return SelfAttention(block.norm1, qkv.weight, qkv.bias, attn.num_heads, attn.q_norm, attn.k_norm)
 
 
 def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
     """Read an open_clip block, with torch's attention or with open_clip's own."""
-    attention = block.attn
-    own = isinstance(attention, OpenClipAttention)
-    query_norm, key_norm = (attention.ln_q, attention.ln_k) if own else (nn.Identity(), nn.Identity())
-    return SelfAttention(
-        block.ln_1,
-        attention.in_proj_weight,
-        attention.in_proj_bias,
-        attention.num_heads,
-        query_norm,
-        key_norm,
-    )
+    attn = block.attn
+    own = isinstance(attn, OpenClipAttention)
+    norms = (attn.ln_q, attn.ln_k) if own else (nn.Identity(), nn.Identity())
+    return SelfAttention(block.ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads, *norms)
 
 
 def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +33,59 @@ def load_open_clip(spec: str, name: str) -> Source:
             f"teacher {spec!r} is not of open_clip; download the model and give open_clip:local-dir:PATH"
         )
     model_name, _, tag = name.partition("/")
-    config = _model_config(spec, model_name)
+    if model_name not in (known := open_clip.list_models()):
+        raise ConfigError(
+            f"teacher {spec!r} is not a model of open_clip; {suggestion(model_name, known)}"
+            "open_clip.list_models() has all names"
+        )
+    config: Config = open_clip.get_model_config(model_name)
     _require_plain(spec, config)
-    _require_tag(spec, config, model_name, tag)
+    if tag == RANDOM:
+        options: Config = {"text_cfg": _TINY_TEXT}
+        if "multimodal_cfg" in config:
+            options["multimodal_cfg"] = _TINY_TEXT
+    else:
+        _require_tag(spec, config, model_name, tag)
+        options = {"pretrained": tag, "require_pretrained": True}
     untrained = f"'open_clip:{model_name}/{RANDOM}' for untrained weights"
     remedy = f"check the network, give open_clip:local-dir:PATH, or {untrained}"
-    return _source(build(spec, remedy, lambda: _create(config, model_name, tag)), model_name, tag)
+    create = partial(open_clip.create_model, model_name, pretrained_text=False, **options)
+    return _source(build(spec, remedy, create), model_name, tag)
 
 
 def _load_folder(spec: str, name: str, folder: Path) -> Source:
-    config = _folder_config(spec, folder)
+    """Load a folder with the model's configuration and weights; raises ConfigError if one is wrong."""
+    needed = f"give a folder that holds {_CONFIG_FILE} with model_cfg and the weights"
+    if not folder.is_dir():
+        raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
+    try:
+        values = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}"
+        ) from None
+    config = values.get("model_cfg") if isinstance(values, dict) else None
+    parts = ("vision_cfg", "text_cfg")
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
+        raise ConfigError(
+            f"{_CONFIG_FILE} of teacher {spec!r} must contain model_cfg with vision_cfg and text_cfg; "
+            f"{needed}"
+        )
     _require_plain(spec, config)
     if not any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
         raise ConfigError(
             f"teacher {spec!r} has no weights; the folder needs {', '.join(_WEIGHTS)} beside {_CONFIG_FILE}"
         )
     remedy = f"the weights must be those of the model in {_CONFIG_FILE}, as open_clip saves them"
-    model = build(
-        spec, remedy, lambda: open_clip.create_model(name, require_pretrained=True, pretrained_text=False)
-    )
-    return _source(model, _local_name(config), LOCAL)
+    create = partial(open_clip.create_model, name, require_pretrained=True, pretrained_text=False)
+    return _source(build(spec, remedy, create), _local_name(config), LOCAL)
 
 
 def _local_name(config: Config) -> str:
     """Name a model by its vision configuration, such as activation and heads, whatever its folder."""
     vision = config["vision_cfg"]
-    shape = "".join(
-        f"-{key.removesuffix('_size')}{vision[key]}"
-        for key in ("patch_size", "width", "layers")
-        if key in vision
-    )
+    keys = [key for key in ("patch_size", "width", "layers") if key in vision]
+    shape = "".join(f"-{key.removesuffix('_size')}{vision[key]}" for key in keys)
     told = json.dumps([vision, config.get("embed_dim"), bool(config.get("quick_gelu"))], sort_keys=True)
     return f"{vision.get('timm_model_name', 'ViT')}{shape}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
@@ -71,51 +95,6 @@ def _source(model: nn.Module, name: str, tag: str) -> Source:
     visual = freeze(model.visual)  # type: ignore[arg-type]
     preprocess: Config = visual.preprocess_cfg  # type: ignore[assignment]
     return Source(visual, "open_clip", name, tag, tuple(preprocess["mean"]), tuple(preprocess["std"]))
-
-
-def _create(config: Config, model_name: str, tag: str) -> nn.Module:
-    model: nn.Module
-    if tag == RANDOM:
-        multimodal = {"multimodal_cfg": _TINY_TEXT} if "multimodal_cfg" in config else {}
-        model = open_clip.create_model(model_name, pretrained_text=False, text_cfg=_TINY_TEXT, **multimodal)
-    else:
-        model = open_clip.create_model(
-            model_name, pretrained=tag, require_pretrained=True, pretrained_text=False
-        )
-    return model
-
-
-def _model_config(spec: str, model_name: str) -> Config:
-    known = open_clip.list_models()
-    if model_name not in known:
-        raise ConfigError(
-            f"teacher {spec!r} is not a model of open_clip; {suggestion(model_name, known)}"
-            "open_clip.list_models() has all names"
-        )
-    config: Config = open_clip.get_model_config(model_name)
-    return config
-
-
-def _folder_config(spec: str, folder: Path) -> Config:
-    """Read the model's part of a folder's configuration; raises ConfigError if it is missing or wrong."""
-    needed = f"give a folder that holds {_CONFIG_FILE} with model_cfg and the weights"
-    if not folder.is_dir():
-        raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
-    try:
-        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}"
-        ) from None
-    model: Config | None = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(model.get(key), dict) for key in ("vision_cfg", "text_cfg")
-    ):
-        raise ConfigError(
-            f"{_CONFIG_FILE} of teacher {spec!r} must contain model_cfg with vision_cfg and text_cfg; "
-            f"{needed}"
-        )
-    return model
 
 
 def _require_plain(spec: str, config: Config) -> None:
@@ -132,37 +111,24 @@ def _require_plain(spec: str, config: Config) -> None:
 
 def _require_tag(spec: str, config: Config, model_name: str, tag: str) -> None:
     """Refuse an unknown tag, a file instead of a tag, and weights of another activation than the model's."""
-    if tag == RANDOM:
-        return
     if "/" in tag or Path(tag).suffix:
         remedy = f"put it into a folder with its {_CONFIG_FILE} and give open_clip:local-dir:FOLDER"
         raise ConfigError(f"teacher {spec!r} names a file where a tag belongs: {remedy}")
+    # the same model with the other activation, which open_clip may not have
+    sibling = model_name.removesuffix(_QUICK) if model_name.endswith(_QUICK) else model_name + _QUICK
     tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if tag not in tags and tag not in open_clip.list_pretrained_tags_by_model(_sibling(model_name)):
+    if tag not in tags and tag not in open_clip.list_pretrained_tags_by_model(sibling):
         accepted = ", ".join(f"open_clip:{model_name}/{one}" for one in (*tags, RANDOM))
         raise ConfigError(
             f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
         )
-    if tag not in tags or bool(get_pretrained_cfg(model_name, tag).get("quick_gelu")) != bool(
-        config.get("quick_gelu")
-    ):
-        raise _wrong_activation(spec, config, model_name, tag)
-
-
-def _sibling(model_name: str) -> str:
-    """Name the same model with the other activation; open_clip may not have it."""
-    return model_name.removesuffix(_QUICK) if model_name.endswith(_QUICK) else model_name + _QUICK
-
-
-def _wrong_activation(spec: str, config: Config, model_name: str, tag: str) -> ConfigError:
-    model_has, weights_want = ("QuickGELU", "GELU") if config.get("quick_gelu") else ("GELU", "QuickGELU")
-    right = _sibling(model_name)
-    remedy = (
-        f"give 'open_clip:{right}/{tag}'"
-        if right in open_clip.list_models()
-        else "open_clip has no right model for them, choose another tag"
-    )
-    return ConfigError(
-        f"teacher {spec!r} has {model_has}, but its weights were trained with {weights_want} (quick_gelu); "
-        f"{remedy}"
-    )
+    quick = bool(config.get("quick_gelu"))
+    if tag not in tags or bool(get_pretrained_cfg(model_name, tag).get("quick_gelu")) != quick:
+        model_has, weights_want = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
+        remedy = "open_clip has no right model for them, choose another tag"
+        if sibling in open_clip.list_models():
+            remedy = f"give 'open_clip:{sibling}/{tag}'"
+        raise ConfigError(
+            f"teacher {spec!r} has {model_has}, but its weights were trained with {weights_want} "
+            f"(quick_gelu); {remedy}"
+        )

@@ -26,32 +26,39 @@ def suggestion(value: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
 
 
-def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
-    """Return ascending block numbers from 0: `5` is the last five, `7,9,11` a list, `11,` a list of one.
+def parse_levels(levels: str) -> int | tuple[int, ...]:
+    """Return the count of last blocks, as in `5`, or the ascending block numbers of `7,9,11` or `11,`.
 
-    Raises ConfigError for numbers that are out of range, repeated or not ascending.
+    Raises ConfigError for anything else.
     """
-
-    def refusal(found: str) -> ConfigError:
-        return ConfigError(
-            f"levels {levels!r} asks for {found}, but the teacher has {depth} blocks: "
-            f"give a count from 1 to {depth}, or ascending block numbers from 0 to {depth - 1} "
-            f"such as '{depth - 1},'"
-        )
-
     parts = [part.strip() for part in levels.split(",")]
     named = parts[:-1] if len(parts) > 1 and not parts[-1] else parts
-    if wrong := [part for part in named if not (part.isascii() and part.isdigit())]:
-        raise refusal(repr(wrong[0]))
-    numbers = tuple(map(int, named))
-    if len(parts) == 1:
-        if not 1 <= numbers[0] <= depth:
-            raise refusal(f"{numbers[0]} blocks")
-        return tuple(range(depth - numbers[0], depth))
-    if outside := [number for number in numbers if number >= depth]:
-        raise refusal(f"block {outside[0]}")
+    wrong = next((repr(part) for part in named if not (part.isascii() and part.isdigit())), "")
+    numbers = () if wrong else tuple(map(int, named))
     if numbers != tuple(sorted(set(numbers))):
-        raise refusal("numbers that repeat or do not ascend")
+        wrong = "numbers that repeat or do not ascend"
+    elif len(parts) == 1 and numbers == (0,):
+        wrong = "0 blocks"
+    if wrong:
+        raise ConfigError(
+            f"levels {levels!r} asks for {wrong}: give a count of the last blocks such as 5, "
+            "or ascending block numbers from 0 such as '7,9,11' or '11,'"
+        )
+    return numbers if len(parts) > 1 else numbers[0]
+
+
+def resolve_levels(levels: str, depth: int) -> tuple[int, ...]:
+    """Return ascending block numbers of a teacher; raises ConfigError for those that it does not have."""
+    asked = parse_levels(levels)
+    numbers = tuple(range(depth - asked, depth)) if isinstance(asked, int) else asked
+    if numbers[0] < 0 or numbers[-1] >= depth:
+        outside = next((number for number in numbers if number >= depth), 0)
+        found = f"{asked} blocks" if isinstance(asked, int) else f"block {outside}"
+        raise ConfigError(
+            f"levels {levels!r} asks for {found}, but the teacher has {depth} blocks: "
+            f"give a count from 1 to {depth}, "
+            f"or ascending block numbers from 0 to {depth - 1} such as '{depth - 1},'"
+        )
     return numbers
 
 

@@ -2,12 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import ConfigError
 
@@ -31,49 +30,30 @@ def weights_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}\n".encode())
-        digest.update(_bytes(value))
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _bytes(value: Tensor) -> memoryview:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Draw the same weights in every process and leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            0
-        )  # torch.manual_seed would seed the accelerators too, which fork_rng does not restore here
-        yield
-
-
-@contextmanager
-def quiet_root() -> Iterator[None]:
-    """Discard what open_clip logs on the root logger itself, where the first call would install a handler."""
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(_reject)
-    try:
-        yield
-    finally:
-        root.removeFilter(_reject)
-        root.removeHandler(handler)
-
-
-def _reject(_record: logging.LogRecord) -> bool:
-    return False
-
-
 def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
-    """Run a library's factory; raises ConfigError that names the teacher, the cause and the remedy."""
+    """Run a library's factory; raises ConfigError that names the teacher, the cause and the remedy.
+
+    Untrained weights are the same in every process, and the global generator stays as it was.
+    """
+    # open_clip logs on the root logger itself, where the first call would install a handler
+    root, handler, reject = logging.getLogger(), logging.NullHandler(), lambda _record: False
+    root.addHandler(handler)
+    root.addFilter(reject)
     try:
-        with quiet_root(), seeded():
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the accelerators too, which fork_rng does not restore here
+            torch.default_generator.manual_seed(0)
             return create()
     except Exception as error:  # a download fails with whatever the library's HTTP client raises
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(f"teacher {spec!r} cannot be loaded ({cause}): {remedy}") from error
+    finally:
+        root.removeFilter(reject)
+        root.removeHandler(handler)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -83,6 +63,5 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def not_plain(spec: str, fault: str) -> ConfigError:
     """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
-    return ConfigError(
-        f"teacher {spec!r} {fault}, not a plain ViT: choose a VisionTransformer such as {EXAMPLES}"
-    )
+    remedy = f"choose a VisionTransformer such as {EXAMPLES}"
+    return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: {remedy}")

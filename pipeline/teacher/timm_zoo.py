@@ -6,8 +6,6 @@ import timm
 import torch
 from timm.layers import QuickGELU
 from timm.models import get_pretrained_cfg
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.teacher.request import LOCAL, RANDOM, suggestion
@@ -19,23 +17,21 @@ _LOCAL_DIR = "local-dir:"
 
 def load_timm(spec: str, name: str) -> Source:
     """Load `MODEL[.TAG]`, by default timm's tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
-    if name.startswith(_LOCAL_DIR):
-        return _load_folder(spec, name)
-    model_name, tag = _resolve(spec, name)
-    require_plain_timm(spec, model_name, tag)
-    remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
-    module = freeze(build(spec, remedy, lambda: _create(model_name, tag)))
-    return Source(module, "timm", model_name, tag, *_normalisation(module))
-
-
-def _load_folder(spec: str, name: str) -> Source:
-    """Load weights and config.json of a folder as timm writes them; train-student exports such."""
-    remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
-    module: Any = build(spec, remedy, lambda: timm.create_model(name, pretrained=True))
-    require_plain(module, spec)
-    module.reset_classifier(0)
-    architecture = str(module.pretrained_cfg["architecture"])
-    return Source(freeze(module), "timm", architecture, LOCAL, *_normalisation(module))
+    if name.startswith(_LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
+        remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
+        module: Any = build(spec, remedy, lambda: timm.create_model(name, pretrained=True))
+        require_plain(module, spec)
+        model_name, tag = str(module.pretrained_cfg["architecture"]), LOCAL
+    else:
+        model_name, tag = _resolve(spec, name)
+        require_plain_timm(spec, model_name, tag)
+        remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
+        trained = tag != RANDOM
+        entry = f"{model_name}.{tag}" if trained else model_name
+        module = build(spec, remedy, lambda: timm.create_model(entry, pretrained=trained))
+    module.reset_classifier(0)  # only now, so that trained weights load strictly
+    mean, std = (tuple(module.pretrained_cfg[part]) for part in ("mean", "std"))
+    return Source(freeze(module), "timm", model_name, tag, mean, std)
 
 
 def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
@@ -43,8 +39,17 @@ def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
     with torch.device("meta"):
         skeleton = build(spec, "timm must have the model", lambda: timm.create_model(model_name))
     require_plain(skeleton, spec)
-    if tag != RANDOM:
-        _require_activation(spec, skeleton, model_name, tag)
+    if tag == RANDOM:
+        return
+    # timm only notes which weights of a name with plain GELU are QuickGELU ones
+    notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
+    native = any("natively quickgelu" in note.lower() for note in notes)
+    if native != any(isinstance(part, QuickGELU) for part in skeleton.modules()):
+        names = ("_clip_", "_clip_quickgelu_") if native else ("_quickgelu", "")
+        raise ConfigError(
+            f"teacher {spec!r} has the wrong activation, its weights need {'Quick' if native else ''}GELU; "
+            f"give 'timm:{model_name.replace(*names)}.{tag}'"
+        )
 
 
 def _resolve(spec: str, name: str) -> tuple[str, str]:
@@ -64,36 +69,3 @@ def _resolve(spec: str, name: str) -> tuple[str, str]:
             f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
         )
     return model_name, tag
-
-
-def _require_activation(spec: str, model: VisionTransformer, model_name: str, tag: str) -> None:
-    """Refuse QuickGELU weights under a name with plain GELU, which timm only notes, or the reverse."""
-    notes = get_pretrained_cfg(f"{model_name}.{tag}").notes or ()
-    native = any("natively quickgelu" in note.lower() for note in notes)
-    if native != any(isinstance(part, QuickGELU) for part in model.modules()):
-        right = (
-            model_name.replace("_clip_", "_clip_quickgelu_")
-            if native
-            else model_name.replace("_quickgelu", "")
-        )
-        activation = "QuickGELU" if native else "GELU"
-        raise ConfigError(
-            f"teacher {spec!r} has the wrong activation, its weights need {activation}; "
-            f"give 'timm:{right}.{tag}'"
-        )
-
-
-def _create(model_name: str, tag: str) -> nn.Module:
-    """Build with the classifier, so that trained weights load strictly, then remove it."""
-    model: nn.Module
-    model = (
-        timm.create_model(model_name)
-        if tag == RANDOM
-        else timm.create_model(f"{model_name}.{tag}", pretrained=True)
-    )
-    model.reset_classifier(0)  # type: ignore[operator]
-    return model
-
-
-def _normalisation(model: VisionTransformer) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])

@@ -62,24 +62,19 @@ class Tower:
         return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
 
-def require_plain(model: nn.Module, spec: str) -> None:
+def require_plain(model: TimmViT, spec: str) -> None:
     """Raise ConfigError for a timm model that is not a plain ViT with learned positions."""
-    if fault := _fault(model):
-        raise not_plain(spec, fault)
-
-
-def _fault(model: TimmViT) -> str | None:
     name = type(model).__name__
     if type(model) not in (TimmViT, VisionTransformerDistilled):
-        return f"is {'an' if name[0] in 'AEIOU' else 'a'} {name}"
+        raise not_plain(spec, f"is {'an' if name[0] in 'AEIOU' else 'a'} {name}")
     if type(model.patch_embed) is not PatchEmbed or len(set(model.patch_embed.patch_size)) != 1:
-        return f"is a {name} with a {type(model.patch_embed).__name__} stem"
+        raise not_plain(spec, f"is a {name} with a {type(model.patch_embed).__name__} stem")
     if model.pos_embed is None:
-        return f"is a {name} without position embeddings"
-    odd = [block for block in model.blocks if type(block) is not Block] or [
-        b.attn for b in model.blocks if type(b.attn) is not Attention
-    ]
-    return f"is a {name} made of {type(odd[0]).__name__}" if odd else None
+        raise not_plain(spec, f"is a {name} without position embeddings")
+    odd = [block for block in model.blocks if type(block) is not Block]
+    odd = odd or [block.attn for block in model.blocks if type(block.attn) is not Attention]
+    if odd:
+        raise not_plain(spec, f"is a {name} made of {type(odd[0]).__name__}")
 
 
 def _affine(norm: nn.Module) -> nn.LayerNorm | None:
@@ -118,67 +113,45 @@ def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
 
 
 def _timm_tower(model: TimmViT, grid: int) -> Tower:
-    _fit_timm(model, grid)
-    return Tower(
-        module=model,
-        depth=len(model.blocks),
-        width=model.embed_dim,
-        patch_size=model.patch_embed.patch_size[0],
-        prefix=model.num_prefix_tokens,
-        has_cls=model.has_class_token,
-        final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-        post_norm=_affine(model.norm),
-        projection=None,
-        outputs=partial(_timm_outputs, model),
-        importance=_timm_importance(model),
-    )
-
-
-def _fit_timm(model: TimmViT, grid: int) -> None:
     native, size = model.patch_embed.grid_size, grid * model.patch_embed.patch_size[0]
     model.pos_embed = _frozen(resize_positions(model.pos_embed[0], native, grid)[None])
     pool = model.attn_pool
     if isinstance(pool, AttentionPoolLatent) and pool.pos_embed is not None:
         pool.pos_embed = _frozen(resize_positions(pool.pos_embed, native, grid))
     model.patch_embed.set_input_size(img_size=(size, size))
-
-
-def _timm_outputs(model: TimmViT, images: Tensor, blocks: list[int]) -> list[Tensor]:
-    found = model.forward_intermediates(
-        images,
-        blocks,
-        return_prefix_tokens=True,
-        output_fmt="NLC",
-        output_dict=True,
-        intermediates_only=True,
-        stop_early=True,
-    )
-    return _joined(found)
-
-
-def _timm_importance(model: TimmViT) -> Importance | None:
-    prefix, last = model.num_prefix_tokens, len(model.blocks) - 1
+    prefix, last, importance = model.num_prefix_tokens, len(model.blocks) - 1, None
     if model.has_class_token:
-        return Importance(
+        importance = Importance(
             last - 1, lambda tokens: cls_importance(timm_attention(model.blocks[last]), tokens, prefix)
         )
-    if isinstance(model.attn_pool, AttentionPoolLatent):
+    elif isinstance(pool, AttentionPoolLatent):
         skipped = 0 if model.pool_include_prefix else prefix
-        return Importance(
-            last, lambda tokens: query_importance(model.attn_pool, model.norm, tokens, skipped, prefix)
+        importance = Importance(
+            last, lambda tokens: query_importance(pool, model.norm, tokens, skipped, prefix)
         )
-    return None
+    return Tower(
+        module=model,
+        depth=len(model.blocks),
+        width=model.embed_dim,
+        patch_size=model.patch_embed.patch_size[0],
+        prefix=prefix,
+        has_cls=model.has_class_token,
+        final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
+        post_norm=_affine(model.norm),
+        projection=None,
+        outputs=partial(_outputs, model, return_prefix_tokens=True, output_dict=True),
+        importance=importance,
+    )
 
 
 def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
-    visual.positional_embedding = _frozen(
-        resize_positions(visual.positional_embedding, visual.grid_size, grid)
-    )
+    positions = resize_positions(visual.positional_embedding, visual.grid_size, grid)
+    visual.positional_embedding = _frozen(positions)
     visual.grid_size = (grid, grid)
     # Under autocast the convolution gives bfloat16, open_clip casts the positions to that, and its LayerNorm
     # casts back to it: the residual stream would be rounded after every block, with five times the error of a
     # float32 one.
-    visual.conv1.register_forward_hook(_as_float32)
+    visual.conv1.register_forward_hook(lambda _module, _inputs, output: output.float())
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
     by_token = visual.attn_pool is None and not visual.final_ln_after_pool
@@ -194,33 +167,25 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
         final_norm=visual.ln_post if visual.attn_pool is None else visual.attn_pool.ln_k,
         post_norm=post_norm,
         projection=visual.proj.detach() if post_norm and visual.proj is not None else None,
-        outputs=partial(_open_clip_outputs, visual),
+        outputs=partial(_outputs, visual, output_extra_tokens=True),
         importance=Importance(
             last - 1, lambda tokens: cls_importance(open_clip_attention(blocks[last]), tokens, prefix=1)
         ),
     )
 
 
-def _as_float32(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output.float()
-
-
-def _open_clip_outputs(visual: OpenClipViT, images: Tensor, blocks: list[int]) -> list[Tensor]:
-    found = visual.forward_intermediates(
-        images, blocks, stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+def _outputs(
+    model: TimmViT | OpenClipViT, images: Tensor, blocks: list[int], **with_prefix: bool
+) -> list[Tensor]:
+    """Return the outputs of blocks, with prefix tokens and patches put together again."""
+    found = model.forward_intermediates(
+        images, blocks, stop_early=True, intermediates_only=True, output_fmt="NLC", **with_prefix
     )
-    return _joined(found)
-
-
-def _joined(found: dict[str, list[Tensor]]) -> list[Tensor]:
-    """Put prefix tokens and patches together again, block by block."""
+    patches: list[Tensor] = found["image_intermediates"]
     prefixes = found.get("image_intermediates_prefix")
-    patches = found["image_intermediates"]
-    return (
-        patches
-        if prefixes is None
-        else [torch.cat(pair, dim=1) for pair in zip(prefixes, patches, strict=True)]
-    )
+    if prefixes is None:
+        return patches
+    return [torch.cat(pair, dim=1) for pair in zip(prefixes, patches, strict=True)]
 
 
 def _frozen(value: Tensor) -> nn.Parameter:

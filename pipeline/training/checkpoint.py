@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.training.run_folder import describe_differences
 
 _KEPT = 2
 
@@ -26,12 +25,7 @@ class Checkpoint:
     scaler: dict[str, Any] = field(default_factory=dict)  # of float16's losses
 
 
-@dataclass(frozen=True)
-class ChosenCheckpoint:
-    """A file that all ranks must find with the same content."""
-
-    path: Path
-    sha256: str
+Chosen = tuple[Path, str]  # a file, and its SHA-256 that all ranks must find
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -61,58 +55,42 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove all but the newest two checkpoints, and what a killed process had not finished."""
-    for leftover in (*_saved(folder)[:-_KEPT], *folder.glob("step_*.tmp")):
+    for leftover in (*sorted(folder.glob("step_*.pt"))[:-_KEPT], *folder.glob("step_*.tmp")):
         leftover.unlink()
 
 
-def choose_checkpoint(folder: Path) -> ChosenCheckpoint | None:
+def choose_checkpoint(folder: Path) -> Chosen | None:
     """Return the newest checkpoint, None if there is none; raises CheckpointError if it is damaged."""
     remove_leftovers(folder)
-    saved = _saved(folder)
-    if not saved:
+    newest = max(folder.glob("step_*.pt"), default=None)
+    if newest is None:
         return None
     try:
-        with zipfile.ZipFile(saved[-1]) as archive:  # torch.load does not compare its checksums
+        with zipfile.ZipFile(newest) as archive:  # torch.load does not compare its checksums
             if wrong := archive.testzip():
-                raise _damaged(saved[-1], f"{wrong} does not match its checksum")
+                raise _damaged(newest, f"{wrong} does not match its checksum")
     except (OSError, MemoryError, CheckpointError):
         raise  # OSError and MemoryError say nothing about the file's content
     except Exception as error:  # on damaged bytes the zip reader raises almost anything
-        raise _damaged(saved[-1], type(error).__name__) from None
-    return ChosenCheckpoint(saved[-1], _digest(saved[-1]))
+        raise _damaged(newest, type(error).__name__) from None
+    return newest, _digest(newest)
 
 
-def load_checkpoint(chosen: ChosenCheckpoint) -> Checkpoint:
+def load_checkpoint(chosen: Chosen) -> Checkpoint:
     """Load a checkpoint into host memory; raises CheckpointError if it is not what the choosing rank saw."""
-    try:
-        found = _digest(chosen.path)
-    except FileNotFoundError:
-        found = "no file"
-    if found != chosen.sha256:
+    path, sha256 = chosen
+    found = _digest(path) if path.exists() else "no file"
+    if found != sha256:
         raise CheckpointError(
-            f"checkpoint {str(chosen.path)!r} is not the same on all ranks (SHA-256 {chosen.sha256[:16]} on "
+            f"checkpoint {str(path)!r} is not the same on all ranks (SHA-256 {sha256[:16]} on "
             f"the main rank, {found[:16]} here): keep the run folder on a file system that all machines share"
         )
     try:
-        return Checkpoint(**torch.load(chosen.path, map_location="cpu", weights_only=True))
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch raises whatever its zip and pickle readers do
-        raise _damaged(chosen.path, type(error).__name__) from None
-
-
-def refuse_other_pins(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise CheckpointError naming both values of whatever a resumed run does not find as it was.
-
-    What `found` lacks is not compared: an older run pinned less.
-    """
-    differences = [
-        f"{key} was {found[key]!r} and is now {value!r}"
-        for key, value in expected.items()
-        if found.get(key, value) != value
-    ]
-    if differences:
-        raise CheckpointError(describe_differences(differences))
+        raise _damaged(path, type(error).__name__) from None
 
 
 def _digest(path: Path) -> str:
@@ -125,7 +103,3 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
         f"checkpoint {str(path)!r} is damaged ({reason}): delete it; --resume then continues from the one "
         "before"
     )
-
-
-def _saved(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.pt"))

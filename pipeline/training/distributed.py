@@ -74,11 +74,6 @@ class Ranks:
                 first.printed_by_rank = rank if self.world_size > 1 else None
                 raise first
 
-    def wait(self) -> None:
-        """Return once all ranks are here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.hosts)
-
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:

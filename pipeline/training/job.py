@@ -1,4 +1,7 @@
-"""The parts of a run on one rank: stream, objective, optimiser, and the step that joins them."""
+"""The parts of a run on one rank: stream, objective, optimiser, and the step that joins them.
+
+The optimiser is AdamW with timm's parameter groups and timm's cosine schedule per step.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
@@ -21,9 +26,9 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.config import RunConfig, TrainConfig, batch_of_rank, steps_of_run
+from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
-from pipeline.training.optimiser import build_optimiser
+from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
@@ -31,9 +36,10 @@ from pipeline.training.targets import cached_targets, refuse_target
 # (counted on a CPU with gloo). A whole bucket is exchanged after the last graph, so one bucket for all would
 # hide nothing.
 _BUCKET_MB = 100
+REFERENCE_BATCH = 256  # of base_lr
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingJob:
     """A run, ready to start on one rank. `precision` and `compiled` are what `auto` means on this device."""
 
@@ -76,11 +82,11 @@ class TrainingJob:
                 checkpoint = Checkpoint(step, *states, self.pinned, self.scaler.state_dict())
                 save_checkpoint(self.run / "checkpoints", checkpoint)
 
-    def build_step(self, targets: nn.Module | None = None, compiled: bool | None = None) -> nn.Module:
+    def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""
         targets = targets or cached_targets(self.cache, self.spec.levels, self.config.objective.target)
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
-        if self.compiled if compiled is None else compiled:
+        if self.compiled:
             model.compile(fullgraph=True, dynamic=False)
         return model if self.ranks.world_size == 1 else shared_by_ranks(model, self.device)
 
@@ -130,21 +136,29 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    compiled = choose_compilation(config.train, precision, device)
+    resolved = (precision, choose_compilation(config.train, precision, device))
     return TrainingJob(
-        config,
-        cache,
-        spec,
-        objective,
+        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup, *resolved
+    )
+
+
+def build_optimiser(
+    model: nn.Module, no_weight_decay: set[str], optim: OptimConfig, global_batch: int
+) -> AdamW:
+    """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
+    return AdamW(groups, lr=optim.base_lr * global_batch / REFERENCE_BATCH, betas=optim.betas, fused=True)
+
+
+def build_schedule(optimiser: AdamW, optim: OptimConfig, steps: int, warmup: int) -> CosineLRScheduler:
+    """Return a schedule that is a function of the step: linear warm-up from zero, then a cosine to min_lr."""
+    return CosineLRScheduler(
         optimiser,
-        scaler,
-        run,
-        ranks,
-        device,
-        steps,
-        warmup,
-        precision,
-        compiled,
+        t_initial=steps - warmup,
+        lr_min=optim.min_lr,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        t_in_epochs=False,
     )
 
 
@@ -184,11 +198,11 @@ def seed_initial_weights(config: RunConfig) -> None:
     torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
 
 
-def describe_job(job: TrainingJob, compiled: bool) -> dict[str, Any]:
+def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself."""
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {"train.precision": job.precision, "train.compile": compiled},
+        "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,

@@ -1,5 +1,6 @@
 """A run from start to end: the main rank's decisions, the loop, and the files in the run folder."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +14,14 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
+from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
-from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint, refuse_other_pins
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_job, describe_job
-from pipeline.training.optimiser import REFERENCE_BATCH
+from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
 from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
@@ -29,22 +30,13 @@ from pipeline.training.run_folder import (
     held_run_folder,
     read_metrics,
     read_run,
+    refuse_differences,
     refuse_other_config,
-    write_run,
 )
 from pipeline.training.trainer import Metrics, Trainer
 
 _LIBRARIES = ("torch", "timm", "zarr", "webdataset", "numpy")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of the loop: after which step, by which signal (0: none), and whether it was compiled."""
-
-    done: int
-    stopped_by: int
-    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -77,11 +69,11 @@ def run_training(
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, config, units = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
         job = build_job(config, cache, run, ranks, device, units)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
-            refuse_other_pins(read_run(run)["pinned"], {"units": job.pinned["units"]})
+            refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
@@ -89,30 +81,28 @@ def run_training(
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
-        messages = []
+        messages: list[str] = []
         with _starting_together(job):
             if ranks.is_main:
-                _write_start(job, start, job.compiled)
-                messages = [_sorted_classes(job), describe_start(job, first)]
-        for message in filter(None, messages):
+                _write_start(job, start)
+                messages = describe_start(job, first)
+        for message in messages:
             say(message)
         begin = time.perf_counter()
-        outcome = run_job(job, first, say)
+        done, stopped_by = run_job(job, first, say, lambda: _write_start(job, start))
         seconds = time.perf_counter() - begin
         if ranks.is_main:
             export_student(job.objective.encoder, config.student, run)
-            _write_start(job, {**start, "ended": utc_now(), "last_step": outcome.done}, outcome.compiled)
+            _write_start(job, {**start, "ended": utc_now(), "last_step": done})
         logged = read_metrics(run)[-1:] if ranks.is_main else []
-    rate = (outcome.done - first) * config.train.global_batch / seconds
-    loss = logged[0]["loss"] if logged else None
-    return Result(outcome.done, job.steps, seconds, rate, loss, outcome.stopped_by)
+    rate = (done - first) * config.train.global_batch / seconds
+    return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by)
 
 
-def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, RunConfig, list[int]]:
-    """Return whether the run is continued, its configuration and its units; raises MaskAlignError."""
+def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
+    """Return whether the run is continued, and its units; raises MaskAlignError."""
     if not continues(run, resume):
-        units = cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
-        return False, config, units
+        return False, cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
     refuse_other_config(config, run)
     earlier = read_run(run)
     if cache.digest != earlier["pinned"]["cache"]:
@@ -120,7 +110,7 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"cannot resume: {cache.address!r} is not the cache that the run began with, "
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
-    return True, config, earlier["units"]
+    return True, earlier["units"]
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -130,7 +120,7 @@ def load_newest(job: TrainingJob) -> int:
         return 0
     with job.ranks.together():
         checkpoint = load_checkpoint(chosen)
-        refuse_other_pins(checkpoint.pinned, job.pinned)
+        refuse_differences(checkpoint.pinned, job.pinned)
         job.objective.load_state_dict(checkpoint.student)
         job.optimiser.load_state_dict(checkpoint.optimiser)
         if checkpoint.scaler:
@@ -138,8 +128,13 @@ def load_newest(job: TrainingJob) -> int:
     return checkpoint.step
 
 
-def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
-    """Train from step `first` on; fewer steps are done than the run has after a signal."""
+def run_job(
+    job: TrainingJob, first: int, say: Say = lambda _: None, changed: Callable[[], None] = lambda: None
+) -> tuple[int, int]:
+    """Train from step `first` on; return after which step it ended, and by which signal (0: none).
+
+    `changed` is called if the step could not be compiled, which changes the job.
+    """
     epoch, step = divmod(first, job.spec.steps_per_epoch)
     images = job.config.train.global_batch
     with ExitStack() as stack:
@@ -162,9 +157,9 @@ def run_job(job: TrainingJob, first: int, say: Say = lambda _: None) -> Outcome:
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        trainer = Trainer(job, job.build_step(), log, say)
+        trainer = Trainer(job, job.build_step(), log, say, changed)
         done = trainer.run(iter(batches), first, job.steps)
-    return Outcome(done, trainer.stopped_by, trainer.compiled)
+    return done, trainer.stopped_by
 
 
 @contextmanager
@@ -180,8 +175,8 @@ def _starting_together(job: TrainingJob) -> Iterator[None]:
             ) from None
 
 
-def describe_start(job: TrainingJob, first: int) -> str:
-    """Describe what is about to be trained."""
+def describe_start(job: TrainingJob, first: int) -> list[str]:
+    """Describe what is about to be trained, after a warning if the cache is sorted by class."""
     config, optim = job.config, job.config.optim
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
@@ -189,26 +184,24 @@ def describe_start(job: TrainingJob, first: int) -> str:
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
-    return (
+    description = (
         f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
         f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
-
-
-def _sorted_classes(job: TrainingJob) -> str:
     if not is_sorted_by_class(job.cache, job.spec.order):
-        return ""
-    return (
+        return [description]
+    warning = (
         f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
         f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
+    return [warning, description]
 
 
-def _write_start(job: TrainingJob, start: dict[str, Any], compiled: bool) -> None:
+def _write_start(job: TrainingJob, start: dict[str, Any]) -> None:
     """Write run.json: what the run depends on, and where and when each of its starts was."""
     earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
     starts = [*(each for each in earlier if each["began"] != start["began"]), start]
-    described = describe_job(job, compiled)
-    write_run(job.run, {**described, **start, "began": starts[0]["began"], "starts": starts})
+    values = {**describe_job(job), **start, "began": starts[0]["began"], "starts": starts}
+    replace_file(job.run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())

@@ -7,19 +7,22 @@ begin, end.
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipeline.config import Section, parse_config
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
 from pipeline.storage.files import replace_file
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
-_NOT_PINNED = {"data": {"workers", "allow_partial"}, "train": {"log_every", "checkpoint_every", "compile"}}
+_NOT_PINNED = {
+    *("data.workers", "data.allow_partial"),
+    *("train.log_every", "train.checkpoint_every", "train.compile"),
+}
 
 
 def continues(run: Path, resume: Resume) -> bool:
@@ -98,30 +101,35 @@ def read_run(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def write_run(run: Path, values: Mapping[str, Any]) -> None:
-    """Write run.json whole."""
-    replace_file(run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())
-
-
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed, not compared as text: an older run may lack keys that exist today.
-    earlier = parse_config(type(config), read_run(run)["config"]).model_dump(mode="json")
-    now = config.model_dump(mode="json")
-    differing = [
-        f"{section}.{key} was {earlier[section].get(key)!r} and is now {value!r}"
-        for section, values in now.items()
-        for key, value in values.items()
-        if value != earlier[section].get(key) and key not in _NOT_PINNED.get(section, ())
+    earlier = parse_config(type(config), read_run(run)["config"])
+    before, now = (flat_config(each.model_dump(mode="json")) for each in (earlier, config))
+    pinned = {key: value for key, value in now.items() if key not in _NOT_PINNED}
+    refuse_differences(before, pinned, ConfigError)
+
+
+def flat_config(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Bring the sections of a configuration to one level, with dotted names."""
+    return {f"{name}.{key}": value for name, values in sections.items() for key, value in values.items()}
+
+
+def refuse_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], error: type[MaskAlignError] = CheckpointError
+) -> None:
+    """Raise an error naming both values of whatever a resumed run does not find as it was.
+
+    What is not in `before` is not compared: an older run pinned less.
+    """
+    found = [
+        f"{key} was {before[key]!r} and is now {value!r}"
+        for key, value in now.items()
+        if before.get(key, value) != value
     ]
-    if differing:
-        raise ConfigError(describe_differences(differing))
-
-
-def describe_differences(differences: Sequence[str]) -> str:
-    """Return the message for a run that cannot be resumed since some values are not what they were."""
-    values = "value" if len(differences) == 1 else "values"
-    return f"cannot resume: {'; '.join(differences)}: use the old {values}, or a new --run"
+    if found:
+        values = "value" if len(found) == 1 else "values"
+        raise error(f"cannot resume: {'; '.join(found)}: use the old {values}, or a new --run")
 
 
 class MetricsLog:
@@ -134,15 +142,10 @@ class MetricsLog:
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
         self._board: Any = None
-        try:
+        with self._optional():
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        except Exception as error:
-            if (
-                getattr(error, "name", "") != "tensorboard"
-            ):  # which is the name of the module that is not installed
-                self._give_up(error)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""
@@ -150,28 +153,33 @@ class MetricsLog:
         self._file.flush()
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         scalars |= {f"loss/{name}": value for name, value in values.get("loss_terms", {}).items()}
-        try:
+        for name, table in values.get("figures", {}).items():
+            for row, cells in enumerate(table):
+                scalars |= {f"{name}/{row}/{column}": value for column, value in enumerate(cells)}
+        with self._optional():
             for name, value in scalars.items() if self._board else ():
                 self._board.add_scalar(name, value, values["step"])
-        except Exception as error:
-            self._give_up(error)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        try:
+        with self._optional():
             if self._board:
                 self._board.close()
-        except Exception as error:
-            self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._board = None
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        self._warn(
-            f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the same "
-            "values"
-        )
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Give TensorBoard up when it fails, with a warning unless it is not installed."""
+        try:
+            yield
+        except Exception as error:
+            self._board = None
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if getattr(error, "name", "") != "tensorboard":  # the module that is not installed
+                self._warn(
+                    f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the "
+                    "same values"
+                )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -91,11 +91,10 @@ class TeacherTargets(nn.Module):
         kind: TargetKind,
         needs: Needs,
         post_norm: Tensor | None = None,
-        eps: float = WHITENING_EPS,
     ) -> None:
         super().__init__()
         self._hidden_states, self._has_cls = hidden_states, has_cls
-        self.kind, self.needs, self.post_norm, self._eps = kind, needs, post_norm, eps
+        self.kind, self.needs, self.post_norm = kind, needs, post_norm
 
     def forward(self, batch: Batch) -> Targets:
         """Compute the targets of visible and hidden tokens that the objective needs."""
@@ -107,7 +106,7 @@ class TeacherTargets(nn.Module):
                 tokens = nn.functional.pad(tokens, (1, 0))
             for level in levels:
                 chosen = states[level].gather(1, tokens[..., None].expand(-1, -1, states[level].shape[-1]))
-                found[part].append(make_target(*whiten(chosen), self.kind, self.post_norm, self._eps))
+                found[part].append(make_target(*whiten(chosen), self.kind, self.post_norm))
         return Targets(**found)
 
 

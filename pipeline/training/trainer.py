@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,7 @@ from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
 from pipeline.stream.batches import micro_batches
 from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob
-from pipeline.training.optimiser import build_schedule
+from pipeline.training.job import TrainingJob, build_schedule
 
 Metrics = dict[str, Any]
 
@@ -73,19 +72,19 @@ class Trainer:
     """One rank's loop.
 
     `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of
-    metrics every so many steps, `say` a message for a person.
+    metrics every so many steps, `say` a message for a person; `changed` is called when the job has changed.
     """
 
     job: TrainingJob
     model: nn.Module
     log: Callable[[Metrics], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
+    changed: Callable[[], None] = lambda: None
     stopped_by: int = 0  # the signal that ended the last run early
 
     def __post_init__(self) -> None:
         job = self.job
         self.schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
-        self.compiled = job.compiled
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
         """Take steps `first` to `last` - 1; return how many are finished, fewer if a signal asked for it.
@@ -114,7 +113,9 @@ class Trainer:
                         self.log(line)
                     finally:  # also after a log that fails, which costs no checkpoint
                         if due_save:
-                            self._refuse_spoilt_weights(step)
+                            with self.job.ranks.together():  # the last loss is of before the last update
+                                if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
+                                    raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
                             self.job.save_checkpoint(step)
                     interval = Interval(step, waited)
                 if ending:
@@ -127,56 +128,49 @@ class Trainer:
         Raises ConfigError instead if train.compile is true, or with several ranks, since their gradients
         are half exchanged.
         """
+        job = self.job
         try:
             return self.step(batch, step)
         except Exception as error:
-            if not (self.compiled and is_compiler_failure(error)):
+            if not (job.compiled and is_compiler_failure(error)):
                 raise
             cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            if self.job.config.train.compile is True or self.job.ranks.world_size > 1:
+            if job.config.train.compile is True or job.ranks.world_size > 1:
                 raise ConfigError(
                     f"the training step cannot be compiled as one graph ({cause}): set train.compile=false "
                     "to run it as it is, slower, or leave out the student.options that it fails on; "
                     "on a GPU before Ampere, set train.precision=float16"
                 ) from error
             self.say(f"warning: the training step cannot be compiled ({cause}): it runs as it is, slower")
-        self.model, self.compiled = self.job.build_step(compiled=False).train(), False
-        self.job.optimiser.zero_grad()
+        job.compiled = False
+        self.changed()
+        self.model = job.build_step().train()
+        job.optimiser.zero_grad()
         return self.step(batch, step)
 
     def step(self, batch: Batch, step: int) -> Tensor:
         """Take a step, its randomness keyed by (seed, rank, step); return loss and terms on the device."""
-        config, scaler = self.job.config, self.job.scaler
-        torch.manual_seed(derived_seed(config.train.seed, "step", self.job.ranks.rank, step))
+        job, train, clip_grad = self.job, self.job.config.train, self.job.config.optim.clip_grad
+        torch.manual_seed(derived_seed(train.seed, "step", job.ranks.rank, step))
         self.schedule.step_update(step + 1)
-        micros = list(micro_batches(batch, config.train.accumulate))
-        losses = [self._backward(micro, micro is micros[-1]) for micro in micros]
-        if config.optim.clip_grad:
-            scaler.unscale_(self.job.optimiser)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad)
-        scaler.step(self.job.optimiser)
-        scaler.update()
-        self.job.optimiser.zero_grad()
+        micros, losses = list(micro_batches(batch, train.accumulate)), []
+        # Disabled, autocast takes any type.
+        half = torch.autocast(job.device.type, getattr(torch, job.precision), job.precision != "float32")
+        for micro in micros:
+            with ExitStack() as contexts:
+                if isinstance(self.model, DistributedDataParallel) and micro is not micros[-1]:
+                    contexts.enter_context(self.model.no_sync())
+                contexts.enter_context(half)
+                loss, terms = self.model(micro)
+                job.scaler.scale(loss / train.accumulate).backward()
+            losses.append(torch.cat([loss.detach()[None], terms]))
+        if clip_grad:
+            job.scaler.unscale_(job.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)
+        job.scaler.step(job.optimiser)
+        job.scaler.update()
+        job.optimiser.zero_grad()
         return torch.stack(losses).mean(0)
-
-    def _backward(self, batch: Batch, is_last: bool) -> Tensor:
-        job = self.job
-        with ExitStack() as contexts:
-            if isinstance(self.model, DistributedDataParallel) and not is_last:
-                contexts.enter_context(self.model.no_sync())
-            autocast = job.precision != "float32"
-            contexts.enter_context(
-                torch.autocast(job.device.type, getattr(torch, job.precision)) if autocast else nullcontext()
-            )
-            loss, terms = self.model(batch)
-            job.scaler.scale(loss / job.config.train.accumulate).backward()
-        return torch.cat([loss.detach()[None], terms])
-
-    def _refuse_spoilt_weights(self, step: int) -> None:
-        """Check the weights before they are saved: the last loss was computed before the last update."""
-        with self.job.ranks.together():
-            if not nn.utils.get_total_norm(self.model.parameters()).isfinite():
-                raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
 
     def _measure(self, interval: Interval, step: int, waited: float) -> Metrics:
         """Reduce an interval to a line of metrics; the only place that waits for the device."""

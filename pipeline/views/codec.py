@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,12 +30,8 @@ JPEG_SUBSAMPLING = "420"
 Image.init()  # else only some of these are known
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000  # a larger image is a decompression bomb rather than a photograph
-Image.MAX_IMAGE_PIXELS = (
-    MAX_PIXELS // 2
-)  # Pillow raises at twice this, for tiles and canvases too, and only warns before
-logging.getLogger("PIL").addHandler(
-    logging.NullHandler()
-)  # else what it logs of a damaged file goes to stderr
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises at twice this, also for tiles, and only warns before
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else logs of damaged files go to stderr
 _BOMB = f"more than the {MAX_PIXELS} that are accepted"
 _MAX_SCANS = 1000  # of a JPEG; each scan passes over all of its pixels, and a usual progressive JPEG has ten
 # libjpeg only warns of a JPEG that lacks data and fills it up with grey; Pillow ignores the warning.
@@ -56,7 +52,12 @@ def decode_image(data: bytes) -> Pixels:
     upper 8, and an animation gives its first frame. Raises SourceError for what cannot be decoded whole.
     """
     try:
-        return _decode_whole_jpeg(data)
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _refuse_bomb(height, width)
+        # the first count takes a third of the time of the second
+        if data.count(b"\xda") > _MAX_SCANS and data.count(b"\xff\xda") > _MAX_SCANS:
+            raise SourceError(f"has more than the {_MAX_SCANS} scans that are accepted of a JPEG")
+        return _decode_jpeg(data)
     except ValueError as error:
         if _is_incomplete(data, str(error)):
             raise SourceError(f"cannot be decoded ({error})") from None
@@ -78,12 +79,8 @@ def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
 
 def decode_view(data: bytes, view_format: ViewFormat) -> Pixels:
     """Decode a member of a view tar to (S, S, 3) uint8; raises ValueError for anything else."""
-    if view_format == "raw":
-        return _decode_raw(data)
-    return _decode_jpeg(data)
-
-
-def _decode_raw(data: bytes) -> Pixels:
+    if view_format == "jpeg":
+        return _decode_jpeg(data)
     pixels: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"an array {pixels.shape} of {pixels.dtype} is not an image")
@@ -93,16 +90,6 @@ def _decode_raw(data: bytes) -> Pixels:
 def _decode_jpeg(data: bytes) -> Pixels:
     pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     return pixels
-
-
-def _decode_whole_jpeg(data: bytes) -> Pixels:
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    _refuse_bomb(height, width)
-    if (
-        data.count(b"\xda") > _MAX_SCANS and data.count(b"\xff\xda") > _MAX_SCANS
-    ):  # the first takes a third of the time
-        raise SourceError(f"has more than the {_MAX_SCANS} scans that are accepted of a JPEG")
-    return _decode_jpeg(data)
 
 
 def _is_incomplete(data: bytes, warning: str) -> bool:
@@ -183,7 +170,7 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
             Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image,
         ):
             _refuse_bomb(image.height, image.width)
-            with _silent(image.format == "TIFF"):
+            with _silent_stderr() if image.format == "TIFF" else nullcontext():
                 return _rgb(image)
     except UnidentifiedImageError:  # its own text has the address of an object
         reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no image of a known format"
@@ -198,10 +185,8 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
 
 def _rgb(image: Image.Image) -> Pixels:
     """Return a writable copy in 8 bits; torch needs writable arrays."""
-    if image.mode.startswith("I;16") or (image.mode, image.format) == (
-        "I",
-        "PPM",
-    ):  # which convert() clips at 255
+    is_grey_ppm = (image.mode, image.format) == ("I", "PPM")
+    if image.mode.startswith("I;16") or is_grey_ppm:  # which convert() clips at 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
@@ -210,11 +195,8 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 @contextmanager
-def _silent(wanted: bool) -> Iterator[None]:
+def _silent_stderr() -> Iterator[None]:
     """Discard output on stderr: libtiff reports damaged files there, and Pillow has no option to stop it."""
-    if not wanted:
-        yield
-        return
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

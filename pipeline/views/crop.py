@@ -1,7 +1,7 @@
 """Crop and flip of a view: RandomResizedCrop (Szegedy et al. 2015) keyed by seed, tar, key and view."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -30,15 +30,7 @@ class CropBox:
 
     def as_row(self) -> tuple[int, ...]:
         """Return the row of the cache's array `view`: all fields in the order of cache_schema.md."""
-        return (
-            self.left,
-            self.top,
-            self.width,
-            self.height,
-            int(self.flip),
-            self.source_width,
-            self.source_height,
-        )
+        return tuple(map(int, astuple(self)))
 
 
 @dataclass(frozen=True)
@@ -59,43 +51,29 @@ def draw_crop(
     `source` is None in caches of schema 1.0, whose draws do not depend on the tar.
     """
     rng = generator(policy.seed, "view", *sample_keys(source, key), view)
-    left, top, crop_width, crop_height = _draw_box(policy, rng, width, height)
-    flip = bool(rng.random() < policy.flip)
-    return CropBox(left, top, crop_width, crop_height, flip, width, height)
+    tries, (least, most) = (_TRIES, ASPECT_RATIO) if policy.scale != (1.0, 1.0) else (0, (1.0, 1.0))
+    # if no try fits into the image, the largest centred box with an aspect ratio within the bounds
+    box_width = min(width, max(1, round(height * most)))
+    box_height = min(height, max(1, round(width / least)))
+    box = (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+    for _ in range(tries):
+        area = width * height * rng.uniform(*policy.scale)
+        ratio = math.exp(rng.uniform(math.log(least), math.log(most)))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left, top = int(rng.integers(width - box_width + 1)), int(rng.integers(height - box_height + 1))
+            box = left, top, box_width, box_height
+            break
+    return CropBox(*box, bool(rng.random() < policy.flip), width, height)
 
 
 def cut_crop(pixels: Pixels, box: CropBox, size: int) -> Pixels:
-    """Cut a box from an image (H, W, 3), resize it to (size, size, 3) and mirror it if the box says so."""
-    return resize_crop(
-        pixels[box.top : box.top + box.height, box.left : box.left + box.width], size, box.flip
-    )
+    """Cut a box from an image (H, W, 3) and mirror it if the box says so; returns (size, size, 3) uint8.
 
-
-def resize_crop(pixels: Pixels, size: int, flip: bool = False) -> Pixels:
-    """Resize (H, W, 3) uint8 to (size, size, 3) uint8, bicubic with antialiasing, and mirror it if `flip`."""
+    It is resized bicubically with antialiasing.
+    """
+    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     # numpy takes four times as long as torch to copy a part of an image, and as np.stack to put channels last
-    image = torch.from_numpy(pixels).contiguous().permute(2, 0, 1)
+    image = torch.from_numpy(cut).contiguous().permute(2, 0, 1)
     channels = resize(image, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
-    return np.stack(channels[..., ::-1] if flip else channels, axis=-1)
-
-
-def _draw_box(
-    policy: CropPolicy, rng: np.random.Generator, width: int, height: int
-) -> tuple[int, int, int, int]:
-    if policy.scale == (1.0, 1.0):
-        return _centred(width, height, 1.0, 1.0)
-    for _ in range(_TRIES):
-        area = width * height * rng.uniform(*policy.scale)
-        ratio = math.exp(rng.uniform(math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(rng.integers(width - crop_width + 1))
-            return left, int(rng.integers(height - crop_height + 1)), crop_width, crop_height
-    return _centred(width, height, *ASPECT_RATIO)
-
-
-def _centred(width: int, height: int, least: float, most: float) -> tuple[int, int, int, int]:
-    """Return the largest centred box with an aspect ratio within the bounds."""
-    crop_width = min(width, max(1, round(height * most)))
-    crop_height = min(height, max(1, round(width / least)))
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+    return np.stack(channels[..., ::-1] if box.flip else channels, axis=-1)

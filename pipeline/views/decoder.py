@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from pipeline.errors import MaskAlignError
+from pipeline.runtime.device import DeviceEvent
 from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
@@ -27,13 +28,6 @@ Of = TypeVar("Of")
 Group = tuple[Of, ViewMaker, Sequence[SourceSample]]
 
 
-class Waitable(Protocol):
-    """Something that takes time, such as a copy to a GPU."""
-
-    def wait(self) -> None:
-        """Wait for it."""
-
-
 @dataclass
 class DecodedJob(Generic[Of]):
     """Consecutive samples of one source, such as a tar. `pixels` (V, n, S, S, 3) are of the n good ones.
@@ -44,7 +38,7 @@ class DecodedJob(Generic[Of]):
     of: Of
     results: Sequence[SampleViews | SkippedImage]
     pixels: Pixels
-    copies: list[Waitable] = field(default_factory=list)
+    copies: list[DeviceEvent] = field(default_factory=list)
 
     @property
     def good(self) -> list[SampleViews]:
@@ -70,7 +64,7 @@ class Decoder:
         ]
         self._asked, self._answered = 0, 0  # jobs, over all passes
         self._answers: dict[int, JobResult] = {}  # by number of the job: answers taken before they were due,
-        self._copies: dict[int, list[Waitable]] = {}  # and copies from its memory
+        self._copies: dict[int, list[DeviceEvent]] = {}  # and copies from its memory
         self._locked: list[int] = []
         self.busy_seconds = 0.0  # of all workers
 
@@ -114,10 +108,9 @@ class Decoder:
             if self._locked:
                 unlock_pages(self._locked, cuda_runtime())
         finally:
-            self._locked, self._copies = [], {}
             for memory in self._memories:
                 free_shared(memory)
-            self._memories = []
+            self._memories, self._locked, self._copies = [], [], {}
 
     def _made_here(self, group: Group[Of]) -> DecodedJob[Of]:
         of, maker, samples = group
@@ -161,15 +154,12 @@ class Decoder:
         packed = [replace(sample, image=arena.put(sample.image)) for sample in samples]
         sent = (data for sample in packed for data in (sample.image, *sample.members.values()))
         if sum(len(data) for data in sent if isinstance(data, bytes)) > _SHORT_MESSAGE:
-            self._take_answers(worker)
+            # Receive its pending answers: it cannot receive a long message while it sends one itself.
+            for number in range(self._answered, self._asked):
+                if self._turn(number)[0] == worker and number not in self._answers:
+                    self._answers[number] = self._workers[worker].receive()
         self._workers[worker].send((slot, maker, packed))
         self._asked += 1
-
-    def _take_answers(self, worker: int) -> None:
-        """Receive a worker's pending answers: it cannot receive a long message while it sends one itself."""
-        for number in range(self._answered, self._asked):
-            if self._turn(number)[0] == worker and number not in self._answers:
-                self._answers[number] = self._workers[worker].receive()
 
     def _receive(self) -> tuple[list[SampleViews | SkippedImage], Pixels]:
         """Wait for the job that is due: its results and the pixels (V, n, S, S, 3) of the good ones."""

@@ -22,9 +22,8 @@ from pipeline.views.maker import SampleViews, ViewMaker
 from pipeline.views.sample import SkippedImage, SourceSample
 
 SAMPLES_PER_JOB = 8
-_ARENA_BYTES = (
-    SAMPLES_PER_JOB * 256 * 1024
-)  # a photograph of ImageNet takes 110 kB, a crop of 224 pixels 25 kB
+# a photograph of ImageNet takes 110 kB, a crop of 224 pixels 25 kB
+_ARENA_BYTES = SAMPLES_PER_JOB * 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class JobRoom:
 
 
 class Arena:
-    """Bytes put one after the other into a piece of memory, as far as they fit."""
+    """Bytes put one after the other into a piece of memory, from its start, as far as they fit."""
 
     def __init__(self, memory: memoryview) -> None:
         self._memory, self._end = memory, 0
@@ -68,10 +67,6 @@ class Arena:
     def get(self, stored: Any) -> Any:
         """Return a copy of what was put."""
         return bytes(self._memory[stored]) if isinstance(stored, slice) else stored
-
-    def clear(self) -> None:
-        """Start again from the beginning."""
-        self._end = 0
 
 
 @dataclass(frozen=True)
@@ -90,15 +85,15 @@ def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
     while True:
         slot, maker, samples = owner.receive()
         try:
-            owner.send(_do(maker, samples, *room.parts(shared_buffer(memory), slot)))
+            owner.send(_make_views(maker, samples, *room.parts(shared_buffer(memory), slot)))
         except Exception:
             owner.send(JobResult(failure=traceback.format_exc()))
 
 
-def _do(maker: ViewMaker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
+def _make_views(maker: ViewMaker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
+    """Make the views of samples from the arena, then put the crops into the arena in their place."""
     begin = time.perf_counter()
     samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]
-    arena.clear()
     results: list[SampleViews | SkippedImage] = []
     good = 0
     for made in map(maker, samples):

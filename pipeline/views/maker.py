@@ -41,15 +41,12 @@ class ViewMaker:
 
     def __call__(self, sample: SourceSample) -> SampleViews | SkippedImage:
         """Return the views, or why the sample is skipped."""
+        if sample.image is None:
+            return SkippedImage(key=sample.key, reason=sample.fault)
         try:
-            return self._make(sample)
+            source = decode_image(sample.image)
         except SourceError as error:
             return SkippedImage(key=sample.key, reason=str(error))
-
-    def _make(self, sample: SourceSample) -> SampleViews:
-        if sample.image is None:
-            raise SourceError(sample.fault)
-        source = decode_image(sample.image)
         boxes = [
             draw_crop(self.policy, self.source, sample.key, view, source.shape[1], source.shape[0])
             for view in self.views

@@ -60,7 +60,13 @@ class MaskConfig(Section):
         """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
         if self.hidden is None:
             assert self.ratio is not None
-            return visible_count(patches, self.ratio)
+            if count := count_of_share(patches, 1 - self.ratio):
+                return count
+            largest = max(0.0, math.floor((1 - 1 / patches) * 1e4 + 1e-6) / 1e4)
+            raise ConfigError(
+                f"mask.ratio {self.ratio} leaves 0 of {patches} patches visible: "
+                f"give one from 0 to {largest:g}"
+            )
         if self.hidden >= patches:
             raise ConfigError(
                 f"mask.hidden {self.hidden} leaves none of {patches} patches visible: give 0 to {patches - 1}"
@@ -73,17 +79,6 @@ def count_of_share(patches: int, share: float) -> int:
     return math.floor(patches * share + 1e-6)
 
 
-def visible_count(patches: int, ratio: float) -> int:
-    """Return K, the visible ones of N patches; raises ConfigError if none would be left."""
-    count = count_of_share(patches, 1 - ratio)
-    if not 1 <= count <= patches:
-        largest = max(0.0, math.floor((1 - 1 / patches) * 1e4 + 1e-6) / 1e4)
-        raise ConfigError(
-            f"mask.ratio {ratio} leaves {count} of {patches} patches visible: give one from 0 to {largest:g}"
-        )
-    return count
-
-
 def least_ratio(patches: int, count: int) -> float:
     """Return the least hidden share, to four digits, that leaves at most `count` of N patches visible."""
     below = max(0, math.floor((1 - (count + 1) / patches) * 1e4))
@@ -92,21 +87,15 @@ def least_ratio(patches: int, count: int) -> float:
     )
 
 
-def rank_patches(
-    strategy: RankStrategy, importance: NDArray[np.float32] | None, patches: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Rank all patches of one image (N,) int64; its first K, for any K, are a draw without replacement.
-
-    The first of independent exponential times is patch i with probability rate_i / sum of rates, and so on
-    for the rest (Efraimidis and Spirakis, 2006). Rates are the importance (N,) for `attention`, else equal.
-    """
-    return rank_by_arrival(strategy, importance, rng.standard_exponential(patches))
-
-
 def rank_by_arrival(
     strategy: RankStrategy, importance: NDArray[np.float32] | None, arrivals: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Rank the patches of images (..., N) int64 by exponential times (..., N) of rate 1, in place."""
+    """Rank the patches of images (..., N) int64 by exponential times (..., N) of rate 1, in place.
+
+    The first K, for any K, are a draw without replacement: the first of independent exponential times is
+    patch i with probability rate_i / sum of rates, and so on for the rest (Efraimidis and Spirakis, 2006).
+    Rates are the importance (..., N) for `attention`, else equal.
+    """
     if strategy == "attention":
         arrivals /= _checked_importance(importance, arrivals.shape)
     elif strategy != "random":
@@ -127,7 +116,8 @@ def rank_of_view(
 
     `source` is the source tar, None in caches of schema 1.0.
     """
-    return rank_patches(strategy, importance, patches, rank_generator(seed, source, key, view))
+    arrivals = rank_generator(seed, source, key, view).standard_exponential(patches)
+    return rank_by_arrival(strategy, importance, arrivals)
 
 
 def rank_generator(seed: int, source: str | None, key: str, view: int) -> np.random.Generator:
@@ -138,16 +128,9 @@ def rank_generator(seed: int, source: str | None, key: str, view: int) -> np.ran
 def _checked_importance(
     importance: NDArray[np.float32] | None, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Return the importance (..., N) as float64 above zero."""
-    if importance is None:
-        raise ConfigError(
-            "mask.strategy 'attention' needs the importance of the patches, and there is none (a teacher "
-            "with neither CLS nor query has none): give 'random' or 'block'"
-        )
-    if importance.shape != shape:
-        raise ConfigError(
-            f"importance has shape {importance.shape}, not one value for each of {shape[-1]} patches"
-        )
+    """Return the importance (..., N) as float64 above zero. A teacher that has none was refused before."""
+    assert importance is not None
+    assert importance.shape == shape
     if not importance.min() >= 0:
         raise ConfigError(
             f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from"
@@ -156,22 +139,20 @@ def _checked_importance(
 
 
 def draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Hide rectangles until at most `count` patches are visible, then show some at random up to `count`."""
+    """Hide rectangles until at most `count` patches are visible, then show some at random up to `count`.
+
+    A rectangle has an area from about the smallest one to what is missing, and lies anywhere in the grid.
+    """
     hide = grid * grid - count
     hidden = np.zeros((grid, grid), dtype=bool)
+    smallest = max(1.0, SMALLEST_BLOCK * grid * grid)
     while (missing := hide - int(hidden.sum())) > 0:
-        hidden[_draw_block(grid, missing, rng)] = True
+        area = rng.uniform(smallest, max(smallest, missing))
+        aspect = math.exp(rng.uniform(math.log(FLATTEST_BLOCK), -math.log(FLATTEST_BLOCK)))
+        height = min(grid, max(1, round(math.sqrt(area * aspect))))
+        width = min(grid, max(1, round(math.sqrt(area / aspect))))
+        top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
+        hidden[top : top + height, left : left + width] = True
     surplus = int(hidden.sum()) - hide
     hidden.flat[rng.choice(np.flatnonzero(hidden), surplus, replace=False)] = False
     return np.flatnonzero(~hidden).astype(np.int64, copy=False)
-
-
-def _draw_block(grid: int, missing: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Draw a rectangle of about the smallest area to `missing` patches, somewhere inside the grid."""
-    smallest = max(1.0, SMALLEST_BLOCK * grid * grid)
-    area = rng.uniform(smallest, max(smallest, missing))
-    aspect = math.exp(rng.uniform(math.log(FLATTEST_BLOCK), -math.log(FLATTEST_BLOCK)))
-    height = min(grid, max(1, round(math.sqrt(area * aspect))))
-    width = min(grid, max(1, round(math.sqrt(area / aspect))))
-    top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
-    return slice(top, top + height), slice(left, left + width)

@@ -6,17 +6,8 @@ from typing import Final
 from pipeline.config import Section
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
-IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "bmp",
-    "ppm",
-    "tif",
-    "tiff",
-    "gif",
-)  # the first is the image
+# of several, the first is the image
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 _LABEL_DIGITS = 18  # so that a label is an int64
 
 
@@ -48,7 +39,5 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
         return NO_LABEL, sample.label_fault
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text), ""
-    return (
-        NO_LABEL,
-        f"has the label {text[:40]!r}, which is not a whole number of at most {_LABEL_DIGITS} digits",
-    )
+    shown = f"has the label {text[:40]!r}"
+    return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"

@@ -20,7 +20,6 @@ from pipeline.views.source_tars import SourceTar
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
-_END_MARKER_BYTES = 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
@@ -44,7 +43,14 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
     be opened, is not one plain, whole tar, or holds a key or file twice or a name that is not UTF-8 or has
     control characters; StorageError if it is behind a URL and the server does not answer.
     """
-    with _opened(shard) as file:
+    try:
+        opened = open_tar(shard.address)
+    except OSError as error:
+        _refuse_silent_server(shard, error)
+        raise SourceError(
+            f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out"
+        ) from None
+    with opened as file:
         seen: set[str] = set()
         try:
             for key, members in groupby(_members(shard, _TarStream(file)), attrgetter("key")):
@@ -54,16 +60,6 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
                 yield _sample(key, members)
         except SourceError as error:
             raise SourceError(f"tar {shard.name!r} {error}: make the tar again or leave it out") from None
-
-
-def _opened(shard: SourceTar) -> IO[bytes]:
-    try:
-        return open_tar(shard.address)
-    except OSError as error:
-        _refuse_silent_server(shard, error)
-        raise SourceError(
-            f"tar {shard.name!r} cannot be opened ({error.strerror}): restore it or leave it out"
-        ) from None
 
 
 def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
@@ -99,22 +95,17 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
     if key is None or key.endswith("/"):
         return
     extension = extension.lower()
-    fault = _fault(info, extension)
+    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
+    fault = ""
+    if not info.isreg() or info.issparse():
+        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
+        fault = f"has a {extension} that {holes}"
+    elif info.size > limit:
+        fault = f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
     if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
         yield _Member(key, extension, None, fault)
     elif file := tar.extractfile(info):
         yield _Member(key, extension, file.read())
-
-
-def _fault(info: tarfile.TarInfo, extension: str) -> str:
-    """Return why a member cannot be used, if so."""
-    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
-    if not info.isreg() or info.issparse():
-        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
-        return f"has a {extension} that {holes}"
-    if info.size > limit:
-        return f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
-    return ""
 
 
 def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
@@ -157,7 +148,7 @@ class _TarStream:
             raise SourceError(
                 f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
             )
-        if self._size - end < _END_MARKER_BYTES:
+        if self._size - end < 2 * tarfile.BLOCKSIZE:
             raise SourceError("has no end marker: it is cut")
 
     def _read(self, size: int) -> bytes:

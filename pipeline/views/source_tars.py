@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -54,8 +55,14 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     """
     specs = [specs] if isinstance(specs, str) else specs
     addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
-    for address in addresses:
-        _check_name(address)
+    for address in addresses:  # a cache must be able to name its files after them
+        name, shown = tar_name(address), printable(address)
+        if not name.endswith(".tar") or name == ".tar":
+            raise ConfigError(
+                f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
+            )
+        if fault := tar_name_fault(name) or name_fault(address):
+            raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
     tars = list(ordered_map(_measured, addresses, _AT_ONCE if any(map(is_url, addresses)) else 1))
     seen: dict[str, SourceTar] = {}
     for tar in tars:
@@ -70,12 +77,13 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
 def _expand(spec: str) -> list[str]:
     """Return the addresses that a spec stands for, at least one."""
     if is_url(spec):
-        if _is_object(spec):
-            return [spec]
+        if _PATTERN.search(spec) and spec.startswith(STORE_SCHEMES):
+            with suppress(FileNotFoundError):  # what looks like a pattern may be the very name of an object
+                tar_size(spec)
+                return [spec]
         return [tar for url in _braces(spec) for tar in _some(url, _remote_matches(url))]
     path = Path(spec)
-    path = path if _is_there(path) else _at_home(path)
-    return _existing(path) if _is_there(path) else _local_matches(path)
+    return _local_matches(path if _is_there(path) else _at_home(path))
 
 
 def _at_home(path: Path) -> Path:
@@ -83,37 +91,29 @@ def _at_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:  # of a user who is not known
-        raise ConfigError(f"shards {str(path)!r} cannot be found ({error}): {_ACCEPTED}") from None
+        raise _refusal(path, f"cannot be found ({error})") from None
 
 
-def _some(pattern: str, found: list[str]) -> list[str]:
+def _refusal(shards: str | Path, fault: str) -> ConfigError:
+    """Return the refusal of what does not name tars; the fault completes the sentence `shards SPEC ...`."""
+    return ConfigError(f"shards {printable(str(shards))!r} {fault}: {_ACCEPTED}")
+
+
+def _some(pattern: str | Path, found: list[str]) -> list[str]:
     if not found:
-        raise ConfigError(f"shards {printable(pattern)!r} match no .tar file: {_ACCEPTED}")
+        raise _refusal(pattern, "match no .tar file")
     return found
-
-
-def _is_object(url: str) -> bool:
-    """Return whether what looks like a pattern is the very name of an object."""
-    if not (_PATTERN.search(url) and url.startswith(STORE_SCHEMES)):
-        return False
-    try:
-        return tar_size(url) >= 0
-    except FileNotFoundError:
-        return False
 
 
 def _braces(spec: str) -> list[str]:
     ranges = (abs(int(first) - int(last)) + 1 for first, last in _RANGE.findall(spec))
     if prod(ranges) > _MOST_TARS:
-        raise ConfigError(
-            f"shards {printable(spec)!r} are more than the {_MOST_TARS:,} tars that are accepted"
-        )
+        accepted = f"the {_MOST_TARS:,} tars that are accepted"
+        raise ConfigError(f"shards {printable(spec)!r} are more than {accepted}")
     try:
         return list(braceexpand(spec))
     except ValueError:
-        raise ConfigError(
-            f"shards {printable(spec)!r} have a brace without its partner: {_ACCEPTED}"
-        ) from None
+        raise _refusal(spec, "have a brace without its partner") from None
 
 
 def _is_there(path: Path) -> bool:
@@ -123,22 +123,20 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _existing(path: Path) -> list[str]:
-    if path.is_dir():
-        return _in_folder(path)
-    return [str(path)] if path.suffix == ".tar" else _listed(path)
-
-
 def _local_matches(path: Path) -> list[str]:
-    """Return the tars of a pattern. Braces and brackets in the names of existing folders are not patterns."""
+    """Return the tars of a path. Braces and brackets in the names of existing folders are not patterns."""
+    if _is_there(path):
+        if path.is_dir():
+            return _in_folder(path)
+        return [str(path)] if path.suffix == ".tar" else _listed(path)
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
     for pattern in [root / name for name in _braces(str(path.relative_to(root)))]:
         if _is_there(pattern):
-            found += _existing(pattern)
+            found += _local_matches(pattern)
         elif _WILDCARD.search(str(pattern)):
             base = next(folder for folder in pattern.parents if _is_there(folder))
-            found += _some(str(pattern), _tars(base.glob(str(pattern.relative_to(base)))))
+            found += _some(pattern, _tars(base.glob(str(pattern.relative_to(base)))))
         else:
             found.append(str(pattern))
     return found
@@ -149,16 +147,12 @@ def _remote_matches(url: str) -> list[str]:
     parent, _, name = url.rpartition("/")
     try:
         if _WILDCARD.search(parent):
-            raise ConfigError(
-                f"shards {printable(url)!r} have a wildcard in the folder part of a URL: {_ACCEPTED}"
-            )
+            raise _refusal(url, "have a wildcard in the folder part of a URL")
         if _WILDCARD.search(name):
             return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
         return [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"shards {printable(url)!r} cannot be listed ({error.strerror}): {_ACCEPTED}"
-        ) from None
+        raise _refusal(url, f"cannot be listed ({error.strerror})") from None
 
 
 def _tars(files: Iterable[Path]) -> list[str]:
@@ -179,7 +173,7 @@ def _in_folder(path: Path) -> list[str]:
         raise ConfigError(
             f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
         )
-    raise ConfigError(f"shards {str(path)!r} match no .tar file: {_ACCEPTED}")
+    return _some(path, [])
 
 
 def _listed(path: Path) -> list[str]:
@@ -194,28 +188,14 @@ def _listed(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ConfigError(f"{shown} is neither a .tar file nor a text list: {_ACCEPTED}") from None
+        raise _refusal(path, "is neither a .tar file nor a text list") from None
     named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not named:
-        raise ConfigError(f"{shown} match no .tar file, since the list is empty: {_ACCEPTED}")
-    for name in named:
-        if not name.endswith(".tar"):
-            raise ConfigError(
-                f"{shown} is read as a text list, but its line {printable(name)[:80]!r} does not end in "
-                f".tar: {_ACCEPTED}"
-            )
+        raise _refusal(path, "match no .tar file, since the list is empty")
+    if other := next((name for name in named if not name.endswith(".tar")), ""):
+        line = printable(other)[:80]
+        raise _refusal(path, f"is read as a text list, but its line {line!r} does not end in .tar")
     return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]
-
-
-def _check_name(address: str) -> None:
-    """Raise ConfigError for a tar after which a cache could not name its files."""
-    name, shown = tar_name(address), printable(address)
-    if not name.endswith(".tar") or name == ".tar":
-        raise ConfigError(
-            f"shard {shown!r} has no name that ends in .tar: {_ACCEPTED}; unpack a compressed tar first"
-        )
-    if fault := tar_name_fault(name) or name_fault(address):
-        raise ConfigError(f"shard {shown!r} has a name that {fault}: rename it")
 
 
 def _measured(address: str) -> SourceTar:

@@ -3,6 +3,7 @@
 import re
 import tarfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from pipeline.errors import SourceError
 from pipeline.storage.address import name_fault
@@ -51,10 +52,22 @@ def _headers(path: str) -> Iterator[tarfile.TarInfo]:
             for info in iter(tar.next, None):
                 tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
                 yield info
-            file.seek(tar.offset)
-            if len(file.read(_END_MARKER_BYTES)) < _END_MARKER_BYTES:
-                raise SourceError("has no end marker: it is cut")
+            _check_end(file, tar.offset)
     except (SourceError, MemoryError):
         raise
     except Exception as error:  # on damaged headers tarfile raises almost anything
         raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Raise SourceError unless zeros follow: for tarfile a damaged header is the end like any other."""
+    file.seek(end)
+    zeros = 0
+    while data := file.read(1 << 20):
+        if data.strip(b"\0"):
+            raise SourceError(
+                f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
+            )
+        zeros += len(data)
+    if zeros < _END_MARKER_BYTES:
+        raise SourceError("has no end marker: it is cut")

@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from tarfile import BLOCKSIZE, RECORDSIZE
 from typing import Any
 
 import google_crc32c
@@ -11,24 +12,16 @@ import google_crc32c
 from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
-_END_MARKER = bytes(1024)
-_TAR_RECORD = 10_240
-_BLOCK = 512
-_NAME, _SIZE, _KIND, _MAGIC, _PREFIX = (
-    slice(100),
-    slice(124, 135),
-    slice(156, 257),
-    slice(257, 263),
-    slice(345, _BLOCK),
-)
-_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(_BLOCK - 345))  # a regular file with its name in one field
+_END_MARKER = bytes(2 * BLOCKSIZE)
+_NAME, _SIZE = slice(100), slice(124, 135)
+_KIND, _MAGIC, _PREFIX = slice(156, 257), slice(257, 263), slice(345, BLOCKSIZE)
+_PLAIN = (b"0" + bytes(100), b"ustar\0", bytes(BLOCKSIZE - 345))  # a regular file with its name in one field
 
 
 def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: ViewFormat) -> bytes:
     """Return a sample's bytes in a view tar: the encoded crop and the carried members, without dates."""
-    from webdataset.writer import (
-        TarWriter,  # which imports torch, and a worker of the stream need not wait for that
-    )
+    # here, since it imports torch, which a worker of the stream does not need
+    from webdataset.writer import TarWriter
 
     buffer = io.BytesIO()
     tar = TarWriter(buffer, mtime=0, user="root", group="root", mode=0o444, encoder=False)
@@ -44,9 +37,8 @@ class ViewTarWriter:
     def __init__(self, path: Path) -> None:
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
         self._path = path
-        self._file: DigestedFile | None = (
-            None  # opened with the first sample: many tars may wait for their turn
-        )
+        # opened with the first sample: many tars may wait for their turn
+        self._file: DigestedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
@@ -68,7 +60,7 @@ class ViewTarWriter:
 
 def tar_bytes(samples: int) -> int:
     """Return the size of a view tar of so many bytes of samples: with an end marker, in whole records."""
-    return -(-(samples + len(_END_MARKER)) // _TAR_RECORD) * _TAR_RECORD
+    return -(-(samples + len(_END_MARKER)) // RECORDSIZE) * RECORDSIZE
 
 
 def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
@@ -79,7 +71,7 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
     """
     start, keys, found = 0, set(), []
     while start < len(data):
-        header = data[start : start + _BLOCK]
+        header = data[start : start + BLOCKSIZE]
         name, size = header[_NAME].rstrip(b"\0"), header[_SIZE]
         file = name.rfind(b"/") + 1
         dot = name.find(b".", file)
@@ -91,10 +83,10 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
         ):
             return _read_by_webdataset(data, extension)
         keys.add(name[:dot])
-        end = start + _BLOCK + int(size, 8)
+        end = start + BLOCKSIZE + int(size, 8)
         if name[dot + 1 :].lower() == extension.encode():
-            found.append(data[start + _BLOCK : end])
-        start = -(-end // _BLOCK) * _BLOCK
+            found.append(data[start + BLOCKSIZE : end])
+        start = -(-end // BLOCKSIZE) * BLOCKSIZE
     if start != len(data):
         raise ValueError("the sample is cut")
     if len(keys) != 1 or len(found) != 1:

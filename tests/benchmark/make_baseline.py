@@ -10,7 +10,7 @@ import time
 import torch
 from ratio_baseline import BASELINE, RATIOS, measured_ratios
 
-from pipeline.benchmark.machine import LIBRARIES, describe_machine
+from pipeline.benchmark.run import LIBRARIES, describe_machine
 from pipeline.provenance import provenance
 
 RUNS = 3

@@ -4,13 +4,11 @@ import time
 
 import torch
 
-from pipeline.benchmark.machine import describe_machine, matrix_rate
 from pipeline.benchmark.measure import (
     Figure,
     core_seconds,
     ratio,
     take_turns,
-    threads,
     wall_seconds,
 )
 
@@ -40,15 +38,3 @@ def test_sleeping_takes_more_time_than_cores():
     assert wall >= 0.05
     assert core_seconds(lambda: time.sleep(0.05)) < wall
     assert core_seconds(lambda: [value * value for value in range(200_000)]) > 0
-
-
-def test_threads_are_given_for_a_while():
-    before = torch.get_num_threads()
-    with threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-
-
-def test_the_machine_is_described_and_multiplies():
-    assert describe_machine(CPU)["hardware"]["cores"] >= 1
-    assert matrix_rate(CPU) > 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.benchmark.options import PARTS, RECIPES, choose_options
+from pipeline.benchmark.options import PARTS, choose_options
 from pipeline.errors import ConfigError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -19,27 +19,14 @@ def test_a_gpu_takes_the_papers_batch_and_all_but_two_cores():
     assert options.images >= 4 * 1024
 
 
-def test_a_cpu_shares_its_cores_among_step_and_workers():
-    options = choose(device=CPU, cores=2)
-    assert (options.workers, options.threads) == (1, 1)
-
-
 def test_what_is_given_is_taken():
     options = choose(batch_size=7, workers=0, steps=5, rounds=2, images=9, only=["reads", "step"])
     assert (options.batch_size, options.workers, options.steps, options.rounds) == (7, 0, 5, 2)
     assert (options.images, options.parts) == (9, ("step", "reads"))
 
 
-def test_quick_is_less():
-    for recipe in RECIPES:
-        quick, whole = choose(recipe, quick=True), choose(recipe)
-        assert quick.steps < whole.steps, recipe
-        assert quick.rounds < whole.rounds, recipe
-
-
 def test_a_cache_behind_a_url_has_no_raw_reads():
     assert "reads" not in choose(cache="s3://bucket/a.cache").parts
-    with pytest.raises(
-        ConfigError, match=r"--only reads needs a cache on a disk, not 's3://.*': leave it out"
-    ):
+    message = r"--only reads needs a cache on a disk, not 's3://.*': leave it out"
+    with pytest.raises(ConfigError, match=message):
         choose(cache="s3://bucket/a.cache", only=["reads"])

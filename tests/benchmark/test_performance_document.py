@@ -43,11 +43,3 @@ def test_open_figures_are_the_rows_of_gpu_check():
     named = [name for cell in cells[1:] for name in re.findall(r"`(\w+)`", cell)]
     assert len(cells) > 5
     assert set(named) == set(ROWS)
-
-
-def test_files_and_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`make ([\w-]+)`", PAGE):
-        assert f"\n{target}:" in makefile, target
-    for path in re.findall(r"`((?:pipeline|tests)/[\w/.]+)`", PAGE):
-        assert (ROOT / path).exists(), path

@@ -41,13 +41,3 @@ def test_only_regressions_are_measured_again():
         "ratio.cached_to_teacher_in_loop is 1, 50% below 2"
     ]
     assert asked == [{"reads", "reference", "in-loop"}, {"reference", "in-loop"}, {"in-loop"}]
-
-
-def test_a_real_measurement_is_compared():
-    """Four views are decoded about 1.7 times as fast as one."""
-    name, effort = "ratio.four_views_to_one", {"rounds": 1, "steps": 1, "warm_up": 1, "images": 8}
-    found = measured_ratios({"decode"}, effort)
-    before = committed_ratios()[name]
-    assert check_ratios({name: before * 0.5}, lambda _: found) == []
-    (sentence,) = check_ratios({name: before * 4}, lambda _: found, tries=1)
-    assert sentence.startswith(f"{name} is {found[name]:.3g}, ")

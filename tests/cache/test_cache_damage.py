@@ -51,29 +51,10 @@ def test_swapped_shards_are_noticed(made):
     path, _ = made
     for name in ARRAYS:
         swap(shard(path, name, 0), shard(path, name, 1))
-        with pytest.raises(
-            CacheError, match=rf"array '{name}' of unit 0 .* is not what was committed: inspect"
-        ):
+        message = rf"array '{name}' of unit 0 .* is not what was committed: inspect"
+        with pytest.raises(CacheError, match=message):
             read_all(path)
         swap(shard(path, name, 0), shard(path, name, 1))
-
-
-def test_a_level_in_another_level_s_place_is_noticed(made):
-    path, _ = made
-    shutil.copy(shard(path, "features/block_05", 0), shard(path, "features/block_03", 0))
-    with pytest.raises(CacheError, match=r"array 'features/block_03' of unit 0 .* is not what was committed"):
-        read_all(path)
-
-
-def test_swapped_chunks_are_noticed(made):
-    path, _ = made
-    file = shard(path, "view", 0)
-    data = file.read_bytes()
-    entries = len(data) - 4 - 256 * 16
-    half = entries // 2  # both chunks are whole on the disk, so that their bytes with checksums change places
-    file.write_bytes(data[half:entries] + data[:half] + data[entries:])
-    with pytest.raises(CacheError, match=r"array 'view' of unit 0 .* is not what was committed"):
-        read_all(path)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +148,8 @@ def test_odd_values_of_an_array_s_metadata_are_one_sentence(made):
     for name in before:
         for wrong in [*WRONG, float("nan"), before[name] if name == "attributes" else "other"]:
             key.write_text(json.dumps(before | {name: wrong, "extra": wrong}))
-            with pytest.raises(
-                CacheError, match=r"array 'stats' of .*: inspect-cache verify --repair writes"
-            ):
+            message = r"array 'stats' of .*: inspect-cache verify --repair writes"
+            with pytest.raises(CacheError, match=message):
                 read_all(path)
     for shape in ([-16384, 2, 17, 3], [2**80, 2, 17, 3], [16384.5, 2, 17, 3], [32768], [0] * 4, ["a"], []):
         key.write_text(json.dumps(before | {"shape": shape}))
@@ -196,16 +176,6 @@ def test_odd_values_of_units_and_commits_are_one_sentence(made):
                 file.write_bytes(before)
 
 
-def test_the_metadata_of_another_array_is_refused(made):
-    path, _ = made
-    features = path / "targets.zarr/features"
-    shutil.copy(features / "block_03/zarr.json", features / "block_05/zarr.json")
-    with pytest.raises(
-        CacheError, match=r"array 'features/block_05' of .* is not what the schema says: inspect"
-    ):
-        read_all(path)
-
-
 def test_swapped_calibration_is_refused(made):
     path, _ = made
     shutil.copy(path / "targets.zarr/channel_mean/c/0/0", path / "targets.zarr/channel_std/c/0/0")
@@ -220,9 +190,8 @@ def test_a_damaged_final_norm_is_refused(damaged):
     with pytest.raises(CacheError, match=r"array 'post_norm' of .* cannot be read \(its bytes do not match"):
         Cache(damaged).teacher_output()
     shutil.copy(damaged / "targets.zarr/channel_std/c/0/0", damaged / "targets.zarr/post_norm/c/0/0")
-    with pytest.raises(
-        CacheError, match=r"the final norm or projection in cache .* does not match its digest"
-    ):
+    message = r"the final norm or projection in cache .* does not match its digest"
+    with pytest.raises(CacheError, match=message):
         Cache(damaged).teacher_output()
 
 

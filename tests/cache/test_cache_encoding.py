@@ -68,11 +68,3 @@ def test_a_channel_that_never_varies_has_the_least_std():
     hidden = torch.zeros(2, 3, 16)
     hidden[..., 0] = 5.0
     assert torch.equal(calibrated(hidden)[1], torch.full((16,), MIN_CHANNEL_STD))
-
-
-def test_encoding_does_not_depend_on_what_comes_with_an_image():
-    hidden = features(6, 4, 96)
-    mean, std = calibrated(hidden)
-    whole = encode_level(hidden, mean, std, "int8")
-    alone = encode_level(hidden[2:3], mean, std, "int8")
-    assert all(torch.equal(one[2:3], other) for one, other in zip(whole, alone, strict=True))

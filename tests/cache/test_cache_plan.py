@@ -42,10 +42,8 @@ def test_without_a_unit_there_is_no_forecast(cache_copy):
     for commit in (cache_copy / "commits").iterdir():
         commit.unlink()
     cache = Cache(cache_copy)
-    with pytest.raises(
-        CacheError,
-        match=r"has no finished unit to estimate from: extract-teacher --dry-run forecasts its size",
-    ):
+    message = r"has no finished unit to estimate from: extract-teacher --dry-run forecasts its size"
+    with pytest.raises(CacheError, match=message):
         finished_bytes(cache, take_inventory(cache))
 
 
@@ -64,7 +62,7 @@ def test_what_is_read_of_a_view_is_what_its_rows_take(small_cache_path):
 
 def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
     schema = Cache(small_cache_path).schema
-    found = {(one.encoding, one.keep): one.target_bytes for one in alternatives(schema)}
+    found = {(encoding, keep): size for encoding, keep, size in alternatives(schema)}
     assert len(found) == 6
     shards = make_tars(tmp_path / "tars", 1, 64)
     cache = Cache(caches.real(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))

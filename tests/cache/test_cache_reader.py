@@ -19,17 +19,6 @@ from pipeline.errors import CacheError, ConfigError
 KEYS_OF_1_1 = ("post_norm_eps", "projection_width", "output_sha256")
 
 
-def test_what_was_written_is_read(original):
-    path, arrays = original
-    for (unit, block, name), rows in (
-        (key, rows) for key, rows in read_all(path).items() if key != "calibration"
-    ):
-        assert rows.dtype == arrays[unit][name].dtype
-        np.testing.assert_array_equal(rows, arrays[unit][name][block * 64 : (block + 1) * 64])
-    mean, std = Cache(path).calibration()
-    assert (mean.dtype, mean.shape, set(mean.flat), set(std.flat)) == (np.float32, (2, 64), {0.5}, {2.0})
-
-
 @pytest.mark.parametrize("version", ["0.1", "0.2", "2.0", "1", "1.", "1.x", "1.01", "10.0", "", "None"])
 def test_another_version_is_refused_by_name(made, version):
     path, _ = made
@@ -58,16 +47,6 @@ def test_a_newer_minor_version_is_read_without_what_it_adds(made):
     assert list(verify_quickly(cache)) == []
 
 
-def test_a_schema_with_an_unknown_key_is_refused(made):
-    path, _ = made
-    change_schema(path, lambda schema: schema.update(more=1))
-    with pytest.raises(
-        CacheError,
-        match=r"the schema in targets.zarr/zarr.json of cache .* has 1 wrong keys: inspect-cache verify",
-    ):
-        Cache(path)
-
-
 def test_version_1_0_has_no_keys_of_1_1_and_1_1_has_all(made):
     path, _ = made
     change_schema(path, lambda schema: schema.update(version="1.0"))
@@ -89,23 +68,18 @@ def test_what_is_not_a_cache_is_refused(tmp_path, kind, original):
         path.mkdir()
     elif kind == "zarr group":
         shutil.copytree(original[0] / "targets.zarr", path)
-    with pytest.raises(
-        CacheError, match=r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"
-    ):
+    message = r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"
+    with pytest.raises(CacheError, match=message):
         Cache(path)
 
 
 def test_levels_that_are_not_held_are_named(original):
     cache = Cache(original[0])
-    assert (cache.level_indices(None), cache.level_indices([5]), cache.level_indices([5, 3])) == (
-        (0, 1),
-        (1,),
-        (1, 0),
-    )
-    with pytest.raises(
-        ConfigError,
-        match=r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose from these, or extract again",
-    ):
+    assert cache.level_indices(None) == (0, 1)
+    assert cache.level_indices([5]) == (1,)
+    assert cache.level_indices([5, 3]) == (1, 0)
+    message = r"levels \[4, 11\] are not in cache .*: it holds \[3, 5\]; choose from these, or extract again"
+    with pytest.raises(ConfigError, match=message):
         cache.level_indices([4, 5, 11])
 
 
@@ -113,26 +87,21 @@ def test_views_that_are_not_held_are_named(small_cache_path):
     cache = Cache(small_cache_path)
     assert cache.finished([1], allow_partial=False)["view"].tolist() == [1, 1]
     assert len(cache.finished(None, allow_partial=False)) == 4
-    with pytest.raises(
-        ConfigError,
-        match=r"views \[2\] are not in cache .*: it has \[0, 1\]; choose from these, or add --views",
-    ):
+    message = r"views \[2\] are not in cache .*: it has \[0, 1\]; choose from these, or add --views"
+    with pytest.raises(ConfigError, match=message):
         cache.finished([1, 2], allow_partial=True)
 
 
 def test_an_unfinished_cache_is_refused_unless_allowed(made):
     path, _ = made
     (path / commit_key(Cache(path).units[0])).unlink()
-    with pytest.raises(
-        CacheError, match=r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"
-    ):
+    message = r"is not finished: 1 of 2 units are committed; .*, or set data\.allow_partial=true"
+    with pytest.raises(CacheError, match=message):
         Cache(path).finished(None, allow_partial=False)
     assert Cache(path).finished(None, allow_partial=True)["unit"].tolist() == [1]
     (path / commit_key(Cache(path).units[1])).unlink()
-    with pytest.raises(
-        CacheError,
-        match=r"is not finished: 0 of 2 units are committed; run the same .* until it is$",
-    ):
+    message = r"is not finished: 0 of 2 units are committed; run the same .* until it is$"
+    with pytest.raises(CacheError, match=message):
         Cache(path).finished(None, allow_partial=True)
 
 
@@ -172,16 +141,12 @@ def test_a_unit_made_again_with_other_content_is_refused(made):
     cache = Cache(path)
     pinned = cache.finished(None, allow_partial=False)
     (path / commit_key(cache.units[0])).unlink()
-    with pytest.raises(
-        CacheError,
-        match=r"commits/a\.v00\.json of cache .* is missing: run the same extract-teacher command again",
-    ):
+    message = r"commits/a\.v00\.json of cache .* is missing: run the same extract-teacher command again"
+    with pytest.raises(CacheError, match=message):
         cache.pinned_commit(pinned[0])
     caches.publish(path, cache.schema, cache.units[0], seed=99)
-    with pytest.raises(
-        CacheError,
-        match=r"unit 0 \(a\.tar, view 0\) of cache .* was made again with other content while in use",
-    ):
+    message = r"unit 0 \(a\.tar, view 0\) of cache .* was made again with other content while in use"
+    with pytest.raises(CacheError, match=message):
         cache.pinned_commit(pinned[0])
 
 

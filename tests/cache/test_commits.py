@@ -55,9 +55,8 @@ def test_a_commit_is_created_once(file):
 
 def test_a_commit_that_could_not_be_read_again_is_not_created(tmp_path):
     skipped = (SkippedImage.model_construct(key="\udcff", reason="x"),)
-    with pytest.raises(
-        CacheError, match=r"^unit 0 \(a\.tar, view 0\) cannot be committed: its commit '.*' is"
-    ):
+    message = r"^unit 0 \(a\.tar, view 0\) cannot be committed: its commit '.*' is"
+    with pytest.raises(CacheError, match=message):
         create_commit(open_folder(tmp_path), UNIT, COMMIT.model_copy(update={"skipped": skipped}))
     assert list(tmp_path.iterdir()) == []
 
@@ -70,15 +69,9 @@ def test_every_flipped_bit_and_every_cut_is_noticed(file):
     ]
     for version in versions:
         file.write_bytes(version)
-        with pytest.raises(
-            CacheError, match=r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair"
-        ):
+        message = r"commit '.*a\.v00\.json' is damaged: inspect-cache verify --repair"
+        with pytest.raises(CacheError, match=message):
             read(file)
-
-
-def test_a_key_of_a_newer_minor_version_is_ignored(file):
-    resealed(file, more=1)
-    assert read(file).rows == 100
 
 
 def test_a_missing_key_is_refused_though_the_digest_is_right(file):
@@ -111,7 +104,6 @@ def test_a_commit_that_does_not_fit_the_schema_is_refused(made, change):
     file = path / "commits/b.v00.json"
     resealed(file, **change(json.loads(file.read_bytes())))
     cache = Cache(path)
-    with pytest.raises(
-        CacheError, match=r"^commit '.*/b\.v00\.json' names other files, sizes or chunks than the schema: ins"
-    ):
+    message = r"^commit '.*/b\.v00\.json' names other files, sizes or chunks than the schema: ins"
+    with pytest.raises(CacheError, match=message):
         cache.commit_of(cache.units[1])

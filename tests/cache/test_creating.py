@@ -83,13 +83,6 @@ def test_extending_keeps_what_is_finished_and_adds_rows(unfinished):
     assert [commit.unit for commit in tuple(Cache(path).commits())] == [0, 1, 5]
 
 
-def test_extending_by_nothing_changes_no_byte(unfinished):
-    path, schema, _ = unfinished
-    before = files_of(path)
-    extend_cache(open_folder(path), schema, SOURCES, 1, ())
-    assert files_of(path) == before
-
-
 def test_an_extension_that_died_between_its_steps_is_repeated(unfinished):
     path, schema, _ = unfinished
     store.ensure_rows(open_folder(path), schema, 5)

@@ -1,13 +1,9 @@
 """Every encoding keeps its bound for every value and its cosine on the named sets."""
 
-import re
-from itertools import product
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from encoding_table import KEEPS, byte_cells, cosines, decoded
+from encoding_table import cosines, decoded
 from feature_sets import OUTLIER_CHANNELS, feature_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +12,6 @@ from pipeline.cache.encoding import TargetDecoder, encode_level
 from pipeline.cache.schema import ENCODINGS
 
 WIDTHS = [1, 2, 63, 64, 65, 97, 130, 192]
-TABLE = Path(__file__).parents[2] / "docs" / "encodings.md"
 
 
 @st.composite
@@ -94,16 +89,3 @@ def test_decoding_is_one_graph():
     torch._dynamo.reset()
     compiled = torch.compile(decoder, backend="eager", fullgraph=True, dynamic=False)
     assert torch.equal(decoder(codes, stats)[0], compiled(codes, stats)[0])
-
-
-def test_the_table_of_the_documents_has_the_sizes_of_the_arrays():
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in TABLE.read_text(encoding="utf-8").splitlines()
-        if "|" in line
-    ]
-    assert {cell[0] for cell in rows[2:]} == set(ENCODINGS)
-    for encoding, keep in product(ENCODINGS, KEEPS):
-        (row,) = [row for row in rows if row[:2] == [encoding, f"{keep:g}"]]
-        assert row[2:4] == byte_cells(encoding, keep)
-        assert all(re.fullmatch(r"[01]\.\d{6} / [01]\.\d{6}", cell) for cell in row[4:8])

@@ -3,8 +3,6 @@
 import caches
 import numpy as np
 import pytest
-import zarr
-from contents import swap
 from stored_samples import KEYS, republish, stored_samples
 from stream_parts import read_batches
 from tars import image, write_tar
@@ -63,10 +61,8 @@ def test_no_cls_raw_crops_and_missing_labels(tmp_path):
     batches = read_batches(path, 1, views=(0,), batch_size=6)
     cache = Cache(path)
     width = cache.schema.teacher.width
-    assert (batches[0]["visible_codes"].shape, batches[0]["visible_stats"].shape) == (
-        (6, 3, 8, width),
-        (6, 3, 8, 2),
-    )
+    assert batches[0]["visible_codes"].shape == (6, 3, 8, width)
+    assert batches[0]["visible_stats"].shape == (6, 3, 8, 2)
     keys = check_batches(batches, stored_samples(path, 0), (0, 1, 2), prefix=0)
     assert sorted(keys) == sorted(images)
     joined = read_joined(cache, next(cache.commits()), 0, [])
@@ -80,45 +76,13 @@ def read_epoch(path):
     return read_batches(path, 7, views=(0,), batch_size=20)
 
 
-def test_swapped_view_tars_are_refused(cache_copy):
-    swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0001.v00.tar")
-    told = r"unit \d \(train-000\d\.tar, view 0\), row \d+: the sample's bytes .* do not match"
-    with pytest.raises(CacheError, match=told):
-        read_epoch(cache_copy)
-
-
-def test_swapped_views_of_a_tar_are_refused(cache_copy):
-    swap(cache_copy / "views/train-0000.v00.tar", cache_copy / "views/train-0000.v01.tar")
-    with pytest.raises(CacheError, match=UNIT_0 + r", row \d+: the sample's bytes .* do not match"):
-        read_epoch(cache_copy)
-
-
-def test_rows_shifted_by_one_are_refused(cache_copy):
-    array = zarr.open_array(cache_copy / "targets.zarr/features/block_03", mode="r+")
-    array[:70] = np.roll(array[:70], 1, axis=0)
-    with pytest.raises(
-        CacheError,
-        match=r"array 'features/block_03' of " + UNIT_0 + r", rows \d+ to \d+ is not what was committed",
-    ):
-        read_epoch(cache_copy)
-
-
 def test_a_changed_key_is_refused(cache_copy):
     tar = cache_copy / "views/train-0000.v00.tar"
     data = tar.read_bytes()
     assert data.count(b"000065.jpg") == 1
     tar.write_bytes(data.replace(b"000065.jpg", b"000066.jpg"))
-    with pytest.raises(
-        CacheError,
-        match=UNIT_0 + ", row 65: the sample's bytes in the view tar do not match their checksum: inspect",
-    ):
-        read_epoch(cache_copy)
-
-
-def test_a_cut_view_tar_is_refused(cache_copy):
-    tar = cache_copy / "views/train-0000.v00.tar"
-    tar.write_bytes(tar.read_bytes()[:-20_000])
-    with pytest.raises(CacheError, match=UNIT_0 + r", row \d+: the sample's bytes"):
+    message = UNIT_0 + ", row 65: the sample's bytes in the view tar do not match their checksum: inspect"
+    with pytest.raises(CacheError, match=message):
         read_epoch(cache_copy)
 
 
@@ -151,15 +115,8 @@ def leave_a_gap(arrays):
             },  # a key with a dot: a member of the sample before
             UNIT_0 + r", row 21: the view tar cannot be parsed \(1 samples, .* 'jpg', in the place of one\)",
         ),
-        (
-            {"view_format": "raw"},
-            UNIT_0
-            + r", row 64: the view tar cannot be parsed \(1 samples, or none with a member 'jpg', .*\)",
-        ),
-        (
-            {"spoilt": 33},
-            r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract",
-        ),
+        ({"view_format": "raw"}, UNIT_0 + r", row 64: the view tar cannot be parsed \(1 samples, or none"),
+        ({"spoilt": 33}, r"the crop of '000033' in cache '.*copy\.cache' cannot be decoded \(.+\): extract"),
     ],
 )
 def test_a_wrong_sample_with_right_checksums_is_named(cache_copy, changes, message):

@@ -38,12 +38,14 @@ def plan_an_epoch(finished):
 def peak(function, *arguments):
     """Return the most memory that a call held beyond what was there before, in MB, and its result."""
     gc.collect()
+    gc.freeze()  # else what is imported so far delays collections
     tracemalloc.start()
     try:
         result = function(*arguments)
         return tracemalloc.get_traced_memory()[1] / MEGABYTE, result
     finally:
         tracemalloc.stop()
+        gc.unfreeze()
 
 
 def plan_an_epoch_of(path):
@@ -54,13 +56,6 @@ def plan_an_epoch_of(path):
 
 def count_findings(cache):
     return sum(1 for _ in verify_quickly(cache))
-
-
-def test_a_large_cache_is_planned_from_the_heads_of_its_commits(caches):
-    _, finished = open_it(caches[1])
-    steps, samples = plan_an_epoch(finished)
-    assert len(finished) == 500
-    assert steps * 128 <= samples <= 125_000 // 8 + 64
 
 
 def test_memory_hardly_grows_with_the_cache(caches):

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import caches
@@ -13,8 +12,7 @@ import zarr
 from caches import ROWS, make_schema, random_rows
 from contents import expected_files, files_of
 
-from pipeline.cache.commit import read_commit
-from pipeline.cache.layout import commit_key, row_arrays, shard_bytes, shard_key
+from pipeline.cache.layout import row_arrays, shard_bytes, shard_key
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.shards import ShardWriter
@@ -72,20 +70,6 @@ def test_a_shard_is_byte_by_byte_what_zarr_writes(tmp_path, rows, encoding):
         written.path.unlink()
 
 
-def test_publishing_twice_changes_nothing(unfinished):
-    path, schema, (unit, _) = unfinished
-    assert caches.publish(path, schema, unit)[0]
-    before = files_of(path)
-    assert not caches.publish(path, schema, unit, seed=99)[0]
-    assert files_of(path) == before
-
-
-def test_the_same_rows_give_the_same_bytes(tmp_path):
-    caches.synthetic(tmp_path / "one.cache")
-    caches.synthetic(tmp_path / "two.cache")
-    assert files_of(tmp_path / "one.cache") == files_of(tmp_path / "two.cache")
-
-
 def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     path, schema, (unit, _) = unfinished
     with ThreadPoolExecutor(4) as pool:
@@ -95,14 +79,6 @@ def test_many_makers_of_one_unit_leave_one_whole_unit(unfinished):
     cache = Cache(path)
     for name, rows in cache.read_chunk(next(cache.commits()), 0, arrays).items():
         np.testing.assert_array_equal(rows, arrays[name][:64])
-
-
-def test_without_its_commit_a_unit_does_not_exist(unfinished):
-    path, schema, (unit, other) = unfinished
-    caches.publish(path, schema, unit)
-    (path / commit_key(unit)).unlink()
-    caches.publish(path, schema, other)
-    assert [commit.unit for commit in tuple(Cache(path).commits())] == [other.unit]
 
 
 @pytest.mark.parametrize("orphan", ["whole", "torn", "empty"])
@@ -122,19 +98,6 @@ def test_what_a_dead_maker_left_is_replaced(unfinished, orphan):
     assert set(files_of(path)) == expected_files(schema, [unit], 1)
 
 
-def test_a_commit_names_files_and_checksums(unfinished):
-    path, schema, (unit, _) = unfinished
-    _, arrays = caches.publish(path, schema, unit)
-    commit = read_commit(open_folder(path), schema, unit, schema.digest)
-    assert (commit.rows, commit.unit, commit.source, commit.view) == (ROWS, 0, "a.tar", 0)
-    names = {shard_key(spec, 0) for spec in row_arrays(schema).values()}
-    assert set(commit.files) == names | {"views/a.v00.tar"}
-    for name, values in arrays.items():
-        assert commit.blocks[name] == tuple(
-            google_crc32c.value(chunk.tobytes()) for chunk in in_chunks(values)
-        )
-
-
 def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
     schema = make_schema()
     rows, spec = random_rows(schema, 70)["view"], row_arrays(schema)["view"]
@@ -150,18 +113,6 @@ def test_a_shard_does_not_depend_on_the_layout_of_its_rows_in_memory(tmp_path):
     assert written[0] == written[1] == written[2]
 
 
-def test_a_tar_is_claimed_by_one_at_a_time(unfinished):
-    path, _, _ = unfinished
-    with (
-        open_folder(path).claimed("a.tar") as first,
-        open_folder(path).claimed("a.tar") as second,
-        open_folder(path).claimed("b.tar") as third,
-    ):
-        assert (first, second, third) == (True, False, True)
-    with open_folder(path).claimed("a.tar") as again:
-        assert again
-
-
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
     path, _, _ = unfinished
     dead = f"{platform.node()}-1-dead"
@@ -174,12 +125,3 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(unfinished):
             assert {entry.name for entry in one.parent.iterdir()} == {one.name, other.name}
         assert (one / "work").exists()
     assert list((path / "logs" / "scratch").iterdir()) == []
-
-
-def test_logs_are_not_needed(tmp_path):
-    arrays = caches.synthetic(tmp_path / "a.cache")
-    shutil.rmtree(tmp_path / "a.cache" / "logs")
-    cache = Cache(tmp_path / "a.cache")
-    np.testing.assert_array_equal(
-        cache.read_chunk(next(cache.commits()), 0, ["view"])["view"], arrays[0]["view"][:64]
-    )

@@ -93,15 +93,6 @@ def test_features_are_within_the_stated_bound(made):
             )
 
 
-def test_the_bound_is_not_idle(made):
-    path, spec = made
-    read = READ_UNIT(path, 0, schema_of(path)["levels"][0])
-    hidden = stored_tokens(recomputed(path, spec, read)[0][0], read["tokens"], schema_of(path))
-    error = abs(read["whitened"] - whitened(hidden))
-    assert (error > 0.9 * read["bound"]).any()
-    assert read["bound"].max() < (2 if schema_of(path)["encoding"] == "int4" else 0.1)
-
-
 def test_stored_tokens_are_the_first_of_the_ranking(made):
     path, _ = made
     schema, group = schema_of(path), group_of(path)

@@ -65,18 +65,9 @@ NO_CHUNK = r"cannot be read \(the shard does not have the chunk\): inspect-cache
     [
         (set_entry(0, ABSENT, ABSENT), f"rows 0 to 63 {NO_CHUNK}"),
         (set_entry(1, ABSENT, ABSENT), f"rows 64 to 99 {NO_CHUNK}"),
-        (
-            set_entry(0, ABSENT, 5),
-            r"rows 0 to 63 .* \(its index has 5 bytes at 18446744073709551615 for the chunk\)",
-        ),
-        (
-            set_entry(0, 2**63, CODES + 4),
-            r"rows 0 to 63 .* \(its index has 69636 bytes at 9223372036854775808",
-        ),
-        (
-            set_entry(1, 10**9, CODES + 4),
-            r"rows 64 to 99 .* \(its index has 69636 bytes at 1000000000 for the",
-        ),
+        (set_entry(0, ABSENT, 5), r"rows 0 to 63 .* \(its index has 5 bytes at 18446744073709551615 for"),
+        (set_entry(0, 2**63, CODES + 4), r"rows 0 to 63 .* \(its index has 69636 bytes at"),
+        (set_entry(1, 10**9, CODES + 4), r"rows 64 to 99 .* \(its index has 69636 bytes at 1000000000 for"),
         (set_entry(0, 0, CODES), r"rows 0 to 63 .* \(its index has 69632 bytes at 0 for the chunk\)"),
         (set_entry(0, 8, CODES + 4), r"rows 0 to 63 .* \(its bytes do not match their checksum\)"),
         (exchange, r"rows 0 to 63 is not what was committed: inspect-cache verify --full --repair removes"),
@@ -85,9 +76,8 @@ NO_CHUNK = r"cannot be read \(the shard does not have the chunk\): inspect-cache
 def test_a_wrong_index_with_a_right_checksum_is_noticed(made, change, message):
     path, _ = made
     rewrite_index(shard(path, "features/block_03", 1), change)
-    with pytest.raises(
-        CacheError, match=rf"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), {message}"
-    ):
+    refused = rf"^array 'features/block_03' of unit 1 \(b\.tar, view 0\), {message}"
+    with pytest.raises(CacheError, match=refused):
         read_all(path)
 
 
@@ -95,10 +85,8 @@ def test_a_shard_that_has_grown_is_noticed(made):
     path, _ = made
     with shard(path, "stats", 0).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(
-        CacheError,
-        match=r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)",
-    ):
+    message = r"rows 0 to 63 cannot be read \(the shard does not have the \d+ bytes of its unit's 100 rows\)"
+    with pytest.raises(CacheError, match=message):
         Cache(path).read_chunk(next(Cache(path).commits()), 0, ["stats"])
 
 
@@ -119,10 +107,8 @@ def test_a_shard_that_goes_while_its_index_is_known_is_noticed(made, kind):
         "cut": "the shard ends within the chunk",
         "folder": "Is a directory",
     }[kind]
-    with pytest.raises(
-        CacheError,
-        match=rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify",
-    ):
+    message = rf"^array 'view' of unit 0 .*, rows 64 to 99 cannot be read \({reason}\): inspect-cache verify"
+    with pytest.raises(CacheError, match=message):
         cache.read_chunk(commit, 1, ["view"])
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import typer
 from caches import TEACHER
 from tars import image, write_tar
@@ -20,20 +19,8 @@ from stages.extract_teacher import extract_teacher
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(extract_teacher)
 
-VIEW = (
-    "--image-size",
-    "64",
-    "--patch-size",
-    "16",
-    "--levels",
-    "3",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-    "--batch-size",
-    "8",
-)
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8")
+VIEW += ("--workers", "0", "--device", "cpu")
 CACHE_VIEW = (*VIEW, "--views", "2", "--crop-scale", "0.4", "1.0")
 
 
@@ -120,15 +107,24 @@ def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
     assert "\ntoo large    tar 'train-0000.tar' has 12 images, more than 8; split it\n" in shown
 
 
-def test_a_wrong_path_is_answered_without_torch(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "reported"),
+    [
+        (["none.tar"], "does not exist"),
+        (["{tars}", "--levels", "last"], "levels 'last' asks for 'last'"),
+        (["{tars}", "--levels", "3,3"], "levels '3,3' asks for numbers that repeat"),
+    ],
+)
+def test_a_wrong_option_is_answered_without_torch(tars, tmp_path, options, reported):
+    options = [option.format(tars=tars) for option in options]
     code = (
         "import sys; from stages.extract_teacher import main\n"
-        f"sys.argv = ['extract-teacher', 'none.tar', '--cache', 'x', '--teacher', {TEACHER!r}]\n"
+        f"sys.argv = ['extract-teacher', *{options!r}, '--cache', 'x', '--teacher', {TEACHER!r}]\n"
         "try: main()\nfinally: print('torch' in sys.modules, 'timm' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "False False\n")
-    assert "does not exist" in result.stderr
+    assert reported in result.stderr
 
 
 def test_a_dry_run_refuses_another_configuration(tars, cache):
@@ -138,6 +134,14 @@ def test_a_dry_run_refuses_another_configuration(tars, cache):
     assert "view.seed: 7 asked, 0 in the cache" in refused.stderr
 
 
+def test_a_dry_run_refuses_too_few_views_for_new_tars(cache, tmp_path):
+    write_tar(tmp_path / "new.tar", {"new": image(0)})
+    for dry in ([], ["--dry-run"]):
+        refused = run(tmp_path / "new.tar", cache, *dry, view=(*CACHE_VIEW, "--views", "1"))
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "--views 1 is too few for new tar 'new.tar': this cache has 2 views" in refused.stderr
+
+
 MISTAKES = {
     "no such tar": (
         ["none.tar"],
@@ -145,24 +149,11 @@ MISTAKES = {
         ["shard 'none.tar' does not exist", "give a brace pattern", "a folder of .tar files"],
     ),
     "empty folder": (["{empty}"], {}, ["match no .tar file", "give a brace pattern"]),
-    "no match": (
-        ["{tars}/valid-*.tar"],
-        {},
-        ["valid-*.tar' match no .tar file", "or a text file that lists one tar per line"],
-    ),
-    "gap in a pattern": (["{tars}/train-{{0000..0002}}.tar"], {}, ["train-0002.tar' does not exist"]),
-    "empty tar": (["{zero}"], {}, ["zero.tar' is empty (0 bytes): make it again or leave it out"]),
     "library": (
         [],
         {"teacher": "clip:ViT-B-16"},
         ["'clip:ViT-B-16' is not the address of a teacher", "accepted is open_clip:"],
     ),
-    "model": (
-        [],
-        {"teacher": "timm:test_vot"},
-        ["'timm:test_vot' is not a model of timm", "did you mean 'test_vit"],
-    ),
-    "tag": ([], {"teacher": "timm:test_vit.openai"}, ["has no tag 'openai'", "accepted is timm:test_vit."]),
     "no plain ViT": (
         [],
         {"teacher": "timm:resnet18"},
@@ -178,12 +169,8 @@ MISTAKES = {
         {},
         ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"],
     ),
-    "level": (["--levels", "3,6"], {}, ["asks for block 6", "ascending block numbers from 0 to 5"]),
-    "level text": (["--levels", "last"], {}, ["levels 'last' asks for 'last'"]),
     "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown; give int8, int4 or float16"]),
     "keep 0": (["--keep", "0"], {}, ["--keep 0 is not a share; give more than 0 and at most 1, such as 0.3"]),
-    "keep 2": (["--keep", "1.01"], {}, ["--keep 1.01 is not a share"]),
-    "keep nan": (["--keep", "nan"], {}, ["--keep nan is not a share"]),
     "keep nothing": (["--keep", "0.06"], {}, ["--keep 0.06 leaves 0 of 16 patches; give 0.0625 to 1"]),
     "rank": (["--keep-rank", "block"], {}, ["--keep-rank 'block' is unknown; give attention or random"]),
     "no importance": (
@@ -200,7 +187,6 @@ MISTAKES = {
         {},
         ["--crop-scale 0.5 0.2 is not a range of shares; give 0 < least <= greatest <= 1"],
     ),
-    "no scale": (["--crop-scale", "0", "1"], {}, ["--crop-scale 0 1 is not"]),
     "no such GPU": (
         ["--device", "cuda:99"],
         {},
@@ -259,21 +245,12 @@ def newer(cache):
 @pytest.mark.parametrize(
     ("prepare", "parts"),
     [
-        (
-            lambda path: path.write_text("mine"),
-            ["is a file or below one: give a folder, or a path where nothing is"],
-        ),
+        (lambda path: path.write_text("mine"), ["is a file or below one: give a folder, or a path where"]),
         (
             lambda path: (path.mkdir(), (path / "mine.txt").write_text("mine")),
             ["is not a cache (no units.json): give a folder that extract-teacher made"],
         ),
-        (
-            newer,
-            [
-                "has version 7.0, this program reads 1.",
-                "use the version of this program that made the cache",
-            ],
-        ),
+        (newer, ["has version 7.0, this program reads 1.", "use the version of this program that made the"]),
     ],
     ids=["file", "folder", "newer"],
 )
@@ -290,37 +267,6 @@ def test_what_is_no_cache_of_ours_is_left_alone(tars, cache, tmp_path, prepare, 
     assert entries(tmp_path) == before
 
 
-def test_a_configuration_that_differs_exits_2(tars, cache):
-    result = run(tars, cache, "--encoding", "float16", "--flip", "0", view=CACHE_VIEW)
-    assert result.exit_code == 2
-    assert (
-        "another configuration (view.flip: 0.0 asked, 0.5 in the cache; encoding: 'float16' asked,"
-        in result.stderr
-    )
-
-
-def test_another_keep_is_named(tars, cache):
-    result = run(tars, cache, "--keep", "0.5", view=CACHE_VIEW)
-    assert result.exit_code == 2
-    assert (
-        "(keep: 0.5 asked, 1.0 in the cache; keep_rank: 'attention' asked, None in the cache)"
-        in result.stderr
-    )
-    assert (
-        run(tars, cache, "--keep-rank", "random", view=CACHE_VIEW).exit_code == 0
-    )  # nothing is left out, so nothing is ranked
-
-
-def test_a_place_that_cannot_be_is_named(tars, tmp_path):
-    (tmp_path / "file").touch()
-    result = run(tars, tmp_path / "file" / "a.cache")
-    assert result.exit_code == 1
-    assert (
-        result.stderr == f"error: {str(tmp_path / 'file' / 'a.cache')!r} is a file or below one: "
-        "give a folder, or a path where nothing is\n"
-    )
-
-
 def test_a_full_disk_is_one_sentence(monkeypatch, tars, tmp_path):
     def full(_source, target, **_kwargs):
         raise OSError(28, "No space left on device", os.fspath(target))
@@ -330,8 +276,3 @@ def test_a_full_disk_is_one_sentence(monkeypatch, tars, tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith("error: No space left on device (")
     assert "Traceback" not in result.output
-
-
-def test_the_default_device_is_there(tars, tmp_path):
-    result = run(tars, tmp_path / "a.cache", "--device", "auto", "--dry-run")
-    assert ("on cuda" if torch.cuda.is_available() else "on cpu") in result.stdout

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.evaluation import finetune_training
-from pipeline.evaluation.crops import keyed_draws
+from pipeline.evaluation.crops import drawn_by_key
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.finetune_batches import build_schedule, collate, train_transform
@@ -47,7 +47,7 @@ QUICK = {**PLAIN, "epochs": 2, "batch": 8}
 def subject(kind="run", **options):
     """A tiny ViT with random weights, without classifier, as students are."""
     options = {"class_token": True, "global_pool": "token"} | options
-    with keyed_draws(0, "test"):
+    with drawn_by_key(0, 0, 0):
         vit = VisionTransformer(
             img_size=SIDE, patch_size=PATCH, embed_dim=32, depth=DEPTH, num_heads=2, num_classes=0, **options
         )
@@ -209,7 +209,7 @@ def test_training_crops_are_timms(sets):
     for number in range(30):
         crops = []
         for transform in (ours, theirs):
-            with keyed_draws(number, "test"):
+            with drawn_by_key(number, 0, 0):
                 crops.append(transform(open_image(sets[0].images[number])))
         assert torch.equal(*crops)
         assert crops[0].shape == (3, SIDE, SIDE)
@@ -230,12 +230,12 @@ def test_draws_are_keyed_and_leave_no_trace():
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    with keyed_draws(0, "a", 1):
+    with drawn_by_key(0, 1, 2):
         first = draw()
     assert [draw(), draw()] == expected
-    with keyed_draws(0, "a", 1):
+    with drawn_by_key(0, 1, 2):
         assert draw() == first
-    with keyed_draws(0, "a", 2):
+    with drawn_by_key(0, 1, 3):
         assert draw() != first
 
 

@@ -126,7 +126,7 @@ class Points:
         self.points, self.tar = points, tar
         self.digest = f"{tar} {points}"
 
-    def views(self, size, batch_size, left_out):
+    def views(self, size, batch_size, left_out, **_):
         used = []
         for key, (turn, label) in self.points.items():
             if label is None:
@@ -216,7 +216,7 @@ def test_without_test_data_no_image_is_its_own_neighbour(scored):
 
 def test_equal_keys_of_two_tars_are_two_images(scored):
     class Two(Points):
-        def views(self, size, batch_size, left_out):
+        def views(self, size, batch_size, left_out, **_):
             yield from BANK.views(size, batch_size, left_out)
             yield from Points(BANK.points, "z.tar").views(size, batch_size, left_out)
 
@@ -225,9 +225,8 @@ def test_equal_keys_of_two_tars_are_two_images(scored):
 
 def test_keys_in_bank_and_test_are_refused_unless_explained(scored):
     moved = Points({"a": (0, 1), "b": (128, 1)}, "b.tar")
-    with pytest.raises(
-        ConfigError, match="2 keys are in the bank and in the test data, such as 'a': an image"
-    ):
+    message = "2 keys are in the bank and in the test data, such as 'a': an image"
+    with pytest.raises(ConfigError, match=message):
         scored(BANK, moved)
     assert scored(BANK, moved, shared_keys="allow").metrics["top-1"] == 0.5
     same = Points({"a": (0, 0), "c": (128, 0)}, "copy.tar")
@@ -240,9 +239,8 @@ def test_images_without_label_are_counted_with_a_reason(scored):
     score = scored(BANK, Points(OTHERS.points | {"q": (0, None), "r": (0, None)}))
     assert score.test.left_out == {"unlabelled": 2}
     assert score.test.first_reasons == {"unlabelled": "a.tar/q has no .cls member"}
-    with pytest.raises(
-        CacheError, match=r"has no image that is whole and labelled \(unlabelled: 1, first a.tar/q"
-    ):
+    message = r"has no image that is whole and labelled \(unlabelled: 1, first a.tar/q"
+    with pytest.raises(CacheError, match=message):
         scored(Points({"q": (0, None)}))
 
 

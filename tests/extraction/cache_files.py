@@ -1,9 +1,5 @@
 """What the extraction's tests compare: the files of a cache, and an extraction in one line."""
 
-from caches import extraction_options
-
-from pipeline.extraction.job import run_extraction
-
 
 def contents(cache):
     """Return the bytes of every file but logs/, which alone may depend on time, host and process."""
@@ -19,9 +15,3 @@ def changed(before, after):
 def stamps(folder):
     """Return when each file below a folder was last changed."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def extract(cache, shards, **changes):
-    """Run an extraction of one process; return its tally and the number of units that are still missing."""
-    extractor, missing = run_extraction(extraction_options(cache=cache, shards=shards, **changes))
-    return extractor.tally, missing

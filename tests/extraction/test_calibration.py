@@ -27,7 +27,7 @@ def tar_of(path, images):
 
 
 def spread(tars, workers=0, **limits):
-    maker = extraction_options(cache="none", shards=tars).maker
+    maker = extraction_options(cache="none", shards=tars).maker()
     with closing(Decoder(workers, 64)) as decoder:
         return spread_images(tars, lambda _: maker, decoder, **limits)
 
@@ -48,6 +48,7 @@ def test_what_a_tar_lacks_the_next_ones_give(tmp_path):
     many = make_tars(tmp_path, tars=1, images_per_tar=20)[0]
     assert len(spread([few, bad, many], limit=12)) == 12
     assert len(spread([few, bad, many])) == 21
+    assert len(spread([bad, many], most_tars=1)) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -9,10 +9,8 @@ from tars import image, make_tars, write_tar
 
 from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
-from pipeline.cache.schema import ENCODINGS
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.extraction.job import plan_extraction
-from pipeline.views.codec import VIEW_FORMATS
 from pipeline.views.source_tars import SourceTar
 
 
@@ -37,8 +35,13 @@ def size_of(cache):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"views": 2}, {"views": 1, "encoding": "float16"}, {"views": 3, "view_format": "raw", "levels": "1"}],
-    ids=["int8", "float16", "raw"],
+    [
+        {"views": 2},
+        {"views": 1, "encoding": "float16"},
+        {"views": 1, "encoding": "int4", "keep": 0.3},
+        {"views": 3, "view_format": "raw", "levels": "1"},
+    ],
+    ids=["int8", "float16", "int4 in part", "raw"],
 )
 def test_forecasts_what_is_written(tmp_path, changes):
     shards = [
@@ -51,22 +54,10 @@ def test_forecasts_what_is_written(tmp_path, changes):
     extract(options.cache, shards, **changes)
     real, files = size_of(Path(options.cache))
     assert plan.sizes.total_bytes == pytest.approx(real, rel=0.02)
-    assert (plan.sizes.images, plan.sizes.tars, plan.sizes.views, plan.sizes.files) == (
-        80,
-        2,
-        changes["views"],
-        files,
-    )
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("keep", [1.0, 0.3])
-@pytest.mark.parametrize("view_format", VIEW_FORMATS)
-def test_forecasts_every_encoding_keep_and_format(shards, tmp_path, encoding, keep, view_format):
-    changes = {"encoding": encoding, "keep": keep, "view_format": view_format, "views": 1}
-    plan = planned(extraction_options(shards=shards[:1], cache=tmp_path / "a.cache", **changes))
-    extract(tmp_path / "a.cache", shards[:1], **changes)
-    assert plan.sizes.total_bytes == pytest.approx(size_of(tmp_path / "a.cache")[0], rel=0.02)
+    assert plan.sizes.images == 80
+    assert plan.sizes.tars == 2
+    assert plan.sizes.views == changes["views"]
+    assert plan.sizes.files == files
 
 
 def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
@@ -126,10 +117,8 @@ def test_a_disk_too_small_for_what_is_missing_is_refused(tmp_path, monkeypatch, 
         extract(tmp_path / "a.cache", shards, views=1, limit=1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed * 0.7)))
-    with pytest.raises(
-        StorageError,
-        match=rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free; make room, or",
-    ):
+    message = rf"a.cache' needs about .* GB for {2 - made} units, and its disk has .* GB free; make room, or"
+    with pytest.raises(StorageError, match=message):
         extract(tmp_path / "a.cache", shards, views=1)
     assert (tmp_path / "a.cache").exists() is bool(made)
     assert len(list((tmp_path / "a.cache").glob("commits/*.json"))) == made

@@ -1,4 +1,4 @@
-"""Many processes, and processes that are killed, leave the same bytes as one that is left in peace."""
+"""Two processes under torchrun leave the same bytes as one that is alone."""
 
 import os
 import subprocess
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 from cache_files import changed, contents
-from caches import TEACHER, extract
-from tars import make_tars
+from caches import TEACHER
 
 TESTS = Path(__file__).parents[1]
-
-pytestmark = pytest.mark.faults
 
 
 def run(*command):
@@ -28,38 +25,6 @@ def run(*command):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    """The folder of four.cache, killed.cache and alone.cache, and what the script said."""
-    folder = tmp_path_factory.mktemp("processes")
-    shards = make_tars(folder / "tars", tars=4, images_per_tar=8)
-    extract(folder / "alone.cache", shards)
-    told = run(TESTS / "extraction" / "processes_script.py", folder / "tars", folder).stdout
-    return folder, told
-
-
-def test_four_processes_that_create_a_cache_make_one(caches):
-    folder, told = caches
-    assert "missing 0\n" in told
-    assert changed(contents(folder / "alone.cache"), contents(folder / "four.cache")) == []
-
-
-def test_a_killed_extraction_is_continued_to_the_same_bytes(caches):
-    folder, told = caches
-    assert int(told.split("killed ")[1]) >= 2
-    assert changed(contents(folder / "alone.cache"), contents(folder / "killed.cache")) == []
-    assert list((folder / "killed.cache" / "logs" / "scratch").iterdir()) == []
-
-
-def test_nothing_is_left_beside_the_caches(caches):
-    assert sorted(path.name for path in caches[0].iterdir()) == [
-        "alone.cache",
-        "four.cache",
-        "killed.cache",
-        "tars",
-    ]
 
 
 @pytest.mark.faults

@@ -86,14 +86,3 @@ def test_without_importance_only_random_ranks(shards, tmp_path):
         arrays["tokens"],
         np.stack([rank_of_view("random", None, 16, 0, "train-0000.tar", key, 0)[:8] for key in keys]),
     )
-
-
-def test_a_cache_is_not_continued_with_another_keep(shards, tmp_path):
-    extract(tmp_path / "a.cache", shards[:1], keep=0.5, views=1)
-    for changes, told in (
-        ({"keep": 0.3}, r"\(keep: 0\.3 asked, 0\.5 in the cache\)"),
-        ({}, r"\(keep: 1\.0 asked, 0\.5 in the cache; keep_rank: None asked, 'attention' in the cache\)"),
-        ({"keep": 0.5, "keep_rank": "random"}, r"\(keep_rank: 'random' asked, 'attention' in the cache\)"),
-    ):
-        with pytest.raises(ConfigError, match=told):
-            extract(tmp_path / "a.cache", shards, **changes)

@@ -29,7 +29,7 @@ def observed(cache, tars, **changes):
     teacher, decoder = build_teacher(options), Decoder(0, 64)
     made, units = prepare_cache(options, teacher, decoder)
     encoder = Noted(teacher, *made.calibration(), made.schema, options.device, options.batch_size)
-    extractor, is_open = Extractor(made.folder, made.schema, options.policy, encoder, decoder, 0.01), []
+    extractor, is_open = Extractor(made.folder, made.schema, options.maker, encoder, decoder, 0.01), []
     hook = teacher.tower.module.patch_embed.register_forward_hook(
         lambda *_: is_open.append(len(extractor._open))
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import TEACHER, extract, publish_arrays
+from caches import TEACHER, extract, republish
 from tars import make_tars
 
 from pipeline.cache.reader import Cache
@@ -22,7 +22,6 @@ CPU = torch.device("cpu")
 DEMO = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline/demo/teacher'}"
 VARIANTS = {
     "int8": {},
-    "int4": {"encoding": "int4"},
     "float16, raw views": {"encoding": "float16", "view_format": "raw"},
     "int4, some patches at random": {"encoding": "int4", "keep": 0.3, "keep_rank": "random"},
     "int4 of a trained teacher": {"encoding": "int4", "teacher": DEMO},
@@ -154,18 +153,6 @@ def test_another_final_norm_or_projection_is_noticed(tmp_path):
             compare_with_teacher(cache, teacher, CPU, rows=16)
 
 
-def republish(path, change):
-    """Make the only unit anew from changed arrays: every checksum is right."""
-    cache = Cache(path)
-    (unit,), (commit,) = cache.units, cache.commits()
-    arrays = cache.read_chunk(commit, 0, commit.blocks)
-    change(arrays)
-    (path / "commits" / f"{unit.stem}.json").unlink()
-    with cache.folder.scratch() as scratch:
-        tar = (path / "views" / f"{unit.stem}.tar").read_bytes()
-        assert publish_arrays(cache.folder, cache.schema, unit, arrays, tar, [], scratch)
-
-
 def levels_swapped(arrays):
     arrays["features/block_02"], arrays["features/block_03"] = (
         arrays["features/block_03"],
@@ -222,10 +209,8 @@ def test_a_cache_without_units_cannot_be_compared(units, tmp_path):
 
 
 def test_another_teacher_is_refused_by_what_differs(units):
-    with pytest.raises(
-        CacheError,
-        match=r"teacher 'timm:test_vit2.random' is not the one of cache '.*' \(name: 'test_vit2' here,",
-    ) as told:
+    message = r"teacher 'timm:test_vit2.random' is not the one of cache '.*' \(name: 'test_vit2' here,"
+    with pytest.raises(CacheError, match=message) as told:
         load_teacher_of(Cache(units), "timm:test_vit2.random", CPU)
     assert "; weights_sha256: " in str(told.value)
     assert str(told.value).endswith("); give the right one by --teacher-spec")
@@ -236,10 +221,8 @@ def test_the_same_model_with_other_weights_is_refused(units):
     cache.schema = cache.schema.model_copy(
         update={"teacher": cache.schema.teacher.model_copy(update={"weights_sha256": "0" * 64})}
     )
-    with pytest.raises(
-        CacheError,
-        match=rf"\(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\); give the right",
-    ):
+    message = rf"\(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\); give the right"
+    with pytest.raises(CacheError, match=message):
         load_teacher_of(cache, None, CPU)
 
 
@@ -255,8 +238,7 @@ def test_a_teacher_from_a_folder_must_be_told(made):
     if made.spec != DEMO:
         assert load_teacher_of(Cache(made.path), None, CPU).facts == made.teacher().facts
         return
-    with pytest.raises(
-        ConfigError, match="came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
-    ):
+    message = "came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
+    with pytest.raises(ConfigError, match=message):
         load_teacher_of(Cache(made.path), None, CPU)
     assert load_teacher_of(Cache(made.path), DEMO, CPU).facts == made.teacher().facts

@@ -12,7 +12,7 @@ from pipeline.cache.layout import chunk_count, row_arrays
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
 
-EXPECTED = ("is not a cache", "is not finished")
+_EXPECTED = ("is not a cache", "is not finished")
 
 
 def read_everything(path, allow_partial=False):
@@ -71,24 +71,25 @@ def _serve(requests, reference):
     expected = read_everything(reference)
     while True:
         order, cache = requests.recv()
-        requests.send(_look(cache, expected) if order == "look" else _watch(cache, expected, requests))
+        requests.send(look(cache, expected) if order == "look" else _watch(cache, expected, requests))
 
 
 def _watch(cache, expected, requests):
     times, wrong = 0, []
     while not requests.poll():
-        units, found = _look(cache, expected)
+        units, found = look(cache, expected)
         times += units > 0
         wrong.extend(found)
     requests.recv()
     return times, wrong
 
 
-def _look(cache, expected):
+def look(cache, expected):
+    """Read a cache once; return (units read, what was wrong)."""
     try:
         found = read_everything(cache, allow_partial=True)
     except CacheError as error:
-        return 0, [] if any(text in str(error) for text in EXPECTED) else [f"a reader failed: {error}"]
+        return 0, [] if any(text in str(error) for text in _EXPECTED) else [f"a reader failed: {error}"]
     except Exception:
         return 0, [f"a reader failed:\n{traceback.format_exc()}"]
     wrong = [f"a reader saw other values of {key}" for key in wrong_values(found, expected)]

@@ -4,18 +4,13 @@ import os
 import re
 import signal
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from faults.extractions import WHOLE, fresh
 from faults.processes import Child, descendants, wait_until
-from pipeline.errors import MaskAlignError
-from pipeline.views.crop import CropPolicy
-from pipeline.views.decoder import Decoder
-from pipeline.views.maker import ViewMaker
-from pipeline.views.source import read_samples
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -69,19 +64,3 @@ def test_a_decoding_worker_is_stopped_then_continued_or_killed(trials, bench):
         outcome = number.name if workers else "too late"
         failures = owner.ended({0, 1} if workers and number == signal.SIGKILL else {0})
         trials.note(outcome, failures + bench.finish(cache, WHOLE))
-
-
-def test_a_decoding_worker_that_stays_stopped_is_reported(trials, bench):
-    for trial in range(trials.times(2, 1)):
-        child = Child(_decode_with_stopped_worker, bench.shards[0], log=trials.folder / f"{trial}.log")
-        trials.note("reported", child.ended({0}))
-
-
-def _decode_with_stopped_worker(shard):
-    decoder = Decoder(1, 32, patience=2)
-    maker = ViewMaker(CropPolicy(32, (1.0, 1.0), 0.0, 0), (0,), "raw")
-    next(decoder.views(read_samples(shard), maker))
-    (worker,) = descendants(os.getpid(), 2)
-    os.kill(worker, signal.SIGSTOP)
-    with closing(decoder), pytest.raises(MaskAlignError, match="no decoding worker has finished"):
-        list(decoder.views(read_samples(shard), maker))

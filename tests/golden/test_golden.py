@@ -5,22 +5,17 @@ code has broken a promise to the owners of such caches: mend the code. make_gold
 """
 
 import json
-import math
-from itertools import islice
 
 import pytest
 import torch
 from make_golden import EXPECTED, GOLDEN, VARIANTS, found_in
+from stream_parts import read_batches
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import SCHEMA_VERSION
 from pipeline.cache.verify import foreign_files, verify_quickly
 from pipeline.cache.verify_content import verify_unit
-from pipeline.stream.batches import BatchStream
-from pipeline.stream.order import SampleOrder
-from pipeline.stream.samples import StreamSpec
-from pipeline.views.masking import MaskConfig
 from stages.inspect_cache import app
 
 VERSIONS = sorted(GOLDEN.glob("schema_*"))
@@ -76,13 +71,8 @@ def test_inspect_cache_describes_it(path):
 @pytest.mark.parametrize("path", CACHES)
 def test_training_reads_a_batch(path):
     cache, views = Cache(path), tuple(range(len(expected_of(path)["units"])))
-    order = SampleOrder(
-        cache.finished(views, allow_partial=False), views, seed=0, rank=0, world_size=1, window_blocks=1
-    )
     levels = cache.level_indices(None)
-    spec = StreamSpec(cache.address, order, levels, MaskConfig(strategy="attention", ratio=0.5), batch_size=4)
-    with BatchStream(cache, spec, torch.device("cpu"), 0, 0, 0) as stream:
-        (batch,) = islice(stream, 1)
-        assert batch["patches"].shape[:2] == (4, 2)
-        assert batch["visible_codes"].shape[:3] == (4, len(levels), 3)
-        assert all(math.isfinite(value) for value in batch["visible_stats"].flatten().tolist())
+    (batch,) = read_batches(path, 1, views=views, levels=levels, batch_size=4)
+    assert batch["patches"].shape[:2] == (4, 2)
+    assert batch["visible_codes"].shape[:3] == (4, len(levels), 3)
+    assert batch["visible_stats"].isfinite().all()

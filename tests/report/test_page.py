@@ -163,13 +163,26 @@ def test_an_objective_without_alignment_has_no_matrix(cache, tmp_path):
     assert "Alignment" not in Page(text).words
 
 
+def marked_rows(text):
+    """Name, value and note of each marked row of the configuration."""
+    row = r"<tr class=\"changed\"><th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>"
+    return re.findall(row, text)
+
+
+def test_configuration_marks_what_was_changed_by_set(cache, tmp_path):
+    command = "train-student --config a.toml --set train.seed=0 --set 'student.options.depth = 2' --run r"
+    config = {"student": {"options": {"depth": 2}}}
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config, command=command))
+    assert marked_rows(text) == [
+        ("student.options", "{&quot;depth&quot;: 2}", "--set, default {}"),
+        ("train.seed", "0", "--set, default 0"),
+    ]
+
+
 def test_configuration_marks_what_differs_and_hides_what_is_overridden(cache, tmp_path):
     config = {"mask": {"ratio": 0.6}, "optim": {"steps": 60, "warmup_steps": 5}}
     text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config))
-    changed = re.findall(
-        r"<tr class=\"changed\"><th scope=\"row\">(.*?)</th><td>(.*?)</td><td>(.*?)</td>", text
-    )
-    assert changed == [
+    assert marked_rows(text) == [
         ("mask.ratio", "0.6", "default 0.7"), ("optim.steps", "60", "default null"),
         ("optim.warmup_steps", "5", "default null"),
     ]  # fmt: skip

@@ -61,9 +61,8 @@ def test_a_score_replaces_its_like_alone(tmp_path):
 def test_what_is_no_list_of_scores_is_refused(tmp_path):
     for text in ('{"student": {"mean": 0.5, "cls": null}}', "[{}]", "[", ""):
         (tmp_path / "scores.json").write_text(text)
-        with pytest.raises(
-            CheckpointError, match=r"scores\.json' is not a list of scores: .* evaluate again"
-        ):
+        message = r"scores\.json' is not a list of scores: .* evaluate again"
+        with pytest.raises(CheckpointError, match=message):
             add_scores(tmp_path, [score()])
         assert (tmp_path / "scores.json").read_text() == text
 

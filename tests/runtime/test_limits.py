@@ -27,7 +27,6 @@ def test_a_soft_limit_is_raised_to_what_is_needed(limits):
 def test_a_hard_limit_that_is_too_low_is_one_sentence(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: [][1:].index(0))
-    with pytest.raises(
-        ConfigError, match=r"^this needs up to 5000 open files, but the system allows 1024: lower"
-    ):
+    message = r"^this needs up to 5000 open files, but the system allows 1024: lower"
+    with pytest.raises(ConfigError, match=message):
         allow_open_files(5000, "lower --views")

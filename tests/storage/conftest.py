@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 from object_server import QUICK, ObjectServer
 
+from pipeline.storage import connection
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.objects import ObjectFolder
 
@@ -40,9 +41,18 @@ def bucket(server):
 
 
 @pytest.fixture
-def objects(bucket):
+def _quick(monkeypatch):
+    """Quick retries of whatever connects."""
+    monkeypatch.setattr(connection, "RETRIES", QUICK)
+    connection._connected.cache_clear()
+    yield
+    connection._connected.cache_clear()
+
+
+@pytest.fixture
+def objects(bucket, _quick):
     """An empty folder of the bucket, with quick retries."""
-    return ObjectFolder(f"s3://{bucket}/deep/a.cache", QUICK)
+    return ObjectFolder(f"s3://{bucket}/deep/a.cache")
 
 
 @pytest.fixture(params=["disk", "objects"])

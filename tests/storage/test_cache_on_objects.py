@@ -6,45 +6,28 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-import torch
 import typer
-from caches import TEACHER, extraction_options
+from caches import TEACHER, extract
+from stream_parts import digests
 from tars import make_tars
 from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, StorageError
-from pipeline.extraction.job import run_extraction
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
-from pipeline.stream.batches import BatchStream
-from pipeline.stream.order import SampleOrder
-from pipeline.stream.samples import StreamSpec
-from pipeline.views.masking import MaskConfig
 from pipeline.views.source_tars import resolve_tars
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_app
 from stages.train_student import train_student
 
 TESTS = Path(__file__).parents[1]
-VIEW = (
-    "--image-size",
-    "64",
-    "--patch-size",
-    "16",
-    "--levels",
-    "3",
-    "--crop-scale",
-    "0.4",
-    "1.0",
-    "--batch-size",
-    "8",
-)
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8")
+VIEW += ("--crop-scale", "0.4", "1.0")
 HERE = ("--workers", "0", "--device", "cpu")
 SECONDS = 120
 TINY = (
@@ -61,19 +44,8 @@ TINY = (
 
 def extracting(shards, cache):
     """Start a process that extracts two views."""
-    command = [
-        "-m",
-        "stages.extract_teacher",
-        shards,
-        "--cache",
-        cache,
-        "--teacher",
-        TEACHER,
-        "--views",
-        "2",
-        *VIEW,
-        *HERE,
-    ]
+    command = ["-m", "stages.extract_teacher", shards, "--cache", cache, "--teacher", TEACHER]
+    command += ["--views", "2", *VIEW, *HERE]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *command], stdout=-1, stderr=-2, text=True, env=environment, cwd=TESTS.parent
@@ -90,30 +62,10 @@ def wait_for(server, part, count, process):
     return sent
 
 
-def digests(address, count, workers=0):
-    """A text for every bit of each of the first batches."""
-    cache = Cache(address)
-    order = SampleOrder(
-        cache.finished((0, 1), allow_partial=False), (0, 1), seed=0, rank=0, world_size=1, window_blocks=2
-    )
-    spec = StreamSpec(
-        cache.address, order, (0, 1, 2), MaskConfig(strategy="attention", ratio=0.5), batch_size=16
-    )
-    with BatchStream(cache, spec, torch.device("cpu"), workers, 0, 0) as stream:
-        return [
-            [values.numpy().tobytes().hex() for values in batch.values()] for batch in islice(stream, count)
-        ]
-
-
 def contents(address):
     """The bytes of every file of a cache but those of logs/."""
     folder = open_folder(address)
     return {key: folder.read(key) for key in sorted(folder.sizes()) if not key.startswith("logs/")}
-
-
-def extract(shards, cache, **changes):
-    extractor, missing = run_extraction(extraction_options(cache=cache, shards=shards, **changes))
-    return extractor.tally, missing
 
 
 def called(command, *arguments):
@@ -129,7 +81,7 @@ def local(tmp_path_factory):
     """A folder with three tars and the cache that a process left in peace makes of them on a disk."""
     folder = tmp_path_factory.mktemp("local")
     shards = make_tars(folder / "tars", tars=3, images_per_tar=66)
-    assert extract(shards, folder / "a.cache")[1] == 0
+    assert extract(folder / "a.cache", shards)[1] == 0
     return folder
 
 
@@ -176,7 +128,7 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
     server.forget()
     other = extracting(tars, cache)
     wait_for(server, "logs/claims", 1, other)
-    units = extract(resolve_tars(tars), cache)[0].units
+    units = extract(cache, resolve_tars(tars))[0].units
     told = other.communicate(timeout=SECONDS)[0]
     assert other.returncode == 0, told
     server.heal()
@@ -188,10 +140,10 @@ def test_killed_and_continued_by_two_at_once_through_faults_it_is_the_local_cach
 def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
     cache = f"s3://{bucket}/a.cache"
     shards = resolve_tars(tars)
-    assert extract(shards[:1], cache, views=1)[0].units == 1
+    assert extract(cache, shards[:1], views=1)[0].units == 1
     before = contents(cache)
-    assert extract(shards, cache, views=1)[0].units == 2
-    assert extract(shards, cache, views=2)[0].units == 3
+    assert extract(cache, shards, views=1)[0].units == 2
+    assert extract(cache, shards, views=2)[0].units == 3
     after = contents(cache)
     assert {key: after[key] for key in before if not key.endswith(".json") or key.startswith("commits/")} == {
         key: data for key, data in before.items() if not key.endswith(".json") or key.startswith("commits/")
@@ -278,18 +230,10 @@ def test_commands_end_with_one_sentence_where_access_is_denied(server, tars, buc
         assert output.count("\n") == 1
 
 
-def test_commands_refuse_an_address_of_another_kind(tars, tmp_path):
-    for code, output in commands(tars, "ftp://host/a.cache", tmp_path / "run"):
-        assert (code, output.count("\n")) == (2, 1)
-        assert output.startswith(
-            "error: address 'ftp://host/a.cache' is not of a known kind: give a path, or s3://..."
-        )
-
-
 def test_a_finished_cache_is_known_for_one_from_few_requests(server, copied, tars):
     shards = resolve_tars(tars)
     server.forget()
-    assert extract(shards, copied)[0].units == 0
+    assert extract(copied, shards)[0].units == 0
     assert server.counts()["PUT"] == 2  # the log, at the start and at the end
     assert not any("logs/claims" in path for _, path in server.log)
 
@@ -316,5 +260,5 @@ def test_verification_finds_damage_and_repair_with_the_same_extraction_heals_it(
     server.heal()
     assert len(list(Cache(copied).commits())) == 6  # nothing is dropped that cannot be read once more
     assert verified("--repair")[0] == 0
-    assert extract(resolve_tars(tars), copied)[0].units == 2
+    assert extract(copied, resolve_tars(tars))[0].units == 2
     assert contents(copied) == contents(local / "a.cache")

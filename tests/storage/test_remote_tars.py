@@ -5,11 +5,10 @@ from pathlib import Path
 
 import obstore
 import pytest
-from object_server import QUICK
 from tars import image, make_tars, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
-from pipeline.storage import connection, tar_streams
+from pipeline.storage import tar_streams
 from pipeline.storage.address import printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.source import read_samples
@@ -17,13 +16,10 @@ from pipeline.views.source_tars import SourceTar, resolve_tars
 
 
 @pytest.fixture
-def store(bucket, monkeypatch):
+def store(bucket, _quick, monkeypatch):
     """The bucket as obstore has it; whatever asks for a tar has quick retries and small ranges."""
-    monkeypatch.setattr(connection, "RETRIES", QUICK)
     monkeypatch.setattr(tar_streams, "RANGE_BYTES", 10_000)
-    connection._connection.cache_clear()
-    yield obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
-    connection._connection.cache_clear()
+    return obstore.store.from_url(f"s3://{bucket}", client_options={"allow_http": True})
 
 
 @pytest.fixture
@@ -71,10 +67,8 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
     with open_tar(shards[1].address) as file:
         assert file.read() == b"xxx"
     for spec in (f"{root}/tars/", f"{root}/tars/*.tar"):
-        with pytest.raises(
-            ConfigError,
-            match="a web server cannot list its files; give a brace pattern of URLs or a text list",
-        ):
+        message = "a web server cannot list its files; give a brace pattern of URLs or a text list"
+        with pytest.raises(ConfigError, match=message):
             resolve_tars(spec)
 
 
@@ -87,15 +81,9 @@ def test_a_web_server_serves_tars_but_no_list(bucket, server):
         ("s3://BUCKET/nothing/", "shards 's3://BUCKET/nothing/' match no .tar file"),
         ("s3://BUCKET/tars/x*.tar", "shards 's3://BUCKET/tars/x*.tar' match no .tar file"),
         ("s3://BUCKET/{tars,old}/{a,a}.tar", "have the same file name, by which a cache knows them"),
-        (
-            "s3://no-such-bucket/tars/",
-            "shards 's3://no-such-bucket/tars/' cannot be listed (the bucket does not exist",
-        ),
+        ("s3://no-such-bucket/tars/", "shards 's3://no-such-bucket/tars/' cannot be listed"),
         ("s3://BUCKET/tars/a.tar.gz", "match no .tar file"),
-        (
-            "ftp://host/a.tar",
-            "address 'ftp://host/a.tar' is not of a known kind: give a path, or s3://... or gs://... or ",
-        ),
+        ("ftp://host/a.tar", "address 'ftp://host/a.tar' is not of a known kind: give a path, or s3://..."),
         ("s3:///a.tar", "names no bucket"),
     ],
 )
@@ -175,21 +163,16 @@ def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(stor
     tar = write_tar(tmp_path / "a.tar", {f"{number}": image(number) for number in range(10)})
     obstore.put(store, "a.tar", tar)
     shard = SourceTar(f"s3://{bucket}/a.tar", 1)
-    with pytest.raises(
-        SourceError, match=r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"
-    ):
+    message = r"tar 'gone.tar' cannot be opened \(no such object\): restore it or leave it out"
+    with pytest.raises(SourceError, match=message):
         list(read_samples(SourceTar(f"s3://{bucket}/gone.tar", 1)))
     server.fail("403", method="GET")
-    with pytest.raises(
-        SourceError,
-        match=r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address",
-    ):
+    message = r"tar 'a.tar' cannot be read \(access is denied \(403 Forbidden\): check the address"
+    with pytest.raises(SourceError, match=message):
         list(read_samples(shard))
     for method in ("GET", "HEAD"):
         server.heal()
         server.fail("503", method=method)
-        with pytest.raises(
-            StorageError,
-            match=r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable",
-        ):
+        message = r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable"
+        with pytest.raises(StorageError, match=message):
             list(read_samples(shard))

@@ -3,7 +3,6 @@
 from itertools import chain
 
 import caches
-import numpy as np
 import pytest
 import torch
 from stream_parts import read_batches, stream_spec
@@ -72,11 +71,6 @@ def test_a_view_keeps_one_mask_and_other_views_have_others(kept_caches, strategy
         assert drawn == masks(kept_caches["all"], epoch, views=(0,), strategy=strategy, redraw=True)
 
 
-def test_a_higher_ratio_shows_the_first_of_the_same_ranking(kept_caches):
-    few, many = (masks(kept_caches["attention"], 0, views=(0,), ratio=ratio) for ratio in (0.75, 0.5))
-    assert all(set(few[key]) < set(many[key]) for key in few)
-
-
 @pytest.mark.parametrize(
     ("name", "mask", "read"),
     [
@@ -100,21 +94,3 @@ def test_only_what_masks_need_is_read(kept_caches, monkeypatch, name, mask, read
     spec = stream_spec(cache, levels=(1,), **mask)
     WindowReader(cache, spec).read(0, next(iter(spec.order.windows(0))))
     assert asked == {"index", "stats", "features/block_04"} | read
-
-
-def test_a_kept_row_holds_the_tokens_of_its_visible_patches(kept_caches):
-    cache = Cache(kept_caches["attention"])
-    commit = next(cache.commits())
-    stored = cache.read_chunk(commit, 0, ["tokens", "features/block_03"])
-    by_cls = {
-        row[0].tobytes(): (tokens, row)
-        for tokens, row in zip(stored["tokens"], stored["features/block_03"], strict=True)
-    }
-    for batch in read_batches(cache.address, 2, batch_size=6, views=(0,), levels=(0,), ratio=0.7):
-        for codes, visible in zip(
-            batch["visible_codes"][:, 0].numpy(), batch["visible"].numpy(), strict=True
-        ):
-            tokens, row = by_cls[codes[0].tobytes()]
-            places = [int(np.flatnonzero(tokens == patch)[0]) + 1 for patch in visible]
-            assert max(places) <= 4
-            np.testing.assert_array_equal(codes[1:], row[places])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
 from pipeline.stream.order import SampleOrder, have_few_classes
-from pipeline.training.config import DataConfig
+from pipeline.training.sections import DataConfig
 
 BLOCK = 64
 
@@ -182,10 +182,8 @@ def test_each_window_is_permuted_in_its_own_way():
 
 def test_too_large_a_global_batch_is_refused_with_the_largest():
     order = SampleOrder(units_of([[100, 90], [100, 60]]), (0, 1), 0, 0, 2, 1)
-    with pytest.raises(
-        ConfigError,
-        match=r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$",
-    ):
+    message = r"train\.global_batch 200 on 2 ranks is larger than the data of an epoch: choose at most 120$"
+    with pytest.raises(ConfigError, match=message):
         order.steps_per_epoch(100)
     assert order.steps_per_epoch(60) == 1
 
@@ -205,7 +203,7 @@ def chunks_of(labels):
 def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
     """Sorted: 1000 classes with stray images, ten classes, two classes, and one class that is frequent."""
     rng = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(15):
         imagenet = np.repeat(rng.permutation(1000), rng.integers(732, 1301, 1000))
         imagenet[rng.integers(0, len(imagenet), 20)] = 1001
         few = rng.integers(0, 10, 20_000)

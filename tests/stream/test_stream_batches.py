@@ -12,8 +12,6 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import Needs
 from pipeline.stream.batches import BatchStream, micro_batches
-from pipeline.training.config import TrainConfig, batch_of_rank
-from pipeline.views.masking import MaskConfig
 
 STEPS = 8  # of 16 samples in an epoch of 140
 LENGTH = 20  # two and a half epochs
@@ -37,12 +35,12 @@ def test_a_second_loop_over_a_stream_continues_the_first(small_cache_path, undis
     assert found == undisturbed[:6]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_batches_are_the_same_with_any_number_of_workers(small_cache_path, undisturbed, workers):
     assert digests(small_cache_path, LENGTH, workers=workers) == undisturbed
 
 
-@pytest.mark.parametrize(("workers", "starts"), [(0, range(1, LENGTH, 2)), (2, [5]), (3, [8]), (1, [15])])
+@pytest.mark.parametrize(("workers", "starts"), [(0, range(1, LENGTH, 2)), (2, [5])])
 def test_a_stream_may_start_anywhere(small_cache_path, undisturbed, workers, starts):
     for start in starts:
         epoch, step = divmod(start, STEPS)
@@ -51,7 +49,7 @@ def test_a_stream_may_start_anywhere(small_cache_path, undisturbed, workers, sta
         assert found[: LENGTH - start] == undisturbed[start : start + count]
 
 
-@pytest.mark.parametrize(("batch_size", "window_blocks"), [(7, 3), (70, 1), (64, 8)])
+@pytest.mark.parametrize(("batch_size", "window_blocks"), [(7, 3), (70, 1)])
 def test_batches_across_windows_are_the_same_with_workers(small_cache_path, batch_size, window_blocks):
     shape = {"batch_size": batch_size, "window_blocks": window_blocks, "strategy": "random"}
     assert digests(small_cache_path, 5, workers=2, **shape) == digests(small_cache_path, 5, **shape)
@@ -105,33 +103,6 @@ def test_micro_batches_are_the_batch_in_equal_parts(small_cache_path):
         assert digest({name: torch.cat([part[name] for part in parts]) for name in batch}) == digest(batch)
 
 
-def test_a_global_batch_larger_than_the_data_is_refused(small_cache_path):
-    cache = Cache(small_cache_path)
-    with (
-        BatchStream(cache, stream_spec(cache, batch_size=141), CPU, workers=0) as stream,
-        pytest.raises(
-            ConfigError,
-            match=r"train\.global_batch 141 on 1 rank is larger than the data of an epoch: "
-            r"choose at most 140$",
-        ),
-    ):
-        next(iter(stream))
-
-
-def test_a_global_batch_must_divide_among_ranks_and_micro_batches():
-    assert batch_of_rank(TrainConfig(global_batch=48, accumulate=3), 4) == 12
-    with pytest.raises(
-        ConfigError,
-        match=r"train\.global_batch 64 is not a multiple of 4 ranks x train\.accumulate 3: "
-        r"choose a multiple of 12$",
-    ):
-        batch_of_rank(TrainConfig(global_batch=64, accumulate=3), 4)
-
-
-def test_the_default_mask_is_the_papers():
-    assert MaskConfig() == MaskConfig(strategy="attention", ratio=0.7)
-
-
 def test_the_stream_delivers_what_an_objective_needs_and_no_more(small_cache_path):
     """Everything, put together again in raster order, is what a stream without masks gives."""
     needs = Needs(visible="chosen", hidden="last", pixels="all", positions=True)
@@ -159,9 +130,8 @@ def test_the_stream_delivers_what_an_objective_needs_and_no_more(small_cache_pat
 
 def test_hidden_targets_need_hidden_patches_and_a_whole_cache(small_cache_path, tmp_path):
     needs = Needs(hidden="last")
-    with pytest.raises(
-        ConfigError, match="the mask hides no patch, but the objective learns from hidden ones"
-    ):
+    refused = "the mask hides no patch, but the objective learns from hidden ones"
+    with pytest.raises(ConfigError, match=refused):
         read_batches(small_cache_path, 1, ratio=0.0, needs=needs)
     shards = make_tars(tmp_path / "tars", tars=1, images_per_tar=16)
     kept = caches.real(tmp_path, shards=shards, views=1, keep=0.5)

@@ -26,22 +26,6 @@ def masks_by_crop(path, epoch, **changes):
     return {codes.numpy().tobytes(): tuple(visible.tolist()) for codes, visible in rows}
 
 
-@pytest.mark.parametrize(
-    ("strategy", "ratio", "count"),
-    [
-        *((strategy, 0.5, 8) for strategy in STRATEGIES),
-        ("random", 0.0, 16),
-        ("block", 0.7, 4),
-        ("block", 0.93, 1),
-    ],
-)
-def test_every_mask_has_exactly_k_ascending_patches(small_cache_path, strategy, ratio, count):
-    visible = read_batches(small_cache_path, 1, strategy=strategy, ratio=ratio, batch_size=32)[0]["visible"]
-    assert visible.shape == (32, count)
-    assert ((visible >= 0) & (visible < 16)).all()
-    assert (visible.diff(dim=1) > 0).all()
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_masks_are_drawn_by_key_epoch_and_seed(small_cache_path, strategy):
     first, again, later, reseeded = (

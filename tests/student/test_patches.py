@@ -38,7 +38,6 @@ def test_tensors_and_batches_are_cut_alike(image):
 
 @pytest.mark.parametrize("shape", [(12, 18, 3), (10, 20, 3), (12, 20, 4)])
 def test_a_image_that_does_not_divide_is_refused(shape):
-    with pytest.raises(
-        ConfigError, match=f"height {shape[0]}, width {shape[1]} and {shape[2]} channels .* multiples of 4"
-    ):
+    message = f"height {shape[0]}, width {shape[1]} and {shape[2]} channels .* multiples of 4"
+    with pytest.raises(ConfigError, match=message):
         cut_patches(np.zeros(shape, np.uint8), 4)

@@ -1,5 +1,7 @@
 """Levels, grids and the resizing of positions and pixels."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.teacher.geometry import resize_positions, teacher_images
-from pipeline.teacher.request import resolve_levels, student_grid
+from pipeline.teacher.request import parse_levels, resolve_levels, student_grid
 
 DEPTHS = st.integers(1, 40)
 
@@ -41,24 +43,27 @@ def test_whatever_is_accepted_is_ascending_and_in_range(text, depth):
     ("levels", "found"),
     [
         ("0", "0 blocks"),
-        ("13", "13 blocks"),
         ("-1", "'-1'"),
         ("", "''"),
         (",", "''"),
         ("1,,2", "''"),
         ("last", "'last'"),
-        ("7,12", "block 12"),
         ("7,7", "numbers that repeat or do not ascend"),
         ("9,7", "numbers that repeat or do not ascend"),
     ],
 )
 def test_wrong_levels_are_told_what_is_accepted(levels, found):
-    with pytest.raises(ConfigError) as error:
-        resolve_levels(levels, 12)
+    accepted = "give a count of the last blocks such as 5, or ascending block numbers from 0 such as '7,9,11'"
+    with pytest.raises(ConfigError, match=re.escape(f"levels {levels!r} asks for {found}: {accepted}")):
+        parse_levels(levels)
+
+
+@pytest.mark.parametrize(("levels", "found"), [("13", "13 blocks"), ("7,12", "block 12")])
+def test_levels_that_a_teacher_lacks_are_told_its_depth(levels, found):
     accepted = "give a count from 1 to 12, or ascending block numbers from 0 to 11 such as '11,'"
-    assert (
-        str(error.value) == f"levels {levels!r} asks for {found}, but the teacher has 12 blocks: {accepted}"
-    )
+    refused = f"levels {levels!r} asks for {found}, but the teacher has 12 blocks: {accepted}"
+    with pytest.raises(ConfigError, match=re.escape(refused)):
+        resolve_levels(levels, 12)
 
 
 @given(st.integers(1, 600), st.integers(1, 64))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from functorch.compile import nop
 from safetensors.torch import load_file
+from student_fixtures import encode_images
 from torch import distributed
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import SkipFrame
@@ -19,9 +20,10 @@ from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
-from pipeline.training.config import RunConfig, TrainConfig
-from pipeline.training.job import choose_compilation, choose_precision, shared_by_ranks
+from pipeline.training.config import RunConfig
+from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
+from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import CachedTargets
 from pipeline.training.trainer import Trainer
 
@@ -114,13 +116,13 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
     def evaluate(*_):
         job.objective.encoder.eval()
         with torch.no_grad():
-            job.objective.encoder.encode_images(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+            encode_images(job.objective.encoder, torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
         job.objective.train()
 
     job.optimiser.register_step_post_hook(evaluate)
     backend = torch.compiler.set_stance(force_backend=lambda graph, _: graphs.append(graph) or graph)
     with backend, torch._dynamo.config.patch(error_on_recompile=True):
-        assert run_job(job, 0).done == 20
+        assert run_job(job, 0)[0] == 20
         assert load_newest(job) == 20
     assert len(graphs) == 1
 
@@ -182,10 +184,8 @@ def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_
     job = tiny_job(small_cache_path, tmp_path, "train.compile=true")
     job.objective.encoder.vit.norm_pre.register_forward_hook(lambda *_: torch._dynamo.graph_break())
     cause = r"\(Unsupported: Call to `torch._dynamo.graph_break\(\)`\)"
-    with pytest.raises(
-        ConfigError,
-        match=rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false",
-    ):
+    message = rf"^the training step cannot be compiled as one graph {cause}: set train\.compile=false"
+    with pytest.raises(ConfigError, match=message):
         run_job(job, 0)
 
 
@@ -199,12 +199,14 @@ def test_a_compiler_that_fails_backward_leaves_an_eager_step(small_cache_path, t
     job = dataclasses.replace(tiny_job(small_cache_path, tmp_path / "auto"), compiled=True)
     with torch.compiler.set_stance(force_backend=backend):
         job.run.mkdir()
-        outcome = run_job(job, 0, messages.append)
+        resolved = []
+        done, _ = run_job(job, 0, messages.append, lambda: resolved.append(describe_job(job)["resolved"]))
         refused = tiny_job(small_cache_path, tmp_path / "refused", "train.compile=true")
         refused.run.mkdir()
         with pytest.raises(ConfigError, match=r"cannot be compiled as one graph .*BF16 is not supported"):
             run_job(refused, 0)
-    assert (outcome.done, outcome.compiled) == (6, False)
+    assert (done, job.compiled) == (6, False)
+    assert resolved == [{"train.precision": "float32", "train.compile": False}]
     assert [message.partition(" (")[0] for message in messages] == [
         "warning: the training step cannot be compiled"
     ]

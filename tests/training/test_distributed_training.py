@@ -23,17 +23,8 @@ TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 def folder(small_cache_path, tmp_path_factory):
     """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        SCRIPT,
-        folder,
-        small_cache_path,
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, SCRIPT, folder, small_cache_path]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -126,15 +117,8 @@ def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert losses(run) == losses(folder / "own")
     assert saved_steps(run) == [3, 6]
-    assert {path.name for path in run.iterdir()} - {"tensorboard"} == {
-        ".lock",
-        "run.json",
-        "metrics.jsonl",
-        "checkpoints",
-        "student",
-        "student.safetensors",
-        "report.html",
-    }
+    left = {".lock", "run.json", "metrics.jsonl", "checkpoints", "student", "student.safetensors"}
+    assert {path.name for path in run.iterdir()} - {"tensorboard"} == {*left, "report.html"}
 
 
 def test_one_process_cannot_resume_the_run_of_two_ranks(folder, small_cache_path):

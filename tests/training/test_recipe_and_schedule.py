@@ -7,8 +7,9 @@ import torch
 from training_runs import tiny_job
 
 from pipeline.errors import ConfigError
-from pipeline.training.config import OptimConfig, RunConfig, steps_of_run
-from pipeline.training.optimiser import build_optimiser, build_schedule
+from pipeline.training.config import RunConfig, steps_of_run
+from pipeline.training.job import build_optimiser, build_schedule
+from pipeline.training.sections import OptimConfig
 
 PAPER = {
     "objective": {
@@ -41,9 +42,8 @@ def test_the_paper_run_on_imagenet_has_its_steps():
     assert steps_of_run(OptimConfig(), 1251) == (250_200, 25_020)
     assert steps_of_run(OptimConfig(epochs=0.5, warmup_epochs=0.1), 100) == (50, 10)
     assert steps_of_run(OptimConfig(steps=7, warmup_steps=0), 100) == (7, 0)
-    with pytest.raises(
-        ConfigError, match=r"^the warm-up of 2000 steps is not shorter than the run of 100: lower"
-    ):
+    message = r"^the warm-up of 2000 steps is not shorter than the run of 100: lower"
+    with pytest.raises(ConfigError, match=message):
         steps_of_run(OptimConfig(steps=100), 100)
 
 
@@ -75,16 +75,6 @@ def test_the_rate_of_every_step(global_batch, steps, warmup):
     expected = [expected_rate(step + 1, peak, 1e-5, steps, warmup) for step in range(steps)]
     assert found == pytest.approx(expected, rel=1e-12)
     assert min(found) > 0
-
-
-def test_the_schedule_has_no_state():
-    optimiser = build_optimiser(torch.nn.Linear(2, 2), set(), OptimConfig(), 256)
-    schedule = build_schedule(optimiser, OptimConfig(), 100, 10)
-    schedule.step_update(70)
-    late = optimiser.param_groups[0]["lr"]
-    schedule.step_update(3)
-    schedule.step_update(70)
-    assert optimiser.param_groups[0]["lr"] == late
 
 
 def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -69,13 +68,6 @@ def test_three_steps_and_three_resumed_are_six(small_cache_path, finished, tmp_p
     assert [(start["first_step"], start["last_step"]) for start in starts] == [(0, 6), (3, 6)]
 
 
-def test_a_third_checkpoint_of_a_killed_run_is_removed(small_cache_path, finished, tmp_path):
-    run = killed_after(finished, 6, tmp_path / "run")
-    shutil.copy(run / "checkpoints/step_00000003.pt", run / "checkpoints/step_00000001.pt")
-    trained(small_cache_path, run, resume=True)
-    assert saved_steps(run) == [3, 6]
-
-
 @pytest.mark.parametrize("step", [0, 6])
 def test_a_run_resumes_from_its_start_and_its_end(small_cache_path, finished, tmp_path, step):
     run = killed_after(finished, step, tmp_path / "run")
@@ -101,7 +93,7 @@ def test_resume_auto_starts_a_run_and_continues_it(small_cache_path, finished, t
     assert call(*command, "--resume").exit_code == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_polite_signal_saves_and_the_resumed_run_is_the_undisturbed_one(small_cache_path, tmp_path, number):
     run, handler = tmp_path / "run", signal.getsignal(number)
     thread = terminate_when(run, 7, number)
@@ -122,11 +114,8 @@ def test_a_signal_to_all_processes_and_its_repetition_cost_no_checkpoint(small_c
     """As Slurm and systemd send them, and torchrun again: helpers and workers of the run get them too."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "stages.train_student", "--cache", small_cache_path, "--run", run]
-    command += [
-        "--device",
-        "cpu",
-        *settings("data.workers=1", "optim.steps=100000", "train.checkpoint_every=100000"),
-    ]
+    command += ["--device", "cpu"]
+    command += settings("data.workers=1", "optim.steps=100000", "train.checkpoint_every=100000")
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -157,10 +146,8 @@ def test_another_batch_or_list_of_units_is_refused_naming_both(small_cache_path,
         ("data.views=[0]", f"units was '4 {digest} and is now '2 {digest}"),
     ):
         job = tiny_job(small_cache_path, finished, change)
-        with pytest.raises(
-            CheckpointError,
-            match=rf"^cannot resume: {difference}: use the old value, or a new --run$",
-        ):
+        message = rf"^cannot resume: {difference}: use the old value, or a new --run$"
+        with pytest.raises(CheckpointError, match=message):
             load_newest(job)
 
 
@@ -232,14 +219,6 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
     assert choose_checkpoint(tmp_path) is None
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(
-        CheckpointError, match=r"step_00000001\.pt' cannot be written \(.*continue with --resume"
-    ):
-        save_checkpoint(tmp_path / "checkpoints", Checkpoint(1, {}, {}, {}))
-
-
 def test_only_an_error_of_the_disk_is_said_to_be_one(tmp_path, monkeypatch):
     def fail_at_the_device(*_):
         raise RuntimeError("CUDA error")
@@ -254,7 +233,9 @@ def test_only_an_error_of_the_disk_is_said_to_be_one(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="CUDA error"):
         save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}))
     monkeypatch.setattr(torch, "save", fail_as_torch_does_on_a_full_disk)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written \(No space left on device\).*continue with --resume"
+    ):
         save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}))
 
 

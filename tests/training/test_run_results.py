@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import caches
 import pytest
@@ -13,13 +14,14 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from student_fixtures import encode_images
 from tars import image, write_tar
 from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
-from pipeline.training.run import load_newest, run_job, run_training
+from pipeline.training.run import load_newest, run_training
 from pipeline.training.run_folder import MetricsLog
 from pipeline.views.source_tars import SourceTar
 
@@ -74,29 +76,10 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 
 def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
-    start = {
-        "maskalign",
-        "commit",
-        "command",
-        "host",
-        "began",
-        "ended",
-        "versions",
-        "first_step",
-        "last_step",
-    }
-    own = {
-        "config",
-        "resolved",
-        "cache",
-        "view",
-        "pinned",
-        "units",
-        "steps",
-        "steps_per_epoch",
-        "device",
-        "starts",
-    }
+    start = {"maskalign", "commit", "command", "host", "began", "ended", "versions"}
+    start |= {"first_step", "last_step"}
+    own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch"}
+    own |= {"device", "starts"}
     assert set(described) == own | start
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     assert described["resolved"] == {"train.precision": "float32", "train.compile": False}
@@ -125,12 +108,6 @@ def test_metrics_have_these_keys_and_values(run):
     assert lines[-1]["learning_rate"] == pytest.approx(1e-5)
 
 
-def test_while_it_trains_a_run_writes_its_log_and_checkpoints_alone(small_cache_path, tmp_path):
-    run_job(tiny_job(small_cache_path, tmp_path, "train.log_every=2"), 0)
-    assert {path.name for path in tmp_path.iterdir()} <= {"metrics.jsonl", "checkpoints", "tensorboard"}
-    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4, 6]
-
-
 def test_training_is_a_library_call_that_prints_nothing(small_cache_path, tmp_path, capfd, run):
     messages, config = [], load_config(RunConfig, None, TINY)
     result = run_training(Cache(small_cache_path), tmp_path / "run", config, device=CPU, say=messages.append)
@@ -145,13 +122,7 @@ def test_tensorboard_that_fails_in_any_way_costs_a_warning(small_cache_path, tmp
     """It is imported in a process of its own, since a failed import may leave parts of itself behind."""
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard/__init__.py").write_text("raise TypeError('Descriptors cannot be created')\n")
-    command = [
-        sys.executable,
-        "-c",
-        "from stages.train_student import main; main()",
-        "--cache",
-        small_cache_path,
-    ]
+    command = [sys.executable, "-m", "stages.train_student", "--cache", small_cache_path]
     command += ["--run", tmp_path / "run", "--device", "cpu", *settings("optim.steps=3")]
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
@@ -179,24 +150,24 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
     assert len(messages) == 1
 
 
-def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path):
-    program = "import sys; from stages.train_student import train_student\n"
-    program += "try:\n  train_student({!r}, {!r}, config={!r})\n"
-    program += "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            program.replace("{!r}", "Path('x')").replace(
-                "import sys;", "import sys; from pathlib import Path;"
-            ),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": Path("x")}, "configuration file 'x' does not exist"),
+        ({"assignments": ["mask.ration=0.6"]}, "unknown configuration key 'mask.ration': did you mean"),
+        ({"assignments": ["students.model=a"]}, "unknown configuration key 'students.model': did you mean"),
+    ],
+)
+def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, options, message):
+    program = (
+        "import sys; from pathlib import Path, PosixPath; from stages.train_student import train_student\n"
+        f"try:\n  train_student('x', Path('x'), **{options!r})\n"
+        "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
     )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "[]\n"
-    assert "error: configuration file 'x' does not exist" in result.stderr
+    assert f"error: {message}" in result.stderr
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path):
@@ -217,14 +188,8 @@ def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
 
 
 def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, small_cache_path):
-    arguments = {
-        "num_classes": 0,
-        "img_size": 64,
-        "patch_size": 16,
-        "depth": 2,
-        "embed_dim": 32,
-        "num_heads": 2,
-    }
+    size = {"img_size": 64, "patch_size": 16, "depth": 2, "embed_dim": 32, "num_heads": 2}
+    arguments = {"num_classes": 0, **size}
     with safe_open(run / "student.safetensors", "pt") as file:
         metadata = {name: json.loads(text) for name, text in file.metadata().items()}
     assert metadata["timm.create_model"] == {"model_name": "vit_tiny_patch16_224", **arguments}
@@ -239,17 +204,10 @@ def test_timm_loads_the_student_strictly_and_computes_the_same_features(run, sma
     assert load_newest(job) == 6
     images = torch.randint(0, 256, (3, 64, 64, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
-        expected = job.objective.encoder.eval().encode_images(images)
+        expected = encode_images(job.objective.encoder.eval(), images)
         found = model.forward_features((images.permute(0, 3, 1, 2) / 255 - mean) / std)
     assert found.shape == (3, 17, 32)
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_the_student_is_the_one_of_the_last_checkpoint(run):
-    exported, saved = load_file(run / "student.safetensors"), checkpoint(run, 6)["student"]
-    prefix = "encoder.vit."
-    assert exported.keys() == {name.removeprefix(prefix) for name in saved if name.startswith(prefix)}
-    assert all(torch.equal(value, saved[prefix + name]) for name, value in exported.items())
 
 
 def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_path):
@@ -276,3 +234,15 @@ def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
     assert result.exit_code == 0
     text = "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
     assert (text in result.stderr) is warned
+
+
+@pytest.mark.skipif(not BOARD, reason="TensorBoard is an extra")
+def test_tensorboard_gets_loss_terms_and_figures(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board, last = EventAccumulator(str(run / "tensorboard")).Reload(), metrics(run)[-1]
+    shown = {name: board.Scalars(name)[-1].value for name in board.Tags()["scalars"]}
+    assert shown["loss/level 3"] == pytest.approx(last["loss_terms"]["level 3"])
+    for level, row in enumerate(last["figures"]["alignment"]):
+        found = [shown[f"alignment/{level}/{block}"] for block in range(len(row))]
+        assert found == pytest.approx(row)

@@ -5,7 +5,6 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,8 +73,7 @@ def stopped_on_one_rank(cache, run, ranks):
     job.run.mkdir(exist_ok=True)
     if ranks.rank == 1:
         terminate_when(run, 4)
-    outcome = run_job(job, 0)
-    return outcome.done, outcome.stopped_by
+    return run_job(job, 0)
 
 
 def trained_while_growing(cache, folder, ranks):
@@ -97,11 +95,10 @@ def resumed_apart(cache, folder, ranks):
         if ranks.rank == 1:
             damage(mine / "run/checkpoints/step_00000006.pt")
         job = tiny_job(cache, folder / "job", "data.allow_partial=true", ranks=ranks)
-        chosen = ranks.decide(lambda: choose_checkpoint(folder / "job/checkpoints"))
-        own = replace(chosen, path=mine / "run/checkpoints" / chosen.path.name)
+        path, sha256 = ranks.decide(lambda: choose_checkpoint(folder / "job/checkpoints"))
         try:
             with job.ranks.together():
-                load_checkpoint(own)
+                load_checkpoint((mine / "run/checkpoints" / path.name, sha256))
         except CheckpointError as error:
             errors.append((error.printed_by_rank, str(error)))
     return errors
@@ -127,7 +124,7 @@ def meet_elsewhere(ranks):
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(ports[0]), TORCHELASTIC_USE_AGENT_STORE="False"
     )
-    ranks.wait()
+    ranks.largest(0)
 
 
 def main(folder, cache):
@@ -143,7 +140,7 @@ def main(folder, cache):
         job = tiny_job(cache, folder / "own", ranks=ranks)
         if ranks.is_main:
             job.run.mkdir()
-        ranks.wait()
+        ranks.largest(0)
         run_job(job, 0)
         torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")

@@ -101,8 +101,7 @@ def test_a_crop_of_the_final_size_is_cut_out_exactly():
     )
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 90), (90, 1)])
-def test_the_smallest_images_are_cropped(width, height):
-    pixels = np.full((height, width, 3), 9, np.uint8)
-    found = cut_crop(pixels, draw_crop(POLICY, "a.tar", "small", 0, width, height), 32)
-    np.testing.assert_array_equal(found, np.full((32, 32, 3), 9))
+def test_resizing_keeps_flat_colours():
+    flat = np.full((7, 100, 3), (3, 200, 77), np.uint8)
+    resized = cut_crop(flat, CropBox(0, 0, 100, 7, False, 100, 7), 16)
+    np.testing.assert_array_equal(resized, np.full((16, 16, 3), (3, 200, 77)))

@@ -57,18 +57,6 @@ def test_a_death_is_noticed_while_another_worker_stands_still(samples):
     assert multiprocessing.active_children() == []
 
 
-def test_the_other_workers_end_with_a_dead_one(samples):
-    decoder = Decoder(2, 64)
-    next(decoder.views(samples[0], MAKER))
-    multiprocessing.active_children()[0].kill()
-    many = (
-        sample for _ in range(1000) for sample in samples[0]
-    )  # still being decoded when its death is noticed
-    with closing(decoder), pytest.raises(MaskAlignError, match="a decoding worker was killed by SIGKILL"):
-        list(decoder.views(many, MAKER))
-    assert multiprocessing.active_children() == []
-
-
 def test_a_decoder_closes_although_a_worker_died_at_rest(samples):
     decoder = Decoder(2, 64)
     list(decoder.views(samples[0], MAKER))

@@ -91,15 +91,6 @@ def test_one_sample_is_read_as_webdataset_reads_it(tmp_path_factory, key, crop, 
             read_sample(data, "jpg")
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
-def test_plain_and_other_names_are_read(tmp_path, sample):
-    ((start, length, _),) = write(tmp_path / "a.tar", [sample])
-    data = (tmp_path / "a.tar").read_bytes()[start : start + length]
-    assert read_sample(data, "jpg") == sample[:2]
-    with pytest.raises(ValueError, match="1 samples, or none with a member 'npy', in the place of one"):
-        read_sample(data, "npy")
-
-
 def test_what_is_not_one_whole_sample_is_refused(tmp_path):
     ranges = write(tmp_path / "a.tar", [("a", b"p" * 3000, {"cls": b"1"}), ("b", b"q", {})])
     data = (tmp_path / "a.tar").read_bytes()
@@ -113,27 +104,6 @@ def test_what_is_not_one_whole_sample_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=r".+"):
             read_sample(data[start:end], "jpg")
-
-
-def test_raw_views_are_named_npy(tmp_path):
-    write(tmp_path / "a.tar", view_format="raw")
-    assert contents((tmp_path / "a.tar").read_bytes()).keys() >= {"000001.npy", "000001.cls"}
-
-
-@pytest.mark.parametrize("begin", [1, 100, 512, 600])
-def test_a_range_that_begins_inside_a_sample_has_no_whole_samples(tmp_path, begin):
-    ranges = write(tmp_path / "a.tar")
-    data = (tmp_path / "a.tar").read_bytes()[begin : ranges[1][0] + ranges[1][1]]
-    with pytest.raises(ValueError, match=r".+"):
-        list(parse_samples(data, "any"))
-
-
-@pytest.mark.parametrize("missing", [1, 700, 1500])
-def test_a_range_that_ends_inside_a_sample_is_refused(tmp_path, missing):
-    ranges = write(tmp_path / "a.tar", [("a", b"p" * 3000, {})])
-    data = (tmp_path / "a.tar").read_bytes()[: ranges[0][1] - 1024 - missing]
-    with pytest.raises(ValueError, match=r".+"):
-        list(parse_samples(data, "any"))
 
 
 def test_a_discarded_tar_can_be_discarded_twice(tmp_path):

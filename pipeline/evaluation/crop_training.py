@@ -1,0 +1,97 @@
+"""Heads on a frozen network that sees random crops: which images, how many steps, and their batches."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import MaskAlignError
+from pipeline.evaluation.crops import CropDataset, load, random_crop
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.fitting import shuffled_batches
+from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.logistic import stratified_folds
+from pipeline.evaluation.task import Task
+
+_FEWEST = 32  # images of a batch that is reduced to a tenth of a small training set
+
+Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on the network's device
+
+
+@dataclass(frozen=True, eq=False)
+class CropPlan:
+    """Training on random crops: `rows` of the bank, `held` those that only choose, classes, batch, steps.
+
+    `lr` rates are given for batches of 256 images: multiply them by `scale`.
+    """
+
+    images: Sequence[LabelledImage]
+    targets: Tensor
+    classes: Tensor
+    rows: Tensor
+    held: Tensor
+    batch: int
+    steps: int
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        """Batch / 256."""
+        return self.batch / 256
+
+    def batches(self, task: Task, size: int) -> Iterator[Iterator[Crops]]:
+        """Yield for each step its crops of `size` pixels in parts of the task's batch size.
+
+        Each step must be used up before the next. Raises MaskAlignError if images became unreadable.
+        """
+        order = shuffled_batches(len(self.images), self.batch, self.steps, self.seed)
+        parts = math.ceil(self.batch / task.batch_size)
+        small = (
+            some[start : start + task.batch_size]
+            for some in order
+            for start in range(0, len(some), task.batch_size)
+        )
+        loaded = load(CropDataset(self.images, random_crop(size), self.seed), small, task.workers)
+        crops = (self._on_device(part, task.subject.device) for part in loaded)
+        for _ in range(self.steps):
+            yield islice(crops, parts)
+
+    def _on_device(self, part: list[tuple[int, Tensor | None, str]], device: torch.device) -> Crops:
+        for index, pixels, fault in part:
+            if pixels is None:
+                raise MaskAlignError(f"{self.images[index].name} could be read before and now {fault}")
+        found = [pixels for _, pixels, _ in part if pixels is not None]
+        numbers = torch.tensor([index for index, _, _ in part])
+        return torch.stack(found).to(device), self.targets[self.rows[numbers]].to(device)
+
+
+def plan_crops(
+    task: Task, bank: Features, what: str, *, select: str, epochs: float, batch: int, seed: int
+) -> CropPlan:
+    """Plan training on the images of the bank; with `select` = "train" a tenth is held out.
+
+    `what` is the evaluation's name. Raises ConfigError for the views of a cache.
+    """
+    images, _ = task.images(what)
+    used = set(zip(bank.sources, bank.keys, strict=True))
+    whole = [one for one in images.images if one.label is not None and (one.source, one.key) in used]
+    classes, targets = torch.unique(bank.labels, return_inverse=True)
+    held = torch.zeros(len(whole), dtype=torch.bool)
+    if select == "train":
+        folds = stratified_folds(bank.labels, 10, seed)
+        held = folds == (0 if (folds == 0).any() else int(folds.max()))
+    rows = torch.nonzero(~held)[:, 0]
+    batch = min(batch, max(_FEWEST, len(rows) // 10))
+    return CropPlan(
+        images=[whole[row] for row in rows.tolist()],
+        targets=targets,
+        classes=classes,
+        rows=rows,
+        held=torch.nonzero(held)[:, 0],
+        batch=batch,
+        steps=math.ceil(len(rows) * epochs / batch),
+        seed=seed,
+    )

@@ -1,0 +1,148 @@
+"""Zero-shot classification: images and class names in a CLIP's common space, without a single label.
+
+A student has no text tower, but what it has learnt to predict is its teacher's CLS token. The teacher's final
+norm and projection, which a cache of schema 1.1 stores, turn that prediction into a point of the teacher's
+space (CLIP, arXiv 2103.00020).
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.cache.reader import Cache
+from pipeline.config import Section, parse_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import LeftOut
+from pipeline.evaluation.features import describe_data
+from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.subject import Subject, recorded_teacher
+from pipeline.evaluation.task import Task
+from pipeline.report.scores import Outcome
+from pipeline.student.patches import cut_patches
+from pipeline.teacher.text import load_clip
+from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
+from pipeline.training.config import RunConfig
+from pipeline.training.job import initial_objective
+from pipeline.training.run_folder import read_run
+
+Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
+
+
+class ZeroShot(Section):
+    """The class whose name is nearest in the teacher's space wins; names are put into templates and averaged.
+
+    `teacher` is the address of the CLIP whose text tower reads the names; the default is that of the run.
+    `templates` are CLIP's seven (simple), its eighty (openai), or your own with {} for the name.
+    """
+
+    name: ClassVar[str] = "zero-shot"
+    protocol: ClassVar[str] = "CLIP zero-shot, version 1"
+
+    teacher: str | None = None
+    templates: Literal["simple", "openai"] | tuple[str, ...] = "simple"
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Score the test images, or all images if there are no others."""
+        data = task.test or task.data
+        names = data.class_names
+        if not names:
+            raise ConfigError("zero-shot reads the names of the classes: give --class-names FILE")
+        spec = self._teacher(task)
+        if not isinstance(self.templates, str) and not all("{}" in text for text in self.templates):
+            raise ConfigError("each of templates must have {} where the name of the class belongs")
+        clip = load_clip(spec)
+        is_student = task.subject.facts.kind == "run"
+        embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
+        classes = clip.classes(names, self.templates).to(task.subject.device)
+        left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
+        with torch.inference_mode():
+            for batch in data.views(task.subject.image_size, task.batch_size, left_out):
+                points = F.normalize(embed(batch.pixels.to(task.subject.device)).float(), dim=1)
+                ranked.append((points @ classes).topk(min(5, len(names)), dim=1).indices.cpu())
+                used += zip(batch.sources, batch.keys, batch.labels, strict=True)
+        if not used:
+            raise ConfigError(f"{data.address!r} has no image that is whole and labelled: give others")
+        facts = describe_data(data, task.subject.image_size, used, left_out)
+        truth = torch.tensor([label for _, _, label in used])
+        return [
+            classification_outcome(
+                "CLS", torch.cat(ranked), truth, facts, facts, known=torch.arange(len(names)),
+                selection="none: the templates are given", details={"text tower": spec},
+            )
+        ]  # fmt: skip
+
+    def _teacher(self, task: Task) -> str:
+        facts = task.subject.facts
+        recorded = recorded_teacher(task.run) if task.run and facts.kind == "run" else None
+        spec = self.teacher or task.teacher or recorded
+        if facts.kind not in ("run", "teacher"):
+            raise ConfigError(
+                f"a network of kind {facts.kind} has no place in the space of a CLIP's texts: "
+                "evaluate --run or --teacher"
+            )
+        if spec is None or not spec.startswith("open_clip:"):
+            raise ConfigError(
+                f"zero-shot needs a CLIP with a text tower, not {spec!r}: "
+                "give its address with --set teacher=open_clip:MODEL/TAG or open_clip:local-dir:PATH"
+            )
+        return spec
+
+
+def _of_teacher(projection: Tensor | None, subject: Subject) -> Embed:
+    """Return what puts images into a CLIP's space by its own tower and projection (D, E)."""
+    if projection is None:
+        raise ConfigError("this teacher's image tower has no linear projection of CLS: evaluate another CLIP")
+
+    def embed(pixels: Tensor) -> Tensor:
+        cls = subject.tokens(pixels).cls
+        assert cls is not None
+        points: Tensor = cls @ projection.to(cls.device)
+        return points
+
+    return embed
+
+
+def _of_student(task: Task) -> Embed:
+    """Return what puts images into the teacher's space by a student's prediction of the teacher's CLS."""
+    assert task.run is not None, "a student is of a run"
+    described = read_run(task.run)
+    config = parse_config(RunConfig, described["config"])
+    cache = Cache(described["cache"]["path"])
+    output, schema = cache.teacher_output(), cache.schema
+    missing = [name for name in ("post_norm", "projection") if name not in output]
+    if missing:
+        raise ConfigError(
+            f"cache {cache.address!r} (schema {schema.version}) has no {' and no '.join(missing)} of its "
+            "teacher, which take a token to the space of texts: extract again with this version, from a CLIP "
+            "with a linear projection"
+        )
+    levels = cache.level_indices(config.data.levels)
+    if schema.levels[levels[-1]] != schema.teacher.depth - 1 or config.objective.target == "post_norm":
+        raise ConfigError(
+            "zero-shot needs a student that has learnt the last block of its teacher with objective.target "
+            f"whiten, none or l2; this run has blocks up to {schema.levels[levels[-1]]} and "
+            f"{config.objective.target}"
+        )
+    objective = initial_objective(config, cache)
+    chosen = choose_checkpoint(task.run / "checkpoints")
+    if chosen is None:
+        raise ConfigError(
+            f"run {str(task.run)!r} has no checkpoint, which holds the head that predicts the teacher: "
+            "zero-shot is not possible without it"
+        )
+    objective.load_state_dict(load_checkpoint(chosen).student)
+    device = task.subject.device
+    objective.eval().to(device)
+    norm, projection = (torch.from_numpy(output[name]).to(device) for name in ("post_norm", "projection"))
+    patch, count = schema.view.patch_size, schema.patches
+
+    def embed(pixels: Tensor) -> Tensor:
+        everything = torch.arange(count, device=device).expand(len(pixels), -1)
+        cls = objective.predict_last(cut_patches(pixels, patch), everything)[:, 0].float()
+        points: Tensor = (F.layer_norm(cls, cls.shape[-1:]) * norm[0] + norm[1]) @ projection
+        return points
+
+    return embed

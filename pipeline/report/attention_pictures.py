@@ -1,0 +1,57 @@
+"""A gallery of attention: a row for each image, a column for each map of each network, as one PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Pixels = NDArray[np.uint8]
+
+_CELL = 112  # pixels of a panel's side
+_GAP = 4
+_HEAD = 30
+_HEAT = 0.65
+
+
+def heat_panel(pixels: Pixels, weights: NDArray[np.float32]) -> Pixels:
+    """Return a map (h, w) as heat over the image (H, W, 3) in grey, lightest where it is largest."""
+    # A softmax is peaky, and a few artefact tokens may hold most of it: the root of what 98% stay below.
+    level = np.sqrt((weights / max(float(np.quantile(weights, 0.98)), 1e-12)).clip(0, 1))
+    large = np.asarray(
+        Image.fromarray(level.astype(np.float32)).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+    )
+    heat = mpl.colormaps["inferno"](large)[..., :3] * 255
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    blend: Pixels = (_HEAT * heat + (1 - _HEAT) * luma[..., None]).astype(np.uint8)
+    return blend
+
+
+def colour_panel(colours: NDArray[np.float32]) -> Pixels:
+    """Return colours (h, w, 3) in 0 to 1 as pixels."""
+    pixels: Pixels = (colours * 255).round().astype(np.uint8)
+    return pixels
+
+
+def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:
+    """Return a PNG with a row for each mapping of heading to panel; all rows have the same headings."""
+    headings = list(rows[0])
+    width, height = len(headings) * (_CELL + _GAP), _HEAD + len(rows) * (_CELL + _GAP)
+    sheet = Image.new("RGB", (width, height), (250, 250, 250))
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        draw.multiline_text((column * (_CELL + _GAP) + 2, 2), _wrapped(heading), fill=(30, 35, 45), spacing=1)
+        for row, panels in enumerate(rows):
+            panel = Image.fromarray(panels[heading]).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+            sheet.paste(panel, (column * (_CELL + _GAP), _HEAD + row * (_CELL + _GAP)))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _wrapped(heading: str) -> str:
+    """Break a heading of two parts into two lines."""
+    first, _, second = heading.partition(": ")
+    return f"{first[:18]}\n{second[:18]}" if second else first[:18]

@@ -1,0 +1,109 @@
+"""What lies behind a score: its classes, confusions, tables and pictures."""
+
+import base64
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.page import data_table, folded, name_table
+from pipeline.report.scores import Score
+
+_MOST_CLASSES = 40  # of a confusion matrix; with more, the most frequent confusions are listed
+_MOST_PAIRS = 20
+
+
+def score_details(score: Score, who: str, pictures: Path | None) -> str:
+    """Return the pictures of a score, and on demand its confusions and tables; `who` names the network."""
+    parts = [_picture(pictures / one.file, one.caption) for one in score.pictures if pictures]
+    if score.confused:
+        parts.append(folded(f"Confusions of {who}, {score.representation}", _confusions(score)))
+    tables = "".join(_detail(name, value) for name, value in score.details.items())
+    if tables:
+        parts.append(folded(f"Details of {who}, {score.representation}", tables))
+    return "".join(parts)
+
+
+def class_table(group: Sequence[Score], names: Sequence[str]) -> str:
+    """Return the first metric of each class: a row for each class, a column for each score."""
+    labels = sorted({label for score in group for label in score.per_class}, key=int)
+    head = ["class", "images", *names]
+    rows = (
+        [
+            class_name(group[0], int(label)),
+            group[0].class_images.get(label),
+            *(f"{score.per_class[label]:.0%}" if label in score.per_class else "" for score in group),
+        ]
+        for label in labels
+    )
+    return data_table(head, rows)
+
+
+def class_name(score: Score, label: int) -> str:
+    """Return the name of a class, its index if it has none."""
+    names = score.test.class_names or score.bank.class_names
+    return names[label] if 0 <= label < len(names) else str(label) if label >= 0 else "none"
+
+
+def _picture(file: Path, caption: str) -> str:
+    if not file.is_file():
+        return f"<p>{html.escape(caption)}: {html.escape(file.name)} is missing</p>"
+    data = base64.b64encode(file.read_bytes()).decode()
+    return (
+        f'<figure class="card wide picture"><img alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _unit(score: Score) -> str:
+    return "pixels" if score.evaluation == "segment" else "images"
+
+
+def _confusions(score: Score) -> str:
+    """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
+    labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
+    if len(labels) > _MOST_CLASSES:
+        wrong = [row for row in score.confused if row[0] != row[1]][:_MOST_PAIRS]
+        rows = [[class_name(score, true), class_name(score, guess), count] for true, guess, count in wrong]
+        return data_table(["class", "taken for", _unit(score)], rows)
+    counts = {(true, predicted): count for true, predicted, count in score.confused}
+    head = "".join(
+        f'<th scope="col"><span>{html.escape(class_name(score, one))}</span></th>' for one in labels
+    )
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(class_name(score, true))}</th>'
+        f"{''.join(_cells(counts, true, labels))}</tr>"
+        for true in labels
+        if any((true, predicted) in counts for predicted in labels)
+    )
+    return (
+        f"<p>A row is a true class, a column a predicted one; numbers are {_unit(score)}.</p>"
+        f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
+        "</table></div>"
+    )
+
+
+def _cells(counts: Mapping[tuple[int, int], int], true: int, labels: Sequence[int]) -> Iterator[str]:
+    total = sum(counts.get((true, predicted), 0) for predicted in labels)
+    for predicted in labels:
+        count = counts.get((true, predicted), 0)
+        kind = "plus" if predicted == true else "minus"
+        share = f' class="{kind}" style="--w:{count / total:.0%}"' if count else ""
+        yield f"<td{share}>{count or ''}</td>"
+
+
+def _detail(name: str, value: Any) -> str:
+    """Return a list of rows as a table, and anything else beside its name."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        head = list(value[0])
+        rows = [[row.get(key) for key in head] for row in value]
+        return f"<h3>{html.escape(name)}</h3>{data_table(head, rows)}"
+    if isinstance(value, dict):
+        return f"<h3>{html.escape(name)}</h3>{name_table(value)}"
+    shown = (
+        ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in value)
+        if isinstance(value, list)
+        else value
+    )
+    return name_table({name: shown})

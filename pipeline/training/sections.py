@@ -1,0 +1,89 @@
+"""The sections of the configuration of train-student but [objective]. Imports no torch.
+
+Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from pipeline.cache.schema import BLOCK_ROWS
+from pipeline.config import Section
+from pipeline.student.config import StudentConfig
+from pipeline.views.masking import MaskConfig
+
+_LEAST_WINDOW = 8  # chunks
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataConfig(Section):
+    """Which part of the cache is used, and how it is read.
+
+    `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
+    """
+
+    levels: tuple[int, ...] | None = None
+    views: tuple[int, ...] | None = None
+    workers: NonNegativeInt = 8
+    window_blocks: PositiveInt | Literal["auto"] = "auto"
+    allow_partial: bool = False
+
+    @field_validator("levels", "views")
+    @classmethod
+    def _some_and_each_once(cls, chosen: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if chosen == ():
+            raise ValueError("name at least one, or leave the key out for all")
+        if chosen is not None and len(set(chosen)) < len(chosen):
+            raise ValueError("name each only once")
+        return chosen
+
+    def chunks_of_window(self, batch_size: int) -> int:
+        """Return how many chunks a window has for batches of one rank."""
+        if self.window_blocks == "auto":
+            return max(_LEAST_WINDOW, -(-2 * batch_size // BLOCK_ROWS))
+        return self.window_blocks
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule: the rate is base_lr x global batch / 256; `steps` override `epochs`."""
+
+    epochs: float = Field(200, gt=0)
+    warmup_epochs: float = Field(20, ge=0)
+    steps: int | None = Field(None, gt=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    base_lr: float = Field(1.5e-4, gt=0)
+    min_lr: float = Field(1e-5, ge=0)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_grad: float | None = Field(None, gt=0)
+
+
+class TrainConfig(Section):
+    """How the loop runs. `auto` is bfloat16 (before Ampere float16) and compiled; on a CPU neither."""
+
+    global_batch: int = Field(1024, gt=0)
+    accumulate: int = Field(1, gt=0)
+    seed: int = 0
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    log_every: int = Field(50, gt=0)
+    checkpoint_every: int = Field(1000, gt=0)
+
+
+class Sections(Section):
+    """All sections of a run; what fits [objective] is known in `RunConfig`, which needs torch."""
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "alignment.mode": "objective.mode",
+        "alignment.head": "objective.head",
+        "loss.kind": "objective.loss",
+        "loss.target": "objective.target",
+    }
+
+    objective: Any = None
+    data: DataConfig = DataConfig()
+    mask: MaskConfig = MaskConfig()
+    student: StudentConfig = StudentConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()

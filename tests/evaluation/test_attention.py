@@ -1,0 +1,110 @@
+"""Attention: measures against plain loops in numpy, and the comparison of networks with its pictures."""
+
+import numpy as np
+import pytest
+import torch
+from networks import square, squares, task, tiny_subject
+from PIL import Image
+from scipy.stats import spearmanr
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation import attention_measures as measures
+from pipeline.evaluation.attention import Attention
+from pipeline.evaluation.run import run_evaluation
+
+
+@pytest.fixture
+def maps():
+    random = torch.Generator().manual_seed(0)
+    return torch.rand(2, 5, 12, generator=random).softmax(-1)
+
+
+def test_distance_is_the_mean_way_to_what_a_patch_attends_to():
+    weights = torch.rand(1, 2, 7, 7, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    found = measures.attention_distance(weights, (2, 3), 1, 8)
+    for head in range(2):
+        total = 0.0
+        for query in range(6):
+            row = weights[0, head, 1 + query, 1:].numpy()
+            ways = [np.hypot(query // 3 - key // 3, query % 3 - key % 3) * 8 for key in range(6)]
+            total += (row / row.sum() * ways).sum() / 6
+        assert found[0, head].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_entropy_lies_between_none_and_that_of_equal_weights():
+    equal, single = torch.full((1, 1, 8), 1 / 8), torch.eye(8)[None, :1]
+    assert measures.entropy(equal).item() == pytest.approx(np.log(8))
+    assert measures.entropy(single).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_agreement_of_maps(maps):
+    a, b = maps
+    assert measures.divergence(a, a).abs().max() < 1e-6
+    expected = [(q * np.log(q / p)).sum() for p, q in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(measures.divergence(a, b), expected, rtol=1e-5)
+    ranks = [spearmanr(p, q).statistic for p, q in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(measures.rank_correlation(a, b), ranks, rtol=1e-5)
+    tops = [
+        len({*np.argsort(p)[-4:]} & {*np.argsort(q)[-4:]}) / 4
+        for p, q in zip(a.numpy(), b.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(measures.top_overlap(a, b), tops)
+
+
+def test_the_mask_of_a_map_is_the_fewest_patches_with_most_of_its_mass():
+    weights = torch.tensor([[0.1, 0.5, 0.3, 0.1]])
+    assert measures.mass_mask(weights).tolist() == [[False, True, True, False]]
+    mass, jaccard = measures.inside(weights, torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    assert (mass.item(), jaccard.item()) == (0.5, 0.5)
+
+
+def test_artefacts_are_tokens_of_three_times_the_median_norm():
+    tokens = torch.ones(1, 10, 4)
+    tokens[0, 3] *= 3.5
+    assert measures.artefact_share(tokens).item() == pytest.approx(0.1)
+
+
+def test_cka_is_one_up_to_rotation_and_scale_and_small_for_noise():
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.normal(size=(400, 6)))
+    rotation = torch.from_numpy(np.linalg.qr(random.normal(size=(6, 6)))[0])
+    assert measures.linear_cka(features, features @ rotation * 3 + 1) == pytest.approx(1)
+    assert measures.linear_cka(features, torch.from_numpy(random.normal(size=(400, 6)))) < 0.1
+
+
+def test_colours_separate_two_kinds_of_patches():
+    tokens = (
+        torch.zeros(1, 2, 4, 5) + torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0)) * 0.01
+    )
+    tokens[:, :, 2:] += 1
+    colours = measures.principal_colours(tokens)
+    assert colours.shape == (1, 2, 4, 3)
+    assert (colours[..., 2:, 0] - colours[..., :2, 0]).abs().min() > 0.8
+
+
+def test_networks_are_compared_on_the_same_images(tmp_path):
+    data = squares(tmp_path / "a.tar", 0, 10)
+    settings = Attention(images=9, shown=3, teacher="timm:test_vit.random")
+    (score,) = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
+    assert score.test.images == 9
+    assert 0 <= score.metrics["overlap of top 30% with the teacher"] <= 1
+    assert {row["network"] for row in score.details["heads of the last block"]} == {"model", "teacher"}
+    assert list(score.details["CKA with the teacher's last block"]) == ["block 0", "block 1"]
+    with Image.open(tmp_path / "evaluation" / score.pictures[0].file) as picture:
+        assert picture.width > 7 * 100
+        assert picture.height > 3 * 100
+    again = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
+    assert again[0].metrics == score.metrics
+
+
+def test_attention_on_the_foreground_is_measured_where_there_are_masks(tmp_path):
+    data = squares(tmp_path / "a.tar", 0, 4)
+    (score,) = run_evaluation(Attention(), task(tmp_path, tiny_subject(), data))
+    shares = [(square(index, index % 3)[1] > 0).mean() for index in range(4)]
+    assert score.metrics["attention inside masks"] == pytest.approx(np.mean(shares), abs=0.2)
+
+
+def test_a_teacher_that_is_not_a_plain_vit_is_refused(tmp_path):
+    data = squares(tmp_path / "a.tar", 0, 2)
+    with pytest.raises(ConfigError, match="is a ResNet, not a plain ViT"):
+        run_evaluation(Attention(teacher="timm:resnet18"), task(tmp_path, tiny_subject(), data))

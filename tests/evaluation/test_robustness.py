@@ -1,0 +1,62 @@
+"""Corruptions grow with their severity and are the same each time; accuracy is relative to clean images."""
+
+import numpy as np
+import pytest
+from networks import squares, task, tiny_subject
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from pipeline.evaluation.robustness import Robustness
+from pipeline.evaluation.run import run_evaluation
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_grows_with_its_severity(name):
+    pixels = np.random.default_rng(0).integers(60, 200, (32, 32, 3)).astype(np.uint8)
+    pixels[8:24, 8:24] = (200, 60, 90)
+    found = [CORRUPTIONS[name](pixels, severity, np.random.default_rng(1)) for severity in SEVERITIES]
+    changes = [float(np.abs(one.astype(float) - pixels).mean()) for one in found]
+    assert changes == sorted(changes)
+    assert 0 < changes[0] < changes[-1]
+    assert all(one.shape == pixels.shape and one.dtype == np.uint8 for one in found)
+    again = CORRUPTIONS[name](pixels, 3, np.random.default_rng(1))
+    np.testing.assert_array_equal(again, found[2])
+
+
+def test_corrupted_accuracy_is_relative_to_clean(tmp_path):
+    bank, test = (squares(tmp_path / f"{seed}.tar", seed, 12) for seed in (1, 2))
+    settings = Robustness(corruptions=("noise", "contrast"), severities=(1, 5), k=3)
+    (score,) = run_evaluation(settings, task(tmp_path, tiny_subject(), bank, test))
+    rows = score.details["top-1"]
+    assert [row["corruption"] for row in rows] == ["noise", "contrast"]
+    corrupted = np.mean([row[f"severity {severity}"] for row in rows for severity in (1, 5)])
+    assert score.metrics["corrupted top-1"] == pytest.approx(corrupted)
+    assert score.metrics["relative to clean"] == pytest.approx(corrupted / score.metrics["clean top-1"])
+    again = run_evaluation(settings, task(tmp_path / "again", tiny_subject(), bank, test))
+    assert again[0].metrics == score.metrics
+
+
+def test_only_the_classes_of_a_subset_can_win(tmp_path):
+    bank, test = (squares(tmp_path / f"{seed}.tar", seed, 12) for seed in (1, 2))
+    settings = Robustness(corruptions=("jpeg",), severities=(1,), k=3, only=(0, 1))
+    (score,) = run_evaluation(settings, task(tmp_path, tiny_subject(), bank, test))
+    assert {predicted for _, predicted, _ in score.confused} <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"corruptions": ("fog",)}, "corruptions \\['fog'\\] are unknown"),
+        ({"severities": (6,)}, "from 1 to 5"),
+    ],
+)
+def test_unknown_corruptions_are_refused(tmp_path, settings, part):
+    data = squares(tmp_path / "a.tar", 0, 3)
+    with pytest.raises(ConfigError, match=part):
+        run_evaluation(Robustness(**settings), task(tmp_path, tiny_subject(), data, data))
+
+
+def test_test_images_must_be_given(tmp_path):
+    data = squares(tmp_path / "a.tar", 0, 3)
+    with pytest.raises(ConfigError, match="give --test-shards"):
+        run_evaluation(Robustness(), task(tmp_path, tiny_subject(), data))

@@ -1,0 +1,49 @@
+"""Zero-shot: the demo's CLIP knows its classes by name, and what has no place in its space is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from networks import task, tiny_subject
+
+from pipeline.demo.dataset import write_images
+from pipeline.demo.forms import CLASSES
+from pipeline.errors import ConfigError
+from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.images import open_images
+from pipeline.evaluation.run import run_evaluation
+from pipeline.evaluation.subject import teacher_subject
+from pipeline.evaluation.zero_shot import ZeroShot
+
+CLIP = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline' / 'demo' / 'teacher'}"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "test"
+    write_images(folder, 11, 60)
+    return LabelledImages(open_images([str(folder)], folder, CLASSES))
+
+
+def test_a_clip_finds_its_classes_by_name(drawn, tmp_path):
+    subject = teacher_subject(CLIP, 64, 8, torch.device("cpu"))
+    (score,) = run_evaluation(ZeroShot(), task(tmp_path, subject, drawn, teacher=CLIP))
+    assert score.metrics["top-1"] > 0.9
+    own = ZeroShot(templates=("{}",))
+    (bare,) = run_evaluation(own, task(tmp_path, subject, drawn, teacher=CLIP))
+    assert bare.metrics["top-1"] > 0.7
+
+
+def refused(drawn, tmp_path, message, subject=None, settings=None, **changes):
+    subject = subject or tiny_subject(kind="teacher")
+    with pytest.raises(ConfigError, match=message):
+        run_evaluation(settings or ZeroShot(), task(tmp_path, subject, drawn, **changes))
+
+
+def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
+    refused(drawn, tmp_path, "kind model has no place in the space", tiny_subject())
+    refused(drawn, tmp_path, "needs a CLIP with a text tower, not 'timm:test_vit'", teacher="timm:test_vit")
+    nameless = LabelledImages(drawn.of.subset(range(3)).__class__("a", "tars", drawn.of.images))
+    refused(nameless, tmp_path, "give --class-names FILE", teacher=CLIP)
+    wrong = ZeroShot(templates=("a photo",))
+    refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)
