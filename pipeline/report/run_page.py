@@ -21,7 +21,7 @@ from pipeline.report.scores import PICTURES, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import flat_config, read_metrics, read_run
+from pipeline.training.run_folder import flat_config, read_evaluations, read_metrics, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
@@ -33,7 +33,7 @@ Run = Mapping[str, Any]  # run.json
 
 def write_run_report(folder: Path) -> Path:
     """Write report.html and return its path; raises CheckpointError for a folder without a run."""
-    run, metrics = read_run(folder), read_metrics(folder)
+    run, metrics, evaluations = read_run(folder), read_metrics(folder), read_evaluations(folder)
     done = metrics[-1]["step"] if metrics else 0
     end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
     state = f"{done:,} of {run['steps']:,} steps, {end}"
@@ -44,6 +44,7 @@ def write_run_report(folder: Path) -> Path:
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
+            _while_training(run, evaluations),
             *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),
             _facts(run),
@@ -104,6 +105,33 @@ def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     }
     cards = (f'<section class="card"><h3>{name}</h3>{chart}</section>' for name, chart in charts.items())
     return PageSection("Training", f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageSection:
+    """Return the scores that a run noted of itself, as curves and as a table."""
+    evaluations = [line for line in evaluations if line["evaluations"]]
+    if not evaluations:
+        return PageSection("", "")
+    asked = run["config"]["evaluate"]
+    test = f", tested on {', '.join(asked['test_shards'])}" if asked["test_shards"] else ", a fifth held out"
+    seconds = sum(line["evaluation_seconds"] for line in evaluations)
+    text = (
+        f"Scores of the encoder on labelled images of {', '.join(asked['shards'])}{test}: for watching the "
+        f"run, not for comparing networks. The bands are 95% intervals; all of it took {duration(seconds)}."
+    )
+    names = list(dict.fromkeys(_curve(one) for line in evaluations for one in line["evaluations"]))
+    rows = (
+        [line["step"], *(shares.get(name) for name in names), f"{line['evaluations'][0]['chance']:.1%}"]
+        for line in evaluations
+        for shares in [{_curve(one): f"{one['value']:.1%}" for one in line["evaluations"]}]
+    )
+    chart = f'<div class="grid"><div class="card">{plots.evaluation_chart(evaluations)}</div></div>'
+    table = folded("Numbers of this chart", data_table(["step", *names, "chance"], rows))
+    return PageSection("Scores while training", f"<p>{html.escape(text)}</p>{chart}{table}")
+
+
+def _curve(score: Mapping[str, Any]) -> str:
+    return f"{score['evaluation']} {score['representation']}"
 
 
 def _facts(run: Run) -> PageSection:
