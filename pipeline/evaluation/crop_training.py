@@ -23,12 +23,13 @@ Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on t
 
 @dataclass(frozen=True, eq=False)
 class CropPlan:
-    """Training on random crops: `rows` of the bank, `held` those that only choose, classes, batch, steps.
+    """Training on random crops of `images`, `rows` (n,) of the bank; those in `held` only choose.
 
-    `lr` rates are given for batches of 256 images: multiply them by `scale`.
+    Classes (K,) are numbered by `targets`, of all images. Rates are for 256 images: multiply by `scale`.
     """
 
     images: Sequence[LabelledImage]
+    held_images: Sequence[LabelledImage]
     targets: Tensor
     classes: Tensor
     rows: Tensor
@@ -87,6 +88,7 @@ def plan_crops(
     batch = min(batch, max(_FEWEST, len(rows) // 10))
     return CropPlan(
         images=[whole[row] for row in rows.tolist()],
+        held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
         targets=targets,
         classes=classes,
         rows=rows,
