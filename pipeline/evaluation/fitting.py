@@ -1,7 +1,7 @@
 """Training of heads, decoders and detectors for a number of steps: order of images, schedule, loop."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,6 +50,19 @@ def linear(steps: int, warmup: int = 0, first: float = 0.0) -> Factor:
         if step < warmup:
             return first + (1 - first) * step / warmup
         return max(0.0, 1 - (step - warmup) / max(1, steps - warmup))
+
+    return factor
+
+
+def stepwise(steps: int, falls: Sequence[float], warmup: int = 0, first: float = 0.001) -> Factor:
+    """Return detectron2's factor: a linear rise from `first` in `warmup` steps, and falls to a tenth.
+
+    `falls` are the shares of the steps at which it falls.
+    """
+
+    def factor(step: int) -> float:
+        risen = first + (1 - first) * step / warmup if step < warmup else 1.0
+        return risen * 0.1 ** sum(step >= share * steps for share in falls)
 
     return factor
 

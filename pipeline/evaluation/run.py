@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.evaluation.attention import Attention
 from pipeline.evaluation.attentive import Attentive
+from pipeline.evaluation.detect import Detect
+from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.probe import Probe
 from pipeline.evaluation.robustness import Robustness
@@ -14,7 +16,7 @@ from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-_ALL = (Knn, Probe, Attentive, Attention, ZeroShot, Robustness, Segment)
+_ALL = (Knn, Probe, Attentive, Finetune, Segment, Detect, Attention, ZeroShot, Robustness)
 EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
 
 

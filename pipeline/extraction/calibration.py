@@ -61,21 +61,24 @@ def spread_images(
     chosen = [tars[index * len(tars) // count] for index in range(count)]
     images: list[SampleViews] = []
     skipped: list[SkippedImage] = []
+    broken: list[str] = []
     for index, tar in enumerate(chosen):
         share = -(-(limit - len(images)) // (count - index))
         # with a few samples to spare for bad ones, since workers would decode far ahead
-        samples = islice(whole_samples(tar), 2 * share + SAMPLES_PER_JOB)
+        samples = islice(whole_samples(tar, broken), 2 * share + SAMPLES_PER_JOB)
         images += _good(decoder.views(samples, maker_of(tar)), share, skipped)
     for tar in tars:
         if images:
             break
-        images += _good(decoder.views(whole_samples(tar), maker_of(tar)), 1, skipped)
+        images += _good(decoder.views(whole_samples(tar, broken), maker_of(tar)), 1, skipped)
     if images:
         return images
-    sample = f"the first sample: {skipped[0].key!r} {skipped[0].reason}" if skipped else ""
+    reason = broken[0] if broken else "they hold no samples"
+    if skipped:
+        reason = f"the first sample: {skipped[0].key!r} {skipped[0].reason}"
     raise SourceError(
         f"none of the {len(tars)} tars holds an image that can be decoded, the first is "
-        f"{printable(tars[0].address)!r} ({sample or 'they hold no samples'}); check SHARDS"
+        f"{printable(tars[0].address)!r} ({reason}); check SHARDS"
     )
 
 
@@ -94,9 +97,10 @@ def _good(
     return images
 
 
-def whole_samples(tar: SourceTar) -> Iterator[SourceSample]:
-    """Yield the samples up to where a tar breaks, which its own extraction will report."""
+def whole_samples(tar: SourceTar, broken: list[str] | None = None) -> Iterator[SourceSample]:
+    """Yield the samples up to where a tar breaks, which its own extraction will report; `broken` gets why."""
     try:
         yield from read_samples(tar)
-    except SourceError:
-        return
+    except SourceError as error:
+        if broken is not None:
+            broken.append(str(error))

@@ -35,8 +35,11 @@ def save_mask_picture(
     classes: int,
 ) -> None:
     """Write a PNG of rows: an image (H, W, 3), its true classes (H, W), 255 for void, and those predicted."""
-    table = np.array([*class_colours(classes), *[_VOID_COLOUR] * (_VOID + 1 - classes)])
     shown = sorted({int(label) for _, *masks in rows for mask in masks for label in np.unique(mask)})
+    # Of many classes only those shown get colours, which are then well apart.
+    coloured = [label for label in shown if label != _VOID] if classes > 20 else list(range(classes))
+    table = np.full((_VOID + 1, 3), _VOID_COLOUR)
+    table[coloured] = class_colours(len(coloured))
     legend = list(_legend(shown[:_MOST_NAMED], class_names, table))
     legend_height = 0.2 + _LEGEND_ROW * -(-len(legend) // _LEGEND_COLUMNS)
     heights = [_ROW * min(1.6, 1.28 * image.shape[0] / image.shape[1]) for image, *_ in rows]

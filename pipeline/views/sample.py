@@ -39,5 +39,5 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
         return NO_LABEL, sample.label_fault
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text), ""
-    shown = f"has the label {text[:40]!r}"
+    shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"

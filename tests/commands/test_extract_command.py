@@ -77,7 +77,7 @@ def test_labels_that_are_no_numbers_are_counted(tmp_path):
     tar = write_tar(tmp_path / "a.tar", images, labels={"0": "dog", "1": 3, "2": "cat"})
     result = run(tar, tmp_path / "a.cache")
     assert result.exit_code == 0
-    told = "2 images stored without a label, since theirs cannot be used; the first: '0' has the label b'dog'"
+    told = "2 images stored without a label, since theirs cannot be used; the first: '0' has the label 'dog'"
     assert told in result.stdout
     assert "1 unit made of 4 images" in result.stdout
 

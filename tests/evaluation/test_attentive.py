@@ -120,8 +120,8 @@ def probed(folder, images, workers=0, subject=None, **options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"queries": 4, "lr": 300.0}, {"kind": "capi", "lr": 0.05, "weight_decay": 0.0}],
-    ids=["ep", "capi"],
+    [{"queries": 4, "lr": 30.0}, {"kind": "capi", "lr": 0.05, "weight_decay": 0.0}],
+    ids=["efficient", "capi"],
 )
 def test_colours_are_learnt(images, tmp_path, options):
     outcome = probed(tmp_path, images, epochs=25.0, **options)

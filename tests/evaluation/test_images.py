@@ -49,7 +49,7 @@ def test_a_label_that_is_missing_or_wrong_has_a_reason(tar):
     images = opened(tar).images
     assert [one.label for one in images] == [3, None, 0, None, None, None]
     assert images[1].label_fault == "has no .cls member"
-    assert images[3].label_fault.startswith("has the label b'dog', which is not a whole number")
+    assert images[3].label_fault.startswith("has the label 'dog', which is not a whole number")
     left_out = LeftOut()
     (batch,) = load_views(images, 32, 4, 0, left_out)
     assert (batch.keys, batch.labels, batch.pixels.shape) == (["a/0", "a/2"], [3, 0], (2, 32, 32, 3))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from tars import add_member
 from timm.models.vision_transformer import VisionTransformer
 
@@ -15,7 +14,6 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
-from pipeline.evaluation.patch_logistic import fit_logistic
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.segment import Segment
 from pipeline.evaluation.subject import Subject
@@ -245,6 +243,16 @@ def test_equal_keys_are_refused_or_left_out(scored, tmp_path):
     assert (score.bank.images, score.bank.left_out) == (2, {"shared": 4})
 
 
+def test_views_of_a_cache_and_missing_test_images_are_refused(tars, tmp_path):
+    learnt = LabelledImages(open_images([str(tars[0])], tmp_path))
+    for data, test, message in (
+        (learnt, None, "segment needs other images to test with: give --test-shards"),
+        (None, learnt, "segment cuts its own crops, which views of a cache do not allow: give --shards"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_evaluation(Segment(), Task(subject(), data, test, tmp_path, tmp_path))
+
+
 def settings_of(*assignments):
     return load_config(Segment, None, assignments)
 
@@ -284,20 +292,3 @@ def test_wrong_keys_are_refused_in_one_line(assignment, message):
     with pytest.raises(ConfigError, match=message) as found:
         settings_of(assignment)
     assert len(str(found.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("c", [0.01, 10.0])
-def test_logistic_regression_reaches_the_loss_of_scikit_learn(c):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 3, (200,), generator=generator)
-    features = torch.randn(200, 5, generator=generator) + labels[:, None]
-    theirs = LogisticRegression(C=c, tol=1e-10, max_iter=5000).fit(features.numpy(), labels.numpy())
-    ours = fit_logistic(features, labels, c, torch.zeros(3, 6))
-
-    def loss(weights, bias):
-        logits = features.double() @ weights.double().T + bias.double()
-        mean = torch.nn.functional.cross_entropy(logits, labels)
-        return float(mean + weights.double().square().sum() / (2 * c * len(labels)))
-
-    reference = loss(torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_))
-    assert loss(ours[:, :-1], ours[:, -1]) == pytest.approx(reference, abs=1e-6)

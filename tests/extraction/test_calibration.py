@@ -1,5 +1,6 @@
 """The channel statistics: which images they are of, and that no channel among them spoils its group."""
 
+import gzip
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_a_cut_tar_gives_its_whole_samples(shards, tmp_path, workers):
     found = keys(spread([SourceTar(cut, 40_000)], workers))
     assert 4 < len(found) < 9
     assert found == keys(spread(shards[:1]))[: len(found)]
+
+
+def test_a_tar_that_cannot_be_read_alone_is_reported_with_its_reason(tmp_path):
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(Path(tar_of(tmp_path / "a.tar", {"a": image(0)}).address).read_bytes()))
+    with pytest.raises(SourceError, match=r"tar 'packed\.tar' is compressed, where only plain tars are read"):
+        extract(tmp_path / "a.cache", [SourceTar(packed, packed.stat().st_size)])
 
 
 def test_no_image_at_all_is_reported_with_a_reason(tmp_path):
