@@ -138,7 +138,8 @@ def _evaluate(
         log = typer.echo if ranks.is_main else _ignore
         task = choice.task(where, batch_size, workers, log=log, ranks=ranks)
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
-        log(f"{', '.join(one.name for one in chosen)} of {task.subject.facts.name}: {shown}")
+        names = ", ".join(one.name for one in chosen)
+        log(f"{names} of {task.subject.facts.name}{f': {shown}' if shown else ''}")
         found: list[Score] = []
         for settings in chosen:
             scores = run_evaluation(settings, task)

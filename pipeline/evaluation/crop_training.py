@@ -12,7 +12,7 @@ from pipeline.errors import MaskAlignError
 from pipeline.evaluation.crops import CropDataset, load, random_crop
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import shuffled_batches
-from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.images import ImageSet, LabelledImage
 from pipeline.evaluation.logistic import stratified_folds
 from pipeline.evaluation.task import Task
 
@@ -23,12 +23,13 @@ Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on t
 
 @dataclass(frozen=True, eq=False)
 class CropPlan:
-    """Training on random crops: `rows` of the bank, `held` those that only choose, classes, batch, steps.
+    """Training on random crops of `images`, `rows` (n,) of the bank; those in `held` only choose.
 
-    `lr` rates are given for batches of 256 images: multiply them by `scale`.
+    Classes (K,) are numbered by `targets`, of all images. Rates are for 256 images: multiply by `scale`.
     """
 
     images: Sequence[LabelledImage]
+    held_images: Sequence[LabelledImage]
     targets: Tensor
     classes: Tensor
     rows: Tensor
@@ -76,8 +77,7 @@ def plan_crops(
     `what` is the evaluation's name. Raises ConfigError for the views of a cache.
     """
     images, _ = task.images(what)
-    used = set(zip(bank.sources, bank.keys, strict=True))
-    whole = [one for one in images.images if one.label is not None and (one.source, one.key) in used]
+    whole = whole_images(images, bank)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
     held = torch.zeros(len(whole), dtype=torch.bool)
     if select == "train":
@@ -87,6 +87,7 @@ def plan_crops(
     batch = min(batch, max(_FEWEST, len(rows) // 10))
     return CropPlan(
         images=[whole[row] for row in rows.tolist()],
+        held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
         targets=targets,
         classes=classes,
         rows=rows,
@@ -95,3 +96,9 @@ def plan_crops(
         steps=math.ceil(len(rows) * epochs / batch),
         seed=seed,
     )
+
+
+def whole_images(images: ImageSet, features: Features) -> list[LabelledImage]:
+    """Return the images that have features, in order: they are labelled, and whole."""
+    used = set(zip(features.sources, features.keys, strict=True))
+    return [one for one in images.images if one.label is not None and (one.source, one.key) in used]

@@ -47,7 +47,7 @@ class HeadGrid(nn.Module):
         return logits.view(-1, *self.bias.shape)
 
     def loss(self, features: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Return the sum of lr * scale * mean loss; a head that has diverged adds 0 and stays as it is."""
+        """Return the sum of lr * scale * mean loss; a head that has diverged adds 0."""
         logits = self(features).transpose(1, 2)
         means = F.cross_entropy(logits, targets[:, None].expand(-1, len(self.lr)), reduction="none").mean(0)
         rates = means.new_tensor(self.lr) * scale

@@ -124,8 +124,8 @@ def test_the_score_is_that_of_scikit_learn_with_the_same_c(probed):
     other = scikit_learns(bank[0].half(), bank[1], tried["C"])
     expected = other.score(test[0].half().double().numpy(), test[1].numpy())
     assert outcome.metrics["top-1"] == pytest.approx(expected, abs=0.013)
-    assert [one["c"] for one in tried["rated"]] == [0.01, 1.0]
-    best = max(tried["rated"], key=lambda one: (one["accuracy"], -one["log loss"]))
+    assert [one["c"] for one in outcome.details["C"]] == [0.01, 1.0]
+    best = max(outcome.details["C"], key=lambda one: (one["accuracy"], -one["log loss"]))
     assert best["c"] == tried["C"]
 
 
@@ -185,9 +185,9 @@ def test_classes_that_cannot_be_learnt_are_noted(probed):
         (["epochs=3"], "epochs is an option of kind grid or published, not of kind logistic"),
         (["kind=grid", "c=1.0"], "c is an option of kind logistic, not of kind grid"),
         (["kind=published", "lr=[0.1, 0.2]"], "lr is a list: kind published has one, such as 0.025"),
-        (["kind=grid", "lr=[0.1, -1.0]"], r"lr is \[0.1, -1.0\]: numbers greater than 0 are needed"),
-        (["c=[]"], r"c is \[\]: numbers greater than 0 are needed"),
-        (["representations=[]"], r"representations is \[\]: give some, such as cls"),
+        (["kind=grid", "lr=[0.1, -1.0]"], r"'lr' is \[0.1, -1.0\]: numbers greater than 0 are needed"),
+        (["c=[]"], r"c is \[\]: give one value or more"),
+        (["representations=[]"], r"representations is \[\]: give one value or more"),
         (["kind=logistics"], "'kind' is 'logistics': input should be 'logistic', 'grid' or 'published'"),
         (["epoch=3"], "unknown configuration key 'epoch': did you mean 'epochs'"),
     ],
