@@ -1,7 +1,7 @@
 """CAPI's cheap segmentation: nearest patches and logistic regression, chosen on a tenth, at one size."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -66,9 +66,9 @@ class PatchTask:
                 for name, masked in (("learnt", self.learnt), ("test", self.test))
             )
             task.log(f"{len(learnt.tokens):,} patches to learn from, {len(test.tokens):,} to test")
-            found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None)]
+            found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None, task.log)]
             if most:
-                found.append(self._score(PatchRegression, learnt, test, list(cs), most))
+                found.append(self._score(PatchRegression, learnt, test, list(cs), most, task.log))
         return found
 
     def _score(
@@ -78,6 +78,7 @@ class PatchTask:
         test: Patches,
         options: list[Option],
         most: int | None,
+        log: Callable[[str], None],
     ) -> Outcome:
         """Choose an option on the tenth, and test it with all images."""
         table, winner = [], options[0]
@@ -87,6 +88,7 @@ class PatchTask:
             found = self._confusions(classifier.predict(learnt, held, options), learnt)
             scores = {option: one.miou for option, one in found.items()}
             winner = max(options, key=lambda option: scores[option])
+            log(f"{kind.name}: {kind.describe(winner)} is best on a tenth, mIoU {scores[winner]:.1%}")
             table = [{"option": kind.describe(each), "mIoU": scores[each]} for each in options]
         rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
         classifier = kind(learnt, rows, self.classes, self.subject.device)
