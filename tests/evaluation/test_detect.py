@@ -23,7 +23,7 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 
 TINY = {"image_size": 64, "channels": 32, "hidden": 64, "convolutions": 1, "rois": 32, "pictures": 1}
-QUICK = TINY | {"steps": 2, "warmup": 1, "batch_size": 2, "resamples": 2, "pictures": 0}
+QUICK = TINY | {"steps": 2, "warmup": 1, "batch": 2, "resamples": 2, "pictures": 0}
 SIZES = HeadSizes(32, 64, 1, 32)
 
 
@@ -118,7 +118,7 @@ def test_the_rate_rises_linearly_and_falls_twice():
 
 
 def test_a_frozen_tiny_model_learns_three_images_by_heart(three, evaluated):
-    learnt = TINY | {"steps": 70, "warmup": 10, "batch_size": 3, "learning_rate": 3e-3, "jitter": (1.0, 1.0)}
+    learnt = TINY | {"steps": 70, "warmup": 10, "batch": 3, "lr": 3e-3, "jitter": (1.0, 1.0)}
     names, subject = ("red", "blue"), tiny_subject(16)
     score = evaluated(three, three, subject=subject, shared_keys="allow", names=names, **learnt)
     assert score.metrics["box AP50"] > 0.8
@@ -156,7 +156,7 @@ def test_equal_commands_give_equal_numbers(three, evaluated):
 def test_fine_tuning_leaves_the_subject_as_it_was(three, evaluated):
     subject = tiny_subject()
     before = {name: value.clone() for name, value in subject.vit.state_dict().items()}
-    options = {"shared_keys": "allow", "learning_rate": 1e-2, "steps": 4}
+    options = {"shared_keys": "allow", "lr": 1e-2, "steps": 4}
     tuned = evaluated(three, three, subject=subject, frozen=False, **options)
     assert all(torch.equal(before[name], value) for name, value in subject.vit.state_dict().items())
     frozen = evaluated(three, three, subject=subject, **options)
@@ -281,3 +281,5 @@ def test_options_come_from_the_command_line():
         EVALUATIONS["detect"], None, ["frozen=false", "jitter=[0.5, 1.5]", "image_size=1024"]
     )
     assert (detect.frozen, detect.jitter, detect.image_size) == (False, (0.5, 1.5), 1024)
+    assert [Detect(steps=steps).warmup for steps in (100, 5000, 184_375)] == [5, 250, 250]
+    assert Detect(steps=100, warmup=50).warmup == 50
