@@ -2,13 +2,15 @@
 
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ConfigError
-from stages.console import choose_device, cli_errors, new_app, run_app
+from pipeline.runtime.launch import this_process
+from stages.console import choose_device, cli_errors, ending_alone, new_app, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice
@@ -96,6 +98,7 @@ def evaluate_student(
     """Evaluate a student, a teacher or a timm model on labelled images.
 
     knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS.
+    finetune: all weights are trained with a new head; start it with torchrun for several GPUs.
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
     with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
@@ -112,12 +115,39 @@ def evaluate_student(
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
         chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
-        task = choice.task(choose_device(device), batch_size, workers, log=typer.echo)
-        from pipeline.evaluation.run import run_evaluation
+        _evaluate(choice, chosen, device, batch_size, workers)
 
+
+def _evaluate(
+    choice: "Choice", chosen: "list[Evaluation]", device: str, batch_size: int, workers: int
+) -> None:
+    """Run evaluations, where they can as one of several ranks, of which the main one prints and writes."""
+    from pipeline.evaluation.run import run_evaluation
+    from pipeline.training.distributed import joined_ranks
+
+    processes = this_process().world_size
+    for settings in chosen:
+        if processes > 1 and not getattr(settings, "several_ranks", False):
+            raise ConfigError(
+                f"evaluation {settings.name!r} runs in one process, not in {processes}: start it without "
+                "torchrun, srun or mpirun"
+            )
+    where = choose_device(device)
+    guard = ending_alone(lambda: "run the same command again to continue") if processes > 1 else nullcontext()
+    with guard, joined_ranks(where) as ranks:
+        log = typer.echo if ranks.is_main else _ignore
+        task = choice.task(where, batch_size, workers, log=log, ranks=ranks)
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
-        typer.echo(f"{evaluation} of {task.subject.facts.name}: {shown}")
-        _write(choice, [score for settings in chosen for score in _printed(run_evaluation(settings, task))])
+        log(f"{', '.join(one.name for one in chosen)} of {task.subject.facts.name}: {shown}")
+        found: list[Score] = []
+        for settings in chosen:
+            scores = run_evaluation(settings, task)
+            found += _printed(scores) if ranks.is_main else []
+        _write(choice, found)
+
+
+def _ignore(_line: str) -> None:
+    """Print nothing."""
 
 
 def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":

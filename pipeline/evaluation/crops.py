@@ -5,6 +5,7 @@ is cut out. Training crops of frozen probes are random: 0.08 to 1 of the area, r
 them are flipped.
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from pipeline.views.codec import decode_image
 CROP_FRACTION = 0.875
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
-Transform = Callable[[Image.Image], Image.Image]
+Transform = Callable[[Image.Image], Image.Image | Tensor]
 
 
 @dataclass
@@ -100,19 +101,35 @@ class CropDataset(Dataset[tuple[Any, ...]]):
 
 
 @contextmanager
-def drawn_by_key(seed: int | None, epoch: int, index: int) -> Iterator[None]:
-    """Within, torch's generator of the CPU draws by (seed, epoch, index); without a seed it is unchanged."""
+def drawn_by_key(
+    seed: int | None, epoch: int, index: int, purpose: str = "evaluation crop"
+) -> Iterator[None]:
+    """Within, the generators of the CPU draw by (seed, epoch, index); without a seed they are unchanged.
+
+    They are torch's, and numpy's and Python's global ones, which timm's augmentations draw from.
+    """
     if seed is None:
         yield
         return
+    number, python, numpy = (
+        derived_seed(seed, purpose, epoch, index),
+        random.getstate(),
+        np.random.get_state(),
+    )
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
-        torch.default_generator.manual_seed(derived_seed(seed, "evaluation crop", epoch, index))
-        yield
+        torch.default_generator.manual_seed(number)
+        np.random.seed(number % (1 << 32))
+        random.seed(number)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
 
 
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
+def _tensor(image: Image.Image | Tensor) -> Tensor:
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 def load(

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.evaluation.attention import Attention
 from pipeline.evaluation.detect import Detect
+from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.probe import Probe
 from pipeline.evaluation.robustness import Robustness
@@ -14,7 +15,7 @@ from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-_ALL = (Knn, Probe, Attention, ZeroShot, Robustness, Segment, Detect)
+_ALL = (Knn, Probe, Finetune, Attention, ZeroShot, Robustness, Segment, Detect)
 EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
 
 

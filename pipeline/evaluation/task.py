@@ -1,7 +1,7 @@
 """What every evaluation is given: who is judged, on what, and where results may be kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -11,6 +11,7 @@ from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import Outcome
+from pipeline.training.distributed import Ranks
 
 SharedKeys = Literal["refuse", "exclude", "allow"]
 
@@ -21,7 +22,8 @@ class Task:
 
     `data` is what may be learnt from, `test` what is scored; without `test` an evaluation holds out parts of
     `data`, or refuses. `store` keeps features for the next evaluation, `folder` gets pictures and
-    checkpoints, `log` takes one line of progress.
+    checkpoints, `log` takes one line of progress. `ranks` are the processes that share the work, in an
+    evaluation that several may run.
     """
 
     subject: Subject
@@ -34,6 +36,7 @@ class Task:
     run: Path | None = None  # of the network, where it is a student or an untrained one
     teacher: str | None = None  # address of the network, where it is a teacher
     log: Callable[[str], None] = lambda _line: None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def features(self) -> tuple[Features, Features]:
         """Return the features to learn from and those to test, which are the same without `test`."""

@@ -53,6 +53,14 @@ class Ranks:
         dist.broadcast_object_list(boxed, src=0, group=self.hosts)
         return cast("Value", boxed[0])
 
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, which must ask together; they travel as pickles."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self.hosts)
+        return found
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Raise on all ranks a MaskAlignError that one raises here: the others would wait for it forever."""
@@ -61,11 +69,7 @@ class Ranks:
             yield
         except MaskAlignError as error:
             mine = error
-        found = [mine]
-        if self.world_size > 1:
-            found = [None] * self.world_size
-            dist.all_gather_object(found, mine, group=self.hosts)
-        for rank, first in enumerate(found):
+        for rank, first in enumerate(self.gather(mine)):
             if first is not None:
                 first.printed_by_rank = rank if self.world_size > 1 else None
                 raise first

@@ -1,0 +1,105 @@
+"""The network that is fine-tuned: a subject's ViT with a new norm and head, and timm's groups of its parts.
+
+Mean pooling is MAE's and MaskAlign's: the mean of the patch tokens without the pretrained final norm, then a
+new norm `fc_norm`. Loading a student's state leaves norm.* unexpected and fc_norm.*, head.* missing.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.subject import Subject
+
+Pool = Literal["mean", "cls"]
+_HEAD_STD = 2e-5
+_STEM = ("patch_embed", "norm_pre")
+_STEM_TOKENS = ("cls_token", "reg_token", "pos_embed")
+
+
+def build_classifier(subject: Subject, classes: int, pool: Pool, drop_path: float) -> VisionTransformer:
+    """Return a trainable copy of a subject's ViT: normalised images (B, 3, H, W) -> logits (B, classes).
+
+    `mean` has a new norm after the mean; `cls` keeps the pretrained one. The head is drawn from torch's
+    global generator. Raises ConfigError for `cls` without a CLS token.
+    """
+    if pool == "cls" and not subject.has_cls:
+        raise ConfigError("pool is 'cls', but this network has no CLS token: give --set pool=mean")
+    vit = subject.trainable(drop_path)
+    norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+    vit.norm, vit.fc_norm = norm, nn.Identity()
+    if pool == "mean":
+        vit.norm, vit.fc_norm = nn.Identity(), _fresh(norm, subject.width)
+    vit.pool_include_prefix = False
+    vit.reset_classifier(classes, "avg" if pool == "mean" else "token")
+    vit.head.to(subject.device)
+    trunc_normal_(vit.head.weight, std=_HEAD_STD)
+    nn.init.zeros_(vit.head.bias)
+    return vit
+
+
+def _fresh(norm: nn.Module, width: int) -> nn.Module:
+    """Return a norm of the same kind as the pretrained one, as it is before training."""
+    if isinstance(norm, nn.Identity):
+        return nn.LayerNorm(width, eps=1e-6)
+    new = copy.deepcopy(norm)
+    new.reset_parameters()  # type: ignore[operator]
+    return new
+
+
+def freeze(vit: VisionTransformer, blocks: int) -> None:
+    """Freeze the embeddings and the first blocks, if any; raises ConfigError for more than there are."""
+    if blocks > len(vit.blocks):
+        raise ConfigError(
+            f"freeze is {blocks}, but this network has {len(vit.blocks)} blocks: give that many or fewer"
+        )
+    if blocks:
+        frozen = [getattr(vit, name) for name in _STEM] + list(vit.blocks[:blocks])
+        for part in frozen:
+            part.requires_grad_(False)
+        for name in _STEM_TOKENS:
+            if (token := getattr(vit, name, None)) is not None:
+                token.requires_grad_(False)
+
+
+def train_mode(vit: VisionTransformer, frozen: int) -> None:
+    """Put a network into training mode, but its frozen blocks into evaluation mode: no drop path there."""
+    vit.train()
+    for block in vit.blocks[:frozen]:
+        block.eval()
+
+
+def layer_groups(vit: VisionTransformer, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Return timm's groups of what is trained, with `lr_scale`, which timm's schedules apply.
+
+    It is d^(L + 1) for the embeddings, d^(L - i) for block i from 0 and 1 for fc_norm and head, with a decay
+    of d and L blocks; a pretrained norm that is kept counts to the last block. Vectors and embeddings of
+    tokens and positions have no weight decay.
+    """
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        vit, weight_decay, no_weight_decay_list=vit.no_weight_decay(), layer_decay=layer_decay
+    )
+    return groups
+
+
+def head_parameters(vit: VisionTransformer) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the norm after pooling, if it is new, and of the head."""
+    yield from vit.fc_norm.parameters()
+    yield from vit.head.parameters()
+
+
+def pooled(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Return what fc_norm and head see (B, C) of normalised images (B, 3, H, W)."""
+    tokens: Tensor = vit.pool(vit.forward_features(images))
+    return tokens
+
+
+def classify_pooled(vit: VisionTransformer, features: Tensor) -> Tensor:
+    """Return logits (B, classes) of what `pooled` returned."""
+    logits: Tensor = vit.head(vit.fc_norm(features))
+    return logits
