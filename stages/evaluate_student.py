@@ -98,6 +98,7 @@ def evaluate_student(
     """Evaluate a student, a teacher or a timm model on labelled images.
 
     knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS.
+    probe: a linear classifier of the frozen features; attentive: one with a small attention over the tokens.
     finetune: all weights are trained with a new head; start it with torchrun for several GPUs.
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
@@ -138,7 +139,8 @@ def _evaluate(
         log = typer.echo if ranks.is_main else _ignore
         task = choice.task(where, batch_size, workers, log=log, ranks=ranks)
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
-        log(f"{', '.join(one.name for one in chosen)} of {task.subject.facts.name}: {shown}")
+        names = ", ".join(one.name for one in chosen)
+        log(f"{names} of {task.subject.facts.name}{f': {shown}' if shown else ''}")
         found: list[Score] = []
         for settings in chosen:
             scores = run_evaluation(settings, task)

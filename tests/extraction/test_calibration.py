@@ -1,10 +1,10 @@
 """The channel statistics: which images they are of, and that no channel among them spoils its group."""
 
-from collections import gzip
+import gzip
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-import Counter
 import numpy as np
 import pytest
 import torch

@@ -1,0 +1,92 @@
+"""What the formats of an export share: how images are prepared, and the comparison of what is read back."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import CROP_FRACTION
+from pipeline.evaluation.subject import Subject
+
+_TOLERANCE = 1e-4  # of what is read back, relative to the largest output
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a card says of a format.
+
+    `library` is its name on Hugging Face, `code` loads the model from FOLDER, `outputs` says what it gives,
+    `notes` what it does not.
+    """
+
+    library: str
+    code: str
+    outputs: str
+    notes: str = ""
+
+
+def optional_library(name: str, package: str) -> Any:
+    """Import a library that only some formats need; raises ConfigError with the remedy."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # an installation that is damaged fails in any way
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"fails ({error})"
+        raise ConfigError(
+            f"this format needs {name}, which {reason}: pip install {package}, or give --set format=timm"
+        ) from None
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file."""
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def preprocessing(subject: Subject) -> dict[str, Any]:
+    """Return what an image needs before the network, for a config.json."""
+    height, width = subject.vit.patch_embed.img_size
+    return {
+        "input_size": [3, height, width],
+        "mean": subject.mean,
+        "std": subject.std,
+        "interpolation": "bicubic",
+        "crop_pct": CROP_FRACTION,
+    }
+
+
+def sample_images(subject: Subject) -> Tensor:
+    """Return two normalised images (2, 3, H, W) float32 on the CPU, always the same."""
+    height, width = subject.vit.patch_embed.img_size
+    return torch.linspace(-2, 2, 6 * height * width).mul(1e3).sin().view(2, 3, height, width)
+
+
+@torch.no_grad()
+def final_tokens(subject: Subject, images: Tensor) -> Tensor:
+    """Return all tokens (B, prefix + N, C) after the final norm, for normalised images (B, 3, H, W)."""
+    vit = subject.vit
+    return vit.fc_norm(vit.forward_features(images))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def compare(
+    subject: Subject, read: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], library: str
+) -> None:
+    """Raise ConfigError unless `read`, the network in another library, gives what `expected` takes of tokens.
+
+    `read` maps normalised images (2, 3, H, W), `expected` all tokens (2, prefix + N, C) to the same outputs.
+    """
+    images = sample_images(subject)
+    wanted, found = expected(final_tokens(subject, images)), read(images)
+    difference = (
+        float((wanted - found).abs().max() / wanted.abs().max()) if wanted.shape == found.shape else 1
+    )
+    if not difference < _TOLERANCE:
+        raise ConfigError(
+            f"this network has parts that {library} builds otherwise (outputs differ by {difference:.2g}): "
+            "give another format, such as --set format=onnx"
+        )

@@ -1,0 +1,123 @@
+"""The weights of a timm ViT for libraries whose ViT is plainer, and what such a ViT cannot express."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+_ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+
+
+def activation(vit: VisionTransformer) -> str:
+    """Return the name of the activation in the MLPs."""
+    layer = vit.blocks[0].mlp.act
+    name = type(layer).__name__
+    return "gelu_tanh" if getattr(layer, "approximate", "none") == "tanh" else _ACTIVATIONS.get(name, name)
+
+
+def norm_eps(vit: VisionTransformer) -> float:
+    """Return what the norms add to a variance."""
+    return float(vit.blocks[0].norm1.eps)
+
+
+def require_plain_vit(
+    vit: VisionTransformer, target: str, activations: Sequence[str] = ("gelu",), needs_cls: bool = True
+) -> None:
+    """Raise ConfigError for parts that `target`, such as "torchvision's VisionTransformer", does not have."""
+    faults = list(_faults(vit, activations, needs_cls))
+    if faults:
+        raise ConfigError(
+            f"this network {' and '.join(faults)}, which {target} cannot express: "
+            "give --set format=timm or --set format=onnx"
+        )
+
+
+def _faults(vit: VisionTransformer, activations: Sequence[str], needs_cls: bool) -> Iterator[str]:
+    block, (rows, columns) = vit.blocks[0], vit.patch_embed.grid_size
+    if (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
+        yield f"has other blocks ({type(block).__name__}, {type(block.mlp).__name__})"
+        return
+    found = {
+        f"has {vit.num_prefix_tokens - (vit.cls_token is not None)} registers": vit.reg_token is not None,
+        "has no CLS token": needs_cls and vit.cls_token is None,
+        "normalises queries and keys (qk_norm)": _is_layer(block.attn.q_norm),
+        "has norms inside attention or MLP": _is_layer(block.attn.norm) or _is_layer(block.mlp.norm),
+        "has a norm before its first block": _is_layer(vit.norm_pre) or _is_layer(vit.patch_embed.norm),
+        "has no final norm": not _is_layer(vit.norm) and not _is_layer(vit.fc_norm),
+        f"has activation {activation(vit)}": activation(vit) not in activations,
+        f"takes images of {rows} x {columns} patches": rows != columns,
+    }
+    yield from (fault for fault, is_there in found.items() if is_there)
+
+
+def _is_layer(part: nn.Module) -> bool:
+    return not isinstance(part, nn.Identity)
+
+
+def plain_state(vit: VisionTransformer) -> dict[str, Tensor]:
+    """Return the weights of a plain ViT by timm's names, float32 on the CPU.
+
+    Layer scale is multiplied into the layer before it, a bias that the model does not have is 0, and the
+    final norm is `norm` even where timm has it in `fc_norm`. Tokens and positions have timm's shapes.
+    """
+    own = {name: value.detach().float().cpu().clone() for name, value in vit.state_dict().items()}
+    kept = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "fc_norm.")
+    state = {name.replace("fc_norm.", "norm."): own[name] for name in own if name.startswith(kept)}
+    for name in [one for one in state if one.endswith(".weight")]:
+        state.setdefault(name.replace(".weight", ".bias"), torch.zeros(len(state[name])))
+    for index in range(len(vit.blocks)):
+        for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
+            gamma = state.pop(f"blocks.{index}.{scale}.gamma", None)
+            if gamma is not None:
+                state[f"blocks.{index}.{layer}.weight"] *= gamma[:, None]
+                state[f"blocks.{index}.{layer}.bias"] *= gamma
+    return state
+
+
+def with_cls_position(state: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+    """Return a state whose positions (1, 1 + N, C) have one for CLS, which is 0 where the model adds none."""
+    positions = state["pos_embed"]
+    if vit.no_embed_class:
+        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    return {**state, "pos_embed": positions}
+
+
+def with_separate_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with attn.q, attn.k and attn.v in place of attn.qkv."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if ".attn.qkv." in name:
+            parts = zip("qkv", value.chunk(3), strict=True)
+            found |= {name.replace(".qkv.", f".{one}."): part.contiguous() for one, part in parts}
+        else:
+            found[name] = value
+    return found
+
+
+def renamed(
+    state: Mapping[str, Tensor], outside: Mapping[str, str], block: str, inside: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Rename a plain state: `outside` blocks, and within a `block`, such as "encoder.layer.{}", `inside`.
+
+    A new name stands for the old one without its ".weight" or ".bias", which follows it after a dot, or in
+    the place of a "{}".
+    """
+    found = {}
+    for name, value in state.items():
+        part, _, kind = name.rpartition(".")
+        if name in outside:
+            found[outside[name]] = value
+        elif name.startswith("blocks."):
+            _, index, layer = part.split(".", 2)
+            found[f"{block.format(index)}.{_filled(inside[layer], kind)}"] = value
+        else:
+            found[_filled(outside[part], kind)] = value
+    return found
+
+
+def _filled(name: str, kind: str) -> str:
+    return name.format(kind) if "{}" in name else f"{name}.{kind}"
