@@ -70,6 +70,7 @@ class Attentive(SectionOfKinds):
 
     def run(self, task: Task) -> list[Outcome]:
         """Train all heads on one forward pass of the frozen network, choose one, and test it."""
+        task.images(self.name)  # or a cache would be refused after its features are made
         bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         plan = plan_crops(
             task, bank, self.name, select=self.select, epochs=self.epochs, batch=self.batch, seed=self.seed
@@ -124,7 +125,7 @@ class Attentive(SectionOfKinds):
         return classification_outcome(
             "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
-            seeds=(self.seed,), notes=tuple(self._notes(task.subject)),
+            seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject)),
             details=self._details(heads[best], plan, table),
         ).model_copy(update={"pictures": tuple(shown)})  # fmt: skip
 

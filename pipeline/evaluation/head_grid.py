@@ -106,7 +106,7 @@ def _outcome(
     return classification_outcome(
         grid.name, plan.classes[ranked], test.labels, bank.facts, test.facts,
         selection=f"learning rate of {len(heads)}: best on {where}", known=plan.classes,
-        seeds=(options.seed,),
+        seeds=(options.seed,), notes=plan.notes,
         details={"batch": plan.batch, "steps": plan.steps, "lr": grid.lr[best], "heads": heads},
     )  # fmt: skip
 
@@ -122,5 +122,5 @@ def represented(
             parts.append(represent(subject, pixels))
         targets.append(wanted)
     stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    found = {name: torch.cat([stored[one] for one in name.split("+")], dim=1).clone() for name in names}
+    found = {name: torch.cat([stored[one] for one in name.split("+")], dim=1) for name in names}
     return found, torch.cat(targets)

@@ -1,13 +1,14 @@
 """Linear classifiers of frozen features: logistic regression, a grid of heads, and the published probe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation import head_grid, logistic_probe, published_probe
-from pipeline.evaluation.features import Features
+from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.features import Features, representations
 from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.task import Task, refuse_shared
@@ -67,9 +68,11 @@ class Probe(SectionOfKinds):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
-        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         asked = self.representations != _KINDS["representations"][self.kind]
-        names = available(self.representations, bank, refuse=asked)
+        names = available(self.representations, representations(task.subject), refuse=asked)
+        if self.kind != "logistic":
+            task.images(self.name)  # or a cache would be refused after its features are made
+        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         if self.kind == "logistic":
             return [logistic_probe.score(self, task, name, bank, test) for name in names]
         run = head_grid.run if self.kind == "grid" else published_probe.run
@@ -85,23 +88,30 @@ def learnt_and_test(task: Task, name: str, allow_shared: bool) -> tuple[Features
         raise ConfigError(f"{name} needs other images to test with: give --test-shards")
     if not allow_shared:
         task.refuse_shared_keys(exclude=False)
+    if isinstance(task.data, LabelledImages):
+        _refuse_one_class((one.label for one in task.data.of.images if one.label is not None), task)
     bank, test = task.features()
     if not allow_shared:
         refuse_shared(bank.keys, test.keys, exclude=False)
-    if bank.facts.classes < 2:
-        raise ConfigError(
-            f"all {bank.facts.images:,} images of {bank.facts.address!r} are of class {int(bank.labels[0])}: "
-            "give images of two classes or more to learn from"
-        )
+    _refuse_one_class(bank.labels.tolist(), task)
     return bank, test
 
 
-def available(asked: Iterable[str], bank: Features, refuse: bool) -> list[str]:
-    """Return the representations that a network has; with `refuse` raises ConfigError for any other."""
-    found = [name for name in asked if not {*name.split("+")} - {*bank.widths}]
-    missing = [name for name in asked if name not in found]
+def _refuse_one_class(labels: Iterable[int], task: Task) -> None:
+    found = set(labels)
+    if len(found) == 1:
+        raise ConfigError(
+            f"all labelled images of {task.data.address!r} are of class {found.pop()}: "
+            "give images of two classes or more to learn from"
+        )
+
+
+def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[str]:
+    """Return the representations that are there; with `refuse` raises ConfigError for any other."""
+    found = [name for name in asked if name in there]
+    missing = [name for name in asked if name not in there]
     if missing and (refuse or not found):
         raise ConfigError(
-            f"representation {missing[0]!r} is not available: this network has {', '.join(bank.names)}"
+            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}"
         )
     return found

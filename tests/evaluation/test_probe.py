@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation import crop_training, logistic
+from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.head_grid import HeadGrid
 from pipeline.evaluation.lars import Lars
 from pipeline.evaluation.logistic import C_GRID, fit_logistic, objective, rate_c, stratified_folds
@@ -213,11 +214,19 @@ def test_each_kind_has_the_options_and_defaults_of_its_protocol():
 
 
 def test_what_cannot_be_learnt_or_tested_is_refused(probed, tmp_path):
-    with pytest.raises(ConfigError, match=r"all 10 images of '.*' are of class 3: give images of two"):
+    with pytest.raises(ConfigError, match=r"all labelled images of '.*' are of class 3: give images of"):
         probed(bank=(torch.ones(10, 12), torch.full((10,), 3)))
     with pytest.raises(ConfigError, match="representation 'last4' is not available: this network has cls"):
         probed(representations=("cls", "last4"))
     data = squares(tmp_path / "a.tar", 0, 6)
+    other = squares(tmp_path / "b.tar", 1, 6)
+    alone = LabelledImages(data.of.subset([0, 3]))  # two of class 0
+    with pytest.raises(ConfigError, match=r"all labelled images of .* are of class 0: give images of"):
+        Probe().run(task(tmp_path, tiny_subject(), alone, other))
+    assert not (tmp_path / "features").exists()
+    one_each = LabelledImages(data.of.subset([0, 1, 2]))
+    with pytest.raises(ConfigError, match=r"no image of .* can be held out to choose a head, since"):
+        heads(tmp_path, (one_each, other), **GRID)
     with pytest.raises(ConfigError, match="probe needs other images to test with: give --test-shards"):
         Probe().run(task(tmp_path, tiny_subject(), data))
     with pytest.raises(ConfigError, match=r"6 keys are in the bank .* not be learnt and tested"):
@@ -301,6 +310,7 @@ def test_the_grid_reports_every_head_and_what_chose_the_best(images, tmp_path):
         assert details["batch"] == 32
         assert details["steps"] == 11  # 8 epochs of 41 or 42 images
         assert (one.bank.images, one.test.images) == (45, 30)
+        assert one.notes[0].endswith("images chose among the heads: another seed may choose another")
 
 
 def test_select_test_trains_on_all_and_reports_the_best_head(images, tmp_path):
