@@ -1,6 +1,6 @@
 """Logistic regression as a probe: C chosen inside the training set, a last fit on all, few labels."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
     device = task.subject.device
     features, asked = bank.whole(name).to(device), test.whole(name).to(device)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
-    ranked, nearest, details, how = [], [], [], ""
+    ranked, nearest, how = [], [], ""
+    details: dict[str, list[Any]] = {"tries": [], "C": []}
     for attempt in range(options.tries if options.few else 1):
         seed = options.seed + attempt
         rows = draw_few(bank.labels, options.few, seed) if options.few else torch.arange(len(targets))
@@ -35,13 +36,14 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         model = fit_logistic(known, wanted, len(classes), c)
         ranked.append(classes[_ranking(model, asked)])
         nearest.append(classes[_nearest_mean(known, wanted, asked, len(classes))])
-        details.append({"seed": seed, "C": c, "loss": model.loss, "rated": rated})
-        details[-1]["top-1"] = float((ranked[-1][:, 0] == test.labels).double().mean())
-        task.log(f"{name}: C {c:.3g}, top-1 {details[-1]['top-1']:.1%}")
+        share = float((ranked[-1][:, 0] == test.labels).double().mean())
+        details["tries"].append({"seed": seed, "C": c, "top-1": share, "loss": model.loss})
+        details["C"] += [{"seed": seed, **one} for one in rated]
+        task.log(f"{name}: C {c:.3g}, top-1 {share:.1%}")
     tries = len(ranked)
     outcome = classification_outcome(
         name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
-        known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details={"tries": details},
+        known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
     )  # fmt: skip
     return _with_nearest(outcome, torch.cat(nearest) == test.labels.repeat(tries)) if options.few else outcome
 

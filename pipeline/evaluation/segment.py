@@ -19,8 +19,8 @@ from pipeline.evaluation.fitting import cosine, linear
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.masks import MaskedImages, count_classes, find_masks, mask_notes
 from pipeline.evaluation.patch_segment import PatchTask
-from pipeline.evaluation.segment_fit import Fit, SegmentationTest, Segmenter, Shown, train_segmenter
-from pipeline.evaluation.segmenters import LinearSegmenter, UperNetSegmenter
+from pipeline.evaluation.segment_fit import Fit, SegmentationTest, train_segmenter
+from pipeline.evaluation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.mask_picture import save_mask_picture
@@ -168,15 +168,27 @@ class Segment(Section):
         if self.kind == "upernet":
             falling = linear(self.steps, self.warmup, first=1e-6)
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
-        build = partial(self._segmenter, subject, classes)
-        model, losses = train_segmenter(build, how, learnt, transform, task)
+        build, name = partial(self._segmenter, subject, classes), self._name(task, learnt, test)
+        state = task.folder / f"{name}.state"
+        model, losses = train_segmenter(build, how, learnt, transform, task, state)
         tested = SegmentationTest(model, self.size, self.crop, self.stride, classes)
         confusion, shown = tested.run(test, task, self.pictures)
+        pictures = list[Picture]()
+        if shown:
+            save_mask_picture(task.folder / f"{name}.png", shown, test.of.class_names, classes)
+            caption = "Test images, their masks, and the classes predicted."
+            pictures.append(Picture(file=f"{name}.png", caption=caption))
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),
             selection="none: the head after the last step", seed=self.seed, notes=notes,
-            details={"losses": losses}, pictures=self._pictures(task, shown, test, classes),
+            details={"losses": losses}, pictures=tuple(pictures),
         )  # fmt: skip
+
+    def _name(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> str:
+        """Return a file name that states all that the result depends on."""
+        data = [each.facts(self.size).digest for each in (learnt, test)]
+        known = f"{task.subject.facts.weights} {data} {self.model_dump_json()}"
+        return f"segment-{self.kind}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
     def _segmenter(self, subject: Subject, classes: int) -> Segmenter:
         if self.kind == "linear":
@@ -189,17 +201,6 @@ class Segment(Section):
             drop_path=self.drop_path,
             layer_decay=self.layer_decay,
         )
-
-    def _pictures(
-        self, task: Task, shown: list[Shown], test: MaskedImages, classes: int
-    ) -> tuple[Picture, ...]:
-        """Draw some test images."""
-        if not shown:
-            return ()
-        digest = hashlib.sha256(f"{task.subject.facts.weights} {self} {test.of.digest}".encode())
-        file = f"segment-{self.kind}-{digest.hexdigest()[:10]}.png"
-        save_mask_picture(task.folder / file, shown, test.of.class_names, classes)
-        return (Picture(file=file, caption="Test images, their masks, and the classes predicted."),)
 
 
 def _listed(key: str, value: Any) -> Any:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from pipeline.evaluation.confusion import Confusion
 from pipeline.evaluation.dense import DenseDataset, Joint, Sample, in_order, load_dense, read_image
 from pipeline.evaluation.fitting import Factor, autocast, fit, shuffled_batches
 from pipeline.evaluation.masks import MaskedImages
+from pipeline.evaluation.resuming import Resuming
+from pipeline.evaluation.segmenters import Segmenter
 from pipeline.evaluation.sliding import best_classes, slide
 from pipeline.evaluation.task import Task
 from pipeline.seeding import derived_seed
@@ -22,25 +26,6 @@ from pipeline.seeding import derived_seed
 _IMAGES_AT_ONCE = 8  # whose windows share batches
 
 Shown = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # pixels, truth, prediction
-
-
-class Segmenter(Protocol):
-    """A torch module that classifies pixels (B, h, w, 3) uint8: logits (B, K, h', w')."""
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return logits."""
-
-    def loss(self, pixels: Tensor, masks: Tensor) -> Tensor:
-        """Return the loss () for masks (B, h, w) uint8."""
-
-    def groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups."""
-
-    def to(self, device: torch.device) -> "Segmenter":
-        """Move to a device."""
-
-    def train(self, mode: bool = True) -> "Segmenter":
-        """Switch dropout and BatchNorm."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +41,24 @@ class Fit:
 
 
 def train_segmenter(
-    build: Callable[[], Segmenter], how: Fit, learnt: MaskedImages, transform: Joint, task: Task
+    build: Callable[[], Segmenter],
+    how: Fit,
+    learnt: MaskedImages,
+    transform: Joint,
+    task: Task,
+    state: Path,
 ) -> tuple[Segmenter, list[float]]:
-    """Build and train a segmenter; returns it with the losses of each tenth of the steps."""
+    """Build and train a segmenter; returns it with the losses of each tenth of the steps.
+
+    A training that stopped continues from the file `state`.
+    """
     device = task.subject.device
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(how.seed, "segment"))
         model = build().to(device).train()
         optimiser = torch.optim.AdamW(model.groups(how.lr, how.weight_decay), lr=how.lr)
+        resuming = Resuming(state, model, optimiser)
         dataset = DenseDataset(learnt.images, learnt.read, transform, how.seed)
         order = shuffled_batches(len(dataset), how.batch, how.steps, how.seed)
 
@@ -74,8 +68,9 @@ def train_segmenter(
             with autocast(device):
                 return model.loss(pixels.permute(0, 2, 3, 1).to(device), masks.to(device))
 
-        batches = load_dense(dataset, order, task.workers)
-        losses = fit(loss_of, batches, optimiser, how.factor, how.steps, task.log)
+        batches = load_dense(dataset, islice(order, resuming.step, None), task.workers)
+        losses = fit(loss_of, batches, optimiser, how.factor, how.steps, task.log, resuming)
+    resuming.finish()
     return model.train(False), losses
 
 

@@ -11,7 +11,8 @@ from tars import add_member
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
+from pipeline.evaluation import fitting, resuming
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
@@ -77,11 +78,11 @@ def subject():
 
 @pytest.fixture
 def scored(tmp_path):
-    def run(learnt, test, names=(), workers=0, **settings):
+    def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
         sets = [open_images([str(spec)], tmp_path, names) for spec in (learnt, test)]
         task = Task(
             subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "pictures",
-            batch_size=8, workers=workers,
+            batch_size=8, workers=workers, log=log,
         )  # fmt: skip
         return run_evaluation(Segment(**settings), task)
 
@@ -128,6 +129,39 @@ def test_equal_commands_give_equal_scores_and_another_seed_does_not(scored, tars
     assert first.metrics == again.metrics
     assert first.details == again.details
     assert first.details["losses"] != other.details["losses"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "upernet"])
+def test_a_training_that_is_killed_ends_with_the_same_numbers(scored, tars, tmp_path, monkeypatch, kind):
+    settings = KINDS[kind] | {"kind": kind, "steps": 6, "batch": 2, "scale": (0.75, 1.5)}
+    (whole,) = scored(*tars, **settings)
+    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_STATES", -1.0)
+
+    def killed(line):
+        if line.startswith("step 4 of 6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(*tars, log=killed, **settings)
+    (state,) = (tmp_path / "pictures").glob(f"segment-{kind}-*.state")
+    lines = []
+    (again,) = scored(*tars, log=lines.append, **settings)
+    assert next(line for line in lines if line.startswith("step")).startswith("step 4 of 6")
+    assert (again.metrics, again.details) == (whole.metrics, whole.details)
+    assert not state.exists()
+    state.write_bytes(b"no state")
+    with pytest.raises(
+        CheckpointError, match=r"\.state' cannot be read \(UnpicklingError\): remove that file"
+    ):
+        scored(*tars, **settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(scored, tars):
+    with pytest.raises(
+        MaskAlignError, match="the loss is not finite from step 1 on: give a smaller learning"
+    ):
+        scored(*tars, **SMALL | {"steps": 5, "lr": 1e30})
 
 
 def test_windows_and_masks_of_other_sizes_work_together(scored, tmp_path):
