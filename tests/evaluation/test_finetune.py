@@ -113,7 +113,8 @@ def test_published_recipes_are_chosen_by_width(preset, width, expected):
 def test_small_sets_have_no_mixup_and_smaller_batches():
     small = build_recipe("auto", Settings(), 768, 800, pretrained=True)
     assert (small.epochs, small.batch, small.mixes, small.head_epochs) == (50, 64, False, 5)
-    assert len(small.lr) == 3
+    assert (len(small.lr), small.warmup_epochs) == (3, 5.0)
+    assert build_recipe("auto", Settings(epochs=5), 768, 800, pretrained=True).warmup_epochs == 0.5
     assert build_recipe("auto", Settings(epochs=7), 768, 31, pretrained=True).batch == 30
     assert build_recipe("small", Settings(), 768, 5000, pretrained=True).mixes
     assert build_recipe("auto", Settings(), 768, 5000, pretrained=True).layer_decay == 0.55
@@ -420,6 +421,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(sets, tmp_path):
             {"batch": 9, "accumulate": 2},
             "1 ranks that accumulate 2 parts need a multiple of 2: give ",
         ),
+        ({"warmup_epochs": 2.0}, "warmup_epochs is 2, but there are 2 epochs: give fewer"),
         ({"freeze": 3}, "freeze is 3, but this network has 2 blocks: give that many or fewer"),
         ({"few": 1, "lr": (0.1, 0.2), "batch": 4}, "class 0 has one image, but a tenth of the images"),
         ({"few": 1, "select": "train", "batch": 4}, "class 0 has one image, but a tenth of the images"),
