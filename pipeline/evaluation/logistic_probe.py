@@ -60,17 +60,17 @@ def _rate(
         targets = torch.cat([wanted, where[seen].to(device)])
         held = [torch.arange(len(targets), device=device) >= len(known)]
         how = "C: best on the test set"
-        return rate_c(everything, targets, len(classes), held, options.c), how
+        return rate_c(everything, targets, len(classes), held, options.c_grid), how
     tenth = stratified_folds(wanted.cpu(), 10, seed).to(device)
     if not options.few and int((tenth == 0).sum()) >= _ENOUGH:
         how = "C: best on a tenth of the training set, then fitted to all"
-        return rate_c(known, wanted, len(classes), [tenth == 0], options.c), how
+        return rate_c(known, wanted, len(classes), [tenth == 0], options.c_grid), how
     folds = stratified_folds(wanted.cpu(), 5, seed).to(device)
     held = [folds == fold for fold in range(5) if (folds == fold).any()]
     if not held:
         return [], f"C: {_FIXED_C:g}, as each class has one image to learn from"
     how = "C: best by cross-validation in the training set (5 parts), then fitted to all"
-    return rate_c(known, wanted, len(classes), held, options.c), how
+    return rate_c(known, wanted, len(classes), held, options.c_grid), how
 
 
 def _ranking(model: Logistic, features: Tensor) -> Tensor:
