@@ -45,7 +45,6 @@ class Probe(SectionOfKinds):
 
     name: ClassVar[str] = "probe"
     protocol: ClassVar[str] = "linear probe, version 1"
-
     by_kind: ClassVar = _KINDS
 
     kind: Literal["logistic", "grid", "published"] = "logistic"
@@ -112,6 +111,7 @@ def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[
     missing = [name for name in asked if name not in there]
     if missing and (refuse or not found):
         raise ConfigError(
-            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}"
+            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}; "
+            f"give --set representations={found[0] if found else there[-1]}"
         )
     return found
