@@ -306,7 +306,8 @@ def test_separable_classes_are_learnt_from_nothing(sets, tmp_path):
     assert found.selection == "lr: given; epoch: the last"
     assert (found.bank.images, found.test.images, found.bank.classes) == (40, 24, 4)
     assert {*found.per_class} == {"0", "10", "20", "30"}
-    assert len(found.details["losses"]) == found.details["epoch"] == 8
+    assert [row["epoch"] for row in found.details["epochs"]] == list(range(1, 9))
+    assert found.details["tested epoch"] == 8
 
 
 def test_random_labels_stay_at_chance(sets, tmp_path):
@@ -321,7 +322,7 @@ def test_random_labels_stay_at_chance(sets, tmp_path):
 def test_a_sweep_is_decided_on_held_out_images(sets, tmp_path):
     found = score(sets, tmp_path, subject("untrained"), lr=(1e-12, 0.02), min_lr=0.0, epochs=8)
     assert found.details["lr"] == 0.02
-    low, high = found.details["table"]
+    low, high = found.details["sweep"]
     assert (low["lr"], high["lr"]) == (1e-12, 0.02)
     assert high["accuracy"] > low["accuracy"]
     assert found.selection == "lr: a tenth of the images to learn from; epoch: the last"
@@ -335,17 +336,25 @@ def test_a_sweep_is_decided_on_held_out_images(sets, tmp_path):
 @pytest.mark.parametrize(("select", "images"), [("train", 36), ("test", 40)])
 def test_the_best_epoch_is_chosen_where_asked(sets, tmp_path, select, images):
     found = score(sets, tmp_path, select=select, epochs=4)
-    accuracies = found.details["accuracies"]
+    accuracies = [row["accuracy"] for row in found.details["epochs"]]
     assert len(accuracies) == 4
-    assert accuracies[found.details["epoch"]] == max(accuracies.values())
+    assert accuracies.index(max(accuracies)) == found.details["tested epoch"] - 1
     assert found.bank.images == images
     if select == "test":
-        assert found.metrics["top-1"] == pytest.approx(max(accuracies.values()))
+        assert found.metrics["top-1"] == pytest.approx(max(accuracies))
         assert found.notes == (
             "the epoch was chosen on the test set, as published: the accuracy is optimistic",
         )
     else:
         assert found.selection == "lr: given; epoch: a tenth of the images to learn from, not trained on"
+
+
+def test_a_sweep_with_a_best_epoch_trains_its_winner_once(sets, tmp_path):
+    found = score(sets, tmp_path, lr=(1e-12, 0.02), min_lr=0.0, select="train", epochs=4)
+    accuracies = [row["accuracy"] for row in found.details["epochs"]]
+    assert max(accuracies) == max(row["accuracy"] for row in found.details["sweep"])
+    assert len(list(tmp_path.glob("finetune-*"))) == 2
+    assert len(list(tmp_path.rglob("finetuned.safetensors"))) == 1
 
 
 def test_few_labels_are_drawn_by_seed(sets, tmp_path):
@@ -482,7 +491,8 @@ def test_two_ranks_learn_what_one_process_learns(sets, tmp_path):
     ]  # fmt: skip
     alone, output = invoked([*arguments, "--out", tmp_path / "alone.json"])
     together, output = under_torchrun([*arguments, "--out", tmp_path / "together.json"])
-    assert together["details"]["losses"] == pytest.approx(alone["details"]["losses"], rel=1e-3)
+    losses = [[row["loss"] for row in each["details"]["epochs"]] for each in (alone, together)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert together["test"] == alone["test"]
     assert together["metrics"]["top-1"] == pytest.approx(alone["metrics"]["top-1"], abs=0.1)
     assert output.count("images of 4 classes, 40 to learn from") == 1  # only the main rank prints
