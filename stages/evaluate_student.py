@@ -98,6 +98,7 @@ def evaluate_student(
     """Evaluate a student, a teacher or a timm model on labelled images.
 
     knn: each image takes the class of its nearest neighbours, by the mean of the patch tokens and by CLS.
+    probe: a linear classifier of the frozen features; attentive: one with a small attention over the tokens.
     finetune: all weights are trained with a new head; start it with torchrun for several GPUs.
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """

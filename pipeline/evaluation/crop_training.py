@@ -8,14 +8,15 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from pipeline.errors import MaskAlignError
+from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.crops import CropDataset, load, random_crop
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import shuffled_batches
-from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.images import ImageSet, LabelledImage
 from pipeline.evaluation.logistic import stratified_folds
 from pipeline.evaluation.task import Task
 
+_FEW_CHOOSE = 50  # images that are held out; fewer choose by chance
 _FEWEST = 32  # images of a batch that is reduced to a tenth of a small training set
 
 Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on the network's device
@@ -23,12 +24,13 @@ Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on t
 
 @dataclass(frozen=True, eq=False)
 class CropPlan:
-    """Training on random crops: `rows` of the bank, `held` those that only choose, classes, batch, steps.
+    """Training on random crops of `images`, `rows` (n,) of the bank; those in `held` only choose.
 
-    `lr` rates are given for batches of 256 images: multiply them by `scale`.
+    Classes (K,) are numbered by `targets`, of all images. Rates are for 256 images: multiply by `scale`.
     """
 
     images: Sequence[LabelledImage]
+    held_images: Sequence[LabelledImage]
     targets: Tensor
     classes: Tensor
     rows: Tensor
@@ -41,6 +43,13 @@ class CropPlan:
     def scale(self) -> float:
         """Batch / 256."""
         return self.batch / 256
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the choice of a head."""
+        if not 0 < len(self.held) < _FEW_CHOOSE:
+            return ()
+        return (f"only {len(self.held)} images chose among the heads: another seed may choose another",)
 
     def batches(self, task: Task, size: int) -> Iterator[Iterator[Crops]]:
         """Yield for each step its crops of `size` pixels in parts of the task's batch size.
@@ -73,20 +82,25 @@ def plan_crops(
 ) -> CropPlan:
     """Plan training on the images of the bank; with `select` = "train" a tenth is held out.
 
-    `what` is the evaluation's name. Raises ConfigError for the views of a cache.
+    `what` is the evaluation's name. Raises ConfigError for the views of a cache, and if none can be held out.
     """
     images, _ = task.images(what)
-    used = set(zip(bank.sources, bank.keys, strict=True))
-    whole = [one for one in images.images if one.label is not None and (one.source, one.key) in used]
+    whole = whole_images(images, bank)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
     held = torch.zeros(len(whole), dtype=torch.bool)
     if select == "train":
         folds = stratified_folds(bank.labels, 10, seed)
+        if not (folds >= 0).any():
+            raise ConfigError(
+                f"no image of {bank.facts.address!r} can be held out to choose a head, since each class has "
+                "one: give more images, one value of each option and --set select=test, or probe --set few=1"
+            )
         held = folds == (0 if (folds == 0).any() else int(folds.max()))
     rows = torch.nonzero(~held)[:, 0]
     batch = min(batch, max(_FEWEST, len(rows) // 10))
     return CropPlan(
         images=[whole[row] for row in rows.tolist()],
+        held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
         targets=targets,
         classes=classes,
         rows=rows,
@@ -95,3 +109,9 @@ def plan_crops(
         steps=math.ceil(len(rows) * epochs / batch),
         seed=seed,
     )
+
+
+def whole_images(images: ImageSet, features: Features) -> list[LabelledImage]:
+    """Return the images that have features, in order: they are labelled, and whole."""
+    used = set(zip(features.sources, features.keys, strict=True))
+    return [one for one in images.images if one.label is not None and (one.source, one.key) in used]

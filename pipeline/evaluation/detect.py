@@ -6,10 +6,10 @@ are torchvision's.
 """
 
 import hashlib
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
@@ -42,7 +42,7 @@ class Detect(Section):
     """Boxes, and masks where polygons are given, found on one map of a frozen or fine-tuned encoder.
 
     `image_size` is the side in pixels of the square of training and testing. The published recipe is
-    image_size 1024, steps 184375, batch_size 64, frozen false, and layer_decay 0.8 for a ViT-L. `channels`,
+    image_size 1024, steps 184375, batch 64, frozen false, and layer_decay 0.8 for a ViT-L. `channels`,
     `hidden`, `convolutions` and `rois` are sizes of the heads, smaller ones for a CPU. `jitter` is the range
     of scales, and `resamples` counts draws of the images for intervals, 0 for none.
     """
@@ -53,8 +53,8 @@ class Detect(Section):
     frozen: bool = True
     image_size: int = Field(512, ge=32)
     steps: int = Field(5000, ge=1)
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    batch: int = Field(16, ge=1)
+    lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     warmup: int = Field(250, ge=0)
     layer_decay: float = Field(0.7, gt=0, le=1)
@@ -70,6 +70,16 @@ class Detect(Section):
     pictures: int = Field(4, ge=0)
     seed: int = 0
     shared_keys: SharedKeys = "refuse"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        """Let few steps have few steps of warm-up, unless it is given."""
+        steps = values.get("steps")
+        warmup = {"warmup": min(250, steps // 20)} if isinstance(steps, int) and steps > 0 else {}
+        # what a validator passes on is no longer JSON, whose lists would be tuples
+        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return warmup | listed
 
     def run(self, task: Task) -> list[Outcome]:
         """Train a detector and score it; one outcome. Raises ConfigError before any expensive work."""
@@ -159,10 +169,10 @@ class Detect(Section):
         fill = fill_of(task.subject)
         view = JitteredSquare(self.image_size, self.jitter, fill, masks=masks, flip=self.flip)
         dataset = DetectionDataset(bank.images, classes, view, self.seed)
-        groups = parameter_groups(detector, self.learning_rate, self.weight_decay, self.layer_decay)
+        groups = parameter_groups(detector, self.lr, self.weight_decay, self.layer_decay)
         return fit(
             lambda batch: detector.losses(*batch),
-            whole_batches(dataset, bank, self.batch_size, self.steps, self.seed, task),
+            whole_batches(dataset, bank, self.batch, self.steps, self.seed, task),
             torch.optim.AdamW(groups),
             stepwise(self.steps, _LOWERED, self.warmup),
             self.steps,

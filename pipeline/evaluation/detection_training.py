@@ -102,7 +102,7 @@ def whole_batches(
         if not samples:
             raise ConfigError(
                 f"a batch of {len(batch)} images has none that is whole; the first: "
-                f"{of.left_out.first['damaged']}: give other images, or a larger batch_size"
+                f"{of.left_out.first['damaged']}: give other images, or a larger batch"
             )
         device = task.subject.device
         pixels = torch.stack([sample.pop("image").permute(1, 2, 0) for sample in samples])

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,7 +57,7 @@ class Features:
     @property
     def names(self) -> list[str]:
         """The representations: what is stored, and CLS with the mean beside it."""
-        return [*self.widths, *(f"{name}+mean" for name in ("cls", "last4") if name in self.widths)]
+        return _with_sums(self.widths)
 
     def width(self, name: str) -> int:
         """Return the channels of a representation."""
@@ -84,6 +84,17 @@ class Features:
     def whole(self, name: str) -> Tensor:
         """Return a representation of all images (n, C) float32."""
         return torch.cat(list(self.chunks(name)))
+
+
+def representations(subject: Subject) -> list[str]:
+    """Return the names of the representations that a network has, without running it."""
+    deep = ["last4"] if subject.has_cls and subject.depth >= _LAST else []
+    return _with_sums([*(["cls"] if subject.has_cls else []), *deep, "mean"])
+
+
+def _with_sums(stored: Iterable[str]) -> list[str]:
+    stored = list(stored)
+    return [*stored, *(f"{name}+mean" for name in ("cls", "last4") if name in stored)]
 
 
 def extract_features(subject: Subject, data: Data, batch_size: int, store: Path) -> Features:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import MaskAlignError
+from pipeline.evaluation.resuming import Resuming
 from pipeline.progress import duration
 from pipeline.seeding import generator
 
@@ -21,14 +22,14 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
     A batch may reach into the next epoch.
     """
-    epoch, rest = 0, list[tuple[int, int]]()
+    epoch, rest, first = 0, list[tuple[int, int]](), 0
     for _ in range(steps):
-        while len(rest) < batch_size:
+        while len(rest) - first < batch_size:
             order = generator(seed, "evaluation order", epoch).permutation(count).tolist()
-            rest += [(epoch, index) for index in order]
+            rest, first = rest[first:] + [(epoch, index) for index in order], 0
             epoch += 1
-        yield rest[:batch_size]
-        rest = rest[batch_size:]
+        yield rest[first : first + batch_size]
+        first += batch_size
 
 
 def cosine(steps: int, warmup: int = 0) -> Factor:
@@ -79,27 +80,33 @@ def fit(
     factor: Factor,
     steps: int,
     log: Callable[[str], None],
+    resuming: Resuming | None = None,
 ) -> list[float]:
     """Minimise a loss () over batches; returns the loss of each tenth of the steps, on average.
 
-    Each group's `lr` is its highest, reached where the factor is 1. Raises MaskAlignError for a loss that is
-    not finite.
+    Each group's `lr` is its highest, reached where the factor is 1; it stays in the group as `highest`. With
+    `resuming`, batches are those after its step. Raises MaskAlignError for a loss that is not finite.
     """
-    highest = [group["lr"] for group in optimiser.param_groups]
-    losses: list[Tensor] = []
-    begin = last = time.monotonic()
-    for step, batch in enumerate(batches):
-        for group, rate in zip(optimiser.param_groups, highest, strict=True):
-            group["lr"] = rate * factor(step)
+    for group in optimiser.param_groups:
+        group.setdefault("highest", group["lr"])
+    losses = list(resuming.losses) if resuming else []
+    begin, first, last = time.monotonic(), len(losses), time.monotonic()
+    for step, batch in enumerate(batches, first):
+        for group in optimiser.param_groups:
+            group["lr"] = group["highest"] * factor(step)
         optimiser.zero_grad(set_to_none=True)
         loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         losses.append(loss.detach())
         if (now := time.monotonic()) - last > _SECONDS_BETWEEN_LINES:
-            left = duration((now - begin) / (step + 1) * (steps - step - 1))
+            left = duration((now - begin) / (step + 1 - first) * (steps - step - 1))
             log(f"step {step + 1:,} of {steps:,}: loss {float(losses[-1]):.4f}, {left} left")
             last = now
+            if not losses[-1].isfinite():
+                break
+            if resuming:
+                resuming.keep(losses)
     found = torch.stack(losses)
     if not found.isfinite().all():
         first = int(found.isfinite().logical_not().nonzero()[0])

@@ -47,7 +47,7 @@ class HeadGrid(nn.Module):
         return logits.view(-1, *self.bias.shape)
 
     def loss(self, features: Tensor, targets: Tensor, scale: float) -> Tensor:
-        """Return the sum of lr * scale * mean loss; a head that has diverged adds 0 and stays as it is."""
+        """Return the sum of lr * scale * mean loss; a head that has diverged adds 0."""
         logits = self(features).transpose(1, 2)
         means = F.cross_entropy(logits, targets[:, None].expand(-1, len(self.lr)), reduction="none").mean(0)
         rates = means.new_tensor(self.lr) * scale
@@ -106,7 +106,7 @@ def _outcome(
     return classification_outcome(
         grid.name, plan.classes[ranked], test.labels, bank.facts, test.facts,
         selection=f"learning rate of {len(heads)}: best on {where}", known=plan.classes,
-        seeds=(options.seed,),
+        seeds=(options.seed,), notes=plan.notes,
         details={"batch": plan.batch, "steps": plan.steps, "lr": grid.lr[best], "heads": heads},
     )  # fmt: skip
 
@@ -122,5 +122,5 @@ def represented(
             parts.append(represent(subject, pixels))
         targets.append(wanted)
     stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    found = {name: torch.cat([stored[one] for one in name.split("+")], dim=1).clone() for name in names}
+    found = {name: torch.cat([stored[one] for one in name.split("+")], dim=1) for name in names}
     return found, torch.cat(targets)

@@ -1,20 +1,18 @@
 """Linear classifiers of frozen features: logistic regression, a grid of heads, and the published probe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
-from pydantic_core.core_schema import SerializerFunctionWrapHandler
+from pydantic import Field, model_validator
 
-from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation import head_grid, logistic_probe, published_probe
-from pipeline.evaluation.features import Features
+from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.features import Features, representations
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.task import Task, refuse_shared
 from pipeline.report.scores import Outcome
-
-Kind = Literal["logistic", "grid", "published"]
 
 _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and their defaults
     "representations": {
@@ -22,7 +20,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and the
         "grid": ("cls", "cls+mean", "last4", "last4+mean"),
         "published": ("cls",),
     },
-    "c": {"logistic": C_GRID},
+    "c": {"logistic": "10^linspace(-6, 5, 45)"},
     "few": {"logistic": None},
     "tries": {"logistic": 1},
     "lr": {
@@ -34,7 +32,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and the
 }
 
 
-class Probe(Section):
+class Probe(SectionOfKinds):
     """A linear classifier of each of the `representations`.
 
     `kind` is logistic (regression on one centre crop of each image), grid (DINOv2's: heads of all `lr` and
@@ -47,57 +45,38 @@ class Probe(Section):
 
     name: ClassVar[str] = "probe"
     protocol: ClassVar[str] = "linear probe, version 1"
+    by_kind: ClassVar = _KINDS
 
-    kind: Kind = "logistic"
+    kind: Literal["logistic", "grid", "published"] = "logistic"
     representations: tuple[str, ...] = ()
     select: Literal["train", "test"] = "train"
     seed: int = 0
     shared_keys: Literal["refuse", "allow"] = "refuse"
-    c: tuple[float, ...] = ()
+    c: Literal["10^linspace(-6, 5, 45)"] | tuple[float, ...] = ()
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)
     lr: tuple[float, ...] = ()
     epochs: float = Field(10.0, gt=0)
     batch: int = Field(1024, ge=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_kind(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the defaults of the kind; raises ValueError for an option of another kind."""
-        kind = values.get("kind", "logistic")
-        for key in values.keys() & _KINDS.keys():
-            if kind not in _KINDS[key] and kind in _KINDS["representations"]:
-                raise ValueError(f"{key} is an option of kind {' or '.join(_KINDS[key])}, not of kind {kind}")
-        return {key: kinds[kind] for key, kinds in _KINDS.items() if kind in kinds} | values
-
-    @field_validator("representations", "c", "lr", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-    @model_serializer(mode="wrap")
-    def _without_other_kinds(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if self.kind in _KINDS.get(key, (self.kind,))}
-
     @model_validator(mode="after")
-    def _usable(self) -> "Probe":
-        for name in ("c", "lr"):
-            values = getattr(self, name)
-            if self.kind in _KINDS[name] and (not values or min(values) <= 0):
-                raise ValueError(f"{name} is {list(values)}: numbers greater than 0 are needed")
-        if not self.representations:
-            raise ValueError("representations is []: give some, such as cls")
+    def _one_rate(self) -> "Probe":
         if self.kind == "published" and len(self.lr) > 1:
             raise ValueError("lr is a list: kind published has one, such as 0.025, or 0.1 as MAE")
         return self
 
+    @property
+    def c_grid(self) -> tuple[float, ...]:
+        """The values of C to choose from."""
+        return C_GRID if isinstance(self.c, str) else self.c
+
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
-        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         asked = self.representations != _KINDS["representations"][self.kind]
-        names = available(self.representations, bank, refuse=asked)
+        names = available(self.representations, representations(task.subject), refuse=asked)
+        if self.kind != "logistic":
+            task.images(self.name)  # or a cache would be refused after its features are made
+        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
         if self.kind == "logistic":
             return [logistic_probe.score(self, task, name, bank, test) for name in names]
         run = head_grid.run if self.kind == "grid" else published_probe.run
@@ -113,23 +92,31 @@ def learnt_and_test(task: Task, name: str, allow_shared: bool) -> tuple[Features
         raise ConfigError(f"{name} needs other images to test with: give --test-shards")
     if not allow_shared:
         task.refuse_shared_keys(exclude=False)
+    if isinstance(task.data, LabelledImages):
+        _refuse_one_class((one.label for one in task.data.of.images if one.label is not None), task)
     bank, test = task.features()
     if not allow_shared:
         refuse_shared(bank.keys, test.keys, exclude=False)
-    if bank.facts.classes < 2:
-        raise ConfigError(
-            f"all {bank.facts.images:,} images of {bank.facts.address!r} are of class {int(bank.labels[0])}: "
-            "give images of two classes or more to learn from"
-        )
+    _refuse_one_class(bank.labels.tolist(), task)
     return bank, test
 
 
-def available(asked: Iterable[str], bank: Features, refuse: bool) -> list[str]:
-    """Return the representations that a network has; with `refuse` raises ConfigError for any other."""
-    found = [name for name in asked if not {*name.split("+")} - {*bank.widths}]
-    missing = [name for name in asked if name not in found]
+def _refuse_one_class(labels: Iterable[int], task: Task) -> None:
+    found = set(labels)
+    if len(found) == 1:
+        raise ConfigError(
+            f"all labelled images of {task.data.address!r} are of class {found.pop()}: "
+            "give images of two classes or more to learn from"
+        )
+
+
+def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[str]:
+    """Return the representations that are there; with `refuse` raises ConfigError for any other."""
+    found = [name for name in asked if name in there]
+    missing = [name for name in asked if name not in there]
     if missing and (refuse or not found):
         raise ConfigError(
-            f"representation {missing[0]!r} is not available: this network has {', '.join(bank.names)}"
+            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}; "
+            f"give --set representations={found[0] if found else there[-1]}"
         )
     return found

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.evaluation.attention import Attention
+from pipeline.evaluation.attentive import Attentive
 from pipeline.evaluation.detect import Detect
 from pipeline.evaluation.export import Export
 from pipeline.evaluation.finetune import Finetune
@@ -16,7 +17,7 @@ from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score
 
-_ALL = (Knn, Probe, Finetune, Attention, ZeroShot, Robustness, Segment, Detect, Export)
+_ALL = (Knn, Probe, Attentive, Finetune, Segment, Detect, Attention, ZeroShot, Robustness, Export)
 EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
 
 

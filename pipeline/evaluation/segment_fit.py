@@ -3,44 +3,26 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
 from pipeline.evaluation.confusion import Confusion
-from pipeline.evaluation.dense import DenseDataset, Joint, Sample, in_order, load_dense, read_image
+from pipeline.evaluation.dense import DenseDataset, Joint, Sample, in_order, load_dense
 from pipeline.evaluation.fitting import Factor, autocast, fit, shuffled_batches
 from pipeline.evaluation.masks import MaskedImages
+from pipeline.evaluation.resuming import Resuming
+from pipeline.evaluation.segment_pictures import Predicted, spread_indices
+from pipeline.evaluation.segmenters import Segmenter
 from pipeline.evaluation.sliding import best_classes, slide
 from pipeline.evaluation.task import Task
 from pipeline.seeding import derived_seed
 
 _IMAGES_AT_ONCE = 8  # whose windows share batches
-
-Shown = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # pixels, truth, prediction
-
-
-class Segmenter(Protocol):
-    """A torch module that classifies pixels (B, h, w, 3) uint8: logits (B, K, h', w')."""
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return logits."""
-
-    def loss(self, pixels: Tensor, masks: Tensor) -> Tensor:
-        """Return the loss () for masks (B, h, w) uint8."""
-
-    def groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups."""
-
-    def to(self, device: torch.device) -> "Segmenter":
-        """Move to a device."""
-
-    def train(self, mode: bool = True) -> "Segmenter":
-        """Switch dropout and BatchNorm."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +38,24 @@ class Fit:
 
 
 def train_segmenter(
-    build: Callable[[], Segmenter], how: Fit, learnt: MaskedImages, transform: Joint, task: Task
+    build: Callable[[], Segmenter],
+    how: Fit,
+    learnt: MaskedImages,
+    transform: Joint,
+    task: Task,
+    state: Path,
 ) -> tuple[Segmenter, list[float]]:
-    """Build and train a segmenter; returns it with the losses of each tenth of the steps."""
+    """Build and train a segmenter; returns it with the losses of each tenth of the steps.
+
+    A training that stopped continues from the file `state`.
+    """
     device = task.subject.device
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derived_seed(how.seed, "segment"))
         model = build().to(device).train()
         optimiser = torch.optim.AdamW(model.groups(how.lr, how.weight_decay), lr=how.lr)
+        resuming = Resuming(state, model, optimiser)
         dataset = DenseDataset(learnt.images, learnt.read, transform, how.seed)
         order = shuffled_batches(len(dataset), how.batch, how.steps, how.seed)
 
@@ -74,8 +65,9 @@ def train_segmenter(
             with autocast(device):
                 return model.loss(pixels.permute(0, 2, 3, 1).to(device), masks.to(device))
 
-        batches = load_dense(dataset, order, task.workers)
-        losses = fit(loss_of, batches, optimiser, how.factor, how.steps, task.log)
+        batches = load_dense(dataset, islice(order, resuming.step, None), task.workers)
+        losses = fit(loss_of, batches, optimiser, how.factor, how.steps, task.log, resuming)
+    resuming.finish()
     return model.train(False), losses
 
 
@@ -89,15 +81,14 @@ class SegmentationTest:
     stride: tuple[int, int]
     classes: int
 
-    def run(self, test: MaskedImages, task: Task, pictures: int) -> tuple[Confusion, list[Shown]]:
-        """Return the confusion of all images, and some of them with truth and prediction."""
-        confusion, shown = Confusion(self.classes), list[Shown]()
-        chosen = {number * len(test.images) // max(1, pictures) for number in range(pictures)}
+    def run(self, test: MaskedImages, task: Task, pictures: int) -> tuple[Confusion, list[Predicted]]:
+        """Return the confusion of all images, and the predictions for some of them."""
+        confusion, shown = Confusion(self.classes), list[Predicted]()
+        chosen = spread_indices(len(test.images), pictures)
         for index, truth, predicted in self._predicted(test, task):
             confusion.add(truth.to(predicted.device), predicted)
             if index in chosen:
-                pixels = read_image(test.images[index])["image"].permute(1, 2, 0).numpy()
-                shown.append((pixels, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
+                shown.append((index, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
         return confusion, shown
 
     def _predicted(self, test: MaskedImages, task: Task) -> Iterator[tuple[int, Tensor, Tensor]]:

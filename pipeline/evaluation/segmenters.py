@@ -113,3 +113,6 @@ class UperNetSegmenter(nn.Module):
             step = lr * self.layer_decay / known
             groups += [{**group, "lr": step * group["lr_scale"]} for group in of_encoder]
         return groups
+
+
+Segmenter = LinearSegmenter | UperNetSegmenter

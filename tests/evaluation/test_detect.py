@@ -23,11 +23,11 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 
 TINY = {"image_size": 64, "channels": 32, "hidden": 64, "convolutions": 1, "rois": 32, "pictures": 1}
-QUICK = TINY | {"steps": 2, "warmup": 1, "batch_size": 2, "resamples": 2, "pictures": 0}
+QUICK = TINY | {"steps": 2, "warmup": 1, "batch": 2, "resamples": 2, "pictures": 0}
 SIZES = HeadSizes(32, 64, 1, 32)
 
 
-def tiny_subject(patch_size=8):
+def tiny_subject(patch_size=16):
     """A ViT of random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_a_frozen_encoder_is_not_trained_and_sees_the_last_block_unnormed():
     assert all(parameter.grad is not None for parameter in heads.parameters())
     with torch.no_grad():
         *_, last = detector.subject.hidden(pixels)
-        maps = last[:, 1:].reshape(2, 8, 8, 32).permute(0, 3, 1, 2)
+        maps = last[:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2)
         expected = detector.pyramid(maps)["2"]
         assert torch.equal(detector._levels(pixels, [(64, 64)] * 2)[1]["2"], expected)
 
@@ -118,16 +118,15 @@ def test_the_rate_rises_linearly_and_falls_twice():
 
 
 def test_a_frozen_tiny_model_learns_three_images_by_heart(three, evaluated):
-    learnt = TINY | {"steps": 70, "warmup": 10, "batch_size": 3, "learning_rate": 3e-3, "jitter": (1.0, 1.0)}
-    names, subject = ("red", "blue"), tiny_subject(16)
-    score = evaluated(three, three, subject=subject, shared_keys="allow", names=names, **learnt)
+    learnt = TINY | {"steps": 60, "warmup": 10, "batch": 3, "lr": 3e-3, "jitter": (1.0, 1.0)}
+    score = evaluated(three, three, shared_keys="allow", names=("red", "blue"), **learnt)
     assert score.metrics["box AP50"] > 0.8
     assert score.metrics["mask AP50"] > 0.8
     assert list(score.metrics)[:3] == ["box AP", "box AP50", "box AP75"]
     assert set(score.per_class) == {"0", "1"}
     assert (score.chance, score.class_images, score.test.images) == (0, {"0": 3, "1": 3}, 3)
     assert score.details["AP of each class"][0]["class"] == "red"
-    assert score.details["loss of each tenth of the steps"][-1] < 1
+    assert score.details["loss of each tenth of the steps"][-1] < 1.2
     assert "3 test images have the key of an image to learn from: this may measure memory" in score.notes
     assert "not ViTDet: all blocks attend to the whole image instead of windows" in score.notes[0]
     (picture,) = score.pictures
@@ -156,7 +155,7 @@ def test_equal_commands_give_equal_numbers(three, evaluated):
 def test_fine_tuning_leaves_the_subject_as_it_was(three, evaluated):
     subject = tiny_subject()
     before = {name: value.clone() for name, value in subject.vit.state_dict().items()}
-    options = {"shared_keys": "allow", "learning_rate": 1e-2, "steps": 4}
+    options = {"shared_keys": "allow", "lr": 1e-2, "steps": 3}
     tuned = evaluated(three, three, subject=subject, frozen=False, **options)
     assert all(torch.equal(before[name], value) for name, value in subject.vit.state_dict().items())
     frozen = evaluated(three, three, subject=subject, **options)
@@ -238,7 +237,7 @@ def test_a_folder_in_cocos_form_is_read(three, evaluated, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 72}, "image_size is 72: the pyramid needs a multiple of 32, .* image_size=64"),
+        ({"image_size": 72}, "image_size is 72: the pyramid needs a multiple of 64, .* image_size=64"),
         ({"steps": 5, "warmup": 5}, "warmup is 5 of 5 steps: give fewer"),
         ({"jitter": (2.0, 1.0)}, r"jitter is \[2.0, 1.0\]: give the least and the greatest scale"),
         ({}, "3 keys are in the bank and in the test data"),
@@ -281,3 +280,5 @@ def test_options_come_from_the_command_line():
         EVALUATIONS["detect"], None, ["frozen=false", "jitter=[0.5, 1.5]", "image_size=1024"]
     )
     assert (detect.frozen, detect.jitter, detect.image_size) == (False, (0.5, 1.5), 1024)
+    assert [Detect(steps=steps).warmup for steps in (100, 5000, 184_375)] == [5, 250, 250]
+    assert Detect(steps=100, warmup=50).warmup == 50

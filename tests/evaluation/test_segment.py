@@ -11,7 +11,8 @@ from tars import add_member
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
+from pipeline.evaluation import fitting, resuming
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
@@ -24,7 +25,7 @@ SIDE, PATCH = 48, 8
 SMALL = {"size": SIDE, "scale": (1.0, 1.0), "distort": False, "batch": 8, "lr": 0.02, "pictures": 0}
 KINDS = {
     "linear": SMALL | {"steps": 60},
-    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0)},
+    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0), "pictures": 0},
     "upernet": SMALL | {"steps": 40, "batch": 4, "lr": 0.003, "channels": 16},
 }
 
@@ -77,11 +78,11 @@ def subject():
 
 @pytest.fixture
 def scored(tmp_path):
-    def run(learnt, test, names=(), workers=0, **settings):
+    def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
         sets = [open_images([str(spec)], tmp_path, names) for spec in (learnt, test)]
         task = Task(
             subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "pictures",
-            batch_size=8, workers=workers,
+            batch_size=8, workers=workers, log=log,
         )  # fmt: skip
         return run_evaluation(Segment(**settings), task)
 
@@ -130,6 +131,39 @@ def test_equal_commands_give_equal_scores_and_another_seed_does_not(scored, tars
     assert first.details["losses"] != other.details["losses"]
 
 
+@pytest.mark.parametrize("kind", ["linear", "upernet"])
+def test_a_training_that_is_killed_ends_with_the_same_numbers(scored, tars, tmp_path, monkeypatch, kind):
+    settings = KINDS[kind] | {"kind": kind, "steps": 6, "batch": 2, "scale": (0.75, 1.5)}
+    (whole,) = scored(*tars, **settings)
+    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_STATES", -1.0)
+
+    def killed(line):
+        if line.startswith("step 4 of 6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(*tars, log=killed, **settings)
+    (state,) = (tmp_path / "pictures").glob(f"segment-{kind}-*.state")
+    lines = []
+    (again,) = scored(*tars, log=lines.append, **settings)
+    assert next(line for line in lines if line.startswith("step")).startswith("step 4 of 6")
+    assert (again.metrics, again.details) == (whole.metrics, whole.details)
+    assert not state.exists()
+    state.write_bytes(b"no state")
+    with pytest.raises(
+        CheckpointError, match=r"\.state' cannot be read \(UnpicklingError\): remove that file"
+    ):
+        scored(*tars, **settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(scored, tars):
+    with pytest.raises(
+        MaskAlignError, match="the loss is not finite from step 1 on: give a smaller learning"
+    ):
+        scored(*tars, **SMALL | {"steps": 5, "lr": 1e30})
+
+
 def test_windows_and_masks_of_other_sizes_work_together(scored, tmp_path):
     """Images of 96 x 48 pixels, tested through windows of 48 at half their size."""
 
@@ -169,13 +203,19 @@ def test_folders_of_ade20k_and_its_zero_are_read(scored, tmp_path):
     assert (score.bank.kind, score.bank.class_names) == ("folder", ("column", "row"))
 
 
-def test_a_picture_shows_truth_and_prediction(scored, tars, tmp_path):
-    settings = SMALL | {"steps": 2, "pictures": 2}
-    (score,) = scored(*tars, names=("column", "unused", "row"), **settings)
-    (picture,) = score.pictures
-    with Image.open(tmp_path / "pictures" / picture.file) as image:
-        assert image.size[0] > 800
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_a_picture_shows_truth_and_prediction(scored, tars, tmp_path, kind):
+    settings = KINDS[kind] | {"pictures": 2} | ({"steps": 2} if kind == "linear" else {})
+    pictures = [
+        picture.file
+        for score in scored(*tars, names=("column", "unused", "row"), kind=kind, **settings)
+        for picture in score.pictures
+    ]
+    assert len(pictures) == len({*pictures}) == (1 if kind == "linear" else 2)
+    for file in pictures:
+        with Image.open(tmp_path / "pictures" / file) as image:
+            assert image.size[0] > 800
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_images_with_faults_are_counted_with_the_first_reason(scored, tmp_path):
@@ -284,6 +324,7 @@ def test_only_keys_of_the_kind_are_recorded():
         ("kind=unet", "configuration key 'kind' is 'unet': input should be 'linear', 'knn' or 'upernet'"),
         ("stride=600", r"stride is \[600, 600\]: give 1 to \[512, 512\], the size of a window"),
         ("scale=[2.0, 0.5]", r"scale is \[2.0, 0.5\]: two factors are needed, such as \[0.5, 2.0\]"),
+        ("warmup=40000", "warmup is 40000: give fewer steps than the 40000 of the training"),
         ("batch=1", "configuration key 'batch' is 1: input should be greater than or equal to 2"),
         ("stepz=1", "unknown configuration key 'stepz': did you mean 'steps'"),
     ],
