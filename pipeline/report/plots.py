@@ -102,17 +102,17 @@ def single_chart(
         return _svg(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
 
 
-def evaluation_chart(evaluations: Metrics) -> str:
-    """Scores in percent against steps, with their 95% intervals and the line of chance.
+def evaluation_chart(evaluations: Metrics, name: str) -> str:
+    """Scores of one evaluation in percent against steps, with 95% intervals and the line of chance.
 
     Each line of the log has `step` and a list `evaluations` of scores.
     """
     found: dict[str, list[tuple[float, ...]]] = {}
     for line in evaluations:
-        for one in line["evaluations"]:
+        for one in (one for one in line["evaluations"] if one["evaluation"] == name):
             low, high = one.get("interval") or (one["value"],) * 2
             point = (line["step"], 100 * one["value"], 100 * low, 100 * high)
-            found.setdefault(f"{one['evaluation']} {one['representation']}", []).append(point)
+            found.setdefault(one["representation"], []).append(point)
     curves = {name: np.array(sorted(points)).T for name, points in found.items()}
     with mpl.rc_context(_STYLE):
         figure, axes = _axes("top-1, %")
@@ -122,10 +122,10 @@ def evaluation_chart(evaluations: Metrics) -> str:
         chance = 100 * evaluations[-1]["evaluations"][0]["chance"]
         axes.axhline(chance, color=_WARM, linewidth=1.2, linestyle="--", label="chance")
         axes.set_ylim(0, None)
-        _finish(axes, columns=5)
+        _finish(axes)
         courses = "; ".join(f"{name}{_from_to(values)}" for name, (_, values, _, _) in curves.items())
-        alt = f"Line chart of scores in percent against steps: {courses}; chance is {chance:.3g}."
-        return _svg(figure, "evaluation", alt, len(curves))
+        alt = f"Line chart of {name} in percent against steps: {courses}; chance is {chance:.3g}."
+        return _svg(figure, f"evaluation-{name}", alt, len(curves))
 
 
 def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
@@ -144,14 +144,12 @@ def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) ->
         return _svg(figure, "course", alt, len(names))
 
 
-def _finish(axes: Axes, warmup: int = 0, columns: int = 3) -> None:
+def _finish(axes: Axes, warmup: int = 0) -> None:
     """Tint the warm-up, and make a legend if there is something to name."""
     if warmup > 0:
         axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(
-            ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4
-        )
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
 
 
 def _family(axes: Axes, lines: Mapping[str, tuple[Values, Values]], width: float, alpha: float = 1) -> None:

@@ -113,11 +113,12 @@ def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageS
     if not evaluations:
         return PageSection("", "")
     asked = run["config"]["evaluate"]
-    test = f", tested on {', '.join(asked['test_shards'])}" if asked["test_shards"] else ", a fifth held out"
+    learnt, tested = (", ".join(Path(one).name for one in asked[name]) for name in ("shards", "test_shards"))
+    test = f"tested on {tested}" if tested else "a fifth held out to test on"
     seconds = sum(line["evaluation_seconds"] for line in evaluations)
     text = (
-        f"Scores of the encoder on labelled images of {', '.join(asked['shards'])}{test}: for watching the "
-        f"run, not for comparing networks. The bands are 95% intervals; all of it took {duration(seconds)}."
+        f"Scores of the encoder on labelled images of {learnt}, {test}: for watching the run, not for "
+        f"comparing networks. The bands are 95% intervals. All evaluations took {duration(seconds)}."
     )
     names = list(dict.fromkeys(_curve(one) for line in evaluations for one in line["evaluations"]))
     rows = (
@@ -125,9 +126,15 @@ def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageS
         for line in evaluations
         for shares in [{_curve(one): f"{one['value']:.1%}" for one in line["evaluations"]}]
     )
-    chart = f'<div class="grid"><div class="card">{plots.evaluation_chart(evaluations)}</div></div>'
-    table = folded("Numbers of this chart", data_table(["step", *names, "chance"], rows))
-    return PageSection("Scores while training", f"<p>{html.escape(text)}</p>{chart}{table}")
+    kinds = dict.fromkeys(one["evaluation"] for line in evaluations for one in line["evaluations"])
+    cards = (
+        f'<section class="card" style="max-width:560px"><h3>{html.escape(name)}</h3>'
+        f"{plots.evaluation_chart(evaluations, name)}</section>"
+        for name in kinds
+    )
+    table = folded("Numbers of these charts", data_table(["step", *names, "chance"], rows))
+    body = f'<p>{html.escape(text)}</p><div class="grid">{"".join(cards)}</div>{table}'
+    return PageSection("Scores while training", body)
 
 
 def _curve(score: Mapping[str, Any]) -> str:

@@ -231,8 +231,8 @@ def test_scores_while_training_are_curves_with_chance_and_numbers(cache, tmp_pat
     words = Page(text).words
     assert "Scores while training" in words
     assert any("labelled images of learn.tar, tested on test.tar: for watching" in each for each in words)
-    assert {"knn cls", "chance", "62.5%", "25.0%"} <= set(words)
-    label = "scores in percent against steps: knn cls, from 30 to 62.5; chance is 25."
+    assert {"knn", "knn cls", "cls", "chance", "62.5%", "25.0%"} <= set(words)
+    label = "knn in percent against steps: cls, from 30 to 62.5; chance is 25."
     assert f'aria-label="Line chart of {label}"' in text
     assert "20 of 60 steps" in text
 
