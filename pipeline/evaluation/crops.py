@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from pipeline.errors import MaskAlignError, SourceError
 from pipeline.evaluation.images import LabelledImage
+from pipeline.runtime.signals import blocked_signals
 from pipeline.seeding import derived_seed
 from pipeline.views.codec import decode_image
 
@@ -144,7 +145,9 @@ def load(
         generator=torch.Generator(),  # or it would draw from the global one
     )
     try:
-        yield from loader
+        with blocked_signals():  # a launcher signals all processes, but the main one decides when to end
+            loaded = iter(loader)
+        yield from loaded
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
@@ -37,9 +38,9 @@ def build_classifier(subject: Subject, classes: int, pool: Pool, drop_path: floa
         vit.norm, vit.fc_norm = nn.Identity(), _fresh(norm, subject.width)
     vit.pool_include_prefix = False
     vit.reset_classifier(classes, "avg" if pool == "mean" else "token")
-    vit.head.to(subject.device)
-    trunc_normal_(vit.head.weight, std=_HEAD_STD)
-    nn.init.zeros_(vit.head.bias)
+    # Drawn on the CPU, so that every device begins alike.
+    weight = trunc_normal_(torch.empty(classes, subject.width), std=_HEAD_STD)
+    vit.head.load_state_dict({"weight": weight, "bias": torch.zeros(classes)})
     return vit
 
 

@@ -15,6 +15,7 @@ from pipeline.evaluation.finetune_model import Pool
 
 SMALL_SET = 5_000  # images; below it mixup does harm
 _LARGE_WIDTH = 1024
+_LEAST_EPOCHS_PER_WARMUP = 10
 _LR_BATCH = 256  # a learning rate is given for so many images
 
 Preset = Literal["auto", "maskalign", "mae", "scratch", "small"]
@@ -117,11 +118,19 @@ def choose_preset(preset: Preset, pretrained: bool, images: int) -> Preset:
 def build_recipe(preset: Preset, settings: Settings, width: int, images: int, pretrained: bool) -> Recipe:
     """Return the recipe for a network of some width and so many images; raises ConfigError.
 
-    A preset's batch is never larger than the set; one that is asked for must not be.
+    A preset's batch is never larger than the set, and its warm-up never longer than a tenth of the epochs;
+    what is asked for must fit.
     """
     large, changes = width >= _LARGE_WIDTH, settings.changes()
     chosen = choose_preset(preset, pretrained, images)
     recipe = Recipe(**(_preset(chosen, large, images, pretrained) | changes))
+    if "warmup_epochs" not in changes:
+        shorter = min(recipe.warmup_epochs, recipe.epochs / _LEAST_EPOCHS_PER_WARMUP)
+        recipe = recipe.model_copy(update={"warmup_epochs": shorter})
+    elif recipe.warmup_epochs >= recipe.epochs:
+        raise ConfigError(
+            f"warmup_epochs is {recipe.warmup_epochs:g}, but there are {recipe.epochs} epochs: give fewer"
+        )
     if recipe.batch <= images:
         return recipe
     if "batch" in changes:

@@ -232,10 +232,12 @@ class Try:
             "preset": choose_preset(settings.preset, self.pretrained, len(self.bank.images)),
             "recipe": self.recipe.model_dump(mode="json"),
             "lr": training.plan.lr,
-            "table": table,
-            "losses": history.losses,
-            "accuracies": history.accuracies,
-            "epoch": history.best or self.recipe.epochs,
+            "sweep": table,
+            "epochs": [
+                {"epoch": epoch, "loss": loss, "accuracy": history.accuracies.get(epoch)}
+                for epoch, loss in enumerate(history.losses, 1)
+            ],
+            "tested epoch": history.best or self.recipe.epochs,
             "steps": training.steps,
             "weights": f"{training.folder.name}/{WEIGHTS}",
         }

@@ -22,14 +22,14 @@ def shuffled_batches(count: int, batch_size: int, steps: int, seed: int) -> Iter
 
     A batch may reach into the next epoch.
     """
-    epoch, rest = 0, list[tuple[int, int]]()
+    epoch, rest, first = 0, list[tuple[int, int]](), 0
     for _ in range(steps):
-        while len(rest) < batch_size:
+        while len(rest) - first < batch_size:
             order = generator(seed, "evaluation order", epoch).permutation(count).tolist()
-            rest += [(epoch, index) for index in order]
+            rest, first = rest[first:] + [(epoch, index) for index in order], 0
             epoch += 1
-        yield rest[:batch_size]
-        rest = rest[batch_size:]
+        yield rest[first : first + batch_size]
+        first += batch_size
 
 
 def cosine(steps: int, warmup: int = 0) -> Factor:

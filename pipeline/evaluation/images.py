@@ -8,6 +8,7 @@ Beside an image may be a class index (KEY.cls, or the folder of a class), a mask
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -143,13 +144,15 @@ def folder_images(folder: Path) -> ImageSet:
     numbers = {name: number for number, name in enumerate(names)}
     annotations, categories = _coco(notes) if notes.is_file() else ({}, ())
     found = []
+    stems = Counter(file.with_suffix("") for file in files)  # a.jpg beside a.png keeps its extension
     for file in files:
         relative = file.relative_to(folder)
+        key = relative if stems[file.with_suffix("")] > 1 else relative.with_suffix("")
         mask = masks / relative.with_suffix(".png") if masks else None
         label = numbers.get(relative.parts[0]) if len(relative.parts) > 1 and not masks else None
         found.append(
             LabelledImage(
-                key=str(relative.with_suffix("")),
+                key=str(key),
                 source=folder.name,
                 image=_whole(file),
                 label=label,

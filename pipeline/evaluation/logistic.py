@@ -4,7 +4,8 @@ Minimised is the mean loss + |W|^2 / (2 C n), scikit-learn's objective divided b
 W / s, where s standardises the gradient by the spread of each channel: the optimum stays, the steps are few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from pipeline.seeding import generator
 
-C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # 10^linspace(-6, 5, 45), DINOv2's
+C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # DINOv2's 10^linspace(-6, 5, 45)
 _TOLERANCE, _ROUGH = 1e-12, 1e-8  # of a step's loss: of the fit that counts, and of those that choose C
 _MOST_STEPS = 1000
+_WORTH_THREADS = 1 << 26  # products in a step
 _CHUNK = 1 << 22  # numbers of a chunk, 32 MB
 
 
@@ -66,9 +68,20 @@ def fit_logistic(
         weight.grad = gradient * scale
         return loss
 
-    search.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
+    with _threads_for(features.numel() * classes), torch.no_grad():
+        search.step(closure)  # type: ignore[no-untyped-call]
         return Logistic(weight * scale, bias.detach(), mean, float(closure()))
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """Compute with one thread where a step is short: threads that wait for each other cost ten times more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if products > _WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def objective(

@@ -1,7 +1,7 @@
 """CAPI's cheap segmentation: nearest patches and logistic regression, chosen on a tenth, at one size."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from pipeline.evaluation.masks import MaskedImages
 from pipeline.evaluation.patch_knn import Distance, PatchBank
 from pipeline.evaluation.patch_logistic import PatchRegression
 from pipeline.evaluation.patches import Patches, write_patches
+from pipeline.evaluation.segment_pictures import Predicted, draw_predictions, spread_indices
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -46,7 +47,7 @@ class PatchClassifier(Protocol[Option]):
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
-    """Images to learn from and to test, and K classes."""
+    """Images to learn from and to test, K classes, and the number and the start of the names of pictures."""
 
     subject: Subject
     learnt: MaskedImages
@@ -54,6 +55,8 @@ class PatchTask:
     classes: int
     notes: tuple[str, ...]
     seed: int
+    pictures: int
+    files: Path
 
     def run(
         self, task: Task, ks: Sequence[int], distances: Sequence[Distance], cs: Sequence[float], most: int
@@ -66,9 +69,9 @@ class PatchTask:
                 for name, masked in (("learnt", self.learnt), ("test", self.test))
             )
             task.log(f"{len(learnt.tokens):,} patches to learn from, {len(test.tokens):,} to test")
-            found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None)]
+            found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None, task.log)]
             if most:
-                found.append(self._score(PatchRegression, learnt, test, list(cs), most))
+                found.append(self._score(PatchRegression, learnt, test, list(cs), most, task.log))
         return found
 
     def _score(
@@ -78,28 +81,31 @@ class PatchTask:
         test: Patches,
         options: list[Option],
         most: int | None,
+        log: Callable[[str], None],
     ) -> Outcome:
         """Choose an option on the tenth, and test it with all images."""
         table, winner = [], options[0]
         if len(options) > 1:
             kept, held = self._tenth()
             classifier = kind(learnt, self._drawn(learnt, kept, most), self.classes, self.subject.device)
-            found = self._confusions(classifier.predict(learnt, held, options), learnt)
+            found, _ = self._confusions(classifier.predict(learnt, held, options), learnt, set())
             scores = {option: one.miou for option, one in found.items()}
             winner = max(options, key=lambda option: scores[option])
+            log(f"{kind.name}: {kind.describe(winner)} is best on a tenth, mIoU {scores[winner]:.1%}")
             table = [{"option": kind.describe(each), "mIoU": scores[each]} for each in options]
         rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
         classifier = kind(learnt, rows, self.classes, self.subject.device)
         everything = torch.arange(len(self.test.images))
-        confusion = self._confusions(classifier.predict(test, everything, [winner]), test)[winner]
+        chosen = spread_indices(len(everything), self.pictures)
+        tested, shown = self._confusions(classifier.predict(test, everything, [winner]), test, chosen)
+        file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
         size = self.subject.image_size
-        what = kind.describe(winner)
-        selection = (
-            f"{what}: best on a tenth of the images to learn from" if table else f"none: {what} is given"
-        )
         return mask_outcome(
-            kind.name, confusion, self.learnt.facts(size), self.test.facts(size), selection=selection,
-            seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)), details={"table": table},
+            kind.name, tested[winner], self.learnt.facts(size), self.test.facts(size),
+            selection="best on a tenth of the images to learn from" if table else "none: one option is given",
+            seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)),
+            details={"chosen": kind.describe(winner), "table": table},
+            pictures=draw_predictions(file, shown, self.test, self.classes),
         )  # fmt: skip
 
     def _tenth(self) -> tuple[Tensor, Tensor]:
@@ -123,13 +129,16 @@ class PatchTask:
         return rows[torch.from_numpy(order).sort().values]
 
     def _confusions(
-        self, predicted: Iterator[tuple[int, Option, Tensor]], patches: Patches
-    ) -> dict[Option, Confusion]:
-        found: dict[Option, Confusion] = {}
+        self, predicted: Iterator[tuple[int, Option, Tensor]], patches: Patches, chosen: set[int]
+    ) -> tuple[dict[Option, Confusion], list[Predicted]]:
+        """Return the confusion of each option, and the predictions for some images."""
+        found, shown = dict[Option, Confusion](), list[Predicted]()
         for image, option, classes in predicted:
-            confusion = found.setdefault(option, Confusion(self.classes))
-            confusion.add(patches.mask(image).to(classes.device), classes)
-        return found
+            truth = patches.mask(image)
+            found.setdefault(option, Confusion(self.classes)).add(truth.to(classes.device), classes)
+            if image in chosen:
+                shown.append((image, truth.numpy(), classes.to(torch.uint8).cpu().numpy()))
+        return found, shown
 
     def _notes(self, learnt: Patches, most: int | None) -> Iterator[str]:
         if most is not None and most < len(learnt.tokens):

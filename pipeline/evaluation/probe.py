@@ -20,7 +20,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and the
         "grid": ("cls", "cls+mean", "last4", "last4+mean"),
         "published": ("cls",),
     },
-    "c": {"logistic": C_GRID},
+    "c": {"logistic": "10^linspace(-6, 5, 45)"},
     "few": {"logistic": None},
     "tries": {"logistic": 1},
     "lr": {
@@ -45,7 +45,6 @@ class Probe(SectionOfKinds):
 
     name: ClassVar[str] = "probe"
     protocol: ClassVar[str] = "linear probe, version 1"
-
     by_kind: ClassVar = _KINDS
 
     kind: Literal["logistic", "grid", "published"] = "logistic"
@@ -53,7 +52,7 @@ class Probe(SectionOfKinds):
     select: Literal["train", "test"] = "train"
     seed: int = 0
     shared_keys: Literal["refuse", "allow"] = "refuse"
-    c: tuple[float, ...] = ()
+    c: Literal["10^linspace(-6, 5, 45)"] | tuple[float, ...] = ()
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)
     lr: tuple[float, ...] = ()
@@ -65,6 +64,11 @@ class Probe(SectionOfKinds):
         if self.kind == "published" and len(self.lr) > 1:
             raise ValueError("lr is a list: kind published has one, such as 0.025, or 0.1 as MAE")
         return self
+
+    @property
+    def c_grid(self) -> tuple[float, ...]:
+        """The values of C to choose from."""
+        return C_GRID if isinstance(self.c, str) else self.c
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
@@ -112,6 +116,7 @@ def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[
     missing = [name for name in asked if name not in there]
     if missing and (refuse or not found):
         raise ConfigError(
-            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}"
+            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}; "
+            f"give --set representations={found[0] if found else there[-1]}"
         )
     return found

@@ -20,11 +20,11 @@ from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.masks import MaskedImages, count_classes, find_masks, mask_notes
 from pipeline.evaluation.patch_segment import PatchTask
 from pipeline.evaluation.segment_fit import Fit, SegmentationTest, train_segmenter
+from pipeline.evaluation.segment_pictures import draw_predictions
 from pipeline.evaluation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import SharedKeys, Task
-from pipeline.report.mask_picture import save_mask_picture
-from pipeline.report.scores import Outcome, Picture
+from pipeline.report.scores import Outcome
 
 Kind = Literal["linear", "knn", "upernet"]
 Sides = tuple[int, int]
@@ -109,6 +109,10 @@ class Segment(Section):
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale is {list(self.scale)}: two factors are needed, such as [0.5, 2.0]")
+        if self.kind != "knn" and self.warmup >= self.steps:
+            raise ValueError(
+                f"warmup is {self.warmup}: give fewer steps than the {self.steps} of the training"
+            )
         if min(*self.crop, *self.stride) < 1 or any(
             step > side for step, side in zip(self.stride, self.crop, strict=True)
         ):
@@ -133,7 +137,8 @@ class Segment(Section):
         classes = count_classes(learnt, test, known)
         notes = mask_notes(learnt, test)
         if self.kind == "knn":
-            patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed)
+            files = task.folder / self._name(task, learnt, test)
+            patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.pictures, files)
             return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
         return [self._trained(task, subject, learnt, test, classes, tuple(notes))]
 
@@ -173,15 +178,11 @@ class Segment(Section):
         model, losses = train_segmenter(build, how, learnt, transform, task, state)
         tested = SegmentationTest(model, self.size, self.crop, self.stride, classes)
         confusion, shown = tested.run(test, task, self.pictures)
-        pictures = list[Picture]()
-        if shown:
-            save_mask_picture(task.folder / f"{name}.png", shown, test.of.class_names, classes)
-            caption = "Test images, their masks, and the classes predicted."
-            pictures.append(Picture(file=f"{name}.png", caption=caption))
+        pictures = draw_predictions(task.folder / f"{name}.png", shown, test, classes)
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),
             selection="none: the head after the last step", seed=self.seed, notes=notes,
-            details={"losses": losses}, pictures=tuple(pictures),
+            details={"losses": losses}, pictures=pictures,
         )  # fmt: skip
 
     def _name(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> str:

@@ -7,25 +7,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
 from pipeline.evaluation.confusion import Confusion
-from pipeline.evaluation.dense import DenseDataset, Joint, Sample, in_order, load_dense, read_image
+from pipeline.evaluation.dense import DenseDataset, Joint, Sample, in_order, load_dense
 from pipeline.evaluation.fitting import Factor, autocast, fit, shuffled_batches
 from pipeline.evaluation.masks import MaskedImages
 from pipeline.evaluation.resuming import Resuming
+from pipeline.evaluation.segment_pictures import Predicted, spread_indices
 from pipeline.evaluation.segmenters import Segmenter
 from pipeline.evaluation.sliding import best_classes, slide
 from pipeline.evaluation.task import Task
 from pipeline.seeding import derived_seed
 
 _IMAGES_AT_ONCE = 8  # whose windows share batches
-
-Shown = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]  # pixels, truth, prediction
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,14 @@ class SegmentationTest:
     stride: tuple[int, int]
     classes: int
 
-    def run(self, test: MaskedImages, task: Task, pictures: int) -> tuple[Confusion, list[Shown]]:
-        """Return the confusion of all images, and some of them with truth and prediction."""
-        confusion, shown = Confusion(self.classes), list[Shown]()
-        chosen = {number * len(test.images) // max(1, pictures) for number in range(pictures)}
+    def run(self, test: MaskedImages, task: Task, pictures: int) -> tuple[Confusion, list[Predicted]]:
+        """Return the confusion of all images, and the predictions for some of them."""
+        confusion, shown = Confusion(self.classes), list[Predicted]()
+        chosen = spread_indices(len(test.images), pictures)
         for index, truth, predicted in self._predicted(test, task):
             confusion.add(truth.to(predicted.device), predicted)
             if index in chosen:
-                pixels = read_image(test.images[index])["image"].permute(1, 2, 0).numpy()
-                shown.append((pixels, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
+                shown.append((index, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
         return confusion, shown
 
     def _predicted(self, test: MaskedImages, task: Task) -> Iterator[tuple[int, Tensor, Tensor]]:

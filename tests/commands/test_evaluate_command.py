@@ -319,3 +319,13 @@ def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
     assert result.exit_code == 2
     assert "views of 64 pixels in patches of 16 are needed, but cache " in result.stderr
     assert "has 32 in 8: give a cache of these sizes, or --shards" in result.stderr
+
+
+def test_an_evaluation_of_one_process_is_refused_under_torchrun(run, test_tar, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    result = call("--run", run, "--shards", test_tar)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: evaluation 'knn' runs in one process, not in 2: start it without torchrun, srun or mpirun\n"
+    )

@@ -113,7 +113,8 @@ def test_published_recipes_are_chosen_by_width(preset, width, expected):
 def test_small_sets_have_no_mixup_and_smaller_batches():
     small = build_recipe("auto", Settings(), 768, 800, pretrained=True)
     assert (small.epochs, small.batch, small.mixes, small.head_epochs) == (50, 64, False, 5)
-    assert len(small.lr) == 3
+    assert (len(small.lr), small.warmup_epochs) == (3, 5.0)
+    assert build_recipe("auto", Settings(epochs=5), 768, 800, pretrained=True).warmup_epochs == 0.5
     assert build_recipe("auto", Settings(epochs=7), 768, 31, pretrained=True).batch == 30
     assert build_recipe("small", Settings(), 768, 5000, pretrained=True).mixes
     assert build_recipe("auto", Settings(), 768, 5000, pretrained=True).layer_decay == 0.55
@@ -305,7 +306,8 @@ def test_separable_classes_are_learnt_from_nothing(sets, tmp_path):
     assert found.selection == "lr: given; epoch: the last"
     assert (found.bank.images, found.test.images, found.bank.classes) == (40, 24, 4)
     assert {*found.per_class} == {"0", "10", "20", "30"}
-    assert len(found.details["losses"]) == found.details["epoch"] == 8
+    assert [row["epoch"] for row in found.details["epochs"]] == list(range(1, 9))
+    assert found.details["tested epoch"] == 8
 
 
 def test_random_labels_stay_at_chance(sets, tmp_path):
@@ -320,7 +322,7 @@ def test_random_labels_stay_at_chance(sets, tmp_path):
 def test_a_sweep_is_decided_on_held_out_images(sets, tmp_path):
     found = score(sets, tmp_path, subject("untrained"), lr=(1e-12, 0.02), min_lr=0.0, epochs=8)
     assert found.details["lr"] == 0.02
-    low, high = found.details["table"]
+    low, high = found.details["sweep"]
     assert (low["lr"], high["lr"]) == (1e-12, 0.02)
     assert high["accuracy"] > low["accuracy"]
     assert found.selection == "lr: a tenth of the images to learn from; epoch: the last"
@@ -334,17 +336,25 @@ def test_a_sweep_is_decided_on_held_out_images(sets, tmp_path):
 @pytest.mark.parametrize(("select", "images"), [("train", 36), ("test", 40)])
 def test_the_best_epoch_is_chosen_where_asked(sets, tmp_path, select, images):
     found = score(sets, tmp_path, select=select, epochs=4)
-    accuracies = found.details["accuracies"]
+    accuracies = [row["accuracy"] for row in found.details["epochs"]]
     assert len(accuracies) == 4
-    assert accuracies[found.details["epoch"]] == max(accuracies.values())
+    assert accuracies.index(max(accuracies)) == found.details["tested epoch"] - 1
     assert found.bank.images == images
     if select == "test":
-        assert found.metrics["top-1"] == pytest.approx(max(accuracies.values()))
+        assert found.metrics["top-1"] == pytest.approx(max(accuracies))
         assert found.notes == (
             "the epoch was chosen on the test set, as published: the accuracy is optimistic",
         )
     else:
         assert found.selection == "lr: given; epoch: a tenth of the images to learn from, not trained on"
+
+
+def test_a_sweep_with_a_best_epoch_trains_its_winner_once(sets, tmp_path):
+    found = score(sets, tmp_path, lr=(1e-12, 0.02), min_lr=0.0, select="train", epochs=4)
+    accuracies = [row["accuracy"] for row in found.details["epochs"]]
+    assert max(accuracies) == max(row["accuracy"] for row in found.details["sweep"])
+    assert len(list(tmp_path.glob("finetune-*"))) == 2
+    assert len(list(tmp_path.rglob("finetuned.safetensors"))) == 1
 
 
 def test_few_labels_are_drawn_by_seed(sets, tmp_path):
@@ -420,6 +430,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(sets, tmp_path):
             {"batch": 9, "accumulate": 2},
             "1 ranks that accumulate 2 parts need a multiple of 2: give ",
         ),
+        ({"warmup_epochs": 2.0}, "warmup_epochs is 2, but there are 2 epochs: give fewer"),
         ({"freeze": 3}, "freeze is 3, but this network has 2 blocks: give that many or fewer"),
         ({"few": 1, "lr": (0.1, 0.2), "batch": 4}, "class 0 has one image, but a tenth of the images"),
         ({"few": 1, "select": "train", "batch": 4}, "class 0 has one image, but a tenth of the images"),
@@ -480,7 +491,8 @@ def test_two_ranks_learn_what_one_process_learns(sets, tmp_path):
     ]  # fmt: skip
     alone, output = invoked([*arguments, "--out", tmp_path / "alone.json"])
     together, output = under_torchrun([*arguments, "--out", tmp_path / "together.json"])
-    assert together["details"]["losses"] == pytest.approx(alone["details"]["losses"], rel=1e-3)
+    losses = [[row["loss"] for row in each["details"]["epochs"]] for each in (alone, together)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert together["test"] == alone["test"]
     assert together["metrics"]["top-1"] == pytest.approx(alone["metrics"]["top-1"], abs=0.1)
     assert output.count("images of 4 classes, 40 to learn from") == 1  # only the main rank prints

@@ -155,6 +155,11 @@ def test_a_folder_has_a_class_for_each_subfolder(tmp_path):
         folder_images(tmp_path / "set" / "none")
 
 
+def test_files_of_one_name_but_for_the_extension_have_their_own_keys(tmp_path):
+    write_images(tmp_path / "set", ["a/1.jpg", "a/1.png", "a/2.jpg"])
+    assert [one.key for one in opened(tmp_path / "set").images] == ["a/1.jpg", "a/1.png", "a/2"]
+
+
 def test_masks_lie_beside_images_as_in_ade20k(tmp_path):
     write_images(tmp_path / "images" / "training", ["a.jpg", "b.jpg", "park/c.jpg"])
     (tmp_path / "annotations" / "training" / "park").mkdir(parents=True)

@@ -25,7 +25,7 @@ SIDE, PATCH = 48, 8
 SMALL = {"size": SIDE, "scale": (1.0, 1.0), "distort": False, "batch": 8, "lr": 0.02, "pictures": 0}
 KINDS = {
     "linear": SMALL | {"steps": 60},
-    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0)},
+    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0), "pictures": 0},
     "upernet": SMALL | {"steps": 40, "batch": 4, "lr": 0.003, "channels": 16},
 }
 
@@ -203,13 +203,19 @@ def test_folders_of_ade20k_and_its_zero_are_read(scored, tmp_path):
     assert (score.bank.kind, score.bank.class_names) == ("folder", ("column", "row"))
 
 
-def test_a_picture_shows_truth_and_prediction(scored, tars, tmp_path):
-    settings = SMALL | {"steps": 2, "pictures": 2}
-    (score,) = scored(*tars, names=("column", "unused", "row"), **settings)
-    (picture,) = score.pictures
-    with Image.open(tmp_path / "pictures" / picture.file) as image:
-        assert image.size[0] > 800
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_a_picture_shows_truth_and_prediction(scored, tars, tmp_path, kind):
+    settings = KINDS[kind] | {"pictures": 2} | ({"steps": 2} if kind == "linear" else {})
+    pictures = [
+        picture.file
+        for score in scored(*tars, names=("column", "unused", "row"), kind=kind, **settings)
+        for picture in score.pictures
+    ]
+    assert len(pictures) == len({*pictures}) == (1 if kind == "linear" else 2)
+    for file in pictures:
+        with Image.open(tmp_path / "pictures" / file) as image:
+            assert image.size[0] > 800
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
 
 def test_images_with_faults_are_counted_with_the_first_reason(scored, tmp_path):
@@ -318,6 +324,7 @@ def test_only_keys_of_the_kind_are_recorded():
         ("kind=unet", "configuration key 'kind' is 'unet': input should be 'linear', 'knn' or 'upernet'"),
         ("stride=600", r"stride is \[600, 600\]: give 1 to \[512, 512\], the size of a window"),
         ("scale=[2.0, 0.5]", r"scale is \[2.0, 0.5\]: two factors are needed, such as \[0.5, 2.0\]"),
+        ("warmup=40000", "warmup is 40000: give fewer steps than the 40000 of the training"),
         ("batch=1", "configuration key 'batch' is 1: input should be greater than or equal to 2"),
         ("stepz=1", "unknown configuration key 'stepz': did you mean 'steps'"),
     ],
