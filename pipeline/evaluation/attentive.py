@@ -14,7 +14,7 @@ from pipeline.evaluation.crop_training import CropPlan, plan_crops, whole_images
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import cosine, fit
 from pipeline.evaluation.kinds import SectionOfKinds
-from pipeline.evaluation.lars import Lars
+from pipeline.evaluation.lars import Lars, short_way
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probe import learnt_and_test
 from pipeline.evaluation.subject import Subject
@@ -125,7 +125,7 @@ class Attentive(SectionOfKinds):
         return classification_outcome(
             "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
-            seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject)),
+            seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject, plan)),
             details=self._details(heads[best], plan, table),
         ).model_copy(update={"pictures": tuple(shown)})  # fmt: skip
 
@@ -139,9 +139,11 @@ class Attentive(SectionOfKinds):
             "heads": table,
         }
 
-    def _notes(self, subject: Subject) -> Iterator[str]:
+    def _notes(self, subject: Subject, plan: CropPlan) -> Iterator[str]:
         if self.cls and not subject.has_cls:
             yield "this network has no CLS: patches alone are seen"
         used = largest_divisor(subject.width, self.queries)
+        if self.kind == "efficient":
+            yield from short_way(plan.steps, max(self.lr) * plan.scale, "take kind capi")
         if self.kind == "efficient" and used != self.queries:
             yield f"{used} queries instead of {self.queries}, which do not divide width {subject.width}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import field_validator, model_serializer, model_validator
+from pydantic import ValidationInfo, field_validator, model_serializer, model_validator
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from pipeline.config import Section
@@ -32,14 +32,16 @@ class SectionOfKinds(Section):
 
     @field_validator("representations", "c", "lr", "weight_decay", mode="before", check_fields=False)
     @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
+    def _as_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """A single value is a list of one, but the name of a grid of numbers is a name."""
+        if isinstance(value, str) and info.field_name != "representations":
+            return value
         return tuple(value) if isinstance(value, list | tuple) else (value,)
 
     @field_validator("c", "lr", check_fields=False)
     @classmethod
-    def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value <= 0 for value in values):
+    def _positive(cls, values: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if not isinstance(values, str) and any(value <= 0 for value in values):
             raise ValueError("numbers greater than 0 are needed")
         return values
 

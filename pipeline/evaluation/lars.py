@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_TRUST, _MOMENTUM = 0.001, 0.9
+_LEAST_WAY = 2.0  # in lengths of a weight; below, a head still looks like its first weights
+
 
 class Lars(torch.optim.Optimizer):
     """SGD with momentum on gradients whose length is `trust` times the length of their tensor.
@@ -18,9 +21,9 @@ class Lars(torch.optim.Optimizer):
         self,
         parameters: Iterable[Any],
         lr: float,
-        momentum: float = 0.9,
+        momentum: float = _MOMENTUM,
         weight_decay: float = 0.0,
-        trust: float = 0.001,
+        trust: float = _TRUST,
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
         super().__init__(parameters, options)
@@ -45,3 +48,18 @@ def _ratio(value: Tensor, update: Tensor, trust: float) -> Tensor:
     """Return trust * |value| / |update| (), and 1 where either is 0."""
     lengths = value.norm() * update.norm()
     return torch.where(lengths > 0, trust * value.norm() / update.norm(), torch.ones_like(lengths))
+
+
+def short_way(steps: int, lr: float, instead: str) -> tuple[str, ...]:
+    """Return a note if LARS can hardly move a head in so many steps, with a cosine, and what to do instead.
+
+    A step moves weights by about lr * trust of their length, and momentum tenfold: over ImageNet's 7,000
+    steps by some 50 times their length.
+    """
+    way = steps * lr * _TRUST / (1 - _MOMENTUM) / 2
+    if way >= _LEAST_WAY:
+        return ()
+    return (
+        f"the recipe is for ImageNet: its {steps:,} steps here can move a head by {way:.2g} times its length "
+        f"only, where ImageNet's move it by 50; give a larger lr or more epochs with --set, or {instead}",
+    )

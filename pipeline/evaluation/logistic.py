@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.seeding import generator
 
-C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # 10^linspace(-6, 5, 45), DINOv2's
+C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # DINOv2's 10^linspace(-6, 5, 45)
 _TOLERANCE, _ROUGH = 1e-12, 1e-8  # of a step's loss: of the fit that counts, and of those that choose C
 _MOST_STEPS = 1000
 _WORTH_THREADS = 1 << 26  # products in a step

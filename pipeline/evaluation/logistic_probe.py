@@ -23,29 +23,34 @@ _NEAREST = "nearest class mean"
 def score(options: "Probe", task: Task, name: str, bank: Features, test: Features) -> Outcome:
     """Fit and test one representation."""
     device = task.subject.device
-    features, asked = bank.whole(name).to(device), test.whole(name).to(device)
+    known, asked = bank.whole(name).to(device), test.whole(name).to(device)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
+    features, wanted = known, targets.to(device)
     ranked, nearest, how = [], [], ""
     details: dict[str, list[Any]] = {"tries": [], "C": []}
     for attempt in range(options.tries if options.few else 1):
         seed = options.seed + attempt
-        rows = draw_few(bank.labels, options.few, seed) if options.few else torch.arange(len(targets))
-        known, wanted = features[rows.to(device)], targets[rows].to(device)
+        if options.few:
+            rows = draw_few(bank.labels, options.few, seed)
+            known, wanted = features[rows.to(device)], targets[rows].to(device)
         rated, how = _rate(options, seed, known, wanted, asked, test.labels, classes)
         c = best_c(rated) if rated else _FIXED_C
         model = fit_logistic(known, wanted, len(classes), c)
         ranked.append(classes[_ranking(model, asked)])
-        nearest.append(classes[_nearest_mean(known, wanted, asked, len(classes))])
+        if options.few:
+            nearest.append(classes[_nearest_mean(known, wanted, asked, len(classes))])
         share = float((ranked[-1][:, 0] == test.labels).double().mean())
         details["tries"].append({"seed": seed, "C": c, "top-1": share, "loss": model.loss})
         details["C"] += [{"seed": seed, **one} for one in rated]
         task.log(f"{name}: C {c:.3g}, top-1 {share:.1%}")
-    tries = len(ranked)
+    tries, shares = len(ranked), torch.tensor([one["top-1"] for one in details["tries"]])
+    if tries > 1:
+        details["standard deviation of top-1"] = [float(shares.std())]
     outcome = classification_outcome(
         name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
         known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
     )  # fmt: skip
-    return _with_nearest(outcome, torch.cat(nearest) == test.labels.repeat(tries)) if options.few else outcome
+    return _with_nearest(outcome, torch.cat(nearest) == test.labels.repeat(tries)) if nearest else outcome
 
 
 def _rate(
@@ -60,17 +65,17 @@ def _rate(
         targets = torch.cat([wanted, where[seen].to(device)])
         held = [torch.arange(len(targets), device=device) >= len(known)]
         how = "C: best on the test set"
-        return rate_c(everything, targets, len(classes), held, options.c), how
+        return rate_c(everything, targets, len(classes), held, options.c_grid), how
     tenth = stratified_folds(wanted.cpu(), 10, seed).to(device)
     if not options.few and int((tenth == 0).sum()) >= _ENOUGH:
         how = "C: best on a tenth of the training set, then fitted to all"
-        return rate_c(known, wanted, len(classes), [tenth == 0], options.c), how
+        return rate_c(known, wanted, len(classes), [tenth == 0], options.c_grid), how
     folds = stratified_folds(wanted.cpu(), 5, seed).to(device)
     held = [folds == fold for fold in range(5) if (folds == fold).any()]
     if not held:
         return [], f"C: {_FIXED_C:g}, as each class has one image to learn from"
     how = "C: best by cross-validation in the training set (5 parts), then fitted to all"
-    return rate_c(known, wanted, len(classes), held, options.c), how
+    return rate_c(known, wanted, len(classes), held, options.c_grid), how
 
 
 def _ranking(model: Logistic, features: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pipeline.evaluation.logistic import Logistic, fit_logistic
 from pipeline.evaluation.patches import Patches, join_tiles
 
 _IMAGES_AT_ONCE = 64
-_ROUGH, _FINE = 1e-8, 1e-12  # change of the loss that ends a fit: of those that choose C, and of the last
+_ROUGH, _FINE = 1e-6, 1e-10  # change of the loss that ends a fit: of those that choose C, and of the last
 
 
 @dataclass(frozen=True, eq=False)

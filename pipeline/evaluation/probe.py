@@ -20,7 +20,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and the
         "grid": ("cls", "cls+mean", "last4", "last4+mean"),
         "published": ("cls",),
     },
-    "c": {"logistic": C_GRID},
+    "c": {"logistic": "10^linspace(-6, 5, 45)"},
     "few": {"logistic": None},
     "tries": {"logistic": 1},
     "lr": {
@@ -52,7 +52,7 @@ class Probe(SectionOfKinds):
     select: Literal["train", "test"] = "train"
     seed: int = 0
     shared_keys: Literal["refuse", "allow"] = "refuse"
-    c: tuple[float, ...] = ()
+    c: Literal["10^linspace(-6, 5, 45)"] | tuple[float, ...] = ()
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)
     lr: tuple[float, ...] = ()
@@ -64,6 +64,11 @@ class Probe(SectionOfKinds):
         if self.kind == "published" and len(self.lr) > 1:
             raise ValueError("lr is a list: kind published has one, such as 0.025, or 0.1 as MAE")
         return self
+
+    @property
+    def c_grid(self) -> tuple[float, ...]:
+        """The values of C to choose from."""
+        return C_GRID if isinstance(self.c, str) else self.c
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""

@@ -12,7 +12,7 @@ from pipeline.evaluation.crop_training import CropPlan, Crops, plan_crops
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import cosine, fit
 from pipeline.evaluation.head_grid import represented
-from pipeline.evaluation.lars import Lars
+from pipeline.evaluation.lars import Lars, short_way
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 WARMUP = 10 / 90  # of all steps
 _STD, _EPS = 0.01, 1e-6
 _RANKED = 5  # classes of a prediction
-# A step of LARS moves weights by about lr * trust of their length, momentum tenfold: over ImageNet's 7,000
-# steps by some 50 times their length. Below twice that length a head still looks like its first weights.
-_LEAST_WAY = 2.0
 
 
 class NormedLinear(nn.Module):
@@ -71,7 +68,7 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
         cosine(plan.steps, math.ceil(WARMUP * plan.steps)), plan.steps, task.log,
     )  # fmt: skip
     details = {"batch": plan.batch, "steps": plan.steps, "lr": options.lr[0], "loss": losses}
-    notes = way_notes(plan, lr)
+    notes = short_way(plan.steps, lr, "take kind logistic")
     return [_outcome(options, name, per_epoch[name], bank, test, plan, details, notes) for name in names]
 
 
@@ -92,18 +89,6 @@ def _ranking(head: NormedLinear, features: Features, name: str) -> Tensor:
     found = [head(part.to(device)).topk(count, dim=1).indices.cpu() for part in features.chunks(name)]
     head.train()
     return torch.cat(found)
-
-
-def way_notes(plan: CropPlan, lr: float, trust: float = 0.001, momentum: float = 0.9) -> tuple[str, ...]:
-    """Note that LARS could hardly move the weights, as its recipe is for a million images."""
-    way = plan.steps * lr * trust / (1 - momentum) / 2
-    if way >= _LEAST_WAY:
-        return ()
-    return (
-        f"the recipe is for ImageNet: its {plan.steps:,} steps here can move a head by {way:.2g} times its "
-        "length only, where ImageNet's move it by 50; give a larger lr or more epochs with --set, "
-        "or take kind logistic",
-    )
 
 
 def _outcome(

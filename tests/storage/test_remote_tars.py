@@ -8,6 +8,7 @@ import pytest
 from tars import image, make_tars, write_tar
 
 from pipeline.errors import ConfigError, SourceError, StorageError
+from pipeline.evaluation.images import open_images
 from pipeline.storage import tar_streams
 from pipeline.storage.address import printable
 from pipeline.storage.tar_streams import open_tar
@@ -176,3 +177,13 @@ def test_a_tar_that_cannot_be_read_fails_alone_but_a_silent_server_ends_all(stor
         message = r"tar 's3://.*/a.tar' cannot be read: the server answered 503 Service Unavailable"
         with pytest.raises(StorageError, match=message):
             list(read_samples(shard))
+
+
+def test_evaluation_reads_images_of_a_copy_in_its_scratch_folder(store, bucket, tmp_path):
+    local = write_tar(tmp_path / "a.tar", {f"{n}": image(n) for n in range(3)})
+    obstore.put(store, "tars/a.tar", local.read_bytes())
+    (tmp_path / "scratch").mkdir()
+    remote = open_images([f"s3://{bucket}/tars/a.tar"], tmp_path / "scratch")
+    assert [one.image.read() for one in remote.images] == [image(n) for n in range(3)]
+    assert [one.image.path for one in remote.images] == [str(tmp_path / "scratch" / "a.tar")] * 3
+    assert remote.digest == open_images([str(local)], tmp_path).digest
