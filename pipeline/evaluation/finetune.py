@@ -65,8 +65,8 @@ class Finetune(TrySettings):
         first, size = found[0], task.subject.image_size
         if not len(first.predictions.truth):
             raise SourceError(
-                f"no image of {tested.address!r} can be decoded, {first.predictions.left_out.first}: "
-                "give other --test-shards"
+                f"no image of {tested.address!r} can be decoded (the first: "
+                f"{first.predictions.left_out.first['damaged']}): give other --test-shards"
             )
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
