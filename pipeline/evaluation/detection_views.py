@@ -1,8 +1,9 @@
 """Squares for a detector: large-scale jitter for training (Ghiasi et al. 2021), and whole images for tests.
 
 Training flips half of the images, scales the longer side to a random multiple of the square, and cuts a
-square out of it or fills it up with the mean colour. Boxes are then those of the masks that are left, where
-there are masks. Tests scale the longer side to the square and put the image in its upper left corner.
+square out of it, or fills it up to the right and below with the mean colour, as detectron2 does. Boxes are
+then those of the masks that are left, where there are masks. Tests scale the longer side to the square and
+put the image in its upper left corner.
 """
 
 from collections.abc import Callable
@@ -58,18 +59,17 @@ class JitteredSquare:
     def __init__(
         self, size: int, scale: tuple[float, float], fill: tuple[int, ...], *, masks: bool, flip: bool = True
     ) -> None:
-        self.masks = masks
-        self.move = v2.Compose(
+        self.size, self.masks = size, masks
+        self.fill = {tv_tensors.Image: fill, "others": 0}
+        self.scale = v2.Compose(
             [
                 *([v2.RandomHorizontalFlip()] if flip else []),
                 _ScaleJitter((size, size), scale, antialias=True),
-                v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: fill, "others": 0}),
-                v2.ClampBoundingBoxes(),
             ]
         )
-        self.clean = (
-            v2.SanitizeBoundingBoxes()
-        )  # leaves out boxes of less than a pixel, with all that is theirs
+        self.cut = v2.Compose([v2.RandomCrop(size), v2.ClampBoundingBoxes()])
+        # leaves out boxes of less than a pixel, with their labels and masks
+        self.clean = v2.SanitizeBoundingBoxes()
 
     def __call__(self, pixels: Tensor, objects: Objects) -> Sample:
         """Return the sample."""
@@ -81,7 +81,10 @@ class JitteredSquare:
         }
         if self.masks:
             sample["masks"] = tv_tensors.Mask(_masks(objects, chosen))
-        sample = self.move(sample)
+        sample = self.scale(sample)
+        height, width = move.get_size(sample["image"])
+        missing = [0, 0, max(0, self.size - width), max(0, self.size - height)]
+        sample = self.cut(v2.Pad(missing, fill=self.fill)(sample))
         if self.masks and len(sample["labels"]):
             left = sample["masks"].flatten(1).bool().any(1)
             sample |= {name: sample[name][left] for name in ("labels", "masks")}

@@ -12,7 +12,8 @@ from pydantic import Field
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.features import describe_data, draw_few
+from pipeline.evaluation.draws import draw_few
+from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.finetune_recipe import TrySettings
 from pipeline.evaluation.finetune_try import Tried, Try, labels_of
 from pipeline.evaluation.images import ImageSet
@@ -64,8 +65,8 @@ class Finetune(TrySettings):
         first, size = found[0], task.subject.image_size
         if not len(first.predictions.truth):
             raise SourceError(
-                f"no image of {tested.address!r} can be decoded, {first.predictions.left_out.first}: "
-                "give other --test-shards"
+                f"no image of {tested.address!r} can be decoded (the first: "
+                f"{first.predictions.left_out.first['damaged']}): give other --test-shards"
             )
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)

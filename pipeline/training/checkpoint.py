@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         reason = cause.strerror or str(cause)
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({reason}): make room or give write permission, "
-            "then continue with --resume from the one before"
+            "then continue from the one before"
         ) from error
     return path
 
@@ -100,6 +100,5 @@ def _digest(path: Path) -> str:
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {str(path)!r} is damaged ({reason}): delete it; --resume then continues from the one "
-        "before"
+        f"checkpoint {str(path)!r} is damaged ({reason}): delete it to continue from the one before"
     )

@@ -282,6 +282,40 @@ def test_several_evaluations_in_one_command(cache, run, test_tar, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "options", "names"),
+    [
+        ("probe", ["few=2", "tries=2", "c=[0.1, 1.0]"], ["cls", "mean"]),
+        ("probe", ["kind=grid", "epochs=1", "lr=[0.1, 1.0]"], ["cls", "cls+mean"]),
+        ("probe", ["kind=published", "epochs=1"], ["cls"]),
+        ("attentive", ["epochs=1", "lr=1.0"], ["cls+patches"]),
+        ("attentive", ["kind=capi", "epochs=1", "lr=[1e-3, 1e-2]", "weight_decay=0.05"], ["cls+patches"]),
+    ],
+    ids=["few labels", "grid", "published", "efficient", "capi"],
+)
+def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path, evaluation, options, names):
+    settings = [part for option in options for part in ("--set", option)]
+    data = ["--cache", cache] if "few=2" in options else ["--shards", tars]
+    result_file = tmp_path / "result.json"
+    arguments = [*data, "--test-shards", test_tar, "--out", result_file, *settings, *SETTINGS[2:]]
+    command = list(map(str, [evaluation, "--run", run, *arguments]))
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result_file.read_text())
+    assert [score["representation"] for score in scores] == names
+    assert {score["test"]["images"] for score in scores} == {9}
+    page = (tmp_path / "result.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(scores[0]["pictures"]) == (evaluation == "attentive")
+
+
+def test_heads_on_crops_refuse_the_views_of_a_cache(cache, run, test_tar):
+    for evaluation, option in (("probe", "kind=grid"), ("attentive", "epochs=1")):
+        arguments = ["--run", run, "--cache", cache, "--test-shards", test_tar, "--set", option]
+        result = CliRunner().invoke(app, [evaluation, *map(str, arguments)])
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {evaluation} cuts its own crops, which views of a cache do")
+
+
 def test_print_config_prints_the_keys_of_an_evaluation():
     result = CliRunner().invoke(app, ["knn", "--print-config", "--set", "k=5"])
     assert result.stdout.startswith('k = [5]\ntemperature = [0.07]\nrepresentations = ["cls", "mean"]\n')

@@ -173,6 +173,13 @@ def test_a_test_image_fills_the_longer_side_of_its_square():
     ).all()
 
 
+def test_without_jitter_training_sees_what_tests_see():
+    pixels, objects = pixels_and_objects(3)
+    sample = JitteredSquare(128, (1.0, 1.0), FILL, masks=True, flip=False)(pixels, objects)
+    assert torch.equal(sample["image"].permute(1, 2, 0), WholeSquare(128, FILL)(pixels, objects).pixels)
+    assert sample["boxes"].tolist() == (2 * objects.boxes).tolist()
+
+
 def test_draws_depend_on_epoch_and_image_alone(tmp_path):
     tar = tar_of(tmp_path / "a.tar", {str(number): squares(number) for number in range(2)})
     images = list(open_images([str(tar)], tmp_path).images)

@@ -19,7 +19,7 @@ from timm.optim import param_groups_layer_decay
 from typer.testing import CliRunner
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, DivergedError
+from pipeline.errors import ConfigError, DivergedError, SourceError
 from pipeline.evaluation import finetune_training
 from pipeline.evaluation.crops import drawn_by_key
 from pipeline.evaluation.data import LabelledImages
@@ -402,6 +402,9 @@ def test_damaged_and_unlabelled_images_are_counted(sets, tmp_path):
     found = score((learnt, sets[1]), tmp_path, shared_keys="allow", batch=4)
     assert (found.bank.images, found.bank.left_out) == (10, {"unlabelled": 2, "damaged": 1})
     assert found.bank.first_reasons["damaged"].startswith("a.tar/bad ")
+    bad = write_tar(tmp_path / "b.tar", {"bad": b"no image"})
+    with pytest.raises(SourceError, match=r"b.tar' can be decoded \(the first: b.tar/bad .*: give other"):
+        score((sets[0], open_images([str(bad)], tmp_path)), tmp_path, epochs=1)
     pixels = torch.ones(3, 2, 2)
     batch, indices, faults = collate([(4, None, "x"), (7, pixels, ""), (9, None, "y")])
     assert (batch.shape, indices, faults) == ((3, 3, 2, 2), [7, 7, 7], {4: "x", 9: "y"})
