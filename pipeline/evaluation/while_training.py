@@ -13,7 +13,7 @@ import torch
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.features import draw_few
+from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.evaluation.kept_views import KeptViews, keep_views
 from pipeline.evaluation.run import EVALUATIONS
