@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,11 @@ from stages.console import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.cache.reader import Cache
+    from pipeline.training.config import RunConfig
+    from pipeline.training.evaluating import Evaluate
     from pipeline.training.run import Result
     from pipeline.training.run_folder import Resume
 
@@ -103,13 +109,28 @@ def _train(
 
     chosen = choose_device(device)
     guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
-    with guard, joined_ranks(chosen) as ranks:
+    with guard, joined_ranks(chosen) as ranks, TemporaryDirectory(prefix="maskalign-views-") as scratch:
         # The main rank reads: on a network file system, other machines may see an older state of the folder.
         config = ranks.decide(lambda: parse_config(RunConfig, read()))
-        result = run_training(cache, run, config, resume=mode, ranks=ranks, device=chosen, say=say)
+        with ranks.together():
+            evaluate = _evaluation(config, cache, Path(scratch), say) if ranks.is_main else None
+        result = run_training(
+            cache, run, config, resume=mode, ranks=ranks, device=chosen, say=say, evaluate=evaluate
+        )
         if ranks.is_main:
             _print_result(result, run, write_run_report(run), _advice(run, mode))
     return result
+
+
+def _evaluation(
+    config: "RunConfig", cache: "Cache", scratch: Path, say: "Callable[[str], None]"
+) -> "Evaluate | None":
+    """Return what scores the encoder during the run, None unless asked for; raises MaskAlignError."""
+    if config.evaluate.every_epochs is None:
+        return None
+    from pipeline.evaluation.while_training import training_evaluation
+
+    return training_evaluation(config.evaluate, cache.schema.view.image_size, scratch, say)
 
 
 def _print_result(result: "Result", run: Path, report: Path, advice: str) -> None:

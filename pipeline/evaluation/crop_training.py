@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.crops import CropDataset, load, random_crop
+from pipeline.evaluation.draws import stratified_folds
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import shuffled_batches
 from pipeline.evaluation.images import ImageSet, LabelledImage
-from pipeline.evaluation.logistic import stratified_folds
 from pipeline.evaluation.task import Task
 
 _FEW_CHOOSE = 50  # images that are held out; fewer choose by chance

@@ -25,7 +25,6 @@ from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import DataFacts
-from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
 
 PART_IMAGES = 16_384
@@ -58,6 +57,13 @@ class Features:
     def names(self) -> list[str]:
         """The representations: what is stored, and CLS with the mean beside it."""
         return _with_sums(self.widths)
+
+    @property
+    def images(self) -> Tensor:
+        """The number (n,) of the image that each row shows: the views of a cache share theirs."""
+        numbers: dict[tuple[str, str], int] = {}
+        names = zip(self.sources, self.keys, strict=True)
+        return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
 
     def width(self, name: str) -> int:
         """Return the channels of a representation."""
@@ -226,17 +232,3 @@ def _read(folder: Path, data: Data) -> Features:
     # the same images may lie elsewhere now, and a store knows no names
     facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
     return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)
-
-
-def draw_few(labels: Tensor, few: float, seed: int) -> Tensor:
-    """Return sorted indices (m,) of `few` images of each class of `labels` (n,), or of a share below 1.
-
-    A class has at least one image drawn, and all that it has if those are fewer.
-    """
-    chosen = []
-    for label in torch.unique(labels).tolist():
-        members = torch.nonzero(labels == label)[:, 0]
-        count = round(few * len(members)) if few < 1 else int(few)
-        order = generator(seed, "few labels", label).permutation(len(members))
-        chosen.append(members[torch.from_numpy(order)[: max(1, count)]])
-    return torch.cat(chosen).sort().values

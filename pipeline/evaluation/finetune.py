@@ -12,7 +12,8 @@ from pydantic import Field
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut, open_image
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.features import describe_data, draw_few
+from pipeline.evaluation.draws import draw_few
+from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.finetune_recipe import TrySettings
 from pipeline.evaluation.finetune_try import Tried, Try, labels_of
 from pipeline.evaluation.images import ImageSet

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.features import draw_few
+from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.finetune_files import WEIGHTS, read_finished
 from pipeline.evaluation.finetune_recipe import (
     Recipe,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.evaluation.features import Features, draw_few
+from pipeline.evaluation.draws import draw_few
+from pipeline.evaluation.features import Features
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
 from pipeline.report.scores import Outcome
@@ -83,7 +84,7 @@ class Knn(Section):
         asked, largest = (queries.whole(name) - centre).to(device), max(self.k)
         options, found = list(product(self.k, self.temperature)), []
         for attempt in range(self.tries if self.few else 1):
-            drawn = draw_few(bank.labels, self.few, self.seed + attempt) if self.few else None
+            drawn = draw_few(bank.labels, self.few, self.seed + attempt, bank.images) if self.few else None
             parts = ((part - centre).to(device) for part in bank.chunks(name, drawn))
             labels = bank.labels if drawn is None else bank.labels[drawn]
             of_drawn = groups and (groups[0] if drawn is None else groups[0][drawn], groups[1])

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.seeding import generator
-
 C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # DINOv2's 10^linspace(-6, 5, 45)
 _TOLERANCE, _ROUGH = 1e-12, 1e-8  # of a step's loss: of the fit that counts, and of those that choose C
 _MOST_STEPS = 1000
@@ -110,21 +108,6 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     parts = torch.split(features, max(1, _CHUNK // features.shape[1]))
     mean = sum((part.double().sum(0) for part in parts), torch.tensor(0.0)) / len(features)
     return mean, sum(((part.double() - mean).square().sum(0) for part in parts), 0 * mean) / len(features)
-
-
-def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """Return the fold (n,) from 0 of each image, drawn by seed so that the folds share each class out.
-
-    The only image of a class has fold -1: it is never held out.
-    """
-    found = torch.full((len(labels),), -1)
-    for label in torch.unique(labels).tolist():
-        members = torch.nonzero(labels == label)[:, 0]
-        if len(members) > 1:
-            random = generator(seed, "evaluation folds", label)
-            order = torch.from_numpy(random.permutation(len(members)))
-            found[members[order]] = (torch.arange(len(members)) + int(random.integers(folds))) % folds
-    return found
 
 
 def rate_c(

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.features import Features, draw_few
-from pipeline.evaluation.logistic import Logistic, best_c, fit_logistic, rate_c, stratified_folds
+from pipeline.evaluation.draws import draw_few, stratified_folds
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.logistic import Logistic, best_c, fit_logistic, rate_c
 from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -25,15 +26,15 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
     device = task.subject.device
     known, asked = bank.whole(name).to(device), test.whole(name).to(device)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
-    features, wanted = known, targets.to(device)
+    features, wanted, images = known, targets.to(device), bank.images
     ranked, nearest, how = [], [], ""
     details: dict[str, list[Any]] = {"tries": [], "C": []}
     for attempt in range(options.tries if options.few else 1):
         seed = options.seed + attempt
         if options.few:
-            rows = draw_few(bank.labels, options.few, seed)
-            known, wanted = features[rows.to(device)], targets[rows].to(device)
-        rated, how = _rate(options, seed, known, wanted, asked, test.labels, classes)
+            rows = draw_few(bank.labels, options.few, seed, bank.images)
+            known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
+        rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
         c = best_c(rated) if rated else _FIXED_C
         model = fit_logistic(known, wanted, len(classes), c)
         ranked.append(classes[_ranking(model, asked)])
@@ -54,8 +55,9 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
 
 
 def _rate(
-    options: "Probe", seed: int, known: Tensor, wanted: Tensor, asked: Tensor, truth: Tensor, classes: Tensor
-) -> tuple[list[dict[str, float]], str]:
+    options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
+    classes: Tensor,
+) -> tuple[list[dict[str, float]], str]:  # fmt: skip
     """Return the ratings of each C, none where C is fixed, and what chose it."""
     device = known.device
     if options.select == "test":
@@ -66,11 +68,11 @@ def _rate(
         held = [torch.arange(len(targets), device=device) >= len(known)]
         how = "C: best on the test set"
         return rate_c(everything, targets, len(classes), held, options.c_grid), how
-    tenth = stratified_folds(wanted.cpu(), 10, seed).to(device)
+    tenth = stratified_folds(wanted.cpu(), 10, seed, images).to(device)
     if not options.few and int((tenth == 0).sum()) >= _ENOUGH:
         how = "C: best on a tenth of the training set, then fitted to all"
         return rate_c(known, wanted, len(classes), [tenth == 0], options.c_grid), how
-    folds = stratified_folds(wanted.cpu(), 5, seed).to(device)
+    folds = stratified_folds(wanted.cpu(), 5, seed, images).to(device)
     held = [folds == fold for fold in range(5) if (folds == fold).any()]
     if not held:
         return [], f"C: {_FIXED_C:g}, as each class has one image to learn from"

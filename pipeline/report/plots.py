@@ -102,6 +102,32 @@ def single_chart(
         return _svg(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
 
 
+def evaluation_chart(evaluations: Metrics, name: str) -> str:
+    """Scores of one evaluation in percent against steps, with 95% intervals and the line of chance.
+
+    Each line of the log has `step` and a list `evaluations` of scores.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for line in evaluations:
+        for one in (one for one in line["evaluations"] if one["evaluation"] == name):
+            low, high = one.get("interval") or (one["value"],) * 2
+            point = (line["step"], 100 * one["value"], 100 * low, 100 * high)
+            found.setdefault(one["representation"], []).append(point)
+    curves = {name: np.array(sorted(points)).T for name, points in found.items()}
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("top-1, %")
+        _family(axes, {name: (steps, values) for name, (steps, values, _, _) in curves.items()}, 1.8)
+        for index, (steps, _, low, high) in enumerate(curves.values()):
+            axes.fill_between(steps, low, high, color=_HUE.format(index), alpha=0.12, linewidth=0)
+        chance = 100 * evaluations[-1]["evaluations"][0]["chance"]
+        axes.axhline(chance, color=_WARM, linewidth=1.2, linestyle="--", label="chance")
+        axes.set_ylim(0, None)
+        _finish(axes)
+        courses = "; ".join(f"{name}{_from_to(values)}" for name, (_, values, _, _) in curves.items())
+        alt = f"Line chart of {name} in percent against steps: {courses}; chance is {chance:.3g}."
+        return _svg(figure, f"evaluation-{name}", alt, len(curves))
+
+
 def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
     """The mean student block of each level, by the sizes of `weights` (steps, M, L), against steps."""
     sizes = np.abs(weights)

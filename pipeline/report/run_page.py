@@ -21,7 +21,7 @@ from pipeline.report.scores import PICTURES, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import flat_config, read_metrics, read_run
+from pipeline.training.run_folder import flat_config, read_evaluations, read_metrics, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
@@ -33,7 +33,7 @@ Run = Mapping[str, Any]  # run.json
 
 def write_run_report(folder: Path) -> Path:
     """Write report.html and return its path; raises CheckpointError for a folder without a run."""
-    run, metrics = read_run(folder), read_metrics(folder)
+    run, metrics, evaluations = read_run(folder), read_metrics(folder), read_evaluations(folder)
     done = metrics[-1]["step"] if metrics else 0
     end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
     state = f"{done:,} of {run['steps']:,} steps, {end}"
@@ -44,6 +44,7 @@ def write_run_report(folder: Path) -> Path:
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
+            _while_training(run, evaluations),
             *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),
             _facts(run),
@@ -104,6 +105,40 @@ def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
     }
     cards = (f'<section class="card"><h3>{name}</h3>{chart}</section>' for name, chart in charts.items())
     return PageSection("Training", f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageSection:
+    """Return the scores that a run noted of itself, as curves and as a table."""
+    evaluations = [line for line in evaluations if line["evaluations"]]
+    if not evaluations:
+        return PageSection("", "")
+    asked = run["config"]["evaluate"]
+    learnt, tested = (", ".join(Path(one).name for one in asked[name]) for name in ("shards", "test_shards"))
+    test = f"tested on {tested}" if tested else "a fifth held out to test on"
+    seconds = sum(line["evaluation_seconds"] for line in evaluations)
+    text = (
+        f"Scores of the encoder on labelled images of {learnt}, {test}: for watching the run, not for "
+        f"comparing networks. The bands are 95% intervals. All evaluations took {duration(seconds)}."
+    )
+    names = list(dict.fromkeys(_curve(one) for line in evaluations for one in line["evaluations"]))
+    rows = (
+        [line["step"], *(shares.get(name) for name in names), f"{line['evaluations'][0]['chance']:.1%}"]
+        for line in evaluations
+        for shares in [{_curve(one): f"{one['value']:.1%}" for one in line["evaluations"]}]
+    )
+    kinds = dict.fromkeys(one["evaluation"] for line in evaluations for one in line["evaluations"])
+    cards = (
+        f'<section class="card" style="max-width:560px"><h3>{html.escape(name)}</h3>'
+        f"{plots.evaluation_chart(evaluations, name)}</section>"
+        for name in kinds
+    )
+    table = folded("Numbers of these charts", data_table(["step", *names, "chance"], rows))
+    body = f'<p>{html.escape(text)}</p><div class="grid">{"".join(cards)}</div>{table}'
+    return PageSection("Scores while training", body)
+
+
+def _curve(score: Mapping[str, Any]) -> str:
+    return f"{score['evaluation']} {score['representation']}"
 
 
 def _facts(run: Run) -> PageSection:

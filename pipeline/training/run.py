@@ -21,6 +21,7 @@ from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
+from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
 from pipeline.training.run_folder import (
     RUN_FILE,
@@ -60,11 +61,13 @@ def run_training(
     ranks: Ranks | None = None,
     device: torch.device | None = None,
     say: Say = lambda _: None,
+    evaluate: Evaluate | None = None,
 ) -> Result:
     """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
 
-    `say` gets messages for a person, on the main rank only; a warning begins with "warning:". Raises
-    MaskAlignError, the same on all ranks.
+    `say` gets messages for a person, on the main rank only; a warning begins with "warning:". `evaluate`
+    scores the encoder when `config.evaluate` says; the main rank needs it then. Raises MaskAlignError, the
+    same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
@@ -89,8 +92,9 @@ def run_training(
         for message in messages:
             say(message)
         begin = time.perf_counter()
-        done, stopped_by = run_job(job, first, say, lambda: _write_start(job, start))
-        seconds = time.perf_counter() - begin
+        evaluating = Evaluating(job, evaluate, say)
+        done, stopped_by = run_job(job, first, say, lambda: _write_start(job, start), evaluating)
+        seconds = time.perf_counter() - begin - evaluating.seconds
         if ranks.is_main:
             export_student(job.objective.encoder, config.student, run)
             _write_start(job, {**start, "ended": utc_now(), "last_step": done})
@@ -129,7 +133,11 @@ def load_newest(job: TrainingJob) -> int:
 
 
 def run_job(
-    job: TrainingJob, first: int, say: Say = lambda _: None, changed: Callable[[], None] = lambda: None
+    job: TrainingJob,
+    first: int,
+    say: Say = lambda _: None,
+    changed: Callable[[], None] = lambda: None,
+    evaluating: Evaluating | None = None,
 ) -> tuple[int, int]:
     """Train from step `first` on; return after which step it ended, and by which signal (0: none).
 
@@ -157,7 +165,11 @@ def run_job(
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        trainer = Trainer(job, job.build_step(), log, say, changed)
+        def evaluate(step: int) -> float:
+            return evaluating.after(step, metrics) if evaluating else 0.0
+
+        trainer = Trainer(job, job.build_step(), log, say, changed, evaluate)
+        evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
     return done, trainer.stopped_by
 

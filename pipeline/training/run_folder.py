@@ -19,10 +19,10 @@ from pipeline.storage.files import replace_file
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
-_NOT_PINNED = {
-    *("data.workers", "data.allow_partial"),
+_NOT_PINNED = (
+    *("data.workers", "data.allow_partial", "evaluate."),
     *("train.log_every", "train.checkpoint_every", "train.compile"),
-}
+)
 
 
 def continues(run: Path, resume: Resume) -> bool:
@@ -106,7 +106,7 @@ def refuse_other_config(config: Section, run: Path) -> None:
     # Parsed, not compared as text: an older run may lack keys that exist today.
     earlier = parse_config(type(config), read_run(run)["config"])
     before, now = (flat_config(each.model_dump(mode="json")) for each in (earlier, config))
-    pinned = {key: value for key, value in now.items() if key not in _NOT_PINNED}
+    pinned = {key: value for key, value in now.items() if not key.startswith(_NOT_PINNED)}
     refuse_differences(before, pinned, ConfigError)
 
 
@@ -138,7 +138,7 @@ class MetricsLog:
     def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
         """Continue after `step`: lines of later steps, which a killed process took, are removed."""
         self._path, self._warn = run / METRICS_FILE, warn
-        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        kept = [line for line in _read_lines(run) if line["step"] <= step]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = self._path.open("a", encoding="utf-8")
         self._board: Any = None
@@ -153,6 +153,8 @@ class MetricsLog:
         self._file.flush()
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         scalars |= {f"loss/{name}": value for name, value in values.get("loss_terms", {}).items()}
+        for score in values.get("evaluations", ()):
+            scalars[f"evaluation/{score['evaluation']} {score['representation']}"] = score["value"]
         for name, table in values.get("figures", {}).items():
             for row, cells in enumerate(table):
                 scalars |= {f"{name}/{row}/{column}": value for column, value in enumerate(cells)}
@@ -183,7 +185,16 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line that was cut by a kill is left out."""
+    """Return the lines of metrics.jsonl on steps; a last line that was cut by a kill is left out."""
+    return [line for line in _read_lines(run) if "loss" in line]
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl on evaluations: `step`, `epoch`, and a list `evaluations`."""
+    return [line for line in _read_lines(run) if "evaluations" in line]
+
+
+def _read_lines(run: Path) -> list[dict[str, Any]]:
     try:
         text = (run / METRICS_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:

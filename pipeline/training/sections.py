@@ -4,9 +4,9 @@ Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section
@@ -71,6 +71,40 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, gt=0)
 
 
+class EvaluateConfig(Section):
+    """Scores of the encoder during the run: at its start, after every so many epochs, and at its end.
+
+    Off unless `every_epochs` is set. `shards` are labelled tars or an image folder to learn from, of which at
+    most `images` are drawn, `test_shards` those to test on (at most `test_images`); without them a fifth of
+    each class is held out. Nothing here changes the result of the run.
+    """
+
+    every_epochs: PositiveInt | None = None
+    shards: tuple[str, ...] = ()
+    test_shards: tuple[str, ...] = ()
+    images: PositiveInt = 4000
+    test_images: PositiveInt = 1000
+    evaluations: tuple[Literal["knn", "probe"], ...] = ("knn", "probe")
+    k: PositiveInt = 20
+    workers: NonNegativeInt = 4
+
+    @field_validator("shards", "test_shards", "evaluations", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """A single value is a list of one."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.every_epochs and not self.shards:
+            raise ValueError("every_epochs is set, but no shards: name labelled tars in evaluate.shards")
+        if (self.shards or self.test_shards) and not self.every_epochs:
+            raise ValueError("shards are named, but never used: set evaluate.every_epochs, such as 10")
+        if self.every_epochs and not self.evaluations:
+            raise ValueError("evaluations is empty: name knn, probe or both, or remove evaluate.every_epochs")
+        return self
+
+
 class Sections(Section):
     """All sections of a run; what fits [objective] is known in `RunConfig`, which needs torch."""
 
@@ -87,3 +121,4 @@ class Sections(Section):
     student: StudentConfig = StudentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()

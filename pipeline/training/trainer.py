@@ -73,6 +73,8 @@ class Trainer:
 
     `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of
     metrics every so many steps, `say` a message for a person; `changed` is called when the job has changed.
+    `evaluate` is called with the number of steps done, after each; it returns the seconds that it took, which
+    do not count as training.
     """
 
     job: TrainingJob
@@ -80,6 +82,7 @@ class Trainer:
     log: Callable[[Metrics], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
     changed: Callable[[], None] = lambda: None
+    evaluate: Callable[[int], float] = lambda _: 0.0
     stopped_by: int = 0  # the signal that ended the last run early
 
     def __post_init__(self) -> None:
@@ -118,6 +121,8 @@ class Trainer:
                                     raise DivergedError(f"a weight is not finite after step {step}: {_CURE}")
                             self.job.save_checkpoint(step)
                     interval = Interval(step, waited)
+                if not self.stopped_by:  # who asks for the end does not wait for scores
+                    interval.begin += self.evaluate(step)
                 if ending:
                     break
         return step

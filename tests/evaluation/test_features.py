@@ -14,7 +14,8 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import features
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.features import draw_few, extract_features, represent
+from pipeline.evaluation.draws import draw_few, stratified_folds
+from pipeline.evaluation.features import extract_features, represent
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import SubjectFacts
@@ -212,3 +213,13 @@ def test_draws_depend_on_the_seed_and_on_the_class_alone():
     assert torch.equal(draw_few(LABELS, 5, 3)[: len(alone)], alone)
     more = set(draw_few(LABELS, 8, 3).tolist())
     assert set(draw_few(LABELS, 5, 3).tolist()) < more  # draws grow, they do not change
+
+
+def test_views_of_an_image_are_drawn_and_held_out_together():
+    labels, images = torch.arange(3).repeat(20), torch.arange(60) % 30
+    drawn = draw_few(labels, 4, 0, images)
+    assert torch.unique(labels[drawn], return_counts=True)[1].tolist() == [8, 8, 8]  # of two views each
+    assert torch.bincount(images[drawn])[images[drawn]].eq(2).all()
+    folds = stratified_folds(labels, 5, 0, images)
+    assert torch.equal(folds[:30], folds[30:])
+    assert torch.equal(folds[:30], stratified_folds(labels[:30], 5, 0))

@@ -6,7 +6,7 @@ import torch
 from networks import feature_task, stored
 from sklearn.neighbors import KNeighborsClassifier
 
-from pipeline.evaluation.features import draw_few
+from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.knn import Knn
 
 CLASSES, WIDTH = 8, 10

@@ -13,9 +13,10 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation import crop_training, logistic
 from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.draws import stratified_folds
 from pipeline.evaluation.head_grid import HeadGrid
 from pipeline.evaluation.lars import Lars
-from pipeline.evaluation.logistic import fit_logistic, objective, rate_c, stratified_folds
+from pipeline.evaluation.logistic import fit_logistic, objective, rate_c
 from pipeline.evaluation.probe import Probe
 from pipeline.evaluation.published_probe import NormedLinear
 

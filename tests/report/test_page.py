@@ -216,3 +216,26 @@ def test_without_its_cache_a_run_still_has_a_report(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is not a run folder"):
         write_run_report(tmp_path)
+
+
+def test_scores_while_training_are_curves_with_chance_and_numbers(cache, tmp_path):
+    evaluate = {"every_epochs": 1, "shards": ["learn.tar"], "test_shards": ["test.tar"]}
+
+    def scored(step, value):
+        entry = {"evaluation": "knn", "representation": "cls", "metric": "top-1", "chance": 0.25}
+        values = {"value": value, "interval": [value - 0.1, value + 0.1]}
+        return {"step": step, "epoch": step / 80, "evaluations": [entry | values], "evaluation_seconds": 1.5}
+
+    metrics = [scored(0, 0.3), line(10), line(20), scored(20, 0.625)]
+    text = page_of(run_folder(tmp_path / "run", cache, metrics, {"evaluate": evaluate}))
+    words = Page(text).words
+    assert "Scores while training" in words
+    assert any("labelled images of learn.tar, tested on test.tar: for watching" in each for each in words)
+    assert {"knn", "knn cls", "cls", "chance", "62.5%", "25.0%"} <= set(words)
+    label = "knn in percent against steps: cls, from 30 to 62.5; chance is 25."
+    assert f'aria-label="Line chart of {label}"' in text
+    assert "20 of 60 steps" in text
+
+
+def test_a_run_without_scores_has_no_section_for_them(text):
+    assert "Scores while training" not in text

@@ -13,6 +13,7 @@ from training_runs import assert_same_bits, losses, metrics, saved_steps, train
 from two_ranks_script import STEPS, steps_on_joint_batches
 
 from pipeline.training.distributed import Ranks
+from pipeline.training.run_folder import read_evaluations
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "two_ranks_script.py"
@@ -115,7 +116,8 @@ def test_a_start_that_the_main_rank_cannot_make_fails_on_all_ranks_alike(folder)
 def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     run = folder / "run"
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
-    assert losses(run) == losses(folder / "own")
+    assert losses(run) == losses(folder / "own")  # which was not scored
+    assert [line["step"] for line in read_evaluations(run)] == [0, 6]
     assert saved_steps(run) == [3, 6]
     left = {".lock", "run.json", "metrics.jsonl", "checkpoints", "student", "student.safetensors"}
     assert {path.name for path in run.iterdir()} - {"tensorboard"} == {*left, "report.html"}

@@ -82,6 +82,11 @@ def checkpoint(run, step):
 
 
 def metrics(run):
+    """Read the lines of metrics.jsonl on steps."""
+    return [line for line in lines(run) if "loss" in line]
+
+
+def lines(run):
     """Read metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

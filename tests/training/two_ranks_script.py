@@ -150,7 +150,9 @@ def main(folder, cache):
         meet_elsewhere(ranks)
     # The second rank sees a folder that holds a run already: only the main rank judges that.
     run = folder / ("run" if ranks.is_main else "job")
-    train_student(cache, run, assignments=list(TINY), device="cpu")
+    scores = ["evaluate.every_epochs=1", f"evaluate.shards={cache.parent / 'tars'}", "evaluate.images=40"]
+    scores += ["evaluate.workers=0", "evaluate.evaluations=knn"]
+    train_student(cache, run, assignments=[*TINY, *scores], device="cpu")
 
 
 if __name__ == "__main__":

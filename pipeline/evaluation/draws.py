@@ -1,0 +1,48 @@
+"""Draws of images by seed: a few of each class, and folds that are held out in turn.
+
+Rows may be views of images: `images` (n,) numbers the image of each row, by default a row is an image. All
+views of an image are drawn, or held out, together.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.seeding import generator
+
+
+def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None) -> Tensor:
+    """Return sorted rows (m,) of `few` images of each class of `labels` (n,), or of a share below 1.
+
+    A class has at least one image drawn, and all that it has if those are fewer.
+    """
+    images = torch.arange(len(labels)) if images is None else images
+    chosen = []
+    for label, members in _by_class(labels, images):
+        count = round(few * len(members)) if few < 1 else int(few)
+        order = generator(seed, "few labels", label).permutation(len(members))
+        chosen.append(members[torch.from_numpy(order)[: max(1, count)]])
+    return torch.nonzero(torch.isin(images, torch.cat(chosen)))[:, 0]
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int, images: Tensor | None = None) -> Tensor:
+    """Return the fold (n,) from 0 of each row, drawn by seed so that the folds share each class out.
+
+    The only image of a class has fold -1: it is never held out.
+    """
+    images = torch.arange(len(labels)) if images is None else images
+    of_image = torch.full((int(images.max()) + 1,), -1)
+    for label, members in _by_class(labels, images):
+        if len(members) > 1:
+            random = generator(seed, "evaluation folds", label)
+            order = torch.from_numpy(random.permutation(len(members)))
+            numbers = torch.arange(len(members)) + int(random.integers(folds))
+            of_image[members[order]] = numbers % folds
+    return of_image[images]
+
+
+def _by_class(labels: Tensor, images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each class and the numbers of its images, ascending."""
+    for label in torch.unique(labels).tolist():
+        yield label, torch.unique(images[labels == label])
