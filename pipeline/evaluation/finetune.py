@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.evaluation.crops import LeftOut
+from pipeline.evaluation.crops import LeftOut, open_image
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.features import describe_data
@@ -48,7 +48,7 @@ class Finetune(TrySettings):
             task.refuse_shared_keys()
         left_out = LeftOut()
         bank = labelled(learnt, left_out)
-        labelled(tested, LeftOut())
+        check_readable(labelled(tested, LeftOut()))
         tries = []
         for seed in range(self.seed, self.seed + self.tries):
             drawn = bank
@@ -63,11 +63,6 @@ class Finetune(TrySettings):
         self, task: Task, found: list[Tried], bank: ImageSet, tested: ImageSet, left_out: LeftOut
     ) -> Outcome:
         first, size = found[0], task.subject.image_size
-        if not len(first.predictions.truth):
-            raise SourceError(
-                f"no image of {tested.address!r} can be decoded (the first: "
-                f"{first.predictions.left_out.first['damaged']}): give other --test-shards"
-            )
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
         accuracies = [one.predictions.accuracy for one in found]
@@ -99,3 +94,18 @@ def labelled(images: ImageSet, left_out: LeftOut) -> ImageSet:
             "folder with a subfolder for each class"
         )
     return found
+
+
+def check_readable(images: ImageSet) -> None:
+    """Raise SourceError if none of the images can be decoded; usually the first one can."""
+    reason = ""
+    for one in images.images:
+        try:
+            open_image(one)
+        except SourceError as error:
+            reason = reason or f"{one.name} {error}"
+        else:
+            return
+    raise SourceError(
+        f"no image of {images.address!r} can be decoded (the first: {reason}): give other --test-shards"
+    )
