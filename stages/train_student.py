@@ -126,7 +126,7 @@ def _evaluation(
     config: "RunConfig", cache: "Cache", scratch: Path, say: "Callable[[str], None]"
 ) -> "Evaluate | None":
     """Return what scores the encoder during the run, None unless asked for; raises MaskAlignError."""
-    if config.evaluate.every_epochs is None:
+    if not config.evaluate.every_epochs:
         return None
     from pipeline.evaluation.while_training import training_evaluation
 

@@ -74,12 +74,12 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Scores of the encoder during the run: at its start, after every so many epochs, and at its end.
 
-    Off unless `every_epochs` is set. `shards` are labelled tars or an image folder to learn from, of which at
+    Off unless `every_epochs` is set; 0 switches it off on --resume. `shards` are labelled tars or an image folder to learn from, of which at
     most `images` are drawn, `test_shards` those to test on (at most `test_images`); without them a fifth of
     each class is held out. Nothing here changes the result of the run.
     """
 
-    every_epochs: PositiveInt | None = None
+    every_epochs: NonNegativeInt | None = None
     shards: tuple[str, ...] = ()
     test_shards: tuple[str, ...] = ()
     images: PositiveInt = 4000
@@ -98,7 +98,7 @@ class EvaluateConfig(Section):
     def _complete(self) -> Self:
         if self.every_epochs and not self.shards:
             raise ValueError("every_epochs is set, but no shards: name labelled tars in evaluate.shards")
-        if (self.shards or self.test_shards) and not self.every_epochs:
+        if (self.shards or self.test_shards) and self.every_epochs is None:
             raise ValueError("shards are named, but never used: set evaluate.every_epochs, such as 10")
         if self.every_epochs and not self.evaluations:
             raise ValueError("evaluations is empty: name knn, probe or both, or remove evaluate.every_epochs")

@@ -162,7 +162,11 @@ def test_the_encoder_stays_in_training_mode(small_cache_path, tmp_path):
     assert torch.is_grad_enabled()
 
 
-def test_scores_may_be_changed_on_resume(runs, small_cache_path, tmp_path):
+def test_scores_may_be_changed_or_switched_off_on_resume(runs, small_cache_path, tmp_path):
+    run = killed_after(runs[1], 8, tmp_path / "scored")
+    gone = ("evaluate.every_epochs=0", "evaluate.shards=gone.tar")
+    trained(small_cache_path, run, *gone, resume=True)
+    assert [line["step"] for line in read_evaluations(run)] == [0, 8]
     run = killed_after(runs[0], 8, tmp_path / "run")
     result = train(small_cache_path, run, "evaluate.every_epochs=1", resume=True)
     assert "every_epochs is set, but no shards: name labelled tars in evaluate.shards" in result.stderr
@@ -189,7 +193,7 @@ def test_settings_that_do_not_go_together(small_cache_path, data, settings, tmp_
         ([every, learn, "evaluate.k=30"], 2, "evaluate.k is 30, but "),
         ([every, learn, "evaluate.evaluations=segment"], 2, "input should be 'knn' or 'probe'"),
         ([every, learn, "evaluate.evaluations=[]"], 2, "evaluations is empty: name knn, probe or both"),
-        (["evaluate.every_epochs=0"], 2, "key 'evaluate.every_epochs' is 0: input should be greater than 0"),
+        (["evaluate.every_epochs=-1"], 2, "key 'evaluate.every_epochs' is -1: input should be greater than"),
     ]:
         result = train(small_cache_path, tmp_path / "run", *changes)
         assert result.exit_code == code, (changes, result.output)
