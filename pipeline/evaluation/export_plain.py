@@ -150,13 +150,14 @@ cls = model.eval()(images)"""
 
 
 def write_detection(subject: Subject, folder: Path) -> Written:
-    """Write backbone.pth, a state dict by the names of the ViTs of detectron2 and mmdetection's ViTDet."""
+    """Write backbone.pth for the ViTs of detectron2 and mmdetection's ViTDet, as MAE's weights are stored."""
     vit = subject.vit
     activations = ("gelu", "gelu_tanh", "quick_gelu")
     require_plain_vit(vit, "the ViT of detectron2 and mmdetection", activations, needs_cls=False)
     state = plain_state(vit)
     names = [name for name in state if name != "cls_token" and not name.startswith("norm.")]
-    torch.save({name: state[name] for name in names}, folder / "backbone.pth")
+    # both tool-boxes look for "model", as in MAE's checkpoints
+    torch.save({"model": {name: state[name] for name in names}}, folder / "backbone.pth")
     with_cls = subject.has_cls and not vit.no_embed_class
     arguments = {
         "img_size": vit.patch_embed.img_size[0],
@@ -177,7 +178,7 @@ def write_detection(subject: Subject, folder: Path) -> Written:
 train.init_checkpoint = "FOLDER/backbone.pth?matching_heuristics=True"
 # mmdetection (projects/ViTDet):
 backbone = dict(type="ViT", init_cfg=dict(type="Pretrained", checkpoint="FOLDER/backbone.pth"))
-# or by hand: vit.load_state_dict(torch.load("FOLDER/backbone.pth"), strict=False)"""
+# or by hand: vit.load_state_dict(torch.load("FOLDER/backbone.pth")["model"], strict=False)"""
     positions = tuple(state["pos_embed"].shape)
     outputs = (
         f"`pos_embed` {positions} is that of pretraining, not resized, "

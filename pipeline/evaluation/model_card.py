@@ -126,7 +126,7 @@ def _scores(scores: Sequence[Score]) -> str:
         for first in list(score.metrics)[:1]
         for name, value in score.metrics.items()
     ]  # fmt: skip
-    return f"Measured by `evaluate-student` on these weights; shares of 100%.\n\n{_table(head, rows)}"
+    return f"Measured by `evaluate-student` on these weights.\n\n{_table(head, rows)}"
 
 
 def _interval(score: Score, name: str) -> str:

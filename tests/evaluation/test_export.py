@@ -168,7 +168,7 @@ def as_detectron2(state, pixels, heads):
 def test_detection_has_the_names_and_outputs_of_detectron2(tmp_path, options, with_cls):
     subject = tiny_subject(**options)
     folder = export(tmp_path, subject, "detection")
-    state = torch.load(folder / "backbone.pth", weights_only=True)
+    state = torch.load(folder / "backbone.pth", weights_only=True)["model"]
     config = json.loads((folder / "config.json").read_text())
     assert state["pos_embed"].shape == (1, 16 + with_cls, 32)
     assert config["arguments"]["pretrain_use_cls_token"] is with_cls

@@ -24,6 +24,7 @@ from pipeline.config import load_config
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
+from pipeline.training.run_folder import read_evaluations
 from pipeline.training.trainer import Trainer
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import verify
@@ -101,7 +102,8 @@ def train(cache, folder, device, *options):
 
 
 def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(device, cache_path, tmp_path):
@@ -117,6 +119,23 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(device, cache_path, tmp_path):
     found = load_file(stopped / "student.safetensors")
     for name, value in load_file(whole / "student.safetensors").items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=0 if exact else 1e-2)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=pytest.mark.faults), pytest.param("cuda", marks=pytest.mark.gpu)],
+    indirect=True,
+)
+def test_scores_while_training_change_no_loss(device, cache_path, tmp_path):
+    keys = ("every_epochs=1", f"shards={cache_path.parent / 'tars'}", "workers=0")
+    scores = [part for key in keys for part in ("--set", f"evaluate.{key}")]
+    train(cache_path, tmp_path / "plain", device)
+    train(cache_path, tmp_path / "scored", device, *scores)
+    found = read_evaluations(tmp_path / "scored")
+    assert (found[0]["step"], found[-1]["step"]) == (0, STEPS)
+    assert all(len(line["evaluations"]) == 4 for line in found)  # k-NN and logistic regression, CLS and mean
+    plain, scored = (losses(tmp_path / name) for name in ("plain", "scored"))
+    assert scored == pytest.approx(plain, rel=0 if device.type == "cpu" else 1e-3)
 
 
 @pytest.mark.gpu
