@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DivergedError, SourceError
 from pipeline.evaluation import finetune_training
-from pipeline.evaluation.crops import drawn_by_key
+from pipeline.evaluation.crops import drawn_by_key, open_image
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.finetune import Finetune
 from pipeline.evaluation.finetune_batches import build_schedule, collate, train_transform
@@ -205,8 +205,6 @@ def test_training_crops_are_timms(sets):
         SIDE, is_training=True, color_jitter=None, auto_augment="rand-m9-mstd0.5-inc1",
         interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
     )  # fmt: skip
-    from pipeline.evaluation.crops import open_image
-
     for number in range(30):
         crops = []
         for transform in (ours, theirs):
@@ -214,6 +212,15 @@ def test_training_crops_are_timms(sets):
                 crops.append(transform(open_image(sets[0].images[number])))
         assert torch.equal(*crops)
         assert crops[0].shape == (3, SIDE, SIDE)
+
+
+def test_posterize_of_no_bits_keeps_one(sets):
+    recipe = build_recipe("mae", Settings(), 768, 10_000, pretrained=True)
+    (augment,) = [part for part in train_transform(subject(), recipe).transforms if hasattr(part, "ops")]
+    (operation,) = [one for one in augment.ops if one.name.startswith("Posterize")]
+    picture = open_image(sets[0].images[0])
+    values = {*operation.aug_fn(picture, 0).tobytes()}
+    assert values == {*operation.aug_fn(picture, 1).tobytes()} == {0, 128}
 
 
 def test_draws_are_keyed_and_leave_no_trace():
