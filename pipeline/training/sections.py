@@ -74,9 +74,9 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Scores of the encoder during the run: at its start, after every so many epochs, and at its end.
 
-    Off unless `every_epochs` is set; 0 switches it off on --resume. `shards` are labelled tars or an image folder to learn from, of which at
-    most `images` are drawn, `test_shards` those to test on (at most `test_images`); without them a fifth of
-    each class is held out. Nothing here changes the result of the run.
+    Off unless `every_epochs` is set; 0 switches it off on --resume. `shards` are labelled tars or an image
+    folder to learn from, of which at most `images` are drawn, `test_shards` those to test on (at most
+    `test_images`); without them a fifth of each class is held out. Nothing here changes the run itself.
     """
 
     every_epochs: NonNegativeInt | None = None
