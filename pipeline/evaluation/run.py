@@ -4,15 +4,15 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.evaluation.attention import Attention
-from pipeline.evaluation.attentive import Attentive
-from pipeline.evaluation.detect import Detect
-from pipeline.evaluation.export import Export
-from pipeline.evaluation.finetune import Finetune
+from pipeline.evaluation.attention.attention import Attention
+from pipeline.evaluation.detection.detect import Detect
+from pipeline.evaluation.exporting.export import Export
+from pipeline.evaluation.finetuning.finetune import Finetune
 from pipeline.evaluation.knn import Knn
-from pipeline.evaluation.probe import Probe
+from pipeline.evaluation.probes.attentive import Attentive
+from pipeline.evaluation.probes.probe import Probe
 from pipeline.evaluation.robustness import Robustness
-from pipeline.evaluation.segment import Segment
+from pipeline.evaluation.segmentation.segment import Segment
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
 from pipeline.report.scores import Score

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation import attention_measures as measures
-from pipeline.evaluation.attention import Attention
+from pipeline.evaluation.attention import measures
+from pipeline.evaluation.attention.attention import Attention
 from pipeline.evaluation.run import run_evaluation
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.evaluation.attentive import Attentive
-from pipeline.evaluation.attentive_heads import CapiHead, EfficientHead, largest_divisor
-from pipeline.evaluation.token_heads import accumulated_loss, tokens
+from pipeline.evaluation.probes.attentive import Attentive
+from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead, largest_divisor
+from pipeline.evaluation.probes.token_heads import accumulated_loss, tokens
 
 
 def drawn(*shape, seed=0):

@@ -9,9 +9,9 @@ from pycocotools import mask as reference_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.evaluation import coco
-from pipeline.evaluation.coco import Detections, Objects, average_precision
-from pipeline.evaluation.regions import box_region, decode_regions, encode_region
+from pipeline.evaluation.detection import coco
+from pipeline.evaluation.detection.coco import Detections, Objects, average_precision
+from pipeline.evaluation.detection.regions import box_region, decode_regions, encode_region
 
 SIZE, CLASSES = (200, 260), 4  # the last class has no objects
 NAMES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")

@@ -10,8 +10,8 @@ from sklearn.metrics import jaccard_score
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pipeline.evaluation.confusion import Confusion, class_iou, mask_intervals, mask_metrics
-from pipeline.evaluation.dense import (
+from pipeline.evaluation.segmentation.confusion import Confusion, class_iou, mask_intervals, mask_metrics
+from pipeline.evaluation.segmentation.dense import (
     VOID,
     BalancedCrop,
     DenseDataset,
@@ -19,7 +19,7 @@ from pipeline.evaluation.dense import (
     decode_mask,
     training_transform,
 )
-from pipeline.evaluation.sliding import best_classes, slide, window_starts
+from pipeline.evaluation.segmentation.sliding import best_classes, slide, window_starts
 
 
 def png(array):

@@ -12,11 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.detect import Detect
-from pipeline.evaluation.detection_training import build_detector, parameter_groups
+from pipeline.evaluation.detection.detect import Detect
+from pipeline.evaluation.detection.pyramid import HeadSizes, SimplePyramid
+from pipeline.evaluation.detection.training import build_detector, parameter_groups
 from pipeline.evaluation.fitting import stepwise
 from pipeline.evaluation.images import open_images
-from pipeline.evaluation.pyramid import HeadSizes, SimplePyramid
 from pipeline.evaluation.run import EVALUATIONS, run_evaluation
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task

@@ -10,10 +10,10 @@ from squares import COLOURS, encoded, squares, tar_of
 
 from pipeline.errors import SourceError
 from pipeline.evaluation.crops import LeftOut
-from pipeline.evaluation.detection_data import read_notes, read_objects, size_of, survey
-from pipeline.evaluation.detection_views import DetectionDataset, JitteredSquare, WholeSquare
+from pipeline.evaluation.detection.data import read_notes, read_objects, size_of, survey
+from pipeline.evaluation.detection.regions import decode_regions
+from pipeline.evaluation.detection.views import DetectionDataset, JitteredSquare, WholeSquare
 from pipeline.evaluation.images import open_images
-from pipeline.evaluation.regions import decode_regions
 
 SIZE = (48, 64)
 FILL = (120, 120, 120)

@@ -24,7 +24,7 @@ from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import centre_crop
-from pipeline.evaluation.export import Export
+from pipeline.evaluation.exporting.export import Export
 from pipeline.evaluation.subject import Subject, teacher_subject
 from pipeline.report.scores import SubjectFacts, add_scores, read_scores
 from pipeline.training.config import RunConfig

@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DivergedError, SourceError
-from pipeline.evaluation import finetune_training
 from pipeline.evaluation.crops import drawn_by_key, open_image
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.finetune import Finetune
-from pipeline.evaluation.finetune_batches import build_schedule, collate, train_transform
-from pipeline.evaluation.finetune_model import build_classifier, layer_groups
-from pipeline.evaluation.finetune_recipe import Settings, build_recipe
-from pipeline.evaluation.finetune_training import Plan, Training
+from pipeline.evaluation.finetuning import training as finetune_training
+from pipeline.evaluation.finetuning.batches import build_schedule, collate, train_transform
+from pipeline.evaluation.finetuning.finetune import Finetune
+from pipeline.evaluation.finetuning.model import build_classifier, layer_groups
+from pipeline.evaluation.finetuning.recipe import Settings, build_recipe
+from pipeline.evaluation.finetuning.training import Plan, Training
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import Subject

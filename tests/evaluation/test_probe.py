@@ -11,14 +11,15 @@ from torch import nn
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.evaluation import crop_training, logistic
+from pipeline.evaluation import logistic
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import stratified_folds
-from pipeline.evaluation.head_grid import HeadGrid
-from pipeline.evaluation.lars import Lars
 from pipeline.evaluation.logistic import fit_logistic, objective, rate_c
-from pipeline.evaluation.probe import Probe
-from pipeline.evaluation.published_probe import NormedLinear
+from pipeline.evaluation.probes import crop_training
+from pipeline.evaluation.probes.head_grid import HeadGrid
+from pipeline.evaluation.probes.lars import Lars
+from pipeline.evaluation.probes.probe import Probe
+from pipeline.evaluation.probes.published_probe import NormedLinear
 
 
 def blobs(seed, count, classes=4, width=12, noise=1.5):

@@ -16,7 +16,7 @@ from pipeline.evaluation import fitting, resuming
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
-from pipeline.evaluation.segment import Segment
+from pipeline.evaluation.segmentation.segment import Segment
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts

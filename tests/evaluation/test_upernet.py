@@ -6,9 +6,9 @@ from timm.models.vision_transformer import VisionTransformer
 from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet
 
-from pipeline.evaluation.segmenters import LinearSegmenter, UperNetSegmenter, pixel_loss
+from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, UperNetSegmenter, pixel_loss
+from pipeline.evaluation.segmentation.upernet import FCNHead, UperNetHead, pyramid_blocks
 from pipeline.evaluation.subject import Subject
-from pipeline.evaluation.upernet import FCNHead, UperNetHead, pyramid_blocks
 from pipeline.report.scores import SubjectFacts
 
 WIDTHS, CHANNELS, CLASSES = (8, 12, 16, 20), 24, 5

@@ -1,0 +1,1 @@
+"""Attention of student and teacher: maps, measures and pictures."""

@@ -1,0 +1,188 @@
+"""Attention of student, untrained student and teacher on the same images: pictures and numbers."""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+from torchvision.transforms import v2
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+from pipeline.evaluation.attention.measures import principal_colours
+from pipeline.evaluation.attention.observations import (
+    Observations,
+    agreement_of,
+    artefacts_by_block,
+    describe,
+    inside_masks,
+    observe,
+)
+from pipeline.evaluation.crops import CROP_FRACTION, LeftOut, ViewBatch
+from pipeline.evaluation.data import Data, LabelledImages
+from pipeline.evaluation.features import describe_data
+from pipeline.evaluation.images import MASK
+from pipeline.evaluation.subject import (
+    Subject,
+    read_run_config,
+    recorded_teacher,
+    teacher_subject,
+    untrained_subject,
+)
+from pipeline.evaluation.task import Task
+from pipeline.report.attention_pictures import colour_panel, gallery, heat_panel
+from pipeline.report.scores import Outcome, Picture
+from pipeline.seeding import generator
+from pipeline.storage.files import replace_file
+from pipeline.views.masking import rank_by_arrival
+
+_VOID = 255
+
+
+class Attention(Section):
+    """Maps of the last block for `images` images; `shown` of them become pictures.
+
+    `teacher` is compared with; the default is that of the run, unless it was loaded from a folder.
+    `row` and `column` choose the patch whose attention is shown, in shares of the image. `hidden` is the
+    share of patches that the attentive mask hides in the pictures. `foreground` are the mask values that
+    count as foreground, all but 0 and 255 by default.
+    """
+
+    name: ClassVar[str] = "attention"
+    protocol: ClassVar[str] = "attention maps, version 1"
+
+    teacher: str | None = None
+    images: int = Field(256, ge=1)
+    shown: int = Field(6, ge=1, le=24)
+    row: float = Field(0.5, ge=0, lt=1)
+    column: float = Field(0.5, ge=0, lt=1)
+    hidden: float = Field(0.7, ge=0, lt=1)
+    foreground: tuple[int, ...] = ()
+    seed: int = 0
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Score the network's agreement with the teacher, if one is given, and describe all networks."""
+        left_out = LeftOut()
+        networks = self._networks(task)
+        batches = list(_first(task.data, task.subject.image_size, task.batch_size, self.images, left_out))
+        if not batches:
+            raise ConfigError(f"{task.data.address!r} has no image that is whole: give others")
+        found = {who: Observations() for who in networks}
+        for batch in batches:
+            for who, subject in networks.items():
+                observe(subject, batch.pixels.to(subject.device), found[who], self._query(subject))
+        names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
+        facts = describe_data(task.data, task.subject.image_size, names, left_out)
+        foreground = _foregrounds(task, self.foreground, task.subject.grid, [key for _, key, _ in names])
+        picture = self._picture(task, networks, found, batches)
+        who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")
+        inside = {name: inside_masks(one, foreground) for name, one in found.items()} if foreground else {}
+        metrics = {}
+        if teacher and teacher is not own:
+            metrics["overlap of top 30% with the teacher"] = agreement_of(own, teacher)["overlap"]
+        metrics |= inside.get(who, {})
+        return [
+            Outcome(
+                representation="last block", bank=facts, test=facts,
+                metrics=metrics or {"tokens without artefacts": 1 - artefacts_by_block(own)["last block"]},
+                per_class={}, class_images={}, chance=0.3 if teacher else 0.0,
+                selection="none: nothing is chosen", seeds=(self.seed,),
+                details=describe(found, own, teacher, inside), pictures=(picture,),
+            )
+        ]  # fmt: skip
+
+    def _networks(self, task: Task) -> dict[str, Subject]:
+        """Return the network, and of a run its untrained student and its teacher."""
+        own, run = task.subject, task.run if task.subject.facts.kind == "run" else None
+        sizes = (own.image_size, own.patch_size, own.device)
+        found: dict[str, Subject] = {"student" if run else own.facts.kind: own}
+        if run:
+            config, trained = read_run_config(run)
+            found["untrained"] = untrained_subject(config, *trained, own.device).resized(own.image_size)
+        if spec := self.teacher or (recorded_teacher(run) if run else None):
+            found["teacher"] = teacher_subject(spec, *sizes)
+        return found
+
+    def _query(self, subject: Subject) -> int:
+        """Return the number of the token whose attention is shown."""
+        rows, columns = subject.grid
+        return subject.prefix + int(self.row * rows) * columns + int(self.column * columns)
+
+    def _picture(
+        self,
+        task: Task,
+        networks: Mapping[str, Subject],
+        found: Mapping[str, Observations],
+        batches: list[ViewBatch],
+    ) -> Picture:
+        pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
+        keys = [key for batch in batches for key in batch.keys]
+        teacher = found.get("teacher", next(iter(found.values())))
+        colours = {
+            who: principal_colours(torch.cat(one.last)[: self.shown]).numpy() for who, one in found.items()
+        }
+        rows = []
+        for i, image in enumerate(pixels):
+            hidden = self._masked(image, torch.cat(teacher.cls)[i].numpy(), keys[i], task.subject)
+            panels = {"image": image, "visible: to a student": hidden}
+            for who, one in found.items():
+                for kind, maps in (("CLS", one.cls), ("patch", one.patch)):
+                    weights = torch.cat(maps)[i].reshape(networks[who].grid)
+                    panels[f"{who}: {kind}"] = heat_panel(image, weights.numpy())
+                panels[f"{who}: PCA"] = colour_panel(colours[who][i])
+            rows.append(panels)
+        file = f"attention-{task.subject.facts.kind}-{task.subject.facts.weights[:12]}.png"
+        replace_file(task.folder / file, gallery(rows))
+        return Picture(
+            file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens"
+        )
+
+    def _masked(
+        self, image: NDArray[np.uint8], importance: NDArray[np.float32], key: str, subject: Subject
+    ) -> NDArray[np.uint8]:
+        """Return the image with the patches hidden that an attentive mask hides, in grey."""
+        arrivals = generator(self.seed, "shown mask", key).standard_exponential(importance.size)
+        ranking = rank_by_arrival("attention", importance, arrivals)
+        seen = np.zeros(importance.size, bool)
+        seen[ranking[: max(1, int(importance.size * (1 - self.hidden)))]] = True
+        size = subject.patch_size
+        return np.where(
+            seen.reshape(subject.grid).repeat(size, 0).repeat(size, 1)[..., None], image, np.uint8(120)
+        )
+
+
+def _first(data: Data, size: int, batch_size: int, count: int, left_out: LeftOut) -> Iterator[ViewBatch]:
+    """Yield the first views, whether labelled or not."""
+    for batch in data.views(size, min(batch_size, count), left_out, labelled=False):
+        kept = min(count, len(batch.keys))
+        yield ViewBatch(batch.pixels[:kept], batch.labels[:kept], batch.keys[:kept], batch.sources[:kept])
+        if not (count := count - kept):
+            return
+
+
+def _foregrounds(
+    task: Task, values: tuple[int, ...], grid: tuple[int, int], keys: list[str]
+) -> dict[int, Tensor]:
+    """Return the share of foreground in each patch (N,), by number of the image, where there are masks."""
+    if not isinstance(task.data, LabelledImages):
+        return {}
+    size = task.subject.image_size
+    crop = v2.Compose(
+        [v2.Resize(round(size / CROP_FRACTION), v2.InterpolationMode.NEAREST), v2.CenterCrop(size)]
+    )
+    places = {one.key: one.members[MASK] for one in task.data.of.images if MASK in one.members}
+    found = {}
+    for number, key in enumerate(keys):
+        if key in places:
+            mask = np.array(crop(Image.open(io.BytesIO(places[key].read()))))
+            chosen = np.isin(mask, values) if values else (mask != 0) & (mask != _VOID)
+            share = adaptive_avg_pool2d(torch.from_numpy(chosen).float()[None], grid).flatten()
+            if share.sum() > 0:
+                found[number] = share
+    return found

@@ -1,0 +1,111 @@
+"""What networks show on the same images: their maps, tokens and measures, and how far two networks agree."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.attention import measures
+from pipeline.evaluation.subject import Subject, block_attention
+
+_CKA_TOKENS = 16  # of each image
+
+
+@dataclass
+class Observations:
+    """What one network shows, by batch: maps (B, N), tokens (B, h, w, C), measures by head and by block."""
+
+    cls: list[Tensor] = field(default_factory=list)
+    patch: list[Tensor] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
+    distance: list[Tensor] = field(default_factory=list)
+    entropy: list[Tensor] = field(default_factory=list)
+    artefacts: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    blocks: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+
+@torch.inference_mode()
+def observe(subject: Subject, pixels: Tensor, found: Observations, query: int) -> None:
+    """Add what a network shows on pixels (B, S, S, 3) uint8; `query` is the number of a patch's token."""
+    for index, tokens in enumerate(subject.hidden(pixels)):
+        if index == subject.depth - 1:
+            weights = block_attention(subject.vit.blocks[index], tokens)
+        if index:
+            patches = tokens[:, subject.prefix :]
+            found.artefacts[index - 1].append(measures.artefact_share(patches).cpu())
+            step = max(1, patches.shape[1] // _CKA_TOKENS)
+            found.blocks[index - 1].append(patches[:, ::step].flatten(0, 1).float().cpu())
+    found.last.append(subject.split(subject.normed(tokens)).patches.float().cpu())
+    first = 0 if subject.has_cls else None
+    maps = measures.patch_map(weights, subject.prefix, first)
+    found.cls.append(maps.mean(1).cpu())
+    found.patch.append(measures.patch_map(weights, subject.prefix, query).mean(1).cpu())
+    found.distance.append(
+        measures.attention_distance(weights, subject.grid, subject.prefix, subject.patch_size).cpu()
+    )
+    found.entropy.append(measures.entropy(maps).cpu())
+
+
+def agreement_of(own: Observations, teacher: Observations) -> dict[str, float]:
+    """Compare the maps of CLS; raises ConfigError for other grids."""
+    maps = torch.cat(own.cls), torch.cat(teacher.cls)
+    if maps[0].shape != maps[1].shape:
+        raise ConfigError("student and teacher have other grids: give --image-size and --patch-size of both")
+    return {
+        "overlap": float(measures.top_overlap(*maps).mean()),
+        "rank correlation": float(measures.rank_correlation(*maps).mean()),
+        "KL in nats": float(measures.divergence(*maps).mean()),
+    }
+
+
+def _head_rows(name: str, found: Observations) -> Iterator[dict[str, Any]]:
+    distance, entropies = torch.cat(found.distance).mean(0), torch.cat(found.entropy).mean(0)
+    for head, (pixels, nats) in enumerate(zip(distance.tolist(), entropies.tolist(), strict=True)):
+        yield {"network": name, "head": head, "distance in pixels": pixels, "entropy of CLS in nats": nats}
+
+
+def _cka_by_block(own: Observations, teacher: Observations) -> dict[str, float]:
+    """Return the CKA of each block of the student with the teacher's last block, by block."""
+    last = torch.cat(teacher.blocks[max(teacher.blocks)])
+    return {f"block {i}": round(measures.linear_cka(torch.cat(v), last), 4) for i, v in own.blocks.items()}
+
+
+def inside_masks(found: Observations, foreground: Mapping[int, Tensor]) -> dict[str, float]:
+    """Return how much attention lies on the foreground (N,) of some images, on average."""
+    index = list(foreground)
+    mass, jaccard = measures.inside(torch.cat(found.cls)[index], torch.stack([foreground[i] for i in index]))
+    return {"attention inside masks": float(mass.mean()), "Jaccard of the 60% mask": float(jaccard.mean())}
+
+
+def artefacts_by_block(found: Observations) -> dict[str, float]:
+    """Return the share of patch tokens with more than three times the median norm, by block."""
+    shares = {f"block {i}": float(torch.stack(values).mean()) for i, values in found.artefacts.items()}
+    return {**shares, "last block": shares[f"block {max(found.artefacts)}"]}
+
+
+def describe(
+    found: Mapping[str, Observations],
+    own: Observations,
+    teacher: Observations | None,
+    inside: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Return the tables of a report."""
+    tables: dict[str, Any] = {}
+    if teacher and teacher is not own:
+        tables["agreement with the teacher"] = [
+            {"network": name, **agreement_of(one, teacher)}
+            for name, one in found.items()
+            if one is not teacher
+        ]
+        tables["CKA with the teacher's last block"] = _cka_by_block(own, teacher)
+    if inside:
+        tables["inside masks"] = [{"network": name, **values} for name, values in inside.items()]
+    tables["heads of the last block"] = [row for name, one in found.items() for row in _head_rows(name, one)]
+    tables["share of patch tokens with artefact norms"] = [
+        {"network": name, **artefacts_by_block(one)} for name, one in found.items()
+    ]
+    return tables

@@ -1,0 +1,178 @@
+"""COCO's average precision of boxes and masks, by faster-coco-eval (extra `detection`), with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.detection.regions import Region, box_region
+from pipeline.evaluation.metrics import LEVEL
+from pipeline.seeding import generator
+
+MOST = 100  # detections of an image and class that count
+_AREAS = ("", " small", " medium", " large")
+_HALF, _THREE_QUARTERS = 0, 5  # of the IoU thresholds 0.50, 0.55 ... 0.95
+
+Kind = Literal["box", "mask"]
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The n true objects of an image of `size` (height, width).
+
+    Boxes (n, 4) float64 are [x1, y1, x2, y2] in pixels, `regions` are masks or None. `areas` are in pixels.
+    A `crowd` (n,) stands for many objects: what is found there does not count.
+    """
+
+    size: tuple[int, int]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    regions: list[Region | None]
+    areas: list[float]
+    crowd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in an image: boxes (m, 4), labels (m,), scores (m,) and, if any, masks."""
+
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    regions: list[Region] | None = None
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Average precision: shares by name, their 95% intervals, and (AP, AP50) of each class with objects."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    per_class: dict[int, tuple[float, float]]
+
+
+def average_precision(
+    truth: Sequence[Objects],
+    found: Sequence[Detections],
+    classes: int,
+    kind: Kind = "box",
+    resamples: int = 0,
+    seed: int = 0,
+) -> Precision:
+    """Score detections by COCO's rules, with intervals over images drawn `resamples` times.
+
+    Names are "box AP", "box AP50", "box AP75" and "box AP small", "medium", "large"; a name is missing where
+    there is nothing to find. Of masks, an object without one is ignored like a crowd.
+    """
+    evaluator = _evaluated(truth, found, classes, kind)
+    precision = _accumulated(evaluator)
+    metrics = _metrics(precision, kind)
+    per_class = {
+        label: (float(of_class.mean()), float(of_class[_HALF].mean()))
+        for label in range(classes)
+        if (of_class := precision[:, :, label, 0]).min() > -1
+    }
+    drawn = _resampled(evaluator, len(truth), classes, kind, resamples, seed)
+    share = (1 - LEVEL) / 2
+    intervals = {
+        name: (float(low), float(high))
+        for name in metrics
+        if (values := [one[name] for one in drawn if name in one])
+        for low, high in [np.quantile(values, [share, 1 - share])]
+    }
+    return Precision(metrics, intervals, per_class)
+
+
+def _evaluated(truth: Sequence[Objects], found: Sequence[Detections], classes: int, kind: Kind) -> Any:
+    """Match detections with objects."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    known = COCO(_dataset(truth, classes, kind))
+    detected = [one for image, each in enumerate(found, 1) for one in _results(image, each, kind)]
+    # loadRes refuses an empty list
+    results = (
+        known.loadRes(detected) if detected else COCO(_dataset(truth, classes, kind) | {"annotations": []})
+    )
+    # In two steps, so that the matches of images can be accumulated again. Its own `print` is silenced.
+    evaluator = COCOeval_faster(
+        known, results, "bbox" if kind == "box" else "segm", separate_eval=True, print_function=_silent
+    )
+    evaluator.params.maxDets = [MOST]
+    evaluator.evaluate()
+    return evaluator
+
+
+def _silent(*_lines: object) -> None:
+    pass
+
+
+def _dataset(truth: Sequence[Objects], classes: int, kind: Kind) -> dict[str, Any]:
+    images = [
+        {"id": image, "height": one.size[0], "width": one.size[1]} for image, one in enumerate(truth, 1)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for image, one in enumerate(truth, 1):
+        for index, (box, region) in enumerate(zip(one.boxes, one.regions, strict=True)):
+            annotation: dict[str, Any] = {
+                "id": len(annotations) + 1,  # 0 would mean "not matched"
+                "image_id": image,
+                "category_id": int(one.labels[index]),
+                "bbox": _width_and_height(box),
+                "area": one.areas[index],
+                "iscrowd": int(one.crowd[index]),
+            }
+            if kind == "mask":
+                annotation["iscrowd"] |= int(region is None)
+                annotation["segmentation"] = region or box_region(box, one.size)
+            annotations.append(annotation)
+    return {"images": images, "annotations": annotations, "categories": [{"id": i} for i in range(classes)]}
+
+
+def _results(image: int, found: Detections, kind: Kind) -> list[dict[str, Any]]:
+    """Return detections in COCO's form; those of masks have no box, which would give their area."""
+    results = []
+    for index, (label, score) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), strict=True)):
+        place = (
+            {"bbox": _width_and_height(found.boxes[index])}
+            if kind == "box"
+            else {"segmentation": (found.regions or [])[index]}
+        )
+        results.append({"image_id": image, "category_id": label, "score": score, **place})
+    return results
+
+
+def _width_and_height(box: NDArray[np.float64]) -> list[float]:
+    left, top, right, bottom = box.tolist()
+    return [left, top, right - left, bottom - top]
+
+
+def _accumulated(evaluator: Any) -> NDArray[np.float64]:
+    """Return precision (10 thresholds, 101 recalls, classes, 4 sizes), -1 where there is nothing to find."""
+    evaluator.accumulate()
+    precision: NDArray[np.float64] = np.asarray(evaluator.eval["precision"])[..., 0]
+    return precision
+
+
+def _metrics(precision: NDArray[np.float64], kind: Kind) -> dict[str, float]:
+    values = {f"{kind} AP": precision[..., 0]}
+    values[f"{kind} AP50"] = precision[_HALF, ..., 0]
+    values[f"{kind} AP75"] = precision[_THREE_QUARTERS, ..., 0]
+    values |= {f"{kind} AP{name}": precision[..., area] for area, name in enumerate(_AREAS) if name}
+    return {name: float(each[each > -1].mean()) for name, each in values.items() if (each > -1).any()}
+
+
+def _resampled(
+    evaluator: Any, images: int, classes: int, kind: Kind, resamples: int, seed: int
+) -> list[dict[str, float]]:
+    """Return the metrics of `resamples` draws of the images with replacement; matching is not repeated."""
+    matches = np.empty(classes * len(_AREAS) * images, dtype=object)
+    matches[:] = evaluator._evalImgs_cpp  # by class, size and image
+    by_image = matches.reshape(-1, images)
+    found = []
+    for draw in range(resamples):
+        chosen = generator(seed, "average precision", draw).integers(images, size=images)
+        evaluator._evalImgs_cpp = by_image[:, chosen].reshape(-1).tolist()
+        found.append(_metrics(_accumulated(evaluator), kind))
+    return found

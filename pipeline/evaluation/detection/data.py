@@ -1,0 +1,229 @@
+"""Boxes, labels and masks of images: read and checked, and moved together with the image.
+
+KEY.json, or COCO's annotations, has `boxes` [x1, y1, x2, y2] in pixels of this image and `labels`, and may
+have `polygons`, `area` and `iscrowd`. Polygons are rings, or a run-length encoding, for each box, or
+{"label", "polygon"} in any order: each of these then belongs to the box of its label that fits it best.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.ops import box_iou
+
+from pipeline.errors import SourceError
+from pipeline.evaluation.crops import LeftOut
+from pipeline.evaluation.detection.coco import Objects
+from pipeline.evaluation.detection.regions import Region, encode_region, is_ring, region_area
+from pipeline.evaluation.images import NOTES, ImageSet, LabelledImage, Place
+from pipeline.views.codec import decode_image
+
+_HEADER = 1 << 16  # bytes in which the size of an image usually is
+_ROUNDING = 0.5  # pixels: boxes that are this far outside were rounded
+_FITS = 0.5  # IoU of a box and the bounds of its polygon
+
+
+@dataclass
+class Survey:
+    """The images of a set that can be used, and what is known of their objects.
+
+    `left_out` counts images, `faults` boxes. `classes` counts images by class, crowds excluded. `damaged` are
+    the indices of images that turned out to be damaged when they were decoded.
+    """
+
+    images: list[LabelledImage] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    faults: LeftOut = field(default_factory=LeftOut)
+    classes: dict[int, int] = field(default_factory=dict)
+    objects: int = 0
+    crowds: int = 0
+    masked: int = 0  # objects with a mask
+    without_area: int = 0
+    negatives: int = 0  # images without objects
+    digest: str = ""
+    damaged: set[int] = field(default_factory=set)
+
+    def add_damaged(self, index: int, fault: str) -> None:
+        """Count an image that cannot be decoded, once."""
+        if index not in self.damaged:
+            self.damaged.add(index)
+            self.left_out.add("damaged", self.images[index].name, fault)
+
+
+def survey(images: ImageSet, classes: int | None = None) -> Survey:
+    """Read the notes of all images, and the sizes of these; labels from `classes` on are faults."""
+    found, digest = Survey(), hashlib.sha256()
+    for image in images.images:
+        try:
+            size = size_of(image)
+        except SourceError as error:
+            found.left_out.add("damaged", image.name, str(error))
+            continue
+        try:
+            notes = read_notes(image)
+        except SourceError as error:
+            found.left_out.add("unlabelled", image.name, str(error))
+            continue
+        objects = read_objects(image.name, notes, size, classes, found.faults)
+        found.images.append(image)
+        digest.update(f"{image.key} {objects.labels.tolist()} {objects.boxes.round(2).tolist()}\n".encode())
+        for label in set(objects.labels[~objects.crowd].tolist()):
+            found.classes[label] = found.classes.get(label, 0) + 1
+        found.objects += int((~objects.crowd).sum())
+        found.crowds += int(objects.crowd.sum())
+        found.negatives += len(objects.labels) == 0
+        masked = [region is not None for region in objects.regions]
+        found.masked += int((np.array(masked, dtype=bool) & ~objects.crowd).sum())
+        found.without_area += sum(area is None for area in _of_each(notes, "area"))
+    found.digest = digest.hexdigest()
+    return found
+
+
+def size_of(image: LabelledImage) -> tuple[int, int]:
+    """Return height and width of an image, by its first bytes if these are enough; raises SourceError."""
+    place = image.image
+    head = Place(place.path, place.offset, min(place.size, _HEADER)).read()
+    try:
+        with Image.open(io.BytesIO(head)) as opened:
+            return opened.height, opened.width
+    except Exception:  # a long header or a fault, which only decoding tells apart
+        height, width, _ = decode_image(place.read()).shape
+        return height, width
+
+
+def read_notes(image: LabelledImage) -> Mapping[str, Any]:
+    """Return the notes of an image; raises SourceError if there are none with boxes and labels."""
+    if image.annotations is not None:
+        return image.annotations
+    if NOTES not in image.members:
+        raise SourceError("has no .json member, nor an entry in the annotations")
+    try:
+        notes = json.loads(image.members[NOTES].read())
+    except ValueError as error:
+        raise SourceError(f"has a .json member that cannot be read ({error})") from None
+    boxes, labels = (notes.get(name) if isinstance(notes, dict) else None for name in ("boxes", "labels"))
+    if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
+        raise SourceError("has a .json member without lists `boxes` and `labels` of one length")
+    return notes  # type: ignore[no-any-return]
+
+
+def read_objects(
+    name: str, notes: Mapping[str, Any], size: tuple[int, int], classes: int | None, faults: LeftOut
+) -> Objects:
+    """Check the objects of an image of `size` (height, width): those that can be used, boxes clipped.
+
+    `faults` counts boxes that are outside, empty or of an unknown class, and polygons of no box.
+    """
+    boxes, labels, kept = [], [], []
+    for index, (box, label) in enumerate(zip(notes["boxes"], notes["labels"], strict=True)):
+        clipped = _clipped(box, size)
+        if clipped is None or min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
+            faults.add("empty boxes", name, f"has the box {box}")
+        elif isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < (classes or 1 << 16):
+            faults.add("boxes of unknown classes", name, f"has the label {label!r}")
+        else:
+            if max(np.abs(np.subtract(clipped, box))) > _ROUNDING:
+                faults.add("clipped boxes", name, f"of {size[1]} x {size[0]} pixels has the box {box}")
+            boxes.append(clipped)
+            labels.append(label)
+            kept.append(index)
+    found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    regions = _regions(name, notes, found, labels, kept, size, faults)
+    areas, crowd = _of_each(notes, "area"), _of_each(notes, "iscrowd")
+    return Objects(
+        size,
+        found,
+        np.array(labels, dtype=np.int64),
+        regions,
+        [
+            _area(box, region) if (area := areas[index]) is None else area
+            for index, box, region in zip(kept, found, regions, strict=True)
+        ],
+        np.array([bool(crowd[index]) for index in kept], dtype=bool),
+    )
+
+
+def _of_each(notes: Mapping[str, Any], name: str) -> list[float | None]:
+    """Return a number of each box, None where there is none."""
+    values, count = notes.get(name), len(notes["boxes"])
+    if not isinstance(values, list) or len(values) != count:
+        return [None] * count
+    return [float(value) if isinstance(value, int | float) else None for value in values]
+
+
+def _clipped(box: Any, size: tuple[int, int]) -> list[float] | None:
+    """Return a box inside the image, None if it is not four finite numbers."""
+    try:
+        left, top, right, bottom = map(float, box)
+    except (TypeError, ValueError):
+        return None
+    if not np.isfinite([left, top, right, bottom]).all():
+        return None
+    height, width = size
+    clipped: list[float] = np.clip([left, top, right, bottom], 0, [width, height, width, height]).tolist()
+    return clipped
+
+
+def _area(box: NDArray[np.float64], region: Region | None) -> float:
+    """Return the pixels of a mask, or of a box without one."""
+    return region_area(region) if region else float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _regions(
+    name: str,
+    notes: Mapping[str, Any],
+    boxes: NDArray[np.float64],
+    labels: Sequence[int],
+    kept: Sequence[int],
+    size: tuple[int, int],
+    faults: LeftOut,
+) -> list[Region | None]:
+    """Return the mask of each box that is kept, None where there is none."""
+    polygons = notes.get("polygons") or []
+    if not isinstance(polygons, list):
+        polygons = [polygons]
+    if any(isinstance(one, dict) and "polygon" in one for one in polygons):
+        rings = _matched(polygons, boxes, labels)
+    elif len(polygons) == len(notes["boxes"]):
+        rings = [polygons[index] for index in kept]
+    else:
+        rings = [None] * len(kept)
+        if polygons:
+            faults.add(
+                "sets of polygons that fit no boxes",
+                name,
+                f"has {len(polygons)} for {len(notes['boxes'])} boxes",
+            )
+    regions = [encode_region(one, size) for one in rings]
+    for one, region in zip(rings, regions, strict=True):
+        if one and region is None:
+            faults.add("polygons that cannot be drawn", name, "has fewer than three points, or another size")
+    return regions
+
+
+def _matched(
+    polygons: Iterable[Any], boxes: NDArray[np.float64], labels: Sequence[int]
+) -> list[list[Any] | None]:
+    """Give each box the polygon of its label whose bounds fit best, the best pair first."""
+    usable = [one for one in polygons if isinstance(one, dict) and is_ring(one.get("polygon"))]
+    found: list[list[Any] | None] = [None] * len(labels)
+    if not usable or not labels:
+        return found
+    bounds = [
+        [min(ring[::2]), min(ring[1::2]), max(ring[::2]), max(ring[1::2])]
+        for ring in (one["polygon"] for one in usable)
+    ]
+    same = torch.tensor([[one.get("label") == label for label in labels] for one in usable])
+    fit = box_iou(torch.tensor(bounds, dtype=torch.float64), torch.from_numpy(boxes)) * same
+    while (best := float(fit.max())) >= _FITS:
+        polygon, box = divmod(int((fit == best).flatten().int().argmax()), len(labels))
+        found[box] = [usable[polygon]["polygon"]]
+        fit[polygon], fit[:, box] = 0, 0
+    return found

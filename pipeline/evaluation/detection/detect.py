@@ -1,0 +1,212 @@
+"""Detection and instance segmentation: Mask R-CNN on a simple pyramid, frozen or fine-tuned.
+
+Settings are ViTDet's (arXiv 2203.16527) where torchvision has them. It is not ViTDet: all blocks attend to
+the whole image, where ViTDet uses windows of 14 x 14 patches in all but four, and RoIAlign and the box loss
+are torchvision's.
+"""
+
+import hashlib
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+
+from pipeline.config import Section
+from pipeline.errors import ConfigError
+from pipeline.evaluation.detection.coco import Kind, Precision, average_precision
+from pipeline.evaluation.detection.data import Survey, survey
+from pipeline.evaluation.detection.pictures import draw_some
+from pipeline.evaluation.detection.pyramid import Detector, HeadSizes
+from pipeline.evaluation.detection.regions import require_scorer
+from pipeline.evaluation.detection.result import class_table, data_facts, notes_on
+from pipeline.evaluation.detection.training import (
+    Found,
+    build_detector,
+    fill_of,
+    find_objects,
+    parameter_groups,
+    whole_batches,
+)
+from pipeline.evaluation.detection.views import DetectionDataset, JitteredSquare
+from pipeline.evaluation.fitting import fit, stepwise
+from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.task import SharedKeys, Task
+from pipeline.report.scores import Outcome
+from pipeline.seeding import derived_seed
+
+_GRID = 4  # patches: the coarsest level has a quarter of them on a side, and levels must divide evenly
+_LOWERED = (8 / 9, 26 / 27)  # shares of the steps after which the learning rate falls to a tenth
+
+
+class Detect(Section):
+    """Boxes, and masks where polygons are given, found on one map of a frozen or fine-tuned encoder.
+
+    `image_size` is the side in pixels of the square of training and testing. The published recipe is
+    image_size 1024, steps 184375, batch 64, frozen false, and layer_decay 0.8 for a ViT-L. `channels`,
+    `hidden`, `convolutions` and `rois` are sizes of the heads, smaller ones for a CPU. `jitter` is the range
+    of scales, and `resamples` counts draws of the images for intervals, 0 for none.
+    """
+
+    name: ClassVar[str] = "detect"
+    protocol: ClassVar[str] = "Mask R-CNN on a simple pyramid, version 1"
+
+    frozen: bool = True
+    image_size: int = Field(512, ge=32)
+    steps: int = Field(5000, ge=1)
+    batch: int = Field(16, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup: int = Field(250, ge=0)
+    layer_decay: float = Field(0.7, gt=0, le=1)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    jitter: tuple[float, float] = (0.1, 2.0)
+    flip: bool = True
+    masks: bool = True
+    channels: int = Field(256, ge=1)
+    hidden: int = Field(1024, ge=1)
+    convolutions: int = Field(4, ge=1)
+    rois: int = Field(512, ge=1)
+    resamples: int = Field(200, ge=0)
+    pictures: int = Field(4, ge=0)
+    seed: int = 0
+    shared_keys: SharedKeys = "refuse"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        """Let few steps have few steps of warm-up, unless it is given."""
+        steps = values.get("steps")
+        warmup = {"warmup": min(250, steps // 20)} if isinstance(steps, int) and steps > 0 else {}
+        # what a validator passes on is no longer JSON, whose lists would be tuples
+        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return warmup | listed
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Train a detector and score it; one outcome. Raises ConfigError before any expensive work."""
+        require_scorer()
+        self._check(task.subject.patch_size)
+        learnt, test = task.images(self.name)
+        if self.shared_keys == "refuse":
+            task.refuse_shared_keys()
+        if self.shared_keys == "exclude":
+            tested = {one.key for one in test.images}
+            learnt = learnt.subset([i for i, one in enumerate(learnt.images) if one.key not in tested])
+        names = _class_names(learnt, test)
+        bank, asked = (_surveyed(images, len(names) or None) for images in (learnt, test))
+        classes = len(names) or 1 + max(*bank.classes, *asked.classes)
+        masks = self.masks and bank.masked > 0
+        devices = [task.subject.device] if task.subject.device.type == "cuda" else []
+        # torchvision's samplers of boxes and timm's drop path draw from the global generator
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derived_seed(self.seed, "detector"))
+            detector = self._detector(task, classes, masks=masks)
+            losses = self._train(detector, bank, classes, task, masks=masks)
+            found = find_objects(detector, asked, self.image_size, classes, task)
+        shared = {one.key for one in learnt.images} & {one.key for one in test.images}
+        scores = self._scores(found, classes, masks=masks and asked.masked > 0)
+        of_options = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        stem = f"detect-{task.subject.facts.weights[:8]}-{of_options[:8]}-{asked.digest[:8]}"
+        return [
+            Outcome(
+                representation="patches",
+                bank=data_facts(learnt, bank, self.image_size, names),
+                test=data_facts(test, asked, self.image_size, names),
+                metrics={name: value for one in scores.values() for name, value in one.metrics.items()},
+                intervals={name: value for one in scores.values() for name, value in one.intervals.items()},
+                per_class={str(label): ap for label, (ap, _) in scores["box"].per_class.items()},
+                class_images={str(label): count for label, count in sorted(asked.classes.items())},
+                chance=0.0,
+                selection="none: the last step",
+                seeds=(self.seed,),
+                notes=tuple(
+                    notes_on(bank, asked, masks=masks, wanted=self.masks, names=names, shared=len(shared))
+                ),
+                details={
+                    "AP of each class": list(class_table(scores, asked, names)),
+                    "loss of each tenth of the steps": losses,
+                },
+                pictures=draw_some(found, self.pictures, names, task.folder, stem),
+            )
+        ]
+
+    def _check(self, patch_size: int) -> None:
+        side = _GRID * patch_size
+        if patch_size & (patch_size - 1):
+            raise ConfigError(
+                f"patches have {patch_size} pixels: torchvision's RoIAlign needs a power of 2; "
+                "give --patch-size 16"
+            )
+        if self.image_size % side:
+            raise ConfigError(
+                f"image_size is {self.image_size}: the pyramid needs a multiple of {side}, which is {_GRID} "
+                f"patches; give --set image_size={max(1, round(self.image_size / side)) * side}"
+            )
+        if not 0 < self.jitter[0] <= self.jitter[1]:
+            raise ConfigError(
+                f"jitter is {list(self.jitter)}: give the least and the greatest scale, such as [0.1, 2.0]"
+            )
+        if self.warmup >= self.steps:
+            raise ConfigError(
+                f"warmup is {self.warmup} of {self.steps} steps: give fewer, such as --set "
+                f"warmup={self.steps // 10}, or more steps"
+            )
+
+    def _detector(self, task: Task, classes: int, *, masks: bool) -> Detector:
+        return build_detector(
+            task.subject,
+            self.image_size,
+            classes,
+            masks=masks,
+            frozen=self.frozen,
+            drop_path=self.drop_path,
+            sizes=HeadSizes(self.channels, self.hidden, self.convolutions, self.rois),
+        )
+
+    def _train(
+        self, detector: Detector, bank: Survey, classes: int, task: Task, *, masks: bool
+    ) -> list[float]:
+        """Train, and return the loss of each tenth of the steps."""
+        fill = fill_of(task.subject)
+        view = JitteredSquare(self.image_size, self.jitter, fill, masks=masks, flip=self.flip)
+        dataset = DetectionDataset(bank.images, classes, view, self.seed)
+        groups = parameter_groups(detector, self.lr, self.weight_decay, self.layer_decay)
+        return fit(
+            lambda batch: detector.losses(*batch),
+            whole_batches(dataset, bank, self.batch, self.steps, self.seed, task),
+            torch.optim.AdamW(groups),
+            stepwise(self.steps, _LOWERED, self.warmup),
+            self.steps,
+            task.log,
+        )
+
+    def _scores(self, found: list[Found], classes: int, *, masks: bool) -> dict[Kind, Precision]:
+        truth, detections = [one.objects for one in found], [one.detections for one in found]
+        kinds: list[Kind] = ["box", "mask"] if masks else ["box"]
+        return {
+            kind: average_precision(truth, detections, classes, kind, self.resamples, self.seed)
+            for kind in kinds
+        }
+
+
+def _class_names(learnt: ImageSet, test: ImageSet) -> tuple[str, ...]:
+    """Return the names of the classes, if known; raises ConfigError if two sets number them differently."""
+    both = {one.class_names for one in (learnt, test) if one.class_names}
+    if len(both) > 1:
+        raise ConfigError(
+            f"classes of {learnt.address} and {test.address} differ: give sets with the same classes in the "
+            "same order, or --class-names if their numbers mean the same"
+        )
+    return next(iter(both), ())
+
+
+def _surveyed(images: ImageSet, classes: int | None) -> Survey:
+    """Read what is known of the objects of a set; raises ConfigError if there are none."""
+    found = survey(images, classes)
+    if not found.objects:
+        faults = [*found.left_out.first.values(), *found.faults.first.values()]
+        reason = f"the first reason: {faults[0]}" if faults else "no image has any"
+        raise ConfigError(
+            f"{images.address} has no boxes to learn from or to find ({reason}): give KEY.json with boxes "
+            "[x1, y1, x2, y2] and labels beside KEY.jpg, or images beside annotations in COCO's form"
+        )
+    return found

@@ -1,0 +1,76 @@
+"""Pictures of detections: an image with its true boxes and masks, and beside it what was found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from pipeline.evaluation.crops import open_image
+from pipeline.evaluation.detection.regions import Region, decode_regions
+from pipeline.evaluation.detection.training import Found
+from pipeline.report.scores import Picture
+
+SHOWN = 0.5  # least score
+_COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
+_GAP = 8  # pixels between the two images
+_WIDEST = 1280  # pixels of the two together
+
+
+def draw_some(
+    found: Sequence[Found], count: int, names: Sequence[str], folder: Path, stem: str
+) -> tuple[Picture, ...]:
+    """Write `count` test images, spread over all, as PNGs named `stem` and a number into a folder."""
+    chosen = sorted(
+        {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return tuple(_picture(found[index], names, folder / f"{stem}-{index}.png") for index in chosen)
+
+
+def _picture(one: Found, names: Sequence[str], file: Path) -> Picture:
+    """Draw an image with its objects, beside the image with what was found."""
+    pixels = torch.from_numpy(np.array(open_image(one.image))).permute(2, 0, 1)
+    objects, found = one.objects, one.detections
+    shown = found.scores >= SHOWN
+    regions: Sequence[Region | None] = found.regions or [None] * len(shown)
+    truth = _draw(pixels, objects.boxes, objects.regions, objects.labels.tolist(), names)
+    chosen = [region for region, wanted in zip(regions, shown, strict=True) if wanted]
+    guess = _draw(pixels, found.boxes[shown], chosen, found.labels[shown].tolist(), names)
+    gap = torch.full((3, pixels.shape[1], _GAP), 255, dtype=torch.uint8)
+    drawn = Image.fromarray(torch.cat([truth, gap, guess], dim=2).permute(1, 2, 0).numpy())
+    drawn.thumbnail((_WIDEST, _WIDEST))
+    drawn.save(file)
+    counts = (
+        f"{len(objects.labels)} true objects and {int(shown.sum())} found with a score of {SHOWN} or more"
+    )
+    return Picture(file=file.name, caption=f"{one.image.name}: {counts}")
+
+
+def _draw(
+    pixels: Tensor,
+    boxes: NDArray[np.float64],
+    regions: Sequence[Region | None],
+    labels: Sequence[int],
+    names: Sequence[str],
+) -> Tensor:
+    """Return the image with boxes, masks and names of classes drawn."""
+    if not labels:
+        return pixels
+    colours = [_COLOURS[label % len(_COLOURS)] for label in labels]
+    masked = [(region, colour) for region, colour in zip(regions, colours, strict=True) if region]
+    if masked:
+        masks = decode_regions([region for region, _ in masked], (pixels.shape[1], pixels.shape[2]))
+        pixels = draw_segmentation_masks(pixels, masks.bool(), 0.4, [colour for _, colour in masked])
+    drawn: Tensor = draw_bounding_boxes(
+        pixels,
+        torch.from_numpy(boxes),
+        [names[label] if label < len(names) else str(label) for label in labels],
+        colours,
+        width=2,
+    )
+    return drawn

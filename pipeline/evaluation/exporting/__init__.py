@@ -1,0 +1,1 @@
+"""Export of a network for other libraries, with a model card."""

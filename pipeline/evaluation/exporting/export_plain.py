@@ -1,0 +1,195 @@
+"""A ViT for Hugging Face transformers, torchvision and tool-boxes of detection: ViTs with fewer options."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import VisionTransformer as TorchvisionViT
+
+from pipeline.evaluation.crops import CROP_FRACTION
+from pipeline.evaluation.exporting.exported import (
+    Written,
+    compare,
+    optional_library,
+    preprocessing,
+    write_json,
+)
+from pipeline.evaluation.exporting.plain_vit import (
+    activation,
+    norm_eps,
+    plain_state,
+    renamed,
+    require_plain_vit,
+    with_cls_position,
+    with_separate_qkv,
+)
+from pipeline.evaluation.subject import Subject
+
+_HUGGING_FACE = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+_HUGGING_FACE_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.q": "attention.attention.query",
+    "attn.k": "attention.attention.key",
+    "attn.v": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_TORCHVISION = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj": "conv_proj",
+    "norm": "encoder.ln",
+}
+_TORCHVISION_BLOCK = {
+    "norm1": "ln_1",
+    "attn.qkv": "self_attention.in_proj_{}",
+    "attn.proj": "self_attention.out_proj",
+    "norm2": "ln_2",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.3",
+}
+_TORCHVISION_EPS = 1e-6  # of its norms by default
+
+
+def write_transformers(subject: Subject, folder: Path) -> Written:
+    """Write config.json, model.safetensors and preprocessor_config.json for Hugging Face's ViTModel."""
+    transformers = optional_library("transformers", "transformers")
+    vit = subject.vit
+    require_plain_vit(vit, "Hugging Face's ViTModel", ("gelu", "quick_gelu"))
+    config = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": vit.blocks[0].attn.num_heads,
+        "intermediate_size": vit.blocks[0].mlp.fc1.out_features,
+        "hidden_act": activation(vit),
+        "layer_norm_eps": norm_eps(vit),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
+        "num_channels": 3,
+        "qkv_bias": True,
+    }
+    write_json(folder / "config.json", config)
+    _write_image_processor(subject, folder / "preprocessor_config.json")
+    transformers.utils.logging.disable_progress_bar()
+    state = with_separate_qkv(with_cls_position(plain_state(vit), vit))
+    state = renamed(state, _HUGGING_FACE, "encoder.layer.{}", _HUGGING_FACE_BLOCK)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    compare(subject, lambda images: model(images).last_hidden_state, lambda all_: all_, "transformers")
+    code = """\
+from transformers import AutoImageProcessor, ViTModel
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+model = ViTModel.from_pretrained("FOLDER", add_pooling_layer=False).eval()
+tokens = model(**processor(image, return_tensors="pt")).last_hidden_state"""
+    shape = f"(B, 1 + {vit.patch_embed.num_patches}, {vit.embed_dim})"
+    return Written("transformers", code, f"`tokens` {shape} are CLS, then the patches, after the final norm.")
+
+
+def _write_image_processor(subject: Subject, file: Path) -> None:
+    side = subject.vit.patch_embed.img_size[0]
+    values = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(side / CROP_FRACTION)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": subject.mean,
+        "image_std": subject.std,
+    }
+    write_json(file, values)
+
+
+def write_torchvision(subject: Subject, folder: Path) -> Written:
+    """Write model.safetensors, and config.json with the arguments of torchvision's VisionTransformer."""
+    vit = subject.vit
+    require_plain_vit(vit, "torchvision's VisionTransformer")
+    arguments = {
+        "image_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
+        "num_layers": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads,
+        "hidden_dim": vit.embed_dim,
+        "mlp_dim": vit.blocks[0].mlp.fc1.out_features,
+    }
+    eps = norm_eps(vit)
+    config = {"arguments": arguments, "norm_eps": eps, "preprocessing": preprocessing(subject)}
+    write_json(folder / "config.json", config)
+    state = with_cls_position(plain_state(vit), vit)
+    state = renamed(state, _TORCHVISION, "encoder.layers.encoder_layer_{}", _TORCHVISION_BLOCK)
+    save_file(state, folder / "model.safetensors")
+    model = TorchvisionViT(**arguments, norm_layer=partial(nn.LayerNorm, eps=eps))
+    model.heads = nn.Identity()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    compare(subject, model.eval(), lambda tokens: tokens[:, 0], "torchvision")
+    norm = (
+        "" if eps == _TORCHVISION_EPS else f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps:g})"
+    )
+    code = f"""\
+import functools, json, pathlib, torch, torchvision
+from safetensors.torch import load_file
+
+arguments = json.loads(pathlib.Path("FOLDER/config.json").read_text())["arguments"]
+model = torchvision.models.VisionTransformer(**arguments{norm})
+model.heads = torch.nn.Identity()  # there is no classifier
+model.load_state_dict(load_file("FOLDER/model.safetensors"))
+cls = model.eval()(images)"""
+    return Written("torchvision", code, f"`cls` (B, {vit.embed_dim}) is CLS after the final norm.")
+
+
+def write_detection(subject: Subject, folder: Path) -> Written:
+    """Write backbone.pth for the ViTs of detectron2 and mmdetection's ViTDet, as MAE's weights are stored."""
+    vit = subject.vit
+    activations = ("gelu", "gelu_tanh", "quick_gelu")
+    require_plain_vit(vit, "the ViT of detectron2 and mmdetection", activations, needs_cls=False)
+    state = plain_state(vit)
+    names = [name for name in state if name != "cls_token" and not name.startswith("norm.")]
+    # both tool-boxes look for "model", as in MAE's checkpoints
+    torch.save({"model": {name: state[name] for name in names}}, folder / "backbone.pth")
+    with_cls = subject.has_cls and not vit.no_embed_class
+    arguments = {
+        "img_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads,
+        "mlp_ratio": vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
+        "pretrain_img_size": vit.patch_embed.img_size[0],
+        "pretrain_use_cls_token": with_cls,
+    }
+    prepared = preprocessing(subject)
+    pixels = {f"pixel_{name}": [255 * value for value in prepared[name]] for name in ("mean", "std")}
+    config = {"arguments": arguments, "activation": activation(vit), "norm_eps": norm_eps(vit), **pixels}
+    write_json(folder / "config.json", config)
+    code = """\
+# detectron2, in the configuration of a ViTDet: images are RGB, and matching finds `backbone.net.`
+train.init_checkpoint = "FOLDER/backbone.pth?matching_heuristics=True"
+# mmdetection (projects/ViTDet):
+backbone = dict(type="ViT", init_cfg=dict(type="Pretrained", checkpoint="FOLDER/backbone.pth"))
+# or by hand: vit.load_state_dict(torch.load("FOLDER/backbone.pth")["model"], strict=False)"""
+    positions = tuple(state["pos_embed"].shape)
+    outputs = (
+        f"`pos_embed` {positions} is that of pretraining, not resized, "
+        f"{'with' if with_cls else 'without'} a position of CLS; the tool-box resizes it to its image size. "
+        "config.json has the arguments of the ViT, and the mean and std of pixels from 0 to 255 in RGB order."
+    )
+    notes = "CLS and the final norm are left out, which these ViTs do not have."
+    return Written("detectron2", code, outputs, notes)

@@ -1,0 +1,147 @@
+"""The card of an exported network, in the form of Hugging Face: what run.json and scores.json say of it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.cache.reader import Cache
+from pipeline.config import dump_toml, parse_config
+from pipeline.errors import MaskAlignError
+from pipeline.evaluation.exporting.exported import Written, preprocessing
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Task
+from pipeline.report.scores import DataFacts, Score, read_scores
+from pipeline.training.config import RunConfig
+from pipeline.training.run_folder import read_run
+
+_KINDS = {
+    "run": "A vision transformer that MaskAlign pretrained on the features of a teacher.",
+    "untrained": "A vision transformer as MaskAlign starts it, before its first step: it has learnt nothing.",
+    "teacher": "The vision tower of a teacher.",
+    "model": "A vision transformer of timm.",
+}
+
+
+def model_card(task: Task, written: Written, license_name: str, datasets: Sequence[str]) -> str:
+    """Return README.md; raises CheckpointError for a run or scores that cannot be read."""
+    subject = task.subject
+    run = read_run(task.run) if task.run else None
+    scores = read_scores(task.run) if task.run else ()
+    title = task.run.resolve().name if task.run and subject.facts.kind == "run" else subject.facts.name
+    current = [score for score in scores if score.subject.weights == subject.facts.weights]
+    parts = [
+        _head(written.library, license_name, datasets),
+        f"# {title}\n\n{_KINDS[subject.facts.kind]} {_sizes(subject)}",
+        f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
+        f"## Origin\n\n{_table(('', ''), tuple(_origin(subject, run)))}",
+        *([_recipe(run["config"])] if run else []),
+        f"## Scores\n\n{_scores(current)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(library: str, license_name: str, datasets: Sequence[str]) -> str:
+    """Return the YAML head; JSON's strings are YAML's."""
+    lines = [f"license: {json.dumps(license_name)}", f"library_name: {json.dumps(library)}"]
+    lines += ["pipeline_tag: image-feature-extraction", "tags:"]
+    lines += [f"- {tag}" for tag in ("maskalign", "vision-transformer", "image-feature-extraction")]
+    if datasets:
+        lines += ["datasets:", *(f"- {json.dumps(name)}" for name in datasets)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _sizes(subject: Subject) -> str:
+    vit = subject.vit
+    parameters = sum(value.numel() for value in vit.parameters())
+    count = f"{parameters / 1e6:.1f} M" if parameters >= 1e5 else f"{parameters:,}"
+    height, width = vit.patch_embed.img_size
+    return (
+        f"It has {subject.depth} blocks of width {subject.width} ({count} parameters) and takes images of "
+        f"{height} x {width} pixels in patches of {vit.patch_embed.patch_size[0]}. It has no classifier."
+    )
+
+
+def _outputs(subject: Subject, written: Written) -> str:
+    """Say what goes in and what comes out."""
+    prepared = preprocessing(subject)
+    side = prepared["input_size"][1]
+    mean, std = (", ".join(f"{value:g}" for value in prepared[name]) for name in ("mean", "std"))
+    text = (
+        "FOLDER is the folder of this card. Images are normalised outside of the network: RGB, the shorter "
+        f"side resized to {round(side / prepared['crop_pct'])} pixels (bicubic), the middle {side} x {side} "
+        f"cut out, values from 0 to 1, minus the mean ({mean}), divided by the std ({std}).\n\n"
+        f"{written.outputs}"
+    )
+    return f"{text} {written.notes}".rstrip()
+
+
+def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    facts = subject.facts
+    yield "weights, SHA-256", facts.weights
+    if run is None:
+        return
+    teacher, images = run["cache"]["teacher"], run["config"]["train"]["global_batch"]
+    untrained = "" if teacher.get("trained", True) else " (untrained)"
+    yield "steps", f"{facts.step or 0:,} of {run['steps']:,}, each of {images:,} images"
+    yield "teacher", f"{teacher['library']} {teacher['name']}, {teacher['tag']}{untrained}"
+    yield "teacher's weights, SHA-256", teacher["weights_sha256"]
+    yield "cache of the teacher's features", PurePosixPath(run["cache"]["path"]).name
+    yield "digest of the cache", run["cache"]["digest"]
+    if tars := _source_tars(run["cache"]):
+        yield "images", tars
+    made = [f"{name} {run[name]}" for name in ("maskalign", "commit") if run.get(name)]
+    yield "trained by", ", ".join(made) or "train-student"
+
+
+def _source_tars(cache: Mapping[str, Any]) -> str:
+    """Return the names of the tars that a cache was made from, or nothing if it is not there any more."""
+    try:
+        opened = Cache(cache["path"])
+    except MaskAlignError:
+        return ""
+    names = sorted({unit.source for unit in opened.units}) if opened.digest == cache["digest"] else []
+    if len(names) < 3:
+        return ", ".join(names)
+    return f"{names[0]} to {names[-1]} ({len(names):,} tars)"
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    """Return the configuration of the run as TOML, without what does not change the result."""
+    sections = dump_toml(parse_config(RunConfig, config)).split("\n\n")
+    kept = "\n\n".join(one.strip() for one in sections if not one.startswith("[evaluate]"))
+    return f"<details><summary>Recipe of train-student</summary>\n\n```toml\n{kept}\n```\n\n</details>"
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return "No evaluation of these weights is recorded."
+    head = ("evaluation", "representation", "metric", "value", "95% interval", "chance", "tested on")
+    rows = [
+        (
+            f"{score.evaluation} ({score.protocol})", score.representation, name, f"{value:.1%}",
+            _interval(score, name), f"{score.chance:.1%}" if name == first else "", _data(score.test),
+        )
+        for score in scores
+        for first in list(score.metrics)[:1]
+        for name, value in score.metrics.items()
+    ]  # fmt: skip
+    return f"Measured by `evaluate-student` on these weights.\n\n{_table(head, rows)}"
+
+
+def _interval(score: Score, name: str) -> str:
+    low, high = score.intervals.get(name, (0.0, 0.0))
+    return f"{low:.1%} to {high:.1%}" if high > low else ""
+
+
+def _data(facts: DataFacts) -> str:
+    names = ", ".join(Path(part).name for part in facts.address.split(", "))
+    return f"{names}: {facts.images:,} images of {facts.classes} classes, {facts.image_size} pixels"
+
+
+def _table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )

@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, batches, training over ranks, exact resume, and testing."""

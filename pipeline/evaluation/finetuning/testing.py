@@ -1,0 +1,131 @@
+"""Classification by a fine-tuned network, shared out among ranks, and the first training of its head."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from pipeline.evaluation.crops import LeftOut, load_views
+from pipeline.evaluation.finetuning.model import classify_pooled, head_parameters, pooled
+from pipeline.evaluation.fitting import autocast, cosine, fit, shuffled_batches
+from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.subject import Subject
+from pipeline.training.distributed import Ranks
+
+_RANKED = 5  # classes of a prediction
+_HEAD_LR = 1e-3
+
+
+@dataclass
+class Predictions:
+    """Up to five classes of each image (m, 5), best first, its truth (m,) and name, and what is left out."""
+
+    ranked: Tensor
+    truth: Tensor
+    names: list[tuple[str, str, int]] = field(default_factory=list)  # source, key, label
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def accuracy(self) -> float:
+        """The share whose first class is right; 0 of nothing."""
+        return float((self.ranked[:, 0] == self.truth).float().mean()) if len(self.truth) else 0.0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are read: for a network's normalisation and size, in batches, by workers, among ranks."""
+
+    subject: Subject
+    batch_size: int
+    workers: int
+    ranks: Ranks
+
+    @torch.inference_mode()
+    def classify(
+        self, vit: VisionTransformer, images: Sequence[LabelledImage], classes: Tensor
+    ) -> Predictions:
+        """Classify centre crops; `classes` (c,) are the class indices of the logits. All ranks get all."""
+        vit.eval()
+        rank, count = self.ranks.rank, self.ranks.world_size
+        share = images[len(images) * rank // count : len(images) * (rank + 1) // count]
+        mine = _nothing(classes)
+        ranked = [mine.ranked]
+        for pixels, labels, names in self._crops(share, mine.left_out):
+            with autocast(self.subject.device):
+                logits = vit(pixels).float()
+            ranked.append(classes[logits.topk(mine.ranked.shape[1]).indices.cpu()])
+            mine.truth = torch.cat([mine.truth, labels])
+            mine.names += names
+        mine.ranked = torch.cat(ranked)
+        return _joined(self.ranks.gather(mine))
+
+    @torch.inference_mode()
+    def pooled(self, vit: VisionTransformer, images: Sequence[LabelledImage]) -> tuple[Tensor, Tensor]:
+        """Return what the head sees of centre crops (m, C) float32 and class indices (m,), on the CPU."""
+        vit.eval()
+        found, truth = list[Tensor](), list[Tensor]()
+        for pixels, labels, _ in self._crops(images, LeftOut()):
+            with autocast(self.subject.device):
+                found.append(pooled(vit, pixels).float().cpu())
+            truth.append(labels)
+        return torch.cat(found), torch.cat(truth)
+
+    def _crops(
+        self, images: Sequence[LabelledImage], left_out: LeftOut
+    ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, str, int]]]]:
+        """Yield normalised crops (B, 3, S, S) on the device, class indices (B,) and names."""
+        size = self.subject.vit.patch_embed.img_size[0]
+        for batch in load_views(images, size, self.batch_size, self.workers, left_out):
+            names = list(zip(batch.sources, batch.keys, batch.labels, strict=True))
+            pixels = self.subject.images(batch.pixels.to(self.subject.device))
+            yield pixels, torch.tensor(batch.labels), names
+
+
+def _nothing(classes: Tensor) -> Predictions:
+    return Predictions(
+        torch.empty(0, min(_RANKED, len(classes)), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    )
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    left_out = LeftOut()
+    for part in reversed(parts):  # so that the first reason is that of the first part
+        left_out.counts += part.left_out.counts
+        left_out.first |= part.left_out.first
+    return Predictions(
+        torch.cat([part.ranked for part in parts]),
+        torch.cat([part.truth for part in parts]),
+        [name for part in parts for name in part.names],
+        left_out,
+    )
+
+
+def fit_head(
+    vit: VisionTransformer,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    smoothing: float,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """Train the norm after pooling, if it is new, and the head on features (n, C) with labels (n,) from 0.
+
+    AdamW without weight decay, a cosine to 0. The features are of one centre crop of each image.
+    """
+    device, size = next(vit.parameters()).device, min(batch_size, len(features))
+    steps = max(1, epochs * len(features) // size)
+    optimiser = torch.optim.AdamW(head_parameters(vit), lr=_HEAD_LR, weight_decay=0.0)
+    loss = LabelSmoothingCrossEntropy(smoothing)
+
+    def loss_of(batch: list[tuple[int, int]]) -> Tensor:
+        rows = torch.tensor([index for _, index in batch])
+        found: Tensor = loss(classify_pooled(vit, features[rows].to(device)), labels[rows].to(device))
+        return found
+
+    fit(loss_of, shuffled_batches(len(features), size, steps, seed), optimiser, cosine(steps), steps, log)

@@ -1,0 +1,255 @@
+"""One training of a classifier: steps over keyed crops, several ranks, accumulation, exact continuation.
+
+All draws are keyed by seed and step, and a checkpoint has everything else. A training that was killed and is
+started again with the same folder gives the bits of one that was not, on a CPU, whatever the workers.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models.vision_transformer import VisionTransformer
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import DivergedError, SourceError
+from pipeline.evaluation.crops import CropDataset, drawn_by_key, load
+from pipeline.evaluation.finetuning.batches import (
+    Faults,
+    MicroBatch,
+    build_schedule,
+    collate,
+    train_transform,
+)
+from pipeline.evaluation.finetuning.files import History, load_finished, read_finished, write_finished
+from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups, train_mode
+from pipeline.evaluation.finetuning.recipe import Recipe
+from pipeline.evaluation.fitting import autocast, shuffled_batches
+from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.subject import Subject
+from pipeline.progress import duration
+from pipeline.runtime.signals import StoppedError, deferred_stop
+from pipeline.seeding import derived_seed
+from pipeline.training.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint, save_checkpoint
+from pipeline.training.distributed import Ranks
+from pipeline.training.trainer import StopVotes
+
+SECONDS_BETWEEN_SAVES = 300.0
+_SECONDS_BETWEEN_LINES = 10.0
+
+Watch = Callable[[VisionTransformer], float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a training besides the subject, the images and the recipe."""
+
+    lr: float
+    pool: Pool
+    frozen: int
+    accumulate: int
+    seed: int
+    classes: int
+
+
+@dataclass
+class Training:
+    """A training of `subject` on `images`, whose `labels` (n,) int64 count from 0.
+
+    `warm_up` trains norm and head first. `watch` scores the network after each epoch where `keep_best`, and
+    otherwise at the end. The main rank writes checkpoints to `folder`.
+    """
+
+    subject: Subject
+    images: tuple[LabelledImage, ...]
+    labels: Tensor
+    recipe: Recipe
+    plan: Plan
+    folder: Path
+    ranks: Ranks
+    workers: int
+    log: Callable[[str], None]
+    warm_up: Callable[[VisionTransformer], None] | None = None
+    watch: Watch | None = None
+    keep_best: bool = False
+
+    def __post_init__(self) -> None:
+        recipe, plan, device = self.recipe, self.plan, self.subject.device
+        with drawn_by_key(plan.seed, 0, 0, "finetune head"):
+            self.vit = build_classifier(self.subject, plan.classes, plan.pool, recipe.drop_path)
+        freeze(self.vit, plan.frozen)
+        groups = layer_groups(self.vit, recipe.weight_decay, recipe.layer_decay)
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.rate(plan.lr), betas=recipe.betas, fused=True)
+        self.steps_per_epoch = max(1, len(self.images) // recipe.batch)
+        self.steps = self.steps_per_epoch * recipe.epochs
+        self.schedule = build_schedule(self.optimiser, recipe, self.steps, self.steps_per_epoch)
+        self.ema = ModelEmaV3(self.vit, recipe.ema, use_warmup=True) if recipe.ema else None
+        self.mix = Mixup(
+            recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=plan.classes
+        )  # fmt: skip
+        self.loss = SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.smoothing)
+        self.history, self.faults = History(), Faults()
+        self.best: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []  # of the present epoch
+        self.device, self.targets = device, self.labels.to(device)
+        self.model: nn.Module = self.vit
+
+    def run(self) -> VisionTransformer:
+        """Train, from the newest checkpoint if there is one; returns the network to test, on its device.
+
+        Raises DivergedError for a loss that is not finite, and StoppedError after a polite signal, with a
+        checkpoint.
+        """
+        if finished := self.ranks.decide(lambda: read_finished(self.folder)):
+            with self.ranks.together():
+                self.history, self.faults = load_finished(self.folder, finished, self.tested)
+            return self.tested.eval()
+        first = self._restore()
+        if not first and self.warm_up:
+            self.vit.load_state_dict(self.ranks.decide(self._warmed_up), strict=False)
+            if self.ema:
+                self.ema.set(self.vit)
+        if self.ranks.world_size > 1:
+            self.model = DistributedDataParallel(self.vit)
+        self._take_steps(first)
+        if self.best:
+            self.tested.load_state_dict(self.best)
+        self.ranks.decide(lambda: write_finished(self.folder, self.tested, self.history, self.faults))
+        return self.tested.eval()
+
+    @property
+    def tested(self) -> VisionTransformer:
+        """The network whose weights count: the average where there is one."""
+        return self.ema.module if self.ema else self.vit
+
+    def _take_steps(self, first: int) -> None:
+        saved = printed = begin = time.monotonic()
+        batches = self._micro_batches(first)
+        with deferred_stop() as request:
+            votes = StopVotes(self.ranks, request)
+            for step in range(first, self.steps):
+                self.losses.append(self.step(step, list(islice(batches, self.plan.accumulate))))
+                done, now = step + 1, time.monotonic()
+                if done % self.steps_per_epoch == 0:
+                    self._end_epoch(done // self.steps_per_epoch)
+                if now - printed > _SECONDS_BETWEEN_LINES or done == self.steps:
+                    left = duration((now - begin) / (done - first) * (self.steps - done))
+                    self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {self._latest()}, {left} left")
+                    printed = now
+                signal = votes()
+                if signal or now - saved > SECONDS_BETWEEN_SAVES:
+                    self._save(done)
+                    saved = now
+                if signal:
+                    raise StoppedError(signal)
+
+    def step(self, step: int, micros: list[MicroBatch]) -> Tensor:
+        """Take a step on micro-batches of images (b, 3, S, S); returns the mean loss () on the device."""
+        train_mode(self.vit, self.plan.frozen)
+        self.schedule.step_update(step)
+        self.optimiser.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(derived_seed(self.plan.seed, "finetune step", self.ranks.rank, step))
+        found = []
+        for number, (images, indices, faults) in enumerate(micros):
+            self.faults |= faults
+            if images is None:
+                raise SourceError(
+                    f"no image of a batch of {len(faults)} can be decoded: give images that are whole"
+                )
+            images, targets = images.to(self.device), self.targets[torch.tensor(indices)]
+            with ExitStack() as contexts:
+                if isinstance(self.model, DistributedDataParallel) and number < len(micros) - 1:
+                    contexts.enter_context(self.model.no_sync())
+                part = self.ranks.rank * self.plan.accumulate + number
+                contexts.enter_context(drawn_by_key(self.plan.seed, step, part, "finetune step"))
+                if self.recipe.mixes:
+                    images, targets = self.mix(images, targets)
+                with autocast(self.device):
+                    loss = self.loss(self.model(images).float(), targets) / len(micros)
+                loss.backward()
+            found.append(loss.detach())
+        self.optimiser.step()
+        if self.ema:
+            self.ema.update(self.vit, step=step + 1)
+        return torch.stack(found).sum()
+
+    def _micro_batches(self, first: int) -> Iterator[MicroBatch]:
+        """Yield this rank's parts of all batches from a step on, `accumulate` for each step."""
+        recipe, ranks = self.recipe, self.ranks
+        size = recipe.batch // ranks.world_size // self.plan.accumulate
+        dataset = CropDataset(self.images, train_transform(self.subject, recipe), self.plan.seed)
+        batches = shuffled_batches(len(self.images), recipe.batch, self.steps, self.plan.seed)
+        start = ranks.rank * size * self.plan.accumulate
+        micros = (
+            batch[start + part * size : start + (part + 1) * size]
+            for batch in islice(batches, first, None)
+            for part in range(self.plan.accumulate)
+        )
+        return load(dataset, micros, self.workers, collate)
+
+    def _end_epoch(self, epoch: int) -> None:
+        history = self.history
+        loss = float(self.ranks.mean(torch.stack(self.losses).mean()))
+        self.losses = []
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} in epoch {epoch} with lr {self.plan.lr:g}: give a smaller --set lr=..."
+            )
+        history.losses.append(loss)
+        for found in self.ranks.gather(self.faults):
+            self.faults |= found
+        if self.watch and (self.keep_best or epoch == self.recipe.epochs):
+            accuracy = history.accuracies[epoch] = self.watch(self.tested)
+            if self.keep_best and accuracy > history.accuracies.get(history.best, -1.0):
+                history.best = epoch
+                self.best = {name: value.cpu().clone() for name, value in self.tested.state_dict().items()}
+
+    def _latest(self) -> str:
+        history, epoch = self.history, len(self.history.losses)
+        if not epoch:
+            return "epoch 1"
+        accuracy = history.accuracies.get(epoch)
+        watched = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        return f"epoch {epoch} of {self.recipe.epochs}: loss {history.losses[-1]:.4f}{watched}"
+
+    def _warmed_up(self) -> dict[str, Tensor]:
+        assert self.warm_up is not None, "asked only then"
+        self.warm_up(self.vit)
+        state = self.vit.state_dict()
+        return {name: value.cpu() for name, value in state.items() if name.startswith(("fc_norm", "head"))}
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint. Its field `student` has the weights, their average and the best so far."""
+        if not self.ranks.is_main:
+            return
+        networks = {"model": self.vit.state_dict(), "best": self.best}
+        networks |= {"ema": self.ema.module.state_dict()} if self.ema else {}
+        losses = [float(loss) for loss in self.losses]
+        told = {"history": vars(self.history), "losses": losses, "faults": self.faults}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(self.folder, Checkpoint(step, networks, self.optimiser.state_dict(), told))
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint; returns the number of steps that are done."""
+        chosen = self.ranks.decide(lambda: choose_checkpoint(self.folder) if self.folder.is_dir() else None)
+        if chosen is None:
+            return 0
+        with self.ranks.together():
+            found = load_checkpoint(chosen)
+        self.vit.load_state_dict(found.student["model"])
+        self.optimiser.load_state_dict(found.optimiser)
+        if self.ema:
+            self.ema.module.load_state_dict(found.student["ema"])
+        self.best, self.history = found.student["best"], History(**found.pinned["history"])
+        self.losses = [torch.tensor(loss, device=self.device) for loss in found.pinned["losses"]]
+        self.faults = found.pinned["faults"]
+        return found.step

@@ -1,0 +1,149 @@
+"""Attentive probes: a small attention over the tokens of a frozen network, and a linear layer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.fitting import cosine, fit
+from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead, largest_divisor
+from pipeline.evaluation.probes.attentive_picture import save_query_maps
+from pipeline.evaluation.probes.crop_training import CropPlan, plan_crops, whole_images
+from pipeline.evaluation.probes.kinds import SectionOfKinds
+from pipeline.evaluation.probes.lars import Lars, short_way
+from pipeline.evaluation.probes.probe import learnt_and_test
+from pipeline.evaluation.probes.token_heads import Head, accumulated_loss, ranked
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Task
+from pipeline.report.scores import Outcome
+
+_WARMUP = {"efficient": 10 / 90, "capi": 0.1}  # of all steps
+_HEAD_WIDTH = 64  # channels of a head of CAPI
+
+
+class Attentive(SectionOfKinds):
+    """An attentive probe on random crops, of the patch tokens after the final norm, with CLS if `cls`.
+
+    `kind` is efficient (EP: `queries` queries, LARS) or capi (one query in heads of 64 channels, AdamW).
+    Heads with each `lr` and `weight_decay` are trained at once; the best on a tenth of the training set is
+    tested, or with `select` = "test" the best on the test set is reported. `lr` is for a batch of 256; a
+    batch has `batch` images, or a tenth of the training set. `shown` test images get a picture of the
+    attention.
+    """
+
+    name: ClassVar[str] = "attentive"
+    protocol: ClassVar[str] = "attentive probe, version 1"
+    by_kind: ClassVar = {
+        "queries": {"efficient": 32},
+        "lr": {
+            "efficient": (0.1, 1.0, 10.0),
+            "capi": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01),
+        },
+        "weight_decay": {"efficient": (0.0,), "capi": (5e-4, 1e-3, 5e-2)},
+        "epochs": {"efficient": 90.0, "capi": 10.0},
+        "batch": {"efficient": 4096, "capi": 1024},
+    }
+
+    kind: Literal["efficient", "capi"] = "efficient"
+    cls: bool = True
+    queries: int = Field(32, ge=1)
+    lr: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    epochs: float = Field(90.0, gt=0)
+    batch: int = Field(4096, ge=1)
+    select: Literal["train", "test"] = "train"
+    seed: int = 0
+    shared_keys: Literal["refuse", "allow"] = "refuse"
+    shown: int = Field(4, ge=0, le=24)
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _at_least_0(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value < 0 for value in values):
+            raise ValueError("numbers of at least 0 are needed")
+        return values
+
+    def run(self, task: Task) -> list[Outcome]:
+        """Train all heads on one forward pass of the frozen network, choose one, and test it."""
+        task.images(self.name)  # or a cache would be refused after its features are made
+        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
+        plan = plan_crops(
+            task, bank, self.name, select=self.select, epochs=self.epochs, batch=self.batch, seed=self.seed
+        )
+        subject, with_cls = task.subject, self.cls and task.subject.has_cls
+        options = list(product(self.lr, self.weight_decay))
+        heads = [self._head(subject.width, len(plan.classes)).to(subject.device) for _ in options]
+        task.log(f"{len(heads)} heads, {plan.steps:,} steps of {plan.batch:,} random crops")
+        warmup = math.ceil(_WARMUP[self.kind] * plan.steps)
+        fit(
+            lambda step: accumulated_loss(subject, heads, step, plan.batch, with_cls),
+            plan.batches(task, subject.image_size), self._optimiser(heads, options, plan.scale),
+            cosine(plan.steps, warmup), plan.steps, task.log,
+        )  # fmt: skip
+        return [self._outcome(task, heads, options, plan, bank, test, with_cls)]
+
+    def _head(self, width: int, classes: int) -> Head:
+        """Return a head; all start from the same weights, so that only their rates differ."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.kind == "efficient":
+                return EfficientHead(width, classes, largest_divisor(width, self.queries))
+            return CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))
+
+    def _optimiser(
+        self, heads: Sequence[Head], options: Sequence[tuple[float, float]], scale: float
+    ) -> torch.optim.Optimizer:
+        groups = [
+            {"params": list(head.parameters()), "lr": lr * scale, "weight_decay": decay}
+            for head, (lr, decay) in zip(heads, options, strict=True)
+        ]
+        return (
+            Lars(groups, lr=0.0) if self.kind == "efficient" else torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        )
+
+    def _outcome(
+        self, task: Task, heads: Sequence[Head], options: Sequence[tuple[float, float]], plan: CropPlan,
+        bank: Features, test: Features, with_cls: bool,
+    ) -> Outcome:  # fmt: skip
+        tested = whole_images(task.images(self.name)[1], test)
+        on_test = self.select == "test"
+        rated, truth = ranked(task, heads, tested if on_test else plan.held_images, with_cls)
+        scores = (plan.classes[rated[:, :, 0]] == truth[:, None]).double().mean(0).tolist()
+        best, where = scores.index(max(scores)), "the test set" if on_test else "a tenth of the training set"
+        table = [
+            {"lr": lr, "weight decay": decay, "top-1": score}
+            for (lr, decay), score in zip(options, scores, strict=True)
+        ]
+        task.log(f"head {best + 1} of {len(heads)} is best on {where}, {scores[best]:.1%}")
+        final, labels = ranked(task, [heads[best]], tested, with_cls)
+        shown = [save_query_maps(task, heads[best], tested[: self.shown], with_cls)] if self.shown else []
+        return classification_outcome(
+            "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
+            test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
+            seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject, plan)),
+            details=self._details(heads[best], plan, table),
+        ).model_copy(update={"pictures": tuple(shown)})  # fmt: skip
+
+    def _details(self, head: Head, plan: CropPlan, table: list[dict[str, float]]) -> dict[str, Any]:
+        weights = sum(weight.numel() for weight in head.parameters())
+        classifier = sum(weight.numel() for weight in head.linear.parameters())
+        return {
+            "batch": plan.batch,
+            "steps": plan.steps,
+            "parameters without classifier": weights - classifier,
+            "heads": table,
+        }
+
+    def _notes(self, subject: Subject, plan: CropPlan) -> Iterator[str]:
+        if self.cls and not subject.has_cls:
+            yield "this network has no CLS: patches alone are seen"
+        used = largest_divisor(subject.width, self.queries)
+        if self.kind == "efficient":
+            yield from short_way(plan.steps, max(self.lr) * plan.scale, "take kind capi")
+        if self.kind == "efficient" and used != self.queries:
+            yield f"{used} queries instead of {self.queries}, which do not divide width {subject.width}"

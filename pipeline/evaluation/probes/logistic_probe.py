@@ -1,0 +1,106 @@
+"""Logistic regression as a probe: C chosen inside the training set, a last fit on all, few labels."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.draws import draw_few, stratified_folds
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.logistic import Logistic, best_c, fit_logistic, rate_c
+from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome
+from pipeline.evaluation.task import Task
+from pipeline.report.scores import Outcome
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.probes.probe import Probe
+
+_RANKED = 5  # classes of a prediction
+_ENOUGH = 50  # images of a tenth that may choose C; fewer are too few to tell one C from the next
+_FIXED_C = 1.0  # where no image can be held out; scikit-learn's default
+_NEAREST = "nearest class mean"
+
+
+def score(options: "Probe", task: Task, name: str, bank: Features, test: Features) -> Outcome:
+    """Fit and test one representation."""
+    device = task.subject.device
+    known, asked = bank.whole(name).to(device), test.whole(name).to(device)
+    classes, targets = torch.unique(bank.labels, return_inverse=True)
+    features, wanted, images = known, targets.to(device), bank.images
+    ranked, nearest, how = [], [], ""
+    details: dict[str, list[Any]] = {"tries": [], "C": []}
+    for attempt in range(options.tries if options.few else 1):
+        seed = options.seed + attempt
+        if options.few:
+            rows = draw_few(bank.labels, options.few, seed, bank.images)
+            known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
+        rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
+        c = best_c(rated) if rated else _FIXED_C
+        model = fit_logistic(known, wanted, len(classes), c)
+        ranked.append(classes[_ranking(model, asked)])
+        if options.few:
+            nearest.append(classes[_nearest_mean(known, wanted, asked, len(classes))])
+        share = float((ranked[-1][:, 0] == test.labels).double().mean())
+        details["tries"].append({"seed": seed, "C": c, "top-1": share, "loss": model.loss})
+        details["C"] += [{"seed": seed, **one} for one in rated]
+        task.log(f"{name}: C {c:.3g}, top-1 {share:.1%}")
+    tries, shares = len(ranked), torch.tensor([one["top-1"] for one in details["tries"]])
+    if tries > 1:
+        details["standard deviation of top-1"] = [float(shares.std())]
+    outcome = classification_outcome(
+        name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
+        known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
+    )  # fmt: skip
+    return _with_nearest(outcome, torch.cat(nearest) == test.labels.repeat(tries)) if nearest else outcome
+
+
+def _rate(
+    options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
+    classes: Tensor,
+) -> tuple[list[dict[str, float]], str]:  # fmt: skip
+    """Return the ratings of each C, none where C is fixed, and what chose it."""
+    device = known.device
+    if options.select == "test":
+        where = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)
+        seen = classes[where] == truth  # a class that nothing was learnt of has no log loss
+        everything = torch.cat([known, asked[seen.to(device)]])
+        targets = torch.cat([wanted, where[seen].to(device)])
+        held = [torch.arange(len(targets), device=device) >= len(known)]
+        how = "C: best on the test set"
+        return rate_c(everything, targets, len(classes), held, options.c_grid), how
+    tenth = stratified_folds(wanted.cpu(), 10, seed, images).to(device)
+    if not options.few and int((tenth == 0).sum()) >= _ENOUGH:
+        how = "C: best on a tenth of the training set, then fitted to all"
+        return rate_c(known, wanted, len(classes), [tenth == 0], options.c_grid), how
+    folds = stratified_folds(wanted.cpu(), 5, seed, images).to(device)
+    held = [folds == fold for fold in range(5) if (folds == fold).any()]
+    if not held:
+        return [], f"C: {_FIXED_C:g}, as each class has one image to learn from"
+    how = "C: best by cross-validation in the training set (5 parts), then fitted to all"
+    return rate_c(known, wanted, len(classes), held, options.c_grid), how
+
+
+def _ranking(model: Logistic, features: Tensor) -> Tensor:
+    """Return the best classes' numbers (m, up to 5) on the CPU."""
+    count = min(_RANKED, len(model.bias))
+    return torch.cat(
+        [model.scores(part).topk(count, dim=1).indices.cpu() for part in torch.split(features, 4096)]
+    )
+
+
+def _nearest_mean(known: Tensor, targets: Tensor, asked: Tensor, classes: int) -> Tensor:
+    """Return the number (m,) of the class whose mean is nearest, on the CPU."""
+    means = torch.zeros(classes, known.shape[1], dtype=torch.float64, device=known.device)
+    means.index_add_(0, targets, known.double())
+    means /= torch.bincount(targets, minlength=classes)[:, None]
+    return torch.cat([torch.cdist(part.double(), means).argmin(1).cpu() for part in torch.split(asked, 4096)])
+
+
+def _with_nearest(outcome: Outcome, right: Tensor) -> Outcome:
+    """Add the score of the nearest class mean, which needs no choice of C."""
+    return outcome.model_copy(
+        update={
+            "metrics": outcome.metrics | {_NEAREST: float(right.double().mean())},
+            "intervals": outcome.intervals | {_NEAREST: bootstrap_interval(right.float())},
+        }
+    )

@@ -1,0 +1,1 @@
+"""Segmentation: linear probe, nearest patches and UperNet, with their transforms, windows and confusions."""

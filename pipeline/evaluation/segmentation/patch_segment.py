@@ -1,0 +1,145 @@
+"""CAPI's cheap segmentation: nearest patches and logistic regression, chosen on a tenth, at one size."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.segmentation.confusion import Confusion, mask_outcome
+from pipeline.evaluation.segmentation.masks import MaskedImages
+from pipeline.evaluation.segmentation.patch_knn import Distance, PatchBank
+from pipeline.evaluation.segmentation.patch_logistic import PatchRegression
+from pipeline.evaluation.segmentation.patches import Patches, write_patches
+from pipeline.evaluation.segmentation.segment_pictures import Predicted, draw_predictions, spread_indices
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Task
+from pipeline.report.scores import Outcome
+from pipeline.seeding import generator
+
+_SHARE = 10  # of so many images, one is held out to choose with
+
+Option = TypeVar("Option")
+
+
+class PatchClassifier(Protocol[Option]):
+    """What learns from some rows of patches, and predicts whole images."""
+
+    name: ClassVar[str]
+
+    def __init__(self, patches: Patches, rows: Tensor, classes: int, device: torch.device) -> None:
+        """Take the patches to learn from."""
+
+    def predict(
+        self, queries: Patches, images: Tensor, options: Sequence[Option]
+    ) -> Iterator[tuple[int, Option, Tensor]]:
+        """Yield images with options and the predicted classes (S, S)."""
+
+    @staticmethod
+    def describe(option: Option) -> str:
+        """Return the names and values of an option."""
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTask:
+    """Images to learn from and to test, K classes, and the number and the start of the names of pictures."""
+
+    subject: Subject
+    learnt: MaskedImages
+    test: MaskedImages
+    classes: int
+    notes: tuple[str, ...]
+    seed: int
+    pictures: int
+    files: Path
+
+    def run(
+        self, task: Task, ks: Sequence[int], distances: Sequence[Distance], cs: Sequence[float], most: int
+    ) -> list[Outcome]:
+        """Score nearest patches and logistic regression, which is fitted to `most` patches (0: none)."""
+        task.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".patches-", dir=task.store) as folder:
+            learnt, test = (
+                write_patches(self.subject, masked, task.batch_size, task.workers, Path(folder) / name)
+                for name, masked in (("learnt", self.learnt), ("test", self.test))
+            )
+            task.log(f"{len(learnt.tokens):,} patches to learn from, {len(test.tokens):,} to test")
+            found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None, task.log)]
+            if most:
+                found.append(self._score(PatchRegression, learnt, test, list(cs), most, task.log))
+        return found
+
+    def _score(
+        self,
+        kind: type[PatchClassifier[Option]],
+        learnt: Patches,
+        test: Patches,
+        options: list[Option],
+        most: int | None,
+        log: Callable[[str], None],
+    ) -> Outcome:
+        """Choose an option on the tenth, and test it with all images."""
+        table, winner = [], options[0]
+        if len(options) > 1:
+            kept, held = self._tenth()
+            classifier = kind(learnt, self._drawn(learnt, kept, most), self.classes, self.subject.device)
+            found, _ = self._confusions(classifier.predict(learnt, held, options), learnt, set())
+            scores = {option: one.miou for option, one in found.items()}
+            winner = max(options, key=lambda option: scores[option])
+            log(f"{kind.name}: {kind.describe(winner)} is best on a tenth, mIoU {scores[winner]:.1%}")
+            table = [{"option": kind.describe(each), "mIoU": scores[each]} for each in options]
+        rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
+        classifier = kind(learnt, rows, self.classes, self.subject.device)
+        everything = torch.arange(len(self.test.images))
+        chosen = spread_indices(len(everything), self.pictures)
+        tested, shown = self._confusions(classifier.predict(test, everything, [winner]), test, chosen)
+        file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
+        size = self.subject.image_size
+        return mask_outcome(
+            kind.name, tested[winner], self.learnt.facts(size), self.test.facts(size),
+            selection="best on a tenth of the images to learn from" if table else "none: one option is given",
+            seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)),
+            details={"chosen": kind.describe(winner), "table": table},
+            pictures=draw_predictions(file, shown, self.test, self.classes),
+        )  # fmt: skip
+
+    def _tenth(self) -> tuple[Tensor, Tensor]:
+        """Return images to learn from and those to choose with, drawn by the seed."""
+        count = len(self.learnt.images)
+        if count < 2:
+            raise ConfigError(
+                f"{self.learnt.of.address!r} has one image with a mask: 2 are needed to choose with; give "
+                "more, or one value each of k, distance and c"
+            )
+        order = torch.from_numpy(generator(self.seed, "held out patches").permutation(count))
+        held = max(1, count // _SHARE)
+        return order[held:].sort().values, order[:held].sort().values
+
+    def _drawn(self, patches: Patches, images: Tensor, most: int | None) -> Tensor:
+        """Return the labelled rows (p,) of some images, of more than `most` so many, drawn by the seed."""
+        rows = patches.labelled_rows(images)
+        if most is None or len(rows) <= most:
+            return rows
+        order = generator(self.seed, "patches", len(rows)).permutation(len(rows))[:most]
+        return rows[torch.from_numpy(order).sort().values]
+
+    def _confusions(
+        self, predicted: Iterator[tuple[int, Option, Tensor]], patches: Patches, chosen: set[int]
+    ) -> tuple[dict[Option, Confusion], list[Predicted]]:
+        """Return the confusion of each option, and the predictions for some images."""
+        found, shown = dict[Option, Confusion](), list[Predicted]()
+        for image, option, classes in predicted:
+            truth = patches.mask(image)
+            found.setdefault(option, Confusion(self.classes)).add(truth.to(classes.device), classes)
+            if image in chosen:
+                shown.append((image, truth.numpy(), classes.to(torch.uint8).cpu().numpy()))
+        return found, shown
+
+    def _notes(self, learnt: Patches, most: int | None) -> Iterator[str]:
+        if most is not None and most < len(learnt.tokens):
+            yield f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed"
