@@ -20,8 +20,24 @@ from pipeline.provenance import cpu_name, provenance
 from stages.console import cli_errors, run_command
 
 _MARKER = ".maskalign-demo"
-_SUBJECTS = ("teacher", "untrained", "student")
 _EXTRACTION = "--views 2 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
+_FROZEN = "knn,probe,attentive,segment"
+# The published schedules are for a million photographs; on 2,000 drawn images these take seconds.
+_SETTINGS = (
+    "probe.c=[0.01,0.1,1.0,10.0] attentive.epochs=4 attentive.batch=128 attentive.shown=1 segment.size=64 "
+    "segment.crop=[64,64] segment.stride=[64,64] segment.scale=[1.0,1.0] segment.distort=false "
+    "segment.steps=120 segment.batch=32 segment.lr=0.01 segment.warmup=10 segment.classes=19"
+)
+_SCRATCH = "preset=small epochs=4 batch=8 lr=0.03 head_epochs=0"
+_COLUMNS = {
+    "k-NN": ("knn", "mean", "top-1"),
+    "k-NN, CLS": ("knn", "cls", "top-1"),
+    "probe": ("probe", "mean", "top-1"),
+    "attentive": ("attentive", None, "top-1"),
+    "mIoU": ("segment", None, "mIoU"),
+    "fine-tuned": ("finetune", None, "top-1"),
+}
+_ROWS = ("teacher", "untrained", "student", "from scratch")
 
 
 def demo(
@@ -42,10 +58,11 @@ def demo(
             **provenance("torch"),
             "cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu_name()}",
             "seconds": {},
+            "scores": {},
         }
         for part, work in _parts(folder, images, test_images, assignments or []).items():
             begin = time.perf_counter()
-            result |= work() or {}
+            result["scores"] |= (work() or {}).get("scores", {})
             result["seconds"][part] = round(time.perf_counter() - begin, 1)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         _show(folder, result)
@@ -54,6 +71,7 @@ def demo(
 def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[str, Callable[[], Any]]:
     """Return what the demo does, in order, by the names of the times in result.json."""
     from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_images
+    from pipeline.demo.forms import CLASSES
 
     cache, run, tars = folder / "demo.cache", folder / "run", folder / "images"
     recipe = files("stages") / "recipes" / "demo.toml"
@@ -61,6 +79,7 @@ def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[
 
     def draw() -> None:
         typer.echo(f"drawing {train:,} images to learn from and {test:,} to test with")
+        (folder / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
         write_images(tars / "train", TRAIN_SEED, train)
         write_images(tars / "test", TEST_SEED, test, boxes=True)
 
@@ -71,7 +90,11 @@ def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[
         "train": lambda: _command(
             "train_student", "--cache", cache, "--run", run, "--config", recipe, *changes
         ),
-        **{f"evaluate_{subject}": partial(_evaluate, folder, subject) for subject in _SUBJECTS},
+        **{
+            f"evaluate {subject}": partial(_evaluate, folder, subject, _FROZEN, _SETTINGS)
+            for subject in ("teacher", "untrained", "student")
+        },
+        "train from scratch": partial(_evaluate, folder, "from scratch", "finetune", _SCRATCH),
     }
 
 
@@ -83,25 +106,40 @@ def _clear(folder: Path) -> None:
         raise ConfigError(f"--folder {str(folder)!r} is not an earlier demo: give a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()
-    for part in ("images", "demo.cache", "run", "knn"):
+    for part in ("images", "demo.cache", "run", "scores"):
         shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "result.json").unlink(missing_ok=True)
 
 
-def _evaluate(folder: Path, subject: str) -> dict[str, float]:
-    """Classify the test images by their neighbours among the cache's views, by mean and by CLS."""
-    run, out = folder / "run", folder / "knn" / f"{subject}.json"
+def _evaluate(folder: Path, subject: str, evaluations: str, settings: str) -> dict[str, Any]:
+    """Evaluate a network on the test images, learning from the labels of half the training images."""
+    run, out = folder / "run", folder / "scores" / f"{subject.replace(' ', '-')}.json"
     judged: dict[str, tuple[object, ...]] = {
         "teacher": ("--teacher", _teacher()),
         "untrained": ("--run", run, "--untrained"),
+        "from scratch": ("--run", run, "--untrained"),
         "student": ("--run", run),
     }
     out.parent.mkdir(exist_ok=True)
-    data = ("--cache", folder / "demo.cache", "--test-shards", folder / "images" / "test", "--workers", 0)
-    _command("evaluate_student", "knn", *judged[subject], *data, "--report", run, "--out", out)
-    names = {"mean": f"{subject}_knn", "cls": f"{subject}_knn_cls"}
+    tars = sorted((folder / "images" / "train").iterdir())
+    shards = [word for tar in tars[: max(1, len(tars) // 2)] for word in ("--shards", tar)]
+    data = (*shards, "--test-shards", folder / "images" / "test", "--class-names", folder / "classes.txt")
+    sizes = ("--image-size", 64, "--patch-size", 8, "--workers", 1)
+    changes = [word for setting in settings.split() for word in ("--set", setting)]
+    where = ("--report", run, "--out", out)
+    _command("evaluate_student", evaluations, *judged[subject], *data, *sizes, *changes, *where)
     scores = json.loads(out.read_text(encoding="utf-8"))
-    return {names[score["representation"]]: score["metrics"]["top-1"] for score in scores}
+    found = {
+        name: next(
+            (score["metrics"][metric] for score in scores if _is(score, evaluation, representation)), None
+        )
+        for name, (evaluation, representation, metric) in _COLUMNS.items()
+    }
+    return {"scores": {subject: {name: value for name, value in found.items() if value is not None}}}
+
+
+def _is(score: Mapping[str, Any], evaluation: str, representation: str | None) -> bool:
+    return score["evaluation"] == evaluation and representation in (None, score["representation"])
 
 
 def _teacher() -> str:
@@ -117,9 +155,11 @@ def _command(stage: str, *arguments: object) -> None:
 
 
 def _show(folder: Path, result: Mapping[str, Any]) -> None:
-    typer.echo("\nk-NN accuracy on unseen images      mean patch token     CLS")
-    for subject in _SUBJECTS:
-        typer.echo(f"{subject:<38}{result[f'{subject}_knn']:>16.1%}{result[f'{subject}_knn_cls']:>8.1%}")
+    typer.echo("\non 1,000 unseen images" + "".join(f"{name:>12}" for name in _COLUMNS))
+    for row in _ROWS:
+        found = result["scores"].get(row, {})
+        cells = (f"{found[name]:>12.1%}" if name in found else f"{'':>12}" for name in _COLUMNS)
+        typer.echo(f"{row:<22}{''.join(cells)}")
     typer.echo(
         f"\n{sum(result['seconds'].values()):.0f} s in all; {folder / 'result.json'} has the figures, "
         f"open {folder / 'run' / 'report.html'} in a browser"

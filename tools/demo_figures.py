@@ -27,23 +27,29 @@ BROWSER_FLAGS = (
 
 def block(result: Mapping[str, Any]) -> str:
     """Return README's paragraph and table of a result."""
-    seconds = result["seconds"]
+    seconds, scores = result["seconds"], result["scores"]
     rows = {
         "teacher: the CLIP, 98.6% zero-shot": "teacher",
         "student before training": "untrained",
         f"student after 1,000 steps, {seconds['train']:.0f} s": "student",
+        "the same network trained on labels, 1,000 steps of 8": "from scratch",
     }
+    columns = list(dict.fromkeys(name for found in scores.values() for name in found))
     table = "".join(
-        f"| {name} | {result[f'{subject}_knn']:.1%} | {result[f'{subject}_knn_cls']:.1%} |\n"
-        for name, subject in rows.items()
+        f"| {name} | {' | '.join(_cell(scores.get(row, {}).get(column)) for column in columns)} |\n"
+        for name, row in rows.items()
     )
     versions = result["versions"]
     return (
         f"Results of `make demo` on {result['began'][:10]} (commit {result['commit'][:7]}, {result['cpu']},\n"
-        f"Python {versions['python']}, torch {versions['torch']}, {sum(seconds.values()):.0f} s in all): "
-        "k-NN accuracy of frozen features on 1,000 unseen\nimages of 18 classes.\n\n"
-        f"| | mean patch token | CLS |\n|---|---|---|\n{table}"
+        f"Python {versions['python']}, torch {versions['torch']}, {sum(seconds.values()):.0f} s in all) on "
+        "1,000 unseen images of 18 classes.\nProbes learn from 2,000 labelled images and frozen features.\n\n"
+        f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n{table}"
     )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def take_picture(page: Path) -> bool:

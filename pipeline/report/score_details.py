@@ -15,7 +15,8 @@ _MOST_PAIRS = 20
 
 def score_details(score: Score, who: str, pictures: Path | None) -> str:
     """Return the pictures of a score, and on demand its confusions and tables; `who` names the network."""
-    parts = [_picture(pictures / one.file, one.caption) for one in score.pictures if pictures]
+    shown = "".join(_picture(pictures / one.file, one.caption) for one in score.pictures if pictures)
+    parts = [folded(f"Pictures of {who}, {score.representation}", shown)] if shown else []
     if score.confused:
         parts.append(folded(f"Confusions of {who}, {score.representation}", _confusions(score)))
     tables = "".join(_detail(name, value) for name, value in score.details.items())

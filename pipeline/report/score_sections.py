@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from pipeline.report.page import PageSection, data_table, folded, render_page
@@ -24,11 +23,10 @@ def score_section(scores: Sequence[Score], student: str | None, pictures: Path |
 
     `student` is the digest of the present student, `pictures` the folder of the scores' pictures.
     """
-    ordered = sorted(scores, key=lambda score: score.conditions)  # stable: in a chart in the order they came
-    charts = [
-        _chart(list(group), student, pictures)
-        for _, group in groupby(ordered, key=lambda score: score.conditions)
-    ]
+    groups: dict[str, list[Score]] = {}
+    for score in scores:
+        groups.setdefault(score.conditions, []).append(score)
+    charts = [_chart(group, student, pictures) for group in groups.values()]
     return PageSection("Evaluation", "".join(charts))
 
 
@@ -50,7 +48,8 @@ def _chart(group: list[Score], student: str | None, pictures: Path | None) -> st
     data = f"{first.test.images:,} images of {first.test.classes} classes" + (
         f", against {first.bank.images:,} others"
         if first.bank == first.test
-        else f" of {first.test.address}, learnt from {first.bank.images:,} of {first.bank.address}"
+        else f" of {_short(first.test.address)}, learnt from {first.bank.images:,} of "
+        + _short(first.bank.address)
     )
     left_out = "".join(
         f"<br>{count} {kind} images of {html.escape(facts.address)} are left out; the first: "
@@ -71,6 +70,12 @@ def _chart(group: list[Score], student: str | None, pictures: Path | None) -> st
         f"{folded(f'{_metric(first)} of each class', class_table(group, names)) if first.per_class else ''}"
         f"{''.join(behind)}"
     )
+
+
+def _short(address: str) -> str:
+    """Shorten a list of tars to its first."""
+    first, *others = address.split(", ")
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _option(value: object) -> str:

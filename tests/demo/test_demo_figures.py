@@ -7,8 +7,10 @@ from demo_figures import BLOCK, README, RESULT, block
 EXAMPLE = {
     "began": "2026-11-26T10:00:00+00:00", "commit": "0123456789abcdef", "cpu": "2 cores of a CPU",
     "versions": {"python": "3.11.2", "torch": "2.14.1"}, "seconds": {"images": 20.4, "train": 118.2},
-    "teacher_knn": 0.468, "teacher_knn_cls": 0.969, "untrained_knn": 0.078, "untrained_knn_cls": 0.086,
-    "student_knn": 0.401, "student_knn_cls": 0.711,
+    "scores": {
+        "teacher": {"k-NN": 0.468, "mIoU": 0.5}, "untrained": {"k-NN": 0.078, "mIoU": 0.1},
+        "student": {"k-NN": 0.401, "mIoU": 0.4}, "from scratch": {"fine-tuned": 0.2},
+    },
 }  # fmt: skip
 
 
@@ -17,8 +19,9 @@ def test_the_table_holds_the_figures_of_the_run():
     assert (
         "on 2026-11-26 (commit 0123456, 2 cores of a CPU,\nPython 3.11.2, torch 2.14.1, 139 s in all)" in text
     )
-    assert "| student after 1,000 steps, 118 s | 40.1% | 71.1% |\n" in text
-    assert "| student before training | 7.8% | 8.6% |\n" in text
+    assert "| | k-NN | mIoU | fine-tuned |\n|---|---|---|---|\n" in text
+    assert "| student after 1,000 steps, 118 s | 40.1% | 40.0% |  |\n" in text
+    assert "| the same network trained on labels, 1,000 steps of 8 |  |  | 20.0% |\n" in text
 
 
 def test_the_readme_has_a_place_for_it():
