@@ -24,9 +24,10 @@ _EXTRACTION = "--views 2 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --pa
 _FROZEN = "knn,probe,attentive,segment"
 # The published schedules are for a million photographs; on 2,000 drawn images these take seconds.
 _SETTINGS = (
-    "probe.c=[0.01,0.1,1.0,10.0] attentive.epochs=4 attentive.batch=128 attentive.shown=1 segment.size=64 "
-    "segment.crop=[64,64] segment.stride=[64,64] segment.scale=[1.0,1.0] segment.distort=false "
-    "segment.steps=120 segment.batch=32 segment.lr=0.01 segment.warmup=10 segment.classes=19"
+    "probe.c=[0.01,0.1,1.0,10.0] attentive.epochs=4 attentive.batch=128 attentive.lr=[10.0,30.0,100.0] "
+    "attentive.shown=1 segment.size=64 segment.crop=[64,64] segment.stride=[64,64] segment.scale=[1.0,1.0] "
+    "segment.distort=false segment.steps=120 segment.batch=32 segment.lr=0.01 segment.warmup=10 "
+    "segment.classes=19"
 )
 _SCRATCH = "preset=small epochs=4 batch=8 lr=0.03 head_epochs=0"
 _COLUMNS = {

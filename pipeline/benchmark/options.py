@@ -10,7 +10,7 @@ from pipeline.storage.address import is_url
 
 # Each kind of step is compared with a step on resident data.
 STEPS = ("step", "in-loop", "reference")
-PARTS = (*STEPS, "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk")
+PARTS = (*STEPS, "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk", "embedding")
 
 
 @dataclass(frozen=True)

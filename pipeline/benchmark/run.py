@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.benchmark import feeding, stage_one
+from pipeline.benchmark.embedding import measure_embedding
 from pipeline.benchmark.measure import Figure, threads
 from pipeline.benchmark.options import STEPS, BenchOptions
 from pipeline.benchmark.steps import measure_steps
@@ -29,6 +30,7 @@ _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
     "teacher": stage_one.measure_teacher,
     "extraction": stage_one.measure_extraction,
     "disk": stage_one.measure_disk,
+    "embedding": measure_embedding,
 }
 
 

@@ -63,12 +63,12 @@ def _chart(group: list[Score], student: str | None, pictures: Path | None) -> st
     names = [f"{_who(score, student)}, {score.representation}" for score in group]
     behind = [score_details(score, _who(score, student), pictures) for score in group]
     bars = "".join(_row(score, student) for score in group)
+    classes = folded(f"{_metric(first)} of each class", class_table(group, names)) if first.per_class else ""
+    more = f"{_all_metrics(group, names)}{classes}{''.join(behind)}"
     return (
-        f"<h3>{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>"
+        f'<h3 class="evaluation">{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>'
         f'<div class="card"><table class="scores">{bars}</table></div>'
-        f"{_all_metrics(group, names)}"
-        f"{folded(f'{_metric(first)} of each class', class_table(group, names)) if first.per_class else ''}"
-        f"{''.join(behind)}"
+        f'<div class="behind">{folded("Behind these scores", more) if more else ""}</div>'
     )
 
 

@@ -13,6 +13,8 @@ main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 32px 0 8px; }
 h3 { font-size: .95rem; margin: 0 0 4px; }
+.evaluation { margin-top: 28px; }
+.behind details details { margin-left: 14px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
