@@ -120,4 +120,6 @@ def test_any_other_label_is_none_with_a_reason():
     for text in (b"", b"-1", b"1.0", b"cat", b"1 2", "٣".encode(), b"9" * 19, b"9" * 5000):
         label, fault = labelled({"cls": text})
         assert label == NO_LABEL
-        assert fault == f"has the label {text[:40]!r}, which is not a whole number of at most 18 digits"
+        assert (
+            fault == f"has the label {text[:40].decode()!r}, which is not a whole number of at most 18 digits"
+        )
