@@ -29,7 +29,7 @@ def goals(options: BenchOptions) -> Iterator[tuple[str, str, float]]:
     else:
         if options.recipe == "tiny":
             yield "step.wait_share", "most", _WAITS
-        yield "ratio.reads_to_raw", "least", 0.6
+        yield "ratio.reads_to_raw", "least", 0.7
         yield "stream.overhead", "most", 150.0
     if options.shards:  # drawn images decode at another rate than photographs
         yield "decode.one_view", "least", 300.0
