@@ -70,6 +70,9 @@ PrintConfig = Annotated[
 ]
 
 _WITHOUT_DATA = ("export",)
+_NOTHING_KEPT = (
+    "nothing was kept; give --out FILE.json, and finetune and segment can continue when they are run again"
+)
 
 
 @app.command()
@@ -102,7 +105,9 @@ def evaluate_student(
     finetune: all weights are trained with a new head; start it with torchrun for several GPUs.
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
-    with cli_errors(), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
+    kept = report or out or (run and not untrained)
+    advice = "run the same command again to continue" if kept else _NOTHING_KEPT
+    with cli_errors(lambda: advice), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
         if print_config:
             for settings in _settings(evaluation.split(","), assignments or []):
                 for name, value in settings.model_dump(mode="json").items():
@@ -116,11 +121,11 @@ def evaluate_student(
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
         chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
-        _evaluate(choice, chosen, device, batch_size, workers)
+        _evaluate(choice, chosen, device, (batch_size, workers), advice)
 
 
 def _evaluate(
-    choice: "Choice", chosen: "list[Evaluation]", device: str, batch_size: int, workers: int
+    choice: "Choice", chosen: "list[Evaluation]", device: str, load: tuple[int, int], advice: str
 ) -> None:
     """Run evaluations, where they can as one of several ranks, of which the main one prints and writes."""
     from pipeline.evaluation.run import run_evaluation
@@ -134,10 +139,10 @@ def _evaluate(
                 "torchrun, srun or mpirun"
             )
     where = choose_device(device)
-    guard = ending_alone(lambda: "run the same command again to continue") if processes > 1 else nullcontext()
+    guard = ending_alone(lambda: advice) if processes > 1 else nullcontext()
     with guard, joined_ranks(where) as ranks:
         log = typer.echo if ranks.is_main else _ignore
-        task = choice.task(where, batch_size, workers, log=log, ranks=ranks)
+        task = choice.task(where, *load, log=log, ranks=ranks)
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
         names = ", ".join(one.name for one in chosen)
         log(f"{names} of {task.subject.facts.name}{f': {shown}' if shown else ''}")
@@ -209,7 +214,7 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
         return
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
-        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.pictures)
+        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.plots)
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)

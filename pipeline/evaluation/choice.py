@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
-from pipeline.report.scores import PICTURES
+from pipeline.report.scores import PLOTS
 from pipeline.training.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -60,11 +60,18 @@ class Choice:
             raise ConfigError(
                 "--report differs from --run: a student's score belongs to its own run; leave --report out"
             )
-        if self.out and not os.access(self.out.parent, os.W_OK):
-            raise ConfigError(f"--out {str(self.out)!r}: its folder does not exist or is not writable")
+        self._check_places()
         if self.report:
             read_run(self.report)
         _ = self.sizes, self.images
+
+    def _check_places(self) -> None:
+        """Raise ConfigError for places that cannot be written."""
+        if self.out and self.out.suffix != ".json":
+            raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
+        for option, file in (("out", self.out), ("features", self.features)):
+            if file and not os.access(file if file.is_dir() else file.parent, os.W_OK):
+                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
 
     @property
     def noted(self) -> Path | None:
@@ -72,9 +79,9 @@ class Choice:
         return self.report or (self.run if not self.untrained else None)
 
     @property
-    def pictures(self) -> Path:
-        """The folder of pictures and checkpoints: of the run, else beside `out`."""
-        return (self.noted or (self.out.with_suffix("") if self.out else self.scratch)) / PICTURES
+    def plots(self) -> Path:
+        """The folder of plots and checkpoints: of the run, else beside `out`."""
+        return (self.noted or (self.out.with_suffix("") if self.out else self.scratch)) / PLOTS
 
     @cached_property
     def opened(self) -> "Cache | None":
@@ -102,11 +109,11 @@ class Choice:
     @cached_property
     def images(self) -> tuple[ImageSet | None, ImageSet | None]:
         """The images to learn from and those to test with, where tars or folders are chosen."""
-        names = _class_names(self.class_names)
-        learnt, test = (
-            open_images(specs, self.scratch, names) if specs else None
-            for specs in (self.shards, self.test_shards)
-        )
+        learnt = open_images(self.shards, self.scratch) if self.shards else None
+        known = learnt.class_names if learnt else ()  # so that folders of test images are numbered alike
+        test = open_images(self.test_shards, self.scratch, known=known) if self.test_shards else None
+        if names := _class_names(self.class_names):
+            learnt, test = (one and replace(one, class_names=names) for one in (learnt, test))
         return learnt, test
 
     def task(self, device: "torch.device", batch_size: int, workers: int, **how: Any) -> "Task":
@@ -123,7 +130,7 @@ class Choice:
             data=data,
             test=LabelledImages(test, workers) if test else None,
             store=self.features or (self.noted or self.scratch) / "features",
-            folder=self.pictures,
+            folder=self.plots,
             run=self.run,
             teacher=self.teacher,
             batch_size=batch_size,

@@ -43,6 +43,11 @@ class LeftOut:
         self.counts[kind] += 1
         self.first.setdefault(kind, f"{name} {reason}")
 
+    def include(self, other: "LeftOut") -> None:
+        """Add the counts of another part of the same images."""
+        self.counts += other.counts
+        self.first = other.first | self.first
+
 
 @dataclass(frozen=True)
 class ViewBatch:

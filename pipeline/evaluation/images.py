@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.storage.address import is_url
+from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
 from pipeline.views.source_tars import SourceTar, resolve_tars
@@ -87,23 +87,29 @@ class ImageSet:
         return ImageSet(self.address, self.kind, tuple(self.images[i] for i in indices), self.class_names)
 
 
-def open_images(specs: Sequence[str], scratch: Path, class_names: tuple[str, ...] = ()) -> ImageSet:
-    """Index tars, or list an image folder; `class_names` replace those that the folder has.
+def open_images(
+    specs: Sequence[str], scratch: Path, class_names: tuple[str, ...] = (), *, known: tuple[str, ...] = ()
+) -> ImageSet:
+    """Index tars, or list an image folder, whose classes are numbered as in `known`, see `folder_images`.
+
+    `class_names` name the classes in reports.
 
     Tars behind URLs are copied to the folder `scratch`. Raises ConfigError or SourceError.
     """
     folder = Path(specs[0])
     if len(specs) == 1 and folder.is_dir() and not any(folder.glob("*.tar")):
-        found = folder_images(folder)
+        found = folder_images(folder, known)
         return replace(found, class_names=class_names or found.class_names)
-    return tar_images(resolve_tars(specs), ", ".join(specs), scratch, class_names)
+    if len(specs) == 1 and not (
+        folder.suffix or folder.exists() or is_url(specs[0]) or {*specs[0]} & {*"*?[{"}
+    ):
+        raise ConfigError(f"{specs[0]!r} does not exist: give labelled tars, or an image folder")
+    return replace(tar_images(resolve_tars(specs), ", ".join(specs), scratch), class_names=class_names)
 
 
-def tar_images(
-    tars: Sequence[SourceTar], address: str, scratch: Path, class_names: tuple[str, ...] = ()
-) -> ImageSet:
+def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageSet:
     """Index tars; those behind URLs are copied to the folder `scratch` first. Raises SourceError."""
-    return ImageSet(address, "tars", tuple(one for tar in tars for one in _in_tar(tar, scratch)), class_names)
+    return ImageSet(address, "tars", tuple(one for tar in tars for one in _in_tar(tar, scratch)))
 
 
 def _in_tar(tar: SourceTar, scratch: Path) -> list[LabelledImage]:
@@ -130,17 +136,24 @@ def _in_tar(tar: SourceTar, scratch: Path) -> list[LabelledImage]:
     return found
 
 
-def folder_images(folder: Path) -> ImageSet:
+def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """List an image folder: a subfolder for each class, or images beside masks (ADE20K) or boxes (COCO).
 
-    Classes are numbered in the order of their names. Raises ConfigError for a folder without images.
+    Classes are numbered as in `known`, such as those of the images to learn from, then in the order of their
+    names. Hidden files and folders are ignored. Raises ConfigError for a folder without images, and for names
+    that cannot be stored.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
+    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
+    for file in files:
+        if fault := name_fault(str(file.relative_to(folder))):
+            raise ConfigError(f"image {str(file)!r} has a name that {fault}: rename it")
     if not files:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
     masks = _twin_folder(folder)
     notes = folder.parent / "annotations" / f"instances_{folder.name}.json"
     names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    names = [*known, *(name for name in names if name not in known)]
     numbers = {name: number for number, name in enumerate(names)}
     annotations, categories = _coco(notes) if notes.is_file() else ({}, ())
     found = []

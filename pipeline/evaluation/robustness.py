@@ -84,6 +84,7 @@ class Robustness(Section):
     temperature: float = Field(0.07, gt=0)
     only: tuple[int, ...] = ()
     seed: int = 0
+    shared_keys: Literal["refuse", "allow"] = "refuse"
 
     def run(self, task: Task) -> list[Outcome]:
         """Score clean images and each corruption at each severity."""
@@ -91,7 +92,8 @@ class Robustness(Section):
         assert task.test is not None, "checked"
         clean, bank = task.test, extract_features(task.subject, task.data, task.batch_size, task.store)
         queries = extract_features(task.subject, clean, task.batch_size, task.store)
-        refuse_shared(bank.keys, queries.keys)
+        if self.shared_keys == "refuse":
+            refuse_shared(bank.keys, queries.keys, exclude=False)
         name = self.representation if self.representation in bank.names else "mean"
         ranked = self._ranked(bank, queries, name, task)
         accuracy = _accuracy(ranked, queries)
@@ -122,6 +124,8 @@ class Robustness(Section):
             raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
         if task.test is None:
             raise ConfigError("robustness corrupts the images to test with: give --test-shards")
+        if self.shared_keys == "refuse":
+            task.refuse_shared_keys(exclude=False)
 
     def _known(self, bank: Features) -> torch.Tensor:
         classes = torch.unique(bank.labels)

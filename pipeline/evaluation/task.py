@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import Data, LabelledImages
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.images import ImageSet
@@ -21,7 +22,7 @@ class Task:
     """One evaluation of one network.
 
     `data` is what may be learnt from, `test` what is scored; without `test` an evaluation holds out parts of
-    `data`, or refuses. `store` keeps features for the next evaluation, `folder` gets pictures and
+    `data`, or refuses. `store` keeps features for the next evaluation, `folder` gets plots and
     checkpoints, `log` takes one line of progress. `ranks` are the processes that share the work, in an
     evaluation that several may run.
     """
@@ -64,6 +65,25 @@ class Task:
             raise ConfigError(f"{what} needs other images to test with: give --test-shards")
         return self.data.of, self.test.of
 
+    def separate_images(
+        self, what: str, shared_keys: SharedKeys, left_out: LeftOut
+    ) -> tuple[ImageSet, ImageSet]:
+        """Return the images to learn from and the test images, without images in both.
+
+        A key in both is refused, or its image is excluded from those to learn from because it is the same, or
+        allowed because it is another. Raises ConfigError.
+        """
+        learnt, test = self.images(what)
+        tested = {one.key for one in test.images}
+        if shared_keys == "refuse":
+            self.refuse_shared_keys()
+        if shared_keys == "exclude":
+            for one in learnt.images:
+                if one.key in tested:
+                    left_out.add("shared", one.name, "is a test image, too")
+            learnt = learnt.subset([i for i, one in enumerate(learnt.images) if one.key not in tested])
+        return learnt, test
+
 
 class Evaluation(Protocol):
     """A pydantic section whose fields are the options of a protocol."""
@@ -85,6 +105,6 @@ def refuse_shared(bank: Sequence[str], test: Sequence[str], exclude: bool = True
         excluded = " --set shared_keys=exclude if equal keys are the same image," if exclude else ""
         raise ConfigError(
             f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: an image must "
-            f"not be {'its own neighbour' if exclude else 'learnt and tested'}; give other test data,"
-            f"{excluded} or --set shared_keys=allow if they are different images"
+            f"not be both learnt and tested; give other test data,{excluded} or --set shared_keys=allow if "
+            "they are different images"
         )

@@ -16,6 +16,7 @@ from pipeline.cache.reader import Cache
 from pipeline.config import Section, parse_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut
+from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.subject import Subject, recorded_teacher
@@ -50,6 +51,13 @@ class ZeroShot(Section):
         names = data.class_names
         if not names:
             raise ConfigError("zero-shot reads the names of the classes: give --class-names FILE")
+        if isinstance(data, LabelledImages):
+            largest = max((one.label for one in data.of.images if one.label is not None), default=-1)
+            if largest >= len(names):
+                raise ConfigError(
+                    f"--class-names has {len(names)} names, but there are images of class {largest}: "
+                    f"give a name for each class from 0 to {largest}"
+                )
         spec = self._teacher(task)
         if not isinstance(self.templates, str) and not all("{}" in text for text in self.templates):
             raise ConfigError("each of templates must have {} where the name of the class belongs")

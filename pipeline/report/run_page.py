@@ -17,7 +17,7 @@ from pipeline.report.alignment import alignment_section
 from pipeline.report.images import image_section
 from pipeline.report.page import PageSection, data_table, folded, name_table, numbers, render_page
 from pipeline.report.score_sections import score_section
-from pipeline.report.scores import PICTURES, read_scores, student_digest
+from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.export import STUDENT_FILE
 from pipeline.training.config import RunConfig
@@ -43,7 +43,7 @@ def write_run_report(folder: Path) -> Path:
         f"{run['config']['student']['model']} taught by {teacher['library']} {teacher['name']}: {state}",
         [
             _headline(folder, run, metrics),
-            score_section(read_scores(folder), student_digest(folder), folder / PICTURES),
+            score_section(read_scores(folder), student_digest(folder), folder / PLOTS),
             _while_training(run, evaluations),
             *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
             image_section(run),

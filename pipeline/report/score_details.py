@@ -1,4 +1,4 @@
-"""What lies behind a score: its classes, confusions, tables and pictures."""
+"""What lies behind a score: its classes, confusions, tables and plots."""
 
 import base64
 import html
@@ -13,10 +13,10 @@ _MOST_CLASSES = 40  # of a confusion matrix; with more, the most frequent confus
 _MOST_PAIRS = 20
 
 
-def score_details(score: Score, who: str, pictures: Path | None) -> str:
-    """Return the pictures of a score, and on demand its confusions and tables; `who` names the network."""
-    shown = "".join(_picture(pictures / one.file, one.caption) for one in score.pictures if pictures)
-    parts = [folded(f"Pictures of {who}, {score.representation}", shown)] if shown else []
+def score_details(score: Score, who: str, plots: Path | None) -> str:
+    """Return the plots of a score, and on demand its confusions and tables; `who` names the network."""
+    shown = "".join(_plot(plots / one.file, one.caption) for one in score.plots if plots)
+    parts = [folded(f"Plots of {who}, {score.representation}", shown)] if shown else []
     if score.confused:
         parts.append(folded(f"Confusions of {who}, {score.representation}", _confusions(score)))
     tables = "".join(_detail(name, value) for name, value in score.details.items())
@@ -46,12 +46,12 @@ def class_name(score: Score, label: int) -> str:
     return names[label] if 0 <= label < len(names) else str(label) if label >= 0 else "none"
 
 
-def _picture(file: Path, caption: str) -> str:
+def _plot(file: Path, caption: str) -> str:
     if not file.is_file():
         return f"<p>{html.escape(caption)}: {html.escape(file.name)} is missing</p>"
     data = base64.b64encode(file.read_bytes()).decode()
     return (
-        f'<figure class="card wide picture"><img alt="{html.escape(caption)}" '
+        f'<figure class="card wide plot"><img alt="{html.escape(caption)}" '
         f'src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )

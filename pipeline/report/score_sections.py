@@ -18,28 +18,28 @@ _NAMES = {
 }
 
 
-def score_section(scores: Sequence[Score], student: str | None, pictures: Path | None = None) -> PageSection:
+def score_section(scores: Sequence[Score], student: str | None, plots: Path | None = None) -> PageSection:
     """Return a chart for each group of scores under the same conditions.
 
-    `student` is the digest of the present student, `pictures` the folder of the scores' pictures.
+    `student` is the digest of the present student, `plots` the folder of the scores' plots.
     """
     groups: dict[str, list[Score]] = {}
     for score in scores:
         groups.setdefault(score.conditions, []).append(score)
-    charts = [_chart(group, student, pictures) for group in groups.values()]
+    charts = [_chart(group, student, plots) for group in groups.values()]
     return PageSection("Evaluation", "".join(charts))
 
 
-def write_evaluation_page(file: Path, scores: Sequence[Score], pictures: Path) -> None:
+def write_evaluation_page(file: Path, scores: Sequence[Score], plots: Path) -> None:
     """Write a page of scores that belong to no run."""
     first = scores[0]
     kinds = ", ".join(dict.fromkeys(score.evaluation for score in scores))
     title = f"{kinds} of {first.subject.name}, {first.date[:10]}"
-    section = score_section(scores, first.subject.weights, pictures)
+    section = score_section(scores, first.subject.weights, plots)
     replace_file(file, render_page(title, f"evaluated on {first.device}", [section]).encode())
 
 
-def _chart(group: list[Score], student: str | None, pictures: Path | None) -> str:
+def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
     first = group[0]
     chosen = {
         name: value for name, value in first.options.items() if value is not None and value is not False
@@ -61,7 +61,7 @@ def _chart(group: list[Score], student: str | None, pictures: Path | None) -> st
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
     selected = "" if first.selection.startswith("none") else f" Chosen: {html.escape(first.selection)}."
     names = [f"{_who(score, student)}, {score.representation}" for score in group]
-    behind = [score_details(score, _who(score, student), pictures) for score in group]
+    behind = [score_details(score, _who(score, student), plots) for score in group]
     bars = "".join(_row(score, student) for score in group)
     classes = folded(f"{_metric(first)} of each class", class_table(group, names)) if first.per_class else ""
     more = f"{_all_metrics(group, names)}{classes}{''.join(behind)}"

@@ -14,7 +14,7 @@ from pipeline.storage.files import locked, replace_file
 from pipeline.student.export import STUDENT_FILE
 
 SCORES_FILE = "scores.json"
-PICTURES = "evaluation"  # folder beside the scores
+PLOTS = "evaluation"  # folder beside the scores
 
 
 class SubjectFacts(Section):
@@ -40,8 +40,8 @@ class DataFacts(Section):
     class_names: tuple[str, ...] = ()
 
 
-class Picture(Section):
-    """A picture of a result, a PNG: `file` lies in the folder PICTURES beside the scores."""
+class Plot(Section):
+    """A plot of a result, a PNG: `file` lies in the folder PLOTS beside the scores."""
 
     file: str
     caption: str
@@ -68,7 +68,7 @@ class Outcome(Section):
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     confused: tuple[tuple[int, int, int], ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    plots: tuple[Plot, ...] = ()
 
 
 class Score(Outcome):

@@ -59,8 +59,8 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 .bar { height: 14px; border-radius: 3px; background: var(--accent); min-width: 2px; opacity: .85; }
 .track i { position: absolute; top: 6px; height: 2px; background: var(--ink); }
 .scores small { display: block; color: var(--muted); }
-.picture { margin: 12px 0; } .picture img { display: block; max-width: 100%; height: auto; }
-.picture figcaption { font-size: .85rem; color: var(--muted); margin-top: 6px; }
+.plot { margin: 12px 0; } .plot img { display: block; max-width: 100%; height: auto; }
+.plot figcaption { font-size: .85rem; color: var(--muted); margin-top: 6px; }
 .confusion th[scope=col] { vertical-align: bottom; }
 .confusion th[scope=col] span { writing-mode: vertical-rl; }
 .bar.cls { background: var(--muted); }

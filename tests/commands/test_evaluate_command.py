@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import caches
@@ -245,6 +247,18 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
+        (
+            ["--run", "{run}", "--out", "a.html"],
+            "--out 'a.html': scores are JSON; give a name",
+        ),
+        (
+            ["--run", "{run}", "--features", "none/f"],
+            "--features 'none/f': its folder does not",
+        ),
+        (
+            ["--run", "{run}", "--test-shards", "nothere"],
+            "'nothere' does not exist: give labelled",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, arguments, part):
@@ -305,7 +319,7 @@ def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path,
     assert [score["representation"] for score in scores] == names
     assert {score["test"]["images"] for score in scores} == {9}
     page = (tmp_path / "result.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == len(scores[0]["pictures"]) == (evaluation == "attentive")
+    assert page.count("data:image/png") == len(scores[0]["plots"]) == (evaluation == "attentive")
 
 
 def test_heads_on_crops_refuse_the_views_of_a_cache(cache, run, test_tar):
@@ -363,3 +377,37 @@ def test_an_evaluation_of_one_process_is_refused_under_torchrun(run, test_tar, m
     assert result.stderr == (
         "error: evaluation 'knn' runs in one process, not in 2: start it without torchrun, srun or mpirun\n"
     )
+
+
+def test_a_stop_says_whether_the_command_can_continue(test_tar, tmp_path):
+    """Without a place that stays, a repeated command starts again."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "stages.evaluate_student",
+        "finetune",
+        "--model",
+        "test_vit.random",
+    ]
+    data = [
+        "--shards",
+        test_tar,
+        "--test-shards",
+        test_tar,
+        "--set",
+        "shared_keys=allow",
+        "--set",
+        "lr=0.001",
+    ]
+    sizes = ["--image-size", "64", "--workers", "0", "--set", "epochs=100000", "--device", "cpu"]
+
+    def stopped(*where):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*map(str, (*command, *data, *sizes, *where))], **pipes) as run:
+            assert run.stdout.readline().startswith("finetune of timm:test_vit.random")
+            run.terminate()
+            return run.communicate()[1]
+
+    assert "nothing was kept; give --out FILE.json" in stopped()
+    assert "run the same command again to continue" in stopped("--out", tmp_path / "a.json")

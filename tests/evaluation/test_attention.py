@@ -1,4 +1,4 @@
-"""Attention: measures against plain loops in numpy, and the comparison of networks with its pictures."""
+"""Attention: measures against plain loops in numpy, and the comparison of networks with its plots."""
 
 import numpy as np
 import pytest
@@ -90,9 +90,9 @@ def test_networks_are_compared_on_the_same_images(tmp_path):
     assert 0 <= score.metrics["overlap of top 30% with the teacher"] <= 1
     assert {row["network"] for row in score.details["heads of the last block"]} == {"model", "teacher"}
     assert list(score.details["CKA with the teacher's last block"]) == ["block 0", "block 1"]
-    with Image.open(tmp_path / "evaluation" / score.pictures[0].file) as picture:
-        assert picture.width > 7 * 100
-        assert picture.height > 3 * 100
+    with Image.open(tmp_path / "evaluation" / score.plots[0].file) as plot:
+        assert plot.width > 7 * 100
+        assert plot.height > 3 * 100
     again = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
     assert again[0].metrics == score.metrics
 

@@ -149,12 +149,12 @@ def test_identical_commands_give_identical_numbers(images, tmp_path):
     assert probed(tmp_path / "0", images, lr=1.0, seed=1) != first
 
 
-def test_a_picture_shows_each_query_on_a_few_images(images, tmp_path):
+def test_a_plot_shows_each_query_on_a_few_images(images, tmp_path):
     outcome = probed(tmp_path, images, queries=16, shown=2)
-    (picture,) = outcome.pictures
-    with Image.open(tmp_path / "evaluation" / picture.file) as sheet:
+    (plot,) = outcome.plots
+    with Image.open(tmp_path / "evaluation" / plot.file) as sheet:
         assert sheet.size[0] > 10 * 100  # image, mean, 8 queries
-    assert probed(tmp_path, images).pictures == ()
+    assert probed(tmp_path, images).plots == ()
 
 
 def test_networks_without_cls_and_odd_widths_are_noted(images, tmp_path):

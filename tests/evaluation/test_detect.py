@@ -22,8 +22,8 @@ from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 
-TINY = {"image_size": 64, "channels": 32, "hidden": 64, "convolutions": 1, "rois": 32, "pictures": 1}
-QUICK = TINY | {"steps": 2, "warmup": 1, "batch": 2, "resamples": 2, "pictures": 0}
+TINY = {"image_size": 64, "channels": 32, "hidden": 64, "convolutions": 1, "rois": 32, "plots": 1}
+QUICK = TINY | {"steps": 2, "warmup": 1, "batch": 2, "resamples": 2, "plots": 0}
 SIZES = HeadSizes(32, 64, 1, 32)
 
 
@@ -49,7 +49,7 @@ def three(tmp_path_factory):
 def evaluated(tmp_path):
     def run(bank, test, subject=None, names=(), **options):
         sets = [LabelledImages(open_images([str(one)], tmp_path, names)) for one in (bank, test)]
-        task = Task(subject or tiny_subject(), *sets, tmp_path / "features", tmp_path / "pictures")
+        task = Task(subject or tiny_subject(), *sets, tmp_path / "features", tmp_path / "plots")
         (score,) = run_evaluation(Detect(**(QUICK | options)), task)
         return score
 
@@ -129,16 +129,16 @@ def test_a_frozen_tiny_model_learns_three_images_by_heart(three, evaluated):
     assert score.details["loss of each tenth of the steps"][-1] < 1.2
     assert "3 test images have the key of an image to learn from: this may measure memory" in score.notes
     assert "not ViTDet: all blocks attend to the whole image instead of windows" in score.notes[0]
-    (picture,) = score.pictures
-    assert picture.caption.startswith("squares.tar/1: 2 true objects and ")
+    (plot,) = score.plots
+    assert plot.caption.startswith("squares.tar/1: 2 true objects and ")
 
 
-def test_pictures_show_truth_beside_what_is_found(three, evaluated, tmp_path):
-    score = evaluated(three, three, shared_keys="allow", pictures=2)
-    for picture in score.pictures:
-        with Image.open(tmp_path / "pictures" / picture.file) as drawn:
+def test_plots_show_truth_beside_what_is_found(three, evaluated, tmp_path):
+    score = evaluated(three, three, shared_keys="allow", plots=2)
+    for plot in score.plots:
+        with Image.open(tmp_path / "plots" / plot.file) as drawn:
             assert drawn.size == (64 + 8 + 64, 48)
-    assert len({picture.file for picture in score.pictures}) == 2
+    assert len({plot.file for plot in score.plots}) == 2
 
 
 def test_equal_commands_give_equal_numbers(three, evaluated):

@@ -218,9 +218,9 @@ def test_posterize_of_no_bits_keeps_one(sets):
     recipe = build_recipe("mae", Settings(), 768, 10_000, pretrained=True)
     (augment,) = [part for part in train_transform(subject(), recipe).transforms if hasattr(part, "ops")]
     (operation,) = [one for one in augment.ops if one.name.startswith("Posterize")]
-    picture = open_image(sets[0].images[0])
-    values = {*operation.aug_fn(picture, 0).tobytes()}
-    assert values == {*operation.aug_fn(picture, 1).tobytes()} == {0, 128}
+    plot = open_image(sets[0].images[0])
+    values = {*operation.aug_fn(plot, 0).tobytes()}
+    assert values == {*operation.aug_fn(plot, 1).tobytes()} == {0, 128}
 
 
 def test_draws_are_keyed_and_leave_no_trace():

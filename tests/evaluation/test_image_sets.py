@@ -1,6 +1,7 @@
 """Images by their place: tars against tarfile, folders of classes, ADE20K's and COCO's forms, and damage."""
 
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -153,6 +154,25 @@ def test_a_folder_has_a_class_for_each_subfolder(tmp_path):
     assert opened(tmp_path / "set", class_names=("Cat", "Dog")).class_names == ("Cat", "Dog")
     with pytest.raises(ConfigError, match="holds no images: give tars, or a folder of images"):
         folder_images(tmp_path / "set" / "none")
+
+
+def test_folders_of_test_images_are_numbered_as_those_to_learn_from(tmp_path):
+    """Numbered by its own names, `cat` would be class 0 of the test images, which is `ant` in training."""
+    write_images(tmp_path / "train", ["ant/a.jpg", "cat/b.jpg"])
+    write_images(tmp_path / "test", ["bee/a.jpg", "cat/b.jpg", ".hidden/c.jpg"])
+    asked = choice.Choice(tmp_path, shards=[str(tmp_path / "train")], test_shards=[str(tmp_path / "test")])
+    learnt, test = asked.images
+    assert [(one.key, one.label) for one in learnt.images] == [("ant/a", 0), ("cat/b", 1)]
+    assert [(one.key, one.label) for one in test.images] == [("bee/a", 2), ("cat/b", 1)]
+    assert test.class_names == ("ant", "cat", "bee")
+
+
+def test_image_names_that_cannot_be_stored_are_refused(tmp_path):
+    write_images(tmp_path / "set", ["a/x.jpg"])
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "set" / "a" / "x.jpg").rename(tmp_path / "set" / "a" / odd)
+    with pytest.raises(ConfigError, match=r"caf\\udce9.jpg' has a name that is not UTF-8: rename it"):
+        opened(tmp_path / "set")
 
 
 def test_files_of_one_name_but_for_the_extension_have_their_own_keys(tmp_path):

@@ -168,7 +168,7 @@ def circle_subject():
 @pytest.fixture
 def scored(tmp_path):
     def run(data, test=None, **settings):
-        task = Task(circle_subject(), data, test, tmp_path / "features", tmp_path / "pictures", batch_size=2)
+        task = Task(circle_subject(), data, test, tmp_path / "features", tmp_path / "plots", batch_size=2)
         (score,) = run_evaluation(Knn(**({"k": (1,)} | settings)), task)
         return score
 

@@ -22,10 +22,10 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
 
 SIDE, PATCH = 48, 8
-SMALL = {"size": SIDE, "scale": (1.0, 1.0), "distort": False, "batch": 8, "lr": 0.02, "pictures": 0}
+SMALL = {"size": SIDE, "scale": (1.0, 1.0), "distort": False, "batch": 8, "lr": 0.02, "plots": 0}
 KINDS = {
     "linear": SMALL | {"steps": 60},
-    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0), "pictures": 0},
+    "knn": {"size": SIDE, "k": (1, 3), "c": (0.1, 100.0), "plots": 0},
     "upernet": SMALL | {"steps": 40, "batch": 4, "lr": 0.003, "channels": 16},
 }
 
@@ -81,7 +81,7 @@ def scored(tmp_path):
     def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
         sets = [open_images([str(spec)], tmp_path, names) for spec in (learnt, test)]
         task = Task(
-            subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "pictures",
+            subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "plots",
             batch_size=8, workers=workers, log=log,
         )  # fmt: skip
         return run_evaluation(Segment(**settings), task)
@@ -144,7 +144,7 @@ def test_a_training_that_is_killed_ends_with_the_same_numbers(scored, tars, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         scored(*tars, log=killed, **settings)
-    (state,) = (tmp_path / "pictures").glob(f"segment-{kind}-*.state")
+    (state,) = (tmp_path / "plots").glob(f"segment-{kind}-*.state")
     lines = []
     (again,) = scored(*tars, log=lines.append, **settings)
     assert next(line for line in lines if line.startswith("step")).startswith("step 4 of 6")
@@ -204,16 +204,16 @@ def test_folders_of_ade20k_and_its_zero_are_read(scored, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
-def test_a_picture_shows_truth_and_prediction(scored, tars, tmp_path, kind):
-    settings = KINDS[kind] | {"pictures": 2} | ({"steps": 2} if kind == "linear" else {})
-    pictures = [
-        picture.file
+def test_a_plot_shows_truth_and_prediction(scored, tars, tmp_path, kind):
+    settings = KINDS[kind] | {"plots": 2} | ({"steps": 2} if kind == "linear" else {})
+    plots = [
+        plot.file
         for score in scored(*tars, names=("column", "unused", "row"), kind=kind, **settings)
-        for picture in score.pictures
+        for plot in score.plots
     ]
-    assert len(pictures) == len({*pictures}) == (1 if kind == "linear" else 2)
-    for file in pictures:
-        with Image.open(tmp_path / "pictures" / file) as image:
+    assert len(plots) == len({*plots}) == (1 if kind == "linear" else 2)
+    for file in plots:
+        with Image.open(tmp_path / "plots" / file) as image:
             assert image.size[0] > 800
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
@@ -313,7 +313,7 @@ def test_only_keys_of_the_kind_are_recorded():
     assert "k" not in settings_of().model_dump(mode="json")
     assert settings_of("kind=knn").model_dump(mode="json").keys() == {
         "kind", "size", "k", "distance", "c", "logistic_patches", "classes", "reduce_zero", "shared_keys",
-        "pictures", "seed",
+        "plots", "seed",
     }  # fmt: skip
 
 

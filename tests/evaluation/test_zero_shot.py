@@ -45,5 +45,7 @@ def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     refused(drawn, tmp_path, "needs a CLIP with a text tower, not 'timm:test_vit'", teacher="timm:test_vit")
     nameless = LabelledImages(drawn.of.subset(range(3)).__class__("a", "tars", drawn.of.images))
     refused(nameless, tmp_path, "give --class-names FILE", teacher=CLIP)
+    few = LabelledImages(open_images([str(drawn.of.address)], tmp_path, CLASSES[:3]))
+    refused(few, tmp_path, "has 3 names, but there are images of class 17", teacher=CLIP)
     wrong = ZeroShot(templates=("a photo",))
     refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)

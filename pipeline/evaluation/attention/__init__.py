@@ -1,1 +1,1 @@
-"""Attention of student and teacher: maps, measures and pictures."""
+"""Attention of student and teacher: maps, measures and plots."""

@@ -1,4 +1,4 @@
-"""Attention of student, untrained student and teacher on the same images: pictures and numbers."""
+"""Attention of student, untrained student and teacher on the same images: plots and numbers."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -36,8 +36,8 @@ from pipeline.evaluation.subject import (
     untrained_subject,
 )
 from pipeline.evaluation.task import Task
-from pipeline.report.attention_pictures import colour_panel, gallery, heat_panel
-from pipeline.report.scores import Outcome, Picture
+from pipeline.report.attention_plots import colour_panel, gallery, heat_panel
+from pipeline.report.scores import Outcome, Plot
 from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
 from pipeline.views.masking import rank_by_arrival
@@ -46,11 +46,11 @@ _VOID = 255
 
 
 class Attention(Section):
-    """Maps of the last block for `images` images; `shown` of them become pictures.
+    """Maps of the last block for `images` images; `shown` of them become plots.
 
     `teacher` is compared with; the default is that of the run, unless it was loaded from a folder.
-    `row` and `column` choose the patch whose attention is shown, in shares of the image. `hidden` is the
-    share of patches that the attentive mask hides in the pictures. `foreground` are the mask values that
+    `row` and `column` choose the patch, in shares of the image; a plot shows its attention. `hidden` is the
+    share of patches that the attentive mask hides in the plots. `foreground` are the mask values that
     count as foreground, all but 0 and 255 by default.
     """
 
@@ -80,7 +80,7 @@ class Attention(Section):
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
         facts = describe_data(task.data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(task, self.foreground, task.subject.grid, [key for _, key, _ in names])
-        picture = self._picture(task, networks, found, batches)
+        plot = self._plot(task, networks, found, batches)
         who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")
         inside = {name: inside_masks(one, foreground) for name, one in found.items()} if foreground else {}
         metrics = {}
@@ -93,7 +93,7 @@ class Attention(Section):
                 metrics=metrics or {"tokens without artefacts": 1 - artefacts_by_block(own)["last block"]},
                 per_class={}, class_images={}, chance=0.3 if teacher else 0.0,
                 selection="none: nothing is chosen", seeds=(self.seed,),
-                details=describe(found, own, teacher, inside), pictures=(picture,),
+                details=describe(found, own, teacher, inside), plots=(plot,),
             )
         ]  # fmt: skip
 
@@ -110,17 +110,17 @@ class Attention(Section):
         return found
 
     def _query(self, subject: Subject) -> int:
-        """Return the number of the token whose attention is shown."""
+        """Return the number of the chosen patch's token."""
         rows, columns = subject.grid
         return subject.prefix + int(self.row * rows) * columns + int(self.column * columns)
 
-    def _picture(
+    def _plot(
         self,
         task: Task,
         networks: Mapping[str, Subject],
         found: Mapping[str, Observations],
         batches: list[ViewBatch],
-    ) -> Picture:
+    ) -> Plot:
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
         keys = [key for batch in batches for key in batch.keys]
         teacher = found.get("teacher", next(iter(found.values())))
@@ -139,9 +139,7 @@ class Attention(Section):
             rows.append(panels)
         file = f"attention-{task.subject.facts.kind}-{task.subject.facts.weights[:12]}.png"
         replace_file(task.folder / file, gallery(rows))
-        return Picture(
-            file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens"
-        )
+        return Plot(file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens")
 
     def _masked(
         self, image: NDArray[np.uint8], importance: NDArray[np.float32], key: str, subject: Subject

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.coco import Kind, Precision, average_precision
 from pipeline.evaluation.detection.data import Survey, survey
-from pipeline.evaluation.detection.pictures import draw_some
+from pipeline.evaluation.detection.plots import draw_some
 from pipeline.evaluation.detection.pyramid import Detector, HeadSizes
 from pipeline.evaluation.detection.regions import require_scorer
 from pipeline.evaluation.detection.result import class_table, data_facts, notes_on
@@ -67,7 +68,7 @@ class Detect(Section):
     convolutions: int = Field(4, ge=1)
     rois: int = Field(512, ge=1)
     resamples: int = Field(200, ge=0)
-    pictures: int = Field(4, ge=0)
+    plots: int = Field(4, ge=0)
     seed: int = 0
     shared_keys: SharedKeys = "refuse"
 
@@ -85,14 +86,11 @@ class Detect(Section):
         """Train a detector and score it; one outcome. Raises ConfigError before any expensive work."""
         require_scorer()
         self._check(task.subject.patch_size)
-        learnt, test = task.images(self.name)
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys()
-        if self.shared_keys == "exclude":
-            tested = {one.key for one in test.images}
-            learnt = learnt.subset([i for i, one in enumerate(learnt.images) if one.key not in tested])
+        excluded = LeftOut()
+        learnt, test = task.separate_images(self.name, self.shared_keys, excluded)
         names = _class_names(learnt, test)
         bank, asked = (_surveyed(images, len(names) or None) for images in (learnt, test))
+        bank.left_out.include(excluded)
         classes = len(names) or 1 + max(*bank.classes, *asked.classes)
         masks = self.masks and bank.masked > 0
         devices = [task.subject.device] if task.subject.device.type == "cuda" else []
@@ -125,7 +123,7 @@ class Detect(Section):
                     "AP of each class": list(class_table(scores, asked, names)),
                     "loss of each tenth of the steps": losses,
                 },
-                pictures=draw_some(found, self.pictures, names, task.folder, stem),
+                plots=draw_some(found, self.plots, names, task.folder, stem),
             )
         ]
 

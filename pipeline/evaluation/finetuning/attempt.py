@@ -1,4 +1,4 @@
-"""One try of fine-tuning: the sweep of learning rates, the training whose network counts, and its test."""
+"""One try of fine-tuning: the sweep of learning rates, the training with the best, and its test."""
 
 import hashlib
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ It learns from augmented crops and is tested on centre crops. A command that was
 continues where it was, if its results have a folder: that of a run, of --report or of --out.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from pipeline.evaluation.finetuning.attempt import Tried, Try, labels_of
 from pipeline.evaluation.finetuning.recipe import TrySettings
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.metrics import classification_outcome
-from pipeline.evaluation.task import Task
+from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 
@@ -39,14 +39,12 @@ class Finetune(TrySettings):
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)
     seed: int = 0
-    shared_keys: Literal["refuse", "allow"] = "refuse"
+    shared_keys: SharedKeys = "refuse"
 
     def run(self, task: Task) -> list[Outcome]:
         """Train and test, once for each try."""
-        learnt, tested = task.images(self.name)
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys()
         left_out = LeftOut()
+        learnt, tested = task.separate_images(self.name, self.shared_keys, left_out)
         bank = labelled(learnt, left_out)
         check_readable(labelled(tested, LeftOut()))
         tries = []

@@ -30,7 +30,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """The share whose first class is right; 0 of nothing."""
+        """The share of images with the right first class; 0 of nothing."""
         return float((self.ranked[:, 0] == self.truth).float().mean()) if len(self.truth) else 0.0
 
 

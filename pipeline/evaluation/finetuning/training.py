@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass
 class Training:
-    """A training of `subject` on `images`, whose `labels` (n,) int64 count from 0.
+    """A training of `subject` on `images`. Their `labels` (n,) int64 count from 0.
 
     `warm_up` trains norm and head first. `watch` scores the network after each epoch where `keep_best`, and
     otherwise at the end. The main rank writes checkpoints to `folder`.
@@ -127,7 +127,7 @@ class Training:
 
     @property
     def tested(self) -> VisionTransformer:
-        """The network whose weights count: the average where there is one."""
+        """The network to test: the average where there is one."""
         return self.ema.module if self.ema else self.vit
 
     def _take_steps(self, first: int) -> None:

@@ -12,7 +12,7 @@ from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import cosine, fit
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead, largest_divisor
-from pipeline.evaluation.probes.attentive_picture import save_query_maps
+from pipeline.evaluation.probes.attentive_plot import save_query_maps
 from pipeline.evaluation.probes.crop_training import CropPlan, plan_crops, whole_images
 from pipeline.evaluation.probes.kinds import SectionOfKinds
 from pipeline.evaluation.probes.lars import Lars, short_way
@@ -32,7 +32,7 @@ class Attentive(SectionOfKinds):
     `kind` is efficient (EP: `queries` queries, LARS) or capi (one query in heads of 64 channels, AdamW).
     Heads with each `lr` and `weight_decay` are trained at once; the best on a tenth of the training set is
     tested, or with `select` = "test" the best on the test set is reported. `lr` is for a batch of 256; a
-    batch has `batch` images, or a tenth of the training set. `shown` test images get a picture of the
+    batch has `batch` images, or a tenth of the training set. `shown` test images get a plot of the
     attention.
     """
 
@@ -127,7 +127,7 @@ class Attentive(SectionOfKinds):
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
             seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject, plan)),
             details=self._details(heads[best], plan, table),
-        ).model_copy(update={"pictures": tuple(shown)})  # fmt: skip
+        ).model_copy(update={"plots": tuple(shown)})  # fmt: skip
 
     def _details(self, head: Head, plan: CropPlan, table: list[dict[str, float]]) -> dict[str, Any]:
         weights = sum(weight.numel() for weight in head.parameters())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.evaluation.metrics import LEVEL, RESAMPLES
 from pipeline.evaluation.segmentation.dense import VOID
-from pipeline.report.scores import DataFacts, Outcome, Picture
+from pipeline.report.scores import DataFacts, Outcome, Plot
 
 _DRAWS = 50  # resamples computed at once
 
@@ -88,7 +88,7 @@ def mask_outcome(
     seed: int,
     notes: tuple[str, ...] = (),
     details: dict[str, Any] | None = None,
-    pictures: tuple[Picture, ...] = (),
+    plots: tuple[Plot, ...] = (),
 ) -> Outcome:
     """Return the outcome of a test set; chance is the most frequent class everywhere."""
     images, matrix = confusion.images, confusion.matrix
@@ -114,7 +114,7 @@ def mask_outcome(
             "pixel accuracy of the most frequent class": largest,
             **(details or {}),
         },
-        pictures=pictures,
+        plots=plots,
     )
 
 

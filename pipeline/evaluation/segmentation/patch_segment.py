@@ -16,7 +16,7 @@ from pipeline.evaluation.segmentation.masks import MaskedImages
 from pipeline.evaluation.segmentation.patch_knn import Distance, PatchBank
 from pipeline.evaluation.segmentation.patch_logistic import PatchRegression
 from pipeline.evaluation.segmentation.patches import Patches, write_patches
-from pipeline.evaluation.segmentation.segment_pictures import Predicted, draw_predictions, spread_indices
+from pipeline.evaluation.segmentation.segment_plots import Predicted, draw_predictions, spread_indices
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -47,7 +47,7 @@ class PatchClassifier(Protocol[Option]):
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
-    """Images to learn from and to test, K classes, and the number and the start of the names of pictures."""
+    """Images to learn from and to test, K classes, and the number and the start of the names of plots."""
 
     subject: Subject
     learnt: MaskedImages
@@ -55,7 +55,7 @@ class PatchTask:
     classes: int
     notes: tuple[str, ...]
     seed: int
-    pictures: int
+    plots: int
     files: Path
 
     def run(
@@ -96,7 +96,7 @@ class PatchTask:
         rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
         classifier = kind(learnt, rows, self.classes, self.subject.device)
         everything = torch.arange(len(self.test.images))
-        chosen = spread_indices(len(everything), self.pictures)
+        chosen = spread_indices(len(everything), self.plots)
         tested, shown = self._confusions(classifier.predict(test, everything, [winner]), test, chosen)
         file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
         size = self.subject.image_size
@@ -105,7 +105,7 @@ class PatchTask:
             selection="best on a tenth of the images to learn from" if table else "none: one option is given",
             seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)),
             details={"chosen": kind.describe(winner), "table": table},
-            pictures=draw_predictions(file, shown, self.test, self.classes),
+            plots=draw_predictions(file, shown, self.test, self.classes),
         )  # fmt: skip
 
     def _tenth(self) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Patches:
         return (images[:, None] * self.per_image + torch.arange(self.per_image)).flatten()
 
     def labelled_rows(self, images: Tensor) -> Tensor:
-        """Return those rows (p,) of some images (m,) whose tiles are not mostly void."""
+        """Return the rows (p,) of some images (m,) that are not mostly void."""
         rows = self.rows(images)
         return rows[self.majority[rows] != VOID]
 

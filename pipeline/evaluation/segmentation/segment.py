@@ -20,7 +20,7 @@ from pipeline.evaluation.segmentation.dense import training_transform
 from pipeline.evaluation.segmentation.masks import MaskedImages, count_classes, find_masks, mask_notes
 from pipeline.evaluation.segmentation.patch_segment import PatchTask
 from pipeline.evaluation.segmentation.segment_fit import Fit, SegmentationTest, train_segmenter
-from pipeline.evaluation.segmentation.segment_pictures import draw_predictions
+from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import SharedKeys, Task
@@ -29,7 +29,7 @@ from pipeline.report.scores import Outcome
 Kind = Literal["linear", "knn", "upernet"]
 Sides = tuple[int, int]
 
-_COMMON = {"kind", "size", "classes", "reduce_zero", "shared_keys", "pictures", "seed"}
+_COMMON = {"kind", "size", "classes", "reduce_zero", "shared_keys", "plots", "seed"}
 _TRAINED = {"crop", "stride", "scale", "flip", "distort", "batch", "steps", "warmup", "lr", "weight_decay"}
 _USED: dict[str, set[str]] = {
     "linear": _COMMON | _TRAINED | {"dropout"},
@@ -79,7 +79,7 @@ class Segment(Section):
     classes: int | None = Field(None, ge=2, le=255)
     reduce_zero: bool = False
     shared_keys: SharedKeys = "refuse"
-    pictures: int = Field(4, ge=0, le=16)
+    plots: int = Field(4, ge=0, le=16)
     seed: int = 0
 
     @model_validator(mode="before")
@@ -130,29 +130,23 @@ class Segment(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Learn from the masks of one set and score those of another."""
-        sets = task.images(self.name)
+        left_out = LeftOut()
+        sets = task.separate_images(self.name, self.shared_keys, left_out)
         subject = task.subject.resized(*(self.crop if self.kind != "knn" else (self.size, self.size)))
-        learnt, test = self._masks(task, *sets)
+        learnt, test = self._masks(task, *sets, left_out)
         known = self.classes or len(sets[0].class_names or sets[1].class_names) or None
         classes = count_classes(learnt, test, known)
         notes = mask_notes(learnt, test)
         if self.kind == "knn":
             files = task.folder / self._name(task, learnt, test)
-            patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.pictures, files)
+            patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.plots, files)
             return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
         return [self._trained(task, subject, learnt, test, classes, tuple(notes))]
 
-    def _masks(self, task: Task, learnt: ImageSet, test: ImageSet) -> tuple[MaskedImages, MaskedImages]:
-        """Find the images with masks; raises ConfigError for keys in both sets unless they are explained."""
-        left_out = LeftOut()
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys()
-        if self.shared_keys == "exclude":
-            tested = {one.key for one in test.images}
-            for one in learnt.images:
-                if one.key in tested:
-                    left_out.add("shared", one.name, "is a test image, too")
-            learnt = learnt.subset([i for i, one in enumerate(learnt.images) if one.key not in tested])
+    def _masks(
+        self, task: Task, learnt: ImageSet, test: ImageSet, left_out: LeftOut
+    ) -> tuple[MaskedImages, MaskedImages]:
+        """Find the images with masks."""
         return (
             find_masks(learnt, self.reduce_zero, task.workers, task.log, left_out),
             find_masks(test, self.reduce_zero, task.workers, task.log, LeftOut()),
@@ -177,12 +171,12 @@ class Segment(Section):
         state = task.folder / f"{name}.state"
         model, losses = train_segmenter(build, how, learnt, transform, task, state)
         tested = SegmentationTest(model, self.size, self.crop, self.stride, classes)
-        confusion, shown = tested.run(test, task, self.pictures)
-        pictures = draw_predictions(task.folder / f"{name}.png", shown, test, classes)
+        confusion, shown = tested.run(test, task, self.plots)
+        plots = draw_predictions(task.folder / f"{name}.png", shown, test, classes)
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),
             selection="none: the head after the last step", seed=self.seed, notes=notes,
-            details={"losses": losses}, pictures=pictures,
+            details={"losses": losses}, plots=plots,
         )  # fmt: skip
 
     def _name(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> str:

@@ -16,13 +16,13 @@ from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.segmentation.confusion import Confusion
 from pipeline.evaluation.segmentation.dense import DenseDataset, Joint, Sample, in_order, load_dense
 from pipeline.evaluation.segmentation.masks import MaskedImages
-from pipeline.evaluation.segmentation.segment_pictures import Predicted, spread_indices
+from pipeline.evaluation.segmentation.segment_plots import Predicted, spread_indices
 from pipeline.evaluation.segmentation.segmenters import Segmenter
 from pipeline.evaluation.segmentation.sliding import best_classes, slide
 from pipeline.evaluation.task import Task
 from pipeline.seeding import derived_seed
 
-_IMAGES_AT_ONCE = 8  # whose windows share batches
+_IMAGES_AT_ONCE = 8  # their windows share batches
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class SegmentationTest:
     stride: tuple[int, int]
     classes: int
 
-    def run(self, test: MaskedImages, task: Task, pictures: int) -> tuple[Confusion, list[Predicted]]:
+    def run(self, test: MaskedImages, task: Task, plots: int) -> tuple[Confusion, list[Predicted]]:
         """Return the confusion of all images, and the predictions for some of them."""
         confusion, shown = Confusion(self.classes), list[Predicted]()
-        chosen = spread_indices(len(test.images), pictures)
+        chosen = spread_indices(len(test.images), plots)
         for index, truth, predicted in self._predicted(test, task):
             confusion.add(truth.to(predicted.device), predicted)
             if index in chosen:

@@ -1,4 +1,4 @@
-"""Pictures of detections: an image with its true boxes and masks, and beside it what was found."""
+"""Plots of detections: an image with its true boxes and masks, and beside it what was found."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from pipeline.evaluation.crops import open_image
 from pipeline.evaluation.detection.regions import Region, decode_regions
 from pipeline.evaluation.detection.training import Found
-from pipeline.report.scores import Picture
+from pipeline.report.scores import Plot
 
 SHOWN = 0.5  # least score
 _COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
@@ -23,16 +23,16 @@ _WIDEST = 1280  # pixels of the two together
 
 def draw_some(
     found: Sequence[Found], count: int, names: Sequence[str], folder: Path, stem: str
-) -> tuple[Picture, ...]:
+) -> tuple[Plot, ...]:
     """Write `count` test images, spread over all, as PNGs named `stem` and a number into a folder."""
     chosen = sorted(
         {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
     )
     folder.mkdir(parents=True, exist_ok=True)
-    return tuple(_picture(found[index], names, folder / f"{stem}-{index}.png") for index in chosen)
+    return tuple(_plot(found[index], names, folder / f"{stem}-{index}.png") for index in chosen)
 
 
-def _picture(one: Found, names: Sequence[str], file: Path) -> Picture:
+def _plot(one: Found, names: Sequence[str], file: Path) -> Plot:
     """Draw an image with its objects, beside the image with what was found."""
     pixels = torch.from_numpy(np.array(open_image(one.image))).permute(2, 0, 1)
     objects, found = one.objects, one.detections
@@ -48,7 +48,7 @@ def _picture(one: Found, names: Sequence[str], file: Path) -> Picture:
     counts = (
         f"{len(objects.labels)} true objects and {int(shown.sum())} found with a score of {SHOWN} or more"
     )
-    return Picture(file=file.name, caption=f"{one.image.name}: {counts}")
+    return Plot(file=file.name, caption=f"{one.image.name}: {counts}")
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""A picture of segmentations: images beside their true and predicted classes, with a legend."""
+"""A plot of segmentations: images beside their true and predicted classes, with a legend."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def class_colours(count: int) -> list[Rgb]:
     return [colour[:3] for colour in (*named, *shades, *hues)][:count]
 
 
-def save_mask_picture(
+def save_mask_plot(
     file: Path,
     rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]],
     class_names: Sequence[str],

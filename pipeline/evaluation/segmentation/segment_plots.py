@@ -1,4 +1,4 @@
-"""Pictures of a few test images of a segmentation, spread over the test set."""
+"""Plots of a few test images of a segmentation, spread over the test set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +9,26 @@ from torchvision.transforms import v2
 
 from pipeline.evaluation.segmentation.dense import read_image
 from pipeline.evaluation.segmentation.masks import MaskedImages
-from pipeline.report.mask_picture import save_mask_picture
-from pipeline.report.scores import Picture
+from pipeline.report.mask_plot import save_mask_plot
+from pipeline.report.scores import Plot
 
 Predicted = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # an image's index, true and predicted (H, W)
 
 
-def spread_indices(count: int, pictures: int) -> set[int]:
+def spread_indices(count: int, plots: int) -> set[int]:
     """Return up to so many indices of `count`, from the first on at equal distances."""
-    return {number * count // pictures for number in range(pictures)} if pictures else set()
+    return {number * count // plots for number in range(plots)} if plots else set()
 
 
 def draw_predictions(
     file: Path, shown: Sequence[Predicted], test: MaskedImages, classes: int
-) -> tuple[Picture, ...]:
-    """Write a picture to a file, unless nothing is shown; images are resized to the size of their masks."""
+) -> tuple[Plot, ...]:
+    """Write a plot to a file, unless nothing is shown; images are resized to the size of their masks."""
     if not shown:
         return ()
     rows = []
     for index, truth, predicted in shown:
         pixels = v2.functional.resize(read_image(test.images[index])["image"], list(truth.shape))
         rows.append((pixels.permute(1, 2, 0).numpy(), truth, predicted))
-    save_mask_picture(file, rows, test.of.class_names, classes)
-    return (Picture(file=file.name, caption="Test images, their masks, and the classes predicted."),)
+    save_mask_plot(file, rows, test.of.class_names, classes)
+    return (Plot(file=file.name, caption="Test images, their masks, and the classes predicted."),)

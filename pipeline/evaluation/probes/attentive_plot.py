@@ -1,4 +1,4 @@
-"""A picture of what the queries of an attentive probe attend to."""
+"""A plot of what the queries of an attentive probe attend to."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,8 +10,8 @@ from pipeline.evaluation.crops import LeftOut, load_views
 from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.probes.token_heads import Head, tokens
 from pipeline.evaluation.task import Task
-from pipeline.report.attention_pictures import gallery, heat_panel
-from pipeline.report.scores import Picture
+from pipeline.report.attention_plots import gallery, heat_panel
+from pipeline.report.scores import Plot
 from pipeline.storage.files import replace_file
 
 _COLUMNS = 8  # queries in a row
@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 
 
 @torch.no_grad()
-def save_query_maps(task: Task, head: Head, images: Sequence[LabelledImage], with_cls: bool) -> Picture:
+def save_query_maps(task: Task, head: Head, images: Sequence[LabelledImage], with_cls: bool) -> Plot:
     """Write the attention of each query to the patches of some images as a PNG in the task's folder."""
     subject, rows = task.subject, list[Mapping[str, Pixels]]()
     for batch in load_views(images, subject.image_size, task.batch_size, task.workers, LeftOut()):
@@ -31,7 +31,7 @@ def save_query_maps(task: Task, head: Head, images: Sequence[LabelledImage], wit
     file = f"attentive-{subject.facts.kind}-{subject.facts.weights[:12]}.png"
     task.folder.mkdir(parents=True, exist_ok=True)
     replace_file(task.folder / file, gallery(rows))
-    return Picture(file=file, caption="Attention of each query of the attentive probe, and of all on average")
+    return Plot(file=file, caption="Attention of each query of the attentive probe, and of all on average")
 
 
 def _rows(pixels: Pixels, weights: NDArray[np.float32]) -> Iterator[Mapping[str, Pixels]]:
