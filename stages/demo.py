@@ -132,15 +132,16 @@ def _evaluate(folder: Path, subject: str, evaluations: str, settings: str) -> di
     scores = json.loads(out.read_text(encoding="utf-8"))
     found = {
         name: next(
-            (score["metrics"][metric] for score in scores if _is(score, evaluation, representation)), None
+            (
+                score["metrics"][metric]
+                for score in scores
+                if score["evaluation"] == evaluation and representation in (None, score["representation"])
+            ),
+            None,
         )
         for name, (evaluation, representation, metric) in _COLUMNS.items()
     }
     return {"scores": {subject: {name: value for name, value in found.items() if value is not None}}}
-
-
-def _is(score: Mapping[str, Any], evaluation: str, representation: str | None) -> bool:
-    return score["evaluation"] == evaluation and representation in (None, score["representation"])
 
 
 def _teacher() -> str:

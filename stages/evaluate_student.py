@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,7 +142,7 @@ def _evaluate(
     where = choose_device(device)
     guard = ending_alone(lambda: advice) if processes > 1 else nullcontext()
     with guard, joined_ranks(where) as ranks:
-        log = typer.echo if ranks.is_main else _ignore
+        log: Callable[[str], None] = typer.echo if ranks.is_main else lambda _line: None
         task = choice.task(where, *load, log=log, ranks=ranks)
         shown = f"{task.data.address}, tested on {task.test.address}" if task.test else task.data.address
         names = ", ".join(one.name for one in chosen)
@@ -151,10 +152,6 @@ def _evaluate(
             scores = run_evaluation(settings, task)
             found += _printed(scores) if ranks.is_main else []
         _write(choice, found)
-
-
-def _ignore(_line: str) -> None:
-    """Print nothing."""
 
 
 def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":

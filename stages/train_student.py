@@ -135,7 +135,7 @@ def _evaluation(
 
 def _print_result(result: "Result", run: Path, report: Path, advice: str) -> None:
     from pipeline.progress import duration
-    from pipeline.student.export import STUDENT_FOLDER
+    from pipeline.student.config import STUDENT_FOLDER
 
     figures = [] if result.loss is None else [f"loss {result.loss:.4f}"]
     if result.images_per_second:

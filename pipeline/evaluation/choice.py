@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
-from pipeline.report.scores import PLOTS
+from pipeline.report.scores import PLOTS, read_scores
 from pipeline.training.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ class Choice:
         _ = self.sizes, self.images
 
     def _check_places(self) -> None:
-        """Raise ConfigError for places that cannot be written."""
+        """Raise ConfigError for places that cannot be written, CheckpointError for unreadable scores."""
+        if self.noted and self.noted.is_dir():
+            read_scores(self.noted)
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):

@@ -43,6 +43,11 @@ class LeftOut:
         self.counts[kind] += 1
         self.first.setdefault(kind, f"{name} {reason}")
 
+    def reasons(self) -> str:
+        """Return counts and first reasons as text."""
+        found = (f"{kind}: {count}, first {self.first[kind]}" for kind, count in self.counts.items())
+        return "; ".join(found) or "it has no images"
+
     def include(self, other: "LeftOut") -> None:
         """Add the counts of another part of the same images."""
         self.counts += other.counts

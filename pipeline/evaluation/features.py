@@ -163,7 +163,7 @@ def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
         parts.append(len(next(iter(part.values()))))
     if not names:
         raise CacheError(
-            f"{data.address!r} has no image that is whole and labelled ({_reasons(left_out)}): "
+            f"{data.address!r} has no image that is whole and labelled ({left_out.reasons()}): "
             "give tars with a KEY.cls beside each image, or a folder with a subfolder for each class"
         )
     facts = describe_data(data, subject.image_size, names, left_out)
@@ -205,11 +205,6 @@ def describe_data(
         first_reasons=left_out.first,
         digest=digest.hexdigest(),
     )
-
-
-def _reasons(left_out: LeftOut) -> str:
-    found = (f"{kind}: {count}, first {left_out.first[kind]}" for kind, count in left_out.counts.items())
-    return "; ".join(found) or "it has no images"
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pipeline.config import parse_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.report.scores import SubjectFacts, student_digest
+from pipeline.student.config import STUDENT_FILE
 from pipeline.student.encoder import build_encoder
-from pipeline.student.export import STUDENT_FILE
 from pipeline.teacher.request import LOCAL
 from pipeline.teacher.source import weights_sha256
 from pipeline.training.config import RunConfig

@@ -42,16 +42,11 @@ def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:
     sheet = Image.new("RGB", (width, height), (250, 250, 250))
     draw = ImageDraw.Draw(sheet)
     for column, heading in enumerate(headings):
-        draw.multiline_text((column * (_CELL + _GAP) + 2, 2), _wrapped(heading), fill=(30, 35, 45), spacing=1)
+        lines = "\n".join(part[:18] for part in heading.split(": "))
+        draw.multiline_text((column * (_CELL + _GAP) + 2, 2), lines, fill=(30, 35, 45), spacing=1)
         for row, panels in enumerate(rows):
             panel = Image.fromarray(panels[heading]).resize((_CELL, _CELL), Image.Resampling.NEAREST)
             sheet.paste(panel, (column * (_CELL + _GAP), _HEAD + row * (_CELL + _GAP)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _wrapped(heading: str) -> str:
-    """Break a heading of two parts into two lines."""
-    first, _, second = heading.partition(": ")
-    return f"{first[:18]}\n{second[:18]}" if second else first[:18]

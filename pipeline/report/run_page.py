@@ -19,7 +19,7 @@ from pipeline.report.page import PageSection, data_table, folded, name_table, nu
 from pipeline.report.score_sections import score_section
 from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.files import replace_file
-from pipeline.student.export import STUDENT_FILE
+from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig
 from pipeline.training.run_folder import flat_config, read_evaluations, read_metrics, read_run
 

@@ -44,7 +44,8 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
     chosen = {
         name: value for name, value in first.options.items() if value is not None and value is not False
     }
-    options = ", ".join(f"{name} {_option(value)}" for name, value in chosen.items())
+    shown = (" ".join(map(str, value)) if isinstance(value, list) else value for value in chosen.values())
+    options = ", ".join(f"{name} {value}" for name, value in zip(chosen, shown, strict=True))
     data = f"{first.test.images:,} images of {first.test.classes} classes" + (
         f", against {first.bank.images:,} others"
         if first.bank == first.test
@@ -63,7 +64,8 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
     names = [f"{_who(score, student)}, {score.representation}" for score in group]
     behind = [score_details(score, _who(score, student), plots) for score in group]
     bars = "".join(_row(score, student) for score in group)
-    classes = folded(f"{_metric(first)} of each class", class_table(group, names)) if first.per_class else ""
+    metric = next(iter(first.metrics)).replace("top-1", "Accuracy")
+    classes = folded(f"{metric} of each class", class_table(group, names)) if first.per_class else ""
     more = f"{_all_metrics(group, names)}{classes}{''.join(behind)}"
     return (
         f'<h3 class="evaluation">{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>'
@@ -76,15 +78,6 @@ def _short(address: str) -> str:
     """Shorten a list of tars to its first."""
     first, *others = address.split(", ")
     return f"{first} and {len(others)} more" if others else first
-
-
-def _option(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _metric(score: Score) -> str:
-    name = next(iter(score.metrics))
-    return "Accuracy" if name == "top-1" else name
 
 
 def _row(score: Score, student: str | None) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.config import Section
 from pipeline.errors import CheckpointError
 from pipeline.storage.files import locked, replace_file
-from pipeline.student.export import STUDENT_FILE
+from pipeline.student.config import STUDENT_FILE
 
 SCORES_FILE = "scores.json"
 PLOTS = "evaluation"  # folder beside the scores

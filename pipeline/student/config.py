@@ -1,10 +1,13 @@
-"""The section [student]. Imports no torch."""
+"""The section [student], and where a run keeps its student. Imports no torch."""
 
 from pydantic import Field, field_validator
 
 from pipeline.config import Section
 
 Option = int | float | bool | str
+
+STUDENT_FOLDER = "student"
+STUDENT_FILE = "student.safetensors"  # a link to the weights in the folder
 
 
 class StudentConfig(Section):

@@ -11,11 +11,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.storage.files import replace_file
-from pipeline.student.config import StudentConfig
+from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER, StudentConfig
 from pipeline.student.encoder import MaskedEncoder
 
-STUDENT_FOLDER = "student"
-STUDENT_FILE = "student.safetensors"  # a link to the weights in the folder
 _WEIGHTS = "model.safetensors"  # the name that timm prefers
 
 

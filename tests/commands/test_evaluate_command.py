@@ -379,6 +379,25 @@ def test_an_evaluation_of_one_process_is_refused_under_torchrun(run, test_tar, m
     )
 
 
+def test_scores_that_cannot_be_read_are_refused_before_any_work(cache, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "scores.json").write_text("[{}]")
+    message = refused("--run", copy, "--cache", cache)
+    assert "scores.json' is not a list of scores: an earlier version may have" in message
+
+
+def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
+    program = (
+        "import sys\nfrom stages.evaluate_student import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    for wrong in (("--shards", "none"), ("--shards", tmp_path, "--out", "none/a.json"), ("--run", "none")):
+        command = [sys.executable, "-c", program, "knn", "--model", "test_vit.random", *map(str, wrong)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("error: ")
+
+
 def test_a_stop_says_whether_the_command_can_continue(test_tar, tmp_path):
     """Without a place that stays, a repeated command starts again."""
     command = [

@@ -97,15 +97,15 @@ def _evaluated(truth: Sequence[Objects], found: Sequence[Detections], classes: i
     )
     # In two steps, so that the matches of images can be accumulated again. Its own `print` is silenced.
     evaluator = COCOeval_faster(
-        known, results, "bbox" if kind == "box" else "segm", separate_eval=True, print_function=_silent
+        known,
+        results,
+        "bbox" if kind == "box" else "segm",
+        separate_eval=True,
+        print_function=lambda *_: None,
     )
     evaluator.params.maxDets = [MOST]
     evaluator.evaluate()
     return evaluator
-
-
-def _silent(*_lines: object) -> None:
-    pass
 
 
 def _dataset(truth: Sequence[Objects], classes: int, kind: Kind) -> dict[str, Any]:

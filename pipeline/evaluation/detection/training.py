@@ -14,7 +14,7 @@ from pipeline.evaluation.crops import load
 from pipeline.evaluation.detection.coco import Detections, Objects
 from pipeline.evaluation.detection.data import Survey
 from pipeline.evaluation.detection.pyramid import Detector, HeadSizes, Target
-from pipeline.evaluation.detection.regions import Region, encode_mask
+from pipeline.evaluation.detection.regions import encode_mask
 from pipeline.evaluation.detection.views import DetectionDataset, Square, WholeSquare
 from pipeline.evaluation.fitting import shuffled_batches
 from pipeline.evaluation.images import LabelledImage
@@ -158,7 +158,7 @@ def _in_the_image(found: Target, square: Square) -> Detections:
     if "masks" in found:
         # one by one: a hundred masks of a large image do not fit into memory
         regions = [
-            _region(mask[None], box[None], (height, width))
+            encode_mask(paste_masks_in_image(mask[None], box[None], (height, width))[0, 0] > _MASK_AT)
             for mask, box in zip(found["masks"].float().cpu(), boxes, strict=True)
         ]
     return Detections(
@@ -167,7 +167,3 @@ def _in_the_image(found: Target, square: Square) -> Detections:
         found["scores"].double().cpu().numpy(),
         regions,
     )
-
-
-def _region(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Region:
-    return encode_mask(paste_masks_in_image(mask, box, size)[0, 0] > _MASK_AT)

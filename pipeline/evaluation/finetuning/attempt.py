@@ -91,13 +91,9 @@ class Try:
         changes: dict[str, Any] = {}
         if settings.lp_ft and settings.head_epochs is None:
             changes["head_epochs"] = _PROBE_EPOCHS
-        if self._cannot_sweep(recipe):
+        if self.settings.lr is None and len(recipe.lr) > 1 and self.rarest[1] < 2:  # nothing to compare on
             changes["lr"] = (sorted(recipe.lr)[len(recipe.lr) // 2],)
         return recipe.model_copy(update=changes)
-
-    def _cannot_sweep(self, recipe: Recipe) -> bool:
-        """Whether the preset's sweep has nothing to compare on."""
-        return self.settings.lr is None and len(recipe.lr) > 1 and self.rarest[1] < 2
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be trained."""
