@@ -24,10 +24,11 @@ from pipeline.storage.address import WEB_SCHEMES, printable
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-# a wrong endpoint is given up after half a minute, a silent one after a minute
+# A wrong endpoint is given up after half a minute, a silent one after two or three; a server that stops
+# answering for a minute ends nobody's training.
 RETRIES: "RetryConfig" = {
     "max_retries": 10,
-    "retry_timeout": timedelta(seconds=45),
+    "retry_timeout": timedelta(seconds=120),
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
 }
 _CLIENT: "ClientConfig" = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=30)}
@@ -43,6 +44,7 @@ Result = TypeVar("Result")
 # obstore reports the server's answer only in the text of its errors
 _STATUS = re.compile(r"status code: (\d+) ([A-Za-z ]+\b)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_TRIED = re.compile(r" in ([\d.]+)(m?s), after (\d+) retries")
 _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
 _NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 
@@ -123,9 +125,15 @@ def _reason(error: Exception, url: str) -> tuple[int, str]:
 
 
 def _end_of_line(error: Exception) -> str:
-    """Return the end of an error's first line, which says what happened; the beginning repeats the URL."""
+    """Return the end of an error's first line, which says what happened, and how often it was tried.
+
+    The beginning repeats the URL.
+    """
     line = printable(str(error)).splitlines()[0] if str(error) else type(error).__name__
-    return line.rpartition(" - ")[2]
+    tried = _TRIED.search(line)
+    return line.rpartition(" - ")[2] + (
+        f" after {tried[3]} retries in {float(tried[1]):.3g} {tried[2]}" if tried else ""
+    )
 
 
 def _remedy(address: str) -> str:

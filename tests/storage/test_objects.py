@@ -90,7 +90,11 @@ def test_a_range_cut_in_the_middle_is_completed(objects, server):
     [
         ("503", errno.EIO, "the server answered 503 Service Unavailable: check the address, the network"),
         ("403", errno.EACCES, "access is denied (403 Forbidden): check the address, the network and"),
-        ("closed", errno.EIO, "the server cannot be reached (HTTP error: error sending request): check"),
+        (
+            "closed",
+            errno.EIO,
+            "the server cannot be reached (HTTP error: error sending request after 4 retries in ",
+        ),
     ],
 )
 def test_what_does_not_pass_is_an_error_with_the_url(objects, server, tmp_path, kind, number, words):
