@@ -21,6 +21,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the plain values with those that others of them stand for; raises ConfigError."""
+        return values
+
 
 Model = TypeVar("Model", bound=Section)
 
@@ -62,6 +67,7 @@ def read_settings(
 
 def parse_config(model: type[Model], values: Mapping[str, Any]) -> Model:
     """Validate plain values; raises ConfigError."""
+    values = model.completed(values)
     try:
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:

@@ -34,7 +34,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     """Yield the figures of each kind of step that was chosen."""
     job, options, device = bench.job, bench.options, bench.options.device
     few = max(min(_FEW, options.steps), options.steps // 10)  # steps of a round of the slow ones
-    targets = cached_targets(job.cache, job.spec.levels, job.config.objective.target)
+    targets = cached_targets(job.cache, job.spec.levels, job.spec.needs.target)
     cached, resident = Trainer(job, job.build_step(targets).train()), resident_batch(job)
     size = (options.batch_size, job.cache.schema.view.image_size, job.cache.schema.view.image_size, 3)
     views = torch.randint(0, 256, size, dtype=torch.uint8).to(device)  # speed does not depend on values
@@ -67,10 +67,7 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
 
 def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
     """Return the targets of a job, computed by the teacher in each step."""
-    objective, has_cls = job.config.objective, teacher.facts.has_cls
-    return TeacherTargets(
-        lambda views: teacher.features(views).hidden, has_cls, objective.target, objective.needs
-    )
+    return TeacherTargets(lambda views: teacher.features(views).hidden, teacher.facts.has_cls, job.spec.needs)
 
 
 def resident_batch(job: TrainingJob) -> Batch:

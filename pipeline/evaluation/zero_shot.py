@@ -127,12 +127,12 @@ def _of_student(task: Task) -> Embed:
             "teacher, which take a token to the space of texts: extract again with this version, from a CLIP "
             "with a linear projection"
         )
-    levels = cache.level_indices(config.data.levels)
-    if schema.levels[levels[-1]] != schema.teacher.depth - 1 or config.objective.target == "post_norm":
+    levels, target = cache.level_indices(config.data.levels), config.objective.needs.target
+    if schema.levels[levels[-1]] != schema.teacher.depth - 1 or target == "post_norm":
         raise ConfigError(
             "zero-shot needs a student that has learnt the last block of its teacher with objective.target "
-            f"whiten, none or l2; this run has blocks up to {schema.levels[levels[-1]]} and "
-            f"{config.objective.target}"
+            f"whiten, none, l2 or projected; this run has blocks up to {schema.levels[levels[-1]]} and "
+            f"{target}"
         )
     objective = initial_objective(config, cache)
     chosen = choose_checkpoint(task.run / "checkpoints")
@@ -150,6 +150,8 @@ def _of_student(task: Task) -> Embed:
     def embed(pixels: Tensor) -> Tensor:
         everything = torch.arange(count, device=device).expand(len(pixels), -1)
         cls = objective.predict_last(cut_patches(pixels, patch), everything)[:, 0].float()
+        if target == "projected":
+            return cls
         points: Tensor = (F.layer_norm(cls, cls.shape[-1:]) * norm[0] + norm[1]) @ projection
         return points
 

@@ -32,7 +32,7 @@ class FeatureDistillation(ObjectiveConfig):
     @property
     def needs(self) -> Needs:
         """The last level at all tokens, which are all visible."""
-        return Needs(visible="last")
+        return Needs(visible="last", target=self.target)
 
     def build(self, student: StudentConfig, setting: Setting) -> "FeatureDistillationObjective":
         """Return an untrained encoder with its head; raises ConfigError."""
@@ -43,19 +43,18 @@ class FeatureDistillationObjective(Objective):
     """Encoder with its final norm, a linear head C to D, smooth-L1 with beta 2 over tokens and channels."""
 
     def __init__(self, student: StudentConfig, needs: Needs, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size)
+        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
         super().__init__(encoder, needs, (), setting.teacher_has_cls)
-        encoder.vit.norm.requires_grad_(True)  # which other objectives do not run and therefore freeze
         self.head = nn.Linear(encoder.width, setting.teacher_width).apply(initialise_layer)
 
     def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Predict the teacher's last level (B, T, D) for whole images."""
-        tokens = self.encoder.vit.norm(self.encoder.forward_tokens(patches, positions))
+        tokens = self.encoder.encode(patches, positions)
         return self.head(self.with_target(tokens))  # type: ignore[no-any-return]
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), which has no terms (0,)."""
-        tokens = self.encoder.vit.norm(self.encoder.forward_tokens(view.patches, view.visible))
+        tokens = self.encoder.encode(view.patches, view.visible)
         (target,) = targets.visible
         prediction = self.head(self.with_target(tokens))
         loss = distance(prediction, self.with_token(target), "smooth_l1", beta=_BETA) / 2

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LossKind = Literal["smooth_l1", "l1", "l2", "cosine"]
-TargetKind = Literal["whiten", "none", "l2", "post_norm"]
 
 
 def distance(prediction: Tensor, target: Tensor, kind: LossKind, beta: float = 1.0) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.objectives.losses import LossKind, TargetKind, distance
-from pipeline.objectives.needs import Needs
+from pipeline.objectives.losses import LossKind, distance
+from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
 from pipeline.student.config import StudentConfig
 from pipeline.student.encoder import build_encoder
@@ -37,7 +37,7 @@ class MaskAlign(ObjectiveConfig):
     @property
     def needs(self) -> Needs:
         """All chosen levels at the visible tokens."""
-        return Needs()
+        return Needs(target=self.target)
 
     def build(self, student: StudentConfig, setting: Setting) -> "MaskAlignObjective":
         """Return an untrained encoder with its alignment; raises ConfigError."""
@@ -52,7 +52,7 @@ class MaskAlignObjective(Objective):
         parts = tuple(f"level {level}" for level in setting.levels)
         super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
         matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)
-        sizes = (encoder.depth, encoder.width, setting.teacher_width)
+        sizes = (encoder.depth, encoder.width, setting.target_width(config.target))
         self.alignment = DynamicAlignment(config.mode, config.head, matched, *sizes)
         self.loss: LossKind = config.loss
         for block in encoder.vit.blocks[self.alignment.last_block + 1 :]:

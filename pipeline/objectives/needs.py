@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Levels = Literal["none", "last", "chosen"]
+TargetKind = Literal["whiten", "none", "l2", "post_norm", "projected"]
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,15 @@ class Needs:
     A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where
     `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is
     set; `visible_codes` (B, M, T, W) and `visible_stats` (B, M, T, 2 + G) of CLS, if the teacher has one, and
-    the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches.
+    the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches. The step decodes them to the
+    form `target`.
     """
 
     visible: Levels = "chosen"
     hidden: Levels = "none"
     pixels: Literal["visible", "all"] = "visible"
     positions: bool = False
+    target: TargetKind = "whiten"
 
     def targets(self, levels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the levels that are delivered for "visible" and for "hidden" tokens, if any."""

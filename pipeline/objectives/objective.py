@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.objectives.losses import TargetKind
-from pipeline.objectives.needs import Needs
+from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.student.config import StudentConfig
 from pipeline.student.encoder import MaskedEncoder
 
@@ -36,7 +35,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Setting:
-    """The facts that a student is built from: sizes, the teacher's blocks (M,), depth, width D and CLS."""
+    """The facts that a student is built from.
+
+    Sizes, the teacher's blocks (M,), depth, width D and CLS, and the width E of its projection if it has one.
+    """
 
     image_size: int
     patch_size: int
@@ -44,6 +46,14 @@ class Setting:
     teacher_depth: int
     teacher_width: int
     teacher_has_cls: bool
+    projected_width: int | None = None
+
+    def target_width(self, kind: TargetKind) -> int:
+        """Return the channels of a target: E if it is projected, otherwise D."""
+        if kind != "projected":
+            return self.teacher_width
+        assert self.projected_width  # a cache without was refused before
+        return self.projected_width
 
 
 class Objective(nn.Module):
@@ -98,13 +108,17 @@ class Objective(nn.Module):
 
 
 class ObjectiveConfig(Section):
-    """The section [objective]. `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all."""
+    """The section [objective].
+
+    `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all; `presets`: values of other
+    keys, such as "optim.clip_grad", by the name that `objective.preset` selects.
+    """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {}
     masked: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     name: str
-    target: TargetKind = "whiten"
 
     @property
     def needs(self) -> Needs:

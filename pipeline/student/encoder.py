@@ -43,15 +43,23 @@ class MaskedEncoder(nn.Module):
         )
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD).repeat(pixels), persistent=False)
 
-    def embed(self, patches: Tensor, visible: Tensor) -> Tensor:
+    def embed(
+        self,
+        patches: Tensor,
+        visible: Tensor,
+        hidden: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
         """Return the first block's input (B, prefix + K, C) for patches (B, K, P) numbered `visible` (B, K).
 
-        Patches of uint8 are normalised by ImageNet's mean and std; floating-point ones must be normalised
-        already.
+        With `hidden` (B, U), `mask_token` (C,) stands for each hidden patch: (B, prefix + K + U, C). Patches
+        of uint8 are normalised by ImageNet's mean and std; floating-point ones must be normalised already.
         """
         vit, positions = self.vit, self.vit.pos_embed[0]
         stored = 0 if vit.no_embed_class else self.prefix_tokens  # positions of the prefix
         tokens = self._project(patches) + positions[stored:][visible]
+        if hidden is not None and mask_token is not None:
+            tokens = torch.cat([tokens, mask_token + positions[stored:][hidden]], dim=1)
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
         if prefix:
             first = torch.cat(prefix, dim=1) + (positions[:stored] if stored else 0.0)
@@ -68,6 +76,10 @@ class MaskedEncoder(nn.Module):
         """Return the last block's output (B, prefix + K, C), before any norm; arguments as in `embed`."""
         return self.vit.blocks(self.embed(patches, visible))  # type: ignore[no-any-return]
 
+    def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Return the tokens (B, prefix + K, C) after the final norm; arguments as in `embed`."""
+        return self.vit.norm(self.forward_tokens(patches, visible))  # type: ignore[no-any-return]
+
     def _project(self, patches: Tensor) -> Tensor:
         """Embed patches (B, K, P) as (B, K, C) by timm's convolution, written as the matrix that it is."""
         embedding = self.vit.patch_embed
@@ -78,9 +90,15 @@ class MaskedEncoder(nn.Module):
         return embedding.norm(F.linear(pixels, weight, embedding.proj.bias))  # type: ignore[no-any-return]
 
 
-def build_encoder(config: StudentConfig, image_size: int, patch_size: int) -> MaskedEncoder:
-    """Return an untrained encoder, its values drawn from torch's global generator; raises ConfigError."""
+def build_encoder(
+    config: StudentConfig, image_size: int, patch_size: int, *, trains_norm: bool = False
+) -> MaskedEncoder:
+    """Return an untrained encoder, its values drawn from torch's global generator; raises ConfigError.
+
+    The final norm is frozen unless the objective trains it.
+    """
     vit = create_backbone(config.model, config.options, config.drop_path, image_size, patch_size)
     initialise(vit)
     freeze_unused(vit)
+    vit.norm.requires_grad_(trains_norm)
     return MaskedEncoder(vit)

@@ -1,6 +1,7 @@
 """The configuration of train-student. Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887)."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import Discriminator as Choice
 from pydantic import Tag, model_validator
@@ -9,6 +10,7 @@ from pipeline.config import named
 from pipeline.errors import ConfigError
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
 
@@ -19,10 +21,50 @@ AnyObjective = Annotated[
 ]
 
 
+# The mask that preset "same-mask" gives every objective that has one.
+SAME_MASK = {"mask.strategy": "attention", "mask.ratio": 0.7}
+
+
+def objective_kinds() -> dict[str, type[ObjectiveConfig]]:
+    """Return the section of each objective by its name."""
+    members = (get_args(member) for member in get_args(get_args(AnyObjective)[0]))
+    return {tag.tag: kind for kind, tag in members}
+
+
+def merged_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of plain values with defaults `{"section.key": value}` where a key is not set."""
+    found = dict(values)
+    for name, value in defaults.items():
+        section, _, key = name.partition(".")
+        keys = found.get(section, {})
+        if isinstance(keys, Mapping) and not (name == "mask.ratio" and "hidden" in keys):
+            found[section] = {key: value, **keys}
+    return found
+
+
 class RunConfig(Sections):
     """Everything that a run depends on but the cache. What [mask] leaves unset comes from the objective."""
 
     objective: AnyObjective = MaskAlign()
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace `objective.preset` by the values that it stands for, where others are not set."""
+        given = values.get("objective")
+        if not isinstance(given, Mapping) or "preset" not in given:
+            return values
+        name, preset = given.get("name", "maskalign"), given["preset"]
+        kind = objective_kinds().get(name)
+        presets: dict[str, Mapping[str, Any]] = {"common": {}, **(kind.presets if kind else {})}
+        if kind and kind.masked:
+            presets["same-mask"] = SAME_MASK
+        if kind and preset not in presets:
+            raise ConfigError(
+                f"configuration key 'objective.preset' is {preset!r}: objective {name!r} has "
+                f"{', '.join(map(repr, presets))}"
+            )
+        rest = {key: value for key, value in given.items() if key != "preset"}
+        return merged_defaults({**values, "objective": rest}, presets.get(preset, {}))
 
     @model_validator(mode="after")
     def _fit_the_objective(self) -> Self:

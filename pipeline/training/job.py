@@ -84,7 +84,7 @@ class TrainingJob:
 
     def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""
-        targets = targets or cached_targets(self.cache, self.spec.levels, self.config.objective.target)
+        targets = targets or cached_targets(self.cache, self.spec.levels, self.spec.needs.target)
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
         if self.compiled:
             model.compile(fullgraph=True, dynamic=False)
@@ -127,7 +127,7 @@ def build_job(
     order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
     levels = cache.level_indices(config.data.levels)
     spec = StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
-    refuse_target(cache, levels, config.objective.target)
+    refuse_target(cache, levels, needs)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
@@ -188,6 +188,7 @@ def initial_objective(config: RunConfig, cache: Cache) -> Objective:
         schema.teacher.depth,
         schema.teacher.width,
         schema.teacher.has_cls,
+        schema.teacher.projection_width,
     )
     seed_initial_weights(config)
     return config.objective.build(config.student, setting)

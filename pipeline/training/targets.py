@@ -12,31 +12,50 @@ from torch.nn import functional as F
 from pipeline.cache.encoding import WHITENING_EPS, TargetDecoder, normed, whiten
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
-from pipeline.objectives.losses import TargetKind, exact
-from pipeline.objectives.needs import Needs
+from pipeline.objectives.losses import exact
+from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.objectives.objective import Batch, Targets
 
 
+class TeacherOutput(nn.Module):
+    """What a tower does after its last block: the norm, gamma and beta (2, D), and a projection (D, E)."""
+
+    post_norm: Tensor
+    projection: Tensor | None
+
+    def __init__(
+        self, post_norm: Tensor, eps: float = WHITENING_EPS, projection: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("post_norm", post_norm)
+        self.register_buffer("projection", projection)
+
+    def forward(self, whitened: Tensor, std: Tensor, *, projected: bool) -> Tensor:
+        """Return norm(h) (..., D), or its projection (..., E), of whitened tokens (..., D)."""
+        values = normed(whitened, std, self.post_norm, self.eps)
+        if not projected:
+            return values
+        assert self.projection is not None
+        return values @ self.projection
+
+
 def make_target(
-    whitened: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    kind: TargetKind,
-    post_norm: Tensor | None = None,
-    eps: float = WHITENING_EPS,
+    whitened: Tensor, mean: Tensor, std: Tensor, kind: TargetKind, output: TeacherOutput | None = None
 ) -> Tensor:
     """Return the target (..., D) of a kind from whitened features (..., D), and mean and std (...) per token.
 
-    `whiten` returns them as they are, `none` undoes the whitening, `l2` gives that unit length, `post_norm`
-    applies the tower's final norm, gamma and beta (2, D), and whitens again, as feature distillation does.
-    All but the first are at least float32.
+    `whiten` returns them as they are, `none` undoes the whitening, and `l2` gives that unit length.
+    `post_norm` applies the tower's final norm and whitens again, as feature distillation does. `projected`
+    (..., E) applies that norm and the projection, as CLIP does. All but the first are at least float32.
     """
     if kind == "whiten":
         return whitened
     whitened, std = exact(whitened), exact(std)
-    if kind == "post_norm":
-        assert post_norm is not None
-        return F.layer_norm(normed(whitened, std, post_norm, eps), whitened.shape[-1:])
+    if kind in ("post_norm", "projected"):
+        assert output is not None
+        values: Tensor = output(whitened, std, projected=kind == "projected")
+        return values if kind == "projected" else F.layer_norm(values, whitened.shape[-1:])
     raw = whitened * std[..., None] + exact(mean)[..., None]
     return raw if kind == "none" else F.normalize(raw, dim=-1)
 
@@ -48,19 +67,10 @@ class CachedTargets(nn.Module):
     written to memory first.
     """
 
-    post_norm: Tensor | None
-
-    def __init__(
-        self,
-        decoder: TargetDecoder,
-        kind: TargetKind,
-        post_norm: Tensor | None = None,
-        eps: float = WHITENING_EPS,
-    ) -> None:
-        """Take the decoder of the M chosen levels, and the final norm (2, D) where `kind` needs it."""
+    def __init__(self, decoder: TargetDecoder, kind: TargetKind, output: TeacherOutput | None = None) -> None:
+        """Take the decoder of the M chosen levels, and the tower's output where `kind` needs it."""
         super().__init__()
-        self.decoder, self.kind, self._eps = decoder, kind, eps
-        self.register_buffer("post_norm", post_norm)
+        self.decoder, self.kind, self.output = decoder, kind, output
 
     def forward(self, batch: Batch) -> Targets:
         """Decode the targets of visible and hidden tokens that the batch has."""
@@ -72,7 +82,7 @@ class CachedTargets(nn.Module):
         levels = zip(batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1), strict=True)
         first = len(self.decoder.channel_mean) - batch[f"{part}_codes"].shape[1]
         return [
-            make_target(*self.decoder.level(level, *stored), self.kind, self.post_norm, self._eps)
+            make_target(*self.decoder.level(level, *stored), self.kind, self.output)
             for level, stored in enumerate(levels, first)
         ]
 
@@ -88,13 +98,12 @@ class TeacherTargets(nn.Module):
         self,
         hidden_states: Callable[[Tensor], Sequence[Tensor]],
         has_cls: bool,
-        kind: TargetKind,
         needs: Needs,
-        post_norm: Tensor | None = None,
+        output: TeacherOutput | None = None,
     ) -> None:
         super().__init__()
         self._hidden_states, self._has_cls = hidden_states, has_cls
-        self.kind, self.needs, self.post_norm = kind, needs, post_norm
+        self.needs, self.output = needs, output
 
     def forward(self, batch: Batch) -> Targets:
         """Compute the targets of visible and hidden tokens that the objective needs."""
@@ -106,35 +115,44 @@ class TeacherTargets(nn.Module):
                 tokens = nn.functional.pad(tokens, (1, 0))
             for level in levels:
                 chosen = states[level].gather(1, tokens[..., None].expand(-1, -1, states[level].shape[-1]))
-                found[part].append(make_target(*whiten(chosen), self.kind, self.post_norm))
+                found[part].append(make_target(*whiten(chosen), self.needs.target, self.output))
         return Targets(**found)
 
 
 def cached_targets(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> CachedTargets:
     """Return what decodes targets of the chosen levels, which are indices of the stored ones."""
     mean, std = (torch.from_numpy(values[list(levels)]) for values in cache.calibration())
-    decoder, eps = TargetDecoder(mean, std, cache.schema.encoding), cache.schema.teacher.post_norm_eps
-    if target != "post_norm":
-        return CachedTargets(decoder, target)
+    output = teacher_output(cache) if target in ("post_norm", "projected") else None
+    return CachedTargets(TargetDecoder(mean, std, cache.schema.encoding), target, output)
+
+
+def teacher_output(cache: Cache) -> TeacherOutput:
+    """Return what the cache has stored of the tower after its last block."""
+    arrays = {name: torch.from_numpy(values) for name, values in cache.teacher_output().items()}
+    eps = cache.schema.teacher.post_norm_eps
     assert eps is not None
-    return CachedTargets(decoder, target, torch.from_numpy(cache.teacher_output()["post_norm"]), eps)
+    return TeacherOutput(arrays["post_norm"], eps, arrays.get("projection"))
 
 
-def refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
+def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
     """Raise ConfigError if the cache lacks what a target is made of, or has it for another level only."""
-    if target != "post_norm":
+    target, schema = needs.target, cache.schema
+    used = sorted({schema.levels[level] for part in needs.targets(levels).values() for level in part})
+    if target not in ("post_norm", "projected") or not used:
         return
-    schema, substitute = cache.schema, "set objective.target=whiten as a substitute"
-    last = schema.teacher.depth - 1
-    if schema.teacher.post_norm_eps is None:
+    last, substitute = schema.teacher.depth - 1, "set objective.target=whiten as a substitute"
+    lacking = schema.teacher.post_norm_eps is None and "final norm"
+    if target == "projected" and schema.teacher.projection_width is None:
+        lacking = lacking or "projection"
+    if lacking:
         raise ConfigError(
-            f"objective.target 'post_norm' needs the teacher's final norm, which cache {cache.address!r} "
+            f"objective.target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} "
             f"(schema {schema.version}) does not have: {substitute}, or extract again with this version "
-            "if the teacher has that norm"
+            f"if the teacher has that {lacking.split()[-1]}"
         )
-    if schema.levels[levels[-1]] != last:
+    if used != [last]:
         raise ConfigError(
-            f"objective.target 'post_norm' follows the teacher's last block {last}, "
-            f"not block {schema.levels[levels[-1]]}: "
-            f"choose data.levels that end with {last}, or {substitute}"
+            f"objective.target {target!r} follows the teacher's last block {last}, not "
+            f"{'block' if len(used) == 1 else 'blocks'} {', '.join(map(str, used))}: "
+            f"set data.levels=[{last}], which the cache must have, or {substitute}"
         )

@@ -5,6 +5,10 @@ import torch
 from record_steps import CACHE
 from training_runs import TINY, checkpoint, losses, metrics, train, trained
 
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+from pipeline.training.config import RunConfig
+
 FD = (*(setting for setting in TINY if not setting.startswith("mask.")), "objective.name=fd")
 
 
@@ -24,8 +28,34 @@ def test_feature_distillation_trains(small_cache_path, tmp_path, target):
 def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp_path):
     for cache, settings, message in (
         (CACHE, [], "(schema 1.0) does not have: set objective.target=whiten as a substitute, or extract"),
-        (small_cache_path, ["data.levels=[4]"], "block 5, not block 4: choose data.levels that end with 5"),
+        (small_cache_path, ["data.levels=[4]"], "block 5, not block 4: set data.levels=[5], which the"),
     ):
         result = train(cache, tmp_path / "run", "train.global_batch=4", *settings, tiny=FD)
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert not (tmp_path / "run").exists()
+
+
+def test_a_target_of_the_last_block_is_refused_for_several(small_cache_path, tmp_path):
+    """The tiny teacher has a final norm and no projection."""
+    for target, message in (
+        ("post_norm", "last block 5, not blocks 3, 4, 5: set data.levels=[5], which the cache must have, or"),
+        ("projected", "needs the teacher's projection, which cache"),
+    ):
+        result = train(small_cache_path, tmp_path / "run", f"objective.target={target}")
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_a_preset_fills_what_is_not_set(tmp_path):
+    same, changed = (
+        load_config(RunConfig, None, ["objective.preset=same-mask", *rest])
+        for rest in ([], ["mask.hidden=3", "mask.strategy=random"])
+    )
+    assert same == RunConfig()
+    assert (changed.mask.strategy, changed.mask.ratio, changed.mask.hidden) == ("random", None, 3)
+    for settings, message in (
+        (["objective.preset=mine"], "is 'mine': objective 'maskalign' has 'common', 'same-mask'"),
+        (["objective.name=fd", "objective.preset=same-mask"], "objective 'fd' has 'common'"),
+        (["objective.name=what", "objective.preset=common"], "'objective.name' is 'what': input should be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(RunConfig, None, settings)
