@@ -45,7 +45,7 @@ def test_a_target_of_the_last_block_is_refused_for_several(small_cache_path, tmp
         assert (result.exit_code, message in result.output) == (2, True), result.output
 
 
-def test_a_preset_fills_what_is_not_set(tmp_path):
+def test_a_preset_fills_what_is_not_set():
     same, changed = (
         load_config(RunConfig, None, ["objective.preset=same-mask", *rest])
         for rest in ([], ["mask.hidden=3", "mask.strategy=random"])
