@@ -135,7 +135,8 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    compiled, initial = choose_compilation(config.train, precision, device), weights_sha256(objective.encoder.vit)
+    compiled = choose_compilation(config.train, precision, device)
+    initial = weights_sha256(objective.encoder.vit)
     return TrainingJob(
         config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
         precision, compiled, initial,
