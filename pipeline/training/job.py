@@ -6,6 +6,7 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import AdamW
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, Setting, TrainingStep
+from pipeline.objectives.operations import training_operations
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
@@ -73,6 +75,12 @@ class TrainingJob:
     def device_name(self) -> str:
         """The name of the device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @cached_property
+    def operations(self) -> int:
+        """The operations (FLOP) of one image in training, without a teacher in the loop."""
+        visible = self.config.mask.visible_count(self.cache.schema.patches)
+        return training_operations(self.objective, objective_setting(self.config, self.cache), visible)
 
     def save_checkpoint(self, step: int) -> None:
         """Save after `step` steps, on the main rank only; raises CheckpointError on all."""
@@ -180,8 +188,14 @@ def choose_compilation(train: TrainConfig, precision: str, device: torch.device)
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
     """Build the objective as it is before the first step: a function of configuration and cache."""
+    seed_initial_weights(config)
+    return config.objective.build(config.student, objective_setting(config, cache))
+
+
+def objective_setting(config: RunConfig, cache: Cache) -> Setting:
+    """Return the facts that an objective is built from."""
     schema = cache.schema
-    setting = Setting(
+    return Setting(
         schema.view.image_size,
         schema.view.patch_size,
         tuple(schema.levels[level] for level in cache.level_indices(config.data.levels)),
@@ -190,8 +204,6 @@ def initial_objective(config: RunConfig, cache: Cache) -> Objective:
         schema.teacher.has_cls,
         schema.teacher.projection_width,
     )
-    seed_initial_weights(config)
-    return config.objective.build(config.student, setting)
 
 
 def seed_initial_weights(config: RunConfig) -> None:
@@ -200,7 +212,7 @@ def seed_initial_weights(config: RunConfig) -> None:
 
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
-    """Return what run.json says of the run itself."""
+    """Return what run.json says of the run itself; `operations` are FLOP of one image in training."""
     return {
         "config": job.config.model_dump(mode="json"),
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
@@ -214,5 +226,6 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
+        "operations": job.operations,
         "device": job.device_name,
     }
