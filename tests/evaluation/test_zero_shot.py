@@ -16,6 +16,7 @@ from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import teacher_subject
 from pipeline.evaluation.zero_shot import ZeroShot
+from pipeline.teacher.request import LOCAL
 from pipeline.training.config import RunConfig
 from pipeline.training.run_folder import RUN_FILE
 
@@ -46,8 +47,9 @@ def refused(drawn, tmp_path, message, subject=None, settings=None, **changes):
 
 def test_a_student_that_predicts_no_cls_is_refused(drawn, tmp_path):
     config = load_config(RunConfig, None, ["objective.name=mae"]).model_dump(mode="json")
+    described = {"config": config, "cache": {"teacher": {"tag": LOCAL}}}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / RUN_FILE).write_text(json.dumps({"config": config}))
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(described))
     subject, run = tiny_subject(kind="run"), tmp_path / "run"
     refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=run, teacher=CLIP)
 

@@ -22,10 +22,20 @@ def encoder(patches):
     return 768 * WIDTH * patches + blocks(12, patches + 1)
 
 
+def decoder(depth, visible, channels, width=512):
+    """Those of plain decoder blocks on all tokens, with a prediction for the hidden ones."""
+    return (
+        WIDTH * width * (visible + 1)
+        + blocks(depth, PATCHES + 1, width)
+        + width * channels * (PATCHES - visible)
+    )
+
+
 # Multiply-accumulates of a forward pass, and those of training relative to MaskAlign's.
 FORMULAS = {
     "maskalign": (encoder(58) + 5 * 59 * WIDTH * TEACHER, 1.0),
     "fd": (encoder(196) + 197 * WIDTH * TEACHER, 3.35),
+    "mae": (encoder(49) + decoder(8, 49, 768), 1.83),
 }
 
 

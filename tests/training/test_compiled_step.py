@@ -25,13 +25,13 @@ from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
 from pipeline.training.sections import TrainConfig
-from pipeline.training.targets import CachedTargets
+from pipeline.training.targets import CachedTargets, TeacherOutput
 from pipeline.training.trainer import Trainer
 
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
 REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
-DECODER = "objective={decoder_depth=1, decoder_width=32, decoder_heads=2}"
+DECODER = "objective.decoder_depth=1"
 WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
 
 
@@ -46,9 +46,11 @@ def graphs_of(*settings, encoding="int8", has_cls=True):
         [each for each in TINY if not each.startswith("mask.")] if "objective.name=fd" in settings else TINY
     )
     config, graphs = load_config(RunConfig, None, [*tiny, *settings]), []
-    setting, visible = Setting(32, 8, (1, 3), 4, 70, has_cls), VISIBLE if config.objective.masked else PATCHES
+    setting = Setting(32, 8, (1, 3), 4, 70, has_cls, 20)
+    visible = VISIBLE if config.objective.masked else PATCHES
     decoder = TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding)
-    targets = CachedTargets(decoder, config.objective.target, torch.ones(2, 70))
+    output = TeacherOutput(torch.ones(2, 70), projection=torch.ones(70, 20))
+    targets = CachedTargets(decoder, config.objective.needs.target, output)
     step = TrainingStep(config.objective.build(config.student, setting), targets)
     step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
     for _ in range(2):
