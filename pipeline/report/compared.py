@@ -95,7 +95,8 @@ class Line:
     @property
     def seconds(self) -> Spread | None:
         """The seconds of training."""
-        return Spread(tuple(run.seconds for run in self.runs)) if self.runs else None
+        found = tuple(run.seconds for run in self.runs if run.seconds)
+        return Spread(found) if found else None
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,20 @@ from typing import Any
 
 from pipeline.progress import duration
 from pipeline.report.compared import Comparison, Line, Spread
-from pipeline.report.comparison_plot import comparison_chart
+from pipeline.report.comparison_plot import comparison_chart, comparison_png
 from pipeline.report.page import PageSection, folded, render_page
 from pipeline.storage.files import replace_file
 
-PAGE, TABLE, DATA = "index.html", "table.md", "table.json"
+PAGE, TABLE, DATA, FIGURE = "index.html", "table.md", "table.json", "figure.png"
 
 
 def write_comparison(out: Path, comparison: Comparison, subtitle: str) -> Path:
-    """Write index.html, table.md and table.json into a folder; return the page."""
+    """Write index.html, table.md, table.json and figure.png into a folder; return the page."""
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / DATA, (json.dumps(as_data(comparison), indent=2) + "\n").encode())
     replace_file(out / TABLE, as_markdown(comparison).encode())
+    if figure := comparison_png(comparison):
+        replace_file(out / FIGURE, figure)
     replace_file(out / PAGE, as_page(comparison, subtitle).encode())
     return out / PAGE
 
@@ -79,7 +81,7 @@ def as_page(comparison: Comparison, subtitle: str) -> str:
         comparison.title,
         subtitle,
         [
-            PageSection("", f'<div class="card">{chart}</div>' if chart else ""),
+            PageSection("", f'<div class="card wide figure" tabindex="0">{chart}</div>' if chart else ""),
             PageSection("Table", f"<p>{html.escape(explanation)}</p>{_table(_head(comparison), comparison)}"),
             PageSection("Failures", f'<ul class="card notes">{failures}</ul>' if failures else ""),
             PageSection("Remarks", f'<ul class="card notes">{remarks}</ul>' if remarks else ""),
@@ -111,7 +113,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
             difference = [_percent(None if line is first else line.difference(first, headline), sign=True)]
         state = f"{len(line.runs)}" + (f" of {len(line.runs) + line.waiting}" if line.waiting else "")
         cost = [
-            f"{run.images:,}" if run else "",
+            f"{run.images:,}" if run and run.images else "",
             f"{line.operations:.3g}" if line.operations else "",
             _seconds(line.seconds),
         ]

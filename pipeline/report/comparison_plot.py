@@ -1,7 +1,7 @@
 """The figure of a comparison: accuracy against training operations, a labelled point for each line."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -42,14 +42,18 @@ def comparison_chart(comparison: Comparison) -> str:
         return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
 
 
-def save_comparison_plot(file: Path, comparison: Comparison) -> None:
-    """Write the figure as a PNG in light colours."""
+def comparison_png(comparison: Comparison) -> bytes:
+    """Return the figure as a PNG in light colours, empty if there is nothing to draw."""
     points, label = points_of(comparison)
+    if not points:
+        return b""
+    buffer = io.BytesIO()
     style = {key: _PRINTED.get(str(value), value) for key, value in plots.STYLE.items()}
     with mpl.rc_context({**style, "figure.facecolor": "white"}):
         figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
         _draw(figure.add_subplot(title=comparison.title), points, label, comparison, _PRINTED)
-        figure.savefig(file, format="png", metadata={"Software": None})
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def points_of(comparison: Comparison) -> tuple[list[Point], str]:
@@ -57,7 +61,7 @@ def points_of(comparison: Comparison) -> tuple[list[Point], str]:
     key = comparison.headline
     if key is None:
         return [], ""
-    found = [(line, spread) for line in comparison.lines if (spread := line.score(key))]
+    found = [(line, spread) for line in comparison.lines if line.seconds and (spread := line.score(key))]
     counted = all(line.operations for line, _ in found)
     label = "training operations of a run, FLOP" if counted else "seconds of training"
     points = []
@@ -91,6 +95,12 @@ def _draw(
             "linewidth": 1.2,
         }
         axes.errorbar(x, value, yerr=std or None, fmt="o", **style)
+    for line in comparison.lines:  # of networks that were not trained
+        if not line.seconds and comparison.headline and (spread := line.score(comparison.headline)):
+            axes.axhline(100 * spread.mean, color=colour(plots.MUTED), linewidth=1.0, linestyle="--")
+            at = axes.get_yaxis_transform()
+            place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": colour(plots.MUTED)}
+            axes.text(0.995, 100 * spread.mean, line.label, ha="right", va="bottom", **place)
     axes.margins(0.16, 0.12)
     _label(axes, points, colour(plots.INK))
 

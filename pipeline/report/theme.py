@@ -55,6 +55,7 @@ th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; col
 .compared th:first-child { text-align: left; color: var(--ink); position: sticky; left: 0;
   background: var(--card); }
 .compared .failed th:first-child { color: var(--warm); }
+.figure svg { min-width: 600px; }
 .notes { padding-left: 32px; overflow-wrap: anywhere; }
 .scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; }
 .scores .share { width: 99%; }

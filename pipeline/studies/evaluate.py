@@ -55,7 +55,8 @@ class Judge:
             found = ", ".join(
                 f"{score.representation} {next(iter(score.metrics.values())):.1%}" for score in scores
             )
-            say(f"{folder.name}: {one.name} {found}")
+            name = subject.facts.name if subject.facts.kind == "untrained" else folder.name
+            say(f"{name}: {one.name} {found}")
 
     def _is_ours(self, score: Score) -> bool:
         if self.data is None:

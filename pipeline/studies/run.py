@@ -199,12 +199,12 @@ class StudyRunner:
 
     def _subtitle(self, there: int) -> str:
         cache = next(iter(self.plan.caches.values()))
-        teacher = cache.schema.teacher
+        teacher, seeds = cache.schema.teacher, len(self.plan.study.seeds)
         caches = (
             f"{len(self.plan.caches)} caches" if len(self.plan.caches) > 1 else f"cache {cache.digest[:12]}"
         )
         return (
-            f"{there} of {len(self.runs)} runs, {len(self.plan.study.seeds)} seeds, {caches} of "
+            f"{there} of {len(self.runs)} runs, {seeds} seed{'s' * (seeds > 1)}, {caches} of "
             f"{teacher.library} {teacher.name}"
         )
 
