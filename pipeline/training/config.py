@@ -8,6 +8,7 @@ from pydantic import Tag, model_validator
 
 from pipeline.config import named
 from pipeline.errors import ConfigError
+from pipeline.objectives.beit import Beit
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import ObjectiveConfig
@@ -16,7 +17,9 @@ from pipeline.views.masking import MaskConfig
 
 # Every objective has one line here.
 AnyObjective = Annotated[
-    Annotated[MaskAlign, Tag("maskalign")] | Annotated[FeatureDistillation, Tag("fd")],
+    Annotated[MaskAlign, Tag("maskalign")]
+    | Annotated[FeatureDistillation, Tag("fd")]
+    | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]
 

@@ -19,6 +19,16 @@ from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
+from pipeline.training.codebook import (
+    CODEBOOK_FILE,
+    Codebook,
+    codebook_at,
+    load_codebook,
+    make_codebook,
+    read_codebook,
+    refuse_codebook,
+    tokenizer_of,
+)
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
@@ -77,11 +87,15 @@ def run_training(
         job = build_job(config, cache, run, ranks, device, units)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
+        request = config.objective.codebook_request
+        if request and not resumed and ranks.is_main:
+            refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective))
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
                 held.enter_context(held_run_folder(run))
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
+        job.codebook = _ready_codebook(job, resumed, say)
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         messages: list[str] = []
@@ -115,6 +129,33 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
     return True, earlier["units"]
+
+
+def _ready_codebook(job: TrainingJob, resumed: bool, say: Say) -> Codebook | None:
+    """Load the run's codebook, if its objective has one, on all ranks; a new run takes or fits it first."""
+    request = job.config.objective.codebook_request
+    if request is None:
+        return None
+    tokenizer, file = tokenizer_of(job.objective), job.run / CODEBOOK_FILE
+
+    def decide() -> bytes:
+        with _storage_errors(job.run):
+            if resumed:
+                return file.read_bytes()
+            if request.path is not None:
+                data = read_codebook(codebook_at(request.path))[1]
+            else:
+                say(f"fitting {request.size:,} codes to the cache")
+                data = make_codebook(request, job.cache, job.spec, tokenizer, job.config.train.seed)
+            replace_file(file, data)
+            return data
+
+    data = job.ranks.decide(decide)
+    with job.ranks.together():
+        found = load_codebook(data, tokenizer)
+        if resumed:
+            refuse_differences(read_run(job.run)["pinned"], {"codebook": found.digest})
+    return found
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -177,14 +218,19 @@ def run_job(
 @contextmanager
 def _starting_together(job: TrainingJob) -> Iterator[None]:
     """Raise on all ranks what one raises here, an OSError as StorageError."""
-    with job.ranks.together():
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"run {str(job.run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
-                f"({error.strerror or error}): make room or give permission, then start it again"
-            ) from None
+    with job.ranks.together(), _storage_errors(job.run):
+        yield
+
+
+@contextmanager
+def _storage_errors(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"run {str(run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
+            f"({error.strerror or error}): make room or give permission, then start it again"
+        ) from None
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:
