@@ -33,6 +33,7 @@ from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
+from pipeline.weights import weights_sha256
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
 # overlap. Of ViT-B's 338 MiB of gradients, torch's default of 25 MB makes 14 graphs, and 100 MB makes 5
@@ -59,6 +60,7 @@ class TrainingJob:
     warmup: int
     precision: str
     compiled: bool
+    initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
     codebook: Codebook | None = None
 
     @property
@@ -127,18 +129,7 @@ def build_job(
 
     `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
-    pinned = (
-        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
-    )
-    views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    needs = config.objective.needs
-    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    batch_size = batch_of_rank(config.train, ranks.world_size)
-    window = config.data.chunks_of_window(batch_size)
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
-    levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
-    refuse_target(cache, levels, needs)
+    spec = stream_spec(config, cache, ranks, units)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
@@ -147,10 +138,30 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    resolved = (precision, choose_compilation(config.train, precision, device))
+    compiled = choose_compilation(config.train, precision, device)
+    initial = weights_sha256(objective.encoder.vit)
     return TrainingJob(
-        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup, *resolved
+        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
+        precision, compiled, initial,
+    )  # fmt: skip
+
+
+def stream_spec(
+    config: RunConfig, cache: Cache, ranks: Ranks | None = None, units: Sequence[int] | None = None
+) -> StreamSpec:
+    """Return what determines one rank's samples; raises ConfigError for what this cache cannot serve."""
+    pinned = (
+        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     )
+    ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
+    needs = config.objective.needs
+    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
+    batch_size = batch_of_rank(config.train, ranks.world_size)
+    window = config.data.chunks_of_window(batch_size)
+    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
+    levels = cache.level_indices(config.data.levels)
+    refuse_target(cache, levels, needs)
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
 
 
 def build_optimiser(
@@ -228,6 +239,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         },
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
+        "initial_encoder": job.initial_encoder,
         **({"codebook": job.codebook.facts} if job.codebook else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,

@@ -72,19 +72,20 @@ def run_training(
     device: torch.device | None = None,
     say: Say = lambda _: None,
     evaluate: Evaluate | None = None,
+    build: Callable[..., TrainingJob] = build_job,
 ) -> Result:
     """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
 
     `say` gets messages for a person, on the main rank only; a warning begins with "warning:". `evaluate`
-    scores the encoder when `config.evaluate` says; the main rank needs it then. Raises MaskAlignError, the
-    same on all ranks.
+    scores the encoder when `config.evaluate` says; the main rank needs it then. `build` makes the job, called
+    as `build_job` is. Raises MaskAlignError, the same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
     resumed, units = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
-        job = build_job(config, cache, run, ranks, device, units)
+        job = build(config, cache, run, ranks, device, units)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
         request = config.objective.codebook_request
