@@ -28,7 +28,7 @@ from pipeline.objectives.objective import Objective, Setting
 from pipeline.runtime.ordered import ordered_map
 from pipeline.seeding import generator
 from pipeline.stream.samples import StreamSpec
-from pipeline.training.kmeans import spherical_kmeans, use_of_codes
+from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
 from pipeline.training.targets import cached_targets
 
 CODEBOOK_FILE = "codebook.safetensors"
@@ -130,7 +130,8 @@ def make_codebook(
     """
     values = sample_tokens(request, cache, spec, seed, tokenizer.codes.device)
     points = values.flatten(0, 1)
-    tokenizer.codes.copy_(spherical_kmeans(points, request.size, generator(seed, "codebook start")))
+    start = random_start(points, request.size, generator(seed, "codebook start"))
+    tokenizer.codes.copy_(spherical_kmeans(points, start))
     facts = {
         **expected_facts(request, cache, spec, tokenizer),
         "seed": seed,

@@ -9,16 +9,20 @@ ROUNDS = 10
 _COSINES_AT_ONCE = 2**26  # 256 MiB of float32
 
 
-@torch.no_grad()
-def spherical_kmeans(points: Tensor, size: int, rng: np.random.Generator, rounds: int = ROUNDS) -> Tensor:
-    """Return `size` codes (size, W) of unit length for points (T, W) float32, of which only directions count.
+def random_start(points: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Return `size` of the points (T, W), drawn without replacement."""
+    return points[torch.from_numpy(rng.choice(len(points), size, replace=False)).to(points.device)]
 
-    It begins with points drawn at random. In each round every code moves to the mean direction of the points
-    that are nearest to it, and a code without any moves to the point farthest from its own. The same points
-    and draws give the same codes: sums are float64, by an operation that is deterministic on a GPU too.
+
+@torch.no_grad()
+def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """Return codes (size, W) of unit length for points (T, W), of which only directions count.
+
+    They begin at `start` (size, W). In each round every code moves to the mean direction of the points that
+    are nearest to it, and a code without any to the point farthest from its own. The same points and start
+    give the same codes: sums are float64, by an operation that is deterministic on a GPU too.
     """
-    start = torch.from_numpy(rng.choice(len(points), size, replace=False)).to(points.device)
-    codes = F.normalize(points[start], dim=-1)
+    codes, size = F.normalize(start, dim=-1), len(start)
     for _ in range(rounds):
         sums = torch.zeros(codes.shape, dtype=torch.float64, device=points.device)
         nearest, cosines = [], []

@@ -141,6 +141,10 @@ def _ready_codebook(job: TrainingJob, resumed: bool, say: Say) -> Codebook | Non
 
     def decide() -> bytes:
         with _storage_errors(job.run):
+            if resumed and not file.exists():
+                raise CheckpointError(
+                    f"run {str(job.run)!r} has lost {CODEBOOK_FILE}: restore it, or use a new --run"
+                )
             if resumed:
                 return file.read_bytes()
             if request.path is not None:
