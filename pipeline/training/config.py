@@ -10,6 +10,7 @@ from pipeline.config import named
 from pipeline.errors import ConfigError
 from pipeline.objectives.beit import Beit
 from pipeline.objectives.fd import FeatureDistillation
+from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
@@ -19,6 +20,7 @@ from pipeline.views.masking import MaskConfig
 AnyObjective = Annotated[
     Annotated[MaskAlign, Tag("maskalign")]
     | Annotated[FeatureDistillation, Tag("fd")]
+    | Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]
@@ -82,9 +84,9 @@ class RunConfig(Sections):
                 f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
             )
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
+            use = "one; name only that" if needs.targets((0,)) else "none; remove data.levels"
             raise ValueError(
-                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name "
-                "only that"
+                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from {use}"
             )
         merged = {**defaults.model_dump(), **chosen}
         if chosen.get("hidden") is not None:
