@@ -6,34 +6,24 @@ and so does a resumed run. The file's metadata say what the codes are of.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from pipeline.cache.layout import feature_array
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.needs import CodebookRequest
 from pipeline.objectives.objective import Objective, Setting
-from pipeline.runtime.ordered import ordered_map
-from pipeline.seeding import generator
 from pipeline.stream.samples import StreamSpec
-from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
-from pipeline.training.targets import cached_targets
 
 CODEBOOK_FILE = "codebook.safetensors"
-# Neighbours in a cache may be alike, so a chunk of 64 images gives only some of them.
-_LEAST_OF_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, to
                 f"objective.codebook {request.path!r} does not fit this run: it has {differing}; give "
                 "another run's, or leave objective.codebook out to fit one"
             )
-    elif request.size > (most := _rows(spec) * cache.schema.patches):
+    elif request.size > (most := rows_of(spec) * cache.schema.patches):
         raise ConfigError(
             f"objective.codebook_size {request.size} is more than the {most} tokens that the cache has: "
             f"choose at most {most}, better a tenth of it"
@@ -121,27 +111,6 @@ def parse_codebook(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return facts, tensors
 
 
-def make_codebook(
-    request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer, seed: int
-) -> bytes:
-    """Fit a tokenizer to a sample of the cache, on its own device; return the bytes of the codebook's file.
-
-    Raises CacheError if the cache cannot be read.
-    """
-    values = sample_tokens(request, cache, spec, seed, tokenizer.codes.device)
-    points = values.flatten(0, 1)
-    start = random_start(points, request.size, generator(seed, "codebook start"))
-    tokenizer.codes.copy_(spherical_kmeans(points, start))
-    facts = {
-        **expected_facts(request, cache, spec, tokenizer),
-        "seed": seed,
-        "tokens": len(points),
-        **use_of_codes(tokenizer(values), request.size),
-    }
-    tensors = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-    return save(tensors, {"codebook": json.dumps(facts)})
-
-
 def load_codebook(data: bytes, tokenizer: Tokenizer) -> Codebook:
     """Load the bytes of a codebook's file into a tokenizer; raises CheckpointError if they do not fit it."""
     try:
@@ -155,62 +124,11 @@ def load_codebook(data: bytes, tokenizer: Tokenizer) -> Codebook:
     return Codebook(hashlib.sha256(data).hexdigest(), facts)
 
 
-def sample_tokens(
-    request: CodebookRequest, cache: Cache, spec: StreamSpec, seed: int, device: torch.device
-) -> Tensor:
-    """Return the patch tokens (V, N, D') float32 of about `request.tokens / N` views drawn from the cache."""
-    patches, cls = cache.schema.patches, int(cache.schema.teacher.has_cls)
-    level, filled = spec.levels[-1], 0
-    views = min(_rows(spec), -(-request.tokens // patches))
-    targets = cached_targets(cache, (level,), request.target).to(device)
-    names = [feature_array(cache.schema.levels[level]), "stats"]
-    picks = list(_draw_rows(spec, views, generator(seed, "codebook sample")))
-    values: Tensor | None = None
-    for rows, arrays in ordered_map(partial(_read_rows, cache, spec, names), picks, 2):
-        codes, stats = (arrays[name][rows] for name in names)
-        found = targets(
-            {
-                "hidden_codes": torch.from_numpy(codes[:, None, cls:]).to(device),
-                "hidden_stats": torch.from_numpy(stats[:, [level], cls:]).to(device),
-            }
-        ).hidden[0]
-        if values is None:
-            values = found.new_empty(views, *found.shape[1:], dtype=torch.float32)
-        values[filled : filled + len(rows)] = found
-        filled += len(rows)
-    assert values is not None
-    assert filled == views
-    return values
-
-
-Pick = tuple[list[int], NDArray[np.int64]]  # (index of the unit, chunk, rows), and the rows that are taken
-
-
-def _read_rows(
-    cache: Cache, spec: StreamSpec, names: list[str], pick: Pick
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    (unit, chunk, _), rows = pick
-    return rows, cache.read_chunk(cache.pinned_commit(spec.order.units[unit]), chunk, names)
-
-
-def _draw_rows(spec: StreamSpec, count: int, rng: np.random.Generator) -> Iterator[Pick]:
-    """Yield chunks in random order, and random rows of each, as equally many of each as may be."""
-    chunks = _chunks(spec)
-    most = next(
-        rows
-        for rows in range(_LEAST_OF_CHUNK, int(chunks[:, 2].max()) + _LEAST_OF_CHUNK + 1)
-        if np.minimum(chunks[:, 2], rows).sum() >= count
-    )
-    for chunk in rng.permutation(chunks):
-        taken = min(count, most, int(chunk[2]))
-        if taken:
-            yield chunk.tolist(), np.sort(rng.permutation(int(chunk[2]))[:taken])
-        count -= taken
-
-
-def _chunks(spec: StreamSpec) -> NDArray[np.int64]:
+def chunks_of(spec: StreamSpec) -> NDArray[np.int64]:
+    """Return the chunks (n, 3) of all views of a stream: (index of the unit, chunk, rows)."""
     return np.concatenate([spec.order.chunks(view) for view in spec.order.views])
 
 
-def _rows(spec: StreamSpec) -> int:
-    return int(_chunks(spec)[:, 2].sum())
+def rows_of(spec: StreamSpec) -> int:
+    """Return how many views of images there are."""
+    return int(chunks_of(spec)[:, 2].sum())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import CheckpointError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -19,16 +19,8 @@ from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
-from pipeline.training.codebook import (
-    CODEBOOK_FILE,
-    Codebook,
-    codebook_at,
-    load_codebook,
-    make_codebook,
-    read_codebook,
-    refuse_codebook,
-    tokenizer_of,
-)
+from pipeline.training.codebook import refuse_codebook, tokenizer_of
+from pipeline.training.codebook_fit import ready_codebook
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
@@ -43,6 +35,7 @@ from pipeline.training.run_folder import (
     read_run,
     refuse_differences,
     refuse_other_config,
+    storage_errors,
 )
 from pipeline.training.trainer import Metrics, Trainer
 
@@ -96,7 +89,7 @@ def run_training(
             if ranks.is_main:
                 held.enter_context(held_run_folder(run))
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
-        job.codebook = _ready_codebook(job, resumed, say)
+        job.codebook = ready_codebook(job, resumed, say)
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         messages: list[str] = []
@@ -130,37 +123,6 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
     return True, earlier["units"]
-
-
-def _ready_codebook(job: TrainingJob, resumed: bool, say: Say) -> Codebook | None:
-    """Load the run's codebook, if its objective has one, on all ranks; a new run takes or fits it first."""
-    request = job.config.objective.codebook_request
-    if request is None:
-        return None
-    tokenizer, file = tokenizer_of(job.objective), job.run / CODEBOOK_FILE
-
-    def decide() -> bytes:
-        with _storage_errors(job.run):
-            if resumed and not file.exists():
-                raise CheckpointError(
-                    f"run {str(job.run)!r} has lost {CODEBOOK_FILE}: restore it, or use a new --run"
-                )
-            if resumed:
-                return file.read_bytes()
-            if request.path is not None:
-                data = read_codebook(codebook_at(request.path))[1]
-            else:
-                say(f"fitting {request.size:,} codes to the cache")
-                data = make_codebook(request, job.cache, job.spec, tokenizer, job.config.train.seed)
-            replace_file(file, data)
-            return data
-
-    data = job.ranks.decide(decide)
-    with job.ranks.together():
-        found = load_codebook(data, tokenizer)
-        if resumed:
-            refuse_differences(read_run(job.run)["pinned"], {"codebook": found.digest})
-    return found
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -223,19 +185,8 @@ def run_job(
 @contextmanager
 def _starting_together(job: TrainingJob) -> Iterator[None]:
     """Raise on all ranks what one raises here, an OSError as StorageError."""
-    with job.ranks.together(), _storage_errors(job.run):
+    with job.ranks.together(), storage_errors(job.run):
         yield
-
-
-@contextmanager
-def _storage_errors(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"run {str(run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
-            f"({error.strerror or error}): make room or give permission, then start it again"
-        ) from None
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:

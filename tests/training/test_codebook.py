@@ -100,7 +100,7 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
 
 def test_a_resumed_run_loads_its_codebook(small_cache_path, finished, tmp_path, monkeypatch):
     run = killed_after(finished, 3, tmp_path / "run")
-    monkeypatch.setattr("pipeline.training.run.make_codebook", None)
+    monkeypatch.setattr("pipeline.training.codebook_fit.make_codebook", None)
     trained(small_cache_path, run, resume=True)
     assert_same_runs(finished, run, 6)
 
