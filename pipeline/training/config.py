@@ -12,6 +12,7 @@ from pipeline.objectives.beit import Beit
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.maskdistill import MaskDistill
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
@@ -21,6 +22,7 @@ AnyObjective = Annotated[
     Annotated[MaskAlign, Tag("maskalign")]
     | Annotated[FeatureDistillation, Tag("fd")]
     | Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[MaskDistill, Tag("maskdistill")]
     | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]
