@@ -8,9 +8,11 @@ from pydantic import Tag, model_validator
 
 from pipeline.config import named
 from pipeline.errors import ConfigError
+from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
@@ -19,7 +21,9 @@ from pipeline.views.masking import MaskConfig
 AnyObjective = Annotated[
     Annotated[MaskAlign, Tag("maskalign")]
     | Annotated[FeatureDistillation, Tag("fd")]
-    | Annotated[MaskedAutoencoder, Tag("mae")],
+    | Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[Milan, Tag("milan")]
+    | Annotated[Combined, Tag("combined")],
     Choice(named("maskalign")),
 ]
 

@@ -90,6 +90,10 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.head='norm_linear'", "student.drop_path=0.5"), {"has_cls": False}),
         (("objective.name=fd",), {}),
         (("objective.name=mae", DECODER), {}),
+        (("objective.name=milan", "objective.preset=published", DECODER), {"encoding": "int4"}),
+        (("objective.name=milan", "objective.positions=visible"), {"has_cls": False}),
+        (("objective.name=combined", DECODER), {}),
+        (("objective.name=combined", "objective.reconstruct=pixels", DECODER), {}),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):
