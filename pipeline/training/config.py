@@ -8,6 +8,7 @@ from pydantic import Tag, model_validator
 
 from pipeline.config import named
 from pipeline.errors import ConfigError
+from pipeline.objectives.beit import Beit
 from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
@@ -23,7 +24,8 @@ AnyObjective = Annotated[
     | Annotated[FeatureDistillation, Tag("fd")]
     | Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[Milan, Tag("milan")]
-    | Annotated[Combined, Tag("combined")],
+    | Annotated[Combined, Tag("combined")]
+    | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]
 

@@ -1,11 +1,14 @@
 """Counted operations against the formulas of each paper's networks, for ViT-B/16 and its CLIP teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pipeline.config import load_config
 from pipeline.objectives.objective import Setting
 from pipeline.objectives.operations import training_operations
+from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig, objective_kinds
 
 PATCHES, WIDTH, TEACHER = 196, 768, 768
@@ -49,7 +52,10 @@ FORMULAS = {
 
 def counted(name):
     config = load_config(RunConfig, None, [f"objective.name={name}"])
-    objective = config.objective.build(config.student, VIT_B)
+    request, setting = config.objective.codebook_request, VIT_B
+    if request:
+        setting = replace(setting, tokenizer=unfitted_tokenizer(request, setting))
+    objective = config.objective.build(config.student, setting)
     return training_operations(objective, VIT_B, config.mask.visible_count(PATCHES))
 
 

@@ -1,0 +1,54 @@
+"""BEiT: mask tokens in the encoder, and at the hidden patches the number of a visual code (arXiv 2106.08254).
+
+The original codes come from the encoder of DALL-E's dVAE, which a cache does not have. The substitute is
+k-means of the teacher's last level: it shows what coding costs, with an equal teacher.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from pipeline.objectives.codes import CodesConfig, code_loss
+from pipeline.objectives.inpainting import BEIT_OPTIM, BEIT_RATIO, Inpainting
+from pipeline.objectives.needs import Needs
+from pipeline.objectives.objective import MaskedView, Setting, Targets
+from pipeline.student.config import StudentConfig
+from pipeline.student.initialise import initialise_layer
+
+
+class Beit(CodesConfig):
+    """What is coded, and the codebook."""
+
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": BEIT_RATIO}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {**BEIT_OPTIM, "optim.epochs": 800, "student.drop_path": 0.1}
+    }
+
+    name: Literal["beit"] = "beit"
+
+    @property
+    def needs(self) -> Needs:
+        """The last level at the hidden patches."""
+        return Needs(visible="none", hidden="last", positions=True)
+
+    def build(self, student: StudentConfig, setting: Setting) -> "BeitObjective":
+        """Return an untrained encoder with its head; raises ConfigError."""
+        return BeitObjective(self, student, setting)
+
+
+class BeitObjective(Inpainting):
+    """Inpainting encoder, a linear head C to the codes, cross-entropy over the hidden tokens of the batch."""
+
+    def __init__(self, config: Beit, student: StudentConfig, setting: Setting) -> None:
+        super().__init__(student, config.needs, setting)
+        assert setting.tokenizer is not None
+        self.tokenizer = setting.tokenizer
+        self.head = nn.Linear(self.encoder.width, config.codebook_size).apply(initialise_layer)
+
+    def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the loss (), which has no terms (0,)."""
+        tokens = self.encoder.vit.blocks(self.embed(view))
+        codes = self.tokenizer(targets.hidden[0])
+        loss = code_loss(self.head, self.hidden_of(tokens, view), codes)
+        return loss, loss.new_empty(0)
