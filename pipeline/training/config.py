@@ -10,9 +10,11 @@ from pipeline.config import named
 from pipeline.errors import ConfigError
 from pipeline.objectives.beit import Beit
 from pipeline.objectives.cae import ContextAutoencoder
+from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
@@ -23,6 +25,8 @@ AnyObjective = Annotated[
     | Annotated[FeatureDistillation, Tag("fd")]
     | Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[ContextAutoencoder, Tag("cae")]
+    | Annotated[Milan, Tag("milan")]
+    | Annotated[Combined, Tag("combined")]
     | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]

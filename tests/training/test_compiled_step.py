@@ -96,6 +96,10 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.name=beit", CODES), {}),
         (("objective.name=cae", "objective.regressor_depth=1", DECODER, CODES), {}),
         (("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher"), {}),
+        (("objective.name=milan", "objective.preset=published", DECODER), {"encoding": "int4"}),
+        (("objective.name=milan", "objective.positions=visible"), {"has_cls": False}),
+        (("objective.name=combined", DECODER), {}),
+        (("objective.name=combined", "objective.reconstruct=pixels", DECODER), {}),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):
