@@ -15,7 +15,7 @@ from pipeline.student.encoder import build_encoder
 # BEiT's optimiser, which its followers share: 1.5e-3 at a global batch of 2048.
 BEIT_OPTIM = {
     "optim.base_lr": 1.875e-4,
-    "optim.betas": (0.9, 0.999),
+    "optim.betas": [0.9, 0.999],
     "optim.clip_grad": 3.0,
     "optim.warmup_epochs": 10,
 }

@@ -36,6 +36,8 @@ class Codebook:
 
 def unfitted_tokenizer(request: CodebookRequest, setting: Setting) -> Tokenizer:
     """Return the tokenizer that a request stands for, whose codes are zero."""
+    if request.source == "pixels":
+        return Tokenizer(request.size, 3 * setting.patch_size**2)
     return Tokenizer(request.size, setting.target_width(request.target))
 
 
@@ -54,8 +56,8 @@ def expected_facts(
         "cache": cache.digest,
         "kind": request.kind,
         "codes": request.source,
-        "level": cache.schema.levels[spec.levels[-1]],
-        "target": request.target,
+        "level": cache.schema.levels[spec.levels[-1]] if request.source == "features" else None,
+        "target": request.target if request.source == "features" else None,
         "size": request.size,
         "width": tokenizer.width,
     }
@@ -72,7 +74,7 @@ def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, to
                 f"objective.codebook {request.path!r} does not fit this run: it has {differing}; give "
                 "another run's, or leave objective.codebook out to fit one"
             )
-    elif request.size > (most := rows_of(spec) * cache.schema.patches):
+    elif request.size > (most := int(chunks_of(spec)[:, 2].sum()) * cache.schema.patches):
         raise ConfigError(
             f"objective.codebook_size {request.size} is more than the {most} tokens that the cache has: "
             f"choose at most {most}, better a tenth of it"
@@ -127,8 +129,3 @@ def load_codebook(data: bytes, tokenizer: Tokenizer) -> Codebook:
 def chunks_of(spec: StreamSpec) -> NDArray[np.int64]:
     """Return the chunks (n, 3) of all views of a stream: (index of the unit, chunk, rows)."""
     return np.concatenate([spec.order.chunks(view) for view in spec.order.views])
-
-
-def rows_of(spec: StreamSpec) -> int:
-    """Return how many views of images there are."""
-    return int(chunks_of(spec)[:, 2].sum())

@@ -14,6 +14,7 @@ from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.maskdistill import MaskDistill
 from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
@@ -25,6 +26,7 @@ AnyObjective = Annotated[
     | Annotated[FeatureDistillation, Tag("fd")]
     | Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[ContextAutoencoder, Tag("cae")]
+    | Annotated[MaskDistill, Tag("maskdistill")]
     | Annotated[Milan, Tag("milan")]
     | Annotated[Combined, Tag("combined")]
     | Annotated[Beit, Tag("beit")],
