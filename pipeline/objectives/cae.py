@@ -63,7 +63,7 @@ class ContextAutoencoder(CodesConfig):
         return Needs(visible="none", hidden="last", pixels=pixels, positions=True, target=self.target)
 
     @property
-    def codebook_request(self) -> CodebookRequest | None:
+    def codebook_request(self) -> CodebookRequest | None:  # type: ignore[override]
         """Codes of features, as for BEiT, unless the teacher's latents are the target."""
         return super().codebook_request if self.align == "own" else None
 

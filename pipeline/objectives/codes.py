@@ -34,7 +34,7 @@ class CodesConfig(ObjectiveConfig):
     codebook: str | None = None
 
     @property
-    def codebook_request(self) -> CodebookRequest | None:
+    def codebook_request(self) -> CodebookRequest:
         """K-means of the last level, in the form that is delivered."""
         return CodebookRequest(
             "features", "kmeans", self.codebook_size, self.needs.target, self.codebook_tokens, self.codebook
