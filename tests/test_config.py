@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import load_config, parse_config
 from pipeline.errors import ConfigError
-from pipeline.training.config import RunConfig
+from pipeline.training.config import RunConfig, objective_kinds
 
 
 def refusal(*assignments, file=None):
@@ -113,8 +113,8 @@ objective.hed='mlp'
     unknown KEY 'objective.hed': did you mean 'objective.head'?
 objective={name='fd', mode='last'}
     unknown KEY 'objective.mode': known are name, target
-objective.name=mae
-    KEY 'objective.name' is 'mae': input should be 'maskalign', 'fd'
+objective.name=what
+    KEY 'objective.name' is 'what': input should be OBJECTIVES
 objective=3
     KEY 'objective' is 3: input should be an object
 mask.ratio
@@ -125,7 +125,8 @@ mask.ratio
 
 
 def test_a_wrong_assignment_gives_one_line():
-    lines = WRONG.replace("KEY", "configuration key").strip().splitlines()
+    names = ", ".join(map(repr, objective_kinds()))
+    lines = WRONG.replace("KEY", "configuration key").replace("OBJECTIVES", names).strip().splitlines()
     expected = {
         assignment: message.strip() for assignment, message in zip(lines[::2], lines[1::2], strict=True)
     }
@@ -147,6 +148,10 @@ def test_what_an_objective_does_not_use_is_refused_by_name():
     assert (
         refusal("objective.name=fd", "data.levels=[7, 11]")
         == "data.levels names 2 levels: objective 'fd' learns from one; name only that"
+    )
+    assert (
+        refusal("objective.name=mae", "data.levels=[7, 11]")
+        == "data.levels names 2 levels: objective 'mae' learns from none; remove data.levels"
     )
 
 

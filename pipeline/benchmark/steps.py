@@ -5,15 +5,13 @@ from functools import partial
 from itertools import islice, repeat
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from pipeline.benchmark.measure import Figure, matrix_rate, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.objectives.objective import Batch
-from pipeline.stream.batches import BatchStream, micro_batches
+from pipeline.stream.batches import BatchStream
 from pipeline.teacher.teacher import Teacher
 from pipeline.training.job import TrainingJob
 from pipeline.training.targets import TeacherTargets, cached_targets
@@ -21,7 +19,6 @@ from pipeline.training.trainer import Trainer
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
 _FEW = 3
-_COUNTED = 2  # samples for which operations are counted
 _TITLES = {
     "resident": "step on resident data",
     "streamed": "step fed by the stream",
@@ -41,21 +38,21 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     waits: list[float] = []  # shares of the rounds of "streamed", in percent
     variants: dict[str, Callable[[], float]] = {
         "peak": lambda: matrix_rate(device),
-        "resident": _repeated(cached, resident, options.warm_up, options.steps),
+        "resident": repeated(cached, resident, options.warm_up, options.steps),
     }
     if "step" in options.parts:
         variants["streamed"] = partial(_streamed_rate, bench, cached, waits)
     if "in-loop" in options.parts:
         in_loop = Trainer(job, job.build_step(teacher_targets(job, bench.teacher)).train())
         batch = {**resident, "views": views}
-        variants["teacher_in_loop"] = _repeated(in_loop, batch, options.warm_up, few)
+        variants["teacher_in_loop"] = repeated(in_loop, batch, options.warm_up, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views[:_REFERENCE_BATCH], few)
     rates = take_turns(variants, options.rounds, warm_up=False)
     peak = Figure("peak.matrix", rates.pop("peak"), "TFLOP/s", "matrix peak")
     yield peak
     yield from _comparisons(rates, waits)
-    operations = count_operations(cached.model, resident)
+    operations = job.operations
     yield Figure("step.operations", [operations / 1e9], "GFLOP", "operations of an image's step")
     reached = [rate * operations / 1e12 for rate in rates["resident"]]
     yield Figure("step.throughput", reached, "TFLOP/s", "step on resident data")
@@ -78,7 +75,7 @@ def resident_batch(job: TrainingJob) -> Batch:
     return copied
 
 
-def _repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], float]:
+def repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], float]:
     """Take some steps on one batch; return what takes `count` more and gives their rate."""
     _rate(trainer, repeat(batch), warm_up)
     return lambda: _rate(trainer, repeat(batch), count)
@@ -131,16 +128,6 @@ def _comparisons(found: dict[str, list[float]], waits: list[float]) -> Iterator[
     if "reference" in rates:
         title = "resident / published algorithm"
         yield ratio("ratio.step_to_reference", resident, rates["reference"], title)
-
-
-def count_operations(model: nn.Module, batch: Batch) -> float:
-    """Count the floating-point operations of an image's forward and backward pass, attention included."""
-    few = next(micro_batches(batch, max(1, len(batch["patches"]) // _COUNTED)))
-    # The counter knows the products of this attention on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.forward(few)[0].backward()
-    model.zero_grad()
-    return float(counter.get_total_flops() / len(few["patches"]))
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:

@@ -142,6 +142,11 @@ def _of_student(task: Task) -> Embed:
     assert task.run is not None, "a student is of a run"
     described = read_run(task.run)
     config = parse_config(RunConfig, described["config"])
+    if config.objective.needs.visible == "none":
+        raise ConfigError(
+            f"objective {config.objective.name!r} does not predict the teacher's CLS, which zero-shot "
+            "compares with texts: evaluate the run of another objective, such as 'maskalign'"
+        )
     cache = Cache(described["cache"]["path"])
     output, schema = cache.teacher_output(), cache.schema
     missing = [name for name in ("post_norm", "projection") if name not in output]

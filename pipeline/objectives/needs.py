@@ -39,4 +39,19 @@ class Needs:
         return self.hidden != "none" or self.positions
 
 
+@dataclass(frozen=True)
+class CodebookRequest:
+    """The codes that an objective predicts: of what, of which kind, how many, and fitted to how many tokens.
+
+    `target` is the form of features. `path` is a codebook to take, or the folder of the run that has it.
+    """
+
+    source: Literal["features", "pixels"]
+    kind: Literal["kmeans"]
+    size: int
+    target: TargetKind
+    tokens: int
+    path: str | None = None
+
+
 VISIBLE_ALONE = Needs()

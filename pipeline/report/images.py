@@ -113,7 +113,7 @@ def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
     cache = Cache(run["cache"]["path"])
     (unit, *_) = cache.pinned(run["units"][:1])
     schema, commit = cache.schema, cache.pinned_commit(unit)
-    masks = MaskSource(schema, config.mask, config.train.seed)
+    masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs)
     importance = ["attention"] if schema.teacher.has_importance else []
     chunk = read_joined(cache, commit, 0, sorted({*masks.arrays, *importance}))
     visible = masks.draw(chunk.arrays, chunk.source, chunk.keys, commit.view, epoch=0).visible

@@ -80,14 +80,16 @@ class MaskedEncoder(nn.Module):
         """Return the tokens (B, prefix + K, C) after the final norm; arguments as in `embed`."""
         return self.vit.norm(self.forward_tokens(patches, visible))  # type: ignore[no-any-return]
 
+    def pixels(self, patches: Tensor) -> Tensor:
+        """Return patches (B, K, P) as they are embedded, uint8 normalised by ImageNet's mean and std."""
+        pixels = patches.to(self.vit.patch_embed.proj.weight.dtype)
+        return pixels if patches.is_floating_point() else (pixels / 255 - self.pixel_mean) / self.pixel_std
+
     def _project(self, patches: Tensor) -> Tensor:
         """Embed patches (B, K, P) as (B, K, C) by timm's convolution, written as the matrix that it is."""
         embedding = self.vit.patch_embed
         weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        pixels = patches.to(weight.dtype)
-        if not patches.is_floating_point():
-            pixels = (pixels / 255 - self.pixel_mean) / self.pixel_std
-        return embedding.norm(F.linear(pixels, weight, embedding.proj.bias))  # type: ignore[no-any-return]
+        return embedding.norm(F.linear(self.pixels(patches), weight, embedding.proj.bias))  # type: ignore[no-any-return]
 
 
 def build_encoder(

@@ -4,10 +4,11 @@ from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.schema import TeacherFacts
 from pipeline.teacher.open_clip_zoo import load_open_clip
 from pipeline.teacher.request import RANDOM, resolve_levels, split_address, student_grid
-from pipeline.teacher.source import Source, weights_sha256
+from pipeline.teacher.source import Source
 from pipeline.teacher.teacher import Teacher
 from pipeline.teacher.timm_zoo import load_timm
 from pipeline.teacher.tower import build_tower
+from pipeline.weights import weights_sha256
 
 _LOADERS = {"open_clip": load_open_clip, "timm": load_timm}
 

@@ -1,6 +1,5 @@
 """Builds towers of both libraries, seeded and without log output; errors name a remedy."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +22,6 @@ class Source:
     tag: str
     mean: tuple[float, ...]  # of R, G, B in [0, 1]
     std: tuple[float, ...]
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Digest the state: for each tensor, by name, a line `name dtype shape` and then the bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:

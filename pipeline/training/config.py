@@ -8,15 +8,26 @@ from pydantic import Tag, model_validator
 
 from pipeline.config import named
 from pipeline.errors import ConfigError
+from pipeline.objectives.beit import Beit
+from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
+from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.maskdistill import MaskDistill
+from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
 
 # Every objective has one line here.
 AnyObjective = Annotated[
-    Annotated[MaskAlign, Tag("maskalign")] | Annotated[FeatureDistillation, Tag("fd")],
+    Annotated[MaskAlign, Tag("maskalign")]
+    | Annotated[FeatureDistillation, Tag("fd")]
+    | Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[MaskDistill, Tag("maskdistill")]
+    | Annotated[Milan, Tag("milan")]
+    | Annotated[Combined, Tag("combined")]
+    | Annotated[Beit, Tag("beit")],
     Choice(named("maskalign")),
 ]
 
@@ -79,9 +90,9 @@ class RunConfig(Sections):
                 f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
             )
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
+            use = "one; name only that" if needs.targets((0,)) else "none; remove data.levels"
             raise ValueError(
-                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from one; name "
-                "only that"
+                f"data.levels names {len(self.data.levels)} levels: objective {name!r} learns from {use}"
             )
         merged = {**defaults.model_dump(), **chosen}
         if chosen.get("hidden") is not None:

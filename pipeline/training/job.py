@@ -5,7 +5,8 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import AdamW
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, Setting, TrainingStep
+from pipeline.objectives.operations import training_operations
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
@@ -26,10 +28,12 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
+from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
+from pipeline.weights import weights_sha256
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
 # overlap. Of ViT-B's 338 MiB of gradients, torch's default of 25 MB makes 14 graphs, and 100 MB makes 5
@@ -56,6 +60,8 @@ class TrainingJob:
     warmup: int
     precision: str
     compiled: bool
+    initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
+    codebook: Codebook | None = None
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -67,12 +73,19 @@ class TrainingJob:
             "ranks": self.ranks.world_size,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
+            **({"codebook": self.codebook.digest} if self.codebook else {}),
         }
 
     @property
     def device_name(self) -> str:
         """The name of the device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @cached_property
+    def operations(self) -> int:
+        """The operations (FLOP) of one image in training, without a teacher in the loop."""
+        visible = self.config.mask.visible_count(self.cache.schema.patches)
+        return training_operations(self.objective, objective_setting(self.config, self.cache), visible)
 
     def save_checkpoint(self, step: int) -> None:
         """Save after `step` steps, on the main rank only; raises CheckpointError on all."""
@@ -116,18 +129,7 @@ def build_job(
 
     `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
-    pinned = (
-        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
-    )
-    views = config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    needs = config.objective.needs
-    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    batch_size = batch_of_rank(config.train, ranks.world_size)
-    window = config.data.chunks_of_window(batch_size)
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
-    levels = cache.level_indices(config.data.levels)
-    spec = StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
-    refuse_target(cache, levels, needs)
+    spec = stream_spec(config, cache, ranks, units)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
@@ -136,10 +138,30 @@ def build_job(
     )
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    resolved = (precision, choose_compilation(config.train, precision, device))
+    compiled = choose_compilation(config.train, precision, device)
+    initial = weights_sha256(objective.encoder.vit)
     return TrainingJob(
-        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup, *resolved
+        config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
+        precision, compiled, initial,
+    )  # fmt: skip
+
+
+def stream_spec(
+    config: RunConfig, cache: Cache, ranks: Ranks | None = None, units: Sequence[int] | None = None
+) -> StreamSpec:
+    """Return what determines one rank's samples; raises ConfigError for what this cache cannot serve."""
+    pinned = (
+        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     )
+    ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
+    needs = config.objective.needs
+    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
+    batch_size = batch_of_rank(config.train, ranks.world_size)
+    window = config.data.chunks_of_window(batch_size)
+    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
+    levels = cache.level_indices(config.data.levels)
+    refuse_target(cache, levels, needs)
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
 
 
 def build_optimiser(
@@ -180,7 +202,14 @@ def choose_compilation(train: TrainConfig, precision: str, device: torch.device)
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
     """Build the objective as it is before the first step: a function of configuration and cache."""
-    schema = cache.schema
+    setting = objective_setting(config, cache)
+    seed_initial_weights(config)
+    return config.objective.build(config.student, setting)
+
+
+def objective_setting(config: RunConfig, cache: Cache) -> Setting:
+    """Return the facts that an objective is built from. A tokenizer has no codes yet."""
+    schema, request = cache.schema, config.objective.codebook_request
     setting = Setting(
         schema.view.image_size,
         schema.view.patch_size,
@@ -190,8 +219,7 @@ def initial_objective(config: RunConfig, cache: Cache) -> Objective:
         schema.teacher.has_cls,
         schema.teacher.projection_width,
     )
-    seed_initial_weights(config)
-    return config.objective.build(config.student, setting)
+    return replace(setting, tokenizer=unfitted_tokenizer(request, setting)) if request else setting
 
 
 def seed_initial_weights(config: RunConfig) -> None:
@@ -200,7 +228,7 @@ def seed_initial_weights(config: RunConfig) -> None:
 
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
-    """Return what run.json says of the run itself."""
+    """Return what run.json says of the run itself; `operations` are FLOP of one image in training."""
     return {
         "config": job.config.model_dump(mode="json"),
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
@@ -211,8 +239,11 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         },
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
+        "initial_encoder": job.initial_encoder,
+        **({"codebook": job.codebook.facts} if job.codebook else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
+        "operations": job.operations,
         "device": job.device_name,
     }

@@ -1,11 +1,13 @@
 """Zero-shot: the demo's CLIP knows its classes by name, and what has no place in its space is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from networks import task, tiny_subject
 
+from pipeline.config import load_config
 from pipeline.demo.dataset import write_images
 from pipeline.demo.forms import CLASSES
 from pipeline.errors import ConfigError
@@ -14,6 +16,9 @@ from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import teacher_subject
 from pipeline.evaluation.zero_shot import ZeroShot
+from pipeline.teacher.request import LOCAL
+from pipeline.training.config import RunConfig
+from pipeline.training.run_folder import RUN_FILE
 
 CLIP = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline' / 'demo' / 'teacher'}"
 
@@ -38,6 +43,15 @@ def refused(drawn, tmp_path, message, subject=None, settings=None, **changes):
     subject = subject or tiny_subject(kind="teacher")
     with pytest.raises(ConfigError, match=message):
         run_evaluation(settings or ZeroShot(), task(tmp_path, subject, drawn, **changes))
+
+
+def test_a_student_that_predicts_no_cls_is_refused(drawn, tmp_path):
+    config = load_config(RunConfig, None, ["objective.name=mae"]).model_dump(mode="json")
+    described = {"config": config, "cache": {"teacher": {"tag": LOCAL}}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(described))
+    subject, run = tiny_subject(kind="run"), tmp_path / "run"
+    refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=run, teacher=CLIP)
 
 
 def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):

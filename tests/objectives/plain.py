@@ -10,10 +10,11 @@ def draw(*shape, seed=2, dtype=torch.float64):
     return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def view_of(images, visible):
-    """The visible patches (B, K, P) as the stream gives them."""
+def view_of(images, visible, hidden=None, pixels="visible"):
+    """The visible patches (B, K, P) as the stream gives them, or those and then the hidden ones (B, N, P)."""
     patches = cut_patches(images, 8)
-    return MaskedView(patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1])), visible)
+    shown = visible if pixels == "visible" else torch.cat([visible, hidden], dim=1)
+    return MaskedView(patches.gather(1, shown[..., None].expand(-1, -1, patches.shape[-1])), visible, hidden)
 
 
 def block_outputs(encoder, images, visible):

@@ -43,8 +43,8 @@ def run_folder(path, cache, metrics, config=None, **changes):
         "cache": {"path": cache.address, "digest": cache.digest, "teacher": teacher},
         "view": cache.schema.view.model_dump(mode="json"),
         "units": [0, 1], "steps": 60, "steps_per_epoch": 80,
-        "device": "cpu", "versions": {"torch": "2.14"}, "began": "2026-11-02T10:00:00+00:00",
-        "ended": "2026-11-02T11:00:00+00:00",
+        "operations": 31_630_000_000, "device": "cpu", "versions": {"torch": "2.14"},
+        "began": "2026-11-02T10:00:00+00:00", "ended": "2026-11-02T11:00:00+00:00",
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(described | changes))
     (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
@@ -66,7 +66,17 @@ def test_title_and_headline_say_what_became_of_the_run(text):
     words = Page(text).words
     assert words.count("my-run, 2026-11-02") == 2
     assert "vit_base_patch16_224 taught by timm test_vit: 22 of 60 steps, stopped" in words
-    assert {"22", "of 60, 0.275 epochs", "0.0455", "from 0.1000", "800", "1.0%", "30 s", "24"} <= set(words)
+    assert {
+        "22",
+        "of 60, 0.275 epochs",
+        "0.0455",
+        "from 0.1000",
+        "800",
+        "1.0%",
+        "30 s",
+        "24",
+        "31.6 GFLOP",
+    } <= set(words)
 
 
 def test_a_run_that_took_all_steps_is_finished(cache, tmp_path):

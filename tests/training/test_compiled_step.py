@@ -18,18 +18,22 @@ from pipeline.cache.encoding import TargetDecoder
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.objectives.losses import distance
+from pipeline.objectives.needs import VISIBLE_ALONE
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
+from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
 from pipeline.training.sections import TrainConfig
-from pipeline.training.targets import CachedTargets
+from pipeline.training.targets import CachedTargets, TeacherOutput
 from pipeline.training.trainer import Trainer
 
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
 REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
+CODES = "objective.codebook_size=30"
+DECODER = "objective.decoder_depth=1"
 WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
 
 
@@ -44,29 +48,38 @@ def graphs_of(*settings, encoding="int8", has_cls=True):
         [each for each in TINY if not each.startswith("mask.")] if "objective.name=fd" in settings else TINY
     )
     config, graphs = load_config(RunConfig, None, [*tiny, *settings]), []
-    masked, setting = config.objective.masked, Setting(32, 8, (1, 3), 4, 70, has_cls)
+    setting, request = Setting(32, 8, (1, 3), 4, 70, has_cls, 20), config.objective.codebook_request
+    if request:
+        setting = dataclasses.replace(setting, tokenizer=unfitted_tokenizer(request, setting))
+    visible = VISIBLE if config.objective.masked else PATCHES
     decoder = TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding)
-    targets = CachedTargets(decoder, config.objective.target, torch.ones(2, 70))
+    output = TeacherOutput(torch.ones(2, 70), projection=torch.ones(70, 20))
+    targets = CachedTargets(decoder, config.objective.needs.target, output)
     step = TrainingStep(config.objective.build(config.student, setting), targets)
     step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
     for _ in range(2):
-        batch = stored_batch(encoding, VISIBLE if masked else PATCHES, has_cls, levels=2 if masked else 1)
-        step(batch)[0].backward()
+        step(stored_batch(encoding, visible, has_cls, config.objective.needs))[0].backward()
     return graphs
 
 
-def stored_batch(encoding, visible=VISIBLE, has_cls=True, levels=2):
-    """A batch as the stream gives it, of a teacher 70 channels wide."""
+def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
+    """A batch as the stream gives it, of a teacher 70 channels wide and two levels."""
     width, dtype = {"int8": (70, torch.int8), "int4": (35, torch.uint8), "float16": (70, torch.float16)}[
         encoding
     ]
-    shape = (BATCH, levels, visible + has_cls)
-    return {
-        "patches": torch.zeros(BATCH, visible, PATCH_PIXELS, dtype=torch.uint8),
-        "visible": torch.rand(BATCH, PATCHES).argsort(1)[:, :visible],
-        "visible_codes": torch.randint(0, 8, (*shape, width)).to(dtype),
-        "visible_stats": torch.rand(*shape, 4).half(),
+    numbers, pixels = torch.rand(BATCH, PATCHES).argsort(1), visible if needs.pixels == "visible" else PATCHES
+    batch = {
+        "patches": torch.zeros(BATCH, pixels, PATCH_PIXELS, dtype=torch.uint8),
+        "visible": numbers[:, :visible],
     }
+    if needs.positions:
+        batch["hidden"] = numbers[:, visible:]
+    tokens = {"visible": visible + has_cls, "hidden": PATCHES - visible}
+    for part, levels in needs.targets((0, 1)).items():
+        shape = (BATCH, len(levels), tokens[part])
+        batch[f"{part}_codes"] = torch.randint(0, 8, (*shape, width)).to(dtype)
+        batch[f"{part}_stats"] = torch.rand(*shape, 4).half()
+    return batch
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,14 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, levels=2):
         (("objective.loss='l1'", "objective.target='l2'", REGISTERS), {"encoding": "float16"}),
         (("objective.head='norm_linear'", "student.drop_path=0.5"), {"has_cls": False}),
         (("objective.name=fd",), {}),
+        (("objective.name=mae", DECODER), {}),
+        (("objective.name=milan", "objective.preset=published", DECODER), {"encoding": "int4"}),
+        (("objective.name=milan", "objective.positions=visible"), {"has_cls": False}),
+        (("objective.name=combined", DECODER), {}),
+        (("objective.name=combined", "objective.reconstruct=pixels", DECODER), {}),
+        (("objective.name=maskdistill", "objective.preset=eva"), {}),
+        (("objective.name=beit", CODES, "student.drop_path=0.5"), {}),
+        (("objective.name=beit", CODES, "objective.codes=pixels", REGISTERS), {"has_cls": False}),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):

@@ -78,14 +78,15 @@ def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, sma
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
     start = {"maskalign", "commit", "command", "host", "began", "ended", "versions"}
     start |= {"first_step", "last_step"}
-    own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch"}
-    own |= {"device", "starts"}
+    own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "operations"}
+    own |= {"device", "starts", "initial_encoder"}
     assert set(described) == own | start
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     assert described["resolved"] == {"train.precision": "float32", "train.compile": False}
     assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
     assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
     assert (described["steps"], described["steps_per_epoch"], described["device"]) == (6, 8, "cpu")
+    assert described["operations"] > 0
     assert described["versions"]["torch"] == version("torch")
     assert set(described["versions"]) == {"python", "torch", "timm", "zarr", "webdataset", "numpy"}
     assert [set(each) for each in described["starts"]] == [start]

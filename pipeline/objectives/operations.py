@@ -1,0 +1,56 @@
+"""The training operations of one image, counted on the objective itself, without data and without computing.
+
+The tensors are on torch's meta device: they have shapes and no values. A new objective needs no line here.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.objectives.objective import MaskedView, Objective, Setting, Targets
+
+
+def training_operations(objective: Objective, setting: Setting, visible: int) -> int:
+    """Return the operations (FLOP) of one image's forward and backward pass with `visible` patches.
+
+    A multiply-accumulate is two. Counted are the products of layers, convolutions and attention: what runs
+    without gradient counts a third, and the patch embedding two thirds, since pixels get no gradient. Norms,
+    softmax, GELU and the decoding of targets are not counted, and the teacher is not part of the objective.
+    """
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        # Of fused attention the counter misses the products on some devices; those of MATH it knows on all.
+        loss: Tensor = functional_call(
+            objective, _without_values(objective), _one_image(objective, setting, visible)
+        )[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops())
+
+
+def _without_values(module: nn.Module) -> dict[str, Tensor]:
+    """Return stand-ins of all parameters and buffers."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {
+        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        for name, tensor in tensors
+    }
+
+
+def _one_image(objective: Objective, setting: Setting, visible: int) -> tuple[MaskedView, Targets]:
+    """Return stand-ins of what the stream delivers of one image."""
+    needs, patches = objective.needs, (setting.image_size // setting.patch_size) ** 2
+    tokens = {"visible": visible + int(setting.teacher_has_cls), "hidden": patches - visible}
+    width, pixels = setting.target_width(needs.target), 3 * setting.patch_size**2
+    found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
+    for part, levels in needs.targets(setting.levels).items():
+        found[part] = [torch.empty(1, tokens[part], width, device="meta") for _ in levels]
+    shown, hidden = visible if needs.pixels == "visible" else patches, None
+    if needs.positions:
+        hidden = torch.empty(1, tokens["hidden"], dtype=torch.int64, device="meta")
+    view = MaskedView(
+        torch.empty(1, shown, pixels, dtype=torch.uint8, device="meta"),
+        torch.empty(1, visible, dtype=torch.int64, device="meta"),
+        hidden,
+    )
+    return view, Targets(**found)

@@ -1,0 +1,89 @@
+"""Counted operations against the formulas of each paper's networks, for ViT-B/16 and its CLIP teacher."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.config import load_config
+from pipeline.objectives.objective import Setting
+from pipeline.objectives.operations import training_operations
+from pipeline.training.codebook import unfitted_tokenizer
+from pipeline.training.config import RunConfig, objective_kinds
+
+PATCHES, WIDTH, TEACHER = 196, 768, 768
+VIT_B = Setting(224, 16, (7, 8, 9, 10, 11), 12, TEACHER, True, 512)
+
+
+def blocks(depth, tokens, width=WIDTH):
+    """Multiply-accumulates of plain blocks."""
+    return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def encoder(patches):
+    """Those of the encoder on CLS and some patches."""
+    return 768 * WIDTH * patches + blocks(12, patches + 1)
+
+
+def cross(depth, queries, keys, width):
+    """Those of blocks in which queries read keys; only queries have an MLP."""
+    return depth * (
+        2 * queries * width**2 + 2 * keys * width**2 + 2 * queries * keys * width + 8 * queries * width**2
+    )
+
+
+CODES = WIDTH * 8192
+ALIGNED = encoder(58) + 5 * 59 * WIDTH * TEACHER
+DECODED = encoder(49) + 50 * WIDTH * 512
+# Multiply-accumulates of a forward pass with the published masks, and those of training relative to
+# MaskAlign's. What runs without gradient counts a third.
+FORMULAS = {
+    "maskalign": (ALIGNED, 1.0),
+    "fd": (encoder(196) + 197 * WIDTH * TEACHER, 3.35),
+    "maskdistill": (encoder(196) + 78 * WIDTH * TEACHER, 3.33),
+    "beit": (encoder(196) + 75 * CODES, 3.41),
+    "beit2": (encoder(196) + blocks(2, 197) + 2 * 75 * CODES, 4.05),
+    "mae": (DECODED + blocks(8, 197, 512) + 147 * 512 * 768, 1.83),
+    "milan": (DECODED + cross(8, 147, 197, 512) + 197 * 512 * TEACHER, 1.62),
+    "combined": (ALIGNED + 59 * WIDTH * 512 + blocks(2, 197, 512) + 138 * 512 * TEACHER, 1.27),
+    "cae": (4 / 3 * encoder(98) + cross(4, 98, 196, WIDTH) + blocks(4, 98) + 98 * CODES, 3.47),
+}
+
+
+def counted(name):
+    config = load_config(RunConfig, None, [f"objective.name={name}"])
+    request, setting = config.objective.codebook_request, VIT_B
+    if request:
+        setting = replace(setting, tokenizer=unfitted_tokenizer(request, setting))
+    objective = config.objective.build(config.student, setting)
+    return training_operations(objective, VIT_B, config.mask.visible_count(PATCHES))
+
+
+@pytest.fixture(scope="module")
+def of_maskalign():
+    return counted("maskalign")
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS.keys() & objective_kinds().keys()))
+def test_counted_operations_are_the_formulas(name, of_maskalign):
+    forward, relative = FORMULAS[name]
+    found = counted(name)
+    assert found == pytest.approx(2 * 3 * forward, rel=0.05)
+    assert found / of_maskalign == pytest.approx(relative, rel=0.05)
+
+
+def test_counting_changes_neither_the_objective_nor_the_random_numbers(tiny_objective):
+    objective, before = tiny_objective(drop_path=0.5), torch.get_rng_state()
+    weights = {name: value.clone() for name, value in objective.state_dict().items()}
+    assert training_operations(objective, Setting(32, 8, (1, 4, 5), 6, 20, True), 6) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, weights[name]) for name, value in objective.state_dict().items())
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+
+def test_operations_are_those_by_hand(tiny_objective):
+    """Three times the forward pass's products, except in the first layer: pixels need no gradient."""
+    width, depth, visible, tokens = 48, 3, 6, 7
+    forward = blocks(depth, tokens, width) + 3 * tokens * width * 20
+    by_hand = 2 * (3 * forward + 2 * visible * 3 * 8**2 * width)
+    assert training_operations(tiny_objective(), Setting(32, 8, (1, 4, 5), 6, 20, True), visible) == by_hand
