@@ -23,12 +23,12 @@ from pipeline.evaluation.subject import Subject, recorded_teacher
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.student.patches import cut_patches
-from pipeline.teacher.source import weights_sha256
 from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.job import initial_objective
 from pipeline.training.run_folder import read_run
+from pipeline.weights import weights_sha256
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
 
