@@ -5,7 +5,7 @@ tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -32,8 +32,6 @@ MAE_RECIPE: Mapping[str, Any] = {
 
 class DecoderConfig(ObjectiveConfig):
     """The size of a decoder: blocks, channels W and heads. Defaults are MAE's for ViT-B and ViT-L."""
-
-    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.75}
 
     decoder_depth: PositiveInt = 8
     decoder_width: PositiveInt = 512

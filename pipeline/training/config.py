@@ -10,6 +10,7 @@ from pipeline.config import named
 from pipeline.errors import ConfigError
 from pipeline.objectives.beit import Beit
 from pipeline.objectives.beit2 import Beit2
+from pipeline.objectives.cae import ContextAutoencoder
 from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
@@ -25,6 +26,7 @@ AnyObjective = Annotated[
     Annotated[MaskAlign, Tag("maskalign")]
     | Annotated[FeatureDistillation, Tag("fd")]
     | Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[ContextAutoencoder, Tag("cae")]
     | Annotated[MaskDistill, Tag("maskdistill")]
     | Annotated[Milan, Tag("milan")]
     | Annotated[Combined, Tag("combined")]
