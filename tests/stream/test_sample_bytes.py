@@ -16,6 +16,7 @@ KILOBYTES = {
     "mae": 151,
     "milan": 195,
     "cae": 229,
+    "combined": 391,
 }
 
 

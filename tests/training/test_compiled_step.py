@@ -21,6 +21,7 @@ from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import VISIBLE_ALONE
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
+from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
@@ -31,6 +32,7 @@ from pipeline.training.trainer import Trainer
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
 REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
+CODES = "objective.codebook_size=30"
 DECODER = "objective.decoder_depth=1"
 WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
 
@@ -46,7 +48,9 @@ def graphs_of(*settings, encoding="int8", has_cls=True):
         [each for each in TINY if not each.startswith("mask.")] if "objective.name=fd" in settings else TINY
     )
     config, graphs = load_config(RunConfig, None, [*tiny, *settings]), []
-    setting = Setting(32, 8, (1, 3), 4, 70, has_cls, 20)
+    setting, request = Setting(32, 8, (1, 3), 4, 70, has_cls, 20), config.objective.codebook_request
+    if request:
+        setting = dataclasses.replace(setting, tokenizer=unfitted_tokenizer(request, setting))
     visible = VISIBLE if config.objective.masked else PATCHES
     decoder = TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding)
     output = TeacherOutput(torch.ones(2, 70), projection=torch.ones(70, 20))
@@ -90,6 +94,16 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.head='norm_linear'", "student.drop_path=0.5"), {"has_cls": False}),
         (("objective.name=fd",), {}),
         (("objective.name=mae", DECODER), {}),
+        (("objective.name=milan", "objective.preset=published", DECODER), {"encoding": "int4"}),
+        (("objective.name=milan", "objective.positions=visible"), {"has_cls": False}),
+        (("objective.name=combined", DECODER), {}),
+        (("objective.name=combined", "objective.reconstruct=pixels", DECODER), {}),
+        (("objective.name=maskdistill", "objective.preset=eva"), {}),
+        (("objective.name=beit", CODES, "student.drop_path=0.5"), {}),
+        (("objective.name=beit", CODES, "objective.codes=pixels", REGISTERS), {"has_cls": False}),
+        (("objective.name=beit2", CODES, "objective.preset=published"), {}),
+        (("objective.name=cae", "objective.regressor_depth=1", DECODER, CODES), {}),
+        (("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher"), {}),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):

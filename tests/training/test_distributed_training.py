@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import assert_same_bits, losses, metrics, saved_steps, train
-from two_ranks_script import STEPS, steps_on_joint_batches
+from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
 from pipeline.training.distributed import Ranks
 from pipeline.training.run_folder import read_evaluations
@@ -45,8 +45,13 @@ def folder(small_cache_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(small_cache_path, tmp_path_factory):
-    """The same steps by one process on the joint batches."""
-    return steps_on_joint_batches(small_cache_path, tmp_path_factory.mktemp("alone"), Ranks())
+    """The same steps by one process on the joint batches, of MaskAlign and of MAE."""
+    run = tmp_path_factory.mktemp("alone")
+    steps = {
+        name: steps_on_joint_batches(small_cache_path, run, Ranks(), JOINT_STEPS[name])
+        for name in ("joint-1", "mae")
+    }
+    return {**steps, "joint-2": steps["joint-1"]}
 
 
 def load(path):
@@ -54,12 +59,12 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, accumulate):
-    found = load(folder / f"joint-{accumulate}-0.pt")
-    assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
+@pytest.mark.parametrize("name", JOINT_STEPS)
+def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, name):
+    found, expected = load(folder / f"{name}-0.pt"), alone[name]
+    assert torch.allclose(found["losses"], expected["losses"], rtol=1e-5)
     assert len(found["gradients"]) == STEPS
-    for ours, theirs in zip(found["gradients"], alone["gradients"], strict=True):
+    for ours, theirs in zip(found["gradients"], expected["gradients"], strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             largest = max(float(value.abs().max()), 1e-3)
@@ -68,13 +73,13 @@ def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, ac
 
 def test_weights_after_some_steps_equal_those_of_the_joint_batch(folder, alone):
     found = load(folder / "joint-1-0.pt")["student"]
-    for name, value in alone["student"].items():
+    for name, value in alone["joint-1"]["student"].items():
         # The bias of the keys has no gradient but rounding, which Adam scales to whole steps.
         if not name.endswith("attn.qkv.bias"):
             assert torch.allclose(found[name], value, atol=1e-5), name
 
 
-@pytest.mark.parametrize("name", ["joint-1", "joint-2"])
+@pytest.mark.parametrize("name", JOINT_STEPS)
 def test_both_ranks_have_the_same_gradients_and_weights(folder, name):
     assert_same_bits(load(folder / f"{name}-0.pt"), load(folder / f"{name}-1.pt"))
 

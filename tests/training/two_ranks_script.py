@@ -24,32 +24,32 @@ from stages.train_student import train_student
 
 STEPS = 3
 JOINT_BATCH = 32
+MAE = ("objective={name='mae', decoder_depth=1, decoder_width=32, decoder_heads=2}",)
+JOINT_STEPS = {"joint-1": (), "joint-2": ("train.accumulate=2",), "mae": MAE}
 SETTINGS = ("student.drop_path=0.0", f"train.global_batch={JOINT_BATCH}", "optim.base_lr=0.001")
 
 
-def joint_batch(step):
+def joint_batch(step, needs):
     """Batch number `step` of all ranks together; random, so it does not depend on their number."""
     generator = torch.Generator().manual_seed(step)
 
     def draw(high, *shape):
         return torch.randint(0, high, (JOINT_BATCH, *shape), generator=generator)
 
-    visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
+    patches = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)
+    batch = {"visible": patches[:, :8].sort(1).values, "hidden": patches[:, 8:].sort(1).values}
     codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
-    return {
-        "patches": draw(256, 8, 768).to(torch.uint8),
-        "visible": visible,
-        "visible_codes": codes.to(torch.int8),
-        "visible_stats": stats.half(),
-    }
+    if needs.visible != "none":
+        batch |= {"visible_codes": codes.to(torch.int8), "visible_stats": stats.half()}
+    return batch | {"patches": draw(256, 8 if needs.pixels == "visible" else 16, 768).to(torch.uint8)}
 
 
-def steps_on_joint_batches(cache, run, ranks, accumulate=1):
+def steps_on_joint_batches(cache, run, ranks, settings):
     """Take steps on this rank's share of the joint batches.
 
     Returns the losses (STEPS, 1 + M), the gradients of each step and the weights.
     """
-    job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
+    job, gradients = tiny_job(cache, run, *SETTINGS, *settings, ranks=ranks), []
     parameters = dict(job.objective.named_parameters())
 
     def note(*_):
@@ -61,7 +61,7 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
     trainer = Trainer(job, job.build_step().train())
     losses = []
     for step in range(STEPS):
-        share = list(micro_batches(joint_batch(step), ranks.world_size))[ranks.rank]
+        share = list(micro_batches(joint_batch(step, job.objective.needs), ranks.world_size))[ranks.rank]
         losses.append(ranks.mean(trainer.step(share, step)))
     return {"losses": torch.stack(losses), "gradients": gradients, "student": job.objective.state_dict()}
 
@@ -132,10 +132,9 @@ def main(folder, cache):
     torch.set_num_threads(1)
     with joined_ranks(CPU) as ranks:
         assert ranks == Ranks(ranks.rank, 2)
-        for accumulate in (1, 2):
+        for name, settings in JOINT_STEPS.items():
             torch.save(
-                steps_on_joint_batches(cache, folder, ranks, accumulate),
-                folder / f"joint-{accumulate}-{ranks.rank}.pt",
+                steps_on_joint_batches(cache, folder, ranks, settings), folder / f"{name}-{ranks.rank}.pt"
             )
         job = tiny_job(cache, folder / "own", ranks=ranks)
         if ranks.is_main:

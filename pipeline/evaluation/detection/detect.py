@@ -50,6 +50,10 @@ class Detect(Section):
 
     name: ClassVar[str] = "detect"
     protocol: ClassVar[str] = "Mask R-CNN on a simple pyramid, version 1"
+    unused: ClassVar = {
+        "features": "it keeps no features",
+        "image_size": "give --set image_size=PIXELS",
+    }
 
     frozen: bool = True
     image_size: int = Field(512, ge=32)
@@ -75,7 +79,10 @@ class Detect(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """Let few steps have few steps of warm-up, unless it is given."""
+        """Let few steps have few steps of warm-up, and refuse what a frozen encoder does not use."""
+        unused = sorted({"layer_decay", "drop_path"} & values.keys()) if values.get("frozen", True) else []
+        if unused:
+            raise ValueError(f"{unused[0]} is for an encoder that is trained: give frozen=false, too")
         steps = values.get("steps")
         warmup = {"warmup": min(250, steps // 20)} if isinstance(steps, int) and steps > 0 else {}
         # what a validator passes on is no longer JSON, whose lists would be tuples

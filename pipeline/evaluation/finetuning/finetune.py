@@ -35,6 +35,7 @@ class Finetune(TrySettings):
     name: ClassVar[str] = "finetune"
     protocol: ClassVar[str] = "fine-tuning, version 1"
     several_ranks: ClassVar[bool] = True
+    unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)

@@ -36,16 +36,11 @@ def save_query_maps(task: Task, head: Head, images: Sequence[LabelledImage], wit
 
 def _rows(pixels: Pixels, weights: NDArray[np.float32]) -> Iterator[Mapping[str, Pixels]]:
     """Yield rows of eight queries of an image (S, S, 3) with maps (Q, h, w); the first shows the image."""
-    blank, count = np.full_like(pixels, 250), len(weights)
+    count = len(weights)
     columns = min(_COLUMNS, count)
     for start in range(0, count, columns):
-        first = not start
-        row = {
-            "image": pixels if first else blank,
-            "all queries": heat_panel(pixels, weights.mean(0)) if first else blank,
-        }
-        for column in range(columns):
-            numbers = ", ".join(str(number + 1) for number in range(column, count, columns))
-            query = start + column
-            row[f"query: {numbers}"] = heat_panel(pixels, weights[query]) if query < count else blank
+        row = {} if start else {"image": pixels, "all queries": heat_panel(pixels, weights.mean(0))}
+        for query in range(start, min(start + columns, count)):
+            numbers = ", ".join(str(number + 1) for number in range(query - start, count, columns))
+            row[f"query: {numbers}"] = heat_panel(pixels, weights[query])
         yield row

@@ -54,6 +54,10 @@ class Segment(Section):
 
     name: ClassVar[str] = "segment"
     protocol: ClassVar[str] = "semantic segmentation, version 1"
+    unused: ClassVar = {
+        "features": "it keeps no features",
+        "image_size": "give --set size=PIXELS",
+    }
 
     kind: Kind = "linear"
     size: int = Field(512, ge=1)
