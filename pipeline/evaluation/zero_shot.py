@@ -69,13 +69,13 @@ class ZeroShot(Section):
         ):
             raise ConfigError("each of templates must have {} where the name of the class belongs")
         clip = load_clip(spec)
+        is_student = task.subject.facts.kind == "run"
+        embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
         if weights_sha256(clip.model.visual) != _teachers_weights(task):
             raise ConfigError(
                 f"{spec!r} has other weights than the teacher, so its texts lie in another space: "
                 "give the address of the teacher with --set teacher=ADDRESS"
             )
-        is_student = task.subject.facts.kind == "run"
-        embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
         classes = clip.classes(names, self.templates).to(task.subject.device)
         left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
         with torch.inference_mode():
