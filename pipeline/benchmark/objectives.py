@@ -17,7 +17,7 @@ from pipeline.student.backbone import create_backbone
 from pipeline.student.initialise import initialise
 from pipeline.training.trainer import Trainer
 
-OBJECTIVES = ("maskalign", "mae")
+OBJECTIVES = ("maskalign", "mae", "maskdistill", "milan")
 # With the published decoders a step of the tiny recipe would take seconds on a CPU.
 _SMALL_DECODER = {"decoder_depth": 2, "decoder_width": 192, "decoder_heads": 3}
 _LARGEST_BATCH = 256  # whole images take more memory than visible patches
