@@ -63,6 +63,13 @@ def test_kmeans_is_the_plain_one_and_moves_empty_codes(monkeypatch):
     assert use_of_codes((F.normalize(points, dim=-1) @ found.T).argmax(-1), 40)["share_taken"] > 0.9
 
 
+def test_points_without_direction_take_no_code_but_the_first():
+    points = torch.cat([torch.zeros(100, 16), clusters()])
+    found = spherical_kmeans(points, points[90:130], rounds=3)
+    torch.testing.assert_close(found[1:].norm(dim=1), torch.ones(39))
+    assert not (points[:1] @ found.T).argmax(-1).any()
+
+
 def test_kmeans_finds_what_scikit_learn_finds():
     points = clusters()
     start, units = points[::50], F.normalize(points, dim=-1)
