@@ -42,17 +42,22 @@ class CodesConfig(ObjectiveConfig):
 
 
 class Tokenizer(nn.Module):
-    """The number of the nearest of `size` codes (size, D') of unit length, by cosine. Frozen.
+    """The number of the nearest of `size` codes (size, W) of unit length, by cosine. Frozen.
 
-    The codes are zero until a codebook is loaded.
+    For k-means W is the width D' of the values. VQ-KD has a small network, `encode`, from D' to W channels
+    before its codes. All are without values until a codebook is loaded.
     """
 
     codes: Tensor
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, encoded_width: int | None = None) -> None:
         super().__init__()
         self.size, self.width = size, width
-        self.register_buffer("codes", torch.zeros(size, width))
+        self.encode = nn.Sequential()
+        if encoded_width:
+            self.encode.extend([nn.Linear(width, width), nn.Tanh(), nn.Linear(width, encoded_width)])
+        self.register_buffer("codes", torch.zeros(size, encoded_width or width))
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, values: Tensor) -> Tensor:
@@ -61,9 +66,16 @@ class Tokenizer(nn.Module):
         In half precision many codes would be equally near.
         """
         with _no_autocast(values.device):
-            points = values.to(self.codes.dtype).flatten(0, 1)
-            nearest = [(part @ self.codes.T).argmax(-1) for part in _parts(self.size, points)]
-        return torch.cat(nearest).view(values.shape[:-1])
+            return self.nearest(self.encode(values.to(self.codes.dtype)))
+
+    def points(self, values: Tensor) -> Tensor:
+        """Return where values (..., D') lie among the codes, (..., W) of unit length."""
+        return F.normalize(self.encode(values), dim=-1)
+
+    def nearest(self, points: Tensor) -> Tensor:
+        """Return the codes (...) int64 whose direction is nearest to that of points (..., W)."""
+        parts = _parts(self.size, points.flatten(0, -2))
+        return torch.cat([(part @ self.codes.T).argmax(-1) for part in parts]).view(points.shape[:-1])
 
 
 def code_loss(head: nn.Linear, tokens: Tensor, codes: Tensor) -> Tensor:
@@ -79,9 +91,9 @@ def code_loss(head: nn.Linear, tokens: Tensor, codes: Tensor) -> Tensor:
     return loss
 
 
-# An operator of its own, since the other ways do not compile as one graph under DDP: torch's compiler cuts
-# no graph that holds a checkpointed part or an autograd.Function. The gradients are made beside the loss,
-# while a part's logits are there, so that no product is computed twice.
+# The gradients are made beside the loss, while a part's logits are there: checkpointing would compute these
+# twice. It is an operator of its own so that the compiler, which does not look inside, keeps no logits for
+# the backward pass; under DDP too the step stays one graph for each bucket.
 @torch.library.custom_op("maskalign::code_loss", mutates_args=())
 def _code_loss(
     tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor

@@ -52,6 +52,12 @@ td { overflow-wrap: anywhere; }
 tr:first-child > * { border-top: 0; }
 th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; color: var(--muted); }
 .log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
+.compared th, .compared td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
+.compared th:first-child { text-align: left; color: var(--ink); position: sticky; left: 0;
+  background: var(--card); }
+.compared .failed th:first-child { color: var(--warm); }
+.figure svg { min-width: 600px; }
+.notes { padding-left: 32px; overflow-wrap: anywhere; }
 .behind .log :is(th, td):first-child { text-align: left; }
 .scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; }
 .scores .share { width: 99%; }

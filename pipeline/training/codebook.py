@@ -24,6 +24,7 @@ from pipeline.objectives.objective import Objective, Setting
 from pipeline.stream.samples import StreamSpec
 
 CODEBOOK_FILE = "codebook.safetensors"
+VQKD_WIDTH = 32  # channels of its codes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def unfitted_tokenizer(request: CodebookRequest, setting: Setting) -> Tokenizer:
     """Return the tokenizer that a request stands for, whose codes are zero."""
     if request.source == "pixels":
         return Tokenizer(request.size, 3 * setting.patch_size**2)
-    return Tokenizer(request.size, setting.target_width(request.target))
+    encoded = VQKD_WIDTH if request.kind == "vqkd" else None
+    return Tokenizer(request.size, setting.target_width(request.target), encoded)
 
 
 def tokenizer_of(objective: Objective) -> Tokenizer:

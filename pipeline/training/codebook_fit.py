@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -23,6 +24,9 @@ from pipeline.training.codebook_sample import sample_tokens
 from pipeline.training.job import TrainingJob
 from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
 from pipeline.training.run_folder import read_run, refuse_differences, storage_errors
+from pipeline.training.vqkd import fit_vqkd
+
+_VIEWS_AT_ONCE = 256
 
 
 def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) -> Codebook | None:
@@ -43,13 +47,16 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
             if request.path is not None:
                 data = read_codebook(codebook_at(request.path))[1]
             else:
-                say(f"fitting {request.size:,} codes to the cache ({request.kind} of {request.source})")
-                data = make_codebook(job, request)
+                say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
+                data = make_codebook(job, request, say)
             replace_file(file, data)
             return data
 
     # The bytes travel to the other ranks, so that all have the same whatever their file systems show.
     data = job.ranks.decide(decide)
+    if job.device.type == "cuda":  # the sample is larger than a step, whose memory is measured
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(job.device)
     with job.ranks.together():
         found = load_codebook(data, tokenizer_of(job.objective))
         if resumed:
@@ -57,22 +64,24 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
     return found
 
 
-@torch.no_grad()
-def make_codebook(job: TrainingJob, request: CodebookRequest) -> bytes:
+def make_codebook(
+    job: TrainingJob, request: CodebookRequest, say: Callable[[str], None] = lambda _: None
+) -> bytes:
     """Fit the tokenizer of a job to a sample of its cache; return the bytes of the codebook's file.
 
     Raises CacheError if the cache cannot be read.
     """
     seed, tokenizer = job.config.train.seed, tokenizer_of(job.objective)
     values = sample_tokens(job, request)
-    points = values.flatten(0, 1)
-    start = random_start(points, request.size, generator(seed, "codebook start"))
-    tokenizer.codes.copy_(spherical_kmeans(points, start))
-    facts = {
-        **expected_facts(request, job.cache, job.spec, tokenizer),
-        "seed": seed,
-        "tokens": len(points),
-        **use_of_codes(tokenizer(values), request.size),
-    }
+    facts: dict[str, Any] = {"seed": seed, "tokens": values.shape[0] * values.shape[1]}
+    if request.kind == "vqkd":
+        facts |= fit_vqkd(tokenizer, values, request, seed, say)
+    else:
+        points = values.flatten(0, 1)
+        start = random_start(points, request.size, generator(seed, "codebook start"))
+        tokenizer.codes.copy_(spherical_kmeans(points, start))
+    facts |= expected_facts(request, job.cache, job.spec, tokenizer)
+    taken = [tokenizer(views) for views in values.split(_VIEWS_AT_ONCE)]  # type: ignore[no-untyped-call]
+    facts |= use_of_codes(torch.cat(taken), request.size)
     tensors = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
     return save(tensors, {"codebook": json.dumps(facts)})

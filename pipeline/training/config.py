@@ -9,6 +9,7 @@ from pydantic import Tag, model_validator
 from pipeline.config import named
 from pipeline.errors import ConfigError
 from pipeline.objectives.beit import Beit
+from pipeline.objectives.beit2 import Beit2
 from pipeline.objectives.cae import ContextAutoencoder
 from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
@@ -29,7 +30,8 @@ AnyObjective = Annotated[
     | Annotated[MaskDistill, Tag("maskdistill")]
     | Annotated[Milan, Tag("milan")]
     | Annotated[Combined, Tag("combined")]
-    | Annotated[Beit, Tag("beit")],
+    | Annotated[Beit, Tag("beit")]
+    | Annotated[Beit2, Tag("beit2")],
     Choice(named("maskalign")),
 ]
 

@@ -19,8 +19,8 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
     """Return codes (size, W) of unit length for points (T, W), of which only directions count.
 
     They begin at `start` (size, W). In each round every code moves to the mean direction of the points that
-    are nearest to it, and a code without any to the point farthest from its own. The same points and start
-    give the same codes: sums are float64, by an operation that is deterministic on a GPU too.
+    are nearest to it, and a code without any to the point farthest from its own. No code moves to
+    points of length zero, such as flat patches of pixels; all of these are nearest to the first code.
     """
     codes, size = F.normalize(start, dim=-1), len(start)
     for _ in range(rounds):
@@ -29,14 +29,26 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
         for part in points.split(max(1, _COSINES_AT_ONCE // size)):  # type: ignore[no-untyped-call]
             units = F.normalize(part, dim=-1)
             best = (units @ codes.T).max(-1)
-            sums.index_put_((best.indices,), units.double(), accumulate=True)
+            _add_to(sums, units, best.indices)
             nearest.append(best.indices)
-            cosines.append(best.values)
+            cosines.append(best.values.where(part.any(-1), 1))
         codes = F.normalize(sums, dim=-1).to(points.dtype)
         empty = (torch.bincount(torch.cat(nearest), minlength=size) == 0).nonzero().flatten()
         farthest = torch.cat(cosines).sort(stable=True).indices[: len(empty)]
         codes[empty] = F.normalize(points[farthest], dim=-1)
     return codes
+
+
+def mean_directions(points: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the mean directions (size, W) of the points (T, W) of each code, and which have any (size,)."""
+    sums = torch.zeros(size, points.shape[-1], dtype=torch.float64, device=points.device)
+    _add_to(sums, points, numbers)
+    return F.normalize(sums, dim=-1).to(points.dtype), torch.bincount(numbers, minlength=size) > 0
+
+
+def _add_to(sums: Tensor, points: Tensor, numbers: Tensor) -> None:
+    """Add points (T, W) to the sums (size, W) float64 of their codes; deterministic on a GPU too."""
+    sums.index_put_((numbers,), points.double(), accumulate=True)
 
 
 def use_of_codes(codes: Tensor, size: int) -> dict[str, float]:

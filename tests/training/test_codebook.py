@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import caches
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,14 @@ from training_runs import (
     assert_same_runs,
     killed_after,
     losses,
+    tiny_job,
     train,
     trained,
 )
 
+from pipeline.cache.reader import Cache
 from pipeline.seeding import generator
+from pipeline.training.codebook_sample import drawn_rows
 from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
 
 BEIT = (
@@ -25,6 +29,7 @@ BEIT = (
     "objective.name=beit",
     "objective.codebook_size=24",
 )
+VQKD = ("objective.tokenizer=vqkd", "objective.vqkd_steps=5", "objective.vqkd_blocks=1")
 
 
 def clusters(groups=12, each=50, width=16, spread=0.05):
@@ -56,6 +61,13 @@ def test_kmeans_is_the_plain_one_and_moves_empty_codes(monkeypatch):
     found = spherical_kmeans(points, start, rounds=4)
     np.testing.assert_allclose(found, plain_kmeans(points.numpy(), start.numpy(), 4), rtol=0, atol=1e-12)
     assert use_of_codes((F.normalize(points, dim=-1) @ found.T).argmax(-1), 40)["share_taken"] > 0.9
+
+
+def test_points_without_direction_take_no_code_but_the_first():
+    points = torch.cat([torch.zeros(100, 16), clusters()])
+    found = spherical_kmeans(points, points[90:130], rounds=3)
+    torch.testing.assert_close(found[1:].norm(dim=1), torch.ones(39))
+    assert not (points[:1] @ found.T).argmax(-1).any()
 
 
 def test_kmeans_finds_what_scikit_learn_finds():
@@ -123,6 +135,8 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
     for settings, message in (
         ([shared, "objective.codebook_size=25"], "does not fit this run: it has size 24, not 25; give"),
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another run's, or leave"),
+        ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
+        ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another run's"),
         ([f"objective.codebook={tmp_path}"], "is not a codebook ([Errno 2]"),
         ([f"objective.codebook={finished / 'run.json'}"], "is not a codebook (Error while deserializing"),
         ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata name no codebook"),
@@ -135,6 +149,48 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         result = train(small_cache_path, tmp_path / "run", *settings, tiny=BEIT)
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert not (tmp_path / "run").exists()
+    other = caches.real(tmp_path, tars=1, views=1, encoding="int4", levels="2")
+    result = train(other, tmp_path / "run", shared, tiny=BEIT)
+    digests = described(finished)["pinned"]["cache"], Cache(other).digest
+    assert "it has cache '{}', not '{}'; give".format(*digests) in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "codes", "width"),
+    [
+        (["objective.codes=pixels"], "kmeans", "pixels", 768),
+        (["objective.name=beit2"], "kmeans", "features", 64),
+        (["objective.name=beit2", *VQKD], "vqkd", "features", 64),
+    ],
+)
+def test_other_codes_train_and_resume(small_cache_path, tmp_path, settings, kind, codes, width):
+    run = trained(small_cache_path, tmp_path / "run", *settings, "objective.codebook_tokens=640", tiny=BEIT)
+    found = described(run)["codebook"]
+    assert [found[key] for key in ("kind", "codes", "width", "tokens")] == [kind, codes, width, 640]
+    assert losses(run)[-1]["loss"] < losses(run)[0]["loss"]
+    resumed = killed_after(run, 3, tmp_path / "resumed")
+    trained(small_cache_path, resumed, resume=True)
+    assert_same_runs(run, resumed, 6)
+
+
+def test_codes_of_pixels_need_no_stored_patches(tmp_path):
+    cache = caches.real(tmp_path, tars=1, views=1, keep=0.5)
+    trained(cache, tmp_path / "run", "objective.codes=pixels", tiny=BEIT)
+    result = train(cache, tmp_path / "other", tiny=BEIT)
+    assert (result.exit_code, "the objective needs targets of hidden patches" in result.output) == (2, True)
+
+
+def test_the_sample_is_spread_over_chunks_and_each_row_comes_once(small_cache_path, tmp_path):
+    """The cache has 4 units of 70 images: chunks of 64 and of 6."""
+    spec = tiny_job(small_cache_path, tmp_path).spec
+    for count, chunks in ((20, 2), (40, 3), (280, 8)):
+        picks = list(drawn_rows(spec, count, 0))
+        taken = {(unit, chunk, row) for (unit, chunk, _), rows in picks for row in rows.tolist()}
+        assert sum(len(rows) for _, rows in picks) == len(taken) == count
+        assert len(picks) >= chunks
+        assert max(len(rows) for _, rows in picks) <= (16 if count < 88 else 64)
+    assert list(map(str, drawn_rows(spec, 40, 0))) == list(map(str, drawn_rows(spec, 40, 0)))
+    assert list(map(str, drawn_rows(spec, 40, 0))) != list(map(str, drawn_rows(spec, 40, 1)))
 
 
 def test_a_changed_or_missing_codebook_ends_a_resume(small_cache_path, finished, tmp_path):

@@ -108,6 +108,7 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.name=maskdistill", "objective.preset=eva"), {}),
         (("objective.name=beit", CODES, "student.drop_path=0.5"), {}),
         (("objective.name=beit", CODES, "objective.codes=pixels", REGISTERS), {"has_cls": False}),
+        (("objective.name=beit2", CODES, "objective.preset=published"), {}),
         (("objective.name=cae", "objective.regressor_depth=1", DECODER, CODES), {}),
         (("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher"), {}),
     ],
