@@ -1,7 +1,6 @@
 """What runs after the encoder and is thrown away: blocks on mask tokens, and pixels as a target.
 
-MAE (arXiv 2111.06377) runs plain blocks on all tokens, MILAN (arXiv 2208.06049) updates only mask
-tokens.
+MAE (arXiv 2111.06377) runs plain blocks on all tokens. MILAN (arXiv 2208.06049) updates mask tokens alone.
 """
 
 from collections.abc import Mapping
@@ -95,7 +94,19 @@ class Decoder(nn.Module):
 
 
 class PromptDecoder(Decoder):
-    """MILAN's decoder: the encoder's tokens are prompts, which no block changes."""
+    """MILAN's decoder: the encoder's tokens are prompts, which no block changes.
+
+    The query layer is drawn apart from that of keys and values, since the original has two.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, encoder: MaskedEncoder, channels: int, *, hides: bool = True
+    ) -> None:
+        super().__init__(config, encoder, channels, hides=hides)
+        width = config.decoder_width
+        for weight in (value.detach() for name, value in self.named_parameters() if "qkv.weight" in name):
+            nn.init.xavier_uniform_(weight[:width])
+            nn.init.xavier_uniform_(weight[width:])
 
     def forward(self, placed: Tensor, hidden: Tensor) -> Tensor:
         """Return predictions (B, U, channels) for hidden patches (B, U); blocks run on mask tokens."""

@@ -5,6 +5,8 @@ import torch
 from plain import draw
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.objectives import codes
 from pipeline.objectives.codes import Tokenizer, code_loss
@@ -52,6 +54,31 @@ def test_half_precision_gives_a_single_precision_loss_and_gradients():
         ):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=0.1, atol=2e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        made = [each for each in tree_leaves(found) if isinstance(each, torch.Tensor)]
+        self.numbers = max([self.numbers, *(each.numel() for each in made)])
+        return found
+
+
+def test_no_more_logits_than_stated_are_ever_there(monkeypatch):
+    monkeypatch.setattr(codes, "_LOGITS_AT_ONCE", 4 * 3000)
+    tokens, weight, bias = torch.randn(500, 2), torch.randn(3000, 2), torch.zeros(3000)
+    tokenizer = Tokenizer(3000, 2)
+    with Largest() as largest:
+        codes._code_loss._init_fn(tokens, weight, bias, torch.zeros(500, dtype=torch.int64))
+        tokenizer(tokens[None])
+    assert largest.numbers == 4 * 3000
+    with Largest() as largest:
+        F.cross_entropy(tokens @ weight.T, torch.zeros(500, dtype=torch.int64))
+    assert largest.numbers == 500 * 3000
 
 
 def test_the_operator_keeps_the_rules_of_operators():

@@ -47,6 +47,17 @@ def test_loss_and_gradients_equal_the_plain_computation(tiny_objective, images, 
     assert not terms.requires_grad
 
 
+def test_initial_weights_are_those_of_the_original(tiny_objective):
+    """Its queries are one layer (W, W), keys and values another (2 W, W), the mask token has std 0.02."""
+    decoder = tiny_objective(Milan(**SMALL | {"decoder_width": 64})).decoder
+    weight, mask_token = decoder.blocks[0].attn.qkv.weight, decoder.mask_token
+    for part, outputs in ((weight[:64], 64), (weight[64:], 128)):
+        largest = (6 / (64 + outputs)) ** 0.5
+        assert 0.98 * largest < part.abs().max() <= largest
+    assert 0.01 < mask_token.std() < 0.03
+    assert not decoder.head.bias.any()
+
+
 def test_it_needs_the_last_level_of_what_it_predicts():
     assert [Milan(positions=positions).needs for positions in POSITIONS] == [
         Needs(visible="last", hidden="last", positions=True),

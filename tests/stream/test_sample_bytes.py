@@ -11,6 +11,7 @@ LEVELS = (7, 8, 9, 10, 11)
 KILOBYTES = {
     "maskalign": 280,
     "fd": 308,
+    "maskdistill": 153,
     "beit": 153,
     "beit2": 153,
     "mae": 151,

@@ -19,6 +19,7 @@ from training_runs import (
     trained,
 )
 
+from pipeline.cache.reader import Cache
 from pipeline.seeding import generator
 from pipeline.training.codebook_sample import drawn_rows
 from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
@@ -28,6 +29,7 @@ BEIT = (
     "objective.name=beit",
     "objective.codebook_size=24",
 )
+VQKD = ("objective.tokenizer=vqkd", "objective.vqkd_steps=5", "objective.vqkd_blocks=1")
 
 
 def clusters(groups=12, each=50, width=16, spread=0.05):
@@ -59,6 +61,13 @@ def test_kmeans_is_the_plain_one_and_moves_empty_codes(monkeypatch):
     found = spherical_kmeans(points, start, rounds=4)
     np.testing.assert_allclose(found, plain_kmeans(points.numpy(), start.numpy(), 4), rtol=0, atol=1e-12)
     assert use_of_codes((F.normalize(points, dim=-1) @ found.T).argmax(-1), 40)["share_taken"] > 0.9
+
+
+def test_points_without_direction_take_no_code_but_the_first():
+    points = torch.cat([torch.zeros(100, 16), clusters()])
+    found = spherical_kmeans(points, points[90:130], rounds=3)
+    torch.testing.assert_close(found[1:].norm(dim=1), torch.ones(39))
+    assert not (points[:1] @ found.T).argmax(-1).any()
 
 
 def test_kmeans_finds_what_scikit_learn_finds():
@@ -99,6 +108,9 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
     assert found["share_taken"] == 1
     assert 12 < found["perplexity"] <= 24
     assert losses(finished)[-1]["loss"] < losses(finished)[0]["loss"]
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "of 24 codes" in page
+    assert f"taken, perplexity {found['perplexity']:.0f}" in page
 
 
 def test_a_resumed_run_loads_its_codebook(small_cache_path, finished, tmp_path, monkeypatch):
@@ -126,6 +138,8 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
     for settings, message in (
         ([shared, "objective.codebook_size=25"], "does not fit this run: it has size 24, not 25; give"),
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another run's, or leave"),
+        ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
+        ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another run's"),
         ([f"objective.codebook={tmp_path}"], "is not a codebook ([Errno 2]"),
         ([f"objective.codebook={finished / 'run.json'}"], "is not a codebook (Error while deserializing"),
         ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata name no codebook"),
@@ -138,9 +152,10 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         result = train(small_cache_path, tmp_path / "run", *settings, tiny=BEIT)
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert not (tmp_path / "run").exists()
-
-
-VQKD = ("objective.tokenizer=vqkd", "objective.vqkd_steps=5", "objective.vqkd_blocks=1")
+    other = caches.real(tmp_path, tars=1, views=1, encoding="int4", levels="2")
+    result = train(other, tmp_path / "run", shared, tiny=BEIT)
+    digests = described(finished)["pinned"]["cache"], Cache(other).digest
+    assert "it has cache '{}', not '{}'; give".format(*digests) in result.output
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def folder(small_cache_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(small_cache_path, tmp_path_factory):
-    """The same steps by one process on the joint batches, of MaskAlign and of MAE."""
+    """The same steps by one process on the joint batches, of MaskAlign, MAE and MaskDistill."""
     run = tmp_path_factory.mktemp("alone")
     steps = {
         name: steps_on_joint_batches(small_cache_path, run, Ranks(), JOINT_STEPS[name])
-        for name in ("joint-1", "mae")
+        for name in ("joint-1", "mae", "maskdistill")
     }
     return {**steps, "joint-2": steps["joint-1"]}
 
@@ -100,6 +100,13 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(fol
 
 def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
     assert [torch.load(folder / f"units-{rank}.pt") for rank in (0, 1)] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_all_ranks_have_the_codebook_that_the_main_rank_fitted(folder):
+    first, second = (load(folder / f"coded-{rank}.pt") for rank in (0, 1))
+    assert_same_bits(first, second)
+    assert torch.equal(first["codes"], load_file(folder / "coded/codebook.safetensors")["codes"])
+    assert first["codes"].norm(dim=1).min() > 0.99
 
 
 def test_ranks_that_see_another_checkpoint_all_fail_alike(folder):

@@ -87,7 +87,7 @@ class Attention(Section):
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
         facts = describe_data(data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())
-        plot = self._plot(task, networks, found, batches)
+        plot = self._plot(task, networks, found, batches, facts.digest)
         who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")
         inside = {name: inside_masks(one, foreground) for name, one in found.items()} if foreground else {}
         metrics = {}
@@ -128,6 +128,7 @@ class Attention(Section):
         networks: Mapping[str, Subject],
         found: Mapping[str, Observations],
         batches: list[ViewBatch],
+        digest: str,
     ) -> Plot:
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
         keys = [key for batch in batches for key in batch.keys]
@@ -145,7 +146,7 @@ class Attention(Section):
                     panels[f"{who}: {kind}"] = heat_panel(image, weights.numpy())
                 panels[f"{who}: PCA"] = colour_panel(colours[who][i])
             rows.append(panels)
-        file = f"attention-{task.subject.facts.kind}-{task.subject.facts.weights[:12]}.png"
+        file = task.file(self.name, self, digest).name + ".png"
         replace_file(task.folder / file, gallery(rows))
         return Plot(file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens")
 

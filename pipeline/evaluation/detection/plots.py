@@ -22,15 +22,13 @@ _SMALL = 320  # pixels of a side; smaller images are enlarged, or names would co
 _WIDEST = 1280  # pixels of the two together
 
 
-def draw_some(
-    found: Sequence[Found], count: int, names: Sequence[str], folder: Path, stem: str
-) -> tuple[Plot, ...]:
-    """Write `count` test images, spread over all, as PNGs named `stem` and a number into a folder."""
+def draw_some(found: Sequence[Found], count: int, names: Sequence[str], file: Path) -> tuple[Plot, ...]:
+    """Write `count` test images, spread over all, as PNGs named after `file`, with a number."""
     chosen = sorted(
         {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    return tuple(_plot(found[index], names, folder / f"{stem}-{index}.png") for index in chosen)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return tuple(_plot(found[index], names, file.with_name(f"{file.name}-{index}.png")) for index in chosen)
 
 
 def _plot(one: Found, names: Sequence[str], file: Path) -> Plot:

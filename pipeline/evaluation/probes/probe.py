@@ -9,9 +9,9 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import check_tries
 from pipeline.evaluation.features import Features, available, representations
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.probes import head_grid, logistic_probe, published_probe
-from pipeline.evaluation.probes.kinds import SectionOfKinds
 from pipeline.evaluation.task import Task, refuse_shared
 from pipeline.report.scores import Outcome
 
@@ -47,6 +47,7 @@ class Probe(SectionOfKinds):
     name: ClassVar[str] = "probe"
     protocol: ClassVar[str] = "linear probe, version 1"
     by_kind: ClassVar = _KINDS
+    lists: ClassVar = ("representations", "c", "lr")
 
     kind: Literal["logistic", "grid", "published"] = "logistic"
     representations: tuple[str, ...] = ()
