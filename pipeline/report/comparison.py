@@ -111,7 +111,8 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
         if headline:
             first = comparison.lines[0]
             difference = [_percent(None if line is first else line.difference(first, headline), sign=True)]
-        state = f"{len(line.runs)}" + (f" of {len(line.runs) + line.waiting}" if line.waiting else "")
+        planned = len(line.runs) + line.waiting + len(line.failures)
+        state = f"{len(line.runs)}" + (f" of {planned}" if planned > len(line.runs) else "")
         cost = [
             f"{run.images:,}" if run and run.images else "",
             f"{line.operations:.3g}" if line.operations else "",

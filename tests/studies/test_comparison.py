@@ -42,7 +42,7 @@ def test_the_table_names_settings_scores_costs_and_failures(comparison):
     head, _, first, second, third, _, failure, remark = as_markdown(comparison).splitlines()
     assert head == "| run | n | knn mean | probe mean | Δ knn mean | images | operations | seconds |"
     assert first == "| first | 2 | 45.0 ± 7.1 | 22.5 ± 3.5 |  | 40 | 400 | 30 s |"
-    assert second == "| second <b> | 2 | 48.0 ± 8.5 | 24.0 ± 4.2 | +3.0 ± 1.4 | 40 | 1.2e+03 | 30 s |"
+    assert second == "| second <b> | 2 of 3 | 48.0 ± 8.5 | 24.0 ± 4.2 | +3.0 ± 1.4 | 40 | 1.2e+03 | 30 s |"
     assert third == "| third | 0 of 2 |  |  |  |  |  |  |"
     assert (failure, remark) == ("- second <b>, seed 2: a | b", "- a remark")
 
