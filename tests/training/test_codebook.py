@@ -108,6 +108,9 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
     assert found["share_taken"] == 1
     assert 12 < found["perplexity"] <= 24
     assert losses(finished)[-1]["loss"] < losses(finished)[0]["loss"]
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "of 24 codes" in page
+    assert f"taken, perplexity {found['perplexity']:.0f}" in page
 
 
 def test_a_resumed_run_loads_its_codebook(small_cache_path, finished, tmp_path, monkeypatch):
