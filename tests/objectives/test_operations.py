@@ -72,7 +72,7 @@ def test_counted_operations_are_the_formulas(name, of_maskalign):
     assert found / of_maskalign == pytest.approx(relative, rel=0.05)
 
 
-def test_counting_changes_neither_the_objective_nor_the_random_numbers(tiny_objective):
+def test_counting_changes_no_weight_and_no_random_number(tiny_objective):
     objective, before = tiny_objective(drop_path=0.5), torch.get_rng_state()
     weights = {name: value.clone() for name, value in objective.state_dict().items()}
     assert training_operations(objective, Setting(32, 8, (1, 4, 5), 6, 20, True), 6) > 0
