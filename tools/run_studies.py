@@ -17,6 +17,7 @@ FOLDER, STUDIES = ROOT / "build" / "studies", ROOT / "stages" / "studies"
 TEACHER = f"open_clip:local-dir:{ROOT / 'pipeline' / 'demo' / 'teacher'}"
 EXTRACTION = "--views 4 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
 CACHES = {"int8": "", "float16": "--encoding float16", "int4": "--encoding int4", "keep": "--keep 0.3"}
+OPERATIONS = 1e13  # of a run: 600 steps of fd
 TRAIN, TEST, LABELLED_TARS = 4000, 1000, 4
 
 
@@ -34,16 +35,19 @@ def main() -> None:
         _run("extract_teacher", [str(tars), *words])
     labelled = [word for tar in sorted(tars.iterdir())[:LABELLED_TARS] for word in ("--shards", str(tar))]
     data = [*labelled, "--test-shards", str(drawn.parent / "test"), "--teacher", TEACHER]
-    codes = [_study(file, data) for file in sorted(STUDIES.glob("*.toml"))]
+    codes = [_study(file.stem, file, data) for file in sorted(STUDIES.glob("*.toml"))]
+    title = "Paradigms at equal operations: cheap objectives train longer"
+    equal = ["--budget", f"flops={OPERATIONS}", "--set", f"title={title}"]
+    codes.append(_study("paradigms-at-equal-operations", STUDIES / "paradigms.toml", [*data, *equal]))
     sys.exit(max(codes))
 
 
-def _study(file: Path, data: list[str]) -> int:
+def _study(name: str, file: Path, options: list[str]) -> int:
     """Run a study file; return its exit code. A failed row does not stop the next study."""
-    caches = CACHES if file.stem == "cache" else {"int8": ""}
     named = file.stem == "cache"
-    words = [word for name in caches for word in ("--cache", f"{name}=" * named + f"{FOLDER / name}.cache")]
-    return _run("run_study", [str(file), *words, "--out", str(FOLDER / file.stem), *data], {0, 1})
+    caches = {each: f"{FOLDER / each}.cache" for each in (CACHES if named else ("int8",))}
+    words = [word for each, path in caches.items() for word in ("--cache", f"{each}=" * named + path)]
+    return _run("run_study", [str(file), *words, "--out", str(FOLDER / name), *options], (0, 1))
 
 
 def _run(stage: str, words: list[str], fine: Iterable[int] = (0,)) -> int:

@@ -15,7 +15,15 @@ from pipeline.provenance import cpu_name, git_commit, utc_now
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md", ROOT / "docs" / "studies.png"
 BLOCK = re.compile(r"(?<=<!-- studies -->\n).*?(?=<!-- end of studies -->)", re.DOTALL)
-ORDER = ("paradigms", "reconstruction", "masks", "alignment", "targets", "cache")
+ORDER = (
+    "paradigms",
+    "paradigms-at-equal-operations",
+    "reconstruction",
+    "masks",
+    "alignment",
+    "targets",
+    "cache",
+)
 FIGURE_OF = "paradigms"
 
 
@@ -25,7 +33,8 @@ def block(tables: Mapping[str, Mapping[str, Any]], origin: str, pictured: bool =
     if pictured:
         parts.append("![Accuracy of each objective against the operations of its training](studies.png)\n")
     for name, table in tables.items():
-        parts += [f"### {table['title']}\n", f"[stages/studies/{name}.toml](../stages/studies/{name}.toml)\n"]
+        file = f"stages/studies/{name.partition('-')[0]}.toml"
+        parts += [f"### {table['title']}\n", f"[{file}](../{file})\n"]
         parts.append(_table(table))
         notes = [
             f"- {line['label']}, seed {failure['seed']}: {failure['reason']}"

@@ -91,9 +91,9 @@ def code_loss(head: nn.Linear, tokens: Tensor, codes: Tensor) -> Tensor:
     return loss
 
 
-# An operator of its own, since the other ways do not compile as one graph under DDP: torch's compiler cuts
-# no graph that holds a checkpointed part or an autograd.Function. The gradients are made beside the loss,
-# while a part's logits are there, so that no product is computed twice.
+# The gradients are made beside the loss, while a part's logits are there: checkpointing would compute these
+# twice. It is an operator of its own so that the compiler, which does not look inside, keeps no logits for
+# the backward pass; under DDP too the step stays one graph for each bucket.
 @torch.library.custom_op("maskalign::code_loss", mutates_args=())
 def _code_loss(
     tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor

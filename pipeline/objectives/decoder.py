@@ -1,7 +1,6 @@
 """What runs after the encoder and is thrown away: blocks on mask tokens, and pixels as a target.
 
-MAE (arXiv 2111.06377) runs plain blocks on all tokens, MILAN (arXiv 2208.06049) updates only mask
-tokens.
+MAE (arXiv 2111.06377) runs plain blocks on all tokens. MILAN (arXiv 2208.06049) updates mask tokens alone.
 """
 
 from collections.abc import Mapping

@@ -101,11 +101,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lines of a table, the settings that differ between them, and remarks on what they do not share."""
+    """The lines of a table, the settings that differ between them, and remarks on what they do not share.
+
+    Of those settings a table shows the ones in `shown`, if given: names of lines may say the others.
+    """
 
     title: str
     lines: Sequence[Line]
     remarks: Sequence[str] = ()
+    shown: Sequence[str] | None = None
     columns: Sequence[tuple[str, str, str]] = field(init=False)
     differing: Sequence[str] = field(init=False)
 
@@ -114,6 +118,11 @@ class Comparison:
         columns = dict.fromkeys(key for run in runs for key in run.scores)
         object.__setattr__(self, "columns", tuple(columns))
         object.__setattr__(self, "differing", differing_settings(runs))
+
+    @property
+    def in_table(self) -> Sequence[str]:
+        """The settings that are columns."""
+        return [key for key in self.differing if self.shown is None or key in self.shown]
 
     def name_of(self, key: tuple[str, str, str]) -> str:
         """Name a score; those of the same name under several conditions are numbered."""

@@ -92,9 +92,9 @@ def as_page(comparison: Comparison, subtitle: str) -> str:
 
 def _head(comparison: Comparison) -> list[str]:
     names = [comparison.name_of(key) for key in comparison.columns]
-    settings = [key.rpartition(".")[2] for key in comparison.differing]
+    settings = [key.rpartition(".")[2] for key in comparison.in_table]
     alike = {name for name in settings if settings.count(name) > 1}
-    shown = [key if name in alike else name for key, name in zip(comparison.differing, settings, strict=True)]
+    shown = [key if name in alike else name for key, name in zip(comparison.in_table, settings, strict=True)]
     headline = comparison.headline
     difference = [f"Δ {comparison.name_of(headline)}"] if headline else []
     return ["run", *shown, "n", *names, *difference, "images", "operations", "seconds"]
@@ -105,7 +105,7 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
     headline = comparison.headline
     for line in comparison.lines:
         run, *_ = [*line.runs, None]
-        settings = [_shown(run.settings.get(key)) if run else "" for key in comparison.differing]
+        settings = [_shown(run.settings.get(key)) if run else "" for key in comparison.in_table]
         scores = [_percent(line.score(key)) for key in comparison.columns]
         difference = []
         if headline:

@@ -78,6 +78,9 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
         cells.append(("memory per image", f"{memory.max() / 1e6:.1f} MB", "at the peak, weights included"))
     if operations := run.get("operations"):  # not in an older run
         cells.append(("operations", f"{operations / 1e9:.3g} GFLOP", "of one image in training"))
+    if codebook := run.get("codebook"):
+        used = f"taken, perplexity {codebook['perplexity']:,.0f}"
+        cells.append((f"of {codebook['size']:,} codes", f"{codebook['share_taken']:.0%}", used))
     if count := _parameters(folder):
         size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
         cells.append(("parameters", size, "of the exported student"))

@@ -170,7 +170,7 @@ class StudyRunner:
         lines = [self._line(row.label, found) for row in self.plan.rows]
         lines = [*lines, *self._untrained_line()]
         remarks = remarks_on(self.plan.caches)
-        comparison = Comparison(self.plan.study.title, lines, remarks)
+        comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
         write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
         return all(not line.waiting and not line.failures for line in lines)
 

@@ -47,13 +47,16 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
             if request.path is not None:
                 data = read_codebook(codebook_at(request.path))[1]
             else:
-                say(f"fitting {request.size:,} codes to the cache ({request.kind} of {request.source})")
+                say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
                 data = make_codebook(job, request, say)
             replace_file(file, data)
             return data
 
     # The bytes travel to the other ranks, so that all have the same whatever their file systems show.
     data = job.ranks.decide(decide)
+    if job.device.type == "cuda":  # the sample is larger than a step, whose memory is measured
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(job.device)
     with job.ranks.together():
         found = load_codebook(data, tokenizer_of(job.objective))
         if resumed:

@@ -19,7 +19,8 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
     """Return codes (size, W) of unit length for points (T, W), of which only directions count.
 
     They begin at `start` (size, W). In each round every code moves to the mean direction of the points that
-    are nearest to it, and a code without any to the point farthest from its own.
+    are nearest to it, and a code without any to the point farthest from its own. No code moves to
+    points of length zero, such as flat patches of pixels; all of these are nearest to the first code.
     """
     codes, size = F.normalize(start, dim=-1), len(start)
     for _ in range(rounds):
@@ -30,7 +31,7 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
             best = (units @ codes.T).max(-1)
             _add_to(sums, units, best.indices)
             nearest.append(best.indices)
-            cosines.append(best.values)
+            cosines.append(best.values.where(part.any(-1), 1))
         codes = F.normalize(sums, dim=-1).to(points.dtype)
         empty = (torch.bincount(torch.cat(nearest), minlength=size) == 0).nonzero().flatten()
         farthest = torch.cat(cosines).sort(stable=True).indices[: len(empty)]

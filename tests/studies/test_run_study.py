@@ -38,7 +38,7 @@ def test_the_table_has_scores_with_spread_and_costs(finished):
     assert page.count("<svg") == 1
     assert "training operations of a run" in page
     table = (finished / "table.md").read_text()
-    assert table.startswith("| run | name |")
+    assert table.startswith("| run | name | n | knn cls | knn mean | Δ knn mean | images |")
     assert "±" in table
 
 

@@ -63,6 +63,13 @@ def test_kmeans_is_the_plain_one_and_moves_empty_codes(monkeypatch):
     assert use_of_codes((F.normalize(points, dim=-1) @ found.T).argmax(-1), 40)["share_taken"] > 0.9
 
 
+def test_points_without_direction_take_no_code_but_the_first():
+    points = torch.cat([torch.zeros(100, 16), clusters()])
+    found = spherical_kmeans(points, points[90:130], rounds=3)
+    torch.testing.assert_close(found[1:].norm(dim=1), torch.ones(39))
+    assert not (points[:1] @ found.T).argmax(-1).any()
+
+
 def test_kmeans_finds_what_scikit_learn_finds():
     points = clusters()
     start, units = points[::50], F.normalize(points, dim=-1)
@@ -101,6 +108,9 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
     assert found["share_taken"] == 1
     assert 12 < found["perplexity"] <= 24
     assert losses(finished)[-1]["loss"] < losses(finished)[0]["loss"]
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "of 24 codes" in page
+    assert f"taken, perplexity {found['perplexity']:.0f}" in page
 
 
 def test_a_resumed_run_loads_its_codebook(small_cache_path, finished, tmp_path, monkeypatch):

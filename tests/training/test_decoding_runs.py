@@ -17,7 +17,7 @@ def decoding(cache, run, name, *changes, tiny=TINY):
     return trained(cache, run, f"objective.name={name}", *DECODER, *changes, tiny=tiny)
 
 
-@pytest.mark.parametrize("name", ["mae", "milan"])
+@pytest.mark.parametrize("name", ["mae", "milan", "combined"])
 def test_a_resumed_run_is_the_one_that_was_not_killed(small_cache_path, tmp_path, name):
     whole = decoding(small_cache_path, tmp_path / "whole", name, "student.drop_path=0.5")
     assert losses(whole)[-1]["loss"] < losses(whole)[0]["loss"]
@@ -43,7 +43,7 @@ def test_parts_of_the_loss_are_logged(small_cache_path, tmp_path, name, settings
     assert all(part in (run / "report.html").read_text(encoding="utf-8") for part in terms)
 
 
-def test_pixels_are_learned_under_every_mask_and_scored_meanwhile(small_cache_path, tmp_path):
+def test_pixels_are_learned_with_the_teachers_mask_and_scored(small_cache_path, tmp_path):
     """The teacher's importance may draw the mask; nothing else of the teacher is read."""
     scores = ("evaluate.every_epochs=1", f"evaluate.shards={small_cache_path.parent / 'tars'}")
     scores += ("evaluate.workers=0", "evaluate.images=40", "evaluate.evaluations=knn")
