@@ -1,7 +1,7 @@
 """From the names of a network, of data and of places to a Task; names are checked before torch loads."""
 
 import json
-import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.report.scores import PLOTS, read_scores
 from pipeline.training.run_folder import read_run
@@ -82,7 +82,7 @@ class Choice:
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):
-            if file and not os.access(file if file.is_dir() else file.parent, os.W_OK):
+            if file and not _writable(file if file.is_dir() else file.parent):
                 raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
 
     @property
@@ -142,8 +142,15 @@ class Choice:
         data: Data = LabelledImages(learnt, workers)
         if self.opened:
             data = CacheViews(self.opened, test.class_names if test else _class_names(self.class_names))
+        subject = self._subject(device)
+        for name, value in subject.vit.state_dict().items():
+            if not value.isfinite().all():
+                raise CheckpointError(
+                    f"the weights {name!r} of {subject.facts.name!r} are not finite: it has diverged or "
+                    "the file is damaged; evaluate another"
+                )
         return Task(
-            subject=self._subject(device),
+            subject=subject,
             data=data,
             test=LabelledImages(test, workers) if test else None,
             store=self.features or (self.noted or self.scratch) / "features",
@@ -169,6 +176,15 @@ class Choice:
             config, own = subject.read_run_config(self.run)
             return subject.untrained_subject(config, *own, device).resized(self.sizes[0])
         return subject.untrained_subject(load_config(RunConfig, self.config), *self.sizes, device)
+
+
+def _writable(folder: Path) -> bool:
+    """Try to write in a folder: its mode does not say that a file system is read-only, or of the kernel."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:

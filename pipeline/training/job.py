@@ -172,12 +172,14 @@ def build_optimiser(
     return AdamW(groups, lr=optim.base_lr * global_batch / REFERENCE_BATCH, betas=optim.betas, fused=True)
 
 
-def build_schedule(optimiser: AdamW, optim: OptimConfig, steps: int, warmup: int) -> CosineLRScheduler:
+def build_schedule(
+    optimiser: torch.optim.Optimizer, min_lr: float, steps: int, warmup: int
+) -> CosineLRScheduler:
     """Return a schedule that is a function of the step: linear warm-up from zero, then a cosine to min_lr."""
     return CosineLRScheduler(
         optimiser,
         t_initial=steps - warmup,
-        lr_min=optim.min_lr,
+        lr_min=min_lr,
         warmup_t=warmup,
         warmup_prefix=True,
         t_in_epochs=False,

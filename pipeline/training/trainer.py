@@ -87,7 +87,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.schedule = build_schedule(job.optimiser, job.config.optim, job.steps, job.warmup)
+        self.schedule = build_schedule(job.optimiser, job.config.optim.min_lr, job.steps, job.warmup)
 
     def run(self, batches: Iterator[Batch], first: int, last: int) -> int:
         """Take steps `first` to `last` - 1; return how many are finished, fewer if a signal asked for it.

@@ -15,7 +15,7 @@ import torch
 import typer
 from caches import TEACHER
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tars import image, write_tar
 from typer.testing import CliRunner
 
@@ -248,6 +248,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
         (
+            ["--run", "{run}", "--out", "/proc/a.json"],
+            "--out '/proc/a.json': its folder does not exist or is",
+        ),
+        (
             ["--run", "{run}", "--out", "a.html"],
             "--out 'a.html': scores are JSON; give a name",
         ),
@@ -305,6 +309,17 @@ def test_options_without_effect_are_refused_by_name(run, tars, tmp_path, name, a
     result = CliRunner().invoke(app, [name, "--run", str(run), "--device", "cpu", *given])
     assert result.exit_code == 2
     assert part in result.stderr
+
+
+@pytest.mark.parametrize("name", ["knn", "attention", "segment"])
+def test_weights_that_are_not_finite_are_refused(run, tars, tmp_path, name):
+    copy = shutil.copytree(run, tmp_path / "run")
+    weights = load_file(copy / "student.safetensors")
+    save_file(weights | {"blocks.1.norm1.weight": torch.full((32,), torch.nan)}, copy / "student.safetensors")
+    data = ("--run", copy, "--shards", tars, *(("--test-shards", tars) if name == "segment" else ()))
+    result = CliRunner().invoke(app, [name, *map(str, data), "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "the weights 'blocks.1.norm1.weight' of 'student' are not finite" in result.stderr
 
 
 @pytest.mark.parametrize("text", ['["a", 5]', '["a", ""]', '[{"name": "a"}, {"wnid": "n1"}]'])

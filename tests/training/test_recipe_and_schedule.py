@@ -51,7 +51,7 @@ def test_the_paper_run_on_imagenet_has_its_steps():
 def rates(optim, global_batch, steps, warmup):
     """The learning rate of each step, as the trainer sets it."""
     optimiser = build_optimiser(torch.nn.Linear(2, 2), set(), optim, global_batch)
-    schedule, found = build_schedule(optimiser, optim, steps, warmup), []
+    schedule, found = build_schedule(optimiser, optim.min_lr, steps, warmup), []
     for step in range(steps):
         schedule.step_update(step + 1)
         assert len({group["lr"] for group in optimiser.param_groups}) == 1

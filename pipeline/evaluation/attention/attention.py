@@ -84,6 +84,8 @@ class Attention(Section):
         for batch in batches:
             for who, subject in networks.items():
                 observe(subject, batch.pixels.to(subject.device), found[who], self._query(subject))
+            if not all(one.last[-1].isfinite().all() for one in found.values()):
+                raise ConfigError("patch tokens are not finite: a network has diverged; compare others")
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
         facts = describe_data(data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.evaluation.finetuning.recipe import Recipe
 from pipeline.evaluation.subject import Subject
+from pipeline.training import job
 
 Faults = dict[int, str]  # of images that cannot be decoded, by index
 MicroBatch = tuple[Tensor | None, list[int], Faults]
@@ -21,14 +22,7 @@ def build_schedule(
 ) -> CosineLRScheduler:
     """Return the rate by step: from 0 in a linear warm-up, then a cosine to `min_lr`; times `lr_scale`."""
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps - 1)
-    return CosineLRScheduler(
-        optimiser,
-        t_initial=steps - warmup,
-        lr_min=recipe.min_lr,
-        warmup_t=warmup,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    return job.build_schedule(optimiser, recipe.min_lr, steps, warmup)
 
 
 def train_transform(subject: Subject, recipe: Recipe) -> Callable[[Any], Tensor]:
