@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-figures test bench bench-check bench-baseline gpu-check faults faults-short lint clean
+.PHONY: help setup demo demo-figures studies study-figures test bench bench-check bench-baseline gpu-check faults faults-short lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,12 @@ demo: setup ## run both stages on generated images, from teacher to report
 
 demo-figures: setup ## put the result of the last make demo into README, docs/demo.json and docs/demo.png
 	$(BIN)/python tools/demo_figures.py
+
+studies: setup ## run all study files on the demo's images, then study-figures; hours on two cores, continues where it was stopped
+	$(BIN)/python tools/run_studies.py; code=$$?; $(BIN)/python tools/study_figures.py && exit $$code
+
+study-figures: setup ## put the tables of make studies into docs/studies.md, and its figure into docs/studies.png
+	$(BIN)/python tools/study_figures.py
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n 3

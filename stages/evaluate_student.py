@@ -53,7 +53,7 @@ ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Side of a view; default: that of the run or the cache, else 224.")
 ]
 PatchSize = Annotated[
-    int, typer.Option(min=1, help="Side of a patch, if neither a cache nor a run gives it.")
+    int | None, typer.Option(min=1, help="Side of a patch; default: that of the run or the cache, else 16.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")]
@@ -72,7 +72,7 @@ PrintConfig = Annotated[
 
 _WITHOUT_DATA = ("export",)
 _NOTHING_KEPT = (
-    "nothing was kept; give --out FILE.json, and finetune and segment can continue when they are run again"
+    "nothing was kept; give --out FILE.json, and a long training can continue when it is run again"
 )
 
 
@@ -90,7 +90,7 @@ def evaluate_student(
     class_names: ClassNames = None,
     assignments: Assignments = None,
     image_size: ImageSize = None,
-    patch_size: PatchSize = 16,
+    patch_size: PatchSize = None,
     batch_size: BatchSize = 128,
     workers: Workers = 2,
     device: Device = "auto",
@@ -122,6 +122,7 @@ def evaluate_student(
         )  # fmt: skip
         choice.check(needs_data=evaluation not in _WITHOUT_DATA)
         chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
+        choice.refuse_unused(chosen)
         _evaluate(choice, chosen, device, (batch_size, workers), advice)
 
 

@@ -28,12 +28,12 @@ def tiny_encoder():
 
 @pytest.fixture
 def tiny_objective():
-    """Build an objective on 4 x 4 patches for the levels of a teacher that is 20 channels wide."""
+    """Build an objective on 4 x 4 patches for a teacher that is 20 channels wide, and more `facts` of it."""
 
-    def build(config=None, levels=(1, 4, 5), teacher_has_cls=True, drop_path=0.0, **options):
+    def build(config=None, levels=(1, 4, 5), teacher_has_cls=True, drop_path=0.0, facts=None, **options):
         torch.manual_seed(0)
         student = StudentConfig(model="vit_tiny_patch16_224", options=TINY | options, drop_path=drop_path)
-        setting = Setting(IMAGE_SIZE, PATCH_SIZE, levels, 6, 20, teacher_has_cls)
+        setting = Setting(IMAGE_SIZE, PATCH_SIZE, levels, 6, 20, teacher_has_cls, **(facts or {}))
         return (config or MaskAlign()).build(student, setting)
 
     return build

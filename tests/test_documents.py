@@ -9,9 +9,11 @@ import typer
 from test_architecture import ALLOWED, DOORS, FORBIDDEN
 from torch.distributed.run import get_args_parser
 
+from stages.compare_runs import compare_runs
 from stages.evaluate_student import app as evaluate_student
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_cache
+from stages.run_study import run_study
 from stages.train_student import train_student
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,8 @@ COMMANDS = {
     "train-student": single_command(train_student),
     "evaluate-student": evaluate_student,
     "inspect-cache": inspect_cache,
+    "run-study": single_command(run_study),
+    "compare-runs": single_command(compare_runs),
 }
 
 

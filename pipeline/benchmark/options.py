@@ -10,7 +10,18 @@ from pipeline.storage.address import is_url
 
 # Each kind of step is compared with a step on resident data.
 STEPS = ("step", "in-loop", "reference")
-PARTS = (*STEPS, "loader", "reads", "overhead", "decode", "teacher", "extraction", "disk", "embedding")
+PARTS = (
+    *STEPS,
+    "loader",
+    "reads",
+    "overhead",
+    "decode",
+    "teacher",
+    "extraction",
+    "disk",
+    "embedding",
+    "objectives",
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from pipeline.benchmark import feeding, stage_one
 from pipeline.benchmark.embedding import measure_embedding
 from pipeline.benchmark.measure import Figure, threads
+from pipeline.benchmark.objectives import measure_objectives
 from pipeline.benchmark.options import STEPS, BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
@@ -31,6 +32,7 @@ _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
     "extraction": stage_one.measure_extraction,
     "disk": stage_one.measure_disk,
     "embedding": measure_embedding,
+    "objectives": measure_objectives,
 }
 
 

@@ -38,14 +38,14 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     waits: list[float] = []  # shares of the rounds of "streamed", in percent
     variants: dict[str, Callable[[], float]] = {
         "peak": lambda: matrix_rate(device),
-        "resident": _repeated(cached, resident, options.warm_up, options.steps),
+        "resident": repeated(cached, resident, options.warm_up, options.steps),
     }
     if "step" in options.parts:
         variants["streamed"] = partial(_streamed_rate, bench, cached, waits)
     if "in-loop" in options.parts:
         in_loop = Trainer(job, job.build_step(teacher_targets(job, bench.teacher)).train())
         batch = {**resident, "views": views}
-        variants["teacher_in_loop"] = _repeated(in_loop, batch, options.warm_up, few)
+        variants["teacher_in_loop"] = repeated(in_loop, batch, options.warm_up, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
         variants["reference"] = _reference(bench, views[:_REFERENCE_BATCH], few)
     rates = take_turns(variants, options.rounds, warm_up=False)
@@ -75,7 +75,7 @@ def resident_batch(job: TrainingJob) -> Batch:
     return copied
 
 
-def _repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], float]:
+def repeated(trainer: Trainer, batch: Batch, warm_up: int, count: int) -> Callable[[], float]:
     """Take some steps on one batch; return what takes `count` more and gives their rate."""
     _rate(trainer, repeat(batch), warm_up)
     return lambda: _rate(trainer, repeat(batch), count)

@@ -1,16 +1,18 @@
 """Images, teacher, caches and training for all parts of a benchmark, each made when first needed."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipeline.benchmark.options import RECIPES, BenchOptions
 from pipeline.benchmark.synthetic import IMAGE_BYTES, synthetic_cache, write_photographs
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
+from pipeline.config import parse_config
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_schema, build_teacher, run_extraction
@@ -79,16 +81,21 @@ class Workbench:
     @cached_property
     def job(self) -> TrainingJob:
         """Student, optimiser and stream of a training on the cache."""
-        return self._build_job(self.cache, self.options.batch_size)
+        return self._build_job(self.config, self.cache, self.options.batch_size)
 
     @cached_property
     def read_job(self) -> TrainingJob:
         """The same on `read_cache`, with a batch that few chunks fill."""
-        return self._build_job(self.read_cache, min(_LEAST_BATCH, self.options.batch_size))
+        return self._build_job(self.config, self.read_cache, min(_LEAST_BATCH, self.options.batch_size))
 
-    def _build_job(self, cache: Cache, batch: int) -> TrainingJob:
-        train = self.config.train.model_copy(update={"global_batch": batch})
-        config = self.config.model_copy(update={"train": train})
+    def job_of(self, objective: Mapping[str, Any], batch: int) -> TrainingJob:
+        """Return a training of another objective, with its own mask; raises ConfigError."""
+        changed = {**self.config.model_dump(mode="json"), "objective": dict(objective), "mask": {}}
+        return self._build_job(parse_config(RunConfig, changed), self.cache, batch)
+
+    def _build_job(self, config: RunConfig, cache: Cache, batch: int) -> TrainingJob:
+        train = config.train.model_copy(update={"global_batch": batch})
+        config = config.model_copy(update={"train": train})
         return build_job(config, cache, self.folder / "no-run", Ranks(), self.options.device)
 
     @property

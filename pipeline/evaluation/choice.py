@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
     from pipeline.cache.reader import Cache
     from pipeline.evaluation.subject import Subject
-    from pipeline.evaluation.task import Task
+    from pipeline.evaluation.task import Evaluation, Task
 
 _NOTHING = ImageSet("", "folder", ())
+_PATCH_SIZE = 16  # pixels, where nothing gives another
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Choice:
     test_shards: list[str] | None = None
     class_names: Path | None = None
     image_size: int | None = None
-    patch_size: int = 16
+    patch_size: int | None = None
     report: Path | None = None
     out: Path | None = None
     features: Path | None = None
@@ -64,6 +66,14 @@ class Choice:
         if self.report:
             read_run(self.report)
         _ = self.sizes, self.images
+
+    def refuse_unused(self, chosen: "Sequence[Evaluation]") -> None:
+        """Raise ConfigError for an option that has no effect on any of the evaluations."""
+        all_of_them = [getattr(one, "unused", {}) for one in chosen]
+        for option, remedy in all_of_them[0].items():
+            if getattr(self, option) and all(option in unused for unused in all_of_them):
+                names = " and ".join(one.name for one in chosen)
+                raise ConfigError(f"--{option.replace('_', '-')} has no effect on {names}: {remedy}")
 
     def _check_places(self) -> None:
         """Raise ConfigError for places that cannot be written, CheckpointError for unreadable scores."""
@@ -99,7 +109,12 @@ class Choice:
         stored = self.opened.schema.view if self.opened else None
         cached = (stored.image_size, stored.patch_size) if stored else None
         sizes = (view["image_size"], view["patch_size"]) if view else cached
-        image_size, patch_size = sizes or (224, self.patch_size)
+        image_size, patch_size = sizes or (224, self.patch_size or _PATCH_SIZE)
+        if self.patch_size not in (None, patch_size):
+            raise ConfigError(
+                f"--patch-size is {self.patch_size}, but the {'run' if view else 'cache'} has patches of "
+                f"{patch_size} pixels: leave --patch-size out"
+            )
         needed = (self.image_size or image_size, patch_size)
         if cached and needed != cached:
             raise ConfigError(
@@ -126,7 +141,7 @@ class Choice:
         learnt, test = self.images[0] or _NOTHING, self.images[1]
         data: Data = LabelledImages(learnt, workers)
         if self.opened:
-            data = CacheViews(self.opened, test.class_names if test else ())
+            data = CacheViews(self.opened, test.class_names if test else _class_names(self.class_names))
         return Task(
             subject=self._subject(device),
             data=data,
@@ -167,4 +182,12 @@ def _class_names(file: Path | None) -> tuple[str, ...]:
         raise ConfigError(f"--class-names {str(file)!r} cannot be read: {error}") from None
     if not isinstance(found, list) or not found:
         raise ConfigError(f"--class-names {str(file)!r} is not a list of names: give one name for each class")
-    return tuple(one["name"] if isinstance(one, dict) and "name" in one else str(one) for one in found)
+    names = []
+    for index, one in enumerate(found):
+        name = one.get("name") if isinstance(one, dict) else one
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(
+                f"--class-names {str(file)!r} has no name for class {index}: give one for each from 0 on"
+            )
+        names.append(name.strip())
+    return tuple(names)

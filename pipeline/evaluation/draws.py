@@ -12,6 +12,12 @@ from torch import Tensor
 from pipeline.seeding import generator
 
 
+def check_tries(few: float | None, tries: int) -> None:
+    """Raise ValueError for several tries of the same images."""
+    if tries > 1 and few is None:
+        raise ValueError(f"tries is {tries}, but all would learn from the same images: give few, too")
+
+
 def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None) -> Tensor:
     """Return sorted rows (m,) of `few` images of each class of `labels` (n,), or of a share below 1.
 

@@ -103,6 +103,18 @@ def _with_sums(stored: Iterable[str]) -> list[str]:
     return [*stored, *(f"{name}+mean" for name in ("cls", "last4") if name in stored)]
 
 
+def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[str]:
+    """Return the representations that are there; with `refuse` raises ConfigError for any other."""
+    found = [name for name in asked if name in there]
+    missing = [name for name in asked if name not in there]
+    if missing and (refuse or not found):
+        raise ConfigError(
+            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}; "
+            f"give {found[0] if found else there[-1]}"
+        )
+    return found
+
+
 def extract_features(subject: Subject, data: Data, batch_size: int, store: Path) -> Features:
     """Return the features of all views, from the store if it has them; raises CacheError, with reasons.
 

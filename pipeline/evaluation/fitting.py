@@ -107,10 +107,16 @@ def fit(
                 break
             if resuming:
                 resuming.keep(losses)
-    found = torch.stack(losses)
-    if not found.isfinite().all():
-        first = int(found.isfinite().logical_not().nonzero()[0])
+    if resuming:
+        resuming.finish()
+    return _tenths(torch.stack(losses))
+
+
+def _tenths(losses: Tensor) -> list[float]:
+    """Return the mean of each tenth of losses (n,); raises MaskAlignError for one that is not finite."""
+    if not losses.isfinite().all():
+        first = int(losses.isfinite().logical_not().nonzero()[0])
         raise MaskAlignError(
             f"the loss is not finite from step {first} on: give a smaller learning rate with --set"
         )
-    return [float(part.mean()) for part in found.tensor_split(min(10, len(found)))]
+    return [float(part.mean()) for part in losses.tensor_split(min(10, len(losses)))]

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.evaluation.draws import draw_few
-from pipeline.evaluation.features import Features
+from pipeline.evaluation.draws import check_tries, draw_few
+from pipeline.evaluation.features import Features, available
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
 from pipeline.report.scores import Outcome
@@ -59,13 +59,18 @@ class Knn(Section):
             raise ValueError("numbers greater than 0 are needed, such as 20 or [10, 20]")
         return values
 
+    @model_validator(mode="after")
+    def _tries_of_few(self) -> "Knn":
+        check_tries(self.few, self.tries)
+        return self
+
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
         if self.shared_keys == "refuse":
             task.refuse_shared_keys()
         bank, queries = task.features()
         groups = self._groups(bank, queries)
-        names = [name for name in self.representations if name != "cls" or "cls" in bank.names]
+        names = available(self.representations, bank.names, "representations" in self.model_fields_set)
         return [self._score(name, bank, queries, groups, task.subject.device) for name in names]
 
     def _groups(self, bank: Features, queries: Features) -> Groups | None:

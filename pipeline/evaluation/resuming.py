@@ -18,15 +18,23 @@ _SECONDS_BETWEEN_STATES = 600.0
 class Resuming:
     """The state of a training in a file: network, optimiser, losses, and torch's generators.
 
-    `step` is the number of steps made. The file's name must state all that the training depends on.
+    `step` is the number of steps made. The file's name must state all that the training depends on, as that
+    of Task.file does. `kept` is what the training has gathered beside its weights: a state fills it.
     """
 
-    def __init__(self, file: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        self.file, self.network, self.optimiser = file, network, optimiser
+    def __init__(
+        self,
+        file: Path,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        kept: dict[Any, Any] | None = None,
+    ) -> None:
+        self.file, self.network, self.optimiser = file.with_name(f"{file.name}.state"), network, optimiser
+        self.kept = {} if kept is None else kept
         self.device = next(network.parameters()).device
         self.losses: list[Tensor] = []
         self._written = time.monotonic()
-        if file.exists():
+        if self.file.exists():
             self._load()
 
     @property
@@ -43,6 +51,7 @@ class Resuming:
             "optimiser": self.optimiser.state_dict(),
             "losses": torch.stack(losses),
             "random": torch.get_rng_state(),
+            "kept": self.kept,
         }
         if self.device.type == "cuda":
             state["random of the device"] = torch.cuda.get_rng_state(self.device)
@@ -58,6 +67,7 @@ class Resuming:
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.losses = list(state["losses"].to(self.device))
+            self.kept.update(state["kept"])
             torch.set_rng_state(state["random"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["random of the device"], self.device)

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
-from pipeline.evaluation.features import Features, extract_features
+from pipeline.evaluation.features import Features, available, extract_features
 from pipeline.evaluation.knn import nearest, rank_by_votes
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.task import Task, refuse_shared
@@ -94,7 +94,8 @@ class Robustness(Section):
         queries = extract_features(task.subject, clean, task.batch_size, task.store)
         if self.shared_keys == "refuse":
             refuse_shared(bank.keys, queries.keys, exclude=False)
-        name = self.representation if self.representation in bank.names else "mean"
+        asked = "representation" in self.model_fields_set
+        (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
         ranked = self._ranked(bank, queries, name, task)
         accuracy = _accuracy(ranked, queries)
         table: list[dict[str, Any]] = []
@@ -131,6 +132,10 @@ class Robustness(Section):
         classes = torch.unique(bank.labels)
         if self.only:
             classes = classes[torch.isin(classes, torch.tensor(self.only))]
+            if not len(classes):
+                raise ConfigError(
+                    f"only is {list(self.only)}, but no image to learn from is of these classes: give others"
+                )
         return torch.as_tensor(classes)
 
     def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> torch.Tensor:

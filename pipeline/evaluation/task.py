@@ -1,5 +1,6 @@
 """What every evaluation is given: who is judged, on what, and where results may be kept."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,15 @@ class Task:
     teacher: str | None = None  # address of the network, where it is a teacher
     log: Callable[[str], None] = lambda _line: None
     ranks: Ranks = field(default_factory=Ranks)
+
+    def file(self, name: str, options: "Evaluation", *data: str) -> Path:
+        """Return the path, without an ending, of what belongs to a result and states all that decides it.
+
+        `data` are the digests of images, and whatever else the result depends on.
+        """
+        subject, values = self.subject, options.model_dump(mode="json")
+        known = repr((subject.facts.weights, subject.grid, subject.patch_size, sorted(values.items()), data))
+        return self.folder / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
     def features(self) -> tuple[Features, Features]:
         """Return the features to learn from and those to test, which are the same without `test`."""

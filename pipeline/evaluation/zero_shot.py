@@ -28,6 +28,7 @@ from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.job import initial_objective
 from pipeline.training.run_folder import read_run
+from pipeline.weights import weights_sha256
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
 
@@ -41,6 +42,10 @@ class ZeroShot(Section):
 
     name: ClassVar[str] = "zero-shot"
     protocol: ClassVar[str] = "CLIP zero-shot, version 1"
+    unused: ClassVar = {
+        "test_shards": "it learns nothing, so give its images as --shards",
+        "features": "it keeps no features",
+    }
 
     teacher: str | None = None
     templates: Literal["simple", "openai"] | tuple[str, ...] = "simple"
@@ -59,11 +64,18 @@ class ZeroShot(Section):
                     f"give a name for each class from 0 to {largest}"
                 )
         spec = self._teacher(task)
-        if not isinstance(self.templates, str) and not all("{}" in text for text in self.templates):
+        if not self.templates or not (
+            isinstance(self.templates, str) or all("{}" in text for text in self.templates)
+        ):
             raise ConfigError("each of templates must have {} where the name of the class belongs")
         clip = load_clip(spec)
         is_student = task.subject.facts.kind == "run"
         embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
+        if weights_sha256(clip.model.visual) != _teachers_weights(task):
+            raise ConfigError(
+                f"{spec!r} has other weights than the teacher, so its texts lie in another space: "
+                "give the address of the teacher with --set teacher=ADDRESS"
+            )
         classes = clip.classes(names, self.templates).to(task.subject.device)
         left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
         with torch.inference_mode():
@@ -91,12 +103,24 @@ class ZeroShot(Section):
                 f"a network of kind {facts.kind} has no place in the space of a CLIP's texts: "
                 "evaluate --run or --teacher"
             )
-        if spec is None or not spec.startswith("open_clip:"):
+        if spec is None:
+            raise ConfigError(
+                "the run's teacher was loaded from a folder, and the run does not say where that is: "
+                "give it with --set teacher=open_clip:local-dir:PATH"
+            )
+        if not spec.startswith("open_clip:"):
             raise ConfigError(
                 f"zero-shot needs a CLIP with a text tower, not {spec!r}: "
                 "give its address with --set teacher=open_clip:MODEL/TAG or open_clip:local-dir:PATH"
             )
         return spec
+
+
+def _teachers_weights(task: Task) -> str:
+    """Return the SHA-256 of the weights of the network's teacher, which a teacher is itself."""
+    if task.run is None:
+        return task.subject.facts.weights
+    return str(read_run(task.run)["cache"]["teacher"]["weights_sha256"])
 
 
 def _of_teacher(projection: Tensor | None, subject: Subject) -> Embed:
@@ -138,6 +162,11 @@ def _of_student(task: Task) -> Embed:
             "zero-shot needs a student that has learnt the last block of its teacher with objective.target "
             f"whiten, none, l2 or projected; this run has blocks up to {schema.levels[levels[-1]]} and "
             f"{target}"
+        )
+    if task.subject.image_size != schema.view.image_size:
+        raise ConfigError(
+            f"the head that predicts the teacher is for views of {schema.view.image_size} pixels, not "
+            f"{task.subject.image_size}: leave --image-size out"
         )
     objective = initial_objective(config, cache)
     chosen = choose_checkpoint(task.run / "checkpoints")

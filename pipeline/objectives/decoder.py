@@ -1,11 +1,10 @@
 """What runs after the encoder and is thrown away: blocks on mask tokens, and pixels as a target.
 
-MAE (arXiv 2111.06377) runs plain blocks on all tokens, MILAN (arXiv 2208.06049) updates only mask
-tokens.
+MAE (arXiv 2111.06377) runs plain blocks on all tokens. MILAN (arXiv 2208.06049) updates mask tokens alone.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -33,8 +32,6 @@ MAE_RECIPE: Mapping[str, Any] = {
 class DecoderConfig(ObjectiveConfig):
     """The size of a decoder: blocks, channels W and heads. Defaults are MAE's for ViT-B and ViT-L."""
 
-    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.75}
-
     decoder_depth: PositiveInt = 8
     decoder_width: PositiveInt = 512
     decoder_heads: PositiveInt = 16
@@ -54,17 +51,19 @@ class Decoder(nn.Module):
     """Predicts hidden patches from the encoder's tokens and one mask token for each hidden patch.
 
     Channels are C in the encoder and W here. `positions` (N, W) are fixed and zero for CLS and registers.
+    With `hides` false there are neither blocks nor a mask token.
     """
 
     positions: Tensor
 
-    def __init__(self, config: DecoderConfig, encoder: MaskedEncoder, channels: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, encoder: MaskedEncoder, channels: int, *, hides: bool = True
+    ) -> None:
         super().__init__()
-        width, heads = config.decoder_width, config.decoder_heads
+        width, depth = config.decoder_width, config.decoder_depth if hides else 0
         self.embed = nn.Linear(encoder.width, width)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(width))
-        blocks = (Block(width, heads, qkv_bias=True) for _ in range(config.decoder_depth))
-        self.blocks = nn.ModuleList(blocks)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width)) if hides else None
+        self.blocks = nn.ModuleList(Block(width, config.decoder_heads, qkv_bias=True) for _ in range(depth))
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, channels)
         for module in self.modules():
@@ -79,6 +78,7 @@ class Decoder(nn.Module):
 
     def masked(self, hidden: Tensor) -> Tensor:
         """Return mask tokens (B, U, W) with the positions of the hidden patches (B, U)."""
+        assert self.mask_token is not None
         return self.mask_token + self.positions[hidden]
 
     def predict(self, tokens: Tensor) -> Tensor:
@@ -94,7 +94,19 @@ class Decoder(nn.Module):
 
 
 class PromptDecoder(Decoder):
-    """MILAN's decoder: the encoder's tokens are prompts, which no block changes."""
+    """MILAN's decoder: the encoder's tokens are prompts, which no block changes.
+
+    The query layer is drawn apart from that of keys and values, since the original has two.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, encoder: MaskedEncoder, channels: int, *, hides: bool = True
+    ) -> None:
+        super().__init__(config, encoder, channels, hides=hides)
+        width = config.decoder_width
+        for weight in (value.detach() for name, value in self.named_parameters() if "qkv.weight" in name):
+            nn.init.xavier_uniform_(weight[:width])
+            nn.init.xavier_uniform_(weight[width:])
 
     def forward(self, placed: Tensor, hidden: Tensor) -> Tensor:
         """Return predictions (B, U, channels) for hidden patches (B, U); blocks run on mask tokens."""

@@ -19,6 +19,7 @@ from pipeline.student.encoder import build_encoder
 class MaskedAutoencoder(DecoderConfig):
     """Its decoder, and whether the target is normalised patch by patch."""
 
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.75}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {**MAE_RECIPE, "optim.epochs": 1600}}
 
     name: Literal["mae"] = "mae"

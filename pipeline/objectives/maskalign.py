@@ -23,16 +23,21 @@ Mode = Literal["dynamic", "layerwise", "uniform", "last"]
 Head = Literal["linear", "norm_linear", "mlp"]
 
 
-class MaskAlign(ObjectiveConfig):
+class Alignment(ObjectiveConfig):
     """How student blocks are mixed for a teacher level, the head to D channels, loss and target."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.7}
 
-    name: Literal["maskalign"] = "maskalign"
     mode: Mode = "dynamic"
     head: Head = "linear"
     loss: LossKind = "smooth_l1"
     target: TargetKind = "whiten"
+
+
+class MaskAlign(Alignment):
+    """Alignment of the visible tokens alone."""
+
+    name: Literal["maskalign"] = "maskalign"
 
     @property
     def needs(self) -> Needs:
@@ -47,7 +52,7 @@ class MaskAlign(ObjectiveConfig):
 class MaskAlignObjective(Objective):
     """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run."""
 
-    def __init__(self, config: MaskAlign, student: StudentConfig, setting: Setting) -> None:
+    def __init__(self, config: Alignment, student: StudentConfig, setting: Setting) -> None:
         encoder = build_encoder(student, setting.image_size, setting.patch_size)
         parts = tuple(f"level {level}" for level in setting.levels)
         super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
@@ -63,13 +68,16 @@ class MaskAlignObjective(Objective):
 
         CLS counts as a token where student and teacher have one; otherwise the loss covers the patches.
         """
-        predictions = self.alignment(self.encoder.blocks(self.encoder.embed(view.patches, view.visible)))
+        per_level = self.align(self.encoder.blocks(self.encoder.embed(view.patches, view.visible)), targets)
+        return per_level.mean(), per_level.detach()
+
+    def align(self, block_outputs: Iterable[Tensor], targets: Targets) -> Tensor:
+        """Return the loss of each level (M,), given block outputs (B, prefix + K, C)."""
         losses = [
             distance(self.with_target(prediction), self.with_token(target), self.loss)
-            for prediction, target in zip(predictions, targets.visible, strict=True)
+            for prediction, target in zip(self.alignment(block_outputs), targets.visible, strict=True)
         ]
-        per_level = torch.stack(losses)
-        return per_level.mean(), per_level.detach()
+        return torch.stack(losses)
 
     def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Predict the last of the chosen levels (B, T, D) for whole images."""

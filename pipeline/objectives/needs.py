@@ -39,4 +39,22 @@ class Needs:
         return self.hidden != "none" or self.positions
 
 
+@dataclass(frozen=True)
+class CodebookRequest:
+    """The codes that an objective predicts: of what, of which kind, how many, and fitted to how many tokens.
+
+    `target` is the form of features. `path` is a codebook to take, or the folder of the run that has it.
+    `steps` and `blocks` are those of VQ-KD's training and decoder.
+    """
+
+    source: Literal["features", "pixels"]
+    kind: Literal["kmeans", "vqkd"]
+    size: int
+    target: TargetKind
+    tokens: int
+    path: str | None = None
+    steps: int = 0
+    blocks: int = 0
+
+
 VISIBLE_ALONE = Needs()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.objectives.needs import Needs, TargetKind
+from pipeline.objectives.needs import CodebookRequest, Needs, TargetKind
 from pipeline.student.config import StudentConfig
 from pipeline.student.encoder import MaskedEncoder
 
@@ -37,7 +37,8 @@ class Targets:
 class Setting:
     """The facts that a student is built from.
 
-    Sizes, the teacher's blocks (M,), depth, width D and CLS, and the width E of its projection if it has one.
+    Sizes, the teacher's blocks (M,), depth, width D and CLS, the width E of its projection if it has one, and
+    what makes codes, if the objective asked for it: a frozen module from values (B, U, D') to (B, U) int64.
     """
 
     image_size: int
@@ -47,6 +48,7 @@ class Setting:
     teacher_width: int
     teacher_has_cls: bool
     projected_width: int | None = None
+    tokenizer: nn.Module | None = None
 
     def target_width(self, kind: TargetKind) -> int:
         """Return the channels of a target: E if it is projected, otherwise D."""
@@ -124,6 +126,11 @@ class ObjectiveConfig(Section):
     def needs(self) -> Needs:
         """What the stream must deliver."""
         raise NotImplementedError
+
+    @property
+    def codebook_request(self) -> CodebookRequest | None:
+        """The codebook that `Setting.tokenizer` has, if any."""
+        return None
 
     def build(self, student: StudentConfig, setting: Setting) -> Objective:
         """Return the untrained objective, drawn from torch's generator, encoder first; raises ConfigError."""

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 Pixels = NDArray[np.uint8]
 
 _CELL = 112  # pixels of a panel's side
 _GAP = 4
-_HEAD = 30
+_HEAD = 36
+_FONT_SIZE = 13
+TEXT_COLOUR = "#7a8594"  # of plots without ground, which lie on light and on dark pages
 _HEAT = 0.65
 
 
@@ -36,15 +38,17 @@ def colour_panel(colours: NDArray[np.float32]) -> Pixels:
 
 
 def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:
-    """Return a PNG with a row for each mapping of heading to panel; all rows have the same headings."""
+    """Return a PNG with a row for each mapping of heading to panel; the first row has all headings."""
     headings = list(rows[0])
     width, height = len(headings) * (_CELL + _GAP), _HEAD + len(rows) * (_CELL + _GAP)
-    sheet = Image.new("RGB", (width, height), (250, 250, 250))
-    draw = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     for column, heading in enumerate(headings):
         lines = "\n".join(part[:18] for part in heading.split(": "))
-        draw.multiline_text((column * (_CELL + _GAP) + 2, 2), lines, fill=(30, 35, 45), spacing=1)
+        draw.multiline_text((column * (_CELL + _GAP) + 2, 1), lines, TEXT_COLOUR, font, spacing=2)
         for row, panels in enumerate(rows):
+            if heading not in panels:
+                continue
             panel = Image.fromarray(panels[heading]).resize((_CELL, _CELL), Image.Resampling.NEAREST)
             sheet.paste(panel, (column * (_CELL + _GAP), _HEAD + row * (_CELL + _GAP)))
     buffer = io.BytesIO()

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from pipeline.report.attention_plots import TEXT_COLOUR
 from pipeline.storage.files import replace_file
 
 _VOID, _VOID_COLOUR = 255, (1.0, 1.0, 1.0)
@@ -44,7 +45,7 @@ def save_mask_plot(
     legend_height = 0.2 + _LEGEND_ROW * -(-len(legend) // _LEGEND_COLUMNS)
     heights = [_ROW * min(1.6, 1.28 * image.shape[0] / image.shape[1]) for image, *_ in rows]
     total = sum(heights) + legend_height
-    figure = Figure(figsize=(_WIDTH, total), dpi=100, facecolor="white")
+    figure = Figure(figsize=(_WIDTH, total), dpi=100, facecolor="none")
     axes = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     figure.subplots_adjust(0.01, legend_height / total, 0.99, 1 - 0.3 / total, 0.02, 0.04)
     for row, (image, truth, predicted) in zip(axes, rows, strict=True):
@@ -52,8 +53,15 @@ def save_mask_plot(
             axis.imshow(pixels, interpolation="nearest")
             axis.set_axis_off()
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
-        axis.set_title(title, fontsize=11, color="black")
-    figure.legend(handles=legend, loc="lower center", ncols=_LEGEND_COLUMNS, fontsize=9, frameon=False)
+        axis.set_title(title, fontsize=11, color=TEXT_COLOUR)
+    figure.legend(
+        handles=legend,
+        loc="lower center",
+        ncols=_LEGEND_COLUMNS,
+        fontsize=9,
+        frameon=False,
+        labelcolor=TEXT_COLOUR,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     file.parent.mkdir(parents=True, exist_ok=True)

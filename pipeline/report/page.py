@@ -65,6 +65,6 @@ def data_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f'<div class="card wide log" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def folded(summary: str, body: str) -> str:
-    """Return content that is shown on demand."""
-    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+def folded(summary: str, body: str, opened: bool = False) -> str:
+    """Return content that is shown on demand, at first too if `opened`."""
+    return f"<details{' open' * opened}><summary>{html.escape(summary)}</summary>{body}</details>"

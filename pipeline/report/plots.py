@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -22,30 +23,30 @@ Metrics = Sequence[Mapping[str, Any]]
 Values = NDArray[np.float64]
 
 _CSS = {f"#0a0a0{n}": f"var(--{x})" for n, x in enumerate(("ink", "muted", "line", "accent", "warm"))}
-_INK, _MUTED, _LINE, _ACCENT, _WARM = _CSS
+INK, MUTED, LINE, ACCENT, WARM = _CSS
 _HUE = "#0b0b{:02x}"  # the colour of one of several lines, by its index
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.unicode_minus": False,
-    "grid.color": _LINE,
+    "grid.color": LINE,
     "grid.linewidth": 0.5,
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _MUTED,
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.fontsize": 8.5,
@@ -65,15 +66,15 @@ def loss_chart(metrics: Metrics, warmup: int) -> str:
     names = list(dict.fromkeys(name for line in metrics for name in line.get("loss_terms", {})))
     by_term = [{"step": line["step"], **line.get("loss_terms", {})} for line in metrics]
     terms = {name: column(by_term, name) for name in names}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes("loss")
         _family(axes, terms, 0.9, alpha=0.65)
         steps, values = column(metrics, "loss")
-        _line(axes, steps, values, _INK, 2.0, "loss")
+        _line(axes, steps, values, INK, 2.0, "loss")
         _use_log_axis(axes, [each for _, each in [*terms.values(), (steps, values)] if len(each)])
         _finish(axes, warmup)
         alt = f"Line chart of the loss against steps{_from_to(values)}, with its {len(terms)} terms."
-        return _svg(figure, "loss", alt, len(terms))
+        return svg_element(figure, "loss", alt, len(terms))
 
 
 def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
@@ -81,25 +82,29 @@ def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
     if not lines or min(line.min() for line in lines) <= 0:
         return
     axes.set_yscale("log")
-    ratio = max(line.max() for line in lines) / min(line.min() for line in lines)
+    use_plain_ticks(axes.yaxis, max(line.max() for line in lines) / min(line.min() for line in lines))
+
+
+def use_plain_ticks(axis: Axis, ratio: float) -> None:
+    """Give a logarithmic axis some plain numbers; `ratio` is that of its largest to its smallest."""
     if ratio < 1000:  # too few decades for a tick at each
-        axes.yaxis.set_major_locator(MaxNLocator(6) if ratio < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(MaxNLocator(6) if ratio < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def single_chart(
     metrics: Metrics, key: str, label: str, scale: float = 1, least_top: float = 0, warmup: int = 0
 ) -> str:
     """One metric, times `scale`, against steps, on an axis from 0 to at least `least_top`."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes(label)
         steps, values = column(metrics, key)
         values = values * scale
-        _line(axes, steps, values, _ACCENT, 1.6)
+        _line(axes, steps, values, ACCENT, 1.6)
         axes.set_ylim(0, max(1.08 * values.max(initial=0), least_top, 1e-12))
         _finish(axes, warmup)
-        return _svg(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
+        return svg_element(figure, key, f"Line chart of the {label} against steps{_from_to(values)}.")
 
 
 def evaluation_chart(evaluations: Metrics, name: str) -> str:
@@ -114,25 +119,25 @@ def evaluation_chart(evaluations: Metrics, name: str) -> str:
             point = (line["step"], 100 * one["value"], 100 * low, 100 * high)
             found.setdefault(one["representation"], []).append(point)
     curves = {name: np.array(sorted(points)).T for name, points in found.items()}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes("top-1, %")
         _family(axes, {name: (steps, values) for name, (steps, values, _, _) in curves.items()}, 1.8)
         for index, (steps, _, low, high) in enumerate(curves.values()):
             axes.fill_between(steps, low, high, color=_HUE.format(index), alpha=0.12, linewidth=0)
         chance = 100 * evaluations[-1]["evaluations"][0]["chance"]
-        axes.axhline(chance, color=_WARM, linewidth=1.2, linestyle="--", label="chance")
+        axes.axhline(chance, color=WARM, linewidth=1.2, linestyle="--", label="chance")
         axes.set_ylim(0, None)
         _finish(axes)
         courses = "; ".join(f"{name}{_from_to(values)}" for name, (_, values, _, _) in curves.items())
         alt = f"Line chart of {name} in percent against steps: {courses}; chance is {chance:.3g}."
-        return _svg(figure, f"evaluation-{name}", alt, len(curves))
+        return svg_element(figure, f"evaluation-{name}", alt, len(curves))
 
 
 def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) -> str:
     """The mean student block of each level, by the sizes of `weights` (steps, M, L), against steps."""
     sizes = np.abs(weights)
     centres = (sizes * np.arange(weights.shape[2])).sum(2) / np.maximum(sizes.sum(2), 1e-12)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _axes("student block")
         at = np.array(steps, np.float64)
         lines = {name: (at, values) for name, values in zip(names, centres.T, strict=True)}
@@ -141,13 +146,13 @@ def course_chart(steps: Sequence[int], weights: Values, names: Sequence[str]) ->
         _finish(axes)
         courses = "; ".join(f"{name} from {x[0]:.1f} to {x[-1]:.1f}" for name, (_, x) in lines.items())
         alt = f"Line chart of the mean student block of each level: {courses}."
-        return _svg(figure, "course", alt, len(names))
+        return svg_element(figure, "course", alt, len(names))
 
 
 def _finish(axes: Axes, warmup: int = 0) -> None:
     """Tint the warm-up, and make a legend if there is something to name."""
     if warmup > 0:
-        axes.axvspan(0, warmup, color=_WARM, alpha=0.16, linewidth=0, label="warm-up")
+        axes.axvspan(0, warmup, color=WARM, alpha=0.16, linewidth=0, label="warm-up")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
 
@@ -190,7 +195,7 @@ def _from_to(values: Values) -> str:
     return f", from {values[0]:.4g} to {values[-1]:.4g}" if len(values) else ", without values"
 
 
-def _svg(figure: Figure, name: str, alt: str, hues: int = 0) -> str:
+def svg_element(figure: Figure, name: str, alt: str, hues: int = 0) -> str:
     """Render a figure as an SVG element with CSS colours, an accessible name and ids of its own."""
     text = io.StringIO()
     FigureCanvasSVG(figure).print_svg(

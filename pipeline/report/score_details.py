@@ -11,12 +11,16 @@ from pipeline.report.scores import Score
 
 _MOST_CLASSES = 40  # of a confusion matrix; with more, the most frequent confusions are listed
 _MOST_PAIRS = 20
+_DEEPEST = 0.6  # of a cell's colour, so that its number stays readable
 
 
-def score_details(score: Score, who: str, plots: Path | None) -> str:
-    """Return the plots of a score, and on demand its confusions and tables; `who` names the network."""
+def score_details(score: Score, who: str, plots: Path | None, opened: bool) -> str:
+    """Return plots, confusions and tables of a score, on demand; `who` names the network.
+
+    Plots are `opened` at first where they are what the evaluation is for.
+    """
     shown = "".join(_plot(plots / one.file, one.caption) for one in score.plots if plots)
-    parts = [folded(f"Plots of {who}, {score.representation}", shown)] if shown else []
+    parts = [folded(f"Plots of {who}, {score.representation}", shown, opened)] if shown else []
     if score.confused:
         parts.append(folded(f"Confusions of {who}, {score.representation}", _confusions(score)))
     tables = "".join(_detail(name, value) for name, value in score.details.items())
@@ -90,7 +94,7 @@ def _cells(counts: Mapping[tuple[int, int], int], true: int, labels: Sequence[in
     for predicted in labels:
         count = counts.get((true, predicted), 0)
         kind = "plus" if predicted == true else "minus"
-        share = f' class="{kind}" style="--w:{count / total:.0%}"' if count else ""
+        share = f' class="{kind}" style="--w:{_DEEPEST * count / total:.0%}"' if count else ""
         yield f"<td{share}>{count or ''}</td>"
 
 

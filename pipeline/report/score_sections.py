@@ -42,12 +42,16 @@ def write_evaluation_page(file: Path, scores: Sequence[Score], plots: Path) -> N
 def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
     first = group[0]
     chosen = {
-        name: value for name, value in first.options.items() if value is not None and value is not False
+        name: value
+        for name, value in first.options.items()
+        if value not in (None, [], ()) and value is not False
     }
     shown = (" ".join(map(str, value)) if isinstance(value, list) else value for value in chosen.values())
-    options = ", ".join(f"{name} {value}" for name, value in zip(chosen, shown, strict=True))
+    options = ", ".join(
+        name if value is True else f"{name} {value}" for name, value in zip(chosen, shown, strict=True)
+    )
     data = f"{first.test.images:,} images of {first.test.classes} classes" + (
-        f", against {first.bank.images:,} others"
+        ""
         if first.bank == first.test
         else f" of {_short(first.test.address)}, learnt from {first.bank.images:,} of "
         + _short(first.bank.address)
@@ -58,11 +62,12 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
         for facts in {facts.digest: facts for facts in (first.bank, first.test)}.values()
         for kind, count in facts.left_out.items()
     )
+    opened = not first.per_class  # what has no score of classes is for looking at
     notes = "".join(f"<br>{html.escape(note)}" for note in dict.fromkeys(n for s in group for n in s.notes))
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
     selected = "" if first.selection.startswith("none") else f" Chosen: {html.escape(first.selection)}."
     names = [f"{_who(score, student)}, {score.representation}" for score in group]
-    behind = [score_details(score, _who(score, student), plots) for score in group]
+    behind = [score_details(score, _who(score, student), plots, opened) for score in group]
     bars = "".join(_row(score, student) for score in group)
     metric = next(iter(first.metrics)).replace("top-1", "Accuracy")
     classes = folded(f"{metric} of each class", class_table(group, names)) if first.per_class else ""
@@ -70,7 +75,7 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
     return (
         f'<h3 class="evaluation">{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>'
         f'<div class="card"><table class="scores">{bars}</table></div>'
-        f'<div class="behind">{folded("Behind these scores", more) if more else ""}</div>'
+        f'<div class="behind">{folded("Behind these scores", more, opened) if more else ""}</div>'
     )
 
 

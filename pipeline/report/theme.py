@@ -15,6 +15,7 @@ h2 { font-size: 1.1rem; margin: 32px 0 8px; }
 h3 { font-size: .95rem; margin: 0 0 4px; }
 .evaluation { margin-top: 28px; }
 .behind details details { margin-left: 14px; }
+.behind h3 { margin-top: 14px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
@@ -51,6 +52,13 @@ td { overflow-wrap: anywhere; }
 tr:first-child > * { border-top: 0; }
 th { width: 1%; min-width: 8em; overflow-wrap: break-word; font-weight: 400; color: var(--muted); }
 .log th, .log td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
+.compared th, .compared td { width: auto; min-width: 0; text-align: right; white-space: nowrap; }
+.compared th:first-child { text-align: left; color: var(--ink); position: sticky; left: 0;
+  background: var(--card); }
+.compared .failed th:first-child { color: var(--warm); }
+.figure svg { min-width: 600px; }
+.notes { padding-left: 32px; overflow-wrap: anywhere; }
+.behind .log :is(th, td):first-child { text-align: left; }
 .scores th, .scores td { white-space: nowrap; width: 1%; vertical-align: middle; }
 .scores .share { width: 99%; }
 .track { position: relative; }
@@ -72,7 +80,8 @@ summary { cursor: pointer; margin-top: 16px; color: var(--muted); }
 @media (max-width: 600px) { main { padding: 16px 10px 32px; } .card { padding: 12px; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 10px; }
   .scores tr, .config tr { display: grid; grid-template-columns: auto 1fr auto; gap: 0 8px; padding: 4px 0; }
-  .config tr { grid-template-columns: 1fr 1fr; }
+  .config tr { grid-template-columns: 1fr 1fr; } .plot img { max-width: max(100%, 860px); }
   .scores tr > *, .config tr > * { width: auto; border: 0; padding: 0; align-self: center; }
-  .scores th, .config th { grid-column: 1 / -1; white-space: normal; } }
+  .scores tr { grid-template-columns: 1fr auto; }
+  .scores th, .scores td:nth-child(2), .config th { grid-column: 1 / -1; white-space: normal; } }
 """

@@ -8,9 +8,15 @@ from pydantic import Tag, model_validator
 
 from pipeline.config import named
 from pipeline.errors import ConfigError
+from pipeline.objectives.beit import Beit
+from pipeline.objectives.beit2 import Beit2
+from pipeline.objectives.cae import ContextAutoencoder
+from pipeline.objectives.combined import Combined
 from pipeline.objectives.fd import FeatureDistillation
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
+from pipeline.objectives.maskdistill import MaskDistill
+from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
@@ -19,7 +25,13 @@ from pipeline.views.masking import MaskConfig
 AnyObjective = Annotated[
     Annotated[MaskAlign, Tag("maskalign")]
     | Annotated[FeatureDistillation, Tag("fd")]
-    | Annotated[MaskedAutoencoder, Tag("mae")],
+    | Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[ContextAutoencoder, Tag("cae")]
+    | Annotated[MaskDistill, Tag("maskdistill")]
+    | Annotated[Milan, Tag("milan")]
+    | Annotated[Combined, Tag("combined")]
+    | Annotated[Beit, Tag("beit")]
+    | Annotated[Beit2, Tag("beit2")],
     Choice(named("maskalign")),
 ]
 

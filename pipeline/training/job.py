@@ -5,7 +5,7 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
+from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.distributed import Ranks
 from pipeline.training.sections import OptimConfig, TrainConfig
@@ -60,6 +61,7 @@ class TrainingJob:
     precision: str
     compiled: bool
     initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
+    codebook: Codebook | None = None
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class TrainingJob:
             "ranks": self.ranks.world_size,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
+            **({"codebook": self.codebook.digest} if self.codebook else {}),
         }
 
     @property
@@ -199,14 +202,15 @@ def choose_compilation(train: TrainConfig, precision: str, device: torch.device)
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
     """Build the objective as it is before the first step: a function of configuration and cache."""
+    setting = objective_setting(config, cache)
     seed_initial_weights(config)
-    return config.objective.build(config.student, objective_setting(config, cache))
+    return config.objective.build(config.student, setting)
 
 
 def objective_setting(config: RunConfig, cache: Cache) -> Setting:
-    """Return the facts that an objective is built from."""
-    schema = cache.schema
-    return Setting(
+    """Return the facts that an objective is built from. A tokenizer has no codes yet."""
+    schema, request = cache.schema, config.objective.codebook_request
+    setting = Setting(
         schema.view.image_size,
         schema.view.patch_size,
         tuple(schema.levels[level] for level in cache.level_indices(config.data.levels)),
@@ -215,6 +219,7 @@ def objective_setting(config: RunConfig, cache: Cache) -> Setting:
         schema.teacher.has_cls,
         schema.teacher.projection_width,
     )
+    return replace(setting, tokenizer=unfitted_tokenizer(request, setting)) if request else setting
 
 
 def seed_initial_weights(config: RunConfig) -> None:
@@ -235,6 +240,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,
+        **({"codebook": job.codebook.facts} if job.codebook else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,

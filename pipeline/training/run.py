@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import CheckpointError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -19,6 +19,8 @@ from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
+from pipeline.training.codebook import refuse_codebook, tokenizer_of
+from pipeline.training.codebook_fit import ready_codebook
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
@@ -33,6 +35,7 @@ from pipeline.training.run_folder import (
     read_run,
     refuse_differences,
     refuse_other_config,
+    storage_errors,
 )
 from pipeline.training.trainer import Metrics, Trainer
 
@@ -78,11 +81,15 @@ def run_training(
         job = build(config, cache, run, ranks, device, units)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
+        request = config.objective.codebook_request
+        if request and not resumed and ranks.is_main:
+            refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective))
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
                 held.enter_context(held_run_folder(run))
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
+        job.codebook = ready_codebook(job, resumed, say)
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         messages: list[str] = []
@@ -178,14 +185,8 @@ def run_job(
 @contextmanager
 def _starting_together(job: TrainingJob) -> Iterator[None]:
     """Raise on all ranks what one raises here, an OSError as StorageError."""
-    with job.ranks.together():
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"run {str(job.run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
-                f"({error.strerror or error}): make room or give permission, then start it again"
-            ) from None
+    with job.ranks.together(), storage_errors(job.run):
+        yield
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:

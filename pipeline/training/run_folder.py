@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pipeline.config import Section, parse_config
-from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
+from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
 from pipeline.storage.files import replace_file
 
 RUN_FILE = "run.json"
@@ -130,6 +130,18 @@ def refuse_differences(
     if found:
         values = "value" if len(found) == 1 else "values"
         raise error(f"cannot resume: {'; '.join(found)}: use the old {values}, or a new --run")
+
+
+@contextmanager
+def storage_errors(run: Path) -> Iterator[None]:
+    """Turn an OSError at a run's start into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"run {str(run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
+            f"({error.strerror or error}): make room or give permission, then start it again"
+        ) from None
 
 
 class MetricsLog:

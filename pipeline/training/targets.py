@@ -107,6 +107,8 @@ class TeacherTargets(nn.Module):
 
     def forward(self, batch: Batch) -> Targets:
         """Compute the targets of visible and hidden tokens that the objective needs."""
+        if not self.needs.targets((0,)):  # mae has no teacher
+            return Targets([], [])
         states = self._hidden_states(batch["views"])
         found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
         for part, levels in self.needs.targets(tuple(range(len(states)))).items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.benchmark.objectives import OBJECTIVES
 from pipeline.benchmark.options import choose_options
 from pipeline.benchmark.run import run_benchmark
 from pipeline.config import load_config
@@ -23,6 +24,7 @@ RATIOS = {
     "ratio.reads_to_raw": "reads",
     "ratio.decode_to_overhead": "overhead",
     "ratio.four_views_to_one": "decode",
+    **{f"ratio.{name}_to_plain": "objectives" for name in OBJECTIVES},
 }
 LARGEST_FALL = 0.25
 EFFORT = {"rounds": 7, "steps": 3, "warm_up": 1, "images": 128}

@@ -42,6 +42,7 @@ def test_a_run_of_all_parts_has_a_table_and_json(small_cache_path, tmp_path, mon
         "disk",
         "ratio",
         "embedding",
+        "objective",
     }
     assert {name.partition(".")[0] for name in names} == parts
     assert {"extraction.whole", "step.wait_share", "ratio.extraction_to_slowest"} <= names

@@ -269,6 +269,53 @@ def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, argume
     assert part in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "part"),
+    [
+        (
+            "attention",
+            ["--shards", "T", "--test-shards", "T"],
+            "--test-shards has no effect on attention: it",
+        ),
+        ("zero-shot,attention", ["--shards", "T", "--test-shards", "T"], "effect on zero-shot and attention"),
+        ("attention", ["--shards", "T", "--class-names", "N"], "--class-names has no effect on attention"),
+        ("segment", ["--shards", "T", "--image-size", "32"], "on segment: give --set size=PIXELS"),
+        ("detect", ["--shards", "T", "--image-size", "32"], "on detect: give --set image_size=PIXELS"),
+        ("finetune", ["--shards", "T", "--features", "."], "--features has no effect on finetune"),
+        ("export", ["--shards", "T"], "--shards has no effect on export: it needs no data"),
+        ("export", ["--out", "a.json"], "--out has no effect on export: it has no scores"),
+        ("knn", ["--shards", "T", "--patch-size", "8"], "--patch-size is 8, but the run has patches of 16"),
+        (
+            "knn",
+            ["--shards", "T", "--set", "tries=3"],
+            "tries is 3, but all would learn from the same images",
+        ),
+        ("probe", ["--shards", "T", "--set", "tries=3"], "tries is 3, but all would learn from the same"),
+        (
+            "detect",
+            ["--shards", "T", "--set", "drop_path=0.2"],
+            "drop_path is for an encoder that is trained",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused_by_name(run, tars, tmp_path, name, arguments, part):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\n")
+    given = [{"T": str(tars), "N": str(names)}.get(argument, argument) for argument in arguments]
+    result = CliRunner().invoke(app, [name, "--run", str(run), "--device", "cpu", *given])
+    assert result.exit_code == 2
+    assert part in result.stderr
+
+
+@pytest.mark.parametrize("text", ['["a", 5]', '["a", ""]', '[{"name": "a"}, {"wnid": "n1"}]'])
+def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
+    file = tmp_path / "names.json"
+    file.write_text(text)
+    result = call("--run", run, "--cache", cache, "--class-names", file)
+    assert result.exit_code == 2
+    assert "has no name for class 1: give one for each from 0 on" in result.stderr
+
+
 def test_an_unknown_evaluation_names_those_there_are():
     result = CliRunner().invoke(app, ["kn", "--print-config"])
     assert result.exit_code == 2

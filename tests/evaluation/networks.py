@@ -4,12 +4,14 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tars import write_tar
 
+from pipeline.evaluation import fitting, resuming
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.images import ImageSet, open_images
@@ -62,6 +64,23 @@ def squares(path, seed, count, classes=3):
 
 def task(folder, subject, data, test=None, **changes):
     return Task(subject, data, test, folder / "features", folder / "evaluation", batch_size=8, **changes)
+
+
+def continued(monkeypatch, run, step):
+    """Kill `run(log)` at a step, its state written after each, and return the second run's result."""
+
+    def killed(line):
+        if line.startswith(f"step {step} of"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_STATES", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(killed)
+    lines = []
+    result = run(lines.append)
+    assert next(line for line in lines if line.startswith("step")).startswith(f"step {step} of")
+    return result
 
 
 def stored(folder, values, labels, parts=1):

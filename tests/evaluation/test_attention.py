@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from networks import square, squares, task, tiny_subject
+from networks import png, square, squares, task, tiny_subject
 from PIL import Image
 from scipy.stats import spearmanr
+from tars import write_tar
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.attention import measures
 from pipeline.evaluation.attention.attention import Attention
+from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
 
 
@@ -108,3 +111,16 @@ def test_a_teacher_that_is_not_a_plain_vit_is_refused(tmp_path):
     data = squares(tmp_path / "a.tar", 0, 2)
     with pytest.raises(ConfigError, match="is a ResNet, not a plain ViT"):
         run_evaluation(Attention(teacher="timm:resnet18"), task(tmp_path, tiny_subject(), data))
+
+
+def test_masks_that_do_not_fit_are_noted_and_values_must_be_there(tmp_path):
+    pixels, mask = square(0, 0)
+    members = {"a.png": png(pixels), "a.seg.png": png(mask), "b.png": png(pixels), "b.seg.png": b"no mask"}
+    members |= {"c.png": png(pixels), "c.seg.png": png(mask[:9])}
+    write_tar(tmp_path / "a.tar", {}, members=members)
+    data = LabelledImages(open_images([str(tmp_path / "a.tar")], tmp_path))
+    (score,) = run_evaluation(Attention(), task(tmp_path, tiny_subject(), data))
+    assert "masks: 2, first a.tar/b has" in score.notes[0]
+    assert 0 < score.metrics["attention inside masks"] < 1
+    with pytest.raises(ConfigError, match=r"foreground is \[9\], but no mask \(KEY.seg.png\)"):
+        run_evaluation(Attention(foreground=(9,)), task(tmp_path, tiny_subject(), data))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import squares, task, tiny_subject
+from networks import continued, squares, task, tiny_subject
 from PIL import Image
 
 from pipeline.config import load_config
@@ -111,9 +111,9 @@ def images(tmp_path_factory):
     return squares(folder / "a.tar", 1, 45), squares(folder / "b.tar", 2, 30)
 
 
-def probed(folder, images, workers=0, subject=None, **options):
+def probed(folder, images, workers=0, subject=None, log=lambda _line: None, **options):
     learnt, tested = images
-    given = task(folder, subject or tiny_subject(), learnt, tested, workers=workers)
+    given = task(folder, subject or tiny_subject(), learnt, tested, workers=workers, log=log)
     (outcome,) = Attentive.model_validate({"epochs": 2.0, "shown": 0, **options}).run(given)
     return outcome
 
@@ -147,6 +147,14 @@ def test_identical_commands_give_identical_numbers(images, tmp_path):
     first, second = (probed(tmp_path / str(workers), images, workers, lr=1.0) for workers in (0, 2))
     assert first == second
     assert probed(tmp_path / "0", images, lr=1.0, seed=1) != first
+
+
+@pytest.mark.parametrize("kind", ["efficient", "capi"])
+def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind):
+    options = {"kind": kind, "lr": (0.1, 1.0), "epochs": 4.0}
+    whole = probed(tmp_path, images, **options)
+    assert continued(monkeypatch, lambda log: probed(tmp_path, images, log=log, **options), 3) == whole
+    assert not list((tmp_path / "evaluation").glob("*.state"))
 
 
 def test_a_plot_shows_each_query_on_a_few_images(images, tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from networks import continued
 from PIL import Image
 from squares import squares, tar_of
 from timm.models.vision_transformer import VisionTransformer
@@ -47,9 +48,9 @@ def three(tmp_path_factory):
 
 @pytest.fixture
 def evaluated(tmp_path):
-    def run(bank, test, subject=None, names=(), **options):
+    def run(bank, test, subject=None, names=(), log=lambda _line: None, **options):
         sets = [LabelledImages(open_images([str(one)], tmp_path, names)) for one in (bank, test)]
-        task = Task(subject or tiny_subject(), *sets, tmp_path / "features", tmp_path / "plots")
+        task = Task(subject or tiny_subject(), *sets, tmp_path / "features", tmp_path / "plots", log=log)
         (score,) = run_evaluation(Detect(**(QUICK | options)), task)
         return score
 
@@ -130,14 +131,14 @@ def test_a_frozen_tiny_model_learns_three_images_by_heart(three, evaluated):
     assert "3 test images have the key of an image to learn from: this may measure memory" in score.notes
     assert "not ViTDet: all blocks attend to the whole image instead of windows" in score.notes[0]
     (plot,) = score.plots
-    assert plot.caption.startswith("squares.tar/1: 2 true objects and ")
+    assert plot.caption.startswith("squares.tar/1: true objects 2, found ")
 
 
 def test_plots_show_truth_beside_what_is_found(three, evaluated, tmp_path):
     score = evaluated(three, three, shared_keys="allow", plots=2)
     for plot in score.plots:
         with Image.open(tmp_path / "plots" / plot.file) as drawn:
-            assert drawn.size == (64 + 8 + 64, 48)
+            assert drawn.size == (320 + 8 + 320, 240)  # small images are enlarged
     assert len({plot.file for plot in score.plots}) == 2
 
 
@@ -150,6 +151,20 @@ def test_equal_commands_give_equal_numbers(three, evaluated):
     assert (again.metrics, again.intervals) == (first.metrics, first.intervals)
     assert again.details == first.details
     assert evaluated(three, three, shared_keys="allow", seed=1).details != first.details
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_training_that_is_killed_ends_with_the_same_numbers(evaluated, tmp_path, monkeypatch, frozen):
+    data, notes = squares(7)
+    samples = {"good": (data, notes), "other": squares(8), "cut": (data[:-60], notes)}
+    tar = tar_of(tmp_path / "a.tar", samples)
+    options = {"shared_keys": "allow", "frozen": frozen, "steps": 5, "resamples": 0}
+    whole = evaluated(tar, tar, **options)
+    again = continued(monkeypatch, lambda log: evaluated(tar, tar, log=log, **options), 4)
+    assert (again.metrics, again.details) == (whole.metrics, whole.details)
+    assert again.bank == whole.bank
+    assert whole.bank.left_out == {"damaged": 1}
+    assert not list((tmp_path / "plots").glob("*.state"))
 
 
 def test_fine_tuning_leaves_the_subject_as_it_was(three, evaluated):

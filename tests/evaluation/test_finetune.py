@@ -26,7 +26,7 @@ from pipeline.evaluation.finetuning import training as finetune_training
 from pipeline.evaluation.finetuning.batches import build_schedule, collate, train_transform
 from pipeline.evaluation.finetuning.finetune import Finetune
 from pipeline.evaluation.finetuning.model import build_classifier, layer_groups
-from pipeline.evaluation.finetuning.recipe import Settings, build_recipe
+from pipeline.evaluation.finetuning.recipe import Settings, build_recipe, choose_pool
 from pipeline.evaluation.finetuning.training import Plan, Training
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.evaluation.run import run_evaluation
@@ -531,3 +531,12 @@ def under_torchrun(arguments):
         process.terminate()  # if it hangs: torchrun then ends its ranks
     assert process.returncode == 0, output
     return json.loads(arguments[-1].read_text())[0], output
+
+
+def test_a_small_set_is_pooled_as_the_network_was_pretrained():
+    kinds = {
+        kind: choose_pool("auto", subject(kind), 800) for kind in ("run", "untrained", "teacher", "model")
+    }
+    assert kinds == {"run": "mean", "untrained": "mean", "teacher": "cls", "model": "cls"}
+    assert choose_pool("auto", subject("teacher"), 5_000) == "mean"
+    assert choose_pool("auto", subject("model", global_pool="avg"), 800) == "mean"

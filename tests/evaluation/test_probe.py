@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import feature_task, squares, stored, task, tiny_subject
+from networks import continued, feature_task, squares, stored, task, tiny_subject
 from sklearn.linear_model import LogisticRegression
 from timm.optim import Lars as TimmLars
 from torch import nn
@@ -292,9 +292,9 @@ def images(tmp_path_factory):
     return squares(folder / "a.tar", 1, 45), squares(folder / "b.tar", 2, 30)
 
 
-def heads(folder, images, workers=0, **options):
+def heads(folder, images, workers=0, log=lambda _line: None, **options):
     learnt, tested = images
-    given = task(folder, tiny_subject(), learnt, tested, workers=workers)
+    given = task(folder, tiny_subject(), learnt, tested, workers=workers, log=log)
     return Probe.model_validate({"epochs": 8.0, **options}).run(given)
 
 
@@ -335,6 +335,16 @@ def test_identical_commands_give_identical_numbers(images, tmp_path, kind):
     first, second = (heads(tmp_path / str(workers), images, workers, **options) for workers in (0, 2))
     assert first == second
     assert heads(tmp_path / "0", images, **options, seed=1) != first
+
+
+@pytest.mark.parametrize("kind", ["grid", "published"])
+@pytest.mark.parametrize("step", [3, 4])  # the third is the first of an epoch
+def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind, step):
+    options = {"kind": kind, "representations": ("mean",), "lr": (1.0,), "epochs": 4.0, "select": "test"}
+    whole = heads(tmp_path, images, **options)
+    again = continued(monkeypatch, lambda log: heads(tmp_path, images, log=log, **options), step)
+    assert again == whole
+    assert not list((tmp_path / "evaluation").glob("*.state"))
 
 
 def test_the_published_probe_ends_with_its_last_epoch(images, tmp_path):

@@ -48,6 +48,8 @@ def test_only_the_classes_of_a_subset_can_win(tmp_path):
     [
         ({"corruptions": ("fog",)}, "corruptions \\['fog'\\] are unknown"),
         ({"severities": (6,)}, "from 1 to 5"),
+        ({"only": (7,), "shared_keys": "allow"}, "only is \\[7\\], but no image to learn from is of these"),
+        ({"representation": "clss", "shared_keys": "allow"}, "representation 'clss' is not available"),
     ],
 )
 def test_unknown_corruptions_are_refused(tmp_path, settings, part):

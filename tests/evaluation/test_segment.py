@@ -6,13 +6,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from networks import continued
 from PIL import Image
 from tars import add_member
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
-from pipeline.evaluation import fitting, resuming
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
@@ -135,22 +135,17 @@ def test_equal_commands_give_equal_scores_and_another_seed_does_not(scored, tars
 def test_a_training_that_is_killed_ends_with_the_same_numbers(scored, tars, tmp_path, monkeypatch, kind):
     settings = KINDS[kind] | {"kind": kind, "steps": 6, "batch": 2, "scale": (0.75, 1.5)}
     (whole,) = scored(*tars, **settings)
-    monkeypatch.setattr(fitting, "_SECONDS_BETWEEN_LINES", -1.0)
-    monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_STATES", -1.0)
+    (again,) = continued(monkeypatch, lambda log: scored(*tars, log=log, **settings), 4)
+    assert (again.metrics, again.details) == (whole.metrics, whole.details)
+    assert not list((tmp_path / "plots").glob("*.state"))
 
-    def killed(line):
-        if line.startswith("step 4 of 6"):
+    def spoil(_line):
+        for state in (tmp_path / "plots").glob(f"segment-{kind}-*.state"):
+            state.write_bytes(b"no state")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scored(*tars, log=killed, **settings)
-    (state,) = (tmp_path / "plots").glob(f"segment-{kind}-*.state")
-    lines = []
-    (again,) = scored(*tars, log=lines.append, **settings)
-    assert next(line for line in lines if line.startswith("step")).startswith("step 4 of 6")
-    assert (again.metrics, again.details) == (whole.metrics, whole.details)
-    assert not state.exists()
-    state.write_bytes(b"no state")
+        scored(*tars, log=spoil, **settings)
     with pytest.raises(
         CheckpointError, match=r"\.state' cannot be read \(UnpicklingError\): remove that file"
     ):
@@ -320,7 +315,7 @@ def test_only_keys_of_the_kind_are_recorded():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("k=3", "k is not a key of kind linear: leave it out, or give another kind"),
+        ("k=3", "k is an option of kind knn, not of kind linear"),
         ("kind=unet", "configuration key 'kind' is 'unet': input should be 'linear', 'knn' or 'upernet'"),
         ("stride=600", r"stride is \[600, 600\]: give 1 to \[512, 512\], the size of a window"),
         ("scale=[2.0, 0.5]", r"scale is \[2.0, 0.5\]: two factors are needed, such as \[0.5, 2.0\]"),

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import caches
 import pytest
 import torch
 from networks import task, tiny_subject
+from training.training_runs import losses, trained
 
 from pipeline.config import load_config
 from pipeline.demo.dataset import write_images
@@ -14,11 +16,10 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
-from pipeline.evaluation.subject import teacher_subject
+from pipeline.evaluation.subject import student_subject, teacher_subject
 from pipeline.evaluation.zero_shot import ZeroShot
-from pipeline.teacher.request import LOCAL
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import RUN_FILE
+from pipeline.training.run_folder import RUN_FILE, read_run
 
 CLIP = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline' / 'demo' / 'teacher'}"
 
@@ -45,13 +46,29 @@ def refused(drawn, tmp_path, message, subject=None, settings=None, **changes):
         run_evaluation(settings or ZeroShot(), task(tmp_path, subject, drawn, **changes))
 
 
-def test_a_student_that_predicts_no_cls_is_refused(drawn, tmp_path):
-    config = load_config(RunConfig, None, ["objective.name=mae"]).model_dump(mode="json")
-    described = {"config": config, "cache": {"teacher": {"tag": LOCAL}}}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(described))
-    subject, run = tiny_subject(kind="run"), tmp_path / "run"
-    refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=run, teacher=CLIP)
+@pytest.fixture(scope="module")
+def milan(tmp_path_factory):
+    """A run with MILAN's published target."""
+    folder = tmp_path_factory.mktemp("milan")
+    cache = caches.real(folder, 1, 20, views=1, teacher=CLIP, image_size=64, patch_size=8, levels="1")
+    decoder = [f"objective.decoder_{key}" for key in ("depth=1", "width=32", "heads=2")]
+    return trained(cache, folder / "run", "objective.name=milan", "objective.preset=published", *decoder)
+
+
+def test_a_student_of_projected_tokens_is_among_texts_already(drawn, milan, tmp_path):
+    """Its loss, 2 - 2 cosine, begins near 2."""
+    (first, *_, last) = (line["loss"] for line in losses(milan))
+    assert 2.3 > first > last > 0
+    subject = student_subject(milan, torch.device("cpu"))
+    (score,) = run_evaluation(ZeroShot(), task(tmp_path, subject, drawn, run=milan, teacher=CLIP))
+    assert 0 <= score.metrics["top-1"] < 0.5
+
+
+def test_a_student_that_predicts_no_cls_is_refused(drawn, milan, tmp_path):
+    pixels = load_config(RunConfig, None, ["objective.name=mae"]).model_dump(mode="json")
+    (tmp_path / RUN_FILE).write_text(json.dumps(read_run(milan) | {"config": pixels}))
+    subject = tiny_subject(kind="run")
+    refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=tmp_path, teacher=CLIP)
 
 
 def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
@@ -63,3 +80,5 @@ def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     refused(few, tmp_path, "has 3 names, but there are images of class 17", teacher=CLIP)
     wrong = ZeroShot(templates=("a photo",))
     refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)
+    refused(drawn, tmp_path, "must have {} where the name", settings=ZeroShot(templates=()), teacher=CLIP)
+    refused(drawn, tmp_path, "other weights than the teacher, so its texts lie in another", teacher=CLIP)

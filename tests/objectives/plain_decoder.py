@@ -34,7 +34,8 @@ def whole_input(decoder, encoder, images, visible):
 def in_raster_order(decoder, tokens, visible):
     """Put mask tokens between the encoder's tokens (B, 1 + K, C); positions are zero for CLS."""
     tokens, hidden = linear(decoder.embed, tokens), is_hidden(visible)
-    patches = torch.where(hidden[..., None], decoder.mask_token, 0.0)
+    mask_token = torch.zeros_like(tokens[0, 0]) if decoder.mask_token is None else decoder.mask_token
+    patches = torch.where(hidden[..., None], mask_token, 0.0)
     patches[~hidden] = tokens[:, 1:].flatten(0, 1)
     positions = sincos_positions(4, tokens.shape[-1]).to(tokens.dtype)
     return torch.cat([tokens[:, :1], patches + positions], dim=1)
@@ -45,6 +46,22 @@ def plain_decoder(decoder, tokens):
     for block in decoder.blocks:
         tokens = block(tokens)
     return linear(decoder.head, layer_norm(decoder.norm, tokens))[:, 1:]
+
+
+def prompting_decoder(decoder, tokens, visible):
+    """Predictions (B, 1 + 16, channels) for CLS and all patches, of which blocks change the hidden ones."""
+    of_mask = torch.nn.functional.pad(is_hidden(visible), (1, 0))[..., None]
+    for block in decoder.blocks:
+        normed = layer_norm(block.norm1, tokens)
+        query = linear(block.attn.qkv, normed).chunk(3, -1)[0]
+        _, key, value = linear(block.attn.qkv, torch.where(of_mask, normed, tokens)).chunk(3, -1)
+        heads = [each.unflatten(-1, (block.attn.num_heads, -1)) for each in (query, key, value)]
+        products = torch.einsum("bqhd,bkhd->bhqk", *heads[:2]) / heads[0].shape[-1] ** 0.5
+        mixed = torch.einsum("bhqk,bkhd->bqhd", products.softmax(-1), heads[2]).flatten(2)
+        changed = tokens + linear(block.attn.proj, mixed)
+        inner = F.gelu(linear(block.mlp.fc1, layer_norm(block.norm2, changed)))
+        tokens = torch.where(of_mask, changed + linear(block.mlp.fc2, inner), tokens)
+    return linear(decoder.head, layer_norm(decoder.norm, tokens))
 
 
 def normalised_patches(images):

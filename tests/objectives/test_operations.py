@@ -1,11 +1,14 @@
 """Counted operations against the formulas of each paper's networks, for ViT-B/16 and its CLIP teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pipeline.config import load_config
 from pipeline.objectives.objective import Setting
 from pipeline.objectives.operations import training_operations
+from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig, objective_kinds
 
 PATCHES, WIDTH, TEACHER = 196, 768, 768
@@ -30,24 +33,29 @@ def cross(depth, queries, keys, width):
 
 
 CODES = WIDTH * 8192
+ALIGNED = encoder(58) + 5 * 59 * WIDTH * TEACHER
 DECODED = encoder(49) + 50 * WIDTH * 512
 # Multiply-accumulates of a forward pass with the published masks, and those of training relative to
 # MaskAlign's. What runs without gradient counts a third.
 FORMULAS = {
-    "maskalign": (encoder(58) + 5 * 59 * WIDTH * TEACHER, 1.0),
+    "maskalign": (ALIGNED, 1.0),
     "fd": (encoder(196) + 197 * WIDTH * TEACHER, 3.35),
     "maskdistill": (encoder(196) + 78 * WIDTH * TEACHER, 3.33),
     "beit": (encoder(196) + 75 * CODES, 3.41),
     "beit2": (encoder(196) + blocks(2, 197) + 2 * 75 * CODES, 4.05),
     "mae": (DECODED + blocks(8, 197, 512) + 147 * 512 * 768, 1.83),
     "milan": (DECODED + cross(8, 147, 197, 512) + 197 * 512 * TEACHER, 1.62),
+    "combined": (ALIGNED + 59 * WIDTH * 512 + blocks(2, 197, 512) + 138 * 512 * TEACHER, 1.27),
     "cae": (4 / 3 * encoder(98) + cross(4, 98, 196, WIDTH) + blocks(4, 98) + 98 * CODES, 3.47),
 }
 
 
 def counted(name):
     config = load_config(RunConfig, None, [f"objective.name={name}"])
-    objective = config.objective.build(config.student, VIT_B)
+    request, setting = config.objective.codebook_request, VIT_B
+    if request:
+        setting = replace(setting, tokenizer=unfitted_tokenizer(request, setting))
+    objective = config.objective.build(config.student, setting)
     return training_operations(objective, VIT_B, config.mask.visible_count(PATCHES))
 
 

@@ -11,11 +11,13 @@ LEVELS = (7, 8, 9, 10, 11)
 KILOBYTES = {
     "maskalign": 280,
     "fd": 308,
+    "maskdistill": 153,
     "beit": 153,
     "beit2": 153,
     "mae": 151,
     "milan": 195,
     "cae": 229,
+    "combined": 391,
 }
 
 

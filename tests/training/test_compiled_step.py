@@ -11,6 +11,7 @@ from torch import distributed
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import SkipFrame
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import CPU, TINY, losses, tiny_job, trained
 
@@ -21,6 +22,7 @@ from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import VISIBLE_ALONE
 from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
+from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
 from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
 from pipeline.training.run import load_newest, run_job
@@ -31,6 +33,7 @@ from pipeline.training.trainer import Trainer
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 NO_CLS = 'student.options={depth=2, embed_dim=32, num_heads=2, class_token=false, global_pool="avg"}'
 REGISTERS = "student.options={depth=2, embed_dim=32, num_heads=2, reg_tokens=2}"
+CODES = "objective.codebook_size=30"
 DECODER = "objective.decoder_depth=1"
 WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
 
@@ -40,21 +43,29 @@ def _nothing_compiled():
     torch._dynamo.reset()
 
 
-def graphs_of(*settings, encoding="int8", has_cls=True):
-    """Compile a step of these settings without code generation; returns its graphs after two passes."""
+def tiny_step(*settings, encoding="int8", has_cls=True):
+    """Build a step of these settings; returns it and its batch."""
     tiny = (
         [each for each in TINY if not each.startswith("mask.")] if "objective.name=fd" in settings else TINY
     )
-    config, graphs = load_config(RunConfig, None, [*tiny, *settings]), []
-    setting = Setting(32, 8, (1, 3), 4, 70, has_cls, 20)
+    config = load_config(RunConfig, None, [*tiny, *settings])
+    setting, request = Setting(32, 8, (1, 3), 4, 70, has_cls, 20), config.objective.codebook_request
+    if request:
+        setting = dataclasses.replace(setting, tokenizer=unfitted_tokenizer(request, setting))
     visible = VISIBLE if config.objective.masked else PATCHES
     decoder = TargetDecoder(torch.zeros(2, 70), torch.ones(2, 70), encoding)
     output = TeacherOutput(torch.ones(2, 70), projection=torch.ones(70, 20))
     targets = CachedTargets(decoder, config.objective.needs.target, output)
     step = TrainingStep(config.objective.build(config.student, setting), targets)
+    return step, stored_batch(encoding, visible, has_cls, config.objective.needs)
+
+
+def graphs_of(*settings, **cache):
+    """Compile a step of these settings without code generation; returns its graphs after two passes."""
+    (step, batch), graphs = tiny_step(*settings, **cache), []
     step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
     for _ in range(2):
-        step(stored_batch(encoding, visible, has_cls, config.objective.needs))[0].backward()
+        step(batch)[0].backward()
     return graphs
 
 
@@ -90,6 +101,16 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.head='norm_linear'", "student.drop_path=0.5"), {"has_cls": False}),
         (("objective.name=fd",), {}),
         (("objective.name=mae", DECODER), {}),
+        (("objective.name=milan", "objective.preset=published", DECODER), {"encoding": "int4"}),
+        (("objective.name=milan", "objective.positions=visible"), {"has_cls": False}),
+        (("objective.name=combined", DECODER), {}),
+        (("objective.name=combined", "objective.reconstruct=pixels", DECODER), {}),
+        (("objective.name=maskdistill", "objective.preset=eva"), {}),
+        (("objective.name=beit", CODES, "student.drop_path=0.5"), {}),
+        (("objective.name=beit", CODES, "objective.codes=pixels", REGISTERS), {"has_cls": False}),
+        (("objective.name=beit2", CODES, "objective.preset=published"), {}),
+        (("objective.name=cae", "objective.regressor_depth=1", DECODER, CODES), {}),
+        (("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher"), {}),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):
@@ -137,27 +158,48 @@ def test_a_run_compiles_once_through_accumulation_evaluation_and_resume(small_ca
     assert len(graphs) == 1
 
 
+@pytest.fixture
+def _one_rank():
+    """A process group of one rank."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.parametrize("name", ["beit", "cae"])
+def test_codes_compile_under_ddp_with_an_eager_steps_gradients(name):
+    """The compiler cuts a step between gradient buckets, which not every loss in parts survives."""
+    wide = ("student.options={depth=2, embed_dim=192, num_heads=2}", "student.drop_path=0.0")
+    (step, batch), graphs = tiny_step(f"objective.name={name}", CODES, *wide), []
+    step(batch)[0].backward()
+    expected = {name: parameter.grad for name, parameter in step.named_parameters()}
+    step.zero_grad()
+    step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
+    DistributedDataParallel(step, bucket_cap_mb=1)(batch)[0].backward()
+    assert len(graphs) > 1
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(step.get_parameter(parameter).grad, gradient)
+
+
 @pytest.mark.bench
+@pytest.mark.usefixtures("_one_rank")
 def test_under_ddp_the_step_of_vit_b_is_five_graphs():
     """torch cuts the graph at gradient buckets; its default of 25 MB would cut ViT-B's 338 MiB into 14."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        config, graphs = RunConfig(), []
-        objective = config.objective.build(config.student, Setting(224, 16, (7, 8, 9, 10, 11), 12, 768, True))
-        targets = CachedTargets(TargetDecoder(torch.zeros(5, 768), torch.ones(5, 768), "int8"), "whiten")
-        step = TrainingStep(objective, targets)
-        step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
-        codes, stats = (
-            torch.zeros(2, 5, 60, 768, dtype=torch.int8),
-            torch.ones(2, 5, 60, 2 + 768 // 64).half(),
-        )
-        batch = {
-            "patches": torch.zeros(2, 59, 768, dtype=torch.uint8),
-            "visible": torch.arange(59).expand(2, 59),
-        }
-        shared_by_ranks(step, CPU)(batch | {"visible_codes": codes, "visible_stats": stats})[0].backward()
-    finally:
-        distributed.destroy_process_group()
+    config, graphs = RunConfig(), []
+    objective = config.objective.build(config.student, Setting(224, 16, (7, 8, 9, 10, 11), 12, 768, True))
+    targets = CachedTargets(TargetDecoder(torch.zeros(5, 768), torch.ones(5, 768), "int8"), "whiten")
+    step = TrainingStep(objective, targets)
+    step.compile(backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=False)
+    codes, stats = (
+        torch.zeros(2, 5, 60, 768, dtype=torch.int8),
+        torch.ones(2, 5, 60, 2 + 768 // 64).half(),
+    )
+    batch = {
+        "patches": torch.zeros(2, 59, 768, dtype=torch.uint8),
+        "visible": torch.arange(59).expand(2, 59),
+    }
+    shared_by_ranks(step, CPU)(batch | {"visible_codes": codes, "visible_stats": stats})[0].backward()
     assert len(graphs) == 5
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import assert_same_bits, losses, metrics, saved_steps, train
-from two_ranks_script import STEPS, steps_on_joint_batches
+from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
 from pipeline.training.distributed import Ranks
 from pipeline.training.run_folder import read_evaluations
@@ -45,8 +45,13 @@ def folder(small_cache_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(small_cache_path, tmp_path_factory):
-    """The same steps by one process on the joint batches."""
-    return steps_on_joint_batches(small_cache_path, tmp_path_factory.mktemp("alone"), Ranks())
+    """The same steps by one process on the joint batches, of MaskAlign, MAE and MaskDistill."""
+    run = tmp_path_factory.mktemp("alone")
+    steps = {
+        name: steps_on_joint_batches(small_cache_path, run, Ranks(), JOINT_STEPS[name])
+        for name in ("joint-1", "mae", "maskdistill")
+    }
+    return {**steps, "joint-2": steps["joint-1"]}
 
 
 def load(path):
@@ -54,12 +59,12 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, accumulate):
-    found = load(folder / f"joint-{accumulate}-0.pt")
-    assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
+@pytest.mark.parametrize("name", JOINT_STEPS)
+def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, name):
+    found, expected = load(folder / f"{name}-0.pt"), alone[name]
+    assert torch.allclose(found["losses"], expected["losses"], rtol=1e-5)
     assert len(found["gradients"]) == STEPS
-    for ours, theirs in zip(found["gradients"], alone["gradients"], strict=True):
+    for ours, theirs in zip(found["gradients"], expected["gradients"], strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             largest = max(float(value.abs().max()), 1e-3)
@@ -68,13 +73,13 @@ def test_gradients_of_two_ranks_equal_those_of_the_joint_batch(folder, alone, ac
 
 def test_weights_after_some_steps_equal_those_of_the_joint_batch(folder, alone):
     found = load(folder / "joint-1-0.pt")["student"]
-    for name, value in alone["student"].items():
+    for name, value in alone["joint-1"]["student"].items():
         # The bias of the keys has no gradient but rounding, which Adam scales to whole steps.
         if not name.endswith("attn.qkv.bias"):
             assert torch.allclose(found[name], value, atol=1e-5), name
 
 
-@pytest.mark.parametrize("name", ["joint-1", "joint-2"])
+@pytest.mark.parametrize("name", JOINT_STEPS)
 def test_both_ranks_have_the_same_gradients_and_weights(folder, name):
     assert_same_bits(load(folder / f"{name}-0.pt"), load(folder / f"{name}-1.pt"))
 
@@ -95,6 +100,13 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(fol
 
 def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
     assert [torch.load(folder / f"units-{rank}.pt") for rank in (0, 1)] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_all_ranks_have_the_codebook_that_the_main_rank_fitted(folder):
+    first, second = (load(folder / f"coded-{rank}.pt") for rank in (0, 1))
+    assert_same_bits(first, second)
+    assert torch.equal(first["codes"], load_file(folder / "coded/codebook.safetensors")["codes"])
+    assert first["codes"].norm(dim=1).min() > 0.99
 
 
 def test_ranks_that_see_another_checkpoint_all_fail_alike(folder):

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from record_steps import CACHE
-from training_runs import TINY, checkpoint, losses, metrics, train, trained
+from training_runs import (
+    DROP_PATH,
+    TINY,
+    assert_same_runs,
+    checkpoint,
+    killed_after,
+    losses,
+    metrics,
+    train,
+    trained,
+)
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
@@ -23,6 +33,17 @@ def test_feature_distillation_trains(small_cache_path, tmp_path, target):
     result = train(small_cache_path, run, f"objective.target={other}", resume=True)
     assert result.exit_code == 2
     assert f"objective.target was {target!r} and is now {other!r}" in result.output
+
+
+@pytest.mark.parametrize("keys", [("codebook_size=24", "decoder_depth=1"), ("align=teacher",)], ids=str)
+def test_a_context_autoencoder_trains_and_resumes_bit_for_bit(small_cache_path, tmp_path, keys):
+    own = ("objective.name=cae", "objective.regressor_depth=1", *(f"objective.{key}" for key in keys))
+    run = trained(small_cache_path, tmp_path / "run", *own, DROP_PATH, "optim.base_lr=0.01")
+    assert losses(run)[-1]["loss"] < losses(run)[0]["loss"]
+    assert list(metrics(run)[0]["loss_terms"]) == ([] if len(keys) == 1 else ["codes", "latents"])
+    killed = killed_after(run, 3, tmp_path / "killed")
+    assert train(small_cache_path, killed, resume=True).exit_code == 0
+    assert_same_runs(run, killed, 6)
 
 
 def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp_path):

@@ -62,3 +62,9 @@ def test_a_teacher_in_the_loop_gives_what_a_cache_would(kind):
     assert [len(cached.visible), len(cached.hidden)] == [3, 1]
     torch.testing.assert_close(cached.visible, in_loop.visible)
     torch.testing.assert_close(cached.hidden, in_loop.hidden)
+
+
+def test_a_teacher_in_the_loop_does_not_run_for_an_objective_without_targets():
+    needs = Needs(visible="none", pixels="all", positions=True)
+    found = TeacherTargets(None, True, needs)({"views": torch.zeros(2)})
+    assert (found.visible, found.hidden) == ([], [])

@@ -17,6 +17,7 @@ from pipeline.stream.batches import micro_batches
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks, joined_ranks
+from pipeline.training.job import build_job
 from pipeline.training.run import run_job, run_training
 from pipeline.training.run_folder import read_run
 from pipeline.training.trainer import Trainer
@@ -24,32 +25,36 @@ from stages.train_student import train_student
 
 STEPS = 3
 JOINT_BATCH = 32
+MAE = ("objective={name='mae', decoder_depth=1, decoder_width=32, decoder_heads=2}",)
+MASKDISTILL = ("objective.name=maskdistill",)
+JOINT_STEPS = {"joint-1": (), "joint-2": ("train.accumulate=2",), "mae": MAE, "maskdistill": MASKDISTILL}
 SETTINGS = ("student.drop_path=0.0", f"train.global_batch={JOINT_BATCH}", "optim.base_lr=0.001")
 
 
-def joint_batch(step):
+def joint_batch(step, needs):
     """Batch number `step` of all ranks together; random, so it does not depend on their number."""
     generator = torch.Generator().manual_seed(step)
 
     def draw(high, *shape):
         return torch.randint(0, high, (JOINT_BATCH, *shape), generator=generator)
 
-    visible = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)[:, :8].sort(1).values
+    patches = torch.rand(JOINT_BATCH, 16, generator=generator).argsort(1)
+    batch = {"visible": patches[:, :8].sort(1).values, "hidden": patches[:, 8:].sort(1).values}
     codes, stats = draw(255, 3, 9, 64) - 127, torch.rand(JOINT_BATCH, 3, 9, 3, generator=generator) / 50
-    return {
-        "patches": draw(256, 8, 768).to(torch.uint8),
-        "visible": visible,
-        "visible_codes": codes.to(torch.int8),
-        "visible_stats": stats.half(),
-    }
+    codes, stats = codes.to(torch.int8), stats.half()
+    if needs.visible != "none":
+        batch |= {"visible_codes": codes, "visible_stats": stats}
+    if needs.hidden != "none":
+        batch |= {"hidden_codes": codes[:, -1:, 1:], "hidden_stats": stats[:, -1:, 1:]}
+    return batch | {"patches": draw(256, 8 if needs.pixels == "visible" else 16, 768).to(torch.uint8)}
 
 
-def steps_on_joint_batches(cache, run, ranks, accumulate=1):
+def steps_on_joint_batches(cache, run, ranks, settings):
     """Take steps on this rank's share of the joint batches.
 
     Returns the losses (STEPS, 1 + M), the gradients of each step and the weights.
     """
-    job, gradients = tiny_job(cache, run, *SETTINGS, f"train.accumulate={accumulate}", ranks=ranks), []
+    job, gradients = tiny_job(cache, run, *SETTINGS, *settings, ranks=ranks), []
     parameters = dict(job.objective.named_parameters())
 
     def note(*_):
@@ -61,7 +66,7 @@ def steps_on_joint_batches(cache, run, ranks, accumulate=1):
     trainer = Trainer(job, job.build_step().train())
     losses = []
     for step in range(STEPS):
-        share = list(micro_batches(joint_batch(step), ranks.world_size))[ranks.rank]
+        share = list(micro_batches(joint_batch(step, job.objective.needs), ranks.world_size))[ranks.rank]
         losses.append(ranks.mean(trainer.step(share, step)))
     return {"losses": torch.stack(losses), "gradients": gradients, "student": job.objective.state_dict()}
 
@@ -84,6 +89,19 @@ def trained_while_growing(cache, folder, ranks):
     config = load_config(RunConfig, None, [*TINY, "data.allow_partial=true", "train.global_batch=12"])
     run_training(Cache(cache), folder / "job", config, ranks=ranks)
     return read_run(folder / "job")["units"]
+
+
+def coded(cache, folder, ranks):
+    """Train BEiT, whose codebook the main rank fits; returns what this rank holds of it."""
+    jobs, settings = [], ("objective.name=beit", "objective.codebook_size=24")
+
+    def build(*arguments):
+        jobs.append(build_job(*arguments))
+        return jobs[0]
+
+    config = load_config(RunConfig, None, [*TINY, *settings])
+    run_training(Cache(cache), folder / "coded", config, ranks=ranks, build=build)
+    return {"digest": jobs[0].pinned["codebook"], "codes": jobs[0].objective.tokenizer.codes}
 
 
 def resumed_apart(cache, folder, ranks):
@@ -132,10 +150,9 @@ def main(folder, cache):
     torch.set_num_threads(1)
     with joined_ranks(CPU) as ranks:
         assert ranks == Ranks(ranks.rank, 2)
-        for accumulate in (1, 2):
+        for name, settings in JOINT_STEPS.items():
             torch.save(
-                steps_on_joint_batches(cache, folder, ranks, accumulate),
-                folder / f"joint-{accumulate}-{ranks.rank}.pt",
+                steps_on_joint_batches(cache, folder, ranks, settings), folder / f"{name}-{ranks.rank}.pt"
             )
         job = tiny_job(cache, folder / "own", ranks=ranks)
         if ranks.is_main:
@@ -145,6 +162,7 @@ def main(folder, cache):
         torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
         torch.save(trained_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(coded(cache, folder, ranks), folder / f"coded-{ranks.rank}.pt")
         torch.save(resumed_apart(cache, folder, ranks), folder / f"apart-{ranks.rank}.pt")
         torch.save(refused_start(cache, folder / "refused", ranks), folder / f"refused-{ranks.rank}.pt")
         meet_elsewhere(ranks)

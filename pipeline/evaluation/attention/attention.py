@@ -1,20 +1,18 @@
 """Attention of student, untrained student and teacher on the same images: plots and numbers."""
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms import v2
 
 from pipeline.config import Section
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.attention.measures import principal_colours
 from pipeline.evaluation.attention.observations import (
     Observations,
@@ -28,6 +26,7 @@ from pipeline.evaluation.crops import CROP_FRACTION, LeftOut, ViewBatch
 from pipeline.evaluation.data import Data, LabelledImages
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.images import MASK
+from pipeline.evaluation.segmentation.dense import read_masked
 from pipeline.evaluation.subject import (
     Subject,
     read_run_config,
@@ -56,6 +55,11 @@ class Attention(Section):
 
     name: ClassVar[str] = "attention"
     protocol: ClassVar[str] = "attention maps, version 1"
+    unused: ClassVar = {
+        "test_shards": "it learns nothing, so give its images as --shards",
+        "features": "it keeps no features",
+        "class_names": "it looks at no labels",
+    }
 
     teacher: str | None = None
     images: int = Field(256, ge=1)
@@ -70,17 +74,20 @@ class Attention(Section):
         """Score the network's agreement with the teacher, if one is given, and describe all networks."""
         left_out = LeftOut()
         networks = self._networks(task)
-        batches = list(_first(task.data, task.subject.image_size, task.batch_size, self.images, left_out))
+        data = task.test or task.data
+        batches = list(_first(data, task.subject.image_size, task.batch_size, self.images, left_out))
         if not batches:
-            raise ConfigError(f"{task.data.address!r} has no image that is whole: give others")
+            raise ConfigError(
+                f"{data.address!r} has no image that is whole ({left_out.reasons()}): give others"
+            )
         found = {who: Observations() for who in networks}
         for batch in batches:
             for who, subject in networks.items():
                 observe(subject, batch.pixels.to(subject.device), found[who], self._query(subject))
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
-        facts = describe_data(task.data, task.subject.image_size, names, left_out)
-        foreground = _foregrounds(task, self.foreground, task.subject.grid, [key for _, key, _ in names])
-        plot = self._plot(task, networks, found, batches)
+        facts = describe_data(data, task.subject.image_size, names, left_out)
+        foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())
+        plot = self._plot(task, networks, found, batches, facts.digest)
         who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")
         inside = {name: inside_masks(one, foreground) for name, one in found.items()} if foreground else {}
         metrics = {}
@@ -94,6 +101,7 @@ class Attention(Section):
                 per_class={}, class_images={}, chance=0.3 if teacher else 0.0,
                 selection="none: nothing is chosen", seeds=(self.seed,),
                 details=describe(found, own, teacher, inside), plots=(plot,),
+                notes=(f"masks that do not fit are not used: {faults.reasons()}",) if faults.counts else (),
             )
         ]  # fmt: skip
 
@@ -120,6 +128,7 @@ class Attention(Section):
         networks: Mapping[str, Subject],
         found: Mapping[str, Observations],
         batches: list[ViewBatch],
+        digest: str,
     ) -> Plot:
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
         keys = [key for batch in batches for key in batch.keys]
@@ -137,7 +146,7 @@ class Attention(Section):
                     panels[f"{who}: {kind}"] = heat_panel(image, weights.numpy())
                 panels[f"{who}: PCA"] = colour_panel(colours[who][i])
             rows.append(panels)
-        file = f"attention-{task.subject.facts.kind}-{task.subject.facts.weights[:12]}.png"
+        file = task.file(self.name, self, digest).name + ".png"
         replace_file(task.folder / file, gallery(rows))
         return Plot(file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens")
 
@@ -165,22 +174,37 @@ def _first(data: Data, size: int, batch_size: int, count: int, left_out: LeftOut
 
 
 def _foregrounds(
-    task: Task, values: tuple[int, ...], grid: tuple[int, int], keys: list[str]
+    data: Data,
+    values: tuple[int, ...],
+    subject: Subject,
+    names: Sequence[tuple[str, str, int]],
+    faults: LeftOut,
 ) -> dict[int, Tensor]:
-    """Return the share of foreground in each patch (N,), by number of the image, where there are masks."""
-    if not isinstance(task.data, LabelledImages):
-        return {}
-    size = task.subject.image_size
+    """Return the share of foreground in each patch (N,), by number of the image, where there are masks.
+
+    `names` are source, key and label of each image; masks that do not fit are `faults`.
+    Raises ConfigError for `values` that no mask has.
+    """
+    images = data.of.images if isinstance(data, LabelledImages) else ()
+    size = subject.image_size
     crop = v2.Compose(
         [v2.Resize(round(size / CROP_FRACTION), v2.InterpolationMode.NEAREST), v2.CenterCrop(size)]
     )
-    places = {one.key: one.members[MASK] for one in task.data.of.images if MASK in one.members}
+    masked = {(one.source, one.key): one for one in images if MASK in one.members}
     found = {}
-    for number, key in enumerate(keys):
-        if key in places:
-            mask = np.array(crop(Image.open(io.BytesIO(places[key].read()))))
+    for number, name in enumerate(names):
+        if one := masked.get(name[:2]):
+            try:
+                mask = crop(read_masked(one)["mask"][None])[0].numpy()
+            except SourceError as error:
+                faults.add("masks", one.name, str(error))
+                continue
             chosen = np.isin(mask, values) if values else (mask != 0) & (mask != _VOID)
-            share = adaptive_avg_pool2d(torch.from_numpy(chosen).float()[None], grid).flatten()
+            share = adaptive_avg_pool2d(torch.from_numpy(chosen).float()[None], subject.grid).flatten()
             if share.sum() > 0:
                 found[number] = share
+    if values and not found:
+        raise ConfigError(
+            f"foreground is {list(values)}, but no mask (KEY.seg.png) of {data.address!r} has these"
+        )
     return found

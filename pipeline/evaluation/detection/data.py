@@ -35,7 +35,7 @@ class Survey:
     """The images of a set that can be used, and what is known of their objects.
 
     `left_out` counts images, `faults` boxes. `classes` counts images by class, crowds excluded. `damaged` are
-    the indices of images that turned out to be damaged when they were decoded.
+    the faults of images, by index, that turned out to be damaged when they were decoded.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
@@ -48,12 +48,12 @@ class Survey:
     without_area: int = 0
     negatives: int = 0  # images without objects
     digest: str = ""
-    damaged: set[int] = field(default_factory=set)
+    damaged: dict[int, str] = field(default_factory=dict)
 
     def add_damaged(self, index: int, fault: str) -> None:
         """Count an image that cannot be decoded, once."""
         if index not in self.damaged:
-            self.damaged.add(index)
+            self.damaged[index] = fault
             self.left_out.add("damaged", self.images[index].name, fault)
 
 

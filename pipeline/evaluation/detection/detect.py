@@ -5,7 +5,8 @@ the whole image, where ViTDet uses windows of 14 x 14 patches in all but four, a
 are torchvision's.
 """
 
-import hashlib
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +30,9 @@ from pipeline.evaluation.detection.training import (
     whole_batches,
 )
 from pipeline.evaluation.detection.views import DetectionDataset, JitteredSquare
-from pipeline.evaluation.fitting import fit, stepwise
+from pipeline.evaluation.fitting import fit, shuffled_batches, stepwise
 from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import derived_seed
@@ -50,6 +52,10 @@ class Detect(Section):
 
     name: ClassVar[str] = "detect"
     protocol: ClassVar[str] = "Mask R-CNN on a simple pyramid, version 1"
+    unused: ClassVar = {
+        "features": "it keeps no features",
+        "image_size": "give --set image_size=PIXELS",
+    }
 
     frozen: bool = True
     image_size: int = Field(512, ge=32)
@@ -75,7 +81,10 @@ class Detect(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """Let few steps have few steps of warm-up, unless it is given."""
+        """Let few steps have few steps of warm-up, and refuse what a frozen encoder does not use."""
+        unused = sorted({"layer_decay", "drop_path"} & values.keys()) if values.get("frozen", True) else []
+        if unused:
+            raise ValueError(f"{unused[0]} is for an encoder that is trained: give frozen=false, too")
         steps = values.get("steps")
         warmup = {"warmup": min(250, steps // 20)} if isinstance(steps, int) and steps > 0 else {}
         # what a validator passes on is no longer JSON, whose lists would be tuples
@@ -93,17 +102,16 @@ class Detect(Section):
         bank.left_out.include(excluded)
         classes = len(names) or 1 + max(*bank.classes, *asked.classes)
         masks = self.masks and bank.masked > 0
+        file = task.file(self.name, self, bank.digest, asked.digest)
         devices = [task.subject.device] if task.subject.device.type == "cuda" else []
         # torchvision's samplers of boxes and timm's drop path draw from the global generator
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derived_seed(self.seed, "detector"))
             detector = self._detector(task, classes, masks=masks)
-            losses = self._train(detector, bank, classes, task, masks=masks)
+            losses = self._train(detector, bank, classes, task, file, masks=masks)
             found = find_objects(detector, asked, self.image_size, classes, task)
         shared = {one.key for one in learnt.images} & {one.key for one in test.images}
         scores = self._scores(found, classes, masks=masks and asked.masked > 0)
-        of_options = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-        stem = f"detect-{task.subject.facts.weights[:8]}-{of_options[:8]}-{asked.digest[:8]}"
         return [
             Outcome(
                 representation="patches",
@@ -123,7 +131,7 @@ class Detect(Section):
                     "AP of each class": list(class_table(scores, asked, names)),
                     "loss of each tenth of the steps": losses,
                 },
-                plots=draw_some(found, self.plots, names, task.folder, stem),
+                plots=draw_some(found, self.plots, names, file),
             )
         ]
 
@@ -161,20 +169,26 @@ class Detect(Section):
         )
 
     def _train(
-        self, detector: Detector, bank: Survey, classes: int, task: Task, *, masks: bool
+        self, detector: Detector, bank: Survey, classes: int, task: Task, file: Path, *, masks: bool
     ) -> list[float]:
-        """Train, and return the loss of each tenth of the steps."""
+        """Train, and return the loss of each tenth of the steps; continues from the state beside `file`."""
         fill = fill_of(task.subject)
         view = JitteredSquare(self.image_size, self.jitter, fill, masks=masks, flip=self.flip)
         dataset = DetectionDataset(bank.images, classes, view, self.seed)
         groups = parameter_groups(detector, self.lr, self.weight_decay, self.layer_decay)
+        optimiser = torch.optim.AdamW(groups)
+        resuming = Resuming(file, detector, optimiser, bank.damaged)
+        for index, fault in bank.damaged.items():  # those found before the training was killed
+            bank.left_out.add("damaged", bank.images[index].name, fault)
+        order = shuffled_batches(len(dataset), self.batch, self.steps, self.seed)
         return fit(
             lambda batch: detector.losses(*batch),
-            whole_batches(dataset, bank, self.batch, self.steps, self.seed, task),
-            torch.optim.AdamW(groups),
+            whole_batches(dataset, bank, islice(order, resuming.step, None), task),
+            optimiser,
             stepwise(self.steps, _LOWERED, self.warmup),
             self.steps,
             task.log,
+            resuming,
         )
 
     def _scores(self, found: list[Found], classes: int, *, masks: bool) -> dict[Kind, Precision]:

@@ -18,18 +18,17 @@ from pipeline.report.scores import Plot
 SHOWN = 0.5  # least score
 _COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
 _GAP = 8  # pixels between the two images
+_SMALL = 320  # pixels of a side; smaller images are enlarged, or names would cover them
 _WIDEST = 1280  # pixels of the two together
 
 
-def draw_some(
-    found: Sequence[Found], count: int, names: Sequence[str], folder: Path, stem: str
-) -> tuple[Plot, ...]:
-    """Write `count` test images, spread over all, as PNGs named `stem` and a number into a folder."""
+def draw_some(found: Sequence[Found], count: int, names: Sequence[str], file: Path) -> tuple[Plot, ...]:
+    """Write `count` test images, spread over all, as PNGs named after `file`, with a number."""
     chosen = sorted(
         {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    return tuple(_plot(found[index], names, folder / f"{stem}-{index}.png") for index in chosen)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return tuple(_plot(found[index], names, file.with_name(f"{file.name}-{index}.png")) for index in chosen)
 
 
 def _plot(one: Found, names: Sequence[str], file: Path) -> Plot:
@@ -41,13 +40,12 @@ def _plot(one: Found, names: Sequence[str], file: Path) -> Plot:
     truth = _draw(pixels, objects.boxes, objects.regions, objects.labels.tolist(), names)
     chosen = [region for region, wanted in zip(regions, shown, strict=True) if wanted]
     guess = _draw(pixels, found.boxes[shown], chosen, found.labels[shown].tolist(), names)
-    gap = torch.full((3, pixels.shape[1], _GAP), 255, dtype=torch.uint8)
-    drawn = Image.fromarray(torch.cat([truth, gap, guess], dim=2).permute(1, 2, 0).numpy())
+    drawn = Image.new("RGBA", (2 * truth.shape[2] + _GAP, truth.shape[1]))
+    for left, part in ((0, truth), (truth.shape[2] + _GAP, guess)):
+        drawn.paste(Image.fromarray(part.permute(1, 2, 0).numpy()), (left, 0))
     drawn.thumbnail((_WIDEST, _WIDEST))
     drawn.save(file)
-    counts = (
-        f"{len(objects.labels)} true objects and {int(shown.sum())} found with a score of {SHOWN} or more"
-    )
+    counts = f"true objects {len(objects.labels)}, found with a score of {SHOWN} or more {int(shown.sum())}"
     return Plot(file=file.name, caption=f"{one.image.name}: {counts}")
 
 
@@ -58,17 +56,20 @@ def _draw(
     labels: Sequence[int],
     names: Sequence[str],
 ) -> Tensor:
-    """Return the image with boxes, masks and names of classes drawn."""
+    """Return the image with boxes, masks and names of classes drawn, a small image enlarged."""
+    size, times = (pixels.shape[1], pixels.shape[2]), max(1, _SMALL // max(pixels.shape))
+    pixels = pixels.repeat_interleave(times, 1).repeat_interleave(times, 2)
     if not labels:
         return pixels
     colours = [_COLOURS[label % len(_COLOURS)] for label in labels]
     masked = [(region, colour) for region, colour in zip(regions, colours, strict=True) if region]
     if masked:
-        masks = decode_regions([region for region, _ in masked], (pixels.shape[1], pixels.shape[2]))
-        pixels = draw_segmentation_masks(pixels, masks.bool(), 0.4, [colour for _, colour in masked])
+        masks = decode_regions([region for region, _ in masked], size).bool()
+        masks = masks.repeat_interleave(times, 1).repeat_interleave(times, 2)
+        pixels = draw_segmentation_masks(pixels, masks, 0.4, [colour for _, colour in masked])
     drawn: Tensor = draw_bounding_boxes(
         pixels,
-        torch.from_numpy(boxes),
+        torch.from_numpy(boxes * times),
         [names[label] if label < len(names) else str(label) for label in labels],
         colours,
         width=2,

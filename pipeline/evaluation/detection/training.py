@@ -1,7 +1,7 @@
 """Training of a detector, and what it finds in test images."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from pipeline.evaluation.detection.data import Survey
 from pipeline.evaluation.detection.pyramid import Detector, HeadSizes, Target
 from pipeline.evaluation.detection.regions import encode_mask
 from pipeline.evaluation.detection.views import DetectionDataset, Square, WholeSquare
-from pipeline.evaluation.fitting import shuffled_batches
 from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
@@ -85,13 +84,12 @@ def _layer(name: str, depth: int) -> int:
 
 
 def whole_batches(
-    dataset: DetectionDataset, of: Survey, batch_size: int, steps: int, seed: int, task: Task
+    dataset: DetectionDataset, of: Survey, batches: Iterable[Sequence[tuple[int, int]]], task: Task
 ) -> Iterator[tuple[Tensor, list[Target]]]:
-    """Yield `steps` batches of pixels (B, S, S, 3) and targets on the device; damaged images are left out.
+    """Yield batches of pixels (B, S, S, 3) and targets on the device; damaged images are left out.
 
     Raises ConfigError if a batch has no whole image.
     """
-    batches = shuffled_batches(len(dataset), batch_size, steps, seed)
     for batch in load(dataset, batches, task.workers):
         samples = []
         for index, sample, fault in batch:

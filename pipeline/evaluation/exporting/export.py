@@ -34,6 +34,10 @@ class Export(Section):
 
     name: ClassVar[str] = "export"
     protocol: ClassVar[str] = "export, version 1"
+    unused: ClassVar = {
+        **dict.fromkeys(("cache", "shards", "test_shards", "class_names", "features"), "it needs no data"),
+        **dict.fromkeys(("out", "report"), "it has no scores; give --set folder=PATH for the files"),
+    }
 
     format: Literal["timm", "transformers", "torchvision", "onnx", "detection"] = "timm"
     folder: str | None = None

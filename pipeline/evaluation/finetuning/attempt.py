@@ -18,6 +18,7 @@ from pipeline.evaluation.finetuning.recipe import (
     TrySettings,
     build_recipe,
     check_batch,
+    choose_pool,
     choose_preset,
 )
 from pipeline.evaluation.finetuning.testing import Predictions, Reader, fit_head
@@ -48,6 +49,7 @@ class Tried:
 
     predictions: Predictions
     known: Tensor
+    pool: str
     names: list[tuple[str, str, int]]
     faults: dict[str, str]
     selection: str
@@ -131,6 +133,7 @@ class Try:
         return Tried(
             self._reader.classify(network, self.tested.images, self.known),
             self.known,
+            training.plan.pool,
             [
                 (one.source, one.key, one.label or 0)
                 for i, one in enumerate(training.images)
@@ -163,8 +166,9 @@ class Try:
         return max(training.history.accuracies.values())
 
     def _plan(self, case: Case) -> Plan:
-        of = self.settings
-        return Plan(case.lr, of.pool, of.freeze, of.accumulate, self.seed, len(self.known))
+        of, images = self.settings, len(self.bank.images)
+        pool = of.pool if of.pool != "auto" else choose_pool(of.preset, self.task.subject, images)
+        return Plan(case.lr, pool, of.freeze, of.accumulate, self.seed, len(self.known))
 
     def _folder(self, case: Case) -> Path:
         """Return the folder of a training, named by all that decides it."""

@@ -35,6 +35,7 @@ class Finetune(TrySettings):
     name: ClassVar[str] = "finetune"
     protocol: ClassVar[str] = "fine-tuning, version 1"
     several_ranks: ClassVar[bool] = True
+    unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
     few: float | None = Field(None, gt=0)
     tries: int = Field(1, ge=1)
@@ -67,7 +68,7 @@ class Finetune(TrySettings):
         spread = {"std": float(torch.tensor(accuracies).std())} if len(found) > 1 else {}
         test_names = first.predictions.names
         return classification_outcome(
-            self.pool,
+            first.pool,
             torch.cat([one.predictions.ranked for one in found]),
             torch.cat([one.predictions.truth for one in found]),
             describe_data(LabelledImages(bank), size, first.names, left_out),

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.finetuning.model import Pool
+from pipeline.evaluation.subject import Subject
 
 SMALL_SET = 5_000  # images; below it mixup does harm
 _LARGE_WIDTH = 1024
@@ -101,7 +102,7 @@ class TrySettings(Settings):
     """What decides a try besides its seed and images; Finetune describes it."""
 
     preset: Preset = "auto"
-    pool: Pool = "mean"
+    pool: Pool | Literal["auto"] = "auto"
     freeze: int = Field(0, ge=0)
     lp_ft: bool = False
     accumulate: int = Field(1, ge=1)
@@ -113,6 +114,13 @@ def choose_preset(preset: Preset, pretrained: bool, images: int) -> Preset:
     if preset != "auto":
         return preset
     return "small" if images < SMALL_SET else "maskalign" if pretrained else "scratch"
+
+
+def choose_pool(preset: Preset, subject: Subject, images: int) -> Pool:
+    """Return what auto means: CLS in recipe small of a network that was trained to be judged by it."""
+    pretrained = subject.facts.kind in ("teacher", "model")
+    by_cls = pretrained and subject.has_cls and subject.vit.global_pool == "token"
+    return "cls" if by_cls and choose_preset(preset, pretrained, images) == "small" else "mean"
 
 
 def build_recipe(preset: Preset, settings: Settings, width: int, images: int, pretrained: bool) -> Recipe:

@@ -3,21 +3,24 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import cosine, fit
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead, largest_divisor
 from pipeline.evaluation.probes.attentive_plot import save_query_maps
 from pipeline.evaluation.probes.crop_training import CropPlan, plan_crops, whole_images
-from pipeline.evaluation.probes.kinds import SectionOfKinds
 from pipeline.evaluation.probes.lars import Lars, short_way
 from pipeline.evaluation.probes.probe import learnt_and_test
 from pipeline.evaluation.probes.token_heads import Head, accumulated_loss, ranked
+from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -38,6 +41,7 @@ class Attentive(SectionOfKinds):
 
     name: ClassVar[str] = "attentive"
     protocol: ClassVar[str] = "attentive probe, version 1"
+    lists: ClassVar = ("lr", "weight_decay")
     by_kind: ClassVar = {
         "queries": {"efficient": 32},
         "lr": {
@@ -79,13 +83,17 @@ class Attentive(SectionOfKinds):
         options = list(product(self.lr, self.weight_decay))
         heads = [self._head(subject.width, len(plan.classes)).to(subject.device) for _ in options]
         task.log(f"{len(heads)} heads, {plan.steps:,} steps of {plan.batch:,} random crops")
+        optimiser = self._optimiser(heads, options, plan.scale)
         warmup = math.ceil(_WARMUP[self.kind] * plan.steps)
+        data = (bank.facts.digest, test.facts.digest, str(task.batch_size))
+        file = task.file(f"attentive-{self.kind}", self, *data)
+        resuming = Resuming(file, nn.ModuleList(heads), optimiser)
         fit(
             lambda step: accumulated_loss(subject, heads, step, plan.batch, with_cls),
-            plan.batches(task, subject.image_size), self._optimiser(heads, options, plan.scale),
-            cosine(plan.steps, warmup), plan.steps, task.log,
+            plan.batches(task, subject.image_size, resuming.step), optimiser,
+            cosine(plan.steps, warmup), plan.steps, task.log, resuming,
         )  # fmt: skip
-        return [self._outcome(task, heads, options, plan, bank, test, with_cls)]
+        return [self._outcome(task, heads, options, plan, bank, test, with_cls, file)]
 
     def _head(self, width: int, classes: int) -> Head:
         """Return a head; all start from the same weights, so that only their rates differ."""
@@ -108,7 +116,7 @@ class Attentive(SectionOfKinds):
 
     def _outcome(
         self, task: Task, heads: Sequence[Head], options: Sequence[tuple[float, float]], plan: CropPlan,
-        bank: Features, test: Features, with_cls: bool,
+        bank: Features, test: Features, with_cls: bool, file: Path,
     ) -> Outcome:  # fmt: skip
         tested = whole_images(task.images(self.name)[1], test)
         on_test = self.select == "test"
@@ -121,7 +129,8 @@ class Attentive(SectionOfKinds):
         ]
         task.log(f"head {best + 1} of {len(heads)} is best on {where}, {scores[best]:.1%}")
         final, labels = ranked(task, [heads[best]], tested, with_cls)
-        shown = [save_query_maps(task, heads[best], tested[: self.shown], with_cls)] if self.shown else []
+        some = tested[: self.shown]
+        shown = [save_query_maps(task, heads[best], some, with_cls, file)] if some else []
         return classification_outcome(
             "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,

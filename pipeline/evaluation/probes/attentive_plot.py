@@ -1,6 +1,7 @@
 """A plot of what the queries of an attentive probe attend to."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,32 +21,29 @@ Pixels = NDArray[np.uint8]
 
 
 @torch.no_grad()
-def save_query_maps(task: Task, head: Head, images: Sequence[LabelledImage], with_cls: bool) -> Plot:
-    """Write the attention of each query to the patches of some images as a PNG in the task's folder."""
+def save_query_maps(
+    task: Task, head: Head, images: Sequence[LabelledImage], with_cls: bool, file: Path
+) -> Plot:
+    """Write the attention of each query to the patches of some images as `file`.png."""
     subject, rows = task.subject, list[Mapping[str, Pixels]]()
     for batch in load_views(images, subject.image_size, task.batch_size, task.workers, LeftOut()):
         maps = head.maps(tokens(subject, batch.pixels.to(subject.device), with_cls))
         maps = maps[:, :, int(with_cls) :].reshape(len(maps), -1, *subject.grid).cpu()
         for pixels, weights in zip(batch.pixels.numpy(), maps.numpy(), strict=True):
             rows += _rows(pixels, weights)
-    file = f"attentive-{subject.facts.kind}-{subject.facts.weights[:12]}.png"
-    task.folder.mkdir(parents=True, exist_ok=True)
-    replace_file(task.folder / file, gallery(rows))
-    return Plot(file=file, caption="Attention of each query of the attentive probe, and of all on average")
+    file = file.with_name(f"{file.name}.png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, gallery(rows))
+    return Plot(file=file.name, caption="Attention of each query, and of all on average")
 
 
 def _rows(pixels: Pixels, weights: NDArray[np.float32]) -> Iterator[Mapping[str, Pixels]]:
     """Yield rows of eight queries of an image (S, S, 3) with maps (Q, h, w); the first shows the image."""
-    blank, count = np.full_like(pixels, 250), len(weights)
+    count = len(weights)
     columns = min(_COLUMNS, count)
     for start in range(0, count, columns):
-        first = not start
-        row = {
-            "image": pixels if first else blank,
-            "all queries": heat_panel(pixels, weights.mean(0)) if first else blank,
-        }
-        for column in range(columns):
-            numbers = ", ".join(str(number + 1) for number in range(column, count, columns))
-            query = start + column
-            row[f"query: {numbers}"] = heat_panel(pixels, weights[query]) if query < count else blank
+        row = {} if start else {"image": pixels, "all queries": heat_panel(pixels, weights.mean(0))}
+        for query in range(start, min(start + columns, count)):
+            numbers = ", ".join(str(number + 1) for number in range(query - start, count, columns))
+            row[f"query: {numbers}"] = heat_panel(pixels, weights[query])
         yield row

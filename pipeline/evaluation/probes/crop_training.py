@@ -51,8 +51,8 @@ class CropPlan:
             return ()
         return (f"only {len(self.held)} images chose among the heads: another seed may choose another",)
 
-    def batches(self, task: Task, size: int) -> Iterator[Iterator[Crops]]:
-        """Yield for each step its crops of `size` pixels in parts of the task's batch size.
+    def batches(self, task: Task, size: int, first: int = 0) -> Iterator[Iterator[Crops]]:
+        """Yield for each step from `first` on its crops of `size` pixels in parts of the task's batch size.
 
         Each step must be used up before the next. Raises MaskAlignError if images became unreadable.
         """
@@ -60,12 +60,12 @@ class CropPlan:
         parts = math.ceil(self.batch / task.batch_size)
         small = (
             some[start : start + task.batch_size]
-            for some in order
+            for some in islice(order, first, None)
             for start in range(0, len(some), task.batch_size)
         )
         loaded = load(CropDataset(self.images, random_crop(size), self.seed), small, task.workers)
         crops = (self._on_device(part, task.subject.device) for part in loaded)
-        for _ in range(self.steps):
+        for _ in range(first, self.steps):
             yield islice(crops, parts)
 
     def _on_device(self, part: list[tuple[int, Tensor | None, str]], device: torch.device) -> Crops:

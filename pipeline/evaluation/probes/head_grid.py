@@ -12,6 +12,7 @@ from pipeline.evaluation.features import Features, represent
 from pipeline.evaluation.fitting import autocast, cosine, fit
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
+from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -82,10 +83,12 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
         found, targets = represented(subject, step, names)
         return torch.stack([grid.loss(found[grid.name], targets, plan.scale) for grid in grids]).sum()
 
-    weights = [weight for grid in grids for weight in grid.parameters()]
-    optimiser = torch.optim.SGD(weights, lr=1.0, momentum=_MOMENTUM)
-    batches = plan.batches(task, subject.image_size)
-    fit(loss_of, batches, optimiser, cosine(plan.steps), plan.steps, task.log)
+    modules = nn.ModuleList(grids)
+    optimiser = torch.optim.SGD(modules.parameters(), lr=1.0, momentum=_MOMENTUM)
+    file = task.file("probe-grid", options, bank.facts.digest, test.facts.digest)
+    resuming = Resuming(file, modules, optimiser)
+    batches = plan.batches(task, subject.image_size, resuming.step)
+    fit(loss_of, batches, optimiser, cosine(plan.steps), plan.steps, task.log, resuming)
     return [_outcome(options, task, grid, plan, bank, test) for grid in grids]
 
 

@@ -1,16 +1,17 @@
 """Linear classifiers of frozen features: logistic regression, a grid of heads, and the published probe."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.features import Features, representations
+from pipeline.evaluation.draws import check_tries
+from pipeline.evaluation.features import Features, available, representations
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.probes import head_grid, logistic_probe, published_probe
-from pipeline.evaluation.probes.kinds import SectionOfKinds
 from pipeline.evaluation.task import Task, refuse_shared
 from pipeline.report.scores import Outcome
 
@@ -46,6 +47,7 @@ class Probe(SectionOfKinds):
     name: ClassVar[str] = "probe"
     protocol: ClassVar[str] = "linear probe, version 1"
     by_kind: ClassVar = _KINDS
+    lists: ClassVar = ("representations", "c", "lr")
 
     kind: Literal["logistic", "grid", "published"] = "logistic"
     representations: tuple[str, ...] = ()
@@ -61,6 +63,7 @@ class Probe(SectionOfKinds):
 
     @model_validator(mode="after")
     def _one_rate(self) -> "Probe":
+        check_tries(self.few, self.tries)
         if self.kind == "published" and len(self.lr) > 1:
             raise ValueError("lr is a list: kind published has one, such as 0.025, or 0.1 as MAE")
         return self
@@ -108,15 +111,3 @@ def _refuse_one_class(labels: Iterable[int], task: Task) -> None:
             f"all labelled images of {task.data.address!r} are of class {found.pop()}: "
             "give images of two classes or more to learn from"
         )
-
-
-def available(asked: Iterable[str], there: Sequence[str], refuse: bool) -> list[str]:
-    """Return the representations that are there; with `refuse` raises ConfigError for any other."""
-    found = [name for name in asked if name in there]
-    missing = [name for name in asked if name not in there]
-    if missing and (refuse or not found):
-        raise ConfigError(
-            f"representation {missing[0]!r} is not available: this network has {', '.join(there)}; "
-            f"give --set representations={found[0] if found else there[-1]}"
-        )
-    return found

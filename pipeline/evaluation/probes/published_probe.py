@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
 from pipeline.evaluation.probes.head_grid import represented
 from pipeline.evaluation.probes.lars import Lars, short_way
+from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 
@@ -63,22 +64,29 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
         return torch.stack([F.cross_entropy(heads[name](found[name]), targets) for name in names]).sum()
 
     lr = options.lr[0] * plan.scale
+    optimiser = Lars(modules.parameters(), lr)
+    file = task.file("probe-published", options, bank.facts.digest, test.facts.digest)
+    resuming = Resuming(file, modules, optimiser, per_epoch)
     losses = fit(
-        loss_of, _with_epochs(plan, task, after_epoch), Lars(modules.parameters(), lr),
-        cosine(plan.steps, math.ceil(WARMUP * plan.steps)), plan.steps, task.log,
+        loss_of, _with_epochs(plan, task, resuming.step, after_epoch), optimiser,
+        cosine(plan.steps, math.ceil(WARMUP * plan.steps)), plan.steps, task.log, resuming,
     )  # fmt: skip
     details = {"batch": plan.batch, "steps": plan.steps, "lr": options.lr[0], "loss": losses}
     notes = short_way(plan.steps, lr, "take kind logistic")
     return [_outcome(options, name, per_epoch[name], bank, test, plan, details, notes) for name in names]
 
 
-def _with_epochs(plan: CropPlan, task: Task, after_epoch: Any) -> Iterator[Iterator[Crops]]:
-    """Yield the steps, and call `after_epoch` once the last step of an epoch, or of all, is done."""
+def _with_epochs(plan: CropPlan, task: Task, first: int, after_epoch: Any) -> Iterator[Iterator[Crops]]:
+    """Yield the steps from `first` on, and call `after_epoch` once an epoch's last step, or all, are done.
+
+    It is called before the next step, as a state is written right after a step.
+    """
     per_epoch = max(1, len(plan.images) // plan.batch)
-    for done, step in enumerate(plan.batches(task, task.subject.image_size), 1):
+    for done, step in enumerate(plan.batches(task, task.subject.image_size, first), first):
+        if done and done % per_epoch == 0:
+            after_epoch(False)
         yield step
-        if done % per_epoch == 0 or done == plan.steps:
-            after_epoch(done == plan.steps)
+    after_epoch(True)
 
 
 @torch.no_grad()

@@ -4,17 +4,17 @@ The settings are those of DINOv3 (linear), CAPI (knn), and MAE in mmsegmentation
 from one confusion matrix over all test pixels.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config import Section
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.fitting import cosine, linear
 from pipeline.evaluation.images import ImageSet
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.segmentation.confusion import mask_outcome
 from pipeline.evaluation.segmentation.dense import training_transform
 from pipeline.evaluation.segmentation.masks import MaskedImages, count_classes, find_masks, mask_notes
@@ -29,22 +29,45 @@ from pipeline.report.scores import Outcome
 Kind = Literal["linear", "knn", "upernet"]
 Sides = tuple[int, int]
 
-_COMMON = {"kind", "size", "classes", "reduce_zero", "shared_keys", "plots", "seed"}
-_TRAINED = {"crop", "stride", "scale", "flip", "distort", "batch", "steps", "warmup", "lr", "weight_decay"}
-_USED: dict[str, set[str]] = {
-    "linear": _COMMON | _TRAINED | {"dropout"},
-    "knn": _COMMON | {"k", "distance", "c", "logistic_patches"},
-    "upernet": _COMMON | _TRAINED | {"frozen", "channels", "layer_decay", "drop_path"},
-}
-_OF_KIND: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "knn": {"size": 224},
-    "upernet": {"steps": 160_000, "lr": 1e-4, "weight_decay": 0.05},
-}
-_STRIDE = {"linear": (2, 3), "upernet": (1, 2)}  # shares of the window
+
+def _trained(linear: Any, upernet: Any = None) -> dict[str, Any]:
+    """Return the default of an option that both trained kinds have."""
+    return {"linear": linear, "upernet": linear if upernet is None else upernet}
 
 
-class Segment(Section):
+def _share(part: int, whole: int) -> Callable[[dict[str, Any]], Sides]:
+    """Return the default of `stride`, a share of the window."""
+    return lambda values: (
+        max(1, values["crop"][0] * part // whole),
+        max(1, values["crop"][1] * part // whole),
+    )
+
+
+_KINDS: dict[str, dict[str, Any]] = {  # the options that depend on the kind, and their defaults
+    "size": {"linear": 512, "knn": 224, "upernet": 512},
+    "crop": _trained(lambda values: (values["size"], values["size"])),
+    "stride": _trained(_share(2, 3), _share(1, 2)),
+    "scale": _trained((0.5, 2.0)),
+    "flip": _trained(True),
+    "distort": _trained(True),
+    "batch": _trained(16),
+    "steps": _trained(40_000, 160_000),
+    "warmup": _trained(lambda values: min(1500, values["steps"] * 3 // 80)),
+    "lr": _trained(1e-3, 1e-4),
+    "weight_decay": _trained(1e-3, 0.05),
+    "dropout": {"linear": 0.1},
+    "frozen": {"upernet": False},
+    "channels": {"upernet": None},
+    "layer_decay": {"upernet": 0.65},
+    "drop_path": {"upernet": 0.1},
+    "k": {"knn": (1, 3, 10, 30)},
+    "distance": {"knn": ("cosine", "l2")},
+    "c": {"knn": tuple(10 ** (-6 + 11 * step / 7) for step in range(8))},
+    "logistic_patches": {"knn": 500_000},
+}
+
+
+class Segment(SectionOfKinds):
     """Class of each pixel by a head on patch tokens; the defaults are those of the kind's publication.
 
     linear and upernet: images have a shorter side of `size`, times a factor within `scale` in training, and
@@ -54,6 +77,12 @@ class Segment(Section):
 
     name: ClassVar[str] = "segment"
     protocol: ClassVar[str] = "semantic segmentation, version 1"
+    by_kind: ClassVar = _KINDS
+    lists: ClassVar = ("k", "distance", "c")
+    unused: ClassVar = {
+        "features": "it keeps no features",
+        "image_size": "give --set size=PIXELS",
+    }
 
     kind: Kind = "linear"
     size: int = Field(512, ge=1)
@@ -84,25 +113,12 @@ class Segment(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_kind(cls, values: Any) -> Any:
-        """Fill in the defaults of the kind, and refuse keys that it does not use."""
-        kind = values.get("kind", "linear")
-        if kind not in _USED:
-            return values  # the field's own check names what is accepted
-        unused = sorted((cls.model_fields.keys() - _USED[kind]) & values.keys())
-        if unused:
-            raise ValueError(f"{unused[0]} is not a key of kind {kind}: leave it out, or give another kind")
-        filled: dict[str, Any] = _OF_KIND[kind] | {key: _listed(key, value) for key, value in values.items()}
-        if kind == "knn":
-            return filled
-        size, steps = filled.get("size", 512), filled.get("steps", 40_000)
-        crop = filled.setdefault("crop", (size, size))
-        if isinstance(steps, int):
-            filled.setdefault("warmup", min(1500, steps * 3 // 80))
-        if isinstance(crop, tuple) and all(isinstance(side, int) for side in crop):
-            part, whole = _STRIDE[kind]
-            filled.setdefault("stride", tuple(max(1, side * part // whole) for side in crop))
-        return filled
+    def _of_a_trained_encoder(cls, values: dict[str, Any]) -> dict[str, Any]:
+        unused = sorted({"layer_decay", "drop_path"} & values.keys())
+        if unused and values.get("frozen"):
+            raise ValueError(f"{unused[0]} is for an encoder that is trained: leave it or frozen out")
+        sides = {key: (values[key],) * 2 for key in ("crop", "stride") if isinstance(values.get(key), int)}
+        return values | sides
 
     @model_validator(mode="after")
     def _fits(self) -> "Segment":
@@ -119,14 +135,9 @@ class Segment(Section):
             raise ValueError(
                 f"stride is {list(self.stride)}: give 1 to {list(self.crop)}, the size of a window"
             )
-        if not self.k or min(self.k) < 1 or not self.c or min(self.c) <= 0 or not self.distance:
-            raise ValueError("k, c and distance are lists of numbers above 0, and of cosine and l2")
+        if self.kind == "knn" and min(self.k) < 1:
+            raise ValueError(f"k is {list(self.k)}: numbers of 1 or more are needed")
         return self
-
-    @model_serializer(mode="wrap")
-    def _used(self, handler: SerializerFunctionWrapHandler) -> Mapping[str, Any]:
-        """Leave out the keys that the kind does not use."""
-        return {key: value for key, value in handler(self).items() if key in _USED[self.kind]}
 
     def run(self, task: Task) -> list[Outcome]:
         """Learn from the masks of one set and score those of another."""
@@ -138,7 +149,7 @@ class Segment(Section):
         classes = count_classes(learnt, test, known)
         notes = mask_notes(learnt, test)
         if self.kind == "knn":
-            files = task.folder / self._name(task, learnt, test)
+            files = self._file(task, learnt, test)
             patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.plots, files)
             return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
         return [self._trained(task, subject, learnt, test, classes, tuple(notes))]
@@ -167,23 +178,20 @@ class Segment(Section):
         if self.kind == "upernet":
             falling = linear(self.steps, self.warmup, first=1e-6)
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
-        build, name = partial(self._segmenter, subject, classes), self._name(task, learnt, test)
-        state = task.folder / f"{name}.state"
-        model, losses = train_segmenter(build, how, learnt, transform, task, state)
+        build, file = partial(self._segmenter, subject, classes), self._file(task, learnt, test)
+        model, losses = train_segmenter(build, how, learnt, transform, task, file)
         tested = SegmentationTest(model, self.size, self.crop, self.stride, classes)
         confusion, shown = tested.run(test, task, self.plots)
-        plots = draw_predictions(task.folder / f"{name}.png", shown, test, classes)
+        plots = draw_predictions(file.with_name(f"{file.name}.png"), shown, test, classes)
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),
             selection="none: the head after the last step", seed=self.seed, notes=notes,
             details={"losses": losses}, plots=plots,
         )  # fmt: skip
 
-    def _name(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> str:
-        """Return a file name that states all that the result depends on."""
-        data = [each.facts(self.size).digest for each in (learnt, test)]
-        known = f"{task.subject.facts.weights} {data} {self.model_dump_json()}"
-        return f"segment-{self.kind}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+    def _file(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> Path:
+        digests = (each.facts(self.size).digest for each in (learnt, test))
+        return task.file(f"segment-{self.kind}", self, *digests)
 
     def _segmenter(self, subject: Subject, classes: int) -> Segmenter:
         if self.kind == "linear":
@@ -196,12 +204,3 @@ class Segment(Section):
             drop_path=self.drop_path,
             layer_decay=self.layer_decay,
         )
-
-
-def _listed(key: str, value: Any) -> Any:
-    """Make lists tuples, a single value a list of one, and a single side a square."""
-    if isinstance(value, list):
-        return tuple(value)
-    if key in {"crop", "stride"} and isinstance(value, int):
-        return (value, value)
-    return (value,) if key in {"k", "distance", "c"} and not isinstance(value, tuple) else value

@@ -43,11 +43,11 @@ def train_segmenter(
     learnt: MaskedImages,
     transform: Joint,
     task: Task,
-    state: Path,
+    file: Path,
 ) -> tuple[Segmenter, list[float]]:
     """Build and train a segmenter; returns it with the losses of each tenth of the steps.
 
-    A training that stopped continues from the file `state`.
+    A training that stopped continues from the state beside `file`.
     """
     device = task.subject.device
     devices = [device.index or 0] if device.type == "cuda" else []
@@ -55,7 +55,7 @@ def train_segmenter(
         torch.manual_seed(derived_seed(how.seed, "segment"))
         model = build().to(device).train()
         optimiser = torch.optim.AdamW(model.groups(how.lr, how.weight_decay), lr=how.lr)
-        resuming = Resuming(state, model, optimiser)
+        resuming = Resuming(file, model, optimiser)
         dataset = DenseDataset(learnt.images, learnt.read, transform, how.seed)
         order = shuffled_batches(len(dataset), how.batch, how.steps, how.seed)
 
@@ -67,7 +67,6 @@ def train_segmenter(
 
         batches = load_dense(dataset, islice(order, resuming.step, None), task.workers)
         losses = fit(loss_of, batches, optimiser, how.factor, how.steps, task.log, resuming)
-    resuming.finish()
     return model.train(False), losses
 
 

@@ -1,0 +1,70 @@
+"""Compares the steps of objectives on resident data with a plain ViT's pass over whole images.
+
+The plain pass is timm's own, forward and backward without an optimiser. It is the yardstick because no change
+here makes it faster or slower, so a ratio that falls is an objective that has become slower.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from pipeline.benchmark.measure import Figure, ratio, take_turns, wall_seconds
+from pipeline.benchmark.steps import repeated, resident_batch
+from pipeline.benchmark.workbench import Workbench
+from pipeline.errors import ConfigError
+from pipeline.student.backbone import create_backbone
+from pipeline.student.initialise import initialise
+from pipeline.training.trainer import Trainer
+
+OBJECTIVES = ("maskalign", "mae", "maskdistill", "milan")
+# With the published decoders a step of the tiny recipe would take seconds on a CPU.
+_SMALL_DECODER = {"decoder_depth": 2, "decoder_width": 192, "decoder_heads": 3}
+_LARGEST_BATCH = 256  # whole images take more memory than visible patches
+_FEWER = 10  # a round takes this many times fewer steps than one of the step itself
+
+
+def measure_objectives(bench: Workbench) -> Iterator[Figure]:
+    """Yield the rate of each objective's step, and its ratio to the plain pass, round by round."""
+    options = bench.options
+    batch, count = min(options.batch_size, _LARGEST_BATCH), max(1, options.steps // _FEWER)
+    variants = {"plain": _plain(bench, batch, count)}
+    for name in OBJECTIVES:
+        try:
+            job = bench.job_of(_keys(name, options.recipe == "tiny"), batch)
+        except ConfigError as error:  # a cache of some patches, or a teacher without what its mask needs
+            bench.log(f"objective {name} is left out: {error}")
+            continue
+        trainer = Trainer(job, job.build_step().train())
+        variants[name] = repeated(trainer, resident_batch(job), 1, count)
+    rates = {
+        name: Figure(f"objective.{name}", values, "images/s", f"objective {name}")
+        for name, values in take_turns(variants, options.rounds, warm_up=False).items()
+    }
+    yield from rates.values()
+    plain = rates.pop("plain")
+    for name, rate in rates.items():
+        yield ratio(f"ratio.{name}_to_plain", rate, plain, f"{name} / plain ViT")
+
+
+def _keys(name: str, tiny: bool) -> dict[str, Any]:
+    """Return the section [objective] that is measured."""
+    return {"name": name, **(_SMALL_DECODER if tiny and name in ("mae", "milan") else {})}
+
+
+def _plain(bench: Workbench, batch: int, count: int) -> Callable[[], float]:
+    """Return what takes `count` passes of timm's ViT over a batch and gives their rate, after a warm-up."""
+    student, view = bench.config.student, bench.cache.schema.view
+    vit = create_backbone(student.model, student.options, student.drop_path, view.image_size, view.patch_size)
+    initialise(vit)
+    vit.to(bench.options.device)
+    images = torch.randn(batch, 3, view.image_size, view.image_size, device=bench.options.device)
+
+    def take(count: int) -> float:
+        seconds = wall_seconds(
+            lambda: [vit(images).mean().backward() for _ in range(count)], bench.options.device
+        )
+        return count * batch / seconds
+
+    take(1)
+    return lambda: take(count)

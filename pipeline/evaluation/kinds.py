@@ -1,0 +1,75 @@
+"""Options of an evaluation that has several kinds: each kind has its own defaults, and some options only."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+from pipeline.config import Section
+
+
+class SectionOfKinds(Section):
+    """A section with a field `kind`. `by_kind` has {option: {kind: default}} of options that depend on it.
+
+    Such an option is refused with other kinds, and is not among the values then. A default may be a function
+    of the values before it, in the order of `by_kind`. Of `lists` a single value is a list of one.
+    """
+
+    by_kind: ClassVar[Mapping[str, Mapping[str, Any]]]
+    lists: ClassVar[tuple[str, ...]] = ()
+
+    kind: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults of the kind; raises ValueError for an option of another kind."""
+        kind = values.get("kind", cls.model_fields["kind"].default)
+        if not any(kind in kinds for kinds in cls.by_kind.values()):
+            return values  # the field's own check names what is accepted
+        for key in sorted(values.keys() & cls.by_kind.keys()):
+            if kind not in cls.by_kind[key]:
+                raise ValueError(
+                    f"{key} is an option of kind {' or '.join(cls.by_kind[key])}, not of kind {kind}"
+                )
+        filled = dict(values)
+        for key, kinds in cls.by_kind.items():
+            if kind in kinds and key not in filled:
+                default = kinds[kind]
+                try:
+                    filled[key] = default(filled) if callable(default) else default
+                except (TypeError, IndexError, KeyError):
+                    continue  # a value before it is of a wrong type, which the field's own check says
+        return filled
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Make a list a tuple, as a validator's values must be, and a single value a list of one.
+
+        The name of a grid of numbers for `c` is a name.
+        """
+        if isinstance(value, list | tuple):
+            return tuple(value)
+        name = info.field_name == "c" and isinstance(value, str)
+        return (value,) if info.field_name in cls.lists and not name else value
+
+    @field_validator("c", "lr", check_fields=False)
+    @classmethod
+    def _positive(cls, values: Any) -> Any:
+        if isinstance(values, tuple) and any(value <= 0 for value in values):
+            raise ValueError("numbers greater than 0 are needed")
+        return values
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "SectionOfKinds":
+        for name, kinds in self.by_kind.items():
+            if self.kind in kinds and getattr(self, name) == ():
+                raise ValueError(f"{name} is []: give one value or more")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_other_kinds(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: each for key, each in values.items() if self.kind in self.by_kind.get(key, (self.kind,))}

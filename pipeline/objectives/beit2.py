@@ -1,0 +1,96 @@
+"""BEiT v2: codes of a teacher's features, and a second prediction that goes through CLS (arXiv 2208.06366).
+
+The second prediction has CLS of the last block, but the patches of an earlier one, so CLS must carry what the
+hidden patches need. The two blocks that join them are thrown away after pretraining.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.objectives.codes import CodesConfig, code_loss
+from pipeline.objectives.inpainting import BEIT_OPTIM, BEIT_RATIO, Inpainting
+from pipeline.objectives.needs import CodebookRequest, Needs
+from pipeline.objectives.objective import MaskedView, Setting, Targets
+from pipeline.student.config import StudentConfig
+from pipeline.student.initialise import initialise_layer
+
+_EARLIER = 3  # blocks before the last: block 9 of 12, and 21 of 24
+
+
+class Beit2(CodesConfig):
+    """The tokenizer and what it codes.
+
+    `vqkd` is trained for `vqkd_steps` to reconstruct the features from its codes by `vqkd_blocks` blocks.
+    """
+
+    mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": BEIT_RATIO}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "published": {
+            **BEIT_OPTIM,
+            "objective.tokenizer": "vqkd",
+            "objective.target": "projected",
+            "optim.epochs": 300,
+            "optim.betas": [0.9, 0.98],
+            "student.drop_path": 0.0,
+        }
+    }
+
+    name: Literal["beit2"] = "beit2"
+    target: Literal["whiten", "projected"] = "whiten"
+    tokenizer: Literal["kmeans", "vqkd"] = "kmeans"
+    vqkd_steps: PositiveInt = 5000
+    vqkd_blocks: int = Field(3, ge=1, le=12)
+
+    @property
+    def needs(self) -> Needs:
+        """The last level at the hidden patches."""
+        return Needs(visible="none", hidden="last", positions=True, target=self.target)
+
+    @property
+    def codebook_request(self) -> CodebookRequest:
+        """Codes of the last level by the chosen tokenizer."""
+        return replace(
+            super().codebook_request, kind=self.tokenizer, steps=self.vqkd_steps, blocks=self.vqkd_blocks
+        )
+
+    def build(self, student: StudentConfig, setting: Setting) -> "Beit2Objective":
+        """Return an untrained encoder with its head; raises ConfigError for a student without CLS."""
+        return Beit2Objective(self, student, setting)
+
+
+class Beit2Objective(Inpainting):
+    """Inpainting encoder, two further blocks, and one norm and head for the predictions with and without."""
+
+    def __init__(self, config: Beit2, student: StudentConfig, setting: Setting) -> None:
+        super().__init__(student, config.needs, setting, parts=("patches", "cls"))
+        if not self.encoder.has_cls:
+            raise ConfigError(
+                "objective 'beit2' predicts through CLS, which the student does not have: remove class_token "
+                "and global_pool from student.options, or choose objective 'beit'"
+            )
+        assert setting.tokenizer is not None
+        self.tokenizer, blocks = setting.tokenizer, self.encoder.vit.blocks
+        self.earlier = max(1, len(blocks) - _EARLIER)
+        # Copies, for their size and their drop path, which continues the rule of depth as published.
+        copied = (blocks[min(self.earlier + place, len(blocks) - 1)] for place in range(2))
+        self.joining = nn.Sequential(*map(copy.deepcopy, copied)).apply(initialise_layer)
+        self.head = nn.Linear(self.encoder.width, config.codebook_size).apply(initialise_layer)
+
+    def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the loss (), the sum of its parts (2,): of the last block, and through CLS."""
+        prefix = self.encoder.prefix_tokens
+        outputs = list(self.encoder.blocks(self.embed(view)))
+        last, earlier = outputs[-1], outputs[self.earlier - 1]
+        joined = self.joining(torch.cat([last[:, :prefix], earlier[:, prefix:]], dim=1))
+        codes = self.tokenizer(targets.hidden[0])
+        parts = torch.stack(
+            [code_loss(self.head, self.hidden_of(tokens, view), codes) for tokens in (last, joined)]
+        )
+        return parts.sum(), parts.detach()

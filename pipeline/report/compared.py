@@ -1,0 +1,214 @@
+"""Runs side by side: what each was and scored, gathered into lines of equal settings with their spread."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.scores import is_outdated, read_scores, student_digest
+from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
+
+_SEED = "train.seed"
+_NO_MATTER = (  # keys that change nothing of what is learnt
+    *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
+    *("train.compile", "optim.warmup_epochs", _SEED),
+)
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run as its folder describes it. `operations` are FLOP of one image in training, None if unknown.
+
+    `scores` are the first metric by (evaluation, representation, conditions).
+    """
+
+    name: str
+    seed: int
+    settings: Mapping[str, Any]
+    facts: Mapping[str, str]  # cache, units, initial_encoder: what runs of a table should share
+    steps: int
+    done: int
+    batch: int
+    seconds: float
+    operations: float | None
+    scores: Mapping[tuple[str, str, str], float]
+    chances: Mapping[tuple[str, str, str], float]
+    label: str = ""
+
+    @property
+    def images(self) -> int:
+        """Images shown in training, views and epochs counted."""
+        return self.done * self.batch
+
+    @property
+    def all_operations(self) -> float | None:
+        """The operations of the whole run."""
+        return None if self.operations is None else self.operations * self.images
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of n runs that differ in their seed; `std` is that of a sample, None for a single value."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Their standard deviation."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs of equal settings. `failures` are (seed, reason) of those that ended with an error."""
+
+    label: str
+    runs: Sequence[ComparedRun]
+    failures: Sequence[tuple[int, str]] = ()
+    waiting: int = 0  # runs that are not there yet
+
+    def score(self, key: tuple[str, str, str]) -> Spread | None:
+        """Return the spread of a score."""
+        values = tuple(run.scores[key] for run in self.runs if key in run.scores)
+        return Spread(values) if values else None
+
+    def difference(self, first: "Line", key: tuple[str, str, str]) -> Spread | None:
+        """Return the differences of a score from another line, seed by seed, which share order and start."""
+        theirs = {run.seed: run.scores[key] for run in first.runs if key in run.scores}
+        ours = ((run.seed, run.scores[key]) for run in self.runs if key in run.scores)
+        values = tuple(value - theirs[seed] for seed, value in ours if seed in theirs)
+        return Spread(values) if values else None
+
+    @property
+    def operations(self) -> float | None:
+        """The operations of a whole run."""
+        found = [run.all_operations for run in self.runs if run.all_operations]
+        return found[0] if found else None
+
+    @property
+    def seconds(self) -> Spread | None:
+        """The seconds of training."""
+        found = tuple(run.seconds for run in self.runs if run.seconds)
+        return Spread(found) if found else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The lines of a table, the settings that differ between them, and remarks on what they do not share."""
+
+    title: str
+    lines: Sequence[Line]
+    remarks: Sequence[str] = ()
+    columns: Sequence[tuple[str, str, str]] = field(init=False)
+    differing: Sequence[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        runs = [run for line in self.lines for run in line.runs]
+        columns = dict.fromkeys(key for run in runs for key in run.scores)
+        object.__setattr__(self, "columns", tuple(columns))
+        object.__setattr__(self, "differing", differing_settings(runs))
+
+    def name_of(self, key: tuple[str, str, str]) -> str:
+        """Name a score; those of the same name under several conditions are numbered."""
+        alike = [other for other in self.columns if other[:2] == key[:2]]
+        number = f" ({alike.index(key) + 1})" if len(alike) > 1 else ""
+        return f"{key[0]} {key[1]}{number}"
+
+    @property
+    def headline(self) -> tuple[str, str, str] | None:
+        """The score of the figure: k-NN on the mean patch token if there is one, else the first."""
+        preferred = [key for key in self.columns if key[:2] == ("knn", "mean")]
+        return next(iter([*preferred, *self.columns]), None)
+
+
+def read_compared(folder: Path, label: str = "") -> ComparedRun:
+    """Read a run's folder; raises CheckpointError if there is no run in it."""
+    run = read_run(folder)
+    metrics = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+    config, student = run["config"], student_digest(folder)
+    current = [score for score in read_scores(folder) if not is_outdated(score, student)]
+    keyed = {(score.evaluation, score.representation, score.conditions): score for score in current}
+    settings = {key: value for key, value in flat_config(config).items() if not key.startswith(_NO_MATTER)}
+    if settings.get("optim.steps") is not None:
+        settings.pop("optim.epochs", None)
+    if "teacher in the loop" in str(run["pinned"].get("targets", "")):
+        settings["targets"] = "teacher in the loop"
+    return ComparedRun(
+        name=folder.resolve().name,
+        label=label,
+        seed=config["train"]["seed"],
+        settings=settings,
+        facts={
+            "cache": run["pinned"]["cache"],
+            "units": run["pinned"].get("units", ""),
+            "initial_encoder": run.get("initial_encoder", ""),
+        },
+        steps=run["steps"],
+        done=int(metrics[-1]["step"]) if metrics else 0,
+        batch=config["train"]["global_batch"],
+        seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
+        operations=run.get("operations"),
+        scores={key: next(iter(score.metrics.values())) for key, score in keyed.items()},
+        chances={key: score.chance for key, score in keyed.items()},
+    )
+
+
+def differing_settings(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    """Return the settings that have several values, in the order of the configuration.
+
+    What only some objectives have counts if those differ in it.
+    """
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.items():
+            values.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+    return tuple(key for key, found in values.items() if len(found) > 1)
+
+
+def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
+    """Gather runs of equal settings and one cache, whatever their seed; the label is what differs."""
+    differing = differing_settings(runs)
+    caches = list(dict.fromkeys(run.facts["cache"] for run in runs))
+    found: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        shown = [text for key in differing if (text := shown_setting(key, run.settings.get(key)))]
+        if len(caches) > 1:
+            shown.append(f"cache {run.facts['cache'][:8]}")
+        found.setdefault(", ".join(shown) or run.name, []).append(run)
+    return [Line(label, group) for label, group in found.items()]
+
+
+def shown_setting(key: str, value: Any) -> str:
+    """Return a setting as part of a name: a text by itself, others after the last part of their key."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {json.dumps(value)}"
+
+
+def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return what the reader of a table must know: what its runs do not share, or did not finish."""
+    found = []
+    if len({run.facts["cache"] for run in runs}) > 1:
+        found.append("the runs were trained on several caches, so targets and crops may differ")
+    elif len({run.facts["units"] for run in runs}) > 1:
+        found.append("the runs were trained on several sets of units (views or tars) of the cache")
+    starts: dict[tuple[int, str], set[str]] = {}
+    for run in runs:
+        student = {key: value for key, value in run.settings.items() if key.startswith("student.")}
+        key = run.seed, json.dumps(student, sort_keys=True)
+        starts.setdefault(key, set()).add(run.facts["initial_encoder"])
+    if any("" in digests for digests in starts.values()):
+        found.append("runs of an earlier version do not name their encoder's initial weights")
+    if any(len(digests - {""}) > 1 for digests in starts.values()):
+        found.append("runs of one seed and student began with other initial weights")
+    found += [
+        f"run {run.name} is at step {run.done:,} of {run.steps:,}" for run in runs if run.done < run.steps
+    ]
+    return found

@@ -1,0 +1,169 @@
+"""Tables and pages of compared runs: as Markdown, as JSON, and as one HTML page with a figure."""
+
+import html
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.progress import duration
+from pipeline.report.compared import Comparison, Line, Spread
+from pipeline.report.comparison_plot import comparison_chart, comparison_png
+from pipeline.report.page import PageSection, folded, render_page
+from pipeline.storage.files import replace_file
+
+PAGE, TABLE, DATA, FIGURE = "index.html", "table.md", "table.json", "figure.png"
+
+
+def write_comparison(out: Path, comparison: Comparison, subtitle: str) -> Path:
+    """Write index.html, table.md, table.json and figure.png into a folder; return the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / DATA, (json.dumps(as_data(comparison), indent=2) + "\n").encode())
+    replace_file(out / TABLE, as_markdown(comparison).encode())
+    if figure := comparison_png(comparison):
+        replace_file(out / FIGURE, figure)
+    replace_file(out / PAGE, as_page(comparison, subtitle).encode())
+    return out / PAGE
+
+
+def as_data(comparison: Comparison) -> dict[str, Any]:
+    """Return the table with every value of every run."""
+    return {
+        "title": comparison.title,
+        "settings": list(comparison.differing),
+        "remarks": list(comparison.remarks),
+        "lines": [_line_data(comparison, line) for line in comparison.lines],
+    }
+
+
+def _line_data(comparison: Comparison, line: Line) -> dict[str, Any]:
+    first, *_ = [*line.runs, None]
+    scores = {comparison.name_of(key): line.score(key) for key in comparison.columns}
+    return {
+        "label": line.label,
+        "settings": {key: first.settings[key] for key in comparison.differing if key in first.settings}
+        if first
+        else {},
+        "seeds": [run.seed for run in line.runs],
+        "scores": {
+            name: {"mean": one.mean, "std": one.std, "values": list(one.values)}
+            for name, one in scores.items()
+            if one
+        },
+        "images": first.images if first else None,
+        "operations": line.operations,
+        "seconds": [round(run.seconds, 1) for run in line.runs],
+        "failures": [{"seed": seed, "reason": reason} for seed, reason in line.failures],
+        "waiting": line.waiting,
+    }
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Return the table as Markdown, with a remark for each failure."""
+    head, rows = _head(comparison), list(_rows(comparison))
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    notes = [f"- {text}" for text in (*_failures(comparison), *comparison.remarks)]
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def as_page(comparison: Comparison, subtitle: str) -> str:
+    """Return the page."""
+    chart = comparison_chart(comparison)
+    explanation = (
+        "Mean and standard deviation over seeds; n is the number of seeds. Differences are taken seed by "
+        "seed from the first row: runs of one seed begin with the same encoder and see the same images in "
+        "the same order. Operations are floating-point operations of forward and backward pass."
+    )
+    failures = "".join(f"<li>{html.escape(text)}</li>" for text in _failures(comparison))
+    remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.remarks)
+    return render_page(
+        comparison.title,
+        subtitle,
+        [
+            PageSection("", f'<div class="card wide figure" tabindex="0">{chart}</div>' if chart else ""),
+            PageSection("Table", f"<p>{html.escape(explanation)}</p>{_table(_head(comparison), comparison)}"),
+            PageSection("Failures", f'<ul class="card notes">{failures}</ul>' if failures else ""),
+            PageSection("Remarks", f'<ul class="card notes">{remarks}</ul>' if remarks else ""),
+            PageSection("Runs", folded("Every run", _runs(comparison))),
+        ],
+    )
+
+
+def _head(comparison: Comparison) -> list[str]:
+    names = [comparison.name_of(key) for key in comparison.columns]
+    settings = [key.rpartition(".")[2] for key in comparison.differing]
+    alike = {name for name in settings if settings.count(name) > 1}
+    shown = [key if name in alike else name for key, name in zip(comparison.differing, settings, strict=True)]
+    headline = comparison.headline
+    difference = [f"Δ {comparison.name_of(headline)}"] if headline else []
+    return ["run", *shown, "n", *names, *difference, "images", "operations", "seconds"]
+
+
+def _rows(comparison: Comparison) -> Iterator[list[str]]:
+    """Yield the cells of each line."""
+    headline = comparison.headline
+    for line in comparison.lines:
+        run, *_ = [*line.runs, None]
+        settings = [_shown(run.settings.get(key)) if run else "" for key in comparison.differing]
+        scores = [_percent(line.score(key)) for key in comparison.columns]
+        difference = []
+        if headline:
+            first = comparison.lines[0]
+            difference = [_percent(None if line is first else line.difference(first, headline), sign=True)]
+        state = f"{len(line.runs)}" + (f" of {len(line.runs) + line.waiting}" if line.waiting else "")
+        cost = [
+            f"{run.images:,}" if run and run.images else "",
+            f"{line.operations:.3g}" if line.operations else "",
+            _seconds(line.seconds),
+        ]
+        yield [line.label, *settings, state, *scores, *difference, *cost]
+
+
+def _table(head: list[str], comparison: Comparison) -> str:
+    """Return the table as HTML: names to the left, numbers to the right, failed lines marked."""
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    body = ""
+    for line, row in zip(comparison.lines, _rows(comparison), strict=True):
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row[1:])
+        kind = ' class="failed"' if line.failures else ""
+        body += f'<tr{kind}><th scope="row">{html.escape(row[0])}</th>{cells}</tr>'
+    return f'<div class="card wide compared" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _runs(comparison: Comparison) -> str:
+    """Return a table of the single runs."""
+    names = [comparison.name_of(key) for key in comparison.columns]
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in ["run", *names, "steps", "seconds"])
+    body = ""
+    for run in (run for line in comparison.lines for run in line.runs):
+        scores = (f"{run.scores[key]:.1%}" if key in run.scores else "" for key in comparison.columns)
+        steps = f"{run.done:,}" if run.done == run.steps else f"{run.done:,} of {run.steps:,}"
+        cells = "".join(f"<td>{text}</td>" for text in (*scores, steps, f"{run.seconds:.0f}"))
+        body += f'<tr><th scope="row">{html.escape(run.name)}</th>{cells}</tr>'
+    return f'<div class="card wide compared" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _failures(comparison: Comparison) -> list[str]:
+    """Return a sentence for each reason of a line, with the seeds that it ended."""
+    found: list[str] = []
+    for line in comparison.lines:
+        for reason in dict.fromkeys(reason for _, reason in line.failures):
+            seeds = ", ".join(str(seed) for seed, other in line.failures if other == reason)
+            found.append(f"{line.label}, seed {seeds}: {reason}")
+    return found
+
+
+def _percent(spread: Spread | None, *, sign: bool = False) -> str:
+    if spread is None:
+        return ""
+    mean = f"{100 * spread.mean:+.1f}" if sign else f"{100 * spread.mean:.1f}"
+    return mean if spread.std is None else f"{mean} ± {100 * spread.std:.1f}"
+
+
+def _seconds(spread: Spread | None) -> str:
+    return "" if spread is None else duration(round(spread.mean))
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

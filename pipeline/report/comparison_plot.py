@@ -1,0 +1,143 @@
+"""The figure of a comparison: accuracy against training operations, a labelled point for each line."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.report import plots
+from pipeline.report.compared import Comparison
+
+_SIZE = (8.4, 4.6)  # inches
+_CHARACTER = 0.56  # width of a letter by its size
+_FONT = 9.0
+_PLACES = (  # of a label beside its point: offset in points, alignment
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((0, 9), "center", "bottom"),
+    ((0, -9), "center", "top"),
+    ((7, 11), "left", "bottom"),
+    ((7, -11), "left", "top"),
+    ((-7, 11), "right", "bottom"),
+    ((-7, -11), "right", "top"),
+)
+_PRINTED = {plots.INK: "#1b2230", plots.MUTED: "#5b6675", plots.LINE: "#d9dee6", plots.ACCENT: "#2f6fdb"}
+
+Point = tuple[str, float, float, float]  # label, x, accuracy and its deviation in percent
+Box = tuple[float, float, float, float]
+
+
+def comparison_chart(comparison: Comparison) -> str:
+    """Return the figure as SVG, empty if there is nothing to draw."""
+    points, label = points_of(comparison)
+    if not points:
+        return ""
+    with mpl.rc_context(plots.STYLE):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        _draw(figure.add_subplot(), points, label, comparison)
+        shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
+        return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
+
+
+def comparison_png(comparison: Comparison) -> bytes:
+    """Return the figure as a PNG in light colours, empty if there is nothing to draw."""
+    points, label = points_of(comparison)
+    if not points:
+        return b""
+    buffer = io.BytesIO()
+    style = {key: _PRINTED.get(str(value), value) for key, value in plots.STYLE.items()}
+    with mpl.rc_context({**style, "figure.facecolor": "white"}):
+        figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
+        _draw(figure.add_subplot(title=comparison.title), points, label, comparison, _PRINTED)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def points_of(comparison: Comparison) -> tuple[list[Point], str]:
+    """Return a point for each line with a score, and what the x axis is: operations, or seconds without."""
+    key = comparison.headline
+    if key is None:
+        return [], ""
+    found = [(line, spread) for line in comparison.lines if line.seconds and (spread := line.score(key))]
+    counted = all(line.operations for line, _ in found)
+    label = "training operations of a run, FLOP" if counted else "seconds of training"
+    points = []
+    for line, spread in found:
+        x = line.operations if counted else line.seconds.mean if line.seconds else None
+        if x:
+            points.append((line.label, x, 100 * spread.mean, 100 * (spread.std or 0.0)))
+    return points, label
+
+
+def _draw(
+    axes: Axes,
+    points: Sequence[Point],
+    label: str,
+    comparison: Comparison,
+    colours: dict[str, str] | None = None,
+) -> None:
+    def colour(marker: str) -> str:
+        return colours[marker] if colours else marker
+
+    xs = [x for _, x, _, _ in points]
+    axes.set(xlabel=label, ylabel=f"{comparison.name_of(comparison.headline or ('', '', ''))}, %")
+    if min(xs) > 0 and max(xs) / min(xs) > 1.5:
+        axes.set_xscale("log")
+        plots.use_plain_ticks(axes.xaxis, max(xs) / min(xs))
+    for _, x, value, std in points:
+        style: dict[str, Any] = {
+            "color": colour(plots.ACCENT),
+            "markersize": 6,
+            "capsize": 3,
+            "linewidth": 1.2,
+        }
+        axes.errorbar(x, value, yerr=std or None, fmt="o", **style)
+    for line in comparison.lines:  # of networks that were not trained
+        if not line.seconds and comparison.headline and (spread := line.score(comparison.headline)):
+            axes.axhline(100 * spread.mean, color=colour(plots.MUTED), linewidth=1.0, linestyle="--")
+            at = axes.get_yaxis_transform()
+            place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": colour(plots.MUTED)}
+            axes.text(0.995, 100 * spread.mean, line.label, ha="right", va="bottom", **place)
+    axes.margins(0.16, 0.12)
+    _label(axes, points, colour(plots.INK))
+
+
+def _label(axes: Axes, points: Sequence[Point], ink: str) -> None:
+    """Write each point's name where it covers no other name and no point."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    frame, scale = axes.get_window_extent(), axes.figure.dpi / 72
+    at = [axes.transData.transform((x, value)) for _, x, value, _ in points]
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for (name, x, value, _), (left, bottom) in sorted(
+        zip(points, at, strict=True), key=lambda one: one[1][1]
+    ):
+        boxes: list[tuple[float, int, Box]] = []
+        for offset, across, up in _PLACES:
+            box = _box(name, (left + offset[0] * scale, bottom + offset[1] * scale), across, up, scale)
+            inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+            boxes.append(
+                (sum(_overlap(box, other) for other in taken) + (0 if inside else 1e4), len(boxes), box)
+            )
+        _, place, box = min(boxes)
+        taken.append(box)
+        offset, across, up = _PLACES[place]
+        axes.annotate(
+            name, (x, value), offset, textcoords="offset points", ha=across, va=up, color=ink, fontsize=_FONT
+        )
+
+
+def _box(text: str, at: tuple[float, float], across: str, up: str, scale: float) -> Box:
+    """Return about where a text will be: left, bottom, right, top in pixels."""
+    width, height = len(text) * _CHARACTER * _FONT * scale, 1.2 * _FONT * scale
+    left = at[0] - {"left": 0.0, "center": width / 2, "right": width}[across]
+    bottom = at[1] - {"bottom": 0.0, "center": height / 2, "top": height}[up]
+    return left, bottom, left + width, bottom + height
+
+
+def _overlap(one: Box, other: Box) -> float:
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return wide * high if wide > 0 and high > 0 else 0.0

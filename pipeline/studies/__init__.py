@@ -1,0 +1,1 @@
+"""Studies: many runs on one cache, compared in one table."""

@@ -1,0 +1,111 @@
+"""The evaluations of a study: labelled images that are decoded once, and the scores of each finished run."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache.reader import Cache
+from pipeline.config import parse_config
+from pipeline.errors import ConfigError
+from pipeline.evaluation.data import CacheViews, Data, LabelledImages
+from pipeline.evaluation.images import open_images
+from pipeline.evaluation.kept_views import keep_views
+from pipeline.evaluation.run import EVALUATIONS, run_evaluation
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.task import Evaluation, Task
+from pipeline.report.scores import Score, add_scores, read_scores
+from pipeline.studies.study import Study
+
+_MOST_KEPT = 4 << 30  # bytes of decoded views
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The settings and data of a study's evaluations; nothing is scored without settings."""
+
+    settings: Sequence[Evaluation]
+    data: Data | None
+    test: Data | None
+    scratch: Path
+    batch_size: int = 128
+
+    def missing(self, folder: Path, weights: str | None) -> list[Evaluation]:
+        """Return the evaluations that a folder has no scores of, of these weights and data."""
+        there = {
+            (score.evaluation, score.protocol, str(score.options))
+            for score in read_scores(folder)
+            if score.subject.weights == weights and self._is_ours(score)
+        }
+        return [
+            one
+            for one in self.settings
+            if (one.name, one.protocol, str(one.model_dump(mode="json"))) not in there
+        ]
+
+    def score(self, subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
+        """Evaluate a network by what is missing, and add the scores to a folder; raises MaskAlignError."""
+        for one in self.missing(folder, subject.facts.weights):
+            assert self.data is not None
+            with tempfile.TemporaryDirectory(dir=self.scratch) as store:
+                task = Task(subject, self.data, self.test, Path(store), Path(store), self.batch_size)
+                scores = run_evaluation(one, task)
+            add_scores(folder, scores)
+            found = ", ".join(
+                f"{score.representation} {next(iter(score.metrics.values())):.1%}" for score in scores
+            )
+            name = subject.facts.name if subject.facts.kind == "untrained" else folder.name
+            say(f"{name}: {one.name} {found}")
+
+    def _is_ours(self, score: Score) -> bool:
+        if self.data is None:
+            return False
+        test = self.test or self.data
+        return (score.bank.address, score.test.address) == (self.data.address, test.address)
+
+
+def make_judge(
+    study: Study,
+    cache: Cache,
+    shards: Sequence[str],
+    test_shards: Sequence[str],
+    scratch: Path,
+    workers: int = 0,
+) -> Judge:
+    """Open the labelled images of a study; without `shards` they learn from the views of the cache.
+
+    Raises ConfigError for settings and data that do not fit, SourceError for data that cannot be read.
+    """
+    settings = [_settings(name, values) for name, values in study.evaluations.items()]
+    if not settings:
+        return Judge((), None, None, scratch)
+    if "probe" in study.evaluations and not test_shards:
+        raise ConfigError(
+            "the study evaluates by probe, which needs images to test on: give --test-shards, or --set "
+            "evaluations={} to train only"
+        )
+    size = cache.schema.view.image_size
+    learnt = open_images(list(shards), scratch) if shards else None
+    known = learnt.class_names if learnt else ()
+    test = open_images(list(test_shards), scratch, known=known) if test_shards else None
+    bank: Data = CacheViews(cache, test.class_names if test else ())
+    if learnt:
+        bank = _kept(LabelledImages(learnt, workers), len(learnt.images), size, scratch / "learnt.views")
+    tested = None
+    if test:
+        tested = _kept(LabelledImages(test, workers), len(test.images), size, scratch / "test.views")
+    return Judge(settings, bank, tested, scratch)
+
+
+def _settings(name: str, values: dict[str, Any]) -> Evaluation:
+    try:
+        settings: Evaluation = parse_config(EVALUATIONS[name], values)
+    except ConfigError as error:
+        raise ConfigError(f"[evaluations.{name}] of the study: {error}") from None
+    return settings
+
+
+def _kept(data: LabelledImages, images: int, size: int, file: Path) -> Data:
+    """Decode and keep the views once, unless they would fill the disk."""
+    return data if images * size**2 * 3 > _MOST_KEPT else keep_views(data, size, file)

@@ -1,0 +1,84 @@
+"""What the runs of a study must share, checked on what their folders say."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.report.compared import ComparedRun
+from pipeline.studies.plan import PlannedRun
+from pipeline.training.run_folder import RUN_FILE, read_run, refuse_other_config
+
+
+def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
+    """Raise ConfigError if a run that is there has another cache or other settings than the study says."""
+    for run in runs:
+        if not (run.folder / RUN_FILE).exists() or run.config is None:
+            continue
+        found = read_run(run.folder)["pinned"]["cache"]
+        if found != run.cache.digest:
+            raise ConfigError(
+                f"run {run.name!r} was made from a cache with digest {found[:12]}, but "
+                f"{run.cache.address!r} has {run.cache.digest[:12]}: all runs of a "
+                "study share one cache; give that one, or a new --out"
+            )
+        try:
+            refuse_other_config(run.config, run.folder)
+        except ConfigError as error:
+            what = str(error).removeprefix("cannot resume: ").removesuffix(", or a new --run")
+            raise ConfigError(
+                f"run {run.name!r} of an earlier start differs: {what}, or a new --out"
+            ) from None
+
+
+def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
+    """Raise CheckpointError unless runs share what makes them comparable.
+
+    These are the cache digest and the units for each cache and choice of views, and for each seed and student
+    the encoder's initial weights and the order of the samples.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for planned, run in pairs:
+        for what, key, value in _shared(planned, run):
+            known, name = first.setdefault(json.dumps([what, key], sort_keys=True), (value, run.name))
+            if known != value:
+                raise CheckpointError(
+                    f"runs {name!r} and {run.name!r} cannot stand in one table: their {what} differ "
+                    f"({known[:24]} and {value[:24]}); remove one of the two folders and run the study again"
+                )
+
+
+def _shared(planned: PlannedRun, run: ComparedRun) -> Iterator[tuple[str, Any, str]]:
+    """Yield what is shared, among which runs, and this run's value."""
+    assert planned.config is not None
+    data, cache = planned.config.data, planned.cache.address
+    student = planned.config.student.model_dump(mode="json")
+    yield "cache digests", cache, run.facts["cache"]
+    yield "units", [cache, data.views], run.facts["units"]
+    view = planned.cache.schema.view
+    sizes = [view.image_size, view.patch_size]
+    yield "initial encoder weights", [run.seed, student, sizes], run.facts["initial_encoder"]
+    yield "order seeds", [run.seed], str(planned.config.train.seed)
+
+
+def remarks_on(caches: Mapping[str, Cache]) -> list[str]:
+    """Return what several caches differ in besides their encoding, for the reader of a table."""
+    if len(caches) < 2:
+        return []
+    name, *others = caches
+    return [
+        f"caches {name!r} and {other!r} differ in more than their encoding: {', '.join(differing)}"
+        for other in others
+        if (differing := list(_differences(caches[name], caches[other])))
+    ]
+
+
+def _differences(one: Cache, other: Cache) -> Iterator[str]:
+    units = [{(unit.source, unit.view) for unit in cache.units} for cache in (one, other)]
+    if units[0] != units[1]:
+        yield "source tars or views"
+    ours, theirs = (cache.schema.view.model_dump() for cache in (one, other))
+    yield from (f"view.{key}" for key in ours if ours[key] != theirs[key])
+    if one.schema.teacher.weights_sha256 != other.schema.teacher.weights_sha256:
+        yield "teacher"

@@ -1,0 +1,257 @@
+"""Runs a study: trains and evaluates what is missing, and writes its table; it can be killed at any moment.
+
+All runs are made in one process: a run is a function of its configuration and cache alone, every step seeds
+its own randomness, and a process for each would import torch a hundred times. What a compiler keeps of one
+run is forgotten before the next.
+"""
+
+import gc
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.evaluation.subject import student_subject, untrained_subject
+from pipeline.report.compared import ComparedRun, Comparison, Line, read_compared
+from pipeline.report.comparison import write_comparison
+from pipeline.report.run_page import write_run_report
+from pipeline.report.scores import read_scores, student_digest
+from pipeline.storage.files import locked, replace_file
+from pipeline.studies.evaluate import Judge
+from pipeline.studies.fairness import refuse_unequal, refuse_unfit, remarks_on
+from pipeline.studies.plan import RUNS, Plan, PlannedRun
+from pipeline.studies.teacher_in_loop import in_loop_job, load_cached_teacher
+from pipeline.training.job import build_job
+from pipeline.training.run import run_training
+from pipeline.training.run_folder import RUN_FILE
+
+STUDY_FILE = "study.json"
+UNTRAINED = "untrained"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which runs are made here: every `count`-th from number `index` on, both from 1."""
+
+    index: int = 1
+    count: int = 1
+
+    def of(self, runs: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
+        """Return the runs of this part."""
+        return runs[self.index - 1 :: self.count]
+
+
+@dataclass
+class StudyRunner:
+    """Makes the runs of a plan. `teacher` is the address of the one that some rows have in the loop."""
+
+    plan: Plan
+    judge: Judge
+    device: torch.device
+    say: Say = lambda _: None
+    teacher: str | None = None
+    stopped_by: int = 0
+    runs: list[PlannedRun] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs = self.plan.runs
+        in_loop = any(run.row.teacher_in_the_loop for run in self.runs)
+        if in_loop and self.teacher is None:
+            raise ConfigError(
+                "a row of the study has the teacher in the loop: add --teacher with the address that the "
+                "cache was extracted with"
+            )
+        claim_folder(self.plan)
+        refuse_unfit(self.runs)
+
+    def run(self, part: Part | None = None) -> bool:
+        """Make what is missing of a part; return whether every run of the study is there.
+
+        Raises CheckpointError if runs of the table do not share what they must. After a signal that asks
+        for the end, `stopped_by` is its number, and what was being trained is saved.
+        """
+        for run in (part or Part()).of(self.runs):
+            with self._held(run) as free:
+                if not free:
+                    self.say(f"{run.name}: another process is at work on it; left to it")
+                elif self._attempt(run):
+                    self.write()
+            if self.stopped_by:
+                return False
+        if self.plan.study.untrained and self.judge.settings:
+            self._score_untrained()
+        return self.write()
+
+    @contextmanager
+    def _held(self, run: PlannedRun) -> Iterator[bool]:
+        with locked(self.plan.out / RUNS / f".{run.name}.lock", wait=False) as free:
+            yield free
+
+    def _attempt(self, run: PlannedRun) -> bool:
+        """Make a run and note why if it fails; return whether anything was done."""
+        before = self._failure(run), run.is_trained
+        if before == (None, True) and not self.judge.missing(run.folder, student_digest(run.folder)):
+            return False
+        try:
+            self._make(run)
+        except MaskAlignError as error:
+            self._note(run, " ".join(str(error).split()))
+        except (RuntimeError, ValueError, AssertionError, OSError) as error:  # a fault of one objective
+            self._note(run, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        else:
+            if not self.stopped_by:
+                self._failure_file(run).unlink(missing_ok=True)
+        return True
+
+    def _make(self, run: PlannedRun) -> None:
+        """Train and evaluate; raises MaskAlignError."""
+        if run.config is None:
+            raise ConfigError(run.reason)
+        if not run.is_trained:
+            self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
+            build = partial(in_loop_job, self._loaded(run)) if run.row.teacher_in_the_loop else build_job
+            result = run_training(
+                run.cache,
+                run.folder,
+                run.config,
+                resume="auto",
+                device=self.device,
+                build=build,
+                say=self._warn,
+            )
+            _forget_compiled()
+            if result.done < result.steps:
+                self.stopped_by = result.stopped_by
+                return
+        if self.judge.missing(run.folder, student_digest(run.folder)):
+            self.judge.score(student_subject(run.folder, self.device), run.folder, self.say)
+        write_run_report(run.folder)
+
+    def _loaded(self, run: PlannedRun) -> Any:
+        assert self.teacher is not None
+        assert run.config is not None
+        levels = [run.cache.schema.levels[each] for each in run.cache.level_indices(run.config.data.levels)]
+        return load_cached_teacher(self.teacher, run.cache, levels)
+
+    def _warn(self, message: str) -> None:
+        if message.startswith("warning:"):
+            self.say(message)
+
+    def _score_untrained(self) -> None:
+        """Score the encoder of the first possible row before its first step, once for each seed."""
+        for seed in self.plan.study.seeds:
+            run = next(run for run in self.runs if run.seed == seed and run.config)
+            assert run.config is not None
+            view = run.cache.schema.view
+            subject = untrained_subject(run.config, view.image_size, view.patch_size, self.device)
+            folder = self._untrained_folder(seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / ".lock"):
+                self.judge.score(subject, folder, self.say)
+
+    def write(self) -> bool:
+        """Write table and page of what is there; return whether that is the whole study without a failure.
+
+        Raises CheckpointError if runs do not share what they must.
+        """
+        found = {
+            run.name: read_compared(run.folder, run.row.label)
+            for run in self.runs
+            if (run.folder / RUN_FILE).exists() and run.is_trained
+        }
+        refuse_unequal((run, found[run.name]) for run in self.runs if run.name in found and run.config)
+        lines = [self._line(row.label, found) for row in self.plan.rows]
+        lines = [*lines, *self._untrained_line()]
+        remarks = remarks_on(self.plan.caches)
+        comparison = Comparison(self.plan.study.title, lines, remarks)
+        write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
+        return all(not line.waiting and not line.failures for line in lines)
+
+    def failed(self, part: Part) -> list[str]:
+        """Return the names of the runs of a part that ended with an error."""
+        return [run.name for run in part.of(self.runs) if self._failure(run) is not None]
+
+    def _line(self, label: str, found: dict[str, ComparedRun]) -> Line:
+        ours = [run for run in self.runs if run.row.label == label]
+        failures = [(run.seed, reason) for run in ours if (reason := self._failure(run)) is not None]
+        there = [found[run.name] for run in ours if run.name in found]
+        return Line(label, there, failures, waiting=len(ours) - len(there) - len(failures))
+
+    def _untrained_line(self) -> list[Line]:
+        folders = {seed: self._untrained_folder(seed) for seed in self.plan.study.seeds}
+        runs = []
+        for seed, folder in folders.items():
+            keyed = {(one.evaluation, one.representation, one.conditions): one for one in read_scores(folder)}
+            scores = {key: next(iter(score.metrics.values())) for key, score in keyed.items()}
+            chances = {key: score.chance for key, score in keyed.items()}
+            if scores:
+                runs.append(
+                    ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores, chances, UNTRAINED)
+                )
+        return [Line("untrained encoder", runs)] if runs else []
+
+    def _subtitle(self, there: int) -> str:
+        cache = next(iter(self.plan.caches.values()))
+        teacher, seeds = cache.schema.teacher, len(self.plan.study.seeds)
+        caches = (
+            f"{len(self.plan.caches)} caches" if len(self.plan.caches) > 1 else f"cache {cache.digest[:12]}"
+        )
+        return (
+            f"{there} of {len(self.runs)} runs, {seeds} seed{'s' * (seeds > 1)}, {caches} of "
+            f"{teacher.library} {teacher.name}"
+        )
+
+    def _untrained_folder(self, seed: int) -> Path:
+        return self.plan.out / UNTRAINED / f"s{seed}"
+
+    def _failure_file(self, run: PlannedRun) -> Path:
+        return run.folder.with_name(f"{run.name}.failed")
+
+    def _failure(self, run: PlannedRun) -> str | None:
+        try:
+            return self._failure_file(run).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def _note(self, run: PlannedRun, reason: str) -> None:
+        self.say(f"warning: {run.name} failed: {reason}")
+        replace_file(self._failure_file(run), f"{reason}\n".encode())
+
+
+def claim_folder(plan: Plan) -> None:
+    """Make the folder of a study, or find it as this study left it; raises ConfigError for anything else."""
+    out, file = plan.out, plan.out / STUDY_FILE
+    caches = {name: cache.digest for name, cache in plan.caches.items()}
+    if file.exists():
+        earlier = json.loads(file.read_bytes())
+        if earlier["title"] != plan.study.title:
+            raise ConfigError(
+                f"--out {str(out)!r} holds another study, {earlier['title']!r}: give a new or empty folder"
+            )
+        changed = [name for name, digest in caches.items() if earlier["caches"].get(name, digest) != digest]
+        if changed:
+            which = f"cache {changed[0]!r}" if changed[0] else f"cache {plan.caches[''].address!r}"
+            raise ConfigError(
+                f"{which} is not the one that the runs in --out {str(out)!r} were made from: all runs of a "
+                "study share one cache; give that one, or a new --out"
+            )
+        caches = earlier["caches"] | caches
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {str(out)!r} is not a folder of this study: give a new or empty folder")
+    values = {"title": plan.study.title, "caches": caches, "study": plan.study.model_dump(mode="json")}
+    replace_file(file, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _forget_compiled() -> None:
+    """Forget compiled steps, of which torch keeps only a few per function, and free memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

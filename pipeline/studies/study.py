@@ -1,0 +1,205 @@
+"""A study file: which runs are compared. Its rows are the product of [axes], then the [[variants]]."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config import Section, parse_config, read_settings
+from pipeline.errors import ConfigError
+
+CACHE = "cache"  # the axis of named caches
+SEED = "train.seed"
+_STUDY_KEYS = ("title", "seeds", "budget", "recipe", "evaluations", "untrained")  # that --set may change
+
+Settings = dict[str, Any]  # by "section.key"
+
+
+class Variant(Section):
+    """A row that is not part of the product: its name, its settings, and its cache if there are several.
+
+    With `teacher_in_the_loop` the teacher computes the targets from the cached crops in every step.
+    """
+
+    label: str = Field(min_length=1)
+    settings: Settings = Field(default_factory=dict)
+    cache: str | None = None
+    teacher_in_the_loop: bool = False
+
+    @field_validator("settings")
+    @classmethod
+    def _flat(cls, settings: Settings) -> Settings:
+        return flattened(settings)
+
+
+class Study(Section):
+    """The content of a study file.
+
+    `recipe` is one of train-student, beside the study file; `base` are settings of all runs on top of it.
+    Every row is trained once for each of the `seeds`. `budget` is epochs=N, steps=N or flops=F.
+    """
+
+    title: str = Field(min_length=1)
+    recipe: str | None = None
+    base: Settings = Field(default_factory=dict)
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: str | None = None
+    evaluations: dict[Literal["knn", "probe"], dict[str, Any]] = {"knn": {}, "probe": {}}  # noqa: RUF012
+    untrained: bool = True
+
+    @field_validator("base")
+    @classmethod
+    def _flat(cls, settings: Settings) -> Settings:
+        return flattened(settings)
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds:
+            raise ValueError("it is empty: name at least one, such as [0, 1, 2]")
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(map(str, twice))} is there twice: name each only once")
+        return seeds
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> Self:
+        for key, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axis {key!r} is empty: give it values, or remove it")
+            texts = [json.dumps(value, sort_keys=True) for value in values]
+            if len(set(texts)) < len(texts):
+                raise ValueError(f"axis {key!r} has a value twice: name each only once")
+        if not self.axes and not self.variants:
+            raise ValueError("there is nothing to compare: give [axes], [[variants]] or both")
+        return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is set on top of the study's base; it is trained once for each seed."""
+
+    label: str
+    settings: Settings
+    cache: str | None = None
+    teacher_in_the_loop: bool = False
+
+    @property
+    def slug(self) -> str:
+        """The label as a name of folders."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-.") or "row"
+
+
+def flattened(settings: Mapping[str, Any]) -> Settings:
+    """Return settings by "section.key", whether they were written so or as tables of sections."""
+    found: Settings = {}
+    for name, value in settings.items():
+        if "." in name:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            raise ValueError(f"{name!r} is not of the form section.key, such as mask.ratio")
+    return found
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return settings by "section.key" as sections."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
+    """Read a study file and its recipe; assignments change a key of all runs, or one of the study itself.
+
+    Raises ConfigError for a file that cannot be read, unknown keys, and keys that a row sets as well.
+    """
+    own = [each for each in assignments if each.partition("=")[0].strip().partition(".")[0] in _STUDY_KEYS]
+    try:
+        values = read_settings(file, own)
+    except ConfigError as error:
+        text = str(error).replace("configuration file", "study file").replace("TOML recipe", "study file")
+        raise ConfigError(text) from None
+    try:
+        study = parse_config(Study, values)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("configuration key", f"key of study {str(file)!r}")) from None
+    recipe = flattened(read_settings(file.parent / study.recipe)) if study.recipe else {}
+    given = flattened(read_settings(None, [each for each in assignments if each not in own]))
+    varied = {*study.axes, *(key for variant in study.variants for key in variant.settings)}
+    if both := sorted(varied & given.keys()):
+        raise ConfigError(
+            f"--set {both[0]} would replace what rows of the study differ in: edit {str(file)!r}"
+        )
+    study = study.model_copy(update={"base": recipe | study.base | given})
+    _refuse_unknown(study)
+    return study
+
+
+def rows_of(study: Study) -> tuple[Row, ...]:
+    """Return the rows: the product of the axes, then the variants; raises ConfigError for equal names."""
+    rows = [*_product(study.axes), *map(_row_of, study.variants)]
+    names = [row.slug for row in rows]
+    if twice := [row.label for row in rows if names.count(row.slug) > 1]:
+        raise ConfigError(
+            f"{len(twice)} rows of the study have the name {twice[0]!r}: give each its own label"
+        )
+    return tuple(rows)
+
+
+def _product(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Row]:
+    for values in product(*axes.values()) if axes else ():
+        chosen = dict(zip(axes, values, strict=True))
+        label = ", ".join(_name_of(key, value) for key, value in chosen.items())
+        cache = chosen.pop(CACHE, None)
+        yield Row(label, chosen, cache)
+
+
+def _row_of(variant: Variant) -> Row:
+    return Row(variant.label, variant.settings, variant.cache, variant.teacher_in_the_loop)
+
+
+def _name_of(key: str, value: Any) -> str:
+    """Name a value of an axis: a text by itself, others after the last part of their key."""
+    if isinstance(value, str):
+        return value
+    text = json.dumps(value) if not isinstance(value, list) else " ".join(map(str, value))
+    return f"{key.rpartition('.')[2]} {text}"
+
+
+def _refuse_unknown(study: Study) -> None:
+    """Raise ConfigError for a key that no objective and no section has, and say what is meant."""
+    from pipeline.training.config import objective_kinds
+    from pipeline.training.sections import Sections
+
+    sections = {
+        name: field.annotation for name, field in Sections.model_fields.items() if name != "objective"
+    }
+    known = [f"{name}.{key}" for name, kind in sections.items() for key in kind.model_fields]  # type: ignore[union-attr]
+    objective = [key for kind in objective_kinds().values() for key in kind.model_fields]
+    known += list(dict.fromkeys(f"objective.{key}" for key in (*objective, "preset")))
+    places = {key: "axis" for key in study.axes if key != CACHE}
+    places |= {key: "setting" for row in study.variants for key in row.settings}
+    places |= {key: "setting" for key in study.base}
+    for key, place in places.items():
+        if key == SEED:
+            raise ConfigError(
+                f"{place} {SEED!r}: the seeds of a study are its key `seeds`, such as [0, 1, 2]"
+            )
+        if key.startswith("evaluate."):
+            raise ConfigError(f"{place} {key!r}: a study evaluates finished runs; see its key `evaluations`")
+        if key not in known:
+            meant = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {meant[0]!r}?" if meant else "train-student --print-config prints all keys"
+            raise ConfigError(f"{place} {key!r} of the study is not a key of train-student: {hint}")

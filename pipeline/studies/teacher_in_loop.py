@@ -1,0 +1,113 @@
+"""Training with the teacher in the loop: it computes the targets from the cached crops in every step.
+
+Order, crops and masks are those of the cached run, so that only the encoding of the targets differs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError
+from pipeline.objectives.needs import Needs
+from pipeline.objectives.objective import Batch
+from pipeline.teacher.load import load_teacher
+from pipeline.teacher.teacher import Teacher
+from pipeline.training.config import RunConfig
+from pipeline.training.distributed import Ranks
+from pipeline.training.job import TrainingJob, build_job
+from pipeline.training.targets import TeacherTargets, teacher_output
+
+_OUTPUT = ("post_norm", "projected")
+
+
+class InLoop(nn.Module):
+    """A step on batches with all patches: makes the views for the teacher, and cuts for the objective."""
+
+    def __init__(self, step: nn.Module, needs: Needs, patch_size: int) -> None:
+        super().__init__()
+        self.step, self.needs, self.patch_size = step, needs, patch_size
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return loss and terms of a batch with `patches` (B, N, P) uint8, visible ones first."""
+        visible, patches = batch["visible"], batch["patches"]
+        order = torch.cat([visible, batch["hidden"]], dim=1) if "hidden" in batch else visible
+        views = whole_views(patches, order, self.patch_size)
+        if self.needs.pixels == "visible":
+            patches = patches[:, : visible.shape[1]]
+        loss, terms = self.step({**batch, "patches": patches, "views": views})
+        return loss, terms
+
+
+def whole_views(patches: Tensor, order: Tensor, patch: int) -> Tensor:
+    """Put patches (B, N, P) with the numbers `order` (B, N) together to views (B, S, S, 3)."""
+    grid = math.isqrt(patches.shape[1])
+    whole = torch.empty_like(patches).scatter_(1, order[..., None].expand_as(patches), patches)
+    squares = whole.view(-1, grid, grid, patch, patch, 3).transpose(2, 3)
+    return squares.reshape(-1, grid * patch, grid * patch, 3)
+
+
+@dataclass
+class InLoopJob(TrainingJob):
+    """A job whose targets come from a teacher."""
+
+    teacher: Teacher | None = None
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """The facts that a resumed run must find unchanged."""
+        return {**super().pinned, "targets": "teacher in the loop"}
+
+    def build_step(self, targets: nn.Module | None = None) -> nn.Module:
+        """Return the module of one step."""
+        assert self.teacher is not None
+        needs = self.config.objective.needs
+        output = teacher_output(self.cache) if needs.target in _OUTPUT else None
+        made = TeacherTargets(
+            partial(_hidden_states, self.teacher), self.teacher.facts.has_cls, needs, output
+        )
+        compiled, self.compiled = self.compiled, False  # the teacher runs as it is
+        try:
+            step = super().build_step(targets or made)
+        finally:
+            self.compiled = compiled
+        return InLoop(step, needs, self.cache.schema.view.patch_size)
+
+
+def _hidden_states(teacher: Teacher, views: Tensor) -> Sequence[Tensor]:
+    return teacher.features(views).hidden
+
+
+def in_loop_job(
+    teacher: Teacher,
+    config: RunConfig,
+    cache: Cache,
+    run: Path,
+    ranks: Ranks,
+    device: torch.device,
+    units: Sequence[int] | None = None,
+) -> InLoopJob:
+    """Build a job as `build_job` does, with a teacher that computes the targets."""
+    job = build_job(config, cache, run, ranks, device, units)
+    hides = config.mask.visible_count(cache.schema.patches) < cache.schema.patches
+    everything = replace(job.spec.needs, visible="none", hidden="none", pixels="all", positions=hides)
+    values = {name: getattr(job, name) for name in TrainingJob.__dataclass_fields__}
+    return InLoopJob(**{**values, "spec": replace(job.spec, needs=everything)}, teacher=teacher.to(device))
+
+
+def load_cached_teacher(address: str, cache: Cache, levels: Sequence[int]) -> Teacher:
+    """Load the teacher that a cache was made with, for these blocks; raises ConfigError for another."""
+    view, blocks = cache.schema.view, tuple(levels)
+    teacher = load_teacher(address, image_size=view.image_size, patch_size=view.patch_size, levels=blocks)
+    if teacher.facts.weights_sha256 != cache.schema.teacher.weights_sha256:
+        raise ConfigError(
+            f"--teacher {address!r} has other weights than the teacher of cache {cache.address!r}, "
+            f"{cache.schema.teacher.name!r}: give the address that the cache was extracted with"
+        )
+    return teacher

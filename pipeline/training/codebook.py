@@ -1,0 +1,133 @@
+"""The codebook of a run: fitted once to a keyed sample of its cache, or taken from another run.
+
+The main rank fits it before the first step and writes RUN/codebook.safetensors; all ranks load those bytes,
+and so does a resumed run. The file's metadata say what the codes are of.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pipeline.cache.reader import Cache
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.objectives.codes import Tokenizer
+from pipeline.objectives.needs import CodebookRequest
+from pipeline.objectives.objective import Objective, Setting
+from pipeline.stream.samples import StreamSpec
+
+CODEBOOK_FILE = "codebook.safetensors"
+VQKD_WIDTH = 32  # channels of its codes
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A loaded codebook: the SHA-256 of its file, and its `facts` (what it is of, how it is used)."""
+
+    digest: str
+    facts: dict[str, Any]
+
+
+def unfitted_tokenizer(request: CodebookRequest, setting: Setting) -> Tokenizer:
+    """Return the tokenizer that a request stands for, whose codes are zero."""
+    if request.source == "pixels":
+        return Tokenizer(request.size, 3 * setting.patch_size**2)
+    encoded = VQKD_WIDTH if request.kind == "vqkd" else None
+    return Tokenizer(request.size, setting.target_width(request.target), encoded)
+
+
+def tokenizer_of(objective: Objective) -> Tokenizer:
+    """Return the tokenizer of an objective that asked for one."""
+    tokenizer = objective.tokenizer
+    assert isinstance(tokenizer, Tokenizer)
+    return tokenizer
+
+
+def expected_facts(
+    request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return what the metadata of a codebook must say so that it serves a run."""
+    return {
+        "cache": cache.digest,
+        "kind": request.kind,
+        "codes": request.source,
+        "level": cache.schema.levels[spec.levels[-1]] if request.source == "features" else None,
+        "target": request.target if request.source == "features" else None,
+        "size": request.size,
+        "width": tokenizer.width,
+    }
+
+
+def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError if the codebook to take does not serve this run, or the cache has too few tokens."""
+    if request.path is not None:
+        facts, _ = read_codebook(codebook_at(request.path))
+        expected = expected_facts(request, cache, spec, tokenizer)
+        if wrong := [key for key, value in expected.items() if facts.get(key) != value]:
+            differing = ", ".join(f"{key} {facts.get(key)!r}, not {expected[key]!r}" for key in wrong)
+            raise ConfigError(
+                f"objective.codebook {request.path!r} does not fit this run: it has {differing}; give "
+                "another run's, or leave objective.codebook out to fit one"
+            )
+    elif request.size > (most := int(chunks_of(spec)[:, 2].sum()) * cache.schema.patches):
+        raise ConfigError(
+            f"objective.codebook_size {request.size} is more than the {most} tokens that the cache has: "
+            f"choose at most {most}, better a tenth of it"
+        )
+    elif request.size > request.tokens:
+        raise ConfigError(
+            f"objective.codebook_size {request.size} is more than objective.codebook_tokens "
+            f"{request.tokens}, which it is fitted to: raise that, or choose fewer codes"
+        )
+
+
+def codebook_at(path: str | Path) -> Path:
+    """Return the codebook's file of a run folder, or the file itself."""
+    return Path(path) / CODEBOOK_FILE if Path(path).is_dir() else Path(path)
+
+
+def read_codebook(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Read the facts of a codebook and its bytes; raises ConfigError if it is none."""
+    try:
+        data = path.read_bytes()
+        facts, _ = parse_codebook(data)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"{str(path)!r} is not a codebook ({error}): give a run folder with {CODEBOOK_FILE}"
+        ) from None
+    return facts, data
+
+
+def parse_codebook(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return facts and tensors of a codebook's bytes; raises ValueError or SafetensorError."""
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    facts = json.loads(header.get("__metadata__", {}).get("codebook", "null"))
+    if not isinstance(facts, dict):
+        raise ValueError("its metadata name no codebook")
+    return facts, tensors
+
+
+def load_codebook(data: bytes, tokenizer: Tokenizer) -> Codebook:
+    """Load the bytes of a codebook's file into a tokenizer; raises CheckpointError if they do not fit it."""
+    try:
+        facts, tensors = parse_codebook(data)
+        tokenizer.load_state_dict(tensors)
+    except (ValueError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{CODEBOOK_FILE} of this run is damaged ({str(error).partition(chr(10))[0]}): restore it, or "
+            "use a new --run"
+        ) from None
+    return Codebook(hashlib.sha256(data).hexdigest(), facts)
+
+
+def chunks_of(spec: StreamSpec) -> NDArray[np.int64]:
+    """Return the chunks (n, 3) of all views of a stream: (index of the unit, chunk, rows)."""
+    return np.concatenate([spec.order.chunks(view) for view in spec.order.views])

@@ -1,0 +1,87 @@
+"""The codebook of a run before its first step: fitted on the main rank's device, or taken, or found again."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from pipeline.errors import CheckpointError
+from pipeline.objectives.needs import CodebookRequest
+from pipeline.seeding import generator
+from pipeline.storage.files import replace_file
+from pipeline.training.codebook import (
+    CODEBOOK_FILE,
+    Codebook,
+    codebook_at,
+    expected_facts,
+    load_codebook,
+    read_codebook,
+    tokenizer_of,
+)
+from pipeline.training.codebook_sample import sample_tokens
+from pipeline.training.job import TrainingJob
+from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
+from pipeline.training.run_folder import read_run, refuse_differences, storage_errors
+from pipeline.training.vqkd import fit_vqkd
+
+_VIEWS_AT_ONCE = 256
+
+
+def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) -> Codebook | None:
+    """Load the run's codebook, if its objective has one, on all ranks; a new run takes or fits it first."""
+    request = job.config.objective.codebook_request
+    if request is None:
+        return None
+    file = job.run / CODEBOOK_FILE
+
+    def decide() -> bytes:
+        with storage_errors(job.run):
+            if resumed and not file.exists():
+                raise CheckpointError(
+                    f"run {str(job.run)!r} has lost {CODEBOOK_FILE}: restore it, or use a new --run"
+                )
+            if resumed:
+                return file.read_bytes()
+            if request.path is not None:
+                data = read_codebook(codebook_at(request.path))[1]
+            else:
+                say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
+                data = make_codebook(job, request, say)
+            replace_file(file, data)
+            return data
+
+    # The bytes travel to the other ranks, so that all have the same whatever their file systems show.
+    data = job.ranks.decide(decide)
+    if job.device.type == "cuda":  # the sample is larger than a step, whose memory is measured
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(job.device)
+    with job.ranks.together():
+        found = load_codebook(data, tokenizer_of(job.objective))
+        if resumed:
+            refuse_differences(read_run(job.run)["pinned"], {"codebook": found.digest})
+    return found
+
+
+def make_codebook(
+    job: TrainingJob, request: CodebookRequest, say: Callable[[str], None] = lambda _: None
+) -> bytes:
+    """Fit the tokenizer of a job to a sample of its cache; return the bytes of the codebook's file.
+
+    Raises CacheError if the cache cannot be read.
+    """
+    seed, tokenizer = job.config.train.seed, tokenizer_of(job.objective)
+    values = sample_tokens(job, request)
+    facts: dict[str, Any] = {"seed": seed, "tokens": values.shape[0] * values.shape[1]}
+    if request.kind == "vqkd":
+        facts |= fit_vqkd(tokenizer, values, request, seed, say)
+    else:
+        points = values.flatten(0, 1)
+        start = random_start(points, request.size, generator(seed, "codebook start"))
+        tokenizer.codes.copy_(spherical_kmeans(points, start))
+    facts |= expected_facts(request, job.cache, job.spec, tokenizer)
+    taken = [tokenizer(views) for views in values.split(_VIEWS_AT_ONCE)]  # type: ignore[no-untyped-call]
+    facts |= use_of_codes(torch.cat(taken), request.size)
+    tensors = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
+    return save(tensors, {"codebook": json.dumps(facts)})

@@ -1,0 +1,91 @@
+"""The tokens that a codebook is fitted to: of views drawn from the cache, keyed by the run's seed."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.cache.join import decode_crop, read_joined
+from pipeline.cache.layout import feature_array
+from pipeline.objectives.decoder import pixel_target
+from pipeline.objectives.needs import CodebookRequest
+from pipeline.runtime.ordered import ordered_map
+from pipeline.seeding import generator
+from pipeline.stream.samples import StreamSpec
+from pipeline.student.patches import cut_patches
+from pipeline.training.codebook import chunks_of
+from pipeline.training.job import TrainingJob
+from pipeline.training.targets import cached_targets
+
+# Neighbours in a cache may be alike, so a chunk of 64 images gives only some of them.
+_LEAST_OF_CHUNK = 16
+_AT_ONCE = 2  # chunks that are read
+
+Pick = tuple[list[int], NDArray[np.int64]]  # (index of the unit, chunk, rows), and which of its rows
+
+
+def sample_tokens(job: TrainingJob, request: CodebookRequest) -> Tensor:
+    """Return the patch tokens (V, N, D') float32, on the job's device, of the views that `drawn_rows` gives.
+
+    They are features of the last level in the requested form, or patches as MAE normalises them. Raises
+    CacheError if the cache cannot be read.
+    """
+    patches, views, filled = job.cache.schema.patches, int(chunks_of(job.spec)[:, 2].sum()), 0
+    views = min(views, -(-request.tokens // patches))
+    picks = drawn_rows(job.spec, views, job.config.train.seed)
+    read = _features if request.source == "features" else _pixels
+    values = torch.empty(0)
+    for found in read(job, request, picks):
+        if not filled:
+            values = found.new_empty(views, *found.shape[1:], dtype=torch.float32)
+        values[filled : filled + len(found)] = found
+        filled += len(found)
+    assert filled == views
+    return values
+
+
+def drawn_rows(spec: StreamSpec, count: int, seed: int) -> Iterator[Pick]:
+    """Yield chunks in random order and random rows of each, `count` in all, of as many chunks as may be."""
+    rng, chunks = generator(seed, "codebook sample"), chunks_of(spec)
+    most = _LEAST_OF_CHUNK
+    while np.minimum(chunks[:, 2], most).sum() < count:
+        most += 1
+    for chunk in rng.permutation(chunks):
+        rows = rng.permutation(int(chunk[2]))[: min(most, count)]
+        count -= len(rows)
+        if len(rows):
+            yield chunk.tolist(), np.sort(rows)
+
+
+def _features(job: TrainingJob, request: CodebookRequest, picks: Iterator[Pick]) -> Iterator[Tensor]:
+    """Yield the features (n, N, D') of the picked rows, in the form that the objective learns."""
+    cache, level = job.cache, job.spec.levels[-1]
+    names = [feature_array(cache.schema.levels[level]), "stats"]
+    targets = cached_targets(cache, (level,), request.target).to(job.device)
+    first = int(cache.schema.teacher.has_cls)
+
+    def read(pick: Pick) -> tuple[Tensor, Tensor]:
+        (unit, chunk, _), rows = pick
+        arrays = cache.read_chunk(cache.pinned_commit(job.spec.order.units[unit]), chunk, names)
+        codes, stats = (torch.from_numpy(arrays[name][rows]) for name in names)
+        return codes[:, None, first:], stats[:, level : level + 1, first:]
+
+    for codes, stats in ordered_map(read, picks, _AT_ONCE):
+        batch = {"hidden_codes": codes.to(job.device), "hidden_stats": stats.to(job.device)}
+        yield targets(batch).hidden[0]
+
+
+def _pixels(job: TrainingJob, _: CodebookRequest, picks: Iterator[Pick]) -> Iterator[Tensor]:
+    """Yield the patches (n, N, P) of the picked rows."""
+    cache, patch = job.cache, job.cache.schema.view.patch_size
+
+    def read(pick: Pick) -> NDArray[np.uint8]:
+        (unit, chunk, _), rows = pick
+        joined = read_joined(cache, cache.pinned_commit(job.spec.order.units[unit]), chunk, [])
+        crops = [decode_crop(cache, joined.crops[row], joined.keys[row]) for row in rows.tolist()]
+        return cut_patches(np.stack(crops), patch)
+
+    for patches in ordered_map(read, picks, _AT_ONCE):
+        yield pixel_target(job.objective.encoder, torch.from_numpy(patches).to(job.device), True)

@@ -1,0 +1,58 @@
+"""Spherical k-means: the codes of BEiT-like objectives, on the device that trains."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ROUNDS = 10
+_COSINES_AT_ONCE = 2**26  # 256 MiB of float32
+
+
+def random_start(points: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Return `size` of the points (T, W), drawn without replacement."""
+    return points[torch.from_numpy(rng.choice(len(points), size, replace=False)).to(points.device)]
+
+
+@torch.no_grad()
+def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """Return codes (size, W) of unit length for points (T, W), of which only directions count.
+
+    They begin at `start` (size, W). In each round every code moves to the mean direction of the points that
+    are nearest to it, and a code without any to the point farthest from its own. No code moves to
+    points of length zero, such as flat patches of pixels; all of these are nearest to the first code.
+    """
+    codes, size = F.normalize(start, dim=-1), len(start)
+    for _ in range(rounds):
+        sums = torch.zeros(codes.shape, dtype=torch.float64, device=points.device)
+        nearest, cosines = [], []
+        for part in points.split(max(1, _COSINES_AT_ONCE // size)):  # type: ignore[no-untyped-call]
+            units = F.normalize(part, dim=-1)
+            best = (units @ codes.T).max(-1)
+            _add_to(sums, units, best.indices)
+            nearest.append(best.indices)
+            cosines.append(best.values.where(part.any(-1), 1))
+        codes = F.normalize(sums, dim=-1).to(points.dtype)
+        empty = (torch.bincount(torch.cat(nearest), minlength=size) == 0).nonzero().flatten()
+        farthest = torch.cat(cosines).sort(stable=True).indices[: len(empty)]
+        codes[empty] = F.normalize(points[farthest], dim=-1)
+    return codes
+
+
+def mean_directions(points: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the mean directions (size, W) of the points (T, W) of each code, and which have any (size,)."""
+    sums = torch.zeros(size, points.shape[-1], dtype=torch.float64, device=points.device)
+    _add_to(sums, points, numbers)
+    return F.normalize(sums, dim=-1).to(points.dtype), torch.bincount(numbers, minlength=size) > 0
+
+
+def _add_to(sums: Tensor, points: Tensor, numbers: Tensor) -> None:
+    """Add points (T, W) to the sums (size, W) float64 of their codes; deterministic on a GPU too."""
+    sums.index_put_((numbers,), points.double(), accumulate=True)
+
+
+def use_of_codes(codes: Tensor, size: int) -> dict[str, float]:
+    """Return the share of `size` codes that are taken by (..., ) int64, and the perplexity of their use."""
+    shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return {"share_taken": (shares > 0).double().mean().item(), "perplexity": entropy.exp().item()}

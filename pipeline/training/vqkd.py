@@ -1,0 +1,109 @@
+"""VQ-KD, the tokenizer of BEiT v2: codes from which a decoder reconstructs the teacher (arXiv 2208.06366).
+
+The original encodes pixels by a ViT-B. Here the teacher's cached token takes its place: a linear layer, tanh
+and another to 32 channels. What is published otherwise: codes of unit length, the nearest one with a
+straight-through gradient, codes that follow the mean of their tokens with a decay of 0.99, a start by
+k-means, and 1 - cosine plus the squared distance to the code as the loss.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.objectives.codes import Tokenizer
+from pipeline.objectives.needs import CodebookRequest
+from pipeline.seeding import derived_seed, generator
+from pipeline.student.initialise import initialise_layer
+from pipeline.training.kmeans import mean_directions, random_start, spherical_kmeans
+
+BATCH = 64  # views
+_DECAY = 0.99
+_RATE, _BETAS, _WEIGHT_DECAY, _WARMUP = 2e-4, (0.9, 0.99), 1e-4, 0.1
+_HEAD_WIDTH = 64
+_POINTS_AT_START = 16  # for each code
+
+
+class Decoder(nn.Module):
+    """ViT blocks of width D on the codes of all patches, then linear, tanh, linear to the features."""
+
+    def __init__(self, code_width: int, width: int, patches: int, blocks: int) -> None:
+        super().__init__()
+        heads = width // _HEAD_WIDTH if width % _HEAD_WIDTH == 0 else 1
+        self.embed = nn.Linear(code_width, width)
+        self.positions = nn.Parameter(torch.zeros(patches, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+        self.apply(initialise_layer)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return features (B, N, D) for codes (B, N, 32)."""
+        tokens = self.blocks(self.embed(codes) + self.positions)
+        return self.head(self.norm(tokens))  # type: ignore[no-any-return]
+
+
+def fit_vqkd(
+    tokenizer: Tokenizer, values: Tensor, request: CodebookRequest, seed: int, log: Callable[[str], None]
+) -> dict[str, float | int]:
+    """Train a tokenizer on features (V, N, D) of views; return what its metadata say of that.
+
+    One loop on one device, keyed by the seed: a batch is 64 views drawn anew for each step.
+    """
+    torch.manual_seed(derived_seed(seed, "vqkd"))
+    decoder = Decoder(tokenizer.codes.shape[1], tokenizer.width, values.shape[1], request.blocks)
+    tokenizer.encode.apply(initialise_layer).requires_grad_(True)
+    decoder.to(values.device)
+    _start_codes(tokenizer, values.flatten(0, 1), seed)
+    parameters = [*tokenizer.encode.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=_RATE, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, request.steps))
+    for step in range(request.steps):
+        rng = generator(seed, "vqkd batch", step)
+        views = rng.choice(len(values), min(BATCH, len(values)), replace=False)
+        cosine, distance = vqkd_losses(tokenizer, decoder, values[torch.from_numpy(views).to(values.device)])
+        (cosine + distance).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        if (step + 1) % max(1, request.steps // 5) == 0:
+            log(f"codebook: step {step + 1:,} of {request.steps:,}, 1 - cosine {cosine.item():.3f}")
+    tokenizer.requires_grad_(False)
+    return {"steps": request.steps, "blocks": request.blocks, "one_minus_cosine": cosine.item()}
+
+
+def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 - cosine () of reconstructed features (B, N, D) and the squared distance () to the codes.
+
+    The codes then move towards the mean direction of their tokens.
+    """
+    points = tokenizer.points(features)  # (B, N, 32), unit length
+    numbers = tokenizer.nearest(points.detach())
+    codes = tokenizer.codes[numbers]
+    passed = points + (codes - points).detach()  # the gradient passes the choice as if it were not there
+    cosine = 1 - F.cosine_similarity(decoder(passed), features, dim=-1).mean()
+    distance = (points - codes).square().mean()
+    means, taken = mean_directions(points.detach().flatten(0, 1), numbers.flatten(), len(tokenizer.codes))
+    moved = F.normalize(torch.lerp(means, tokenizer.codes, _DECAY), dim=-1)
+    tokenizer.codes.copy_(torch.where(taken[:, None], moved, tokenizer.codes))
+    return cosine, distance
+
+
+@torch.no_grad()
+def _start_codes(tokenizer: Tokenizer, tokens: Tensor, seed: int) -> None:
+    """Set the codes by k-means of the untrained encoder's points."""
+    rng, size = generator(seed, "codebook start"), tokenizer.size
+    points = tokenizer.points(random_start(tokens, min(len(tokens), _POINTS_AT_START * size), rng))
+    tokenizer.codes.copy_(spherical_kmeans(points, random_start(points, size, rng)))
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """A linear warm-up over a tenth of the steps, then a cosine to zero."""
+    warmup = max(1, round(_WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return float(0.5 + 0.5 * np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,176 @@
+"""run-study: train and evaluate many runs on one cache, and compare them in one table."""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import ConfigError
+from pipeline.runtime.launch import this_process
+from stages.console import (
+    check_device_name,
+    choose_device,
+    cli_errors,
+    counted,
+    describe_signal,
+    run_command,
+    stop_code,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.studies.plan import Plan, PlannedRun
+    from pipeline.studies.run import Part
+
+_ADVICE = "run the same command again to continue"
+
+
+def run_study(
+    study: Annotated[Path, typer.Argument(help="Study file, such as stages/studies/paradigms.toml.")],
+    cache: Annotated[
+        list[str],
+        typer.Option(help="Cache of all runs; NAME=PATH for each where the study compares caches."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the study: its runs, table.md, table.json, index.html.")
+    ],
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="Labelled tars or folder that evaluations learn from; default: the cache's views."),
+    ] = None,
+    test_shards: Annotated[
+        list[str] | None, typer.Option(help="Labelled tars or folder that evaluations test on.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="N/M", help="Make every M-th run only, from number N on.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How long each run trains: epochs=N, steps=N or flops=F.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of all runs, or seeds=[0] of the study."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Address of the teacher, for rows that have it in the loop.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs with their steps and operations, and stop.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train and evaluate the runs of a study, and write one table and one page.
+
+    Finished runs are skipped and interrupted ones continued. Several processes may share the work: with
+    --only N/M on several machines, or started side by side.
+    """
+    with cli_errors(lambda: _ADVICE):
+        part = _part(only)
+        check_device_name(device)
+        if this_process().world_size > 1:
+            raise ConfigError(
+                "run-study trains each run in one process: start one per GPU with --only N/M, and without "
+                "torchrun"
+            )
+        from pipeline.studies.plan import make_plan
+        from pipeline.studies.study import read_study
+
+        plan = make_plan(read_study(study, assignments or []), cache, out, budget)
+        if dry_run:
+            _list(plan, part)
+            return
+        whole = _run(plan, part, (shards or [], test_shards or []), teacher, workers, device)
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    index, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise ConfigError(f"--only {text!r} is not a part: give N/M with N from 1 to M, such as 1/4")
+    return index, count
+
+
+def _run(
+    plan: "Plan",
+    only: tuple[int, int],
+    data: "tuple[Sequence[str], Sequence[str]]",
+    teacher: str | None,
+    workers: int,
+    device: str,
+) -> bool:
+    """Make the runs of a part; return whether all of them are there. A signal ends the command."""
+    from pipeline.report.comparison import PAGE
+    from pipeline.studies.evaluate import make_judge
+    from pipeline.studies.run import Part, StudyRunner
+
+    chosen, cache = choose_device(device), next(iter(plan.caches.values()))
+    with TemporaryDirectory(prefix="maskalign-study-") as scratch:
+        judge = make_judge(plan.study, cache, *data, Path(scratch), workers)
+        runner = StudyRunner(plan, judge, chosen, _say, teacher)
+        part = Part(*only)
+        _announce(plan, runner.runs, part)
+        whole = runner.run(part)
+    if runner.stopped_by:
+        typer.echo(f"stopped by {describe_signal(runner.stopped_by)}: {_ADVICE}", err=True)
+        raise typer.Exit(stop_code(runner.stopped_by))
+    typer.echo((plan.out / "table.md").read_text(encoding="utf-8"), nl=False)
+    failed = runner.failed(part)
+    for name in failed:
+        typer.echo(f"error: run {name} failed; the table says why", err=True)
+    typer.echo(f"{'the study is complete' if whole else 'the study is not complete'}: {plan.out / PAGE}")
+    return not failed
+
+
+def _announce(plan: "Plan", runs: "Sequence[PlannedRun]", part: "Part") -> None:
+    here, done = part.of(runs), sum(run.is_trained for run in part.of(runs))
+    share = f"; part {part.index} of {part.count}" if part.count > 1 else ""
+    typer.echo(
+        f"{plan.study.title}: {counted(len(plan.rows), 'row')} x {counted(len(plan.study.seeds), 'seed')}"
+        f"{share}; {counted(len(here), 'run')}, {done} of them trained"
+    )
+
+
+def _list(plan: "Plan", only: tuple[int, int]) -> None:
+    """Print each run of a part with its steps, operations and state."""
+    from pipeline.studies.run import Part
+
+    runs = Part(*only).of(plan.runs)
+    for run in runs:
+        if run.config is None:
+            typer.echo(f"{run.name}: refused: {run.reason}")
+            continue
+        epochs = run.steps / run.steps_per_epoch
+        cost = f", {run.operations * run.images:.3g} FLOP" if run.operations else ""
+        state = (
+            "trained" if run.is_trained else f"to continue after step {run.done:,}" if run.done else "to do"
+        )
+        typer.echo(
+            f"{run.name}: {run.steps:,} steps ({epochs:.3g} epochs, {run.images:,} images){cost}; {state}"
+        )
+    all_operations = sum(run.operations * run.images for run in runs if run.operations)
+    refused = sum(run.config is None for run in runs)
+    typer.echo(
+        f"{counted(len(runs), 'run')}, {sum(run.steps for run in runs):,} steps, about {all_operations:.3g} "
+        f"FLOP{f'; {refused} refused' if refused else ''}"
+    )
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=message.startswith("warning:"))
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(run_study)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""MaskDistill and its relatives against a plain computation on whole images in raster order."""
+
+import pytest
+import torch
+from plain import assert_same_gradients, draw
+from plain_inpainting import IS_HIDDEN, at_hidden, raster_outputs, stream_view
+from torch import nn
+
+from pipeline.config import load_config
+from pipeline.objectives.maskdistill import MaskDistill
+from pipeline.objectives.objective import Targets
+from pipeline.training.config import RunConfig
+
+
+def plain_loss(error, prediction, target, kind):
+    if kind == "smooth_l1":
+        return torch.where(error < 1, error**2, 2 * error - 1).mean()
+    cosine = (prediction * target).sum(-1) / (prediction.norm(dim=-1) * target.norm(dim=-1))
+    return (1 - cosine).mean()
+
+
+@pytest.mark.parametrize(
+    ("target", "loss", "width"), [("whiten", "smooth_l1", 20), ("projected", "cosine", 12)]
+)
+def test_loss_and_gradients_equal_the_plain_computation(tiny_objective, images, target, loss, width):
+    config = MaskDistill(target=target, loss=loss)
+    objective = tiny_objective(config, facts={"projected_width": 12}).double()
+    nn.init.normal_(objective.head.weight, std=0.2)
+    targets = draw(2, 16, width)  # of all patches in raster order
+    found, terms = objective(stream_view(images), Targets([], [targets[IS_HIDDEN].view(2, 10, width)]))
+    tokens = at_hidden(objective, raster_outputs(objective, images)[-1])
+    prediction = tokens @ objective.head.weight.T + objective.head.bias
+    error = (prediction - targets[IS_HIDDEN]).abs()
+    assert_same_gradients(objective, found, plain_loss(error, prediction, targets[IS_HIDDEN], loss))
+    assert (terms.numel(), objective.parts) == (0, ())
+
+
+@pytest.mark.parametrize("loss", ["smooth_l1", "l1", "l2", "cosine"])
+def test_a_perfect_predictor_has_no_loss(tiny_objective, images, loss):
+    objective, view = tiny_objective(MaskDistill(loss=loss)).double(), stream_view(images)
+    tokens = objective.encoder.vit.blocks(objective.embed(view))
+    target = objective.head(objective.hidden_of(tokens, view)).detach()
+    assert objective(view, Targets([], [target]))[0].item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("preset", "patches", "hidden", "rate", "loss", "target"),
+    [
+        ("common", 196, 79, 1.5e-4, "smooth_l1", "whiten"),
+        ("published", 196, 79, 1.5e-3 / 8, "smooth_l1", "whiten"),
+        ("mvp", 196, 75, 1.5e-3 / 8, "cosine", "none"),
+        ("eva", 256, 105, 1e-3 / 16, "cosine", "projected"),
+        ("dbot-clip", 196, 78, 3e-3 / 16, "cosine", "projected"),
+    ],
+)
+def test_presets_are_what_was_published(preset, patches, hidden, rate, loss, target):
+    config = load_config(RunConfig, None, ["objective.name=maskdistill", f"objective.preset={preset}"])
+    assert config.mask.strategy == "block"
+    assert patches - config.mask.visible_count(patches) == hidden
+    assert config.optim.base_lr == pytest.approx(rate)
+    assert (config.objective.loss, config.objective.target) == (loss, target)

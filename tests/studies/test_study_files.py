@@ -1,0 +1,106 @@
+"""Study files: their rows, what is refused, and the budget."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from study_runs import BASE, TWO, study_file
+
+import stages
+from pipeline.errors import ConfigError
+from pipeline.studies.budget import Budget, read_budget, scaled_warmup
+from pipeline.studies.study import read_study, rows_of
+
+STUDIES = sorted((Path(stages.__file__).parent / "studies").glob("*.toml"))
+
+
+def test_rows_are_the_product_and_then_the_variants(tmp_path):
+    text = (
+        'title = "t"\n[axes]\n"mask.strategy" = ["random", "block"]\n"mask.ratio" = [0.3, 0.5]\n'
+        '[[variants]]\nlabel = "All of it"\nsettings = { mask = { ratio = 0.0 } }\n'
+    )
+    rows = rows_of(read_study(study_file(tmp_path, text)))
+    assert [row.label for row in rows] == [
+        "random, ratio 0.3", "random, ratio 0.5", "block, ratio 0.3", "block, ratio 0.5", "All of it",
+    ]  # fmt: skip
+    assert rows[0].settings == {"mask.strategy": "random", "mask.ratio": 0.3}
+    assert (rows[-1].settings, rows[-1].slug) == ({"mask.ratio": 0.0}, "all-of-it")
+
+
+def test_set_changes_the_base_or_the_study_itself(tmp_path):
+    (tmp_path / "recipe.toml").write_text("[optim]\nsteps = 9\nbase_lr = 0.5\n")
+    text = 'recipe = "recipe.toml"\n' + TWO
+    study = read_study(study_file(tmp_path, text), ["seeds=[4]", "optim.steps=3", "evaluations.knn.k=5"])
+    assert study.seeds == (4,)
+    assert (study.base["optim.steps"], study.base["optim.base_lr"]) == (3, 0.05)
+    assert study.evaluations == {"knn": {"k": 5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            TWO.replace('"objective.name" =', '"objective.nane" ='),
+            "axis 'objective.nane' .* 'objective.name'",
+        ),
+        (TWO.replace('["maskalign", "fd"]', "[]"), "axis 'objective.name' is empty"),
+        (TWO.replace('"fd"]', '"maskalign"]'), "axis 'objective.name' has a value twice"),
+        (TWO.replace("[0, 1]", "[1, 1]"), "1 is there twice"),
+        (TWO.replace("[0, 1]", "[]"), "it is empty: name at least one"),
+        ('title = "t"\n' + BASE, "there is nothing to compare"),
+        (TWO.replace("[base]", "[base]\nsteps = 3"), "'steps' is not of the form section.key"),
+        (TWO.replace("[axes]", '[axes]\n"train.seed" = [1, 2]'), "the seeds of a study are its key `seeds`"),
+        (TWO.replace('title = "tiny"', 'title = "tiny"\nbudgte = "epochs=1"'), "did you mean 'budget'"),
+        ("title = [", "is not valid TOML"),
+    ],
+)
+def test_misuse_is_one_sentence(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_study(study_file(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"study file '.*none.toml' does not exist"):
+        read_study(tmp_path / "none.toml")
+
+
+def test_set_refuses_what_rows_differ_in(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set objective.name would replace what rows"):
+        read_study(study_file(tmp_path), ["objective.name=fd"])
+
+
+def test_equal_labels_are_refused(tmp_path):
+    text = 'title = "t"\n' + 2 * '[[variants]]\nlabel = "one"\n'
+    with pytest.raises(ConfigError, match="have the name 'one'"):
+        rows_of(read_study(study_file(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("epochs=2", 200), ("steps=7", 7), ("flops=3.2e6", 100), ("epochs=0.001", 1)]
+)
+def test_a_budget_gives_the_steps(text, steps):
+    assert read_budget(text).steps(steps_per_epoch=100, batch=32, operations=1000.0) == steps
+
+
+@pytest.mark.parametrize("text", ["epochs", "epochs=0", "hours=3", "steps=1.5", "flops=x", "epochs=1e999"])
+def test_what_is_not_a_budget_is_refused(text):
+    with pytest.raises(ConfigError, match="is not one: give epochs=N, steps=N or flops=F"):
+        read_budget(text)
+
+
+def test_operations_must_be_known_for_a_budget_of_them():
+    with pytest.raises(ConfigError, match="give epochs=N or steps=N"):
+        Budget("flops", 1e9).steps(100, 32, None)
+
+
+def test_the_warm_up_keeps_its_share():
+    assert [scaled_warmup(steps, (200, 20)) for steps in (100, 10, 1)] == [10, 1, 0]
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_every_study_file_has_a_title_and_a_recipe(file):
+    values = tomllib.loads(file.read_text())
+    assert values["title"]
+    assert (file.parent / values["recipe"]).is_file()
+    assert read_study(file).seeds == (0, 1, 2)
+    assert len(rows_of(read_study(file))) > 3

@@ -1,0 +1,80 @@
+"""Put the tables of `make studies` into docs/studies.md, and the paradigms' figure into docs/studies.png.
+
+Tables stand between markers; what is written around them stays.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.provenance import cpu_name, git_commit, utc_now
+
+ROOT = Path(__file__).parents[1]
+FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md", ROOT / "docs" / "studies.png"
+BLOCK = re.compile(r"(?<=<!-- studies -->\n).*?(?=<!-- end of studies -->)", re.DOTALL)
+ORDER = ("paradigms", "reconstruction", "masks", "alignment", "targets", "cache")
+FIGURE_OF = "paradigms"
+
+
+def block(tables: Mapping[str, Mapping[str, Any]], origin: str, pictured: bool = False) -> str:
+    """Return the paragraph and the tables of all studies, by the names of their files."""
+    parts = [f"{origin}\nScores are top-1 in percent, mean ± standard deviation over seeds.\n"]
+    if pictured:
+        parts.append("![Accuracy of each objective against the operations of its training](studies.png)\n")
+    for name, table in tables.items():
+        parts += [f"### {table['title']}\n", f"[stages/studies/{name}.toml](../stages/studies/{name}.toml)\n"]
+        parts.append(_table(table))
+        notes = [
+            f"- {line['label']}, seed {failure['seed']}: {failure['reason']}"
+            for line in table["lines"]
+            for failure in line["failures"]
+        ]
+        if notes or table["remarks"]:
+            parts.append("\n".join([*notes, *(f"- {text}" for text in table["remarks"])]) + "\n")
+    return "\n".join(parts) + "\n"
+
+
+def _table(table: Mapping[str, Any]) -> str:
+    columns = list(dict.fromkeys(name for line in table["lines"] for name in line["scores"]))
+    rows = [f"| | n | {' | '.join(columns)} | operations | seconds |", f"|{'---|' * (len(columns) + 4)}"]
+    for line in table["lines"]:
+        scores = (_score(line["scores"].get(name)) for name in columns)
+        operations = f"{line['operations']:.3g}" if line["operations"] else ""
+        seconds = [value for value in line["seconds"] if value]
+        mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""
+        rows.append(f"| {' | '.join([line['label'], str(len(line['seeds'])), *scores, operations, mean])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _score(spread: Mapping[str, Any] | None) -> str:
+    if spread is None:
+        return ""
+    mean = f"{100 * spread['mean']:.1f}"
+    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
+
+
+def main() -> None:
+    """Update the documents from build/studies."""
+    files = {name: FOLDER / name / "table.json" for name in ORDER}
+    tables = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+    if not tables:
+        raise SystemExit(f"{FOLDER} has no tables: run make studies")
+    seconds = sum(sum(line["seconds"]) for table in tables.values() for line in table["lines"])
+    commit = git_commit() or "unknown"
+    origin = (
+        f"Made by `make studies` on {utc_now()[:10]} (commit {commit[:7]}, {cpu_name()}),\n"
+        f"with {seconds / 3600:.1f} hours of training."
+    )
+    figure = FOLDER / FIGURE_OF / "figure.png"
+    text = BLOCK.sub(lambda _: block(tables, origin, figure.exists()), PAGE.read_text("utf-8"))
+    PAGE.write_text(text, encoding="utf-8")
+    if figure.exists():
+        shutil.copyfile(figure, FIGURE)
+    print(f"wrote docs/{PAGE.name} with {len(tables)} tables" + f" and docs/{FIGURE.name}" * figure.exists())
+
+
+if __name__ == "__main__":
+    main()
