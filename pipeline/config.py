@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the plain values with those that others of them stand for; raises ConfigError."""
+        """Return plain values, with any shorthand such as a preset replaced; raises ConfigError."""
         return values
 
 

@@ -1,4 +1,4 @@
-"""compare-runs: one table and one page of runs that exist."""
+"""compare-runs: one table and one page of existing runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,16 +16,16 @@ def compare_runs(
 ) -> None:
     """Compare runs: the settings that differ, scores with their spread over seeds, and what training cost.
 
-    Runs of equal settings that differ in train.seed make one line. Scores are those that evaluate-student has
-    added to the runs.
+    Runs that differ only in train.seed make one line. Scores are those that evaluate-student has added to the
+    runs.
     """
     with cli_errors(lambda: "run the same command again"):
         if len(runs) < 2:
-            raise ConfigError("compare-runs needs two runs or more: give the folders of several")
+            raise ConfigError("compare-runs needs at least two runs: give the folder of each")
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
         if twice := [str(run) for run in runs if [each.resolve() for each in runs].count(run.resolve()) > 1]:
-            raise ConfigError(f"run {twice[0]!r} is given twice: give each once")
+            raise ConfigError(f"run {twice[0]!r} is given twice: give each run once")
         from pipeline.report.compared import Comparison, lines_of, read_compared, remarks_on_runs
         from pipeline.report.comparison import write_comparison
 

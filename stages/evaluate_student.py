@@ -72,7 +72,7 @@ PrintConfig = Annotated[
 
 _WITHOUT_DATA = ("export",)
 _NOTHING_KEPT = (
-    "nothing was kept; give --out FILE.json, and a long training can continue when it is run again"
+    "nothing was kept; with --out FILE.json a long training continues when the command is run again"
 )
 
 

@@ -32,7 +32,7 @@ def run_study(
     study: Annotated[Path, typer.Argument(help="Study file, such as stages/studies/paradigms.toml.")],
     cache: Annotated[
         list[str],
-        typer.Option(help="Cache of all runs; NAME=PATH for each where the study compares caches."),
+        typer.Option(help="Cache of all runs, or NAME=PATH for each cache that the study compares."),
     ],
     out: Annotated[
         Path, typer.Option(help="Folder of the study: its runs, table.md, table.json, index.html.")
@@ -53,11 +53,11 @@ def run_study(
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key of all runs, or seeds=[0] of the study."
+            "--set", metavar="KEY=VALUE", help="Change a key of all runs, or of the study, such as seeds=[0]."
         ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Address of the teacher, for rows that have it in the loop.")
+        str | None, typer.Option(help="Address of the teacher, for rows with the teacher in the loop.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
     dry_run: Annotated[
@@ -75,8 +75,7 @@ def run_study(
         check_device_name(device)
         if this_process().world_size > 1:
             raise ConfigError(
-                "run-study trains each run in one process: start one per GPU with --only N/M, and without "
-                "torchrun"
+                "run-study trains each run in one process: start one per GPU with --only N/M, not torchrun"
             )
         from pipeline.studies.plan import make_plan
         from pipeline.studies.study import read_study
@@ -106,7 +105,7 @@ def _run(
     workers: int,
     device: str,
 ) -> bool:
-    """Make the runs of a part; return whether all of them are there. A signal ends the command."""
+    """Make the runs of a part; return whether none of them failed. A signal ends the command."""
     from pipeline.report.comparison import PAGE
     from pipeline.studies.evaluate import make_judge
     from pipeline.studies.run import Part, StudyRunner

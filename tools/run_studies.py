@@ -1,4 +1,4 @@
-"""Run all study files on the demo's images: draws them, extracts the caches once, and makes what is missing.
+"""Run all study files on the demo's images: draws images, extracts caches once, and makes missing runs.
 
     make studies        hours on two cores; continues where it was stopped
 
@@ -17,7 +17,7 @@ FOLDER, STUDIES = ROOT / "build" / "studies", ROOT / "stages" / "studies"
 TEACHER = f"open_clip:local-dir:{ROOT / 'pipeline' / 'demo' / 'teacher'}"
 EXTRACTION = "--views 4 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
 CACHES = {"int8": "", "float16": "--encoding float16", "int4": "--encoding int4", "keep": "--keep 0.3"}
-OPERATIONS = 1e13  # of a run: 600 steps of fd
+OPERATIONS = 1e13  # FLOP of a run: 600 steps of fd
 TRAIN, TEST, LABELLED_TARS = 4000, 1000, 4
 
 

@@ -1,6 +1,6 @@
 """Put the tables of `make studies` into docs/studies.md, and the paradigms' figure into docs/studies.png.
 
-Tables stand between markers; what is written around them stays.
+Tables are written between two markers; the text around them is kept.
 """
 
 import json
@@ -27,10 +27,10 @@ ORDER = (
 FIGURE_OF = "paradigms"
 
 
-def block(tables: Mapping[str, Mapping[str, Any]], origin: str, pictured: bool = False) -> str:
-    """Return the paragraph and the tables of all studies, by the names of their files."""
+def block(tables: Mapping[str, Mapping[str, Any]], origin: str, with_figure: bool = False) -> str:
+    """Return a paragraph and the tables of all studies, `tables` by the names of their files."""
     parts = [f"{origin}\nScores are top-1 in percent, mean ± standard deviation over seeds.\n"]
-    if pictured:
+    if with_figure:
         parts.append("![Accuracy of each objective against the operations of its training](studies.png)\n")
     for name, table in tables.items():
         file = f"stages/studies/{name.partition('-')[0]}.toml"

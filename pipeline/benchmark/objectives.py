@@ -1,7 +1,7 @@
 """Compares the steps of objectives on resident data with a plain ViT's pass over whole images.
 
-The plain pass is timm's own, forward and backward without an optimiser. It is the yardstick because no change
-here makes it faster or slower, so a ratio that falls is an objective that has become slower.
+The plain pass is timm's, forward and backward without an optimiser. No change of this project makes it faster
+or slower, so a ratio that falls means an objective that has become slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ OBJECTIVES = ("maskalign", "mae", "maskdistill", "milan")
 # With the published decoders a step of the tiny recipe would take seconds on a CPU.
 _SMALL_DECODER = {"decoder_depth": 2, "decoder_width": 192, "decoder_heads": 3}
 _LARGEST_BATCH = 256  # whole images take more memory than visible patches
-_FEWER = 10  # a round takes this many times fewer steps than one of the step itself
+_FEWER = 10  # a round here has this many times fewer steps than a round of `step`
 
 
 def measure_objectives(bench: Workbench) -> Iterator[Figure]:
@@ -32,7 +32,7 @@ def measure_objectives(bench: Workbench) -> Iterator[Figure]:
     for name in OBJECTIVES:
         try:
             job = bench.job_of(_keys(name, options.recipe == "tiny"), batch)
-        except ConfigError as error:  # a cache of some patches, or a teacher without what its mask needs
+        except ConfigError as error:  # the cache has few patches, or its teacher lacks what the mask needs
             bench.log(f"objective {name} is left out: {error}")
             continue
         trainer = Trainer(job, job.build_step().train())
@@ -53,7 +53,7 @@ def _keys(name: str, tiny: bool) -> dict[str, Any]:
 
 
 def _plain(bench: Workbench, batch: int, count: int) -> Callable[[], float]:
-    """Return what takes `count` passes of timm's ViT over a batch and gives their rate, after a warm-up."""
+    """Return a function that runs `count` passes of timm's ViT over a batch and returns their rate."""
     student, view = bench.config.student, bench.cache.schema.view
     vit = create_backbone(student.model, student.options, student.drop_path, view.image_size, view.patch_size)
     initialise(vit)

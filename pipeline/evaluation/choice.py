@@ -146,8 +146,8 @@ class Choice:
         for name, value in subject.vit.state_dict().items():
             if not value.isfinite().all():
                 raise CheckpointError(
-                    f"the weights {name!r} of {subject.facts.name!r} are not finite: it has diverged or "
-                    "the file is damaged; evaluate another"
+                    f"the weights {name!r} of {subject.facts.name!r} are not finite: training diverged, or "
+                    "the file is damaged; evaluate another network"
                 )
         return Task(
             subject=subject,
@@ -179,7 +179,7 @@ class Choice:
 
 
 def _writable(folder: Path) -> bool:
-    """Try to write in a folder: its mode does not say that a file system is read-only, or of the kernel."""
+    """Try to write into a folder: os.access reports some as writable that are not, such as /proc."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -13,9 +13,9 @@ from pipeline.seeding import generator
 
 
 def check_tries(few: float | None, tries: int) -> None:
-    """Raise ValueError for several tries of the same images."""
+    """Raise ValueError for several tries without `few`, which would all learn from the same images."""
     if tries > 1 and few is None:
-        raise ValueError(f"tries is {tries}, but all would learn from the same images: give few, too")
+        raise ValueError(f"tries is {tries}, but all would learn from the same images: give few too")
 
 
 def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Options of an evaluation that has several kinds: each kind has its own defaults, and some options only."""
+"""Options of an evaluation with several kinds, which differ in their options and defaults."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,8 +12,8 @@ from pipeline.config import Section
 class SectionOfKinds(Section):
     """A section with a field `kind`. `by_kind` has {option: {kind: default}} of options that depend on it.
 
-    Such an option is refused with other kinds, and is not among the values then. A default may be a function
-    of the values before it, in the order of `by_kind`. Of `lists` a single value is a list of one.
+    With any other kind such an option is refused and left out of the values. A default may be a function of
+    the values before it, in the order of `by_kind`. For options in `lists`, one value means a list of one.
     """
 
     by_kind: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -40,7 +40,7 @@ class SectionOfKinds(Section):
                 try:
                     filled[key] = default(filled) if callable(default) else default
                 except (TypeError, IndexError, KeyError):
-                    continue  # a value before it is of a wrong type, which the field's own check says
+                    continue  # a value before it has a wrong type, which the field's own check reports
         return filled
 
     @field_validator("*", mode="before")
@@ -48,7 +48,7 @@ class SectionOfKinds(Section):
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
         """Make a list a tuple, as a validator's values must be, and a single value a list of one.
 
-        The name of a grid of numbers for `c` is a name.
+        A text for `c` is the name of a grid and stays a text.
         """
         if isinstance(value, list | tuple):
             return tuple(value)

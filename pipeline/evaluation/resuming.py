@@ -18,8 +18,8 @@ _SECONDS_BETWEEN_STATES = 600.0
 class Resuming:
     """The state of a training in a file: network, optimiser, losses, and torch's generators.
 
-    `step` is the number of steps made. The file's name must state all that the training depends on, as that
-    of Task.file does. `kept` is what the training has gathered beside its weights: a state fills it.
+    `step` is the number of finished steps. The file's name must state all that the training depends on, as
+    Task.file does. `kept` is what the training gathers besides its weights; loading a state fills it.
     """
 
     def __init__(

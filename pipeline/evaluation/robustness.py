@@ -134,7 +134,7 @@ class Robustness(Section):
             classes = classes[torch.isin(classes, torch.tensor(self.only))]
             if not len(classes):
                 raise ConfigError(
-                    f"only is {list(self.only)}, but no image to learn from is of these classes: give others"
+                    f"only is {list(self.only)}, but no image to learn from has these classes: give others"
                 )
         return torch.as_tensor(classes)
 

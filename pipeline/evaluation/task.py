@@ -41,9 +41,9 @@ class Task:
     ranks: Ranks = field(default_factory=Ranks)
 
     def file(self, name: str, options: "Evaluation", *data: str) -> Path:
-        """Return the path, without an ending, of what belongs to a result and states all that decides it.
+        """Return the path, without an ending, of a result's files; its name depends on all that decides it.
 
-        `data` are the digests of images, and whatever else the result depends on.
+        `data` are the digests of images, and anything else that the result depends on.
         """
         subject, values = self.subject, options.model_dump(mode="json")
         known = repr((subject.facts.weights, subject.grid, subject.patch_size, sorted(values.items()), data))

@@ -73,8 +73,8 @@ class ZeroShot(Section):
         embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
         if weights_sha256(clip.model.visual) != _teachers_weights(task):
             raise ConfigError(
-                f"{spec!r} has other weights than the teacher, so its texts lie in another space: "
-                "give the address of the teacher with --set teacher=ADDRESS"
+                f"{spec!r} has other weights than the teacher, so its texts are in another space: "
+                "give the teacher's address with --set teacher=ADDRESS"
             )
         classes = clip.classes(names, self.templates).to(task.subject.device)
         left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
@@ -105,7 +105,7 @@ class ZeroShot(Section):
             )
         if spec is None:
             raise ConfigError(
-                "the run's teacher was loaded from a folder, and the run does not say where that is: "
+                "the run's teacher was loaded from a folder, which the run does not name: "
                 "give it with --set teacher=open_clip:local-dir:PATH"
             )
         if not spec.startswith("open_clip:"):
@@ -117,7 +117,7 @@ class ZeroShot(Section):
 
 
 def _teachers_weights(task: Task) -> str:
-    """Return the SHA-256 of the weights of the network's teacher, which a teacher is itself."""
+    """Return the SHA-256 of the weights of the network's teacher, or of the network if it is a teacher."""
     if task.run is None:
         return task.subject.facts.weights
     return str(read_run(task.run)["cache"]["teacher"]["weights_sha256"])

@@ -1,8 +1,8 @@
-"""BEiT: mask tokens in the encoder, and at the hidden patches the number of a visual code (arXiv 2106.08254).
+"""BEiT: mask tokens in the encoder, which predicts the codes of hidden patches (arXiv 2106.08254).
 
 The original codes come from the encoder of DALL-E's dVAE, which a cache does not have. There are two
-substitutes. K-means of the teacher's last level shows what coding costs, with an equal teacher. K-means of
-pixels, which MAE's target has too, is closer to the original's low-level codes and has no teacher.
+substitutes. K-means of the teacher's last level shows what coding costs, with the same teacher. K-means of
+pixels, normalised as MAE's target, is closer to the original's low-level codes and needs no teacher.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Beit(CodesConfig):
 
 
 class BeitObjective(Inpainting):
-    """Inpainting encoder, a linear head C to the codes, cross-entropy over the hidden tokens of the batch."""
+    """Inpainting encoder, a linear head from C to the codes, and cross-entropy over the hidden patches."""
 
     def __init__(self, config: Beit, student: StudentConfig, setting: Setting) -> None:
         super().__init__(student, config.needs, setting)

@@ -1,7 +1,7 @@
 """BEiT v2: codes of a teacher's features, and a second prediction that goes through CLS (arXiv 2208.06366).
 
-The second prediction has CLS of the last block, but the patches of an earlier one, so CLS must carry what the
-hidden patches need. The two blocks that join them are thrown away after pretraining.
+The second prediction reads CLS of the last block but patches of an earlier one, so CLS must carry what the
+hidden patches need. The two blocks that join them are discarded after pretraining.
 """
 
 import copy
@@ -27,7 +27,7 @@ _EARLIER = 3  # blocks before the last: block 9 of 12, and 21 of 24
 class Beit2(CodesConfig):
     """The tokenizer and what it codes.
 
-    `vqkd` is trained for `vqkd_steps` to reconstruct the features from its codes by `vqkd_blocks` blocks.
+    `vqkd` is trained for `vqkd_steps` steps; a decoder of `vqkd_blocks` blocks reconstructs the features.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": BEIT_RATIO}
@@ -66,7 +66,7 @@ class Beit2(CodesConfig):
 
 
 class Beit2Objective(Inpainting):
-    """Inpainting encoder, two further blocks, and one norm and head for the predictions with and without."""
+    """Inpainting encoder, two joining blocks, and one norm and head for both predictions."""
 
     def __init__(self, config: Beit2, student: StudentConfig, setting: Setting) -> None:
         super().__init__(student, config.needs, setting, parts=("patches", "cls"))
@@ -78,13 +78,13 @@ class Beit2Objective(Inpainting):
         assert setting.tokenizer is not None
         self.tokenizer, blocks = setting.tokenizer, self.encoder.vit.blocks
         self.earlier = max(1, len(blocks) - _EARLIER)
-        # Copies, for their size and their drop path, which continues the rule of depth as published.
+        # Copied for their sizes and for drop path, which grows with depth here too, as published.
         copied = (blocks[min(self.earlier + place, len(blocks) - 1)] for place in range(2))
         self.joining = nn.Sequential(*map(copy.deepcopy, copied)).apply(initialise_layer)
         self.head = nn.Linear(self.encoder.width, config.codebook_size).apply(initialise_layer)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the loss (), the sum of its parts (2,): of the last block, and through CLS."""
+        """Return the loss (), the sum of its terms (2,): from the last block, and through CLS."""
         prefix = self.encoder.prefix_tokens
         outputs = list(self.encoder.blocks(self.embed(view)))
         last, earlier = outputs[-1], outputs[self.earlier - 1]

@@ -1,9 +1,9 @@
 """Context autoencoder: a regressor predicts hidden latents, and a decoder their codes (arXiv 2202.03026).
 
-The encoder sees no mask token, and the decoder sees no visible one, so that representing and predicting are
-separate. The latents to predict are the encoder's own of the hidden patches. With `align = "teacher"` they
-are the teacher's features instead, which needs neither codes nor a second pass (close to CAE v2,
-arXiv 2211.09799).
+The encoder sees no mask token and the decoder sees no visible patch, which separates representing from
+predicting. The latents to predict are the encoder's own outputs for the hidden patches. With
+`align = "teacher"` they are the teacher's features, which needs neither codes nor a second pass of the
+encoder (close to CAE v2, arXiv 2211.09799).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from pipeline.student.initialise import initialise_layer
 
 
 class ContextAutoencoder(CodesConfig):
-    """What the latents are aligned with, the weight of that, and the sizes of regressor and decoder."""
+    """What the latents are aligned with, the weight of that loss, and the depths of regressor and decoder."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": 0.5}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -42,7 +42,7 @@ class ContextAutoencoder(CodesConfig):
 
     @model_validator(mode="after")
     def _uses_its_keys(self) -> Self:
-        """Refuse by name what `align = "teacher"` does not use."""
+        """Raise ValueError for keys that `align = "teacher"` does not use."""
         fields = type(self).model_fields
         unused = [
             key
@@ -101,7 +101,8 @@ class ContextAutoencoderObjective(Objective):
             return loss, loss.new_empty(0)
         decoded = self.decoder(latents + self.regressor.positions[hidden])
         codes = code_loss(self.head, decoded, self.tokenizer(features))
-        # After the pass with gradient: autocast keeps the weights that it has cast, with or without gradient.
+        # After the pass with gradient: autocast caches the weights that it casts, and weights that were cast
+        # under no_grad would get no gradient.
         with torch.no_grad():
             own = self.encoder.encode(view.patches[:, count:], hidden)[:, prefix:]
         aligned = distance(latents, own, "l2")

@@ -1,8 +1,8 @@
 """Codes as targets: a frozen tokenizer turns values into code numbers, and a linear head predicts these.
 
-The vocabulary is large: 75 hidden patches of 1024 images and 8192 codes are 629 million logits, 2.5 GB in
-float32, several times over in a backward pass. Both the nearest code and the loss are therefore computed for
-some thousand tokens at a time.
+The vocabulary is large: 75 hidden patches of 1,024 images and 8,192 codes make 629 million logits, 2.5 GB in
+float32, and a backward pass needs several times that. So the nearest code and the loss are computed for a few
+thousand tokens at a time.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class CodesConfig(ObjectiveConfig):
     """What objectives that predict codes share.
 
     `codebook_size` codes are fitted to about `codebook_tokens` tokens of the cache before the first step: on
-    a CPU choose fewer of both. `codebook` takes that of another run instead: its folder or its file.
+    a CPU choose fewer of both. `codebook` takes that of another run instead, by its folder or file.
     """
 
     codebook_size: int = Field(8192, ge=2)
@@ -42,10 +42,10 @@ class CodesConfig(ObjectiveConfig):
 
 
 class Tokenizer(nn.Module):
-    """The number of the nearest of `size` codes (size, W) of unit length, by cosine. Frozen.
+    """Finds the nearest, by cosine, of `size` codes (size, W) of unit length. Frozen.
 
     For k-means W is the width D' of the values. VQ-KD has a small network, `encode`, from D' to W channels
-    before its codes. All are without values until a codebook is loaded.
+    before its codes. Codes and network have no values until a codebook is loaded.
     """
 
     codes: Tensor
@@ -91,9 +91,9 @@ def code_loss(head: nn.Linear, tokens: Tensor, codes: Tensor) -> Tensor:
     return loss
 
 
-# The gradients are made beside the loss, while a part's logits are there: checkpointing would compute these
-# twice. It is an operator of its own so that the compiler, which does not look inside, keeps no logits for
-# the backward pass; under DDP too the step stays one graph for each bucket.
+# The gradients are computed together with the loss, while a part's logits are in memory; checkpointing would
+# compute the logits twice. This is a custom operator because the compiler does not trace into it: it keeps no
+# logits for the backward pass, and under DDP the step stays one graph for each bucket.
 @torch.library.custom_op("maskalign::code_loss", mutates_args=())
 def _code_loss(
     tokens: Tensor, weight: Tensor, bias: Tensor, codes: Tensor
@@ -152,7 +152,7 @@ def _operations(tokens: Sequence[int], weight: Sequence[int], *_: Any, **__: Any
 
 
 def _parts(size: int, rows: Tensor) -> tuple[Tensor, ...]:
-    """Split rows (T, ...) so that each part has at most so many logits."""
+    """Split rows (T, ...) into parts of at most `_LOGITS_AT_ONCE` logits."""
     parts: tuple[Tensor, ...] = rows.split(max(1, _LOGITS_AT_ONCE // size))  # type: ignore[no-untyped-call]
     return parts
 

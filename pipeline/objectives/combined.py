@@ -1,7 +1,7 @@
 """MaskAlign with a light decoder that also reconstructs hidden patches: does reconstruction add anything?
 
-`stop_gradient` is the control. The decoder then learns from the encoder and does not teach it, so that the
-encoder is MaskAlign's, and the reconstruction measures what its tokens know of hidden patches.
+`stop_gradient` is the control: the decoder's loss does not reach the encoder. The encoder is then that of
+MaskAlign, and the reconstruction measures what its tokens hold about hidden patches.
 """
 
 from typing import Literal
@@ -52,7 +52,7 @@ class CombinedObjective(MaskAlignObjective):
         self.pixels = config.reconstruct == "pixels"
         self.decoder = Decoder(config, self.encoder, pixels if self.pixels else features)
         self.weight, self.stop_gradient = config.weight, config.stop_gradient
-        if not self.stop_gradient:  # the decoder reads what MaskAlign leaves out
+        if not self.stop_gradient:  # the decoder reads blocks and a norm that MaskAlign freezes
             self.encoder.vit.blocks.requires_grad_(True)
             self.encoder.vit.norm.requires_grad_(True)
 

@@ -1,6 +1,6 @@
-"""What runs after the encoder and is thrown away: blocks on mask tokens, and pixels as a target.
+"""Decoders, which are discarded after pretraining, and pixels as a target.
 
-MAE (arXiv 2111.06377) runs plain blocks on all tokens. MILAN (arXiv 2208.06049) updates mask tokens alone.
+MAE's (arXiv 2111.06377) runs plain blocks on all tokens. MILAN's (arXiv 2208.06049) updates only mask tokens.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pipeline.student.initialise import initialise_layer, sincos_positions
 
 _PATCH_EPS = 1e-6
 
-# MAE's recipe, which MILAN shares but for the epochs.
+# MAE's recipe. MILAN's differs only in the epochs.
 MAE_RECIPE: Mapping[str, Any] = {
     "student.drop_path": 0.0,
     "optim.warmup_epochs": 40,
@@ -50,8 +50,8 @@ class DecoderConfig(ObjectiveConfig):
 class Decoder(nn.Module):
     """Predicts hidden patches from the encoder's tokens and one mask token for each hidden patch.
 
-    Channels are C in the encoder and W here. `positions` (N, W) are fixed and zero for CLS and registers.
-    With `hides` false there are neither blocks nor a mask token.
+    Channels are C in the encoder and W here. `positions` (N, W) are fixed; CLS and registers get none.
+    Without `hides` there are neither blocks nor a mask token.
     """
 
     positions: Tensor
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
 class PromptDecoder(Decoder):
     """MILAN's decoder: the encoder's tokens are prompts, which no block changes.
 
-    The query layer is drawn apart from that of keys and values, since the original has two.
+    Queries and keys with values are initialised as two layers, which the original has.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class PromptDecoder(Decoder):
 def prompted(block: Block, tokens: Tensor, prompts: Tensor) -> Tensor:
     """Run a block on mask tokens (B, U, W) that also read prompts (B, T, W).
 
-    The published code normalises the mask tokens but not the prompts. That is kept.
+    As in the published code, mask tokens are normalised and prompts are not.
     """
     normed, attention, width = block.norm1(tokens), block.attn, tokens.shape[-1]
     weight, bias = attention.qkv.weight, attention.qkv.bias
@@ -136,9 +136,9 @@ def prompted(block: Block, tokens: Tensor, prompts: Tensor) -> Tensor:
 
 
 def pixel_target(encoder: MaskedEncoder, patches: Tensor, per_patch: bool) -> Tensor:
-    """Return patches (B, U, P) as MAE's target: ImageNet's mean and std, then if asked each patch's own.
+    """Return patches (B, U, P) normalised by ImageNet's mean and std, then with `per_patch` by their own.
 
-    The variance of a patch is over all its values, channels together, and unbiased, as published.
+    This is MAE's target. A patch's variance is over all its values and channels, and unbiased, as published.
     """
     pixels = encoder.pixels(patches)
     if not per_patch:

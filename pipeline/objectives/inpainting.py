@@ -1,7 +1,7 @@
 """Inpainting: the encoder itself sees mask tokens at the hidden patches (BEiT, arXiv 2106.08254).
 
-Attention does not depend on the order of tokens, so they travel as CLS, visible, hidden, each with the
-position of its patch. No pixel of a hidden patch is read.
+Attention does not depend on the order of tokens, so they travel as CLS, visible, hidden, each patch with its
+position. No pixel of a hidden patch is read.
 """
 
 import torch
@@ -12,7 +12,7 @@ from pipeline.objectives.objective import MaskedView, Objective, Setting
 from pipeline.student.config import StudentConfig
 from pipeline.student.encoder import build_encoder
 
-# BEiT's optimiser, which its followers share: 1.5e-3 at a global batch of 2048.
+# BEiT's optimiser, which later methods share: 1.5e-3 at a global batch of 2048.
 BEIT_OPTIM = {
     "optim.base_lr": 1.875e-4,
     "optim.betas": [0.9, 0.999],

@@ -1,6 +1,6 @@
-"""Masked autoencoder: a decoder draws the hidden patches from the visible ones (arXiv 2111.06377).
+"""Masked autoencoder: a decoder predicts the pixels of hidden patches (arXiv 2111.06377).
 
-It needs no teacher, so it is the control for what a teacher gives, and runs on every cache.
+It needs no teacher, so it runs on every cache and shows what a teacher adds.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from pipeline.student.encoder import build_encoder
 
 
 class MaskedAutoencoder(DecoderConfig):
-    """Its decoder, and whether the target is normalised patch by patch."""
+    """The decoder, and whether each patch of the target is normalised by its own mean and std."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.75}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {**MAE_RECIPE, "optim.epochs": 1600}}

@@ -1,4 +1,4 @@
-"""Inpainting of a teacher's features: MaskDistill (arXiv 2210.10615), and three with another target or loss.
+"""Inpainting of a teacher's features: MaskDistill (arXiv 2210.10615) and three variants of target or loss.
 
 Presets: `published` is MaskDistill, `mvp` is MVP-like (arXiv 2203.05175, whose paper and code we could not
 read), `eva` is EVA (arXiv 2211.07636), `dbot-clip` is dBOT with a CLIP teacher (arXiv 2209.03917).
@@ -16,7 +16,7 @@ from pipeline.objectives.objective import MaskedView, ObjectiveConfig, Setting, 
 from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import initialise_layer
 
-# EVA and dBOT learn CLIP's own output, at 4096 images and with a shorter memory of squared gradients.
+# EVA and dBOT predict CLIP's projected output, with a global batch of 4096 and a smaller second beta.
 _CLIP_SPACE = {
     "objective.target": "projected",
     "objective.loss": "cosine",
@@ -30,7 +30,8 @@ class MaskDistill(ObjectiveConfig):
     """The target of the hidden patches and the loss."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": 0.4}
-    # Ratios, not counts: they hide the published number of patches on the published grid, and fit any other.
+    # Ratios, not counts: they give the published number of hidden patches on the published grid, and suit
+    # any other grid.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "published": {**BEIT_OPTIM, "optim.epochs": 300},
         "mvp": {
@@ -65,7 +66,7 @@ class MaskDistill(ObjectiveConfig):
 
 
 class MaskDistillObjective(Inpainting):
-    """Inpainting encoder and a linear head C to D or E; the loss covers the hidden patches alone."""
+    """Inpainting encoder and a linear head C to D or E; the loss covers only hidden patches."""
 
     def __init__(self, config: MaskDistill, student: StudentConfig, setting: Setting) -> None:
         super().__init__(student, config.needs, setting)

@@ -1,7 +1,7 @@
 """MILAN: a decoder predicts the teacher's tokens, with visible ones as frozen prompts (arXiv 2208.06049).
 
-Its published loss covers all tokens, so a quarter of it aligns the visible ones, for which no decoder block
-runs. `positions` separates alignment from reconstruction.
+The published loss covers all tokens, so a quarter of it aligns the visible ones, which pass no decoder block.
+`positions` separates alignment from reconstruction.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ Positions = Literal["all", "hidden", "visible"]
 class Milan(DecoderConfig):
     """Which tokens are predicted, decoder, loss (`cosine` is 2 - 2 cosine here) and target.
 
-    With `positions` "visible" there is no decoder block, whatever the depth.
+    With `positions` "visible" there are no decoder blocks, whatever `decoder_depth` is.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.75}

@@ -41,10 +41,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class CodebookRequest:
-    """The codes that an objective predicts: of what, of which kind, how many, and fitted to how many tokens.
+    """The codes that an objective predicts: what they code, their kind and number, and the tokens to fit.
 
-    `target` is the form of features. `path` is a codebook to take, or the folder of the run that has it.
-    `steps` and `blocks` are those of VQ-KD's training and decoder.
+    `target` is the form of features. `path` is the codebook of another run, or the folder of that run.
+    `steps` and `blocks` are the steps of VQ-KD's training and the blocks of its decoder.
     """
 
     source: Literal["features", "pixels"]

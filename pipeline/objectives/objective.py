@@ -37,8 +37,9 @@ class Targets:
 class Setting:
     """The facts that a student is built from.
 
-    Sizes, the teacher's blocks (M,), depth, width D and CLS, the width E of its projection if it has one, and
-    what makes codes, if the objective asked for it: a frozen module from values (B, U, D') to (B, U) int64.
+    Sizes, the teacher's blocks (M,), depth, width D and CLS, the width E of its projection if there is
+    one, and, for objectives that predict codes, the tokenizer: a frozen module from values (B, U, D') to
+    codes (B, U) int64.
     """
 
     image_size: int
@@ -54,7 +55,7 @@ class Setting:
         """Return the channels of a target: E if it is projected, otherwise D."""
         if kind != "projected":
             return self.teacher_width
-        assert self.projected_width  # a cache without was refused before
+        assert self.projected_width  # a cache without a projection was refused before
         return self.projected_width
 
 
@@ -112,8 +113,8 @@ class Objective(nn.Module):
 class ObjectiveConfig(Section):
     """The section [objective].
 
-    `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all; `presets`: values of other
-    keys, such as "optim.clip_grad", by the name that `objective.preset` selects.
+    `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all; `presets`: for each name
+    of `objective.preset`, values of keys such as "optim.clip_grad".
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {}
@@ -129,7 +130,7 @@ class ObjectiveConfig(Section):
 
     @property
     def codebook_request(self) -> CodebookRequest | None:
-        """The codebook that `Setting.tokenizer` has, if any."""
+        """The codebook that `Setting.tokenizer` needs, if any."""
         return None
 
     def build(self, student: StudentConfig, setting: Setting) -> Objective:

@@ -15,12 +15,12 @@ from pipeline.objectives.objective import MaskedView, Objective, Setting, Target
 def training_operations(objective: Objective, setting: Setting, visible: int) -> int:
     """Return the operations (FLOP) of one image's forward and backward pass with `visible` patches.
 
-    A multiply-accumulate is two. Counted are the products of layers, convolutions and attention: what runs
-    without gradient counts a third, and the patch embedding two thirds, since pixels get no gradient. Norms,
-    softmax, GELU and the decoding of targets are not counted, and the teacher is not part of the objective.
+    A multiply-accumulate is two operations. Linear layers, convolutions and attention products count; without
+    gradient they count a third, and the patch embedding counts two thirds, since pixels get no gradient.
+    Norms, softmax, GELU, the decoding of targets and the teacher do not count.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        # Of fused attention the counter misses the products on some devices; those of MATH it knows on all.
+        # On some devices the counter misses fused attention; it counts MATH attention on all.
         loss: Tensor = functional_call(
             objective, _without_values(objective), _one_image(objective, setting, visible)
         )[0]
@@ -38,7 +38,7 @@ def _without_values(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _one_image(objective: Objective, setting: Setting, visible: int) -> tuple[MaskedView, Targets]:
-    """Return stand-ins of what the stream delivers of one image."""
+    """Return stand-ins of what the stream delivers for one image."""
     needs, patches = objective.needs, (setting.image_size // setting.patch_size) ** 2
     tokens = {"visible": visible + int(setting.teacher_has_cls), "hidden": patches - visible}
     width, pixels = setting.target_width(needs.target), 3 * setting.patch_size**2

@@ -1,7 +1,7 @@
 """The latent regressor of the context autoencoder: from visible latents to those of hidden patches.
 
-Two things are as in the published code (arXiv 2202.03026), and unlike a plain block: positions are added to
-queries and keys before their norms and not to values, and the residual starts again at the normed stream.
+As in the published code (arXiv 2202.03026), two things differ from a plain block: positions are added to
+queries and keys, before their norms, but not to values; and the MLP's residual is the normed stream.
 """
 
 import torch
@@ -56,7 +56,7 @@ class Regressor(nn.Module):
         self.register_buffer("positions", sincos_positions(encoder.grid, width), persistent=False)
 
     def forward(self, latents: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-        """Return latents (B, U, C) of `hidden` (B, U) for those (B, K, C) of `visible` (B, K)."""
+        """Return latents (B, U, C) of patches `hidden` (B, U), given those (B, K, C) of `visible` (B, K)."""
         of_queries = self.positions[hidden]
         of_keys = torch.cat([self.positions[visible], of_queries], dim=1)
         queries = self.mask_token.expand_as(of_queries)

@@ -14,7 +14,7 @@ _CELL = 112  # pixels of a panel's side
 _GAP = 4
 _HEAD = 36
 _FONT_SIZE = 13
-TEXT_COLOUR = "#7a8594"  # of plots without ground, which lie on light and on dark pages
+TEXT_COLOUR = "#7a8594"  # legible on light and dark pages, since plots have no background
 _HEAT = 0.65
 
 

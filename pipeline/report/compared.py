@@ -1,4 +1,4 @@
-"""Runs side by side: what each was and scored, gathered into lines of equal settings with their spread."""
+"""Runs side by side: their settings and scores, gathered into lines of equal settings with a spread."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from pipeline.report.scores import is_outdated, read_scores, student_digest
 from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
 
 _SEED = "train.seed"
-_NO_MATTER = (  # keys that change nothing of what is learnt
+_NO_MATTER = (  # keys that do not change what is learnt
     *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
     *("train.compile", "optim.warmup_epochs", _SEED),
 )
@@ -19,9 +19,9 @@ _NO_MATTER = (  # keys that change nothing of what is learnt
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run as its folder describes it. `operations` are FLOP of one image in training, None if unknown.
+    """A run as its folder describes it. `operations` are the FLOP of one training image, None if unknown.
 
-    `scores` are the first metric by (evaluation, representation, conditions).
+    `scores` has the first metric of each (evaluation, representation, conditions).
     """
 
     name: str
@@ -39,7 +39,7 @@ class ComparedRun:
 
     @property
     def images(self) -> int:
-        """Images shown in training, views and epochs counted."""
+        """The images that training has shown, counting each view in each epoch."""
         return self.done * self.batch
 
     @property
@@ -72,7 +72,7 @@ class Line:
     label: str
     runs: Sequence[ComparedRun]
     failures: Sequence[tuple[int, str]] = ()
-    waiting: int = 0  # runs that are not there yet
+    waiting: int = 0  # runs that are not finished
 
     def score(self, key: tuple[str, str, str]) -> Spread | None:
         """Return the spread of a score."""
@@ -80,7 +80,7 @@ class Line:
         return Spread(values) if values else None
 
     def difference(self, first: "Line", key: tuple[str, str, str]) -> Spread | None:
-        """Return the differences of a score from another line, seed by seed, which share order and start."""
+        """Return the differences of a score from another line, seed by seed."""
         theirs = {run.seed: run.scores[key] for run in first.runs if key in run.scores}
         ours = ((run.seed, run.scores[key]) for run in self.runs if key in run.scores)
         values = tuple(value - theirs[seed] for seed, value in ours if seed in theirs)
@@ -103,7 +103,7 @@ class Line:
 class Comparison:
     """The lines of a table, the settings that differ between them, and remarks on what they do not share.
 
-    Of those settings a table shows the ones in `shown`, if given: names of lines may say the others.
+    The table shows those of these settings that are in `shown`, if given; labels may state the others.
     """
 
     title: str
@@ -172,7 +172,7 @@ def read_compared(folder: Path, label: str = "") -> ComparedRun:
 def differing_settings(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
     """Return the settings that have several values, in the order of the configuration.
 
-    What only some objectives have counts if those differ in it.
+    A key that only some objectives have counts if those objectives differ in it.
     """
     values: dict[str, set[str]] = {}
     for run in runs:
@@ -195,14 +195,14 @@ def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
 
 
 def shown_setting(key: str, value: Any) -> str:
-    """Return a setting as part of a name: a text by itself, others after the last part of their key."""
+    """Return a setting as part of a name: a text stands alone, another value follows its key's last part."""
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {json.dumps(value)}"
 
 
 def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return what the reader of a table must know: what its runs do not share, or did not finish."""
+    """Return remarks for a table: what its runs do not share, and which are not finished."""
     found = []
     if len({run.facts["cache"] for run in runs}) > 1:
         found.append("the runs were trained on several caches, so targets and crops may differ")
@@ -214,9 +214,9 @@ def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
         key = run.seed, json.dumps(student, sort_keys=True)
         starts.setdefault(key, set()).add(run.facts["initial_encoder"])
     if any("" in digests for digests in starts.values()):
-        found.append("runs of an earlier version do not name their encoder's initial weights")
+        found.append("run.json of an earlier version does not have the encoder's initial weights")
     if any(len(digests - {""}) > 1 for digests in starts.values()):
-        found.append("runs of one seed and student began with other initial weights")
+        found.append("runs of the same seed and student began with different initial weights")
     found += [
         f"run {run.name} is at step {run.done:,} of {run.steps:,}" for run in runs if run.done < run.steps
     ]

@@ -1,4 +1,4 @@
-"""Tables and pages of compared runs: as Markdown, as JSON, and as one HTML page with a figure."""
+"""Tables and pages of compared runs: Markdown, JSON, and one HTML page with a figure."""
 
 import html
 import json
@@ -71,9 +71,9 @@ def as_page(comparison: Comparison, subtitle: str) -> str:
     """Return the page."""
     chart = comparison_chart(comparison)
     explanation = (
-        "Mean and standard deviation over seeds; n is the number of seeds. Differences are taken seed by "
-        "seed from the first row: runs of one seed begin with the same encoder and see the same images in "
-        "the same order. Operations are floating-point operations of forward and backward pass."
+        "Scores are mean and standard deviation over n seeds. Differences (Δ) are taken seed by seed from "
+        "the first row: runs of one seed begin with the same encoder and see the same images in the same "
+        "order. Operations are floating-point operations of forward and backward pass."
     )
     failures = "".join(f"<li>{html.escape(text)}</li>" for text in _failures(comparison))
     remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.remarks)
@@ -133,7 +133,7 @@ def _table(head: list[str], comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    """Return a table of the single runs."""
+    """Return a table with a row for each run."""
     names = [comparison.name_of(key) for key in comparison.columns]
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in ["run", *names, "steps", "seconds"])
     body = ""
@@ -146,7 +146,7 @@ def _runs(comparison: Comparison) -> str:
 
 
 def _failures(comparison: Comparison) -> list[str]:
-    """Return a sentence for each reason of a line, with the seeds that it ended."""
+    """Return a sentence for each line and reason, with the seeds that failed."""
     found: list[str] = []
     for line in comparison.lines:
         for reason in dict.fromkeys(reason for _, reason in line.failures):

@@ -12,7 +12,7 @@ from pipeline.report import plots
 from pipeline.report.compared import Comparison
 
 _SIZE = (8.4, 4.6)  # inches
-_CHARACTER = 0.56  # width of a letter by its size
+_CHARACTER = 0.56  # mean width of a letter, in font sizes
 _FONT = 9.0
 _PLACES = (  # of a label beside its point: offset in points, alignment
     ((7, 0), "left", "center"),
@@ -57,7 +57,7 @@ def comparison_png(comparison: Comparison) -> bytes:
 
 
 def points_of(comparison: Comparison) -> tuple[list[Point], str]:
-    """Return a point for each line with a score, and what the x axis is: operations, or seconds without."""
+    """Return a point for each line with a score, and the x axis: operations, or seconds if unknown."""
     key = comparison.headline
     if key is None:
         return [], ""
@@ -95,7 +95,7 @@ def _draw(
             "linewidth": 1.2,
         }
         axes.errorbar(x, value, yerr=std or None, fmt="o", **style)
-    for line in comparison.lines:  # of networks that were not trained
+    for line in comparison.lines:  # the untrained encoder
         if not line.seconds and comparison.headline and (spread := line.score(comparison.headline)):
             axes.axhline(100 * spread.mean, color=colour(plots.MUTED), linewidth=1.0, linestyle="--")
             at = axes.get_yaxis_transform()
@@ -130,7 +130,7 @@ def _label(axes: Axes, points: Sequence[Point], ink: str) -> None:
 
 
 def _box(text: str, at: tuple[float, float], across: str, up: str, scale: float) -> Box:
-    """Return about where a text will be: left, bottom, right, top in pixels."""
+    """Estimate the place of a text: left, bottom, right, top in pixels."""
     width, height = len(text) * _CHARACTER * _FONT * scale, 1.2 * _FONT * scale
     left = at[0] - {"left": 0.0, "center": width / 2, "right": width}[across]
     bottom = at[1] - {"bottom": 0.0, "center": height / 2, "top": height}[up]

@@ -66,5 +66,5 @@ def data_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def folded(summary: str, body: str, opened: bool = False) -> str:
-    """Return content that is shown on demand, at first too if `opened`."""
+    """Return content that a click shows or hides; it is shown at first if `opened`."""
     return f"<details{' open' * opened}><summary>{html.escape(summary)}</summary>{body}</details>"

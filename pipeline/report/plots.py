@@ -86,7 +86,7 @@ def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
 
 
 def use_plain_ticks(axis: Axis, ratio: float) -> None:
-    """Give a logarithmic axis some plain numbers; `ratio` is that of its largest to its smallest."""
+    """Label a logarithmic axis with plain numbers; `ratio` is that of its largest value to its smallest."""
     if ratio < 1000:  # too few decades for a tick at each
         axis.set_major_locator(MaxNLocator(6) if ratio < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

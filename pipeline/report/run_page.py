@@ -79,8 +79,8 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if operations := run.get("operations"):  # not in an older run
         cells.append(("operations", f"{operations / 1e9:.3g} GFLOP", "of one image in training"))
     if codebook := run.get("codebook"):
-        used = f"taken, perplexity {codebook['perplexity']:,.0f}"
-        cells.append((f"of {codebook['size']:,} codes", f"{codebook['share_taken']:.0%}", used))
+        note = f"of {codebook['size']:,}; perplexity {codebook['perplexity']:,.0f}"
+        cells.append(("codes in use", f"{codebook['share_taken']:.0%}", note))
     if count := _parameters(folder):
         size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
         cells.append(("parameters", size, "of the exported student"))

@@ -11,13 +11,13 @@ from pipeline.report.scores import Score
 
 _MOST_CLASSES = 40  # of a confusion matrix; with more, the most frequent confusions are listed
 _MOST_PAIRS = 20
-_DEEPEST = 0.6  # of a cell's colour, so that its number stays readable
+_DEEPEST = 0.6  # the strongest colour of a cell, so that its number stays readable
 
 
 def score_details(score: Score, who: str, plots: Path | None, opened: bool) -> str:
     """Return plots, confusions and tables of a score, on demand; `who` names the network.
 
-    Plots are `opened` at first where they are what the evaluation is for.
+    With `opened` the plots are open at first, for evaluations that are mainly plots.
     """
     shown = "".join(_plot(plots / one.file, one.caption) for one in score.plots if plots)
     parts = [folded(f"Plots of {who}, {score.representation}", shown, opened)] if shown else []

@@ -62,7 +62,7 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
         for facts in {facts.digest: facts for facts in (first.bank, first.test)}.values()
         for kind, count in facts.left_out.items()
     )
-    opened = not first.per_class  # what has no score of classes is for looking at
+    opened = not first.per_class  # without scores of classes, the plots are the result
     notes = "".join(f"<br>{html.escape(note)}" for note in dict.fromkeys(n for s in group for n in s.notes))
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
     selected = "" if first.selection.startswith("none") else f" Chosen: {html.escape(first.selection)}."

@@ -24,8 +24,8 @@ from pipeline.storage.address import WEB_SCHEMES, printable
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-# A wrong endpoint is given up after half a minute, a silent one after two or three; a server that stops
-# answering for a minute ends nobody's training.
+# A wrong endpoint fails after half a minute, a silent one after two or three minutes. A server that does not
+# answer for a minute ends no training.
 RETRIES: "RetryConfig" = {
     "max_retries": 10,
     "retry_timeout": timedelta(seconds=120),
@@ -125,9 +125,9 @@ def _reason(error: Exception, url: str) -> tuple[int, str]:
 
 
 def _end_of_line(error: Exception) -> str:
-    """Return the end of an error's first line, which says what happened, and how often it was tried.
+    """Return the end of an error's first line, which has the cause, and the number of retries.
 
-    The beginning repeats the URL.
+    The beginning of the line repeats the URL.
     """
     line = printable(str(error)).splitlines()[0] if str(error) else type(error).__name__
     tried = _TRIED.search(line)

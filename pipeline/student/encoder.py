@@ -81,7 +81,7 @@ class MaskedEncoder(nn.Module):
         return self.vit.norm(self.forward_tokens(patches, visible))  # type: ignore[no-any-return]
 
     def pixels(self, patches: Tensor) -> Tensor:
-        """Return patches (B, K, P) as they are embedded, uint8 normalised by ImageNet's mean and std."""
+        """Return the embedding's input: patches (B, K, P), uint8 normalised by ImageNet's mean and std."""
         pixels = patches.to(self.vit.patch_embed.proj.weight.dtype)
         return pixels if patches.is_floating_point() else (pixels / 255 - self.pixel_mean) / self.pixel_std
 

@@ -24,7 +24,7 @@ class Budget:
             return max(1, round(self.amount * steps_per_epoch))
         if not operations:
             raise ConfigError(
-                "budget flops=F needs the operations of an image, which are not known for this objective: "
+                "budget flops=F needs the operations of an image, unknown for this objective: "
                 "give epochs=N or steps=N"
             )
         return max(1, round(self.amount / (operations * batch)))
@@ -38,12 +38,10 @@ def read_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if not found or not 0 < amount < float("inf") or (found[1] == "steps" and amount % 1):
-        raise ConfigError(
-            f"budget {text!r} is not one: give epochs=N, steps=N or flops=F, such as epochs=100"
-        )
+        raise ConfigError(f"{text!r} is not a budget: give epochs=N, steps=N or flops=F, such as epochs=100")
     return Budget(found[1], amount)  # type: ignore[arg-type]
 
 
 def scaled_warmup(steps: int, of: tuple[int, int]) -> int:
-    """Return the warm-up of a run of `steps` in the proportion of another: its steps and warm-up."""
+    """Return the warm-up of a run of `steps`, in proportion to `of`, the steps and warm-up of another."""
     return min(steps - 1, round(steps * of[1] / of[0]))

@@ -1,4 +1,4 @@
-"""The evaluations of a study: labelled images that are decoded once, and the scores of each finished run."""
+"""The evaluations of a study: decodes labelled images once, and scores each finished run."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ _MOST_KEPT = 4 << 30  # bytes of decoded views
 
 @dataclass(frozen=True)
 class Judge:
-    """The settings and data of a study's evaluations; nothing is scored without settings."""
+    """The settings and data of a study's evaluations; without settings nothing is scored."""
 
     settings: Sequence[Evaluation]
     data: Data | None
@@ -32,7 +32,7 @@ class Judge:
     batch_size: int = 128
 
     def missing(self, folder: Path, weights: str | None) -> list[Evaluation]:
-        """Return the evaluations that a folder has no scores of, of these weights and data."""
+        """Return the evaluations without scores in a folder for these weights and data."""
         there = {
             (score.evaluation, score.protocol, str(score.options))
             for score in read_scores(folder)
@@ -45,7 +45,7 @@ class Judge:
         ]
 
     def score(self, subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
-        """Evaluate a network by what is missing, and add the scores to a folder; raises MaskAlignError."""
+        """Run the evaluations that are missing, and add their scores to a folder; raises MaskAlignError."""
         for one in self.missing(folder, subject.facts.weights):
             assert self.data is not None
             with tempfile.TemporaryDirectory(dir=self.scratch) as store:
@@ -73,7 +73,7 @@ def make_judge(
     scratch: Path,
     workers: int = 0,
 ) -> Judge:
-    """Open the labelled images of a study; without `shards` they learn from the views of the cache.
+    """Open the labelled images of a study; without `shards` evaluations learn from the cache's views.
 
     Raises ConfigError for settings and data that do not fit, SourceError for data that cannot be read.
     """
@@ -82,8 +82,8 @@ def make_judge(
         return Judge((), None, None, scratch)
     if "probe" in study.evaluations and not test_shards:
         raise ConfigError(
-            "the study evaluates by probe, which needs images to test on: give --test-shards, or --set "
-            "evaluations={} to train only"
+            "evaluation 'probe' of the study needs images to test on: give --test-shards, or only train "
+            "with --set evaluations={}"
         )
     size = cache.schema.view.image_size
     learnt = open_images(list(shards), scratch) if shards else None
@@ -107,5 +107,5 @@ def _settings(name: str, values: dict[str, Any]) -> Evaluation:
 
 
 def _kept(data: LabelledImages, images: int, size: int, file: Path) -> Data:
-    """Decode and keep the views once, unless they would fill the disk."""
+    """Decode the views once and keep them, unless they take more than `_MOST_KEPT` bytes."""
     return data if images * size**2 * 3 > _MOST_KEPT else keep_views(data, size, file)

@@ -1,4 +1,4 @@
-"""What the runs of a study must share, checked on what their folders say."""
+"""Checks, from the folders of the runs, what the runs of a study must share."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,16 +12,15 @@ from pipeline.training.run_folder import RUN_FILE, read_run, refuse_other_config
 
 
 def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
-    """Raise ConfigError if a run that is there has another cache or other settings than the study says."""
+    """Raise ConfigError if an existing run has another cache or other settings than the study gives it."""
     for run in runs:
         if not (run.folder / RUN_FILE).exists() or run.config is None:
             continue
         found = read_run(run.folder)["pinned"]["cache"]
         if found != run.cache.digest:
             raise ConfigError(
-                f"run {run.name!r} was made from a cache with digest {found[:12]}, but "
-                f"{run.cache.address!r} has {run.cache.digest[:12]}: all runs of a "
-                "study share one cache; give that one, or a new --out"
+                f"run {run.name!r} was trained on a cache with digest {found[:12]}, but "
+                f"{run.cache.address!r} has {run.cache.digest[:12]}: give the first cache, or a new --out"
             )
         try:
             refuse_other_config(run.config, run.folder)
@@ -35,8 +34,8 @@ def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
 def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
     """Raise CheckpointError unless runs share what makes them comparable.
 
-    These are the cache digest and the units for each cache and choice of views, and for each seed and student
-    the encoder's initial weights and the order of the samples.
+    For each cache and choice of views these are the cache's digest and the units. For each seed and student
+    they are the encoder's initial weights and the order of samples.
     """
     first: dict[str, tuple[str, str]] = {}
     for planned, run in pairs:
@@ -44,13 +43,13 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
             known, name = first.setdefault(json.dumps([what, key], sort_keys=True), (value, run.name))
             if known != value:
                 raise CheckpointError(
-                    f"runs {name!r} and {run.name!r} cannot stand in one table: their {what} differ "
+                    f"runs {name!r} and {run.name!r} cannot be compared: their {what} differ "
                     f"({known[:24]} and {value[:24]}); remove one of the two folders and run the study again"
                 )
 
 
 def _shared(planned: PlannedRun, run: ComparedRun) -> Iterator[tuple[str, Any, str]]:
-    """Yield what is shared, among which runs, and this run's value."""
+    """Yield what must be shared, a key of the runs that must share it, and this run's value."""
     assert planned.config is not None
     data, cache = planned.config.data, planned.cache.address
     student = planned.config.student.model_dump(mode="json")
@@ -63,7 +62,7 @@ def _shared(planned: PlannedRun, run: ComparedRun) -> Iterator[tuple[str, Any, s
 
 
 def remarks_on(caches: Mapping[str, Cache]) -> list[str]:
-    """Return what several caches differ in besides their encoding, for the reader of a table."""
+    """Return remarks for the table on what the caches differ in besides their encoding."""
     if len(caches) < 2:
         return []
     name, *others = caches

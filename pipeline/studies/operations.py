@@ -1,4 +1,4 @@
-"""The training operations of one image, of a run that has not begun."""
+"""The training operations of one image, for a run that has not begun."""
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError
@@ -8,7 +8,7 @@ from pipeline.training.job import initial_objective, objective_setting
 
 
 def planned_operations(config: RunConfig, cache: Cache) -> int | None:
-    """Return the operations (FLOP) of one image in training, None where they cannot be known beforehand.
+    """Return the operations (FLOP) of one image in training, None if they cannot be counted beforehand.
 
     Once a run has begun, run.json has them.
     """

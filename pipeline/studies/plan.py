@@ -1,4 +1,4 @@
-"""The runs of a study: each row with each seed, its configuration, its steps, and what is already there."""
+"""The runs of a study: for each row and seed the configuration, the steps, and what is already trained."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a study. `config` is None where the configuration or the cache refuses it, for `reason`."""
+    """One run of a study. `config` is None if the run is refused, for `reason`."""
 
     row: Row
     seed: int
@@ -40,18 +40,18 @@ class PlannedRun:
 
     @property
     def images(self) -> int:
-        """The images that it trains on, each time they are shown."""
+        """The number of images that it trains on; an image counts each time it is shown."""
         return self.steps * self.config.train.global_batch if self.config else 0
 
     @property
     def done(self) -> int:
-        """After how many steps its log ends."""
+        """The last step in its log."""
         metrics = read_metrics(self.folder) if (self.folder / METRICS_FILE).exists() else []
         return int(metrics[-1]["step"]) if metrics else 0
 
     @property
     def is_trained(self) -> bool:
-        """Whether its student is the one after the last step."""
+        """Whether it has finished its last step."""
         if not (self.folder / RUN_FILE).exists():
             return False
         run = read_run(self.folder)
@@ -60,7 +60,7 @@ class PlannedRun:
 
 @dataclass
 class Plan:
-    """The runs of a study in the order of their making: all rows with the first seed, then the next."""
+    """The runs of a study in the order of training: all rows with the first seed, then with the next."""
 
     study: Study
     rows: Sequence[Row]
@@ -75,10 +75,10 @@ class Plan:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """Every run; raises ConfigError if none of them is possible."""
+        """Every run; raises ConfigError if all of them are refused."""
         found = [self._planned(row, seed) for seed in self.study.seeds for row in self.rows]
         if all(run.config is None for run in found):
-            raise ConfigError(f"no run of the study is possible; {found[0].row.label!r}: {found[0].reason}")
+            raise ConfigError(f"all runs of the study are refused; {found[0].row.label!r}: {found[0].reason}")
         return found
 
     def _planned(self, row: Row, seed: int) -> PlannedRun:
@@ -115,19 +115,20 @@ class Plan:
 
 
 def _counted_levels(levels: Any, cache: Cache) -> Any:
-    """Replace levels below 0, which count from the last that a cache has: -1 is the last."""
+    """Replace negative levels, which count from the last one of the cache: -1 is the last."""
     stored = cache.schema.levels
     if not isinstance(levels, list) or not all(isinstance(level, int) and level < 0 for level in levels):
         return levels
     if beyond := [level for level in levels if level < -len(stored)]:
         raise ConfigError(
-            f"data.levels {beyond} count back too far: cache {cache.address!r} has {len(stored)}"
+            f"data.levels {beyond} is out of range: cache {cache.address!r} has {len(stored)} "
+            f"{'levels' if len(stored) > 1 else 'level'}, so give -1 to -{len(stored)}"
         )
     return [stored[level] for level in levels]
 
 
 def make_plan(study: Study, caches: Sequence[str], out: Path, budget: str | None = None) -> Plan:
-    """Open the caches, NAME=PATH for each of a study's, and return the runs; raises MaskAlignError."""
+    """Open the caches, NAME=PATH for each that rows name, and return the runs; raises MaskAlignError."""
     rows = rows_of(study)
     return Plan(study, rows, open_caches(rows, caches), out, read_budget(budget) if budget else None)
 
@@ -138,8 +139,8 @@ def open_caches(rows: Sequence[Row], given: Sequence[str]) -> dict[str, Cache]:
     if not named:
         if len(given) > 1:
             raise ConfigError(
-                f"{len(given)} caches are given, but all runs of a study share one unless `cache` is an "
-                "axis: give one, or add the axis cache = [NAME, ...] and --cache NAME=PATH for each"
+                f"{len(given)} caches are given, but the study compares none: give one, or add the axis "
+                "cache = [NAME, ...] to the study and give --cache NAME=PATH for each"
             )
         return {"": Cache(given[0])}
     pairs = [text.partition("=") for text in given]
@@ -147,7 +148,7 @@ def open_caches(rows: Sequence[Row], given: Sequence[str]) -> dict[str, Cache]:
     for text, (name, separator, _) in zip(given, pairs, strict=True):
         if not separator or name not in named:
             raise ConfigError(
-                f"--cache {text!r} names none of the study's caches: give --cache NAME=PATH for each of "
+                f"--cache {text!r} is not a cache of the study: give --cache NAME=PATH for each of "
                 f"{', '.join(named)}"
             )
     if missing := [name for name in named if name not in found]:

@@ -1,8 +1,8 @@
-"""Runs a study: trains and evaluates what is missing, and writes its table; it can be killed at any moment.
+"""Runs a study: trains and evaluates what is missing and writes the table. Kill it at any moment.
 
-All runs are made in one process: a run is a function of its configuration and cache alone, every step seeds
-its own randomness, and a process for each would import torch a hundred times. What a compiler keeps of one
-run is forgotten before the next.
+All runs are made in one process: a run depends only on its configuration and its cache, every step seeds its
+own randomness, and a process for each run would import torch each time. Compiled steps are removed from
+memory after each run.
 """
 
 import gc
@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """Which runs are made here: every `count`-th from number `index` on, both from 1."""
+    """The runs to make here: every `count`-th from number `index` on; numbers begin at 1."""
 
     index: int = 1
     count: int = 1
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass
 class StudyRunner:
-    """Makes the runs of a plan. `teacher` is the address of the one that some rows have in the loop."""
+    """Makes the runs of a plan. `teacher` is the address for rows with the teacher in the loop."""
 
     plan: Plan
     judge: Judge
@@ -65,22 +65,22 @@ class StudyRunner:
         in_loop = any(run.row.teacher_in_the_loop for run in self.runs)
         if in_loop and self.teacher is None:
             raise ConfigError(
-                "a row of the study has the teacher in the loop: add --teacher with the address that the "
+                "a row of the study has the teacher in the loop: give --teacher the address that the "
                 "cache was extracted with"
             )
         claim_folder(self.plan)
         refuse_unfit(self.runs)
 
     def run(self, part: Part | None = None) -> bool:
-        """Make what is missing of a part; return whether every run of the study is there.
+        """Make the missing runs of a part; return whether all runs of the study are finished.
 
-        Raises CheckpointError if runs of the table do not share what they must. After a signal that asks
-        for the end, `stopped_by` is its number, and what was being trained is saved.
+        Raises CheckpointError if runs do not share what they must. A signal to stop saves a checkpoint of the
+        current run and sets `stopped_by` to its number.
         """
         for run in (part or Part()).of(self.runs):
             with self._held(run) as free:
                 if not free:
-                    self.say(f"{run.name}: another process is at work on it; left to it")
+                    self.say(f"{run.name}: skipped, since another process is making it")
                 elif self._attempt(run):
                     self.write()
             if self.stopped_by:
@@ -95,7 +95,7 @@ class StudyRunner:
             yield free
 
     def _attempt(self, run: PlannedRun) -> bool:
-        """Make a run and note why if it fails; return whether anything was done."""
+        """Make a run, and write the reason to a file if it fails; return whether anything was done."""
         before = self._failure(run), run.is_trained
         if before == (None, True) and not self.judge.missing(run.folder, student_digest(run.folder)):
             return False
@@ -103,7 +103,7 @@ class StudyRunner:
             self._make(run)
         except MaskAlignError as error:
             self._note(run, " ".join(str(error).split()))
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:  # a fault of one objective
+        except (RuntimeError, ValueError, AssertionError, OSError) as error:  # a bug in one objective
             self._note(run, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         else:
             if not self.stopped_by:
@@ -157,7 +157,7 @@ class StudyRunner:
                 self.judge.score(subject, folder, self.say)
 
     def write(self) -> bool:
-        """Write table and page of what is there; return whether that is the whole study without a failure.
+        """Write table and page of the finished runs; return whether these are all runs, without a failure.
 
         Raises CheckpointError if runs do not share what they must.
         """
@@ -226,7 +226,7 @@ class StudyRunner:
 
 
 def claim_folder(plan: Plan) -> None:
-    """Make the folder of a study, or find it as this study left it; raises ConfigError for anything else."""
+    """Create the folder of a study, or accept one of the same study; raises ConfigError for another."""
     out, file = plan.out, plan.out / STUDY_FILE
     caches = {name: cache.digest for name, cache in plan.caches.items()}
     if file.exists():
@@ -250,7 +250,7 @@ def claim_folder(plan: Plan) -> None:
 
 
 def _forget_compiled() -> None:
-    """Forget compiled steps, of which torch keeps only a few per function, and free memory."""
+    """Remove compiled steps, since torch keeps only a few per function, and free memory."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():

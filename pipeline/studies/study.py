@@ -1,4 +1,4 @@
-"""A study file: which runs are compared. Its rows are the product of [axes], then the [[variants]]."""
+"""Study files. The rows of a study are the product of its [axes], then its [[variants]]."""
 
 import difflib
 import json
@@ -22,7 +22,7 @@ Settings = dict[str, Any]  # by "section.key"
 
 
 class Variant(Section):
-    """A row that is not part of the product: its name, its settings, and its cache if there are several.
+    """A row beside the product of the axes: its name, its settings, and its cache if there are several.
 
     With `teacher_in_the_loop` the teacher computes the targets from the cached crops in every step.
     """
@@ -41,7 +41,7 @@ class Variant(Section):
 class Study(Section):
     """The content of a study file.
 
-    `recipe` is one of train-student, beside the study file; `base` are settings of all runs on top of it.
+    `recipe` is a recipe of train-student, relative to the study file; `base` has settings of all runs on top.
     Every row is trained once for each of the `seeds`. `budget` is epochs=N, steps=N or flops=F.
     """
 
@@ -64,10 +64,10 @@ class Study(Section):
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds:
-            raise ValueError("it is empty: name at least one, such as [0, 1, 2]")
+            raise ValueError("it is empty: give at least one seed, such as [0, 1, 2]")
         twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
         if twice:
-            raise ValueError(f"{', '.join(map(str, twice))} is there twice: name each only once")
+            raise ValueError(f"{', '.join(map(str, twice))} is given twice: give each seed once")
         return seeds
 
     @model_validator(mode="after")
@@ -77,15 +77,15 @@ class Study(Section):
                 raise ValueError(f"axis {key!r} is empty: give it values, or remove it")
             texts = [json.dumps(value, sort_keys=True) for value in values]
             if len(set(texts)) < len(texts):
-                raise ValueError(f"axis {key!r} has a value twice: name each only once")
+                raise ValueError(f"axis {key!r} has a value twice: give each value once")
         if not self.axes and not self.variants:
-            raise ValueError("there is nothing to compare: give [axes], [[variants]] or both")
+            raise ValueError("the study has no rows: give [axes], [[variants]] or both")
         return self
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what is set on top of the study's base; it is trained once for each seed."""
+    """A line of the table: its settings on top of the study's base. It is trained once for each seed."""
 
     label: str
     settings: Settings
@@ -94,12 +94,12 @@ class Row:
 
     @property
     def slug(self) -> str:
-        """The label as a name of folders."""
+        """The label as part of a folder name."""
         return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-.") or "row"
 
 
 def flattened(settings: Mapping[str, Any]) -> Settings:
-    """Return settings by "section.key", whether they were written so or as tables of sections."""
+    """Return settings by "section.key", from settings in this form or in tables of sections."""
     found: Settings = {}
     for name, value in settings.items():
         if "." in name:
@@ -140,7 +140,7 @@ def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
     varied = {*study.axes, *(key for variant in study.variants for key in variant.settings)}
     if both := sorted(varied & given.keys()):
         raise ConfigError(
-            f"--set {both[0]} would replace what rows of the study differ in: edit {str(file)!r}"
+            f"--set {both[0]} would replace a key in which rows of the study differ: edit {str(file)!r}"
         )
     study = study.model_copy(update={"base": recipe | study.base | given})
     _refuse_unknown(study)
@@ -153,7 +153,7 @@ def rows_of(study: Study) -> tuple[Row, ...]:
     names = [row.slug for row in rows]
     if twice := [row.label for row in rows if names.count(row.slug) > 1]:
         raise ConfigError(
-            f"{len(twice)} rows of the study have the name {twice[0]!r}: give each its own label"
+            f"{len(twice)} rows of the study have the name {twice[0]!r}: give each row its own label"
         )
     return tuple(rows)
 
@@ -171,7 +171,7 @@ def _row_of(variant: Variant) -> Row:
 
 
 def _name_of(key: str, value: Any) -> str:
-    """Name a value of an axis: a text by itself, others after the last part of their key."""
+    """Name a value of an axis: a text stands alone, another value follows the last part of its key."""
     if isinstance(value, str):
         return value
     text = json.dumps(value) if not isinstance(value, list) else " ".join(map(str, value))
@@ -179,7 +179,7 @@ def _name_of(key: str, value: Any) -> str:
 
 
 def _refuse_unknown(study: Study) -> None:
-    """Raise ConfigError for a key that no objective and no section has, and say what is meant."""
+    """Raise ConfigError, with a suggestion, for a key that no section and no objective has."""
     from pipeline.training.config import objective_kinds
     from pipeline.training.sections import Sections
 
@@ -195,10 +195,12 @@ def _refuse_unknown(study: Study) -> None:
     for key, place in places.items():
         if key == SEED:
             raise ConfigError(
-                f"{place} {SEED!r}: the seeds of a study are its key `seeds`, such as [0, 1, 2]"
+                f"{place} {SEED!r}: give seeds with the key `seeds` of the study, such as [0, 1, 2]"
             )
         if key.startswith("evaluate."):
-            raise ConfigError(f"{place} {key!r}: a study evaluates finished runs; see its key `evaluations`")
+            raise ConfigError(
+                f"{place} {key!r}: a study evaluates finished runs, so use its key `evaluations`"
+            )
         if key not in known:
             meant = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {meant[0]!r}?" if meant else "train-student --print-config prints all keys"

@@ -28,7 +28,7 @@ _OUTPUT = ("post_norm", "projected")
 
 
 class InLoop(nn.Module):
-    """A step on batches with all patches: makes the views for the teacher, and cuts for the objective."""
+    """A step on batches with all patches: makes views for the teacher and cuts what the objective needs."""
 
     def __init__(self, step: nn.Module, needs: Needs, patch_size: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class InLoop(nn.Module):
 
 
 def whole_views(patches: Tensor, order: Tensor, patch: int) -> Tensor:
-    """Put patches (B, N, P) with the numbers `order` (B, N) together to views (B, S, S, 3)."""
+    """Join patches (B, N, P), numbered by `order` (B, N), to views (B, S, S, 3)."""
     grid = math.isqrt(patches.shape[1])
     whole = torch.empty_like(patches).scatter_(1, order[..., None].expand_as(patches), patches)
     squares = whole.view(-1, grid, grid, patch, patch, 3).transpose(2, 3)
@@ -72,7 +72,7 @@ class InLoopJob(TrainingJob):
         made = TeacherTargets(
             partial(_hidden_states, self.teacher), self.teacher.facts.has_cls, needs, output
         )
-        compiled, self.compiled = self.compiled, False  # the teacher runs as it is
+        compiled, self.compiled = self.compiled, False  # the teacher is not compiled
         try:
             step = super().build_step(targets or made)
         finally:
@@ -102,7 +102,7 @@ def in_loop_job(
 
 
 def load_cached_teacher(address: str, cache: Cache, levels: Sequence[int]) -> Teacher:
-    """Load the teacher that a cache was made with, for these blocks; raises ConfigError for another."""
+    """Load the teacher of a cache with these blocks as levels; raises ConfigError for another teacher."""
     view, blocks = cache.schema.view, tuple(levels)
     teacher = load_teacher(address, image_size=view.image_size, patch_size=view.patch_size, levels=blocks)
     if teacher.facts.weights_sha256 != cache.schema.teacher.weights_sha256:

@@ -1,7 +1,7 @@
 """The codebook of a run: fitted once to a keyed sample of its cache, or taken from another run.
 
-The main rank fits it before the first step and writes RUN/codebook.safetensors; all ranks load those bytes,
-and so does a resumed run. The file's metadata say what the codes are of.
+The main rank fits it before the first step and writes RUN/codebook.safetensors. All ranks and every resumed
+run load those bytes. The metadata of the file state what the codes were fitted to.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ VQKD_WIDTH = 32  # channels of its codes
 
 @dataclass(frozen=True)
 class Codebook:
-    """A loaded codebook: the SHA-256 of its file, and its `facts` (what it is of, how it is used)."""
+    """A loaded codebook: the SHA-256 of its file, and its `facts` (what it was fitted to, how it is used)."""
 
     digest: str
     facts: dict[str, Any]
 
 
 def unfitted_tokenizer(request: CodebookRequest, setting: Setting) -> Tokenizer:
-    """Return the tokenizer that a request stands for, whose codes are zero."""
+    """Return the tokenizer of a request, with all codes zero."""
     if request.source == "pixels":
         return Tokenizer(request.size, 3 * setting.patch_size**2)
     encoded = VQKD_WIDTH if request.kind == "vqkd" else None
@@ -53,7 +53,7 @@ def tokenizer_of(objective: Objective) -> Tokenizer:
 def expected_facts(
     request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Return what the metadata of a codebook must say so that it serves a run."""
+    """Return what the metadata of a codebook must state to serve a run."""
     return {
         "cache": cache.digest,
         "kind": request.kind,
@@ -66,7 +66,7 @@ def expected_facts(
 
 
 def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError if the codebook to take does not serve this run, or the cache has too few tokens."""
+    """Raise ConfigError if the given codebook does not fit this run, or the cache has too few tokens."""
     if request.path is not None:
         facts, _ = read_codebook(codebook_at(request.path))
         expected = expected_facts(request, cache, spec, tokenizer)
@@ -74,12 +74,12 @@ def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, to
             differing = ", ".join(f"{key} {facts.get(key)!r}, not {expected[key]!r}" for key in wrong)
             raise ConfigError(
                 f"objective.codebook {request.path!r} does not fit this run: it has {differing}; give "
-                "another run's, or leave objective.codebook out to fit one"
+                "another one, or leave objective.codebook out to fit one"
             )
     elif request.size > (most := int(chunks_of(spec)[:, 2].sum()) * cache.schema.patches):
         raise ConfigError(
             f"objective.codebook_size {request.size} is more than the {most} tokens that the cache has: "
-            f"choose at most {most}, better a tenth of it"
+            f"choose at most {most}, or better a tenth of that"
         )
     elif request.size > request.tokens:
         raise ConfigError(
@@ -94,7 +94,7 @@ def codebook_at(path: str | Path) -> Path:
 
 
 def read_codebook(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Read the facts of a codebook and its bytes; raises ConfigError if it is none."""
+    """Read the facts of a codebook and its bytes; raises ConfigError if the file is not a codebook."""
     try:
         data = path.read_bytes()
         facts, _ = parse_codebook(data)
@@ -111,7 +111,7 @@ def parse_codebook(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     facts = json.loads(header.get("__metadata__", {}).get("codebook", "null"))
     if not isinstance(facts, dict):
-        raise ValueError("its metadata name no codebook")
+        raise ValueError("its metadata describe no codebook")
     return facts, tensors
 
 

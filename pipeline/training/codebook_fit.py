@@ -1,4 +1,4 @@
-"""The codebook of a run before its first step: fitted on the main rank's device, or taken, or found again."""
+"""Makes the codebook ready before the first step: fits it on the main rank's device, or loads it."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _VIEWS_AT_ONCE = 256
 
 
 def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) -> Codebook | None:
-    """Load the run's codebook, if its objective has one, on all ranks; a new run takes or fits it first."""
+    """Load the run's codebook, if its objective has one, on all ranks; a new run copies or fits it first."""
     request = job.config.objective.codebook_request
     if request is None:
         return None
@@ -52,9 +52,9 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
             replace_file(file, data)
             return data
 
-    # The bytes travel to the other ranks, so that all have the same whatever their file systems show.
+    # The main rank sends the bytes, since other ranks may not yet see the file on a network file system.
     data = job.ranks.decide(decide)
-    if job.device.type == "cuda":  # the sample is larger than a step, whose memory is measured
+    if job.device.type == "cuda":  # the sample must not count as peak memory of a step
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(job.device)
     with job.ranks.together():

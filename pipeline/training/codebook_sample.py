@@ -1,4 +1,4 @@
-"""The tokens that a codebook is fitted to: of views drawn from the cache, keyed by the run's seed."""
+"""Draws the tokens that a codebook is fitted to from the cache, keyed by the run's seed."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,9 @@ from pipeline.training.codebook import chunks_of
 from pipeline.training.job import TrainingJob
 from pipeline.training.targets import cached_targets
 
-# Neighbours in a cache may be alike, so a chunk of 64 images gives only some of them.
+# Neighbours in a cache may be alike, so only some images of a chunk of 64 are used.
 _LEAST_OF_CHUNK = 16
-_AT_ONCE = 2  # chunks that are read
+_AT_ONCE = 2  # chunks that are read side by side
 
 Pick = tuple[list[int], NDArray[np.int64]]  # (index of the unit, chunk, rows), and which of its rows
 
@@ -47,7 +47,7 @@ def sample_tokens(job: TrainingJob, request: CodebookRequest) -> Tensor:
 
 
 def drawn_rows(spec: StreamSpec, count: int, seed: int) -> Iterator[Pick]:
-    """Yield chunks in random order and random rows of each, `count` in all, of as many chunks as may be."""
+    """Yield chunks in random order with random rows of each: `count` rows, of as many chunks as possible."""
     rng, chunks = generator(seed, "codebook sample"), chunks_of(spec)
     most = _LEAST_OF_CHUNK
     while np.minimum(chunks[:, 2], most).sum() < count:

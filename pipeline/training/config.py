@@ -36,7 +36,7 @@ AnyObjective = Annotated[
 ]
 
 
-# The mask that preset "same-mask" gives every objective that has one.
+# The mask that preset "same-mask" gives every objective with a mask.
 SAME_MASK = {"mask.strategy": "attention", "mask.ratio": 0.7}
 
 
@@ -47,7 +47,7 @@ def objective_kinds() -> dict[str, type[ObjectiveConfig]]:
 
 
 def merged_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sections of plain values with defaults `{"section.key": value}` where a key is not set."""
+    """Return sections of plain values; `defaults`, by "section.key", fill the keys that are not set."""
     found = dict(values)
     for name, value in defaults.items():
         section, _, key = name.partition(".")
@@ -64,7 +64,7 @@ class RunConfig(Sections):
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Replace `objective.preset` by the values that it stands for, where others are not set."""
+        """Replace `objective.preset` by its values, for keys that are not set."""
         given = values.get("objective")
         if not isinstance(given, Mapping) or "preset" not in given:
             return values

@@ -149,7 +149,7 @@ def build_job(
 def stream_spec(
     config: RunConfig, cache: Cache, ranks: Ranks | None = None, units: Sequence[int] | None = None
 ) -> StreamSpec:
-    """Return what determines one rank's samples; raises ConfigError for what this cache cannot serve."""
+    """Return what determines one rank's samples; raises ConfigError if the cache cannot serve them."""
     pinned = (
         cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
     )
@@ -230,7 +230,7 @@ def seed_initial_weights(config: RunConfig) -> None:
 
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
-    """Return what run.json says of the run itself; `operations` are FLOP of one image in training."""
+    """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
     return {
         "config": job.config.model_dump(mode="json"),
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled},

@@ -16,10 +16,10 @@ def random_start(points: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """Return codes (size, W) of unit length for points (T, W), of which only directions count.
+    """Return codes (size, W) of unit length for points (T, W); only the directions of points count.
 
-    They begin at `start` (size, W). In each round every code moves to the mean direction of the points that
-    are nearest to it, and a code without any to the point farthest from its own. No code moves to
+    Codes begin at `start` (size, W). In each round a code moves to the mean direction of the points nearest
+    to it; a code without points moves to the point that is farthest from its own code. No code moves to
     points of length zero, such as flat patches of pixels; all of these are nearest to the first code.
     """
     codes, size = F.normalize(start, dim=-1), len(start)
@@ -40,7 +40,7 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
 
 
 def mean_directions(points: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the mean directions (size, W) of the points (T, W) of each code, and which have any (size,)."""
+    """Return the mean direction (size, W) of each code's points (T, W), and which codes have any (size,)."""
     sums = torch.zeros(size, points.shape[-1], dtype=torch.float64, device=points.device)
     _add_to(sums, points, numbers)
     return F.normalize(sums, dim=-1).to(points.dtype), torch.bincount(numbers, minlength=size) > 0
@@ -52,7 +52,7 @@ def _add_to(sums: Tensor, points: Tensor, numbers: Tensor) -> None:
 
 
 def use_of_codes(codes: Tensor, size: int) -> dict[str, float]:
-    """Return the share of `size` codes that are taken by (..., ) int64, and the perplexity of their use."""
+    """Return the share of `size` codes that occur in `codes` (...) int64, and the perplexity of their use."""
     shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
     entropy = -torch.special.xlogy(shares, shares).sum()
     return {"share_taken": (shares > 0).double().mean().item(), "perplexity": entropy.exp().item()}

@@ -18,7 +18,7 @@ from pipeline.objectives.objective import Batch, Targets
 
 
 class TeacherOutput(nn.Module):
-    """What a tower does after its last block: the norm, gamma and beta (2, D), and a projection (D, E)."""
+    """A tower's output after its last block: the norm, gamma and beta (2, D), and a projection (D, E)."""
 
     post_norm: Tensor
     projection: Tensor | None
@@ -107,7 +107,7 @@ class TeacherTargets(nn.Module):
 
     def forward(self, batch: Batch) -> Targets:
         """Compute the targets of visible and hidden tokens that the objective needs."""
-        if not self.needs.targets((0,)):  # mae has no teacher
+        if not self.needs.targets((0,)):  # such as mae, which needs no teacher
             return Targets([], [])
         states = self._hidden_states(batch["views"])
         found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
@@ -129,7 +129,7 @@ def cached_targets(cache: Cache, levels: tuple[int, ...], target: TargetKind) ->
 
 
 def teacher_output(cache: Cache) -> TeacherOutput:
-    """Return what the cache has stored of the tower after its last block."""
+    """Return the norm and projection that the cache has stored."""
     arrays = {name: torch.from_numpy(values) for name, values in cache.teacher_output().items()}
     eps = cache.schema.teacher.post_norm_eps
     assert eps is not None
@@ -137,7 +137,7 @@ def teacher_output(cache: Cache) -> TeacherOutput:
 
 
 def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
-    """Raise ConfigError if the cache lacks what a target is made of, or has it for another level only."""
+    """Raise ConfigError if the cache lacks the norm or projection of a target, or a level is not the last."""
     target, schema = needs.target, cache.schema
     used = sorted({schema.levels[level] for part in needs.targets(levels).values() for level in part})
     if target not in ("post_norm", "projected") or not used:
@@ -156,5 +156,5 @@ def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
         raise ConfigError(
             f"objective.target {target!r} follows the teacher's last block {last}, not "
             f"{'block' if len(used) == 1 else 'blocks'} {', '.join(map(str, used))}: "
-            f"set data.levels=[{last}], which the cache must have, or {substitute}"
+            f"set data.levels=[{last}] if the cache has it, or {substitute}"
         )

@@ -1,9 +1,9 @@
 """VQ-KD, the tokenizer of BEiT v2: codes from which a decoder reconstructs the teacher (arXiv 2208.06366).
 
-The original encodes pixels by a ViT-B. Here the teacher's cached token takes its place: a linear layer, tanh
-and another to 32 channels. What is published otherwise: codes of unit length, the nearest one with a
-straight-through gradient, codes that follow the mean of their tokens with a decay of 0.99, a start by
-k-means, and 1 - cosine plus the squared distance to the code as the loss.
+The original encodes pixels with a ViT-B. Here a linear layer, tanh and a second linear layer to 32 channels
+encode the teacher's cached tokens. The rest is as published: codes have unit length and begin at k-means; the
+nearest one is chosen, with a straight-through gradient; codes follow the mean of their tokens with a decay of
+0.99; the loss is 1 - cosine plus the squared distance to the code.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ _POINTS_AT_START = 16  # for each code
 
 
 class Decoder(nn.Module):
-    """ViT blocks of width D on the codes of all patches, then linear, tanh, linear to the features."""
+    """ViT blocks of width D on the codes of all patches, then linear, tanh and linear to the features."""
 
     def __init__(self, code_width: int, width: int, patches: int, blocks: int) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ class Decoder(nn.Module):
 def fit_vqkd(
     tokenizer: Tokenizer, values: Tensor, request: CodebookRequest, seed: int, log: Callable[[str], None]
 ) -> dict[str, float | int]:
-    """Train a tokenizer on features (V, N, D) of views; return what its metadata say of that.
+    """Train a tokenizer on features (V, N, D) of views; return what its metadata state about it.
 
-    One loop on one device, keyed by the seed: a batch is 64 views drawn anew for each step.
+    One loop on one device, keyed by the seed: each step draws 64 views.
     """
     torch.manual_seed(derived_seed(seed, "vqkd"))
     decoder = Decoder(tokenizer.codes.shape[1], tokenizer.width, values.shape[1], request.blocks)
@@ -84,7 +84,7 @@ def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> t
     points = tokenizer.points(features)  # (B, N, 32), unit length
     numbers = tokenizer.nearest(points.detach())
     codes = tokenizer.codes[numbers]
-    passed = points + (codes - points).detach()  # the gradient passes the choice as if it were not there
+    passed = points + (codes - points).detach()  # straight-through: the choice of a code has the gradient 1
     cosine = 1 - F.cosine_similarity(decoder(passed), features, dim=-1).mean()
     distance = (points - codes).square().mean()
     means, taken = mean_directions(points.detach().flatten(0, 1), numbers.flatten(), len(tokenizer.codes))

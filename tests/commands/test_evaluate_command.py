@@ -490,5 +490,5 @@ def test_a_stop_says_whether_the_command_can_continue(test_tar, tmp_path):
             run.terminate()
             return run.communicate()[1]
 
-    assert "nothing was kept; give --out FILE.json" in stopped()
+    assert "nothing was kept; with --out FILE.json" in stopped()
     assert "run the same command again to continue" in stopped("--out", tmp_path / "a.json")

@@ -48,7 +48,7 @@ def test_only_the_classes_of_a_subset_can_win(tmp_path):
     [
         ({"corruptions": ("fog",)}, "corruptions \\['fog'\\] are unknown"),
         ({"severities": (6,)}, "from 1 to 5"),
-        ({"only": (7,), "shared_keys": "allow"}, "only is \\[7\\], but no image to learn from is of these"),
+        ({"only": (7,), "shared_keys": "allow"}, "only is \\[7\\], but no image to learn from has these"),
         ({"representation": "clss", "shared_keys": "allow"}, "representation 'clss' is not available"),
     ],
 )

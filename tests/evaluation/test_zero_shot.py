@@ -81,4 +81,4 @@ def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     wrong = ZeroShot(templates=("a photo",))
     refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)
     refused(drawn, tmp_path, "must have {} where the name", settings=ZeroShot(templates=()), teacher=CLIP)
-    refused(drawn, tmp_path, "other weights than the teacher, so its texts lie in another", teacher=CLIP)
+    refused(drawn, tmp_path, "other weights than the teacher, so its texts are in another", teacher=CLIP)

@@ -53,7 +53,7 @@ def test_codes_of_pixels_are_of_patches_normalised_as_mae_does(build, images):
 
 
 def test_a_perfect_predictor_has_no_loss(build, images):
-    """Its logits name each token's code without doubt."""
+    """Its logits give each token's code the probability 1."""
     objective, view = build(), stream_view(images)
     codes = objective.tokenizer(TARGETS.hidden[0])
     with torch.no_grad():

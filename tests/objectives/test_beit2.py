@@ -56,7 +56,7 @@ def test_loss_and_gradients_equal_the_plain_computation(build, images, depth):
 
 
 def test_a_perfect_predictor_has_no_loss(build, images):
-    """Its logits name each token's code without doubt, both times."""
+    """Both its logits give each token's code the probability 1."""
     objective = build()
     codes = objective.tokenizer(TARGETS.hidden[0])
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_hidden_pixels_count_only_through_the_own_latents(objective, images, vis
 
 
 def test_a_perfect_predictor_has_no_loss(objective, images, visible, hidden):
-    """Latents that are all zero, one code for all patches, and one feature for all."""
+    """All latents are zero, and all patches have one code and one feature."""
     target = draw(1, 1, TEACHER).expand(2, 10, -1)
     for config in (OWN, TAUGHT):
         built = objective(config).double()
@@ -129,7 +129,7 @@ def test_a_perfect_predictor_has_no_loss(objective, images, visible, hidden):
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 2}, NO_CLS], ids=str)
 @pytest.mark.parametrize("config", [OWN, TAUGHT], ids=["own", "teacher"])
 def test_exactly_the_trained_parameters_get_a_gradient(objective, images, visible, hidden, config, options):
-    """Under autocast too, which keeps cast weights: of the pass without gradient they would have none."""
+    """Under autocast too: it caches cast weights, and those cast under no_grad would get no gradient."""
     for enabled in (False, True):
         built, features = objective(config, **options), draw(2, 10, TEACHER, dtype=torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

@@ -98,7 +98,7 @@ def test_hidden_pixels_change_no_features_and_no_alignment(tiny_objective, image
 
 
 def test_a_perfect_predictor_has_no_loss(tiny_objective, images, visible):
-    """A target that is the same everywhere is what heads without weights can predict."""
+    """Heads without weights can predict a target that is the same everywhere."""
     built, target = tiny_objective(Combined(**SMALL)).double(), draw(20)
     with torch.no_grad():
         for head in (*built.alignment.heads, built.decoder.head):

@@ -47,7 +47,7 @@ def test_the_order_of_hidden_patches_does_not_matter(objective, view):
 
 
 def test_hidden_pixels_count_only_through_the_target(objective, view):
-    """A patch's own mean and std are taken out of the target, so brighter hidden patches change nothing."""
+    """The target is normalised by a patch's own mean and std, so brighter hidden patches change nothing."""
     built, count = objective().double(), view.visible.shape[1]
     patches = view.patches.double() / 255
     brighter, other = patches.clone(), patches.clone()
@@ -59,7 +59,7 @@ def test_hidden_pixels_count_only_through_the_target(objective, view):
 
 
 def test_a_perfect_predictor_has_no_loss(objective, images, visible):
-    """All patches of an image are one and the same, which a head without weights can predict."""
+    """All patches of an image are equal, which a head without weights can predict."""
     view = view_of(images[:1, :8, :8].repeat(2, 4, 4, 1), visible, hidden_of(visible), "all")
     for norm_pixels in (True, False):
         built = objective(MaskedAutoencoder(**SMALL, norm_pixels=norm_pixels)).double()

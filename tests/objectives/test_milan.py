@@ -78,7 +78,7 @@ def test_the_order_of_hidden_patches_does_not_matter(tiny_objective, images, vis
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "cosine"])
 def test_a_perfect_predictor_has_no_loss(tiny_objective, images, visible, loss):
-    """A target that is the same everywhere is what a head without weights can predict."""
+    """A head without weights can predict a target that is the same everywhere."""
     built, target = tiny_objective(Milan(**SMALL, loss=loss)).double(), draw(20).expand(2, 17, 20)
     with torch.no_grad():
         built.decoder.head.weight.zero_()

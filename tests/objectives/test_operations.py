@@ -1,6 +1,8 @@
 """Counted operations against the formulas of each paper's networks, for ViT-B/16 and its CLIP teacher."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +18,17 @@ VIT_B = Setting(224, 16, (7, 8, 9, 10, 11), 12, TEACHER, True, 512)
 
 
 def blocks(depth, tokens, width=WIDTH):
-    """Multiply-accumulates of plain blocks."""
+    """Return the multiply-accumulates of plain blocks."""
     return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
 
 
 def encoder(patches):
-    """Those of the encoder on CLS and some patches."""
+    """Return those of the encoder on CLS and some patches."""
     return 768 * WIDTH * patches + blocks(12, patches + 1)
 
 
 def cross(depth, queries, keys, width):
-    """Those of blocks in which queries read keys; only queries have an MLP."""
+    """Return those of blocks in which queries read keys; only queries have an MLP."""
     return depth * (
         2 * queries * width**2 + 2 * keys * width**2 + 2 * queries * keys * width + 8 * queries * width**2
     )
@@ -35,8 +37,8 @@ def cross(depth, queries, keys, width):
 CODES = WIDTH * 8192
 ALIGNED = encoder(58) + 5 * 59 * WIDTH * TEACHER
 DECODED = encoder(49) + 50 * WIDTH * 512
-# Multiply-accumulates of a forward pass with the published masks, and those of training relative to
-# MaskAlign's. What runs without gradient counts a third.
+# Multiply-accumulates of a forward pass with the default masks, and training operations relative to those of
+# MaskAlign. A pass without gradient counts a third.
 FORMULAS = {
     "maskalign": (ALIGNED, 1.0),
     "fd": (encoder(196) + 197 * WIDTH * TEACHER, 3.35),
@@ -70,6 +72,12 @@ def test_counted_operations_are_the_formulas(name, of_maskalign):
     found = counted(name)
     assert found == pytest.approx(2 * 3 * forward, rel=0.05)
     assert found / of_maskalign == pytest.approx(relative, rel=0.05)
+
+
+def test_the_document_states_the_counted_operations(of_maskalign):
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d\.\d\d) \|[^|]*\|$", page, re.MULTILINE))
+    assert stated == {name: f"{counted(name) / of_maskalign:.2f}" for name in FORMULAS}
 
 
 def test_counting_changes_no_weight_and_no_random_number(tiny_objective):

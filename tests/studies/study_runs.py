@@ -37,7 +37,7 @@ APPS = {function: app_of(function) for function in (run_study, compare_runs)}
 
 
 def call(function, *arguments):
-    """Call a command; an exception that it should have told in one sentence is raised here."""
+    """Call a command; an exception that it does not report in one sentence is raised here."""
     result = CliRunner().invoke(APPS[function], [str(argument) for argument in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -68,7 +68,7 @@ def test_seeds_become_a_line_and_what_is_not_shared_a_remark():
     runs = [run(0, 0.1), run(1, 0.2), run(0, 0.3, **{"mask.ratio": 0.9}), run(1, 0.4, other, done=5)]
     assert [(line.label, len(line.runs)) for line in lines_of(runs)] == [("ratio 0.5", 3), ("ratio 0.9", 1)]
     assert remarks_on_runs(runs) == [
-        "runs of one seed and student began with other initial weights",
+        "runs of the same seed and student began with different initial weights",
         "run run-0.4-1 is at step 5 of 10",
     ]
     cache = run(2, 0.5, FACTS | {"cache": "d" * 64})

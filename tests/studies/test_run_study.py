@@ -1,4 +1,4 @@
-"""run-study: the whole way on a tiny cache, killed, split, refused; and compare-runs on its runs."""
+"""run-study from file to table on a tiny cache: killed, split, refused; and compare-runs on its runs."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_stopped_at_three_moments_it_ends_with_the_same_table(finished, small_ca
         result = call(run_study, *words)
         assert result.exit_code == 1, result.output
         assert "stopped by SIGTERM: run the same command again to continue" in result.output
-    # what a kill leaves: a run without its end and its scores, and a run that was never begun
+    # a kill leaves a run without its last steps and scores, and a run that has not begun
     for name in ("student.safetensors", "scores.json"):
         (out / "runs" / "maskalign-s0" / name).unlink(missing_ok=True)
     described = json.loads((out / "runs/maskalign-s0/run.json").read_text())
@@ -143,7 +143,7 @@ def test_mixed_caches_are_refused(finished, small_cache_path, data, tmp_path):
     (out / "study.json").write_text(
         (out / "study.json").read_text().replace(Cache(small_cache_path).digest, Cache(other).digest)
     )
-    assert "all runs of a study share one cache" in refused(study, "--cache", other, "--out", out, *data)
+    assert "give the first cache, or a new --out" in refused(study, "--cache", other, "--out", out, *data)
     two = ("--cache", small_cache_path, "--cache", other)
     assert "2 caches are given" in refused(study, *two, "--out", tmp_path / "new", *data)
 
@@ -169,15 +169,15 @@ def test_misuse_of_the_command_is_one_sentence(finished, small_cache_path, data,
     assert "optim.steps was 6 and is now 7" in refused(longer, *cache, "--out", finished, *data)
     new = ("--out", tmp_path / "new")
     assert "is not a part" in refused(study, *cache, *new, "--only", "3/2")
-    assert "is not one: give epochs=N" in refused(study, *cache, *new, "--budget", "days=2")
+    assert "is not a budget: give epochs=N" in refused(study, *cache, *new, "--budget", "days=2")
     probe = study_file(tmp_path, TWO + "[evaluations.probe]\n", "probe.toml")
     assert "give --test-shards" in refused(probe, *cache, *new)
     named = study_file(tmp_path, TWO.replace("[axes]", '[axes]\ncache = ["a", "b"]'), "caches.toml")
-    assert "names none of the study's caches" in refused(named, *cache, *new)
+    assert "is not a cache of the study" in refused(named, *cache, *new)
     in_loop = study_file(
         tmp_path, TWO + '[[variants]]\nlabel = "x"\nteacher_in_the_loop = true\n', "loop.toml"
     )
-    assert "add --teacher with the address" in refused(in_loop, *cache, *new, *data)
+    assert "give --teacher the address" in refused(in_loop, *cache, *new, *data)
 
 
 def test_caches_may_be_an_axis(small_cache_path, data, tmp_path):
@@ -241,7 +241,7 @@ def test_compare_runs_gathers_seeds(finished, tmp_path):
 def test_compare_runs_refuses_in_one_sentence(finished, tmp_path):
     run = finished / "runs" / "fd-s0"
     for words, message in (
-        ([run], "needs two runs or more"),
+        ([run], "needs at least two runs"),
         ([run, run], "is given twice"),
         ([run, tmp_path], "is not a run folder"),
     ):

@@ -45,11 +45,11 @@ def test_set_changes_the_base_or_the_study_itself(tmp_path):
         ),
         (TWO.replace('["maskalign", "fd"]', "[]"), "axis 'objective.name' is empty"),
         (TWO.replace('"fd"]', '"maskalign"]'), "axis 'objective.name' has a value twice"),
-        (TWO.replace("[0, 1]", "[1, 1]"), "1 is there twice"),
-        (TWO.replace("[0, 1]", "[]"), "it is empty: name at least one"),
-        ('title = "t"\n' + BASE, "there is nothing to compare"),
+        (TWO.replace("[0, 1]", "[1, 1]"), "1 is given twice"),
+        (TWO.replace("[0, 1]", "[]"), "it is empty: give at least one"),
+        ('title = "t"\n' + BASE, "the study has no rows"),
         (TWO.replace("[base]", "[base]\nsteps = 3"), "'steps' is not of the form section.key"),
-        (TWO.replace("[axes]", '[axes]\n"train.seed" = [1, 2]'), "the seeds of a study are its key `seeds`"),
+        (TWO.replace("[axes]", '[axes]\n"train.seed" = [1, 2]'), "give seeds with the key `seeds`"),
         (TWO.replace('title = "tiny"', 'title = "tiny"\nbudgte = "epochs=1"'), "did you mean 'budget'"),
         ("title = [", "is not valid TOML"),
     ],
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_set_refuses_what_rows_differ_in(tmp_path):
-    with pytest.raises(ConfigError, match=r"--set objective.name would replace what rows"):
+    with pytest.raises(ConfigError, match=r"--set objective.name would replace a key in which rows"):
         read_study(study_file(tmp_path), ["objective.name=fd"])
 
 
@@ -84,7 +84,7 @@ def test_a_budget_gives_the_steps(text, steps):
 
 @pytest.mark.parametrize("text", ["epochs", "epochs=0", "hours=3", "steps=1.5", "flops=x", "epochs=1e999"])
 def test_what_is_not_a_budget_is_refused(text):
-    with pytest.raises(ConfigError, match="is not one: give epochs=N, steps=N or flops=F"):
+    with pytest.raises(ConfigError, match="is not a budget: give epochs=N, steps=N or flops=F"):
         read_budget(text)
 
 

@@ -109,8 +109,8 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
     assert 12 < found["perplexity"] <= 24
     assert losses(finished)[-1]["loss"] < losses(finished)[0]["loss"]
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert "of 24 codes" in page
-    assert f"taken, perplexity {found['perplexity']:.0f}" in page
+    assert "codes in use" in page
+    assert f"of 24; perplexity {found['perplexity']:.0f}" in page
 
 
 def test_a_resumed_run_loads_its_codebook(small_cache_path, finished, tmp_path, monkeypatch):
@@ -137,12 +137,12 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
     shared = f"objective.codebook={finished}"
     for settings, message in (
         ([shared, "objective.codebook_size=25"], "does not fit this run: it has size 24, not 25; give"),
-        ([shared, "data.levels=[4]"], "it has level 5, not 4; give another run's, or leave"),
+        ([shared, "data.levels=[4]"], "it has level 5, not 4; give another one, or leave"),
         ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
-        ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another run's"),
+        ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another one"),
         ([f"objective.codebook={tmp_path}"], "is not a codebook ([Errno 2]"),
         ([f"objective.codebook={finished / 'run.json'}"], "is not a codebook (Error while deserializing"),
-        ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata name no codebook"),
+        ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata describe no codebook"),
         (
             ["objective.codebook_size=4481"],
             "more than the 4480 tokens that the cache has: choose at most 4480",

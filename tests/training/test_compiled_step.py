@@ -169,7 +169,7 @@ def _one_rank():
 @pytest.mark.usefixtures("_one_rank")
 @pytest.mark.parametrize("name", ["beit", "cae"])
 def test_codes_compile_under_ddp_with_an_eager_steps_gradients(name):
-    """The compiler cuts a step between gradient buckets, which not every loss in parts survives."""
+    """The compiler splits a step between gradient buckets, which breaks some losses in parts."""
     wide = ("student.options={depth=2, embed_dim=192, num_heads=2}", "student.drop_path=0.0")
     (step, batch), graphs = tiny_step(f"objective.name={name}", CODES, *wide), []
     step(batch)[0].backward()

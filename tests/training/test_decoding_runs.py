@@ -70,7 +70,7 @@ def test_pixels_are_learned_where_few_targets_are_kept(kept_cache, tmp_path, str
     assert "data:image/" in page
 
 
-def test_visible_targets_are_enough_where_no_hidden_feature_is_learned(kept_cache, tmp_path):
+def test_visible_targets_suffice_where_no_hidden_one_is_learned(kept_cache, tmp_path):
     for name, setting in (
         ("milan", "objective.positions=visible"),
         ("combined", "objective.reconstruct=pixels"),

@@ -59,7 +59,7 @@ def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp
 def test_a_target_of_the_last_block_is_refused_for_several(small_cache_path, tmp_path):
     """The tiny teacher has a final norm and no projection."""
     for target, message in (
-        ("post_norm", "last block 5, not blocks 3, 4, 5: set data.levels=[5], which the cache must have, or"),
+        ("post_norm", "last block 5, not blocks 3, 4, 5: set data.levels=[5] if the cache has it, or"),
         ("projected", "needs the teacher's projection, which cache"),
     ):
         result = train(small_cache_path, tmp_path / "run", f"objective.target={target}")

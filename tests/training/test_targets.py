@@ -64,7 +64,7 @@ def test_a_teacher_in_the_loop_gives_what_a_cache_would(kind):
     torch.testing.assert_close(cached.hidden, in_loop.hidden)
 
 
-def test_a_teacher_in_the_loop_does_not_run_for_an_objective_without_targets():
+def test_a_teacher_does_not_run_for_an_objective_without_targets():
     needs = Needs(visible="none", pixels="all", positions=True)
     found = TeacherTargets(None, True, needs)({"views": torch.zeros(2)})
     assert (found.visible, found.hidden) == ([], [])

@@ -78,14 +78,16 @@ class Attention(Section):
         batches = list(_first(data, task.subject.image_size, task.batch_size, self.images, left_out))
         if not batches:
             raise ConfigError(
-                f"{data.address!r} has no image that is whole ({left_out.reasons()}): give others"
+                f"{data.address!r} has no readable image ({left_out.reasons()}): give other images"
             )
         found = {who: Observations() for who in networks}
         for batch in batches:
             for who, subject in networks.items():
                 observe(subject, batch.pixels.to(subject.device), found[who], self._query(subject))
             if not all(one.last[-1].isfinite().all() for one in found.values()):
-                raise ConfigError("patch tokens are not finite: a network has diverged; compare others")
+                raise ConfigError(
+                    "patch tokens are not finite: training of a network diverged; compare other networks"
+                )
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
         facts = describe_data(data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())
@@ -103,7 +105,7 @@ class Attention(Section):
                 per_class={}, class_images={}, chance=0.3 if teacher else 0.0,
                 selection="none: nothing is chosen", seeds=(self.seed,),
                 details=describe(found, own, teacher, inside), plots=(plot,),
-                notes=(f"masks that do not fit are not used: {faults.reasons()}",) if faults.counts else (),
+                notes=(f"masks that do not fit were left out: {faults.reasons()}",) if faults.counts else (),
             )
         ]  # fmt: skip
 
@@ -184,7 +186,7 @@ def _foregrounds(
 ) -> dict[int, Tensor]:
     """Return the share of foreground in each patch (N,), by number of the image, where there are masks.
 
-    `names` are source, key and label of each image; masks that do not fit are `faults`.
+    `names` are source, key and label of each image; masks that do not fit are added to `faults`.
     Raises ConfigError for `values` that no mask has.
     """
     images = data.of.images if isinstance(data, LabelledImages) else ()
@@ -207,6 +209,6 @@ def _foregrounds(
                 found[number] = share
     if values and not found:
         raise ConfigError(
-            f"foreground is {list(values)}, but no mask (KEY.seg.png) of {data.address!r} has these"
+            f"foreground is {list(values)}, but no mask (KEY.seg.png) of {data.address!r} has these values"
         )
     return found

@@ -34,8 +34,8 @@ _FITS = 0.5  # IoU of a box and the bounds of its polygon
 class Survey:
     """The images of a set that can be used, and what is known of their objects.
 
-    `left_out` counts images, `faults` boxes. `classes` counts images by class, crowds excluded. `damaged` are
-    the faults of images, by index, that turned out to be damaged when they were decoded.
+    `left_out` counts images, `faults` boxes. `classes` counts images by class, crowds excluded. `damaged`
+    has the faults, by index, of images that could not be decoded.
     """
 
     images: list[LabelledImage] = field(default_factory=list)

@@ -81,10 +81,10 @@ class Detect(Section):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, values: Any) -> Any:
-        """Let few steps have few steps of warm-up, and refuse what a frozen encoder does not use."""
+        """Shorten the default warm-up for few steps, and refuse what a frozen encoder does not use."""
         unused = sorted({"layer_decay", "drop_path"} & values.keys()) if values.get("frozen", True) else []
         if unused:
-            raise ValueError(f"{unused[0]} is for an encoder that is trained: give frozen=false, too")
+            raise ValueError(f"{unused[0]} is for an encoder that is trained: give frozen=false too")
         steps = values.get("steps")
         warmup = {"warmup": min(250, steps // 20)} if isinstance(steps, int) and steps > 0 else {}
         # what a validator passes on is no longer JSON, whose lists would be tuples

@@ -18,12 +18,12 @@ from pipeline.report.scores import Plot
 SHOWN = 0.5  # least score
 _COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
 _GAP = 8  # pixels between the two images
-_SMALL = 320  # pixels of a side; smaller images are enlarged, or names would cover them
+_SMALL = 320  # pixels of a side; smaller images are enlarged, so that names do not cover them
 _WIDEST = 1280  # pixels of the two together
 
 
 def draw_some(found: Sequence[Found], count: int, names: Sequence[str], file: Path) -> tuple[Plot, ...]:
-    """Write `count` test images, spread over all, as PNGs named after `file`, with a number."""
+    """Write `count` test images, spread evenly, as PNGs named after `file` with a number."""
     chosen = sorted(
         {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
     )

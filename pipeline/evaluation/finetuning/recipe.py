@@ -117,7 +117,7 @@ def choose_preset(preset: Preset, pretrained: bool, images: int) -> Preset:
 
 
 def choose_pool(preset: Preset, subject: Subject, images: int) -> Pool:
-    """Return what auto means: CLS in recipe small of a network that was trained to be judged by it."""
+    """Return the pool of auto: cls in recipe small for a pretrained network that pools by CLS, else mean."""
     pretrained = subject.facts.kind in ("teacher", "model")
     by_cls = pretrained and subject.has_cls and subject.vit.global_pool == "token"
     return "cls" if by_cls and choose_preset(preset, pretrained, images) == "small" else "mean"

@@ -77,9 +77,9 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
 
 
 def _with_epochs(plan: CropPlan, task: Task, first: int, after_epoch: Any) -> Iterator[Iterator[Crops]]:
-    """Yield the steps from `first` on, and call `after_epoch` once an epoch's last step, or all, are done.
+    """Yield the steps from `first` on; call `after_epoch` after each epoch, and after the last step.
 
-    It is called before the next step, as a state is written right after a step.
+    It is called just before the next step, since a state is written right after a step.
     """
     per_epoch = max(1, len(plan.images) // plan.batch)
     for done, step in enumerate(plan.batches(task, task.subject.image_size, first), first):

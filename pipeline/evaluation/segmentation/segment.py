@@ -31,7 +31,7 @@ Sides = tuple[int, int]
 
 
 def _trained(linear: Any, upernet: Any = None) -> dict[str, Any]:
-    """Return the default of an option that both trained kinds have."""
+    """Return the defaults of an option that only the trained kinds have."""
     return {"linear": linear, "upernet": linear if upernet is None else upernet}
 
 
@@ -116,7 +116,9 @@ class Segment(SectionOfKinds):
     def _of_a_trained_encoder(cls, values: dict[str, Any]) -> dict[str, Any]:
         unused = sorted({"layer_decay", "drop_path"} & values.keys())
         if unused and values.get("frozen"):
-            raise ValueError(f"{unused[0]} is for an encoder that is trained: leave it or frozen out")
+            raise ValueError(
+                f"{unused[0]} is for an encoder that is trained: leave out {unused[0]} or frozen"
+            )
         sides = {key: (values[key],) * 2 for key in ("crop", "stride") if isinstance(values.get(key), int)}
         return values | sides
 
@@ -136,7 +138,7 @@ class Segment(SectionOfKinds):
                 f"stride is {list(self.stride)}: give 1 to {list(self.crop)}, the size of a window"
             )
         if self.kind == "knn" and min(self.k) < 1:
-            raise ValueError(f"k is {list(self.k)}: numbers of 1 or more are needed")
+            raise ValueError(f"k is {list(self.k)}: give numbers of at least 1")
         return self
 
     def run(self, task: Task) -> list[Outcome]:
