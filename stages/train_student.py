@@ -30,14 +30,17 @@ if TYPE_CHECKING:
 
 def train_student(
     cache: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Cache that extract-teacher made: a folder, or an address such as s3://BUCKET/PATH."
+            help="Cache that extract-teacher made: a folder, or a URL such as s3://BUCKET/PATH. Required."
         ),
-    ],
+    ] = None,
     run: Annotated[
-        Path, typer.Option(help="Folder of the run: configuration, metrics, checkpoints, student, report.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder of the run: configuration, metrics, checkpoints, student, report. Required."
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")
     ] = None,
@@ -56,7 +59,11 @@ def train_student(
         ),
     ] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration as a recipe and stop.")
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print the whole configuration as a recipe and stop; needs no --cache and no --run.",
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -67,13 +74,16 @@ def train_student(
     if resume and resume_auto:
         raise typer.BadParameter("give --resume or --resume-auto, not both")
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
-    with cli_errors(lambda: _advice(run, mode)):
-        if print_config:
+    if print_config:
+        with cli_errors(lambda: "run the same command again"):
             from pipeline.config import dump_toml, load_config
             from pipeline.training.config import RunConfig
 
             typer.echo(dump_toml(load_config(RunConfig, config, assignments or [])), nl=False)
-            return
+        return
+    if cache is None or run is None:
+        raise typer.BadParameter("give --cache and --run")
+    with cli_errors(lambda: _advice(run, mode)):
         result = _train(cache, run, config, assignments or [], mode, device)
     if result.done < result.steps:
         raise typer.Exit(stop_code(result.stopped_by))

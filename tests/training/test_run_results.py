@@ -172,12 +172,14 @@ def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, opti
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path):
-    base = ["--cache", "c", "--run", "r", "--print-config"]
+    base = ["--print-config"]
     printed = call(*base, *settings())
     assert printed.exit_code == 0
     (tmp_path / "recipe.toml").write_text(printed.stdout)
     assert load_config(RunConfig, tmp_path / "recipe.toml") == load_config(RunConfig, None, TINY)
     assert call(*base, "--config", tmp_path / "recipe.toml").stdout == printed.stdout
+    without = call("--cache", "c")
+    assert (without.exit_code, "give --cache and --run" in without.output) == (2, True)
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
