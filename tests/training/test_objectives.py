@@ -49,7 +49,7 @@ def test_a_context_autoencoder_trains_and_resumes_bit_for_bit(small_cache_path, 
 def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp_path):
     for cache, settings, message in (
         (CACHE, [], "(schema 1.0) does not have: set objective.target=whiten as a substitute, or extract"),
-        (small_cache_path, ["data.levels=[4]"], "block 5, not block 4: set data.levels=[5], which the"),
+        (small_cache_path, ["data.levels=[4]"], "block 5, not block 4: set data.levels=[5] if the"),
     ):
         result = train(cache, tmp_path / "run", "train.global_batch=4", *settings, tiny=FD)
         assert (result.exit_code, message in result.output) == (2, True), result.output
