@@ -107,6 +107,16 @@ class RunConfig(Sections):
         return self
 
 
+def with_preset(earlier: Mapping[str, Any], assigned: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of an earlier configuration, changed by assigned values and a preset among them.
+
+    All keys of the earlier one are set, so that a preset would otherwise change none.
+    """
+    objective = {"name": earlier["objective"]["name"], **assigned["objective"]}
+    changes = RunConfig.completed({**assigned, "objective": objective})
+    return {name: {**earlier.get(name, {}), **changes.get(name, {})} for name in {**earlier, **changes}}
+
+
 def batch_of_rank(train: TrainConfig, world_size: int) -> int:
     """Return the samples of one rank's step; raises ConfigError if the global batch does not divide."""
     parts = world_size * train.accumulate

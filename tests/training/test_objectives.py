@@ -87,3 +87,14 @@ def test_a_preset_fills_what_is_not_set():
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(RunConfig, None, settings)
+
+
+def test_a_preset_is_compared_on_resume(small_cache_path, tmp_path):
+    """The same command again continues the run, and another preset is refused."""
+    preset = ("objective.name=maskdistill", "objective.preset=published", "optim.epochs=200")
+    run = trained(small_cache_path, tmp_path / "run", *preset, *TINY)
+    again = train(small_cache_path, run, *preset, *TINY, resume=True)
+    assert again.exit_code == 0, again.output
+    other = train(small_cache_path, run, "objective.preset=eva", resume=True)
+    assert other.exit_code == 2
+    assert "objective.loss was 'smooth_l1' and is now 'cosine'" in other.output
