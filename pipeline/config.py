@@ -139,7 +139,7 @@ def _name(values: Any, detail: ErrorDetails) -> str:
         if isinstance(part, int) and isinstance(values, list):
             name, values = f"{name}[{part}]", dict(enumerate(values)).get(part)
         elif isinstance(part, str) and isinstance(values, dict):
-            if part in values or part == detail["loc"][-1]:
+            if part in values or (part == detail["loc"][-1] and detail["type"] == "missing"):
                 name, values = f"{name}.{part}".removeprefix("."), values.get(part)
         else:
             break

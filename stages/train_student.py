@@ -105,12 +105,20 @@ def _train(
     def read() -> dict[str, Any]:
         return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
 
+    def read_config() -> "RunConfig":
+        values = read()
+        config = parse_config(RunConfig, values)
+        if "preset" in values.get("objective", {}) and not file and continues(run, mode):
+            values = with_preset(read_run(run)["config"], read_settings(None, assignments))
+            config = parse_config(RunConfig, values)
+        return config
+
     if process.world_size == 1:  # a key without its section may be one of [objective], which needs torch
         parse_config(Sections, {name: keys for name, keys in read().items() if isinstance(keys, dict)})
     cache = Cache(address)
     start_early("pipeline.stream.worker")
     from pipeline.report.run_page import write_run_report
-    from pipeline.training.config import RunConfig
+    from pipeline.training.config import RunConfig, with_preset
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training
 
@@ -121,7 +129,7 @@ def _train(
     guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
     with guard, joined_ranks(chosen) as ranks, TemporaryDirectory(prefix="maskalign-views-") as scratch:
         # The main rank reads: on a network file system, other machines may see an older state of the folder.
-        config = ranks.decide(lambda: parse_config(RunConfig, read()))
+        config = ranks.decide(read_config)
         with ranks.together():
             evaluate = _evaluation(config, cache, Path(scratch), say) if ranks.is_main else None
         result = run_training(

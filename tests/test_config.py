@@ -112,7 +112,7 @@ loss.x=1
 objective.hed='mlp'
     unknown KEY 'objective.hed': did you mean 'objective.head'?
 objective={name='fd', mode='last'}
-    unknown KEY 'objective.mode': known are name, target
+    unknown KEY 'objective.mode': known are name, target, beta
 objective.name=what
     KEY 'objective.name' is 'what': input should be OBJECTIVES
 objective=3

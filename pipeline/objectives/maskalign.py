@@ -6,7 +6,7 @@ mixtures are the paper's baselines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ class Alignment(ObjectiveConfig):
 
 
 class MaskAlign(Alignment):
-    """Alignment of the visible tokens alone."""
+    """Alignment of the visible tokens alone. The defaults of all sections are its published recipe."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {}}
 
     name: Literal["maskalign"] = "maskalign"
 

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import ConfigError
 from pipeline.student.backbone import create_backbone
 from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import freeze_unused, initialise
@@ -97,9 +98,15 @@ def build_encoder(
 ) -> MaskedEncoder:
     """Return an untrained encoder, its values drawn from torch's global generator; raises ConfigError.
 
-    The final norm is frozen unless the objective trains it.
+    The final norm is frozen unless the objective trains it; a model without one is then refused. With
+    `global_pool = "avg"` timm moves the norm behind the pooling.
     """
     vit = create_backbone(config.model, config.options, config.drop_path, image_size, patch_size)
+    if trains_norm and isinstance(vit.norm, nn.Identity):
+        raise ConfigError(
+            f"student.options {dict(config.options)} leave student.model {config.model!r} without a norm "
+            "after its last block, which this objective trains: add fc_norm=false, and remove final_norm"
+        )
     initialise(vit)
     freeze_unused(vit)
     vit.norm.requires_grad_(trains_norm)

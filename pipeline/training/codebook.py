@@ -6,11 +6,13 @@ run load those bytes. The metadata of the file state what the codes were fitted 
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -25,6 +27,7 @@ from pipeline.stream.samples import StreamSpec
 
 CODEBOOK_FILE = "codebook.safetensors"
 VQKD_WIDTH = 32  # channels of its codes
+_SHARE_OF_MEMORY = 0.8  # for the sample; fitting needs more besides
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,13 @@ def expected_facts(
     }
 
 
-def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError if the given codebook does not fit this run, or the cache has too few tokens."""
+def refuse_codebook(
+    request: CodebookRequest, cache: Cache, spec: StreamSpec, tokenizer: Tokenizer, device: torch.device
+) -> None:
+    """Raise ConfigError if the given codebook does not fit this run, or none can be fitted.
+
+    To fit one, the cache must have enough tokens and the device memory for them.
+    """
     if request.path is not None:
         facts, _ = read_codebook(codebook_at(request.path))
         expected = expected_facts(request, cache, spec, tokenizer)
@@ -86,6 +94,18 @@ def refuse_codebook(request: CodebookRequest, cache: Cache, spec: StreamSpec, to
             f"objective.codebook_size {request.size} is more than objective.codebook_tokens "
             f"{request.tokens}, which it is fitted to: raise that, or choose fewer codes"
         )
+    elif request.tokens > (fitting := int(_SHARE_OF_MEMORY * memory_of(device) / 4 / tokenizer.width)) < most:
+        raise ConfigError(
+            f"objective.codebook_tokens {request.tokens} do not fit into the memory of {str(device)!r} as "
+            f"{tokenizer.width} channels of float32: choose at most {fitting}"
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes that are free on a GPU, or all of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def codebook_at(path: str | Path) -> Path:

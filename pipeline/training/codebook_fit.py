@@ -59,7 +59,7 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
         torch.cuda.reset_peak_memory_stats(job.device)
     with job.ranks.together():
         found = load_codebook(data, tokenizer_of(job.objective))
-        if resumed:
+        if resumed and job.ranks.is_main:  # all ranks have the same bytes; others may not see run.json
             refuse_differences(read_run(job.run)["pinned"], {"codebook": found.digest})
     return found
 
@@ -73,7 +73,9 @@ def make_codebook(
     """
     seed, tokenizer = job.config.train.seed, tokenizer_of(job.objective)
     values = sample_tokens(job, request)
-    facts: dict[str, Any] = {"seed": seed, "tokens": values.shape[0] * values.shape[1]}
+    tokens = values.shape[0] * values.shape[1]
+    say(f"codebook: {tokens:,} tokens, {values.nbytes / 1e9:.2g} GB on {job.device}")
+    facts: dict[str, Any] = {"seed": seed, "tokens": tokens}
     if request.kind == "vqkd":
         facts |= fit_vqkd(tokenizer, values, request, seed, say)
     else:

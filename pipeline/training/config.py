@@ -69,17 +69,17 @@ class RunConfig(Sections):
         if not isinstance(given, Mapping) or "preset" not in given:
             return values
         name, preset = given.get("name", "maskalign"), given["preset"]
-        kind = objective_kinds().get(name)
+        kind = objective_kinds().get(str(name))
         presets: dict[str, Mapping[str, Any]] = {"common": {}, **(kind.presets if kind else {})}
         if kind and kind.masked:
             presets["same-mask"] = SAME_MASK
-        if kind and preset not in presets:
+        if kind and str(preset) not in presets:
             raise ConfigError(
                 f"configuration key 'objective.preset' is {preset!r}: objective {name!r} has "
                 f"{', '.join(map(repr, presets))}"
             )
         rest = {key: value for key, value in given.items() if key != "preset"}
-        return merged_defaults({**values, "objective": rest}, presets.get(preset, {}))
+        return merged_defaults({**values, "objective": rest}, presets.get(str(preset), {}))
 
     @model_validator(mode="after")
     def _fit_the_objective(self) -> Self:
@@ -105,6 +105,16 @@ class RunConfig(Sections):
             merged["hidden"] = None
         object.__setattr__(self, "mask", MaskConfig(**merged))
         return self
+
+
+def with_preset(earlier: Mapping[str, Any], assigned: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of an earlier configuration, changed by assigned values with a preset.
+
+    The earlier configuration sets all keys, so without this a preset would change none.
+    """
+    objective = {"name": earlier["objective"]["name"], **assigned["objective"]}
+    changes = RunConfig.completed({**assigned, "objective": objective})
+    return {name: {**earlier.get(name, {}), **changes.get(name, {})} for name in {**earlier, **changes}}
 
 
 def batch_of_rank(train: TrainConfig, world_size: int) -> int:

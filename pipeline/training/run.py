@@ -83,7 +83,7 @@ def run_training(
             refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
         request = config.objective.codebook_request
         if request and not resumed and ranks.is_main:
-            refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective))
+            refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective), device)
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:

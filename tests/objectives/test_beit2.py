@@ -88,6 +88,7 @@ def test_a_student_without_cls_is_refused(tiny_objective):
             facts={"tokenizer": Tokenizer(30, 20)},
             class_token=False,
             global_pool="avg",
+            fc_norm=False,
         )
 
 

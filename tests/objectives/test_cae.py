@@ -17,7 +17,7 @@ from pipeline.training.config import RunConfig
 CODES, TEACHER = 24, 20
 OWN = ContextAutoencoder(codebook_size=CODES, regressor_depth=2, decoder_depth=2)
 TAUGHT = ContextAutoencoder(align="teacher", regressor_depth=2)
-NO_CLS = {"class_token": False, "global_pool": "avg"}
+NO_CLS = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pipeline.objectives.objective import Targets
 from pipeline.training.config import RunConfig
 
 SMALL = {"decoder_depth": 2, "decoder_width": 32, "decoder_heads": 4}
-NO_CLS = {"class_token": False, "global_pool": "avg"}
+NO_CLS = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 NONE = Targets([], [])
 
 

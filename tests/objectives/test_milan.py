@@ -89,7 +89,9 @@ def test_a_perfect_predictor_has_no_loss(tiny_objective, images, visible, loss):
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize(
-    "options", [{}, {"reg_tokens": 2}, {"class_token": False, "global_pool": "avg"}], ids=str
+    "options",
+    [{}, {"reg_tokens": 2}, {"class_token": False, "global_pool": "avg", "fc_norm": False}],
+    ids=str,
 )
 def test_exactly_the_trained_parameters_get_a_gradient(tiny_objective, images, visible, positions, options):
     built = tiny_objective(Milan(**SMALL, positions=positions), **options)

@@ -9,6 +9,9 @@ import torch
 from student_fixtures import encode_images
 from torch import nn
 
+from pipeline.errors import ConfigError
+from pipeline.student.config import StudentConfig
+from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import sincos_positions
 from pipeline.student.patches import cut_patches
 
@@ -157,3 +160,12 @@ def test_what_the_loss_never_reaches_is_frozen(tiny_encoder, options, frozen):
 def test_a_pooling_head_is_frozen(tiny_encoder):
     vit = tiny_encoder(class_token=False, global_pool="map").vit
     assert not any(parameter.requires_grad for parameter in vit.attn_pool.parameters())
+
+
+@pytest.mark.parametrize("options", [NO_CLS, {"global_pool": "avg"}, {"final_norm": False}], ids=str)
+def test_a_norm_that_is_to_be_trained_must_be_there(options):
+    config = StudentConfig(model="vit_tiny_patch16_224", options=TINY | options)
+    with pytest.raises(ConfigError, match=r"without a norm after its last block.*: add fc_norm=false"):
+        build_encoder(config, 32, 8, trains_norm=True)
+    mended = StudentConfig(model=config.model, options=TINY | NO_CLS | {"fc_norm": False})
+    assert build_encoder(mended, 32, 8, trains_norm=True).vit.norm.weight.requires_grad

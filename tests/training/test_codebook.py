@@ -152,6 +152,11 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         result = train(small_cache_path, tmp_path / "run", *settings, tiny=BEIT)
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert not (tmp_path / "run").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.codebook.memory_of", lambda _: 10**6)
+        result = train(small_cache_path, tmp_path / "run", tiny=BEIT)
+    message = "2000000 do not fit into the memory of 'cpu' as 64 channels of float32: choose at most 3125"
+    assert (result.exit_code, message in result.output) == (2, True), result.output
     other = caches.real(tmp_path, tars=1, views=1, encoding="int4", levels="2")
     result = train(other, tmp_path / "run", shared, tiny=BEIT)
     digests = described(finished)["pinned"]["cache"], Cache(other).digest

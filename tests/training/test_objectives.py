@@ -51,7 +51,9 @@ def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp
         (CACHE, [], "(schema 1.0) does not have: set objective.target=whiten as a substitute, or extract"),
         (small_cache_path, ["data.levels=[4]"], "block 5, not block 4: set data.levels=[5] if the"),
     ):
-        result = train(cache, tmp_path / "run", "train.global_batch=4", *settings, tiny=FD)
+        result = train(
+            cache, tmp_path / "run", "train.global_batch=4", "objective.target=post_norm", *settings, tiny=FD
+        )
         assert (result.exit_code, message in result.output) == (2, True), result.output
         assert not (tmp_path / "run").exists()
 
@@ -74,9 +76,25 @@ def test_a_preset_fills_what_is_not_set():
     assert same == RunConfig()
     assert (changed.mask.strategy, changed.mask.ratio, changed.mask.hidden) == ("random", None, 3)
     for settings, message in (
-        (["objective.preset=mine"], "is 'mine': objective 'maskalign' has 'common', 'same-mask'"),
-        (["objective.name=fd", "objective.preset=same-mask"], "objective 'fd' has 'common'"),
+        (
+            ["objective.preset=mine"],
+            "is 'mine': objective 'maskalign' has 'common', 'published', 'same-mask'",
+        ),
+        (["objective.name=fd", "objective.preset=same-mask"], "objective 'fd' has 'common', 'published'"),
+        (["objective.preset=[1]"], r"'objective.preset' is \[1\]: objective 'maskalign' has"),
+        (["objective.name=['fd']", "objective.preset=common"], "'objective.name' is"),
         (["objective.name=what", "objective.preset=common"], "'objective.name' is 'what': input should be"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(RunConfig, None, settings)
+
+
+def test_a_preset_is_compared_on_resume(small_cache_path, tmp_path):
+    """The same command again continues the run, and another preset is refused."""
+    preset = ("objective.name=maskdistill", "objective.preset=published", "optim.epochs=200")
+    run = trained(small_cache_path, tmp_path / "run", *preset, *TINY)
+    again = train(small_cache_path, run, *preset, *TINY, resume=True)
+    assert again.exit_code == 0, again.output
+    other = train(small_cache_path, run, "objective.preset=eva", resume=True)
+    assert other.exit_code == 2
+    assert "objective.loss was 'smooth_l1' and is now 'cosine'" in other.output
