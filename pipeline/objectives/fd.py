@@ -22,7 +22,7 @@ from pipeline.student.initialise import initialise_layer
 class FeatureDistillation(ObjectiveConfig):
     """The target, and `beta`, the distance at which smooth-L1 becomes a line; [mask] is not used.
 
-    The loss is 2 / beta times smooth-L1. Beta 1 gives the loss of the other objectives, beta 2 the published one.
+    The loss is 2 / beta times smooth-L1: that of the other objectives with beta 1, the published with beta 2.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.0}
