@@ -7,10 +7,10 @@ hidden patches need. The two blocks that join them are discarded after pretraini
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
@@ -47,6 +47,18 @@ class Beit2(CodesConfig):
     tokenizer: Literal["kmeans", "vqkd"] = "kmeans"
     vqkd_steps: PositiveInt = 5000
     vqkd_blocks: int = Field(3, ge=1, le=12)
+
+    @model_validator(mode="after")
+    def _uses_its_keys(self) -> Self:
+        """Raise ValueError for keys that k-means does not use."""
+        fields = type(self).model_fields
+        unused = [key for key in ("vqkd_steps", "vqkd_blocks") if getattr(self, key) != fields[key].default]
+        if unused and self.tokenizer == "kmeans":
+            raise ValueError(
+                f"objective.tokenizer 'kmeans' does not use {' and '.join(unused)}: choose 'vqkd', or leave "
+                f"{'it' if len(unused) == 1 else 'them'} out"
+            )
+        return self
 
     @property
     def needs(self) -> Needs:

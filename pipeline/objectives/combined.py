@@ -45,6 +45,8 @@ class Combined(Alignment, DecoderConfig):
 class CombinedObjective(MaskAlignObjective):
     """MaskAlign's objective, and a decoder on the last block's tokens after the final norm."""
 
+    reads_norm = True
+
     def __init__(self, config: Combined, student: StudentConfig, setting: Setting) -> None:
         super().__init__(config, student, setting)
         self.parts = ("alignment", "reconstruction")
@@ -52,9 +54,9 @@ class CombinedObjective(MaskAlignObjective):
         self.pixels = config.reconstruct == "pixels"
         self.decoder = Decoder(config, self.encoder, pixels if self.pixels else features)
         self.weight, self.stop_gradient = config.weight, config.stop_gradient
-        if not self.stop_gradient:  # the decoder reads blocks and a norm that MaskAlign freezes
+        self.encoder.vit.norm.requires_grad_(not self.stop_gradient)
+        if not self.stop_gradient:  # the decoder reads blocks that MaskAlign freezes
             self.encoder.vit.blocks.requires_grad_(True)
-            self.encoder.vit.norm.requires_grad_(True)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), the first of its parts (2,) and `weight` times the second."""

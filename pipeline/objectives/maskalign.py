@@ -52,10 +52,15 @@ class MaskAlign(Alignment):
 
 
 class MaskAlignObjective(Objective):
-    """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run."""
+    """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run.
+
+    `reads_norm`: whether the final norm is read, and so trained.
+    """
+
+    reads_norm: ClassVar[bool] = False
 
     def __init__(self, config: Alignment, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size)
+        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=self.reads_norm)
         parts = tuple(f"level {level}" for level in setting.levels)
         super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
         matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)

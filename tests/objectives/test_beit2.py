@@ -97,3 +97,13 @@ def test_the_published_recipe_has_vqkd_in_the_space_of_clip():
     assert (config.objective.tokenizer, config.objective.needs.target) == ("vqkd", "projected")
     assert (config.objective.codebook_request.kind, config.objective.codebook_size) == ("vqkd", 8192)
     assert (config.optim.epochs, config.student.drop_path, config.optim.betas) == (300, 0, (0.9, 0.98))
+
+
+def test_what_only_vqkd_uses_is_refused_for_kmeans():
+    settings = ["objective.name=beit2", "objective.vqkd_steps=10"]
+    with pytest.raises(
+        ConfigError, match=r"'kmeans' does not use vqkd_steps: choose 'vqkd', or leave it out"
+    ):
+        load_config(RunConfig, None, settings)
+    config = load_config(RunConfig, None, [*settings, "objective.tokenizer=vqkd"])
+    assert config.objective.codebook_request.steps == 10
