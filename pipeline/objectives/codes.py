@@ -75,7 +75,7 @@ class Tokenizer(nn.Module):
         return F.normalize(self.encode(values), dim=-1)
 
     def nearest(self, points: Tensor) -> Tensor:
-        """Return the codes (...) int64 whose direction is nearest to that of points (..., W)."""
+        """Return the codes (...) int64 nearest in direction to points (..., W)."""
         parts = _parts(self.size, points.flatten(0, -2))
         return torch.cat([(part @ self.codes.T).argmax(-1) for part in parts]).view(points.shape[:-1])
 

@@ -1,7 +1,7 @@
 """Inpainting of a teacher's features: MaskDistill (arXiv 2210.10615) and three variants of target or loss.
 
-Presets: `published` is MaskDistill, `mvp` is MVP-like (arXiv 2203.05175, whose paper and code we could not
-read), `eva` is EVA (arXiv 2211.07636), `dbot-clip` is dBOT with a CLIP teacher (arXiv 2209.03917).
+Presets: `published` is MaskDistill, `mvp` is MVP-like (arXiv 2203.05175; we could not read its paper or
+code), `eva` is EVA (arXiv 2211.07636), `dbot-clip` is dBOT with a CLIP teacher (arXiv 2209.03917).
 """
 
 from collections.abc import Mapping

@@ -49,7 +49,7 @@ def plain_decoder(decoder, tokens):
 
 
 def prompting_decoder(decoder, tokens, visible):
-    """Predictions (B, 1 + 16, channels) for CLS and all patches, of which blocks change the hidden ones."""
+    """Predictions (B, 1 + 16, channels) for CLS and all patches; blocks change only hidden patches."""
     of_mask = torch.nn.functional.pad(is_hidden(visible), (1, 0))[..., None]
     for block in decoder.blocks:
         normed = layer_norm(block.norm1, tokens)
@@ -73,6 +73,6 @@ def normalised_patches(images):
 
 
 def pixel_error(prediction, images, visible):
-    """The squared error over all patches, of which the mean over the hidden ones counts."""
+    """The squared error of all patches, averaged over the hidden ones."""
     error, hidden = ((prediction - normalised_patches(images)) ** 2).mean(-1), is_hidden(visible)
     return (error * hidden).sum() / hidden.sum()
