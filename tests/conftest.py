@@ -1,6 +1,7 @@
 """What all tests share: one thread and fixed examples, so that results repeat, and a small real cache."""
 
 import shutil
+import signal
 
 import caches
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 from pipeline.runtime.workers import worker_context
 
 torch.set_num_threads(1)
+# A command in the background of a script, or under nohup, inherits these as ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 worker_context("pipeline.stream.worker", "pipeline.views.decoding_worker")  # quick starts of both kinds
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
