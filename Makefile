@@ -54,7 +54,7 @@ faults: setup ## kill, stop, fill up and damage extractions, trainings and cache
 
 faults-short: setup ## a few of each of these, within five minutes
 	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
-	$(BIN)/python -m pytest -m faults --ignore tests/faults
+	$(BIN)/python -m pytest -m faults --ignore tests/faults --ignore tests/studies/test_study_kills.py
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .
