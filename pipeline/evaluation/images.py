@@ -90,7 +90,7 @@ class ImageSet:
 def open_images(
     specs: Sequence[str], scratch: Path, class_names: tuple[str, ...] = (), *, known: tuple[str, ...] = ()
 ) -> ImageSet:
-    """Index tars, or list an image folder, whose classes are numbered as in `known`, see `folder_images`.
+    """Index tars, or list an image folder with classes numbered as in `known`, see `folder_images`.
 
     `class_names` name the classes in reports.
 

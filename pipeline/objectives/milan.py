@@ -23,7 +23,7 @@ Positions = Literal["all", "hidden", "visible"]
 class Milan(DecoderConfig):
     """Which tokens are predicted, decoder, loss (`cosine` is 2 - 2 cosine here) and target.
 
-    With `positions` "visible" there are no decoder blocks, whatever `decoder_depth` is.
+    `positions` "visible" builds no decoder block, whatever `decoder_depth` is.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "attention", "ratio": 0.75}

@@ -138,7 +138,7 @@ class Comparison:
 
 
 def read_compared(folder: Path, label: str = "") -> ComparedRun:
-    """Read a run's folder; raises CheckpointError if there is no run in it."""
+    """Read a run's folder; raises CheckpointError if the folder holds none."""
     run = read_run(folder)
     metrics = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
     config, student = run["config"], student_digest(folder)

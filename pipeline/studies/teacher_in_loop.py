@@ -24,8 +24,6 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.job import TrainingJob, build_job
 from pipeline.training.targets import TeacherTargets, teacher_output
 
-_OUTPUT = ("post_norm", "projected")
-
 
 class InLoop(nn.Module):
     """A step on batches with all patches: makes views for the teacher and cuts what the objective needs."""
@@ -55,7 +53,7 @@ def whole_views(patches: Tensor, order: Tensor, patch: int) -> Tensor:
 
 @dataclass
 class InLoopJob(TrainingJob):
-    """A job whose targets come from a teacher."""
+    """A job in which a teacher computes the targets."""
 
     teacher: Teacher | None = None
 
@@ -68,10 +66,8 @@ class InLoopJob(TrainingJob):
         """Return the module of one step."""
         assert self.teacher is not None
         needs = self.config.objective.needs
-        output = teacher_output(self.cache) if needs.target in _OUTPUT else None
-        made = TeacherTargets(
-            partial(_hidden_states, self.teacher), self.teacher.facts.has_cls, needs, output
-        )
+        states, has_cls = partial(_hidden_states, self.teacher), self.teacher.facts.has_cls
+        made = TeacherTargets(states, has_cls, needs, teacher_output(self.cache, needs.target))
         compiled, self.compiled = self.compiled, False  # the teacher is not compiled
         try:
             step = super().build_step(targets or made)

@@ -16,6 +16,8 @@ from pipeline.objectives.losses import exact
 from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.objectives.objective import Batch, Targets
 
+_AFTER_THE_LAST_BLOCK: tuple[TargetKind, ...] = ("post_norm", "projected")
+
 
 class TeacherOutput(nn.Module):
     """A tower's output after its last block: the norm, gamma and beta (2, D), and a projection (D, E)."""
@@ -52,7 +54,7 @@ def make_target(
     if kind == "whiten":
         return whitened
     whitened, std = exact(whitened), exact(std)
-    if kind in ("post_norm", "projected"):
+    if kind in _AFTER_THE_LAST_BLOCK:
         assert output is not None
         values: Tensor = output(whitened, std, projected=kind == "projected")
         return values if kind == "projected" else F.layer_norm(values, whitened.shape[-1:])
@@ -124,12 +126,14 @@ class TeacherTargets(nn.Module):
 def cached_targets(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> CachedTargets:
     """Return what decodes targets of the chosen levels, which are indices of the stored ones."""
     mean, std = (torch.from_numpy(values[list(levels)]) for values in cache.calibration())
-    output = teacher_output(cache) if target in ("post_norm", "projected") else None
-    return CachedTargets(TargetDecoder(mean, std, cache.schema.encoding), target, output)
+    decoder = TargetDecoder(mean, std, cache.schema.encoding)
+    return CachedTargets(decoder, target, teacher_output(cache, target))
 
 
-def teacher_output(cache: Cache) -> TeacherOutput:
-    """Return the norm and projection that the cache has stored."""
+def teacher_output(cache: Cache, target: TargetKind) -> TeacherOutput | None:
+    """Return the stored norm and projection for a target that is made of them, None for another."""
+    if target not in _AFTER_THE_LAST_BLOCK:
+        return None
     arrays = {name: torch.from_numpy(values) for name, values in cache.teacher_output().items()}
     eps = cache.schema.teacher.post_norm_eps
     assert eps is not None
@@ -140,7 +144,7 @@ def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
     """Raise ConfigError if the cache lacks the norm or projection of a target, or a level is not the last."""
     target, schema = needs.target, cache.schema
     used = sorted({schema.levels[level] for part in needs.targets(levels).values() for level in part})
-    if target not in ("post_norm", "projected") or not used:
+    if target not in _AFTER_THE_LAST_BLOCK or not used:
         return
     last, substitute = schema.teacher.depth - 1, "set objective.target=whiten as a substitute"
     lacking = schema.teacher.post_norm_eps is None and "final norm"

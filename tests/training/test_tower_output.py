@@ -35,7 +35,7 @@ def stored_and_own(folder, encoding):
 @pytest.mark.parametrize(("encoding", "tolerance"), [("float16", 1e-3), ("int8", 0.02)])
 def test_targets_are_the_output_of_the_tower(tmp_path, encoding, tolerance):
     cache, batch, normed, projected = stored_and_own(tmp_path, encoding)
-    output, std = teacher_output(cache), torch.from_numpy(cache.calibration()[1])
+    output, std = teacher_output(cache, "projected"), torch.from_numpy(cache.calibration()[1])
     targets = cached_targets(cache, (0,), "projected")
     whitened, _, deviation = targets.decoder(batch["visible_codes"], batch["visible_stats"])
     bound = error_bound(whitened, batch["visible_stats"], std, encoding)[:, 0] * output.post_norm[0].abs()
