@@ -120,7 +120,8 @@ def read_codebook(path: Path) -> tuple[dict[str, Any], bytes]:
         facts, _ = parse_codebook(data)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"{str(path)!r} is not a codebook ({error}): give a run folder with {CODEBOOK_FILE}"
+            f"objective.codebook {str(path)!r} is not a codebook ({getattr(error, 'strerror', None) or error}): "
+            f"give a run folder with {CODEBOOK_FILE}, or that file"
         ) from None
     return facts, data
 

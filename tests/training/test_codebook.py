@@ -140,7 +140,10 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another one, or leave"),
         ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
         ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another one"),
-        ([f"objective.codebook={tmp_path}"], "is not a codebook ([Errno 2]"),
+        (
+            [f"objective.codebook={tmp_path}"],
+            "is not a codebook (No such file or directory): give a run folder with",
+        ),
         ([f"objective.codebook={finished / 'run.json'}"], "is not a codebook (Error while deserializing"),
         ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata describe no codebook"),
         (
