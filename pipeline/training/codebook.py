@@ -119,8 +119,9 @@ def read_codebook(path: Path) -> tuple[dict[str, Any], bytes]:
         data = path.read_bytes()
         facts, _ = parse_codebook(data)
     except (OSError, ValueError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"objective.codebook {str(path)!r} is not a codebook ({getattr(error, 'strerror', None) or error}): "
+            f"objective.codebook {str(path)!r} is not a codebook ({reason}): "
             f"give a run folder with {CODEBOOK_FILE}, or that file"
         ) from None
     return facts, data
