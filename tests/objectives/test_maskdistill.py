@@ -58,4 +58,5 @@ def test_presets_are_what_was_published(preset, patches, hidden, rate, loss, tar
     assert config.mask.strategy == "block"
     assert patches - config.mask.visible_count(patches) == hidden
     assert config.optim.base_lr == pytest.approx(rate)
+    assert config.optim.eps == (1e-6 if target == "projected" else 1e-8)
     assert (config.objective.loss, config.objective.target) == (loss, target)
