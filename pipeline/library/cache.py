@@ -72,7 +72,7 @@ class Cache(reader.Cache):
 
     def keys(self, rows: Rows = None, view: int = 0) -> list[str]:
         """Return the keys of images. On a disk only a name of each is read, otherwise the whole crops."""
-        numbers, found = np.atleast_1d(self._numbers(rows, view)), dict[int, str]()
+        numbers, found = self._numbers(rows, view).reshape(-1), dict[int, str]()
         for part in self._parts(numbers, view):
             keys = self._keys_of(part)
             found |= dict(zip(part.places.tolist(), keys, strict=True))

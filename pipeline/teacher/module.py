@@ -18,6 +18,7 @@ from pipeline.teacher.tower import Importance, Tower, layer_norm
 from pipeline.weights import weights_sha256
 
 LIBRARY = "module"  # what a cache says of such a teacher
+_FINAL_NORMS = ("post_layernorm", "layernorm", "norm")  # their names in transformers
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +152,7 @@ def transformers_teacher(
     names = [parameter for parameter, _ in model.named_parameters()]
     has_cls = any(part in parameter for parameter in names for part in ("cls_token", "class_embedding"))
     resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    norms = [module for path, module in model.named_modules() if path.rpartition(".")[2] in _FINAL_NORMS]
+    named = {path.rpartition(".")[2]: module for path, module in reversed(list(model.named_modules()))}
     return ModuleTeacher(
         module=model,
         name=name or type(model).__name__,
@@ -161,10 +162,7 @@ def transformers_teacher(
         mean=mean,
         std=std,
         has_cls=has_cls,
-        final_norm=norms[0] if len(norms) == 1 else None,
+        final_norm=next((named[norm] for norm in _FINAL_NORMS if norm in named), None),
         importance=importance,
         arguments={"interpolate_pos_encoding": True} if resizes else {},
     )
-
-
-_FINAL_NORMS = ("layernorm", "post_layernorm", "norm")

@@ -12,6 +12,12 @@ from torch.utils.data import DataLoader
 import maskalign
 from pipeline.errors import CacheError, ConfigError
 
+# webdataset leaves tars open that it has not read to their end
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def cache(small_cache_path):

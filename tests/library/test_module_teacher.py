@@ -123,7 +123,7 @@ def test_a_described_network_gives_the_same_cache_as_its_address(vit, tmp_path):
 def test_a_wrong_description_is_refused(vit):
     wrong = {
         r"gives \(1, 17, 64\) .* expected \(1, 17 or more tokens, width 65\)": {"width": 65},
-        r"gives \(1, 17, 64\) .* expected \(1, 65 or more tokens, width 64\)": {"patch_size": 8},
+        r"gives \(1, 5, 64\) .* 32 pixels: expected \(1, 17 or more tokens, width 64\)": {"patch_size": 8},
         "block 1 of `blocks` did not run": {"blocks": [vit.blocks[0], nn.Identity()]},
         r"teacher 'module:own' has 1 block: give at least 2": {"blocks": vit.blocks[:1]},
         r"cannot see images of 64 x 64 pixels \(TypeError": {"arguments": {"nothing": 1}},
