@@ -31,12 +31,6 @@ def heat_panel(pixels: Pixels, weights: NDArray[np.float32]) -> Pixels:
     return blend
 
 
-def colour_panel(colours: NDArray[np.float32]) -> Pixels:
-    """Return colours (h, w, 3) in 0 to 1 as pixels."""
-    pixels: Pixels = (colours * 255).round().astype(np.uint8)
-    return pixels
-
-
 def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:
     """Return a PNG with a row for each mapping of heading to panel; the first row has all headings."""
     headings = list(rows[0])
