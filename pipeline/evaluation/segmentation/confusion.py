@@ -1,6 +1,5 @@
 """Scores of segmentation from one confusion matrix over all pixels of a test set (not a mean over images)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from pipeline.evaluation.segmentation.dense import VOID
 from pipeline.report.scores import DataFacts, Outcome, Plot
 
 _DRAWS = 50  # resamples computed at once
+_MOST_CONFUSIONS = 10_000  # kept, the most frequent ones
 
 
 class Confusion:
@@ -86,9 +86,9 @@ def mask_outcome(
     *,
     selection: str,
     seed: int,
-    notes: tuple[str, ...] = (),
-    details: dict[str, Any] | None = None,
-    plots: tuple[Plot, ...] = (),
+    notes: tuple[str, ...],
+    details: dict[str, Any],
+    plots: tuple[Plot, ...],
 ) -> Outcome:
     """Return the outcome of a test set; chance is the most frequent class everywhere."""
     images, matrix = confusion.images, confusion.matrix
@@ -96,6 +96,8 @@ def mask_outcome(
     iou, true = class_iou(counts), counts[1]
     shown = torch.nonzero(~iou.isnan())[:, 0].tolist()
     largest = int(true.max()) / int(true.sum())
+    pairs = torch.cat([torch.nonzero(matrix), matrix[matrix > 0][:, None]], dim=1)
+    pairs = pairs[pairs[:, 2].argsort(descending=True, stable=True)[:_MOST_CONFUSIONS]]
     return Outcome(
         representation=representation,
         bank=bank,
@@ -104,7 +106,7 @@ def mask_outcome(
         intervals=mask_intervals(images),
         per_class={str(label): float(iou[label]) for label in shown},
         class_images={str(label): int((images[:, 1, label] > 0).sum()) for label in shown},
-        confused=tuple(_pairs(matrix)),
+        confused=tuple((label, guess, count) for label, guess, count in pairs.tolist()),
         chance=largest / int((true > 0).sum()),
         selection=selection,
         seeds=(seed,),
@@ -112,15 +114,7 @@ def mask_outcome(
         details={
             "pixels": int(true.sum()),
             "pixel accuracy of the most frequent class": largest,
-            **(details or {}),
+            **details,
         },
         plots=plots,
     )
-
-
-def _pairs(matrix: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (true class, predicted class, pixels), the most frequent first."""
-    rows, columns = torch.nonzero(matrix, as_tuple=True)
-    counts = matrix[rows, columns]
-    order = counts.argsort(descending=True, stable=True)[:10_000]
-    yield from zip(rows[order].tolist(), columns[order].tolist(), counts[order].tolist(), strict=True)

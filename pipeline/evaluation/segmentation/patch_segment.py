@@ -99,11 +99,13 @@ class PatchTask:
         chosen = spread_indices(len(everything), self.plots)
         tested, shown = self._confusions(classifier.predict(test, everything, [winner]), test, chosen)
         file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
-        size = self.subject.image_size
+        notes, size = list(self.notes), self.subject.image_size
+        if most is not None and most < len(learnt.tokens):
+            notes.append(f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed")
         return mask_outcome(
             kind.name, tested[winner], self.learnt.facts(size), self.test.facts(size),
             selection="best on a tenth of the images to learn from" if table else "none: one option is given",
-            seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)),
+            seed=self.seed, notes=tuple(notes),
             details={"chosen": kind.describe(winner), "table": table},
             plots=draw_predictions(file, shown, self.test, self.classes),
         )  # fmt: skip
@@ -139,7 +141,3 @@ class PatchTask:
             if image in chosen:
                 shown.append((image, truth.numpy(), classes.to(torch.uint8).cpu().numpy()))
         return found, shown
-
-    def _notes(self, learnt: Patches, most: int | None) -> Iterator[str]:
-        if most is not None and most < len(learnt.tokens):
-            yield f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed"
