@@ -42,11 +42,6 @@ class ComparedRun:
         """The images that training has shown, counting each view in each epoch."""
         return self.done * self.batch
 
-    @property
-    def all_operations(self) -> float | None:
-        """The operations of the whole run."""
-        return None if self.operations is None else self.operations * self.images
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -89,8 +84,8 @@ class Line:
     @property
     def operations(self) -> float | None:
         """The operations of a whole run."""
-        found = [run.all_operations for run in self.runs if run.all_operations]
-        return found[0] if found else None
+        found = (run.operations * run.images for run in self.runs if run.operations and run.images)
+        return next(found, None)
 
     @property
     def seconds(self) -> Spread | None:
@@ -187,18 +182,16 @@ def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
     caches = list(dict.fromkeys(run.facts["cache"] for run in runs))
     found: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        shown = [text for key in differing if (text := shown_setting(key, run.settings.get(key)))]
+        shown = []
+        for key in differing:  # a text stands alone, another value follows the last part of its key
+            value = run.settings.get(key)
+            if value is not None and not isinstance(value, str):
+                value = f"{key.rpartition('.')[2]} {json.dumps(value)}"
+            shown += [value] if value else []
         if len(caches) > 1:
             shown.append(f"cache {run.facts['cache'][:8]}")
         found.setdefault(", ".join(shown) or run.name, []).append(run)
     return [Line(label, group) for label, group in found.items()]
-
-
-def shown_setting(key: str, value: Any) -> str:
-    """Return a setting as part of a name: a text stands alone, another value follows its key's last part."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {json.dumps(value)}"
 
 
 def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
