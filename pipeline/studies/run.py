@@ -16,7 +16,7 @@ import torch
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.subject import student_subject, untrained_subject
-from pipeline.report.compared import ComparedRun, Comparison, Line, read_compared
+from pipeline.report.compared import ComparedRun, Comparison, Line, first_metrics, read_compared
 from pipeline.report.comparison import write_comparison
 from pipeline.report.run_page import write_run_report
 from pipeline.report.scores import read_scores, student_digest
@@ -144,7 +144,7 @@ class StudyRunner:
         Raises CheckpointError if runs do not share what they must.
         """
         found = {
-            run.name: read_compared(run.folder, run.row.label)
+            run.name: read_compared(run.folder)
             for run in self.runs
             if (run.folder / RUN_FILE).exists() and run.is_trained
         }
@@ -155,7 +155,13 @@ class StudyRunner:
             failures = [(run.seed, reason) for run in ours if (reason := self._failure(run)) is not None]
             there = [found[run.name] for run in ours if run.name in found]
             lines.append(Line(row.label, there, failures, waiting=len(ours) - len(there) - len(failures)))
-        lines += self._untrained_line()
+        folders = [(seed, self._untrained_folder(seed)) for seed in self.plan.study.seeds]
+        untrained = [
+            ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores)
+            for seed, folder in folders
+            if (scores := first_metrics(read_scores(folder)))
+        ]
+        lines += [Line("untrained encoder", untrained)] if untrained else []
         remarks = remarks_on(self.plan.caches)
         comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
         write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
@@ -164,19 +170,6 @@ class StudyRunner:
     def failed(self, runs: Sequence[PlannedRun]) -> list[str]:
         """Return the names of those of some runs that ended with an error."""
         return [run.name for run in runs if self._failure(run) is not None]
-
-    def _untrained_line(self) -> list[Line]:
-        folders = {seed: self._untrained_folder(seed) for seed in self.plan.study.seeds}
-        runs = []
-        for seed, folder in folders.items():
-            keyed = {(one.evaluation, one.representation, one.conditions): one for one in read_scores(folder)}
-            scores = {key: next(iter(score.metrics.values())) for key, score in keyed.items()}
-            chances = {key: score.chance for key, score in keyed.items()}
-            if scores:
-                runs.append(
-                    ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores, chances, UNTRAINED)
-                )
-        return [Line("untrained encoder", runs)] if runs else []
 
     def _subtitle(self, there: int) -> str:
         cache = next(iter(self.plan.caches.values()))
