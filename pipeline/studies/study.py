@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Section, parse_config, read_settings
 from pipeline.errors import ConfigError
@@ -17,7 +17,21 @@ CACHE = "cache"  # the axis of named caches
 SEED = "train.seed"
 _STUDY_KEYS = ("title", "seeds", "budget", "recipe", "evaluations", "untrained")  # that --set may change
 
-Settings = dict[str, Any]  # by "section.key"
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by "section.key", from settings in this form or in tables of sections."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if "." in name:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            raise ValueError(f"{name!r} is not of the form section.key, such as mask.ratio")
+    return found
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(flattened)]  # by "section.key"
 
 
 class Row(Section):
@@ -31,11 +45,6 @@ class Row(Section):
     settings: Settings = Field(default_factory=dict)
     cache: str | None = None
     teacher_in_the_loop: bool = False
-
-    @field_validator("settings")
-    @classmethod
-    def _flat(cls, settings: Settings) -> Settings:
-        return flattened(settings)
 
     @property
     def slug(self) -> str:
@@ -60,11 +69,6 @@ class Study(Section):
     evaluations: dict[Literal["knn", "probe"], dict[str, Any]] = {"knn": {}, "probe": {}}  # noqa: RUF012
     untrained: bool = True
 
-    @field_validator("base")
-    @classmethod
-    def _flat(cls, settings: Settings) -> Settings:
-        return flattened(settings)
-
     @field_validator("seeds")
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -86,19 +90,6 @@ class Study(Section):
         if not self.axes and not self.variants:
             raise ValueError("the study has no rows: give [axes], [[variants]] or both")
         return self
-
-
-def flattened(settings: Mapping[str, Any]) -> Settings:
-    """Return settings by "section.key", from settings in this form or in tables of sections."""
-    found: Settings = {}
-    for name, value in settings.items():
-        if "." in name:
-            found[name] = value
-        elif isinstance(value, Mapping):
-            found |= {f"{name}.{key}": each for key, each in value.items()}
-        else:
-            raise ValueError(f"{name!r} is not of the form section.key, such as mask.ratio")
-    return found
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from networks import png
 from PIL import Image
 from squares import COLOURS, squares, tar_of
 from torchvision import tv_tensors
@@ -200,10 +199,3 @@ def test_draws_depend_on_epoch_and_image_alone(tmp_path):
     again, other = dataset[3, 1][1], dataset[4, 1][1]
     assert torch.equal(first["image"], again["image"])
     assert not torch.equal(first["image"], other["image"])
-    blank = png(np.zeros((48, 64, 3), np.uint8))
-    cut = tar_of(tmp_path / "b.tar", {"x": (blank[:-40], squares(0)[1])})
-    index, sample, kind, reason = DenseDataset(
-        open_images([str(cut)], tmp_path).images, read, WholeSquare(64, FILL)
-    )[0]
-    assert (index, sample, kind) == (0, None, "damaged")
-    assert reason

@@ -1,13 +1,18 @@
 """Scores of segmentation from one confusion matrix over all pixels of a test set (not a mean over images)."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.metrics import LEVEL, RESAMPLES
 from pipeline.evaluation.segmentation.dense import VOID
 from pipeline.report.scores import DataFacts, Outcome, Plot
+
+Predicted = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # an image's index, true and predicted (H, W)
 
 _DRAWS = 50  # resamples computed at once
 _MOST_CONFUSIONS = 10_000  # kept, the most frequent ones
@@ -38,6 +43,22 @@ class Confusion:
     def images(self) -> Tensor:
         """Pixels of each image and class (n, 3, K) int64: right, true and predicted."""
         return torch.stack(self._images)
+
+
+def count_predictions(
+    predicted: Iterable[tuple[int, Tensor, Tensor]], images: int, classes: int, plots: int
+) -> tuple[Confusion, list[Predicted]]:
+    """Count `predicted`: index, true and predicted classes (H, W) of each of so many images.
+
+    Returns also up to `plots` of these, from the first image on at equal distances.
+    """
+    confusion, shown = Confusion(classes), list[Predicted]()
+    chosen = {number * images // plots for number in range(plots)}
+    for index, truth, found in predicted:
+        confusion.add(truth.to(found.device), found)
+        if index in chosen:
+            shown.append((index, truth.numpy(), found.to(torch.uint8).cpu().numpy()))
+    return confusion, shown
 
 
 def _of_classes(matrix: Tensor) -> Tensor:

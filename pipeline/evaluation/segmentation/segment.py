@@ -9,18 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.fitting import cosine, linear
 from pipeline.evaluation.kinds import SectionOfKinds
-from pipeline.evaluation.segmentation.confusion import Confusion, mask_outcome
+from pipeline.evaluation.segmentation.confusion import count_predictions, mask_outcome
 from pipeline.evaluation.segmentation.dense import training_transform
 from pipeline.evaluation.segmentation.masks import MaskedImages, count_classes, find_masks, mask_notes
 from pipeline.evaluation.segmentation.patch_segment import PatchTask
 from pipeline.evaluation.segmentation.segment_fit import Fit, predict_masks, train_segmenter
-from pipeline.evaluation.segmentation.segment_plots import draw_predictions, spread_indices
+from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import SharedKeys, Task
@@ -174,11 +173,8 @@ class Segment(SectionOfKinds):
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
         build, file = partial(self._segmenter, subject, classes), self._file(task, learnt, test)
         model, losses = train_segmenter(build, how, learnt, transform, task, file)
-        confusion, chosen, shown = Confusion(classes), spread_indices(len(test.images), self.plots), []
-        for index, truth, predicted in predict_masks(model, test, task, self.size, self.crop, self.stride):
-            confusion.add(truth.to(predicted.device), predicted)
-            if index in chosen:
-                shown.append((index, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
+        predicted = predict_masks(model, test, task, self.size, self.crop, self.stride)
+        confusion, shown = count_predictions(predicted, len(test.images), classes, self.plots)
         plots = draw_predictions(file.with_name(f"{file.name}.png"), shown, test, classes)
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),
