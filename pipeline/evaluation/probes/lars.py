@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 _TRUST, _MOMENTUM = 0.001, 0.9
 _LEAST_WAY = 2.0  # in lengths of a weight; below, a head still looks like its first weights
@@ -38,16 +37,13 @@ class Lars(torch.optim.Optimizer):
                 update = value.grad
                 if value.ndim > 1:
                     update = update + group["weight_decay"] * value
-                    update = update * _ratio(value, update, group["trust"])
+                    # trust * |value| / |update|, and 1 where either is 0
+                    length, own = update.norm(), value.norm()
+                    ratio = group["trust"] * own / length
+                    update = update * torch.where(length * own > 0, ratio, torch.ones_like(ratio))
                 moving = self.state[value].setdefault("momentum", torch.zeros_like(value))
                 moving.mul_(group["momentum"]).add_(update)
                 value.sub_(moving, alpha=group["lr"])
-
-
-def _ratio(value: Tensor, update: Tensor, trust: float) -> Tensor:
-    """Return trust * |value| / |update| (), and 1 where either is 0."""
-    lengths = value.norm() * update.norm()
-    return torch.where(lengths > 0, trust * value.norm() / update.norm(), torch.ones_like(lengths))
 
 
 def short_way(steps: int, lr: float, instead: str) -> tuple[str, ...]:
