@@ -92,11 +92,6 @@ class Settings(Section):
             raise ValueError("numbers greater than 0 are needed, such as 3e-4 or [1e-4, 3e-4, 1e-3]")
         return values
 
-    def changes(self) -> dict[str, Any]:
-        """Return the settings that have a value."""
-        found = {name: getattr(self, name) for name in Settings.model_fields}
-        return {name: value for name, value in found.items() if value is not None}
-
 
 class TrySettings(Settings):
     """What decides a try besides its seed and images; Finetune describes it."""
@@ -129,7 +124,8 @@ def build_recipe(preset: Preset, settings: Settings, width: int, images: int, pr
     A preset's batch is never larger than the set, and its warm-up never longer than a tenth of the epochs;
     what is asked for must fit.
     """
-    large, changes = width >= _LARGE_WIDTH, settings.changes()
+    large = width >= _LARGE_WIDTH
+    changes = settings.model_dump(include=set(Settings.model_fields), exclude_none=True)
     chosen = choose_preset(preset, pretrained, images)
     recipe = Recipe(**(_preset(chosen, large, images, pretrained) | changes))
     if "warmup_epochs" not in changes:

@@ -30,7 +30,7 @@ from pipeline.evaluation.finetuning.batches import (
     train_transform,
 )
 from pipeline.evaluation.finetuning.files import History, load_finished, read_finished, write_finished
-from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups, train_mode
+from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups
 from pipeline.evaluation.finetuning.recipe import Recipe
 from pipeline.evaluation.fitting import autocast, shuffled_batches
 from pipeline.evaluation.images import LabelledImage
@@ -141,8 +141,7 @@ class Training:
                 if done % self.steps_per_epoch == 0:
                     self._end_epoch(done // self.steps_per_epoch)
                 if now - printed > _SECONDS_BETWEEN_LINES or done == self.steps:
-                    left = duration((now - begin) / (done - first) * (self.steps - done))
-                    self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {self._latest()}, {left} left")
+                    self._print(done, (now - begin) / (done - first) * (self.steps - done))
                     printed = now
                 signal = votes()
                 if signal or now - saved > SECONDS_BETWEEN_SAVES:
@@ -153,7 +152,9 @@ class Training:
 
     def step(self, step: int, micros: list[MicroBatch]) -> Tensor:
         """Take a step on micro-batches of images (b, 3, S, S); returns the mean loss () on the device."""
-        train_mode(self.vit, self.plan.frozen)
+        self.vit.train()
+        for block in self.vit.blocks[: self.plan.frozen]:
+            block.eval()  # no drop path in a frozen block
         self.schedule.step_update(step)
         self.optimiser.zero_grad()
         if self.device.type == "cuda":
@@ -213,13 +214,15 @@ class Training:
                 history.best = epoch
                 self.best = {name: value.cpu().clone() for name, value in self.tested.state_dict().items()}
 
-    def _latest(self) -> str:
-        history, epoch = self.history, len(self.history.losses)
-        if not epoch:
-            return "epoch 1"
-        accuracy = history.accuracies.get(epoch)
-        watched = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-        return f"epoch {epoch} of {self.recipe.epochs}: loss {history.losses[-1]:.4f}{watched}"
+    def _print(self, done: int, seconds_left: float) -> None:
+        """Print the steps that are done and the result of the last epoch."""
+        epoch, latest = len(self.history.losses), "epoch 1"
+        if epoch:
+            latest = f"epoch {epoch} of {self.recipe.epochs}: loss {self.history.losses[-1]:.4f}"
+        if epoch in self.history.accuracies:
+            latest += f", accuracy {self.history.accuracies[epoch]:.1%}"
+        left = duration(seconds_left)
+        self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {latest}, {left} left")
 
     def _warmed_up(self) -> dict[str, Tensor]:
         assert self.warm_up is not None, "asked only then"
