@@ -120,7 +120,10 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
 
     `store` is a folder; what is new is added to it.
     """
-    folder = store / _name(subject, data)
+    key = (
+        FORMAT, subject.facts.weights, data.digest, data.kind, subject.grid, subject.patch_size, PART_IMAGES,
+    )  # fmt: skip
+    folder = store / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     if not (folder / _INDEX).exists():
         store.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=store))
@@ -132,19 +135,6 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return _read(folder, data)
-
-
-def _name(subject: Subject, data: Data) -> str:
-    sizes = (
-        FORMAT,
-        subject.facts.weights,
-        data.digest,
-        data.kind,
-        subject.grid,
-        subject.patch_size,
-        PART_IMAGES,
-    )
-    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:24]
 
 
 @torch.inference_mode()
