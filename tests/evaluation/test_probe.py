@@ -362,7 +362,8 @@ def test_a_batch_is_at_most_a_tenth_of_the_training_set_and_comes_in_parts(image
     learnt, tested = images
     given = task(tmp_path, tiny_subject(), learnt, tested)
     bank, _ = given.features()
-    plan = crop_training.plan_crops(given, bank, "probe", select="none", epochs=2, batch=9999, seed=0)
+    options = Probe(kind="published", epochs=2, batch=9999)
+    plan = crop_training.plan_crops(options, given, bank, hold_out=False)
     assert (plan.batch, plan.steps, plan.scale) == (32, 3, 32 / 256)
     sizes, seen = [], []
     for step in plan.batches(given, 32):

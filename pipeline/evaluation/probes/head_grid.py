@@ -66,10 +66,7 @@ class HeadGrid(nn.Module):
 
 def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test: Features) -> list[Outcome]:
     """Train all heads, choose a learning rate for each representation, and test the winners."""
-    plan = plan_crops(
-        task, bank, options.name, select=options.select, epochs=options.epochs, batch=options.batch,
-        seed=options.seed,
-    )  # fmt: skip
+    plan = plan_crops(options, task, bank, hold_out=options.select == "train")
     subject = task.subject
     grids = [
         HeadGrid(name, bank.width(name), len(plan.classes), options.lr, options.seed).to(subject.device)

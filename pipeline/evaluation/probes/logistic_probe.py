@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.evaluation.draws import draw_few, stratified_folds
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.logistic import best_c, fit_logistic, rate_c
+from pipeline.evaluation.logistic import fit_logistic, rate_c
 from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, rank_classes
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -34,7 +34,9 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
             rows = draw_few(bank.labels, options.few, seed, bank.images)
             known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
         rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
-        c = best_c(rated) if rated else _FIXED_C
+        # The highest accuracy, of several the lowest log loss.
+        best = max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})
+        c = best["c"]
         model = fit_logistic(known, wanted, len(classes), c)
         rankings = [rank_classes(model.scores(part)) for part in torch.split(asked, 4096)]
         ranked.append(classes[torch.cat(rankings)])

@@ -43,9 +43,7 @@ class NormedLinear(nn.Module):
 
 def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test: Features) -> list[Outcome]:
     """Train a head for each representation; test the last epoch, or report the best as published."""
-    plan = plan_crops(
-        task, bank, options.name, select="none", epochs=options.epochs, batch=options.batch, seed=options.seed
-    )
+    plan = plan_crops(options, task, bank, hold_out=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         heads = {name: NormedLinear(bank.width(name), len(plan.classes)) for name in names}
