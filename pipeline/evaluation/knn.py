@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.draws import check_tries, draw_few
 from pipeline.evaluation.features import Features, available
+from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.metrics import RANKED, classification_outcome
 from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
 from pipeline.report.scores import Outcome
@@ -44,11 +45,7 @@ class Knn(Section):
     seed: int = 0
     shared_keys: SharedKeys = "refuse"
 
-    @field_validator("k", "temperature", "representations", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    _as_list = field_validator("k", "temperature", "representations", mode="before")(as_list)
 
     @field_validator("k", "temperature")
     @classmethod

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.finetuning.model import Pool
+from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.subject import Subject
 
 SMALL_SET = 5_000  # images; below it mixup does harm
@@ -77,13 +78,7 @@ class Settings(Section):
     head_epochs: int | None = Field(None, ge=0)
     ema: float | None = Field(None, ge=0, lt=1)
 
-    @field_validator("lr", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        if value is None:
-            return None
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    _as_list = field_validator("lr", mode="before")(as_list)
 
     @field_validator("lr")
     @classmethod
