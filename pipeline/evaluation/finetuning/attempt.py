@@ -191,10 +191,10 @@ class Try:
         task, recipe, watched = self.task, self.recipe, case.watched
         labels = torch.searchsorted(self.known, labels_of(case.images))
 
-        def warm_up(vit: VisionTransformer) -> None:
+        def warm_up(vit: VisionTransformer) -> dict[str, Tensor]:
             features, truth = self._reader.pooled(vit, case.images.images)
             task.log(f"fine-tuning: norm and head first, {recipe.head_epochs} epochs on the frozen encoder")
-            fit_head(
+            return fit_head(
                 vit, features, torch.searchsorted(self.known, truth), epochs=recipe.head_epochs,
                 batch_size=recipe.batch, smoothing=recipe.smoothing, seed=self.seed, log=task.log,
             )  # fmt: skip

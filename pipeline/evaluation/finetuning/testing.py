@@ -102,10 +102,11 @@ def fit_head(
     smoothing: float,
     seed: int,
     log: Callable[[str], None],
-) -> None:
+) -> dict[str, Tensor]:
     """Train the norm after pooling, if it is new, and the head on features (n, C) with labels (n,) from 0.
 
-    AdamW without weight decay, a cosine to 0. The features are of one centre crop of each image.
+    AdamW without weight decay, a cosine to 0. The features are of one centre crop of each image. Returns the
+    state of norm and head, on the CPU.
     """
     device, size = next(vit.parameters()).device, min(batch_size, len(features))
     steps = max(1, epochs * len(features) // size)
@@ -120,3 +121,5 @@ def fit_head(
         return found
 
     fit(loss_of, shuffled_batches(len(features), size, steps, seed), optimiser, cosine(steps), steps, log)
+    state = vit.state_dict()
+    return {name: value.cpu() for name, value in state.items() if name.startswith(("fc_norm", "head"))}

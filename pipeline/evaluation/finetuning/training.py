@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -64,8 +65,8 @@ class Plan:
 class Training:
     """A training of `subject` on `images`. Their `labels` (n,) int64 count from 0.
 
-    `warm_up` trains norm and head first. `watch` scores the network after each epoch where `keep_best`, and
-    otherwise at the end. The main rank writes checkpoints to `folder`.
+    `warm_up` trains norm and head first and returns their state. `watch` scores the network after each epoch
+    where `keep_best`, and otherwise at the end. The main rank writes checkpoints to `folder`.
     """
 
     subject: Subject
@@ -77,7 +78,7 @@ class Training:
     ranks: Ranks
     workers: int
     log: Callable[[str], None]
-    warm_up: Callable[[VisionTransformer], None] | None = None
+    warm_up: Callable[[VisionTransformer], dict[str, Tensor]] | None = None
     watch: Watch | None = None
     keep_best: bool = False
 
@@ -114,7 +115,8 @@ class Training:
             return self.tested.eval()
         first = self._restore()
         if not first and self.warm_up:
-            self.vit.load_state_dict(self.ranks.decide(self._warmed_up), strict=False)
+            warmed_up = self.ranks.decide(partial(self.warm_up, self.vit))
+            self.vit.load_state_dict(warmed_up, strict=False)
             if self.ema:
                 self.ema.set(self.vit)
         if self.ranks.world_size > 1:
@@ -223,12 +225,6 @@ class Training:
             latest += f", accuracy {self.history.accuracies[epoch]:.1%}"
         left = duration(seconds_left)
         self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {latest}, {left} left")
-
-    def _warmed_up(self) -> dict[str, Tensor]:
-        assert self.warm_up is not None, "asked only then"
-        self.warm_up(self.vit)
-        state = self.vit.state_dict()
-        return {name: value.cpu() for name, value in state.items() if name.startswith(("fc_norm", "head"))}
 
     def _save(self, step: int) -> None:
         """Write a checkpoint. Its field `student` has the weights, their average and the best so far."""
