@@ -16,7 +16,7 @@ from pipeline.evaluation.draws import check_tries, draw_few
 from pipeline.evaluation.features import Features, available
 from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.metrics import RANKED, classification_outcome
-from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
+from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
@@ -61,9 +61,7 @@ class Knn(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys()
-        bank, queries = task.features()
+        bank, queries = task.features(self.shared_keys)
         groups, notes = self._groups(bank, queries), list[str]()
         if queries is bank:
             of_image = torch.unique(torch.stack([bank.labels, bank.images]), dim=1)[0]
@@ -81,8 +79,6 @@ class Knn(Section):
         if queries is bank:
             images = bank.images
             return images, images
-        if self.shared_keys == "refuse":
-            refuse_shared(bank.keys, queries.keys)
         if self.shared_keys != "exclude":
             return None
         numbers: dict[str, int] = {}

@@ -16,7 +16,7 @@ from pipeline.evaluation.data import Data
 from pipeline.evaluation.features import Features, available, extract_features
 from pipeline.evaluation.knn import nearest, rank_by_votes
 from pipeline.evaluation.metrics import classification_outcome
-from pipeline.evaluation.task import Task, refuse_shared
+from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
 
@@ -67,10 +67,7 @@ class Robustness(Section):
         """Score clean images and each corruption at each severity."""
         self._check(task)
         assert task.test is not None, "checked"
-        clean, bank = task.test, extract_features(task.subject, task.data, task.batch_size, task.store)
-        queries = extract_features(task.subject, clean, task.batch_size, task.store)
-        if self.shared_keys == "refuse":
-            refuse_shared(bank.keys, queries.keys, exclude=False)
+        bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
         ranked, accuracy = self._ranked(bank, queries, name, task)
@@ -78,7 +75,7 @@ class Robustness(Section):
         for corruption in self.corruptions:
             row: dict[str, Any] = {"corruption": corruption}
             for severity in self.severities:
-                views = CorruptedViews(clean, corruption, severity, self.seed)
+                views = CorruptedViews(task.test, corruption, severity, self.seed)
                 changed = extract_features(task.subject, views, task.batch_size, task.store)
                 row[f"severity {severity}"] = self._ranked(bank, changed, name, task)[1]
             row["mean"] = float(np.mean([row[f"severity {severity}"] for severity in self.severities]))
@@ -101,8 +98,6 @@ class Robustness(Section):
             raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
         if task.test is None:
             raise ConfigError("robustness corrupts the images to test with: give --test-shards")
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys(exclude=False)
 
     def _known(self, bank: Features) -> torch.Tensor:
         classes = torch.unique(bank.labels)

@@ -75,7 +75,7 @@ class Attentive(SectionOfKinds):
     def run(self, task: Task) -> list[Outcome]:
         """Train all heads on one forward pass of the frozen network, choose one, and test it."""
         task.images(self.name)  # or a cache would be refused after its features are made
-        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
+        bank, test = learnt_and_test(task, self.name, self.shared_keys)
         plan = plan_crops(self, task, bank, hold_out=self.select == "train")
         subject, with_cls = task.subject, self.cls and task.subject.has_cls
         options = list(product(self.lr, self.weight_decay))
