@@ -23,6 +23,7 @@ from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
+from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import DataFacts
 from pipeline.storage.files import replace_file
@@ -193,7 +194,7 @@ def _in_parts(
 
 
 def describe_data(
-    data: Data, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
+    data: Data | ImageSet, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
 ) -> DataFacts:
     """Return the facts of the images used: (source, key, label) of each, and what was left out."""
     digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())

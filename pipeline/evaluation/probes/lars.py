@@ -10,22 +10,14 @@ _LEAST_WAY = 2.0  # in lengths of a weight; below, a head still looks like its f
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum on gradients whose length is `trust` times the length of their tensor.
+    """SGD with momentum on gradients whose length is 0.001 times the length of their tensor.
 
     Only tensors of more than one dimension are adapted and decayed. timm's Lars adapts nothing at a weight
     decay of 0, or with always_adapt biases, too.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float,
-        momentum: float = _MOMENTUM,
-        weight_decay: float = 0.0,
-        trust: float = _TRUST,
-    ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        super().__init__(parameters, options)
+    def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -39,10 +31,10 @@ class Lars(torch.optim.Optimizer):
                     update = update + group["weight_decay"] * value
                     # trust * |value| / |update|, and 1 where either is 0
                     length, own = update.norm(), value.norm()
-                    ratio = group["trust"] * own / length
+                    ratio = _TRUST * own / length
                     update = update * torch.where(length * own > 0, ratio, torch.ones_like(ratio))
                 moving = self.state[value].setdefault("momentum", torch.zeros_like(value))
-                moving.mul_(group["momentum"]).add_(update)
+                moving.mul_(_MOMENTUM).add_(update)
                 value.sub_(moving, alpha=group["lr"])
 
 
