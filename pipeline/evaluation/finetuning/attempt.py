@@ -139,7 +139,7 @@ class Try:
 
     def _tried(self, predictions: Predictions, training: Training, table: list[dict[str, float]]) -> Tried:
         """Return the result of the try with what a reader must know about it."""
-        settings, faults, lr = self.settings, training.faults, self.recipe.lr
+        settings, faults, lr = self.settings, training.history.faults, self.recipe.lr
         used = [one for index, one in enumerate(training.images) if index not in faults]
         epochs = {"last": "the last", "train": f"{_A_TENTH}, not trained on", "test": "the test set"}
         notes = []

@@ -24,13 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.errors import DivergedError, SourceError
 from pipeline.evaluation.crops import CropDataset, drawn_by_key, load
 from pipeline.evaluation.finetuning.batches import (
-    Faults,
     MicroBatch,
     build_schedule,
     collate,
     train_transform,
 )
-from pipeline.evaluation.finetuning.files import History, load_finished, read_finished, write_finished
+from pipeline.evaluation.finetuning.files import History, load_weights, read_finished, write_finished
 from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups
 from pipeline.evaluation.finetuning.recipe import Recipe
 from pipeline.evaluation.fitting import autocast, shuffled_batches
@@ -97,7 +96,7 @@ class Training:
             recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=plan.classes
         )  # fmt: skip
         self.loss = SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.smoothing)
-        self.history, self.faults = History(), Faults()
+        self.history = History()
         self.best: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # of the present epoch
         self.device, self.targets = device, self.labels.to(device)
@@ -111,7 +110,8 @@ class Training:
         """
         if finished := self.ranks.decide(lambda: read_finished(self.folder)):
             with self.ranks.together():
-                self.history, self.faults = load_finished(self.folder, finished, self.tested)
+                load_weights(self.folder, self.tested)
+            self.history = finished
             return self.tested.eval()
         first = self._restore()
         if not first and self.warm_up:
@@ -124,7 +124,7 @@ class Training:
         self._take_steps(first)
         if self.best:
             self.tested.load_state_dict(self.best)
-        self.ranks.decide(lambda: write_finished(self.folder, self.tested, self.history, self.faults))
+        self.ranks.decide(lambda: write_finished(self.folder, self.tested, self.history))
         return self.tested.eval()
 
     @property
@@ -163,7 +163,7 @@ class Training:
             torch.cuda.manual_seed(derived_seed(self.plan.seed, "finetune step", self.ranks.rank, step))
         found = []
         for number, (images, indices, faults) in enumerate(micros):
-            self.faults |= faults
+            self.history.faults |= faults
             if images is None:
                 raise SourceError(
                     f"no image of a batch of {len(faults)} can be decoded: give images that are whole"
@@ -208,8 +208,8 @@ class Training:
                 f"the loss is {loss} in epoch {epoch} with lr {self.plan.lr:g}: give a smaller --set lr=..."
             )
         history.losses.append(loss)
-        for found in self.ranks.gather(self.faults):
-            self.faults |= found
+        for found in self.ranks.gather(history.faults):
+            history.faults |= found
         if self.watch and (self.keep_best or epoch == self.recipe.epochs):
             accuracy = history.accuracies[epoch] = self.watch(self.tested)
             if self.keep_best and accuracy > history.accuracies.get(history.best, -1.0):
@@ -233,7 +233,7 @@ class Training:
         networks = {"model": self.vit.state_dict(), "best": self.best}
         networks |= {"ema": self.ema.module.state_dict()} if self.ema else {}
         losses = [float(loss) for loss in self.losses]
-        told = {"history": vars(self.history), "losses": losses, "faults": self.faults}
+        told = {"history": self.history.model_dump(), "losses": losses}
         self.folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(self.folder, Checkpoint(step, networks, self.optimiser.state_dict(), told))
 
@@ -250,5 +250,4 @@ class Training:
             self.ema.module.load_state_dict(found.student["ema"])
         self.best, self.history = found.student["best"], History(**found.pinned["history"])
         self.losses = [torch.tensor(loss, device=self.device) for loss in found.pinned["losses"]]
-        self.faults = found.pinned["faults"]
         return found.step
