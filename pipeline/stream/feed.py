@@ -56,7 +56,21 @@ class WorkerFeed:
         """Yield pieces without end in the order of the windows; raises StreamError."""
         for number in count():
             worker = number % len(self._workers)
-            slot, samples = self._receive(worker)
+            try:
+                message = self._workers[worker].receive()
+            except WorkerStalledError:
+                raise StreamError(
+                    f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
+                    "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
+                ) from None
+            except WorkerDiedError as error:
+                raise StreamError(
+                    f"stream worker {worker} {error}: continue with --resume"
+                    + " --set data.workers=N, fewer than now" * error.lacks_memory
+                ) from None
+            if isinstance(message, Exception):
+                raise message
+            slot, samples = message
             arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
             yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (worker, slot))
 
@@ -71,24 +85,6 @@ class WorkerFeed:
             worker.end()
         for memory in self.memories:
             free_shared(memory)
-
-    def _receive(self, worker: int) -> tuple[int, int]:
-        try:
-            message = self._workers[worker].receive()
-        except WorkerStalledError:
-            raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
-                "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
-            ) from None
-        except WorkerDiedError as error:
-            raise StreamError(
-                f"stream worker {worker} {error}: continue with --resume"
-                + " --set data.workers=N, fewer than now" * error.lacks_memory
-            ) from None
-        if isinstance(message, Exception):
-            raise message
-        slot, samples = message
-        return slot, samples
 
 
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:

@@ -47,16 +47,25 @@ class MaskSource:
         # targets.
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
-        _refuse_impossible(schema, mask, needs)
+        # the arrays of the cache that masks are drawn from
+        self.arrays = ("tokens",) if self._stored_alone else ("attention",) * (mask.strategy == "attention")
+        if mask.strategy == "attention" and not schema.teacher.has_importance:
+            raise ConfigError(
+                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
+                "cache has neither: set mask.strategy to 'random' or 'block'"
+            )
+        if mask.strategy == "block" and mask.redraw is False:
+            raise ConfigError(
+                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
+                "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
+            )
+        if needs.hides and self.count == schema.patches:
+            raise ConfigError(
+                "the mask hides no patch, but the objective learns from hidden ones: "
+                "raise mask.ratio or mask.hidden"
+            )
         if self._stored_alone:
             _refuse_unkept(schema, mask, needs)
-
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        """The arrays of the cache that masks are drawn from."""
-        if self._stored_alone:
-            return ("tokens",)
-        return ("attention",) if self._strategy == "attention" else ()
 
     def draw(
         self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
@@ -88,24 +97,6 @@ class MaskSource:
         shown = visible if needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
         return ChunkMasks(visible, hidden, shown, tokens)
-
-
-def _refuse_impossible(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:
-    if mask.strategy == "attention" and not schema.teacher.has_importance:
-        raise ConfigError(
-            "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
-            "cache has neither: set mask.strategy to 'random' or 'block'"
-        )
-    if mask.strategy == "block" and mask.redraw is False:
-        raise ConfigError(
-            "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
-            "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
-        )
-    if needs.hides and mask.visible_count(schema.patches) == schema.patches:
-        raise ConfigError(
-            "the mask hides no patch, but the objective learns from hidden ones: "
-            "raise mask.ratio or mask.hidden"
-        )
 
 
 def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:
