@@ -173,7 +173,7 @@ def _in_folder(path: Path) -> list[str]:
         raise ConfigError(
             f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
         )
-    return _some(path, [])
+    raise _refusal(path, "match no .tar file")
 
 
 def _listed(path: Path) -> list[str]:
