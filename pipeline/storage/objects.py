@@ -51,12 +51,10 @@ class ObjectFolder:
         return type(self), (self.address,)
 
     def exists(self, key: str) -> bool:
-        try:
-            with self._errors(key):
-                obstore.head(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
+        with suppress(FileNotFoundError), self._errors(key):
+            obstore.head(self._store, key)
+            return True
+        return False
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         with self._errors(key):
