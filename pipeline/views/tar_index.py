@@ -2,7 +2,6 @@
 
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from pipeline.errors import SourceError
 from pipeline.views.sample import key_of_member
@@ -40,22 +39,19 @@ def _headers(path: str) -> Iterator[tarfile.TarInfo]:
             for info in iter(tar.next, None):
                 tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
                 yield info
-            _check_end(file, tar.offset)
+            # Zeros must follow: for tarfile a damaged header is the end like any other.
+            file.seek(tar.offset)
+            zeros = 0
+            while data := file.read(1 << 20):
+                if data.strip(b"\0"):
+                    raise SourceError(
+                        f"continues after byte {tar.offset}, where its reader ends: "
+                        "it is damaged or several tars in one"
+                    )
+                zeros += len(data)
+            if zeros < _END_MARKER_BYTES:
+                raise SourceError("has no end marker: it is cut")
     except (SourceError, MemoryError):
         raise
     except Exception as error:  # on damaged headers tarfile raises almost anything
         raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
-
-
-def _check_end(file: BinaryIO, end: int) -> None:
-    """Raise SourceError unless zeros follow: for tarfile a damaged header is the end like any other."""
-    file.seek(end)
-    zeros = 0
-    while data := file.read(1 << 20):
-        if data.strip(b"\0"):
-            raise SourceError(
-                f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
-            )
-        zeros += len(data)
-    if zeros < _END_MARKER_BYTES:
-        raise SourceError("has no end marker: it is cut")
