@@ -48,7 +48,9 @@ class MaskSource:
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
         # the arrays of the cache that masks are drawn from
-        self.arrays = ("tokens",) if self._stored_alone else ("attention",) * (mask.strategy == "attention")
+        self.arrays: tuple[str, ...] = ("tokens",) if self._stored_alone else ()
+        if mask.strategy == "attention" and not self._stored_alone:
+            self.arrays = ("attention",)
         if mask.strategy == "attention" and not schema.teacher.has_importance:
             raise ConfigError(
                 "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
