@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.join import JoinedChunk
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
@@ -69,26 +69,25 @@ class MaskSource:
         if self._stored_alone:
             _refuse_unkept(schema, mask, needs)
 
-    def draw(
-        self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
-    ) -> ChunkMasks:
-        """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
+    def draw(self, chunk: JoinedChunk, epoch: int) -> ChunkMasks:
+        """Draw the masks of a chunk's samples; it must have the rows of `arrays`."""
         schema, needs, cls = self._schema, self._needs, int(self._schema.teacher.has_cls)
         if self._stored_alone:
-            kept = arrays["tokens"][:, : self.count].astype(np.int64)
+            kept = chunk.arrays["tokens"][:, : self.count].astype(np.int64)
             rows = np.argsort(kept, axis=1)  # (n, K): which of the stored patches are visible
             visible = np.take_along_axis(kept, rows, axis=1)
         else:
-            of_tar = schema.source_of_draws(source)
+            commit, keys = chunk.commit, chunk.keys
+            of_tar = schema.source_of_draws(commit.source)
             if self._redraw or self._strategy == "block":
                 draws = [generator(self._seed, "mask", epoch, *sample_keys(of_tar, key)) for key in keys]
             else:  # the one ranking of the view
-                draws = [rank_generator(schema.view.seed, of_tar, key, view) for key in keys]
+                draws = [rank_generator(schema.view.seed, of_tar, key, commit.view) for key in keys]
             if self._strategy == "block":
                 visible = np.stack([draw_around_blocks(schema.grid, self.count, rng) for rng in draws])
             else:
                 arrivals = np.stack([rng.standard_exponential(schema.patches) for rng in draws])
-                ranking = rank_by_arrival(self._strategy, arrays.get("attention"), arrivals)
+                ranking = rank_by_arrival(self._strategy, chunk.arrays.get("attention"), arrivals)
                 visible = np.sort(ranking[:, : self.count], axis=1)
             rows = visible
         hidden = np.empty((len(visible), 0), np.int64)

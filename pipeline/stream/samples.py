@@ -161,9 +161,8 @@ class WindowReader:
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
         stored, stats, row, parts = self._cache.schema.levels, chunk.arrays.get("stats"), None, []
-        commit, first = chunk.commit, chunk.first_row
         try:
-            masks = self._masks.draw(chunk.arrays, commit.source, chunk.keys, commit.view, epoch)
+            masks = self._masks.draw(chunk, epoch)
             for part, levels in self._levels.items():
                 features = [chunk.arrays[feature_array(stored[level])] for level in levels]
                 assert stats is not None
@@ -184,6 +183,7 @@ class WindowReader:
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
+            first = chunk.first_row
             rows = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
-            error.add_note(f"in {commit.name}, {rows}")
+            error.add_note(f"in {chunk.commit.name}, {rows}")
             raise
