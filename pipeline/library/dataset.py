@@ -103,7 +103,7 @@ class CacheDataset(IterableDataset[Sample]):
         epoch = int(self._epoch)
         if self._shuffle:
             return list(order.windows(epoch))
-        chunks = order.chunks(order.view(epoch))[order.rank :: order.world_size]
+        chunks = order.chunks(order.views[epoch % len(order.views)])[order.rank :: order.world_size]
         return [Window(number, number, chunks[number : number + 1]) for number in range(len(chunks))]
 
     def _samples_of_ranks(self, workers: int) -> list[list[int]]:
