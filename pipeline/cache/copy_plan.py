@@ -132,7 +132,7 @@ def _chosen_units(source: Cache, views: Sequence[int] | None, tars: Sequence[str
 
 
 def _matches(names: set[str], pattern: str) -> set[str]:
-    """Return the names that a name, wildcard or brace pattern stands for; none for a brace without partner."""
+    """Return the names that a name, wildcard or brace pattern stands for; none for an unclosed brace."""
     found: set[str] = set()
     with suppress(ValueError):
         for part in braceexpand(pattern):
