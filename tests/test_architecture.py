@@ -54,6 +54,7 @@ DOORS = {
     "typer": {"stages"},
     "matplotlib": {"pipeline/report"},
     "torchvision.models": {"pipeline/evaluation"},
+    "pyarrow": {"pipeline/packing"},
 }
 
 

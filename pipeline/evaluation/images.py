@@ -17,10 +17,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
 from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.sample import IMAGE_EXTENSIONS, MAX_CARRIED_BYTES, NO_LABEL, SourceSample, label_of
 from pipeline.views.source_tars import SourceTar, resolve_tars
 from pipeline.views.tar_index import index_members
 
@@ -126,9 +127,10 @@ def _in_tar(tar: SourceTar, scratch: Path) -> list[LabelledImage]:
             if image is None:
                 continue
             label, fault = NO_LABEL, "has no .cls member"
-            if cls := places.get("cls"):
-                file.seek(cls.offset)
-                label, fault = label_of(SourceSample(key, None, {"cls": file.read(min(cls.size, 64))}))
+            if extension := next((name for name in ("cls", NOTES) if name in places), ""):
+                file.seek(places[extension].offset)
+                text = file.read(min(places[extension].size, MAX_CARRIED_BYTES))
+                label, fault = label_of(SourceSample(key, None, {extension: text}, label_fault=fault))
             beside = {name: place for name, place in places.items() if name in _BESIDE}
             found.append(
                 LabelledImage(key, tar.name, image, None if label == NO_LABEL else label, fault, beside)
@@ -152,7 +154,7 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
     masks = _twin_folder(folder)
     notes = folder.parent / "annotations" / f"instances_{folder.name}.json"
-    names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    names = in_class_order(file.relative_to(folder).parts[0] for file in files if file.parent != folder)
     names = [*known, *(name for name in names if name not in known)]
     numbers = {name: number for number, name in enumerate(names)}
     annotations, categories = _coco(notes) if notes.is_file() else ({}, ())

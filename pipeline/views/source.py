@@ -14,12 +14,10 @@ from webdataset.tariterators import base_plus_ext
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage.address import is_url, name_fault, printable
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample
+from pipeline.views.sample import IMAGE_EXTENSIONS, MAX_CARRIED_BYTES, MAX_IMAGE_BYTES, SourceSample
 from pipeline.views.source_tars import SourceTar
 
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
-MAX_IMAGE_BYTES = 256 * 2**20
-MAX_CARRIED_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
