@@ -111,7 +111,7 @@ def _show_result(plan: "Plan", packed: "Packed", seconds: float) -> None:
         typer.echo(f"failed {tar!r}: {reason}", err=True)
     if packed.failed:
         typer.echo(
-            f"folder {out!r}: {counted(len(packed.failed), 'tar')} missing; run the same command again"
+            f"folder {out!r}: {counted(len(packed.failed), 'tar')} missing; the same command again makes them"
         )
     else:
         typer.echo(

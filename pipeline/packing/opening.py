@@ -17,7 +17,8 @@ _ACCEPTED = (
     "give a folder of class folders or of images, a CSV with the columns path and label, parquet files "
     "(a folder or a pattern such as 'data/train-*.parquet'), or a folder of save_to_disk"
 )
-_SPLIT = re.compile(r"(?P<split>.+?)-\d+-of-\d+.*\.parquet")  # as the Hugging Face hub names its files
+# as the Hugging Face hub and `datasets` name files
+_SPLIT = re.compile(r"(?P<split>.+?)-\d+-of-\d+.*\.(?:parquet|arrow)")
 
 
 def open_source(options: PackingOptions) -> Source:
@@ -91,7 +92,7 @@ def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> So
         split, file = min(splits.items())
         raise ConfigError(
             f"{str(address)!r} holds the splits {', '.join(sorted(splits))}: pack each into its own tars, "
-            f"such as pack-images '{file.parent / split}-*.parquet'"
+            f"such as pack-images '{file.parent / split}-*{file.suffix}'"
         )
     if options.path_column:
         raise ConfigError("--path-column is for a CSV: give --image-column for the column of the images")
@@ -109,6 +110,4 @@ def _refuse_unused(source: Source, options: PackingOptions) -> None:
         unused["--image-column"] = options.image_column
     for option, value in unused.items():
         if value is not None:
-            raise ConfigError(
-                f"{option} {value!r} has no effect on {source.address!r}, which is a {source.kind}"
-            )
+            raise ConfigError(f"{option} {value!r} has no effect on a {source.kind}: leave it out")

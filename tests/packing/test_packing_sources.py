@@ -168,7 +168,7 @@ REFUSED = {
     "hub": "holds the splits test, train: pack each into its own tars, such as pack-images",
     "lacks": "lacks 'b.arrow': copy the data set whole",
     "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
-    "texts.parquet": "has no column with the bytes of images, only text (string): save them too",
+    "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
     "two.parquet": "has no column called image, img, ",
     "image.jpg": "SOURCE '{tmp}/image.jpg' is not of a known kind",
     "no_path.csv": "has no column called path, image_path, file_name",
