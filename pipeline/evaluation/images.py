@@ -21,7 +21,8 @@ from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
 from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, MAX_CARRIED_BYTES, NO_LABEL, SourceSample, label_of
+from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.source import MAX_CARRIED_BYTES
 from pipeline.views.source_tars import SourceTar, resolve_tars
 from pipeline.views.tar_index import index_members
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from pipeline.packing.opening import open_source
 from pipeline.packing.options import PackingOptions
 from pipeline.packing.source import Place, Source
 from pipeline.seeding import generator
+from pipeline.views.sample import key_of_member
 
 _UNSAFE = re.compile(r"[^\w/-]")
-_IGNORED = re.compile(r"__[^/]*__/")  # by webdataset
 _MOST_KEY_BYTES = 200
 
 
@@ -119,4 +120,5 @@ def unique_keys(names: Sequence[str]) -> list[str]:
 
 
 def _is_key(key: str) -> bool:
-    return bool(key) and len(key.encode()) <= _MOST_KEY_BYTES and not _IGNORED.match(key)
+    member = TarInfo(f"{key}.jpg")
+    return len(key.encode()) <= _MOST_KEY_BYTES and key_of_member(member) == (key, "jpg")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipeline.errors import SourceError
-from pipeline.views.sample import MAX_IMAGE_BYTES
+from pipeline.views.source import MAX_IMAGE_BYTES
 
 Kind = Literal["folder", "list", "parquet", "arrow"]
 RawLabel = int | str | None  # None: the image has no label
