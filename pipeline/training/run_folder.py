@@ -20,7 +20,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
 _NOT_PINNED = (
-    *("data.workers", "data.allow_partial", "evaluate."),
+    *("data.workers", "data.allow_partial", "data.on_damage", "data.max_damaged", "evaluate."),
     *("train.log_every", "train.checkpoint_every", "train.compile"),
 )
 
