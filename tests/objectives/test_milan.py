@@ -101,8 +101,10 @@ def test_exactly_the_trained_parameters_get_a_gradient(tiny_objective, images, v
     frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
     assert {name for name in frozen if "fc_norm" not in name} == {"encoder.vit.pos_embed"}
     assert len(built.decoder.blocks) == (0 if positions == "visible" else 2)
-    tokens = {name for name, _ in built.named_parameters() if name.endswith(("_token", "pos_embed"))}
-    assert built.no_weight_decay() == tokens
+    tokens = {"encoder.vit.cls_token"} if options.get("class_token", True) else set()
+    tokens |= {"encoder.vit.reg_token"} if "reg_tokens" in options else set()
+    tokens |= {"decoder.mask_token"} if positions != "visible" else set()
+    assert built.no_weight_decay() == {"encoder.vit.pos_embed", *tokens}
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
