@@ -168,10 +168,7 @@ def _show(folder: Path, result: Mapping[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(demo)
-
+main = partial(run_command, demo)
 
 if __name__ == "__main__":
     main()
