@@ -1,8 +1,12 @@
 """Resizing positions and images to the student's grid: bicubic without antialiasing, as in the reference."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_bicubic = partial(F.interpolate, mode="bicubic", align_corners=False, antialias=False)
 
 
 def resize_positions(positions: Tensor, native: tuple[int, int], grid: int) -> Tensor:
@@ -14,7 +18,7 @@ def resize_positions(positions: Tensor, native: tuple[int, int], grid: int) -> T
         return positions
     prefix = len(positions) - native[0] * native[1]
     image = positions[prefix:].reshape(1, *native, -1).permute(0, 3, 1, 2).float()
-    resized = _bicubic(image, grid).permute(0, 2, 3, 1).reshape(grid * grid, -1)
+    resized = _bicubic(image, (grid, grid)).permute(0, 2, 3, 1).reshape(grid * grid, -1)
     return torch.cat([positions[:prefix], resized.to(positions.dtype)])
 
 
@@ -22,9 +26,5 @@ def teacher_images(pixels: Tensor, size: int, mean: tuple[float, ...], std: tupl
     """Turn uint8 pixels (B, H, W, 3) into normalised float32 images (B, 3, size, size)."""
     images = pixels.permute(0, 3, 1, 2).float() / 255
     if images.shape[-2:] != (size, size):
-        images = _bicubic(images, size)
+        images = _bicubic(images, (size, size))
     return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
-
-
-def _bicubic(image: Tensor, size: int) -> Tensor:
-    return F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=False)
