@@ -69,23 +69,21 @@ def image(seed: int, index: int) -> DrawnImage:
     mask = _form_mask(rng, CLASSES[label])
     pixels = _paste(ground, mask, form)
     pixels += rng.normal(0, rng.uniform(0, 8), pixels.shape).astype(np.float32)
-    caption = _caption(rng, CLASSES[label], form_colour, form_texture, ground_colour)
+    # The caption names the form always, colours and textures only sometimes, as people do.
+    noun = CLASSES[label]
+    if rng.random() < 0.5:
+        caption = str(rng.choice([f"{article(noun)} {noun}", f"a picture of {article(noun)} {noun}"]))
+    else:
+        adjectives = [word for word in (form_texture, form_colour) if rng.random() < 0.5]
+        noun = " ".join([*adjectives, noun])
+        where = f" on {article(ground_colour)} {ground_colour} ground" if rng.random() < 0.3 else ""
+        caption = f"{article(noun)} {noun}{where}"
     return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption, mask >= 0.5)
 
 
 def article(word: str) -> str:
     """Return the article of a word of the captions."""
     return "an" if word[0] in "aeiou" or word.startswith("hour") else "a"
-
-
-def _caption(rng: np.random.Generator, form: str, colour: str, texture: str, ground: str) -> str:
-    """Name the form always, colours and textures only sometimes, as people do."""
-    if rng.random() < 0.5:
-        return str(rng.choice([f"{article(form)} {form}", f"a picture of {article(form)} {form}"]))
-    adjectives = [word for word in (texture, colour) if rng.random() < 0.5]
-    noun = " ".join([*adjectives, form])
-    where = f" on {article(ground)} {ground} ground" if rng.random() < 0.3 else ""
-    return f"{article(noun)} {noun}{where}"
 
 
 def _shade(rng: np.random.Generator, colour: str) -> Pixels:

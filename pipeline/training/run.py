@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,7 @@ def run_job(
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        def evaluate(step: int) -> float:
-            return evaluating.after(step, metrics) if evaluating else 0.0
-
+        evaluate = partial(evaluating.after, log=metrics) if evaluating else lambda _: 0.0
         trainer = Trainer(job, job.build_step(), log, say, changed, evaluate)
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
