@@ -174,7 +174,7 @@ def run_job(
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        evaluate = partial(evaluating.after, log=metrics) if evaluating else lambda _: 0.0
+        evaluate = partial((evaluating or Evaluating(job)).after, log=metrics)
         trainer = Trainer(job, job.build_step(), log, say, changed, evaluate)
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
