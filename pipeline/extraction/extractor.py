@@ -57,6 +57,11 @@ class _Tar:
         """Why the tar is left out, if it is."""
         return self.reading_fault or next((one.fault for one in self.builders if one.fault), "")
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all rows are handed to the writing threads."""
+        return self.is_read and not any(builder.under_way for builder in self.builders)
+
 
 class Extractor:
     """Makes units of a cache with one teacher."""
@@ -163,8 +168,8 @@ class Extractor:
         """Send groups through decoding and teacher; yields each tar once the writers have all its rows."""
         for job in self._decoder.jobs(groups):
             self._push(job)
-            while (tars := self._open) and tars[0].is_read and not any(b.under_way for b in tars[0].builders):
-                yield tars.popleft()
+            while self._open and self._open[0].is_done:
+                yield self._open.popleft()
         for lane in self._lanes:
             lane.collect()
         while self._open:
