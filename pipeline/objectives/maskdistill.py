@@ -21,6 +21,7 @@ _CLIP_SPACE = {
     "objective.target": "projected",
     "objective.loss": "cosine",
     "optim.betas": [0.9, 0.98],
+    "optim.eps": 1e-6,
     "optim.clip_grad": 3.0,
     "student.drop_path": 0.1,
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -102,7 +103,9 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
             f"rank {process.rank} of {process.world_size} cannot meet the others at {host}:{port} "
             f"({str(error).partition(chr(10))[0]}): check MASTER_ADDR and MASTER_PORT, or use another port"
         ) from error
-    hosts = dist.new_group(backend="gloo")
+    # One rank may work long while the others wait: fitting a codebook, evaluating. A dead rank closes its
+    # connection, which ends the wait at once.
+    hosts = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     assert isinstance(hosts, dist.ProcessGroup), "every rank is in it"
     yield Ranks(process.rank, process.world_size, hosts)
     dist.destroy_process_group()

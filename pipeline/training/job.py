@@ -171,7 +171,8 @@ def build_optimiser(
 ) -> AdamW:
     """Return AdamW over what requires gradients; norms, biases and `no_weight_decay` are not decayed."""
     groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_weight_decay)
-    return AdamW(groups, lr=optim.base_lr * global_batch / REFERENCE_BATCH, betas=optim.betas, fused=True)
+    rate = optim.base_lr * global_batch / REFERENCE_BATCH
+    return AdamW(groups, lr=rate, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def build_schedule(

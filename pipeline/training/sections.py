@@ -55,6 +55,7 @@ class OptimConfig(Section):
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(1e-5, ge=0)
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(None, gt=0)
 

@@ -37,3 +37,20 @@ def assert_same_gradients(objective, loss, expected):
     pairs = zip(*(torch.autograd.grad(value, parameters) for value in (loss, expected)), strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def assert_same_course(objective, ours, plain, steps=20):
+    """Train on the gradients of the plain computation: at every step both losses and all gradients agree.
+
+    So an objective that teaches little does so because of what it computes, not of how it is computed here.
+    """
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimiser, course = torch.optim.AdamW(parameters, lr=1e-3), []
+    for _ in range(steps):
+        assert_same_gradients(objective, ours(), plain())
+        optimiser.zero_grad()
+        loss = plain()
+        loss.backward()
+        optimiser.step()
+        course.append(loss.item())
+    assert course[-1] < 0.9 * course[0]

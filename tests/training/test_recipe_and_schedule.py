@@ -97,10 +97,12 @@ def test_nothing_but_matrices_of_layers_is_decayed(small_cache_path, tmp_path):
     assert set(names.values()) - trained == frozen
 
 
-def test_the_optimiser_is_adamw_with_the_papers_betas():
-    optimiser = build_optimiser(torch.nn.Linear(2, 2), set(), OptimConfig(), 512)
+@pytest.mark.parametrize("eps", [1e-8, 1e-6])
+def test_the_optimiser_is_adamw_with_the_papers_betas(eps):
+    optimiser = build_optimiser(torch.nn.Linear(2, 2), set(), OptimConfig(eps=eps), 512)
     assert isinstance(optimiser, torch.optim.AdamW)
-    assert [(group["betas"], group["lr"]) for group in optimiser.param_groups] == [((0.9, 0.95), 3e-4)] * 2
+    facts = [(group["betas"], group["lr"], group["eps"]) for group in optimiser.param_groups]
+    assert facts == [((0.9, 0.95), 3e-4, eps)] * 2
 
 
 def test_the_initial_student_is_a_function_of_the_seed(small_cache_path, tmp_path):
