@@ -24,15 +24,8 @@ class JoinedChunk:
     keys: list[str]
     crops: list[bytes]
     arrays: dict[str, Values]
-    unit: str
-    source: str
-    view: int
+    commit: Commit
     first_row: int
-
-    @property
-    def name(self) -> str:
-        """The chunk's name in messages."""
-        return f"{self.unit}, rows {self.first_row} to {self.first_row + len(self.keys) - 1}"
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -60,7 +53,7 @@ def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> J
             crops.append(crop)
     except ValueError as error:
         raise CacheError(f"{commit.name}, row {first + len(keys)}: {error}: {REMEDY}") from None
-    return JoinedChunk(keys, crops, arrays, commit.name, commit.source, commit.view, first)
+    return JoinedChunk(keys, crops, arrays, commit, first)
 
 
 def read_expected(sample: bytes, expected: Sequence[int], extension: str) -> tuple[str, bytes]:

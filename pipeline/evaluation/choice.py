@@ -82,8 +82,14 @@ class Choice:
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):
-            if file and not _writable(file if file.is_dir() else file.parent):
-                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
+            if file:
+                try:  # os.access reports some folders as writable that are not, such as /proc
+                    with tempfile.TemporaryFile(dir=file if file.is_dir() else file.parent):
+                        pass
+                except OSError:
+                    raise ConfigError(
+                        f"--{option} {str(file)!r}: its folder does not exist or is not writable"
+                    ) from None
 
     @property
     def noted(self) -> Path | None:
@@ -176,15 +182,6 @@ class Choice:
             config, own = subject.read_run_config(self.run)
             return subject.untrained_subject(config, *own, device).resized(self.sizes[0])
         return subject.untrained_subject(load_config(RunConfig, self.config), *self.sizes, device)
-
-
-def _writable(folder: Path) -> bool:
-    """Try to write into a folder: os.access reports some as writable that are not, such as /proc."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:
