@@ -98,7 +98,7 @@ def test_the_file_map_is_that_of_the_project():
     (file_map,) = re.findall(r"```\n(pipeline/.*?)```", PAGES["README.md"], re.DOTALL)
     named = {line.split()[0].rstrip("/") for line in file_map.splitlines()}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").glob("*/__init__.py")}
-    assert named == folders | {"stages", "tests", "tools"}
+    assert named == folders | {"maskalign", "notebooks", "stages", "tests", "tools"}
 
 
 def test_make_targets_exist():
