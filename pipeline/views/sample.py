@@ -14,6 +14,8 @@ NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk 
 # of several, the first is the image
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 _LABEL_DIGITS = 18  # so that a label is an int64
+# of a member in a tar: its header, and on average half a block of padding and a label's member
+_HEADER_BYTES = 1536
 _IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
@@ -36,6 +38,11 @@ class SourceSample:
     members: dict[str, bytes]
     fault: str = "has no image among its members"
     label_fault: str = ""
+
+    @property
+    def source_bytes(self) -> int:
+        """About the bytes that it takes of its source tar."""
+        return len(self.image or b"") + _HEADER_BYTES
 
 
 def label_of(sample: SourceSample) -> tuple[int, str]:
