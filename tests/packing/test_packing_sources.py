@@ -20,6 +20,7 @@ from packing_sources import (
 )
 from tars import image
 
+from pipeline.classes import read_classes
 from pipeline.errors import ConfigError
 from pipeline.packing.job import run_packing
 from pipeline.packing.options import PackingOptions
@@ -38,7 +39,7 @@ def pack(source, out, **options):
 def test_every_source_gives_the_same_images_and_labels(write, tmp_path):
     out = pack(write(tmp_path / "source"), tmp_path / "out", images_per_tar=8)
     assert samples(out) == expected()
-    assert json.loads((out / "classes.json").read_text()) == list(CLASS_NAMES)
+    assert tuple(one.name for one in read_classes(out / "classes.json", "--class-names")) == CLASS_NAMES
     assert [len(files) for files in members(out).values()] == [14, 16, 14, 16]  # image and label
     assert not (out / ".packing").exists()
 
@@ -186,6 +187,7 @@ REFUSED = {
     "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
     "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
     "two.parquet": "has no column called image, img, ",
+    "tarred/a.tar": "is a tar: give it to extract-teacher if it holds KEY.jpg and KEY.cls, else unpack it",
     "image.jpg": "SOURCE '{tmp}/image.jpg' is not of a known kind",
     "no_path.csv": "has no column called path, image_path, file_name",
     "ragged.csv": "has 3 values where line 1 names 2 columns in line 3: correct it there",
