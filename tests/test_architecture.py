@@ -55,6 +55,7 @@ DOORS = {
     "typer": {"stages"},
     "matplotlib": {"pipeline/report"},
     "torchvision.models": {"pipeline/evaluation"},
+    "pyarrow": {"pipeline/packing"},
 }
 
 
