@@ -138,7 +138,8 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        # Names are paths in its file store, where loss and loss/TERM cannot both be files.
+        metrics = [Metric(name.replace("/", "."), value, now, step) for name, value in values.items()]
         self._client.log_batch(self.identity, metrics=metrics)
 
     def close(self) -> None:
