@@ -58,6 +58,7 @@ DOORS = {
     "wandb": {"pipeline/training"},
     "trackio": {"pipeline/training"},
     "mlflow": {"pipeline/training"},
+    "pyarrow": {"pipeline/packing"},
 }
 
 
