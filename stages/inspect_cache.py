@@ -1,5 +1,6 @@
 """inspect-cache: what a cache holds, what it would cost, and whether it is sound."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -224,10 +225,7 @@ def verify(
         typer.echo(verdict)
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
-
+main = partial(run_app, app)
 
 if __name__ == "__main__":
     main()

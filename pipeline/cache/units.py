@@ -137,6 +137,26 @@ def appended_units(units: Sequence[Unit], others: Iterable[Unit]) -> tuple[Unit,
     return (*units, *(_unit(number, one.source, one.source_bytes, one.view) for number, one in numbered))
 
 
+def followed_units(units: Sequence[Unit], theirs: Sequence[Unit], cache: str) -> tuple[Unit, ...]:
+    """Return the units of a cache that follows another, `cache`: the other's list, which may have grown.
+
+    Raises ConfigError for a cache that has other tars or views under the same numbers, or more of them.
+    """
+    for ours, other in zip(units, theirs, strict=False):
+        if (ours.source, ours.view) != (other.source, other.view):
+            raise ConfigError(
+                f"--views-from {cache!r} has {other.source!r}, view {other.view}, where this cache has "
+                f"{ours.source!r}, view {ours.view}: give the cache that this one was made from, or another "
+                "--cache"
+            )
+    if len(units) > len(theirs):
+        raise ConfigError(
+            f"--views-from {cache!r} has {len(theirs)} units, fewer than the {len(units)} of this cache: "
+            "give the cache that this one was made from, or another --cache"
+        )
+    return tuple(theirs)
+
+
 def rebuilt_units(copy: Sequence[Unit], commits: Iterable[tuple[int, str, int]]) -> tuple[Unit, ...]:
     """Return the units of an older copy of the list and of commits (unit, source, view).
 

@@ -17,10 +17,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
 from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.source import MAX_CARRIED_BYTES
 from pipeline.views.source_tars import SourceTar, resolve_tars
 from pipeline.views.tar_index import index_members
 
@@ -123,9 +125,10 @@ def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageS
                 if image is None:
                     continue
                 label, fault = NO_LABEL, "has no .cls member"
-                if cls := places.get("cls"):
-                    file.seek(cls.offset)
-                    label, fault = label_of(SourceSample(key, None, {"cls": file.read(min(cls.size, 64))}))
+                if extension := next((name for name in ("cls", NOTES) if name in places), ""):
+                    file.seek(places[extension].offset)
+                    text = file.read(min(places[extension].size, MAX_CARRIED_BYTES))
+                    label, fault = label_of(SourceSample(key, None, {extension: text}, label_fault=fault))
                 beside = {name: place for name, place in places.items() if name in _BESIDE}
                 known = None if label == NO_LABEL else label
                 found.append(LabelledImage(key, tar.name, image, known, fault, beside))
@@ -150,7 +153,7 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     twin = folder.parent.parent / "annotations" / folder.name
     masks = twin if folder.parent.name == "images" and twin.is_dir() else None
     notes = folder.parent / "annotations" / f"instances_{folder.name}.json"
-    names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    names = in_class_order(file.relative_to(folder).parts[0] for file in files if file.parent != folder)
     names = [*known, *(name for name in names if name not in known)]
     numbers = {name: number for number, name in enumerate(names)}
     annotations, categories = _coco(notes) if notes.is_file() else ({}, ())

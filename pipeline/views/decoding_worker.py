@@ -17,8 +17,9 @@ import torch
 from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.views.codec import Pixels
-from pipeline.views.maker import SampleViews, ViewMaker
+from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage, SourceSample
+from pipeline.views.stored import Maker
 
 SAMPLES_PER_JOB = 8
 # a photograph of ImageNet takes 110 kB, a crop of 224 pixels 25 kB
@@ -85,7 +86,7 @@ def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
             owner.send(JobResult(failure=traceback.format_exc()))
 
 
-def _make_views(maker: ViewMaker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
+def _make_views(maker: Maker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
     """Make the views of samples from the arena, then put the crops into the arena in their place."""
     begin = time.perf_counter()
     samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]

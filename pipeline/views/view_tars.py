@@ -9,7 +9,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline.storage.files import DigestedFile, WrittenFile
+from pipeline.storage.files import DigestedFile, LinkedFile, WrittenFile, link_or_new
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
 _END_MARKER = bytes(2 * BLOCKSIZE)
@@ -34,15 +34,16 @@ def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: Vi
 class ViewTarWriter:
     """Puts samples into a tar, one after the other, and notes where each lies."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, same_as: Path | None = None) -> None:
+        """Take the tar's path, and a file that has the same bytes: it is linked where that is possible."""
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
-        self._path = path
+        self._path, self._same_as = path, same_as
         # opened with the first sample: many tars may wait for their turn
-        self._file: DigestedFile | None = None
+        self._file: DigestedFile | LinkedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
-        self._file = self._file or DigestedFile(self._path)
+        self._file = self._file or link_or_new(self._path, self._same_as)
         self.ranges.append((self._file.size, len(sample), google_crc32c.value(sample)))
         self._file.write(sample)
 

@@ -29,6 +29,7 @@ from pipeline.errors import CacheError, MaskAlignError, StorageError
 from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
+from pipeline.extraction.origin import FromTars
 from pipeline.storage.files import locked
 from pipeline.views.crop import draw_crop
 from pipeline.views.decoder import Decoder
@@ -164,10 +165,10 @@ def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):
     tars = make_tars(tmp_path, tars=1, images_per_tar=70)
     options = extraction_options(cache=tmp_path / "a.cache", shards=tars, views=1)
     teacher, decoder = build_teacher(options), Decoder(0, 64)
-    cache, units = prepare_cache(options, teacher, decoder)
+    cache, units = prepare_cache(options, teacher, decoder, FromTars(options))
     encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
-    extractor = Extractor(cache.folder, schema, options.maker, encoder, decoder, 0.01)
+    extractor = Extractor(cache.folder, schema, FromTars(options), encoder, decoder, 0.01)
     extractor.run(tars, units)
     reported = "tar 'train-0000.tar' has more than 64 images; split it into smaller tars"
     assert extractor.tally.failed == {"train-0000.tar": reported}
