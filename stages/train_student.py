@@ -1,6 +1,7 @@
 """train-student: train a masked student against a cache of teacher features."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,6 +161,10 @@ def _print_result(result: "Result", run: Path, report: Path, advice: str) -> Non
         figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
     done = f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}"
     typer.echo(f"{done}; student: {run / STUDENT_FOLDER}, report: {report}")
+    if result.damage:
+        typer.echo(
+            f"cache: {result.damage}; {run / 'run.json'} names them, inspect-cache verify finds all", err=True
+        )
     if result.done < result.steps:
         stop = f"stopped by {describe_signal(result.stopped_by)} after step {result.done} of {result.steps}"
         typer.echo(f"{stop}: {advice}", err=True)
@@ -173,10 +178,7 @@ def _advice(run: Path, mode: "Resume") -> str:
     )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(train_student)
-
+main = partial(run_command, train_student)
 
 if __name__ == "__main__":
     main()

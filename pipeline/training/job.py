@@ -4,7 +4,7 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
 from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
@@ -62,6 +63,7 @@ class TrainingJob:
     compiled: bool
     initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
     codebook: Codebook | None = None
+    damage: DamageRecord | None = None  # if data.on_damage is "skip"
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -124,10 +126,12 @@ def build_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    kind: Callable[..., TrainingJob] = TrainingJob,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
+    `units` are those that a resumed run is pinned to, whatever else the cache holds by now. `kind` makes the
+    job of these parts.
     """
     spec = stream_spec(config, cache, ranks, units)
     refuse_too_large_stream(cache, spec, config.data.workers)
@@ -140,7 +144,7 @@ def build_job(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
     initial = weights_sha256(objective.encoder.vit)
-    return TrainingJob(
+    return kind(
         config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
         precision, compiled, initial,
     )  # fmt: skip
@@ -161,7 +165,8 @@ def stream_spec(
     order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
+    skip = config.data.on_damage == "skip"
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip)
 
 
 def build_optimiser(
@@ -244,6 +249,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,
         **({"codebook": job.codebook.facts} if job.codebook else {}),
+        **({"damage": job.damage.values} if job.damage else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,

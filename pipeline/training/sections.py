@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section
+from pipeline.stream.damage import OnDamage
 from pipeline.student.config import StudentConfig
 from pipeline.views.masking import MaskConfig
 
@@ -21,6 +22,8 @@ class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
     `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
+    With `on_damage` "skip" a damaged chunk's places are filled with other samples, until more than the share
+    `max_damaged` of the samples is damaged.
     """
 
     levels: tuple[int, ...] | None = None
@@ -28,6 +31,8 @@ class DataConfig(Section):
     workers: NonNegativeInt = 8
     window_blocks: PositiveInt | Literal["auto"] = "auto"
     allow_partial: bool = False
+    on_damage: OnDamage = "stop"
+    max_damaged: float = Field(0.01, ge=0, le=1)
 
     @field_validator("levels", "views")
     @classmethod
@@ -106,6 +111,24 @@ class EvaluateConfig(Section):
         return self
 
 
+class LogConfig(Section):
+    """Where the values of metrics.jsonl go, too: `to` names trackers; unset it is TensorBoard if installed.
+
+    `project` is W&B's and Trackio's project and MLflow's experiment, `name` the run's name there, by default
+    that of the run folder. Nothing here changes the run itself.
+    """
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] | None = None
+    project: str = Field("maskalign", min_length=1)
+    name: str | None = Field(None, min_length=1)
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """A single value is a list of one."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 class Sections(Section):
     """All sections of a run; what fits [objective] is known in `RunConfig`, which needs torch."""
 
@@ -123,3 +146,4 @@ class Sections(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
