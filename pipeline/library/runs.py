@@ -18,7 +18,7 @@ from pipeline.training.run_folder import Resume, continues, read_run
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from pipeline.cache.schema import Encoding
+    from pipeline.cache.schema import Compressor, Encoding
     from pipeline.report.scores import Score
     from pipeline.teacher.module import ModuleTeacher
     from pipeline.training.config import RunConfig
@@ -37,6 +37,7 @@ class ExtractionChoices(TypedDict, total=False):
     levels: str
     views: int
     encoding: "Encoding"
+    compressor: "Compressor"
     keep: float
     keep_rank: "RankStrategy"
     view_format: "ViewFormat"
