@@ -75,7 +75,7 @@ def test_the_recipe_for_b_is_the_default():
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():
-    assert len(SETTINGS) == 9
+    assert len(SETTINGS) == 10
     for recipe in SETTINGS:
         extract, train = commands(recipe)
         assert [refusal(words) for words in (extract, train)] == [None, None]
@@ -117,6 +117,9 @@ STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and
     "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
     "timm:vit_base_patch14_reg4_dinov2.lvd142m": partial(
         tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7
+    ),
+    "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k": partial(
+        tiny_timm, "vit_tiny_patch16_224", size=32, patch=8
     ),
     TEACHER: lambda _folder: TEACHER,
 }
