@@ -30,6 +30,7 @@ from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
 from pipeline.training.sections import OptimConfig, TrainConfig
 from pipeline.training.targets import cached_targets, refuse_target
@@ -62,6 +63,7 @@ class TrainingJob:
     compiled: bool
     initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
     codebook: Codebook | None = None
+    damage: DamageRecord | None = None  # if data.on_damage is "skip"
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -163,7 +165,8 @@ def stream_spec(
     order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
+    skip = config.data.on_damage == "skip"
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip)
 
 
 def build_optimiser(
@@ -246,6 +249,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,
         **({"codebook": job.codebook.facts} if job.codebook else {}),
+        **({"damage": job.damage.values} if job.damage else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
