@@ -29,7 +29,10 @@ _BYTES_AHEAD = 256 << 20
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels."""
+    """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
+
+    `batch_size` is the rank's, of which each of its lanes has an equal share.
+    """
 
     cache: str
     order: SampleOrder
@@ -87,10 +90,12 @@ class WindowReader:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
         fields = sample_fields(self._cache.schema, self._spec).values()
         arrays = {field.name: np.empty((window.size, *field.item_shape), field.dtype) for field in fields}
-        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda: arrays))
+        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda _: arrays))
         return arrays
 
-    def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
+    def fill(
+        self, parts: Iterable[WindowPart], empty: Callable[[WindowPart], Arrays]
+    ) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
         chunks = ((part.window, chunk) for part in theirs for chunk in part.window.chunks.tolist())
@@ -98,7 +103,7 @@ class WindowReader:
         at_once = min(2, self._cache.folder.parallel_reads)
         with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
-                arrays, window = empty(), part.window
+                arrays, window = empty(part), part.window
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
                 targets[(targets < 0) | (targets >= part.count)] = -1
                 for places in np.split(targets, np.cumsum(window.chunks[:-1, 2])):

@@ -1,4 +1,8 @@
-"""Slots in shared memory, each for a window of samples, made once and reused."""
+"""Slots in shared memory, each for a window of samples, made once and reused.
+
+A rank has a window of each of its lanes in use, and lanes need their next windows at about the same time. So
+there are two slots for each lane or for each worker, whichever are more.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +15,20 @@ from pipeline.cache.layout import ArraySpec
 from pipeline.cache.schema import CacheSchema
 from pipeline.stream.samples import StreamSpec, sample_fields
 
-SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
+_SLOTS = 2  # one to be filled while the other is copied
 _PAGE = 4096
 
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """The places of the fields of a slot's samples, each on its own pages; picklable."""
+    """The places of the fields of a slot's samples, each on its own pages; picklable.
+
+    There is one segment of memory for each worker, with `slots` slots in it.
+    """
 
     fields: Sequence[ArraySpec]
     samples: int
+    slots: int
 
     @property
     def slot_bytes(self) -> int:
@@ -28,12 +36,12 @@ class SlotLayout:
         return sum(map(self._pages_of, self.fields))
 
     @property
-    def worker_bytes(self) -> int:
-        """Bytes of all slots of a worker."""
-        return SLOTS_PER_WORKER * self.slot_bytes
+    def segment_bytes(self) -> int:
+        """Bytes of the slots of a segment."""
+        return self.slots * self.slot_bytes
 
     def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays (samples, ...) of a slot in the memory of a worker."""
+        """Return the arrays (samples, ...) of a slot of a segment."""
         arrays, offset = {}, slot * self.slot_bytes
         for field in self.fields:
             shape = (self.samples, *field.item_shape)
@@ -46,6 +54,8 @@ class SlotLayout:
         return -(-field.bytes_of(self.samples) // _PAGE) * _PAGE
 
 
-def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
-    """Return the layout of slots that hold a window each."""
-    return SlotLayout(tuple(sample_fields(schema, spec).values()), spec.order.largest_window)
+def slot_layout(schema: CacheSchema, spec: StreamSpec, segments: int) -> SlotLayout:
+    """Return the layout of slots that hold a window each, in one segment for each worker."""
+    lanes_of_worker = -(-len(spec.order.own) // segments)
+    fields = tuple(sample_fields(schema, spec).values())
+    return SlotLayout(fields, spec.order.largest_window, _SLOTS * lanes_of_worker)

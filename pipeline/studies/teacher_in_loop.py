@@ -88,9 +88,10 @@ def in_loop_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    lanes: int | None = None,
 ) -> InLoopJob:
     """Build a job as `build_job` does, with a teacher that computes the targets."""
-    job = build_job(config, cache, run, ranks, device, units)
+    job = build_job(config, cache, run, ranks, device, units, lanes)
     hides = config.mask.visible_count(cache.schema.patches) < cache.schema.patches
     everything = replace(job.spec.needs, visible="none", hidden="none", pixels="all", positions=hides)
     values = {name: getattr(job, name) for name in TrainingJob.__dataclass_fields__}

@@ -25,7 +25,7 @@ from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
-from pipeline.stream.order import SampleOrder
+from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
@@ -70,7 +70,7 @@ class TrainingJob:
         return {
             "cache": self.cache.digest,
             "units": f"{len(self.spec.order.units)} with digest {units[:16]}",
-            "ranks": self.ranks.world_size,
+            "lanes": self.spec.order.lanes,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
             **({"codebook": self.codebook.digest} if self.codebook else {}),
@@ -124,12 +124,14 @@ def build_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    lanes: int | None = None,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
+    `units` are those that a resumed run is pinned to, whatever else the cache holds by now, and `lanes` the
+    number of lanes that it began with.
     """
-    spec = stream_spec(config, cache, ranks, units)
+    spec = stream_spec(config, cache, ranks, units, lanes)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
@@ -147,7 +149,11 @@ def build_job(
 
 
 def stream_spec(
-    config: RunConfig, cache: Cache, ranks: Ranks | None = None, units: Sequence[int] | None = None
+    config: RunConfig,
+    cache: Cache,
+    ranks: Ranks | None = None,
+    units: Sequence[int] | None = None,
+    lanes: int | None = None,
 ) -> StreamSpec:
     """Return what determines one rank's samples; raises ConfigError if the cache cannot serve them."""
     pinned = (
@@ -156,9 +162,12 @@ def stream_spec(
     ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
     needs = config.objective.needs
     MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    batch_size = batch_of_rank(config.train, ranks.world_size)
-    window = config.data.chunks_of_window(batch_size)
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
+    if lanes is None:
+        lanes = ranks.world_size if config.data.lanes == "auto" else config.data.lanes
+    own = lanes_of_rank(lanes, ranks.rank, ranks.world_size)
+    batch_size = batch_of_rank(config.train, ranks.world_size, lanes)
+    window = config.data.chunks_of_window(batch_size // len(own))
+    order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
     return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
@@ -234,7 +243,11 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
+        "resolved": {
+            "train.precision": job.precision,
+            "train.compile": job.compiled,
+            "data.lanes": job.spec.order.lanes,
+        },
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,

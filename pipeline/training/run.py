@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -76,9 +76,9 @@ def run_training(
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, units = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units, lanes = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
-        job = build(config, cache, run, ranks, device, units)
+        job = build(config, cache, run, ranks, device, units, lanes)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
         request = config.objective.codebook_request
@@ -91,7 +91,7 @@ def run_training(
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         job.codebook = ready_codebook(job, resumed, say)
         first = load_newest(job) if resumed else 0
-        start = {**provenance(*_LIBRARIES), "first_step": first}
+        start = {**provenance(*_LIBRARIES), "ranks": ranks.world_size, "first_step": first}
         messages: list[str] = []
         with _starting_together(job):
             if ranks.is_main:
@@ -111,10 +111,13 @@ def run_training(
     return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by)
 
 
-def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
-    """Return whether the run is continued, and its units; raises MaskAlignError."""
+def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int], int | None]:
+    """Return whether the run is continued, its units, and its lanes if it has any yet.
+
+    Raises MaskAlignError.
+    """
     if not continues(run, resume):
-        return False, cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
+        return False, cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist(), None
     refuse_other_config(config, run)
     earlier = read_run(run)
     if cache.digest != earlier["pinned"]["cache"]:
@@ -122,7 +125,10 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"cannot resume: {cache.address!r} is not the cache that the run began with, "
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
-    return True, earlier["units"]
+    lanes = earlier["pinned"].get("lanes", earlier["pinned"]["ranks"])  # a run from before lanes had ranks
+    if config.data.lanes != "auto":
+        refuse_differences({"data.lanes": lanes}, {"data.lanes": config.data.lanes}, ConfigError)
+    return True, earlier["units"], lanes
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -195,19 +201,21 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
     how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
+    order = job.spec.order
+    dealt = f" in {order.lanes} lanes" if order.lanes != job.ranks.world_size else ""
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
     description = (
-        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
+        f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({millions:.3g} M "
         f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
-    if not is_sorted_by_class(job.cache, job.spec.order):
+    if not is_sorted_by_class(job.cache, order):
         return [description]
     warning = (
         f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
-        f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
+        f"data.window_blocks={order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
     return [warning, description]

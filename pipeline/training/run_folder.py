@@ -19,9 +19,11 @@ from pipeline.storage.files import replace_file
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
+# data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
+# bits alone.
 _NOT_PINNED = (
-    *("data.workers", "data.allow_partial", "evaluate."),
-    *("train.log_every", "train.checkpoint_every", "train.compile"),
+    *("data.workers", "data.allow_partial", "data.lanes", "evaluate."),
+    *("train.log_every", "train.checkpoint_every", "train.compile", "train.accumulate"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Every recipe is valid and complete, and the one for B equals the defaults of train-student."""
+"""Every recipe is valid and complete, and the one for B equals the defaults of train-student but for lanes."""
 
 from pathlib import Path
 
@@ -19,6 +19,8 @@ def test_recipe_is_valid_and_says_command_time_and_result(recipe):
         assert any(line.startswith(f"# {word} ") for line in comments), word
 
 
-def test_the_recipe_for_b_is_the_default():
+def test_the_recipe_for_b_is_the_default_but_for_lanes():
     recipe = next(path for path in RECIPES if path.stem == "vit_b16")
-    assert load_config(RunConfig, recipe) == RunConfig()
+    config, auto = load_config(RunConfig, recipe), {"lanes": "auto", "window_blocks": "auto"}
+    assert (config.data.lanes, config.data.window_blocks) == (64, 2)
+    assert config.model_copy(update={"data": config.data.model_copy(update=auto)}) == RunConfig()
