@@ -125,7 +125,8 @@ def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple
             f"cannot resume: {cache.address!r} is not the cache that the run began with, "
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
-    lanes = earlier["pinned"].get("lanes", earlier["pinned"]["ranks"])  # a run from before lanes had ranks
+    pinned = earlier["pinned"]
+    lanes = pinned["lanes"] if "lanes" in pinned else pinned["ranks"]  # as runs from before lanes have
     if config.data.lanes != "auto":
         refuse_differences({"data.lanes": lanes}, {"data.lanes": config.data.lanes}, ConfigError)
     return True, earlier["units"], lanes

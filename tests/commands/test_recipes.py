@@ -1,4 +1,4 @@
-"""Every recipe is valid and complete, and the one for B equals the defaults of train-student but for lanes."""
+"""Every recipe is valid and complete, and the one for B has the defaults of train-student but for lanes."""
 
 from pathlib import Path
 
