@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.errors import ConfigError
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.runtime.launch import share_of_work, usable_cores
 from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
@@ -18,8 +19,13 @@ _SHOWN = 20  # skipped images; a damaged data set may have thousands
 
 _SHARDS = (
     "Source tars: paths, URLs, patterns, folders, or a text file with one tar per line. "
-    "Extending a cache needs the new tars only."
+    "Extending a cache needs the new tars only. None with --views-from."
 )
+_VIEWS_FROM = (
+    "Another teacher on the same views: read the crops of this cache, finished or growing, instead of tars."
+)
+# what the cache of --views-from decides
+_OF_VIEWS = ("shards", "views", "view_format", "image_size", "crop_scale", "flip", "seed", "max_bad")
 _CACHE = "Folder, or s3://BUCKET/PATH: created, continued or extended."
 _TEACHER = (
     "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
@@ -45,9 +51,11 @@ _DRY_RUN = "Print what would be done and how long it takes; write nothing."
 
 
 def extract_teacher(
-    shards: Annotated[list[str], typer.Argument(help=_SHARDS)],
+    context: typer.Context,
     cache: Annotated[str, typer.Option(help=_CACHE)],
     teacher: Annotated[str, typer.Option(help=_TEACHER)],
+    shards: Annotated[list[str] | None, typer.Argument(help=_SHARDS)] = None,
+    views_from: Annotated[str | None, typer.Option(metavar="CACHE", help=_VIEWS_FROM)] = None,
     levels: Annotated[str, typer.Option(help=_LEVELS)] = Options.levels,
     views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
     encoding: Annotated[str, typer.Option(help=_ENCODING)] = Options.encoding,
@@ -95,12 +103,11 @@ def _read_options(given: dict[str, Any]) -> Options:
     from pipeline.cache.reader import Cache
     from pipeline.cache.writer import is_empty
     from pipeline.storage.address import open_folder
-    from pipeline.views.source_tars import resolve_tars
 
     check_device_name(given["device"])
     rank, processes = share_of_work()
+    given |= _views(given)
     given |= {
-        "shards": resolve_tars(given["shards"]),
         "workers": usable_cores() if given["workers"] is None else given["workers"],
         "rank": rank,
         "processes": processes,
@@ -111,6 +118,32 @@ def _read_options(given: dict[str, Any]) -> Options:
     return replace(options, device=choose_device(given["device"]))
 
 
+def _views(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the tars and, with --views-from, the options that its views decide; raises ConfigError."""
+    from pipeline.cache.reader import Cache
+    from pipeline.extraction.options import options_of_views
+    from pipeline.storage.address import absolute
+    from pipeline.views.source_tars import resolve_tars
+
+    other, source_of = given["views_from"], given.pop("context").get_parameter_source
+    if other is None:
+        if not given["shards"]:
+            raise ConfigError("no source tars are named: give SHARDS, or --views-from CACHE")
+        return {"shards": resolve_tars(given["shards"])}
+    if decided := [name for name in _OF_VIEWS if source_of(name).name == "COMMANDLINE"]:
+        names = ["SHARDS" if name == "shards" else f"--{name.replace('_', '-')}" for name in decided]
+        raise ConfigError(
+            f"{' and '.join(names)} cannot be given with --views-from, whose cache decides the views: leave "
+            f"{'them' if len(names) > 1 else 'it'} out"
+        )
+    if absolute(other) == absolute(given["cache"]):
+        raise ConfigError(f"--cache and --views-from are both {other!r}: give a new --cache")
+    found = options_of_views(Cache(other))
+    if source_of("patch_size").name == "COMMANDLINE":
+        found["patch_size"] = given["patch_size"]
+    return found
+
+
 def _show_sizes(sizes: "SizeForecast") -> None:
     from pipeline.cache.schema import UNIT_ROWS
 
@@ -118,6 +151,8 @@ def _show_sizes(sizes: "SizeForecast") -> None:
     print_row("images", f"{sizes.images:,.0f} in {tars}, {views} of each")
     print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
     print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
+    if sizes.linked_to:
+        print_row("view tars", f"hard links to those of {sizes.linked_to!r}")
     if sizes.finished:
         print_row("finished", f"{sizes.finished:,} of {sizes.units:,} units exist already")
     if sizes.rows > UNIT_ROWS:
@@ -172,16 +207,21 @@ def _show_summary(options: Options, extractor: "Extractor", missing: int) -> Non
         )
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
-    typer.echo(f"cache {options.cache!r}: {_state(missing, tally)}")
+    typer.echo(f"cache {options.cache!r}: {_state(missing, tally, options.views_from)}")
 
 
-def _state(missing: int, tally: "Tally") -> str:
+def _state(missing: int, tally: "Tally", views_from: str | None) -> str:
     if not missing:
         return "complete"
     if tally.failed:
         return f"{counted(missing, 'unit')} missing; make the failed tars again and run the same command"
     if tally.elsewhere:
         return f"{counted(missing, 'unit')} not finished yet; other processes are working on them"
+    if views_from:
+        return (
+            f"{counted(missing, 'unit')} missing, which {views_from!r} has not finished yet; run the same "
+            "command again when it has"
+        )
     return f"{counted(missing, 'unit')} missing; run the same command again"
 
 

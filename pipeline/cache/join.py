@@ -1,6 +1,6 @@
 """The join of crops and targets: a range of a view tar and a chunk of every array, compared key by key."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -24,15 +24,8 @@ class JoinedChunk:
     keys: list[str]
     crops: list[bytes]
     arrays: dict[str, Values]
-    unit: str
-    source: str
-    view: int
+    commit: Commit
     first_row: int
-
-    @property
-    def name(self) -> str:
-        """The chunk's name in messages."""
-        return f"{self.unit}, rows {self.first_row} to {self.first_row + len(self.keys) - 1}"
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -44,23 +37,35 @@ class JoinedChunk:
 def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> JoinedChunk:
     """Read one chunk whole; raises CacheError that names unit and row where crop and target do not match."""
     arrays = cache.read_chunk(commit, chunk, ["index", *names])
+    keys, crops = [], []
+    for key, crop, _ in read_rows(cache, commit, chunk, arrays["index"]):
+        keys.append(key)
+        crops.append(crop)
     first, _ = chunk_range(chunk, commit.rows)
-    index, extension = arrays["index"], VIEW_EXTENSION[cache.schema.view.format]
+    return JoinedChunk(keys, crops, arrays, commit, first)
+
+
+def read_rows(
+    cache: Cache, commit: Commit, chunk: int, index: NDArray[np.uint64]
+) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield key, encoded crop and all bytes of each sample of a chunk's view tar, given its `index` (n, 5).
+
+    Raises CacheError that names unit and row where they do not match.
+    """
+    row, extension = chunk_range(chunk, commit.rows)[0], VIEW_EXTENSION[cache.schema.view.format]
     starts = index[:, OFFSET].astype(np.int64)
     ends = starts + index[:, LENGTH].astype(np.int64)
-    keys, crops = [], []
     try:
         if (starts[1:] != ends[:-1]).any():
             raise ValueError("the samples do not follow one another in the view tar")
         data = cache.read_crops(commit, int(starts[0]), int(ends[-1]))
         rows = zip((starts - starts[0]).tolist(), (ends - starts[0]).tolist(), index.tolist(), strict=True)
         for start, end, expected in rows:
-            key, crop = read_expected(data[start:end], expected, extension)
-            keys.append(key)
-            crops.append(crop)
+            sample = data[start:end]
+            yield *read_expected(sample, expected, extension), sample
+            row += 1
     except ValueError as error:
-        raise CacheError(f"{commit.name}, row {first + len(keys)}: {error}: {REMEDY}") from None
-    return JoinedChunk(keys, crops, arrays, commit.name, commit.source, commit.view, first)
+        raise CacheError(f"{commit.name}, row {row}: {error}: {REMEDY}") from None
 
 
 def read_expected(sample: bytes, expected: Sequence[int], extension: str) -> tuple[str, bytes]:

@@ -1,7 +1,7 @@
 """Making a cache: creating and extending it, and publishing units whole or not at all."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.cache import layout, store
@@ -15,6 +15,9 @@ from pipeline.cache.units import Source, Unit, extended_units, parse_units, unit
 from pipeline.storage.files import WrittenFile, flush_to_disk
 from pipeline.storage.folder import Folder
 from pipeline.views.sample import SkippedImage
+
+# From the units of a cache and the numbers of those that are committed to a longer list of units.
+LongerList = Callable[[tuple[Unit, ...], set[int]], tuple[Unit, ...]]
 
 
 def foreign_names(folder: Folder) -> set[str]:
@@ -72,11 +75,17 @@ def extend_cache(
     folder: Folder, schema: CacheSchema, sources: Sequence[Source], views: int, present: Iterable[Source]
 ) -> tuple[Unit, ...]:
     """Append units for new tars and views, and return all; raises ConfigError as `extended_units` does."""
+    return change_units(
+        folder, schema, lambda units, finished: extended_units(units, sources, views, present, finished)
+    )
+
+
+def change_units(folder: Folder, schema: CacheSchema, longer_list: LongerList) -> tuple[Unit, ...]:
+    """Replace the list of units by a longer one, and return it; raises what `longer_list` raises."""
 
     def extended(data: bytes) -> bytes:
         units = parse_units(data, folder.address)
-        finished = {unit.unit for unit in committed(folder, units)}
-        longer = extended_units(units, sources, views, present, finished)
+        longer = longer_list(units, {unit.unit for unit in committed(folder, units)})
         store.ensure_rows(folder, schema, len(longer))  # first: a unit in units.json has its rows
         return units_json(longer) if longer != units else data
 
@@ -99,11 +108,7 @@ class UnitWriter:
         self._specs = layout.row_arrays(schema)
         self._shards: dict[str, ShardWriter] = {}
         self._scratch.mkdir()
-
-    @property
-    def view_tar(self) -> Path:
-        """The path at which to write the unit's view tar."""
-        return self._scratch / "view.tar"
+        self.view_tar = self._scratch / "view.tar"  # where to write the unit's view tar
 
     def append(self, name: str, rows: store.Values) -> None:
         """Append rows to an array. Different arrays may be written by different threads."""
@@ -150,5 +155,5 @@ class UnitWriter:
     def discard(self) -> None:
         """Remove what is left of the unit in the scratch folder."""
         for shard in self._shards.values():
-            shard.discard()
+            shard.file.discard()
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -9,18 +9,22 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.cache.encoding import Calibrator, whiten
+from pipeline.cache.encoding import channel_statistics, whiten
 from pipeline.errors import SourceError
 from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.storage.address import printable
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
-from pipeline.views.maker import SampleViews, ViewMaker
+from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage, SourceSample
 from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
+from pipeline.views.stored import Maker
+
+Read = Callable[[SourceTar], Iterator[SourceSample]]
 
 CALIBRATION_IMAGES = 256
 CALIBRATION_TARS = 64
@@ -34,28 +38,31 @@ def calibrate(
 
     Raises CacheError that names the teacher's block and the image if its features are not finite.
     """
-    calibrator = Calibrator()
-    for group in in_groups(images, _BATCH):
-        pixels = np.stack([image.pixels[0] for image in group])
-        hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
-        moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
-        refuse_features(torch.stack(moments, dim=2), teacher.levels, [image.key for image in group])
-        calibrator.add(hidden)
-    mean, std = calibrator.result()
+
+    def hidden_states() -> Iterator[tuple[Tensor, ...]]:
+        for group in in_groups(images, _BATCH):
+            pixels = np.stack([image.pixels[0] for image in group])
+            hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
+            moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
+            refuse_features(torch.stack(moments, dim=2), teacher.levels, [image.key for image in group])
+            yield hidden
+
+    mean, std = channel_statistics(hidden_states())
     return mean.numpy(), std.numpy()
 
 
 def spread_images(
     tars: Sequence[SourceTar],
-    maker_of: Callable[[SourceTar], ViewMaker],
+    maker_of: Callable[[SourceTar], Maker],
     decoder: Decoder,
     limit: int = CALIBRATION_IMAGES,
     most_tars: int = CALIBRATION_TARS,
+    read: Read = read_samples,
 ) -> list[SampleViews]:
     """Return the views of up to `limit` images: equally many first ones of `most_tars` tars, evenly spaced.
 
-    What one of these tars lacks the next ones give. Raises SourceError, with the first reason, if no image of
-    any tar can be decoded.
+    What one of these tars lacks the next ones give. `read` yields the samples of a tar. Raises SourceError,
+    with the first reason, if no image of any tar can be decoded.
     """
     count = min(len(tars), most_tars)
     chosen = [tars[index * len(tars) // count] for index in range(count)]
@@ -65,12 +72,12 @@ def spread_images(
     for index, tar in enumerate(chosen):
         share = -(-(limit - len(images)) // (count - index))
         # with a few samples to spare for bad ones, since workers would decode far ahead
-        samples = islice(whole_samples(tar, broken), 2 * share + SAMPLES_PER_JOB)
+        samples = islice(whole_samples(tar, broken, read), 2 * share + SAMPLES_PER_JOB)
         images += _good(decoder.views(samples, maker_of(tar)), share, skipped)
     for tar in tars:
         if images:
             break
-        images += _good(decoder.views(whole_samples(tar, broken), maker_of(tar)), 1, skipped)
+        images += _good(decoder.views(whole_samples(tar, broken, read), maker_of(tar)), 1, skipped)
     if images:
         return images
     reason = broken[0] if broken else "they hold no samples"
@@ -97,10 +104,12 @@ def _good(
     return images
 
 
-def whole_samples(tar: SourceTar, broken: list[str] | None = None) -> Iterator[SourceSample]:
+def whole_samples(
+    tar: SourceTar, broken: list[str] | None = None, read: Read = read_samples
+) -> Iterator[SourceSample]:
     """Yield the samples up to where a tar breaks, which its own extraction will report; `broken` gets why."""
     try:
-        yield from read_samples(tar)
+        yield from read(tar)
     except SourceError as error:
         if broken is not None:
             broken.append(str(error))

@@ -19,24 +19,20 @@ from pipeline.cache.writer import is_committed
 from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.lane import Lane
+from pipeline.extraction.origin import Origin
 from pipeline.extraction.tally import Tally, Timing
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
-from pipeline.storage.tar_streams import tar_size
 from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
-from pipeline.views.maker import ViewMaker
 from pipeline.views.sample import SkippedImage, SourceSample
-from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
 
 _LEAST_BAD_ALLOWED = 3
 _SECONDS_BETWEEN_COUNTS = 5.0
-# of a member in a tar: its header, and on average half a block of padding and a label's member
-_HEADER_BYTES = 1536
 
-NewUnit = Callable[[Unit], UnitBuilder]
+NewUnit = Callable[..., UnitBuilder]
 
 
 @dataclass
@@ -70,13 +66,13 @@ class Extractor:
         self,
         folder: Folder,
         schema: CacheSchema,
-        maker_of: Callable[[tuple[int, ...], str | None], ViewMaker],
+        origin: Origin,
         encoder: FeatureEncoder,
         decoder: Decoder,
         max_bad: float,
     ) -> None:
-        """Take what makes views and features; `max_bad` is the share of a tar's images that may be bad."""
-        self._folder, self._schema, self._maker_of, self._max_bad = folder, schema, maker_of, max_bad
+        """Take what gives views and features; `max_bad` is the share of a tar's images that may be bad."""
+        self._folder, self._schema, self._origin, self._max_bad = folder, schema, origin, max_bad
         self.encoder, self._decoder = encoder, decoder
         self._lanes: list[Lane] = []
         self._open: deque[_Tar] = deque()  # in the order in which they were begun
@@ -119,13 +115,13 @@ class Extractor:
         # one listing of all commits now: to claim a tar and look for its own takes several round trips
         finished = {unit.unit for unit in committed(self._folder, units)}
         missing: dict[str, list[Unit]] = {}
-        for unit in units:
+        for unit in self._origin.ready(units):
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
         for source in tars:
             if source.name in missing and (tar := self._begin(source, missing[source.name], new_unit)):
                 views = tuple(builder.unit.view for builder in tar.builders)
-                maker = self._maker_of(views, self._schema.source_of_draws(source.name))
+                maker = self._origin.maker(views, self._schema.source_of_draws(source.name))
                 yield from ((tar, maker, samples) for samples in self._read(tar))
                 yield tar, maker, ()
 
@@ -138,11 +134,16 @@ class Extractor:
             missing = [unit for unit in units if not is_committed(self._folder, unit)]
             if not missing:
                 return None
-            builders = []
-            for unit in missing:
-                builders.append(new_unit(unit))
-                held.callback(builders[-1].discard)
-            tar = _Tar(source, builders, held.pop_all())
+            builders: list[UnitBuilder] = []
+            try:
+                skipped = self._origin.skipped(source.name)
+                for unit in missing:
+                    builders.append(new_unit(unit, stored=self._origin.view_tar(unit)))
+                    held.callback(builders[-1].discard)
+            except SourceError as error:
+                self.tally.failed[source.name] = str(error)
+                return None
+            tar = _Tar(source, builders, held.pop_all(), skipped)
         while len(self._lanes) < len(builders):
             self._lanes.append(Lane(len(self._lanes), self.encoder, self._schema.view.image_size))
         self._open.append(tar)
@@ -150,7 +151,8 @@ class Extractor:
 
     def _read(self, tar: _Tar) -> Iterator[list[SourceSample]]:
         """Yield a tar's samples in groups, as far as it can be read and nothing else is wrong with it."""
-        groups = in_groups(read_samples(tar.source), SAMPLES_PER_JOB)
+        views = tuple(builder.unit.view for builder in tar.builders)
+        groups = in_groups(self._origin.samples(tar.source, views), SAMPLES_PER_JOB)
         while not tar.fault:
             with self.timing.measure("read"):
                 try:
@@ -161,7 +163,7 @@ class Extractor:
             if group is None:
                 return
             self._read_images += len(group)
-            self._read_bytes += sum(len(sample.image or b"") + _HEADER_BYTES for sample in group)
+            self._read_bytes += sum(sample.source_bytes for sample in group)
             yield group
 
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
@@ -232,14 +234,7 @@ class Extractor:
                 f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
                 f"--max-bad {self._max_bad:g}); {first}; make the tar again or raise --max-bad"
             )
-        try:
-            size = tar_size(tar.source.address)
-        except OSError as error:
-            fault = f"cannot be found again after it was read ({error.strerror or error})"
-            return f"tar {name!r} {fault}; restore it and run again"
-        if size != tar.source.size:
-            return f"tar {name!r} was replaced while it was read; run the same command again"
-        return ""
+        return self._origin.fault(tar.source)
 
     def _show(self, progress: ProgressDisplay, units: Sequence[Unit]) -> None:
         """Show the progress of all processes in images, estimated from the bytes of finished tars."""

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache, cure_of_constants
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, ViewSchema, differing_keys
-from pipeline.cache.units import Source, Unit, extended_units
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
+from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
-from pipeline.cache.writer import create_cache, extend_cache, is_empty, restore_constants, with_digests
+from pipeline.cache.writer import change_units, create_cache, is_empty, restore_constants, with_digests
 from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
+from pipeline.extraction.from_views import FromViews
 from pipeline.extraction.options import ExtractionOptions
+from pipeline.extraction.origin import FromTars, Origin
 from pipeline.extraction.plan import (
     RateForecast,
     SizeForecast,
@@ -36,18 +38,19 @@ from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.module import fit_module
 from pipeline.teacher.teacher import Teacher
-from pipeline.views.codec import DECODER
-from pipeline.views.crop import RESIZE
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
+from pipeline.views.source_tars import SourceTar
 
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
 
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     """Extract what is missing; return the extractor, with tally and timing, and how many units still are."""
+    origin = origin_of(options)
     teacher = build_teacher(options)
     of_view = len(teacher.levels) + 6  # stats, index, view, attention, tokens and the view tar
     of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
@@ -57,7 +60,7 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     try:
         if options.device.type == "cuda":
             decoder.lock_pages()
-        cache, units = prepare_cache(options, teacher, decoder)
+        cache, units = prepare_cache(options, teacher, decoder, origin)
         encoder = FeatureEncoder(
             teacher,
             *cache.calibration(),
@@ -67,15 +70,16 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             options.compile,
         )
         wanted = options.covered(units)
-        if len(committed(cache.folder, wanted)) < len(wanted):
+        ready = origin.ready(wanted)
+        if len(committed(cache.folder, ready)) < len(ready):
             encoder.prepare()
-        extractor = Extractor(cache.folder, cache.schema, options.maker, encoder, decoder, options.max_bad)
+        extractor = Extractor(cache.folder, cache.schema, origin, encoder, decoder, options.max_bad)
         decoded = decoder.busy_seconds  # for the calibration
         # From this process's share on, so that processes begin at different tars. The rank may be any number.
         tars, count = options.tars, len(options.tars)
         start = count * options.rank // options.processes % count
         with _logged(options, cache.folder, extractor):
-            extractor.run([*tars[start:], *tars[:start]], wanted)
+            extractor.run([*tars[start:], *tars[:start]], ready)
     finally:
         decoder.close()
     extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
@@ -84,29 +88,36 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
 
 def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], object]) -> RateForecast:
     """Forecast sizes and, after they have been shown, rates; writes nothing."""
+    origin = origin_of(options)
     teacher = build_teacher(options)
-    schema = build_schema(options, teacher)
+    schema = build_schema(options, teacher, origin)
     if cache := open_existing(options, schema):  # refuse what the extraction itself would refuse
         finished = {unit.unit for unit in committed(cache.folder, cache.units)}
-        extended_units(cache.units, *_sources(options), finished)
-    sizes, decode_seconds = forecast_sizes(options, schema, cache)
+        origin.units(cache.units, finished)
+    sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
     return forecast_rates(options, teacher, sizes, decode_seconds)
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:
     """Load the teacher onto the device."""
-    teacher = load_teacher(
-        options.teacher,
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        levels=options.levels,
-        precision=resolve_precision(options.precision, options.device),
-    )
-    return teacher.to(options.device)
+    given: dict[str, Any] = {
+        "image_size": options.image_size,
+        "patch_size": options.patch_size,
+        "levels": options.levels,
+        "precision": resolve_precision(options.precision, options.device),
+    }
+    if isinstance(options.teacher, str):
+        return load_teacher(options.teacher, **given).to(options.device)
+    return fit_module(options.teacher, **given).to(options.device)
 
 
-def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
+def origin_of(options: ExtractionOptions) -> Origin:
+    """Return where the views come from; raises CacheError or ConfigError."""
+    return FromViews(options) if options.views_from else FromTars(options)
+
+
+def build_schema(options: ExtractionOptions, teacher: Teacher, origin: Origin | None = None) -> CacheSchema:
     """Describe the cache that the options ask for, before calibration.
 
     Raises ConfigError for a ranking that the teacher cannot give. A --keep that leaves out no patch is stored
@@ -119,19 +130,9 @@ def build_schema(options: ExtractionOptions, teacher: Teacher) -> CacheSchema:
             f"--keep-rank 'attention' needs a teacher that ranks patches, and {options.teacher!r} has "
             "neither CLS nor a pooling query; give --keep-rank random, or --keep 1"
         )
-    view = ViewSchema(
-        format=options.view_format,
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        crop_scale=options.crop_scale,
-        flip=options.flip,
-        seed=options.seed,
-        decoder=DECODER,
-        resize=RESIZE,
-    )
     return CacheSchema(
         teacher=teacher.facts,
-        view=view,
+        view=(origin or origin_of(options)).view,
         levels=teacher.levels,
         encoding=options.encoding,
         keep=1.0 if whole else options.keep,
@@ -154,17 +155,23 @@ def open_existing(options: ExtractionOptions, schema: CacheSchema) -> Cache | No
 
 
 def prepare_cache(
-    options: ExtractionOptions, teacher: Teacher, decoder: Decoder
+    options: ExtractionOptions, teacher: Teacher, decoder: Decoder, origin: Origin
 ) -> tuple[Cache, tuple[Unit, ...]]:
     """Create the cache unless it exists, extend it by new tars and views, and return it with its units."""
-    schema = build_schema(options, teacher)
+    schema = build_schema(options, teacher, origin)
     cache = open_existing(options, schema)
     drawn = cache.schema if cache else schema  # a cache of schema 1.0 keeps its rule
 
     @once
     def images() -> Sequence[SampleViews]:
+        def first(tar: SourceTar) -> tuple[int, ...]:
+            return origin.views(tar.name)[:1]
+
         return spread_images(
-            options.shards, lambda tar: options.maker(source=drawn.source_of_draws(tar.name)), decoder
+            options.shards,
+            lambda tar: origin.maker(first(tar), drawn.source_of_draws(tar.name)),
+            decoder,
+            read=lambda tar: origin.samples(tar, first(tar)),
         )
 
     def calibrated() -> tuple[dict[str, NDArray[np.float32]], int]:
@@ -175,7 +182,7 @@ def prepare_cache(
         mean, std = calibrate(images(), teacher, options.device)
         return {"channel_mean": mean, "channel_std": std}, len(images())
 
-    refuse_full_disk(options, schema, cache, images)
+    refuse_full_disk(options, schema, cache, images, origin)
     if cache is None:
         found, count = calibrated()
         constants = found | teacher.tower.output()
@@ -184,13 +191,7 @@ def prepare_cache(
         assert cache is not None
     _restore_constants(cache, lambda: calibrated()[0], teacher)
     with cache.folder.scratch():
-        return cache, extend_cache(cache.folder, cache.schema, *_sources(options))
-
-
-def _sources(options: ExtractionOptions) -> tuple[list[Source], int, list[Source]]:
-    """Return the tars to cover, in how many views, and all tars that are there."""
-    present = [(tar.name, tar.size) for tar in options.shards]
-    return present[: options.limit], options.views, present
+        return cache, change_units(cache.folder, cache.schema, origin.units)
 
 
 def _restore_constants(
@@ -225,6 +226,7 @@ def _logged(options: ExtractionOptions, folder: Folder, extractor: Extractor) ->
     values: dict[str, Any] = {
         **provenance(*_LIBRARIES),
         "shards": [printable(tar.address) for tar in options.tars],
+        "views_from": options.views_from and printable(options.views_from),
         "batch_size": options.batch_size,
         "workers": options.workers,
         "device": str(options.device),

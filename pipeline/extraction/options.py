@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.cache.reader import Cache
     from pipeline.cache.schema import Encoding
     from pipeline.cache.units import Unit
+    from pipeline.teacher.module import ModuleTeacher
     from pipeline.views.codec import ViewFormat
     from pipeline.views.maker import ViewMaker
     from pipeline.views.masking import RankStrategy
@@ -27,7 +29,7 @@ class ExtractionOptions:
 
     shards: "Sequence[SourceTar]"
     cache: str
-    teacher: str
+    teacher: "str | ModuleTeacher"
     device: "torch.device"
     levels: str = "5"
     views: int = 1
@@ -46,6 +48,7 @@ class ExtractionOptions:
     compile: Compile = "auto"
     max_bad: float = 0.01
     limit: int | None = None
+    views_from: str | None = None  # a cache, with what `options_of_views` gives for it
     rank: int = 0
     processes: int = 1
 
@@ -76,7 +79,8 @@ class ExtractionOptions:
                 f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
             )
         parse_levels(self.levels)
-        split_address(self.teacher)
+        if isinstance(self.teacher, str):
+            split_address(self.teacher)
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(
@@ -101,3 +105,28 @@ class ExtractionOptions:
         """Return those units of a cache that this run covers."""
         names = {tar.name for tar in self.tars}
         return [unit for unit in units if unit.source in names and unit.view < self.views]
+
+
+def options_of_views(cache: "Cache") -> dict[str, Any]:
+    """Return the options that the views of a cache decide, by field, for another teacher on the same views.
+
+    Any `patch_size` that divides the image is possible, but teachers are trained together only with the same.
+    Raises CacheError if the cache has no finished unit yet.
+    """
+    from pipeline.cache.commit import committed
+    from pipeline.views.source_tars import SourceTar
+
+    # a list of units that was rebuilt does not have the sizes
+    sizes = {unit.source: max(1, unit.source_bytes) for unit in committed(cache.folder, cache.units)}
+    if not sizes:
+        raise CacheError(
+            f"--views-from {cache.address!r} has no finished unit yet; run this command again when it has"
+        )
+    view = cache.schema.view
+    return {
+        "shards": [SourceTar(source, size) for source, size in sizes.items()],
+        "views": 1 + max(unit.view for unit in cache.units),
+        "view_format": view.format,
+        **{key: getattr(view, key) for key in ("image_size", "patch_size", "crop_scale", "flip", "seed")},
+        "max_bad": 1.0,  # the other cache has decided which images are skipped
+    }

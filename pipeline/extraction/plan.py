@@ -1,7 +1,7 @@
 """The forecast of an extraction: what it writes, how long it takes, and when it has paid for itself."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,14 @@ from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
 from pipeline.extraction.encode import run_teacher
 from pipeline.extraction.options import ExtractionOptions
+from pipeline.extraction.origin import Origin
 from pipeline.storage.address import is_url, open_folder
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
+from pipeline.views.sample import SourceSample
+from pipeline.views.source_tars import SourceTar
 from pipeline.views.view_tars import tar_bytes
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
@@ -50,6 +53,7 @@ class SizeForecast:
     files: int
     finished: int
     peak_memory: float  # of each process
+    linked_to: str = ""  # the cache that has the view tars already
 
     @property
     def units(self) -> int:
@@ -86,25 +90,38 @@ class RateForecast:
 
 
 def forecast_sizes(
-    options: ExtractionOptions, schema: CacheSchema, cache: Cache | None
+    options: ExtractionOptions, schema: CacheSchema, cache: Cache | None, origin: Origin
 ) -> tuple[SizeForecast, float]:
     """Forecast from a few images and the counts of a few tars; also return a worker's seconds per image.
 
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    maker = options.maker(tuple(range(options.views)))
-    images = spread_images(options.tars, lambda _: maker, decoder, _SAMPLED_IMAGES, _SAMPLED_TARS)
-    sizes = _forecast(options, schema, images, _finished(options, cache))
+    images = spread_images(
+        options.tars,
+        lambda tar: origin.maker(origin.views(tar.name), None),
+        decoder,
+        _SAMPLED_IMAGES,
+        _SAMPLED_TARS,
+        lambda tar: origin.samples(tar, origin.views(tar.name)),
+    )
+    sizes = _forecast(options, schema, images, _finished(options, cache), origin)
     return sizes, decoder.busy_seconds / len(images)
 
 
 def _forecast(
-    options: ExtractionOptions, schema: CacheSchema, images: Sequence[SampleViews], finished: int
+    options: ExtractionOptions,
+    schema: CacheSchema,
+    images: Sequence[SampleViews],
+    finished: int,
+    origin: Origin,
 ) -> SizeForecast:
+    def samples(tar: SourceTar) -> Iterator[SourceSample]:
+        return whole_samples(tar, read=lambda tar: origin.samples(tar, origin.views(tar.name)[:1]))
+
     tars, views = options.tars, options.views
     sampled = tars[:: max(1, len(tars) // _SAMPLED_TARS)]
-    rows = [max(1, sum(1 for _ in whole_samples(tar))) for tar in sampled]
+    rows = [max(1, sum(1 for _ in samples(tar))) for tar in sampled]
     scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)
@@ -112,7 +129,8 @@ def _forecast(
     target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
     chunks = sum(chunk_count(count) for count in rows)
     commit_bytes = files * (_COMMIT_BYTES_A_FILE * len(rows) + _COMMIT_BYTES_A_CHUNK * chunks)
-    view_tars = sum(tar_bytes(round(count * crop_bytes)) for count in rows)
+    linked_to = origin.linked_to(options.cache)
+    view_tars = 0 if linked_to else sum(tar_bytes(round(count * crop_bytes)) for count in rows)
     beside = sum(spec.bytes_of(1) for spec in constant_arrays(schema).values()) + _METADATA_BYTES
     beside += _METADATA_BYTES_AN_ARRAY * len(array_specs(schema)) + _BYTES_A_LISTED_UNIT * len(tars) * views
     return SizeForecast(
@@ -127,6 +145,7 @@ def _forecast(
         files=len(tars) * views * files,
         finished=finished,
         peak_memory=peak_memory(schema, views, options.batch_size, options.workers),
+        linked_to=linked_to,
     )
 
 
@@ -161,6 +180,7 @@ def refuse_full_disk(
     schema: CacheSchema,
     cache: Cache | None,
     images: Callable[[], Sequence[SampleViews]],
+    origin: Origin,
 ) -> None:
     """Raise StorageError if what is missing will surely not fit onto the disk; writes nothing.
 
@@ -170,7 +190,7 @@ def refuse_full_disk(
     missing = units - _finished(options, cache)
     if free is None or not missing or any(is_url(tar.address) for tar in options.tars):
         return
-    needed = _forecast(options, schema, images(), 0).total_bytes * missing / units
+    needed = _forecast(options, schema, images(), 0, origin).total_bytes * missing / units
     if needed * _SURE > free:
         raise StorageError(
             f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has "

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.layout import index_rows
+from pipeline.cache.reader import REMEDY
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import UnitWriter
+from pipeline.errors import CacheError
+from pipeline.extraction.origin import StoredTar
 from pipeline.storage.folder import Folder
 from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage
@@ -63,14 +66,21 @@ class UnitBuilder:
     """Builds one unit in a scratch folder and publishes it. `fault` says why it must not be published."""
 
     def __init__(
-        self, folder: Folder, schema: CacheSchema, unit: Unit, scratch: Path, threads: WriterThreads
+        self,
+        folder: Folder,
+        schema: CacheSchema,
+        unit: Unit,
+        scratch: Path,
+        threads: WriterThreads,
+        stored: StoredTar | None = None,
     ) -> None:
-        """Begin a unit."""
+        """Begin a unit, and its view tar unless one is `stored` already."""
         self.unit, self.fault = unit, ""
         self.under_way = 0  # batches on the device
         self._threads = threads
         self._files = UnitWriter(folder, schema, unit, scratch)
-        self._tar = ViewTarWriter(self._files.view_tar)
+        self._stored = stored
+        self._tar = ViewTarWriter(self._files.view_tar, stored.path if stored else None)
         self._writing: deque[list[Future[None]]] = deque()
         self._keys: list[str] = []
         self._labels: list[int] = []
@@ -98,9 +108,15 @@ class UnitBuilder:
         self._wait(_BATCHES_TO_WRITE)
 
     def publish(self, skipped: Sequence[SkippedImage]) -> bool:
-        """Finish and commit the unit; False if another process was first."""
+        """Finish and commit the unit; False if another process was first.
+
+        Raises CacheError if its samples are not those of the stored view tar.
+        """
         self._wait()
         view_tar = self._tar.close()
+        stored = self._stored
+        if stored and (view_tar.size, view_tar.sha256) != (stored.record.size, stored.record.sha256):
+            raise CacheError(f"view tar {stored.name!r} is not what was committed: {REMEDY}")
         self._files.append("index", index_rows(self._keys, self._tar.ranges, self._labels))
         self._files.append("view", np.stack(self._boxes))
         return self._files.publish(view_tar, skipped)

@@ -12,14 +12,14 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, util
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.signals import POLITE, blocked_signals
@@ -85,8 +85,9 @@ class Worker:
         with _without_main_module():
             self._process.start()
         theirs.close()
-        # Also when no one calls end: at its exit Python waits for daemons, and these ignore its SIGTERM.
-        self._end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
+        # Hangs up and kills the process, which has nothing to save. Runs also when no one calls it: at its
+        # exit Python waits for daemons, and these ignore its SIGTERM.
+        self.end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
 
     def send(self, message: object) -> None:
         """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker sends."""
@@ -96,9 +97,9 @@ class Worker:
         """Return the worker's next message; raises WorkerDiedError or WorkerStalledError."""
         return self._talk(self._pipe.recv)
 
-    def end(self) -> None:
-        """Hang up and kill the process, which has nothing to save."""
-        self._end()
+    def fileno(self) -> int:
+        """Return the file descriptor of the pipe, for `ready_workers`."""
+        return self._pipe.fileno()
 
     def _talk(self, part: Callable[..., Any], *message: object) -> Any:
         try:
@@ -108,6 +109,11 @@ class Worker:
         except (EOFError, OSError):  # OSError: also in the middle of a message
             self._process.join()
             raise WorkerDiedError(self._process.exitcode) from None
+
+
+def ready_workers(workers: Sequence[Worker]) -> list[Worker]:
+    """Wait until at least one worker has sent a message or ended, and return those that have."""
+    return cast("list[Worker]", wait(cast("Sequence[Connection]", workers)))  # whatever has a fileno
 
 
 def worker_context(*modules: str) -> ForkServerContext:
@@ -121,8 +127,15 @@ def worker_context(*modules: str) -> ForkServerContext:
 def start_early(*modules: str) -> None:
     """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
-    usual = tempfile.gettempdir()
-    tempfile.tempdir = _short_temporary_folder(usual)
+    usual = tempfile.gettempdir()  # batch systems set a TMPDIR whose path is too long for a socket
+    folders = (folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER)
+    short = next((folder for folder in folders if os.access(folder, os.W_OK | os.X_OK)), None)
+    if not short:
+        raise ConfigError(
+            f"the temporary folder {usual!r} has a path too long for a socket, and none of "
+            f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
+        )
+    tempfile.tempdir = short
     util.get_temp_dir()  # which remembers it
     tempfile.tempdir = usual
     with _helper_starting():
@@ -152,17 +165,6 @@ def _helper_starting() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-
-
-def _short_temporary_folder(usual: str) -> str:
-    """Return a temporary folder with a path short enough for a socket: batch systems set a long TMPDIR."""
-    for folder in (usual, *_SHORT_FOLDERS):
-        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise ConfigError(
-        f"the temporary folder {usual!r} has a path too long for a socket, and none of "
-        f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
-    )
 
 
 @contextmanager

@@ -56,6 +56,49 @@ class DigestedFile:
         self.path.unlink(missing_ok=True)
 
 
+class LinkedFile:
+    """A second name of a file that exists. Nothing is written: as many bytes of it are read and digested.
+
+    So `close` tells what the file holds, for the caller to compare with what it should.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._digest = hashlib.sha256()
+        self._file = path.open("rb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Read as many bytes."""
+        self.size += len(data)
+        self._digest.update(self._file.read(len(data)))
+
+    def close(self) -> WrittenFile:
+        """Return the file as it is."""
+        size = os.fstat(self._file.fileno()).st_size
+        self._file.close()
+        return WrittenFile(self.path, size, self._digest.hexdigest())
+
+    def discard(self) -> None:
+        """Close and remove the second name."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def link_or_new(path: Path, source: Path | None) -> LinkedFile | DigestedFile:
+    """Make `path` a hard link of `source`; where the disk is another one or has no links, a new file.
+
+    Raises FileNotFoundError if `source` is not there.
+    """
+    if source is not None:
+        try:
+            os.link(source, path)
+            return LinkedFile(path)
+        except OSError as error:
+            if error.errno not in {*_NO_LINKS, errno.EXDEV}:
+                raise
+    return DigestedFile(path)
+
+
 def flush_to_disk(path: Path) -> None:
     """Return once the bytes of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -106,16 +149,6 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
     lock reaches: many network and FUSE file systems keep flock within a host, and there two hosts may both
     be told that they created the file, of which the later one stays, whole.
     """
-    try:
-        return _create(path, data, scratch)
-    except OSError as error:
-        if error.errno != errno.EXDEV or scratch is None:
-            raise
-    return _create(path, data, None)  # neither links nor renames leave a mount, be it of the same disk
-
-
-def _create(path: Path, data: bytes, scratch: Path | None) -> bool:
-    make_folder(path.parent)
     temporary = _write_temporary(path, data, scratch)
     try:
         try:
@@ -126,6 +159,11 @@ def _create(path: Path, data: bytes, scratch: Path | None) -> bool:
             _rename_exclusively(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno != errno.EXDEV or scratch is None:
+            raise
+        # neither links nor renames leave a mount, be it of the same disk
+        return create_file_exclusively(path, data)
     finally:
         temporary.unlink(missing_ok=True)
     flush_to_disk(path.parent)

@@ -11,8 +11,7 @@ from pipeline.errors import StreamError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
-from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import slot_layout
+from pipeline.stream.samples import Arrays, StreamSpec, WindowReader, slot_layout
 from pipeline.stream.worker import run_worker
 
 SMALLER = "lower data.workers or data.window_blocks"
@@ -22,7 +21,7 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Consecutive samples: the needed part of a window. Its arrays are valid until its slot is released."""
+    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released."""
 
     arrays: Arrays
     count: int
@@ -34,9 +33,8 @@ def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iter
     layout, reader = slot_layout(cache.schema, spec, 1), WindowReader(cache, spec)
     lanes = {lane: layout.arrays(memoryview(bytearray(layout.slot_bytes)), 0) for lane in spec.order.own}
     parts = spec.order.parts(spec.batch_size, epoch, step)
-    for part in reader.fill(parts, lambda part: lanes[part.window.lane]):
-        arrays = lanes[part.window.lane]
-        yield FedPiece({name: array[: part.count] for name, array in arrays.items()}, part.count)
+    filled = reader.fill(parts, lambda part: lanes[part.window.lane])
+    return (FedPiece(lanes[part.window.lane], part.count) for part in filled)
 
 
 class WorkerFeed:
@@ -66,12 +64,24 @@ class WorkerFeed:
     def pieces(self) -> Iterator[FedPiece]:
         """Yield pieces without end in the order of the windows; raises StreamError."""
         for number in count():
-            samples = self._receive(number % len(self._workers))
+            worker = number % len(self._workers)
+            try:
+                message = self._workers[worker].receive()
+            except WorkerStalledError:
+                raise StreamError(
+                    f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
+                    "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
+                ) from None
+            except WorkerDiedError as error:
+                raise StreamError(
+                    f"stream worker {worker} {error}: continue with --resume"
+                    + " --set data.workers=N, fewer than now" * error.lacks_memory
+                ) from None
+            if isinstance(message, Exception):
+                raise message
             segment, slot = self._given.popleft()
             arrays = self.layout.arrays(shared_buffer(self.memories[segment]), slot)
-            yield FedPiece(
-                {name: array[:samples] for name, array in arrays.items()}, samples, (segment, slot)
-            )
+            yield FedPiece(arrays, message, (segment, slot))
 
     def release(self, slot: tuple[int, int]) -> None:
         """Hand the slot of a copied piece to the worker that reads the next window without one."""
@@ -85,24 +95,6 @@ class WorkerFeed:
             worker.end()
         for memory in self.memories:
             free_shared(memory)
-
-    def _receive(self, worker: int) -> int:
-        try:
-            message = self._workers[worker].receive()
-        except WorkerStalledError:
-            raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
-                "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
-            ) from None
-        except WorkerDiedError as error:
-            raise StreamError(
-                f"stream worker {worker} {error}: continue with --resume"
-                + " --set data.workers=N, fewer than now" * error.lacks_memory
-            ) from None
-        if isinstance(message, Exception):
-            raise message
-        samples: int = message
-        return samples
 
 
 def smaller(spec: StreamSpec, workers: int) -> str:

@@ -72,14 +72,10 @@ class SampleOrder:
     lanes: int
     window_blocks: int
 
-    def view(self, epoch: int) -> int:
-        """Return the view that an epoch shows."""
-        return self.views[epoch % len(self.views)]
-
     def windows(self, epoch: int) -> list[Iterator[Window]]:
-        """Return, for each of the rank's lanes, its windows of an epoch in order."""
+        """Return each own lane's windows of an epoch, in order; epochs show the views in turn."""
         rng = generator(self.seed, "blocks", epoch, self.lanes)
-        chunks = _by_size(rng.permutation(self.chunks(self.view(epoch))))
+        chunks = _by_size(rng.permutation(self.chunks(self.views[epoch % len(self.views)])))
         found, state = [], rng.bit_generator.state
         for lane in self.own:
             rng.bit_generator.state = state  # each lane draws as if it were alone

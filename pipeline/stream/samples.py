@@ -1,6 +1,11 @@
-"""The samples that leave a worker: only the patches and targets that the objective needs."""
+"""The samples that leave a worker: only the patches and targets that the objective needs.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+They leave it in slots of shared memory, each for a window of samples, made once and reused. A rank has a
+window of each of its lanes in use, and lanes need their next windows at about the same time. So there are two
+slots for each lane or for each worker, whichever are more.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
@@ -25,6 +30,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _MOST_AHEAD = 16  # chunks
 _BYTES_AHEAD = 256 << 20
+_SLOTS = 2  # one to be filled while the other is copied
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,48 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
             ArraySpec(f"{part}_stats", np.dtype(np.float16), (*shape, 2 + schema.groups)),
         ]
     return {field.name: field for field in fields}
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """The places of the fields of a slot's samples, each on its own pages; picklable.
+
+    There is one segment of memory for each worker, with `slots` slots in it.
+    """
+
+    fields: Sequence[ArraySpec]
+    samples: int
+    slots: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot."""
+        return sum(map(self._pages_of, self.fields))
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of the slots of a segment."""
+        return self.slots * self.slot_bytes
+
+    def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
+        """Return the arrays (samples, ...) of a slot of a segment."""
+        arrays, offset = {}, slot * self.slot_bytes
+        for field in self.fields:
+            shape = (self.samples, *field.item_shape)
+            arrays[field.name] = np.ndarray(shape, field.dtype, memory, offset)
+            offset += self._pages_of(field)
+        return arrays
+
+    def _pages_of(self, field: ArraySpec) -> int:
+        """Return the bytes of a field in whole pages."""
+        return -(-field.bytes_of(self.samples) // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def slot_layout(schema: CacheSchema, spec: StreamSpec, segments: int) -> SlotLayout:
+    """Return the layout of slots that hold a window each, in one segment for each worker."""
+    lanes_of_worker = -(-len(spec.order.own) // segments)
+    fields = tuple(sample_fields(schema, spec).values())
+    return SlotLayout(fields, spec.order.largest_window, _SLOTS * lanes_of_worker)
 
 
 class WindowReader:
@@ -126,7 +175,7 @@ class WindowReader:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
         stored, stats, row, parts = self._cache.schema.levels, chunk.arrays.get("stats"), None, []
         try:
-            masks = self._masks.draw(chunk.arrays, chunk.source, chunk.keys, chunk.view, epoch)
+            masks = self._masks.draw(chunk, epoch)
             for part, levels in self._levels.items():
                 features = [chunk.arrays[feature_array(stored[level])] for level in levels]
                 assert stats is not None
@@ -147,6 +196,7 @@ class WindowReader:
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
-            where = chunk.name if row is None else f"{chunk.unit}, row {chunk.first_row + row}"
-            error.add_note(f"in {where}")
+            first = chunk.first_row
+            rows = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
+            error.add_note(f"in {chunk.commit.name}, {rows}")
             raise

@@ -6,7 +6,6 @@ Order, crops and masks are those of the cached run, so that only the encoding of
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +64,19 @@ class InLoopJob(TrainingJob):
     def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step."""
         assert self.teacher is not None
-        needs = self.config.objective.needs
-        states, has_cls = partial(_hidden_states, self.teacher), self.teacher.facts.has_cls
-        made = TeacherTargets(states, has_cls, needs, teacher_output(self.cache, needs.target))
+        teacher, needs = self.teacher, self.config.objective.needs
+        made = TeacherTargets(
+            lambda views: teacher.features(views).hidden,
+            teacher.facts.has_cls,
+            needs,
+            teacher_output(self.cache, needs.target),
+        )
         compiled, self.compiled = self.compiled, False  # the teacher is not compiled
         try:
             step = super().build_step(targets or made)
         finally:
             self.compiled = compiled
         return InLoop(step, needs, self.cache.schema.view.patch_size)
-
-
-def _hidden_states(teacher: Teacher, views: Tensor) -> Sequence[Tensor]:
-    return teacher.features(views).hidden
 
 
 def in_loop_job(

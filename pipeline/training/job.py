@@ -128,16 +128,14 @@ def build_job(
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now, and `lanes` the
-    number of lanes that it began with.
+    `units` and `lanes` are those that a resumed run is pinned to, whatever else the cache holds by now.
     """
     spec = stream_spec(config, cache, ranks, units, lanes)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
-    optimiser = build_optimiser(
-        objective, objective.no_weight_decay(), config.optim, config.train.global_batch
-    )
+    undecayed, batch = objective.no_weight_decay(), config.train.global_batch
+    optimiser = build_optimiser(objective, undecayed, config.optim, batch)
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
@@ -162,8 +160,7 @@ def stream_spec(
     ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
     needs = config.objective.needs
     MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    if lanes is None:
-        lanes = ranks.world_size if config.data.lanes == "auto" else config.data.lanes
+    lanes = lanes or (ranks.world_size if config.data.lanes == "auto" else config.data.lanes)
     own = lanes_of_rank(lanes, ranks.rank, ranks.world_size)
     batch_size = batch_of_rank(config.train, ranks.world_size, lanes)
     window = config.data.chunks_of_window(batch_size // len(own))
@@ -241,13 +238,10 @@ def seed_initial_weights(config: RunConfig) -> None:
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
+    lanes = job.spec.order.lanes
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {
-            "train.precision": job.precision,
-            "train.compile": job.compiled,
-            "data.lanes": job.spec.order.lanes,
-        },
+        "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,

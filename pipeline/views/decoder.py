@@ -16,8 +16,9 @@ from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.views.codec import Pixels
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB, JobResult, JobRoom, serve_jobs
-from pipeline.views.maker import SampleViews, ViewMaker
+from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage, SourceSample
+from pipeline.views.stored import Maker
 
 JOBS_AHEAD = 3  # of each worker
 _PATIENCE = 900.0  # seconds for a job, which takes milliseconds
@@ -25,7 +26,7 @@ _SHORT_MESSAGE = 32 * 1024  # bytes; a pipe has room for several such messages
 
 Item = TypeVar("Item")
 Of = TypeVar("Of")
-Group = tuple[Of, ViewMaker, Sequence[SourceSample]]
+Group = tuple[Of, Maker, Sequence[SourceSample]]
 
 
 @dataclass
@@ -68,9 +69,7 @@ class Decoder:
         self._locked: list[int] = []
         self.busy_seconds = 0.0  # of all workers
 
-    def views(
-        self, samples: Iterable[SourceSample], maker: ViewMaker
-    ) -> Iterator[SampleViews | SkippedImage]:
+    def views(self, samples: Iterable[SourceSample], maker: Maker) -> Iterator[SampleViews | SkippedImage]:
         """Yield the views of each sample, in order; raises as `jobs` does."""
         for job in self.jobs((None, maker, group) for group in in_groups(samples, SAMPLES_PER_JOB)):
             for one in job.results:
@@ -145,7 +144,7 @@ class Decoder:
         yield job
         self._copies[number] = job.copies
 
-    def _send(self, maker: ViewMaker, samples: Sequence[SourceSample]) -> None:
+    def _send(self, maker: Maker, samples: Sequence[SourceSample]) -> None:
         """Give a job to the next worker in turn."""
         for copy in self._copies.pop(self._asked - JOBS_AHEAD * len(self._workers), ()):
             copy.wait()

@@ -4,7 +4,6 @@ Samples and views are pickled, but the bytes of an image or crop are replaced by
 arena of the job. Bytes that did not fit into the arena are pickled, too.
 """
 
-import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ import torch
 from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.views.codec import Pixels
-from pipeline.views.maker import SampleViews, ViewMaker
+from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage, SourceSample
+from pipeline.views.stored import Maker
 
 SAMPLES_PER_JOB = 8
 # a photograph of ImageNet takes 110 kB, a crop of 224 pixels 25 kB
@@ -34,19 +34,15 @@ class JobRoom:
     image_size: int
 
     @property
-    def pixel_shape(self) -> tuple[int, ...]:
-        """(V, n, S, S, 3)."""
-        return (self.views, SAMPLES_PER_JOB, self.image_size, self.image_size, 3)
-
-    @property
     def job_bytes(self) -> int:
         """Bytes of one job."""
-        return math.prod(self.pixel_shape) + _ARENA_BYTES
+        return self.views * SAMPLES_PER_JOB * self.image_size**2 * 3 + _ARENA_BYTES
 
     def parts(self, memory: memoryview, slot: int) -> tuple[Pixels, "Arena"]:
         """Return the pixels (V, n, S, S, 3) uint8 and the arena of a job."""
         begin, end = slot * self.job_bytes, (slot + 1) * self.job_bytes
-        return np.ndarray(self.pixel_shape, np.uint8, memory, begin), Arena(memory[end - _ARENA_BYTES : end])
+        shape = (self.views, SAMPLES_PER_JOB, self.image_size, self.image_size, 3)
+        return np.ndarray(shape, np.uint8, memory, begin), Arena(memory[end - _ARENA_BYTES : end])
 
 
 class Arena:
@@ -90,7 +86,7 @@ def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
             owner.send(JobResult(failure=traceback.format_exc()))
 
 
-def _make_views(maker: ViewMaker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
+def _make_views(maker: Maker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
     """Make the views of samples from the arena, then put the crops into the arena in their place."""
     begin = time.perf_counter()
     samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]

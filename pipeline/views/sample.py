@@ -1,14 +1,22 @@
 """A sample of a source tar, and what replaces a skipped one. Imports little: the stream's workers need it."""
 
+import json
+import re
 from dataclasses import dataclass
+from tarfile import TarInfo
 from typing import Final
 
 from pipeline.config import Section
+from pipeline.errors import SourceError
+from pipeline.storage.address import name_fault
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
 # of several, the first is the image
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 _LABEL_DIGITS = 18  # so that a label is an int64
+# of a member in a tar: its header, and on average half a block of padding and a label's member
+_HEADER_BYTES = 1536
+_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
 class SkippedImage(Section):
@@ -31,13 +39,48 @@ class SourceSample:
     fault: str = "has no image among its members"
     label_fault: str = ""
 
+    @property
+    def source_bytes(self) -> int:
+        """About the bytes that it takes of its source tar."""
+        return len(self.image or b"") + _HEADER_BYTES
+
 
 def label_of(sample: SourceSample) -> tuple[int, str]:
-    """Return the class index of member `cls`, or NO_LABEL and why the member, if any, is not a label."""
-    text = sample.members.get("cls", b"").strip()
+    """Return the class index of member `cls`, or NO_LABEL and why the member, if any, is not a label.
+
+    Without `cls` it is the whole number `label` in member `json`, as some public ImageNet tars have it.
+    """
     if "cls" not in sample.members:
-        return NO_LABEL, sample.label_fault
+        label = _noted_label(sample.members.get("json", b""))
+        return label, sample.label_fault if label == NO_LABEL else ""
+    text = sample.members["cls"].strip()
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text), ""
     shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"
+
+
+def _noted_label(notes: bytes) -> int:
+    """Return the label in a JSON object, NO_LABEL if there is none: such notes may be about anything."""
+    try:
+        label = json.loads(notes)["label"]
+    except (ValueError, KeyError, TypeError):
+        return NO_LABEL
+    is_index = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 10**_LABEL_DIGITS
+    return label if is_index else NO_LABEL
+
+
+def key_of_member(info: TarInfo) -> tuple[str, str] | None:
+    """Return key and extension (lower case) of a tar's member; None for one that belongs to no sample.
+
+    The rule is webdataset's, without its import of torch: the extension begins at the first dot of the file
+    name. Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample.
+    Raises SourceError for a name that is not UTF-8 or has control characters.
+    """
+    if info.isdir() or _IGNORED.match(info.name):
+        return None
+    if fault := name_fault(info.name):
+        raise SourceError(f"holds the name {info.name!r}, which {fault}")
+    folder, slash, file = info.name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else None

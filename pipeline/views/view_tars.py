@@ -9,7 +9,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline.storage.files import DigestedFile, WrittenFile
+from pipeline.storage.files import DigestedFile, LinkedFile, WrittenFile, link_or_new
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
 _END_MARKER = bytes(2 * BLOCKSIZE)
@@ -34,15 +34,16 @@ def tar_sample(key: str, crop: bytes, members: dict[str, bytes], view_format: Vi
 class ViewTarWriter:
     """Puts samples into a tar, one after the other, and notes where each lies."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, same_as: Path | None = None) -> None:
+        """Take the tar's path, and a file that has the same bytes: it is linked where that is possible."""
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
-        self._path = path
+        self._path, self._same_as = path, same_as
         # opened with the first sample: many tars may wait for their turn
-        self._file: DigestedFile | None = None
+        self._file: DigestedFile | LinkedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
-        self._file = self._file or DigestedFile(self._path)
+        self._file = self._file or link_or_new(self._path, self._same_as)
         self.ranges.append((self._file.size, len(sample), google_crc32c.value(sample)))
         self._file.write(sample)
 
@@ -95,13 +96,13 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
 
 
 def _read_by_webdataset(data: bytes, extension: str) -> tuple[str, bytes]:
-    samples = list(parse_samples(data, "view tar"))
+    samples = list(parse_samples(data))
     if len(samples) != 1 or extension not in samples[0]:
         raise ValueError(f"{len(samples)} samples, or none with a member {extension!r}, in the place of one")
     return samples[0]["__key__"], samples[0][extension]
 
 
-def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def parse_samples(data: bytes) -> Iterator[dict[str, Any]]:
     """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`.
 
     Raises ValueError if the range does not hold whole samples.
@@ -109,7 +110,7 @@ def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     from webdataset.handlers import reraise_exception
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    source = [{"url": name, "stream": io.BytesIO(data + _END_MARKER)}]
+    source = [{"url": "view tar", "stream": io.BytesIO(data + _END_MARKER)}]
     try:
         yield from group_by_keys(
             tar_file_expander(source, handler=reraise_exception), handler=reraise_exception

@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from pipeline.errors import CacheError, MaskAlignError, StorageError
 from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
+from pipeline.extraction.origin import FromTars
 from pipeline.storage.files import locked
 from pipeline.views.crop import draw_crop
 from pipeline.views.decoder import Decoder
@@ -73,7 +75,7 @@ def test_a_bad_image_is_skipped_and_shifts_no_row(tmp_path):
         for number, row in zip(numbers, rows["view"].tolist(), strict=True):
             with Image.open(io.BytesIO(image(number))) as opened:
                 box = draw_crop(policy, "bad.tar", f"{number:06d}", commit.view, *opened.size)
-            assert box.as_row() == tuple(row)
+            assert astuple(box) == tuple(row)
 
 
 def test_too_many_bad_images_fail_a_tar_until_allowed(shards, tmp_path):
@@ -163,10 +165,10 @@ def test_a_tar_with_more_images_than_a_unit_has_rows_fails(tmp_path):
     tars = make_tars(tmp_path, tars=1, images_per_tar=70)
     options = extraction_options(cache=tmp_path / "a.cache", shards=tars, views=1)
     teacher, decoder = build_teacher(options), Decoder(0, 64)
-    cache, units = prepare_cache(options, teacher, decoder)
+    cache, units = prepare_cache(options, teacher, decoder, FromTars(options))
     encoder = FeatureEncoder(teacher, *cache.calibration(), cache.schema, options.device, options.batch_size)
     schema = cache.schema.model_copy(update={"unit_rows": 64})
-    extractor = Extractor(cache.folder, schema, options.maker, encoder, decoder, 0.01)
+    extractor = Extractor(cache.folder, schema, FromTars(options), encoder, decoder, 0.01)
     extractor.run(tars, units)
     reported = "tar 'train-0000.tar' has more than 64 images; split it into smaller tars"
     assert extractor.tally.failed == {"train-0000.tar": reported}

@@ -6,6 +6,7 @@ from tars import make_tars
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
+from pipeline.extraction.origin import FromTars
 from pipeline.views.decoder import Decoder
 
 
@@ -27,9 +28,9 @@ def observed(cache, tars, **changes):
     """Run an extraction; return the encoder's calls, and how many tars were open after each."""
     options = extraction_options(cache=cache, shards=tars, **changes)
     teacher, decoder = build_teacher(options), Decoder(0, 64)
-    made, units = prepare_cache(options, teacher, decoder)
+    made, units = prepare_cache(options, teacher, decoder, FromTars(options))
     encoder = Noted(teacher, *made.calibration(), made.schema, options.device, options.batch_size)
-    extractor, is_open = Extractor(made.folder, made.schema, options.maker, encoder, decoder, 0.01), []
+    extractor, is_open = Extractor(made.folder, made.schema, FromTars(options), encoder, decoder, 0.01), []
     hook = teacher.tower.module.patch_embed.register_forward_hook(
         lambda *_: is_open.append(len(extractor._open))
     )

@@ -1,0 +1,263 @@
+"""--views-from: another teacher on the views of a cache makes what it would make of the source tars."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from cache_files import changed, contents
+from caches import extract, extraction_options
+from tars import image, make_tars, source_tar, write_tar
+from typer.testing import CliRunner
+
+from pipeline.cache.layout import CRC, KEY_HASH
+from pipeline.cache.reader import Cache
+from pipeline.cache.verification import verify_cache
+from pipeline.errors import ConfigError
+from pipeline.extraction.from_views import FromViews
+from pipeline.extraction.options import options_of_views
+from pipeline.extraction.verify_teacher import compare_with_teacher, load_teacher_of, refuse_differences
+from stages.extract_teacher import extract_teacher
+
+OTHER = "timm:test_vit3.random"  # 9 blocks of 96 channels without CLS, patches of 16 pixels
+HERE = ("--levels", "3", "--batch-size", "8", "--workers", "0", "--device", "cpu")
+TESTS = Path(__file__).parents[1]
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(extract_teacher)
+
+
+def followed(views_from, cache, **changes):
+    """Extract the other teacher from the views of a cache; return the tally and what is missing."""
+    options = {"teacher": OTHER, "views_from": str(views_from), **options_of_views(Cache(views_from))}
+    return extract(cache, **(options | changes))
+
+
+def command(cache, *options, teacher=OTHER):
+    arguments = ["--cache", cache, "--teacher", teacher, *HERE, *options]
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory, shards):
+    """A cache of the other teacher that was made from the source tars; not to be changed."""
+    cache = tmp_path_factory.mktemp("direct") / "b.cache"
+    assert extract(cache, shards, teacher=OTHER)[1] == 0
+    return cache
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_is_the_one_that_source_tars_give(finished, direct, tmp_path, workers):
+    tally, missing = followed(finished, tmp_path / "b.cache", workers=workers)
+    assert (tally.units, tally.images, tally.views, tally.failed, missing) == (4, 24, 48, {}, 0)
+    assert changed(contents(direct), contents(tmp_path / "b.cache")) == []
+
+
+def test_units_index_and_crops_are_those_of_the_first_cache(finished, tmp_path):
+    followed(finished, tmp_path / "b.cache")
+    first, second = Cache(finished), Cache(tmp_path / "b.cache")
+    assert first.units == second.units
+    for ours, theirs in zip(first.commits(), second.commits(), strict=True):
+        rows = [
+            cache.read_chunk(commit, 0, ["index"])["index"]
+            for cache, commit in ((first, ours), (second, theirs))
+        ]
+        assert (rows[0][:, [KEY_HASH, CRC]] == rows[1][:, [KEY_HASH, CRC]]).all()
+        tar = f"views/{first.units[ours.unit].stem}.tar"
+        assert (finished / tar).samefile(tmp_path / "b.cache" / tar)
+
+
+def test_no_source_image_is_opened(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.views.maker.decode_image", lambda _: pytest.fail("decoded"))
+    assert followed(finished, tmp_path / "b.cache")[1] == 0
+
+
+def test_another_file_system_gets_copies(finished, direct, tmp_path, monkeypatch):
+    link = os.link
+
+    def elsewhere(source, target):
+        if str(source).startswith(str(finished)):
+            raise OSError(errno.EXDEV, "another file system")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    followed(finished, tmp_path / "b.cache")
+    assert changed(contents(direct), contents(tmp_path / "b.cache")) == []
+    tar = "views/train-0000.v00.tar"
+    assert not (finished / tar).samefile(tmp_path / "b.cache" / tar)
+
+
+def test_a_growing_cache_is_followed(shards, direct, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards, limit=1)
+    assert followed(first, second)[0].units == 2
+    extract(first, shards)
+    tally, missing = followed(first, second)
+    assert (tally.units, missing) == (2, 0)
+    assert Cache(first).units == Cache(second).units
+    views = {name: data for name, data in contents(second).items() if name.startswith("views/")}
+    assert views == {name: data for name, data in contents(direct).items() if name.startswith("views/")}
+    extract(first, shards, views=3)
+    assert followed(first, second)[0].units == 2
+
+
+def test_units_that_are_not_there_yet_are_reported(shards, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards)
+    (first / "commits" / "train-0001.v01.json").unlink()
+    result = command(second, "--views-from", first)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("3 units made of 24 images (36 views) in ")
+    told = f"1 unit missing, which '{first}' has not finished yet; run the same command again when it has\n"
+    assert result.stdout.endswith(told)
+    extract(first, shards)
+    assert command(second, "--views-from", first).stdout.endswith(f"cache '{second}': complete\n")
+
+
+def test_skipped_images_are_skipped_again(tmp_path):
+    images = {f"{number}": image(number) if number != 3 else b"no image" for number in range(9)}
+    shards = [source_tar(write_tar(tmp_path / "tars" / "a.tar", images))]
+    extract(tmp_path / "a.cache", shards, max_bad=0.5)
+    tally, missing = followed(tmp_path / "a.cache", tmp_path / "b.cache")
+    assert (missing, [one.key for one in tally.skipped]) == (0, ["3"])
+    extract(tmp_path / "direct.cache", shards, teacher=OTHER, max_bad=0.5)
+    assert changed(contents(tmp_path / "direct.cache"), contents(tmp_path / "b.cache")) == []
+
+
+def test_a_killed_extraction_is_continued(shards, direct, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards)
+    script = (
+        "import os, signal, sys\n"
+        "from pipeline.cache import writer\n"
+        "create, made = writer.create_commit, []\n"
+        "def killing(*arguments):\n"
+        "    made.append(create(*arguments))\n"
+        "    if len(made) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return made[-1]\n"
+        "writer.create_commit = killing\n"
+        "from stages.extract_teacher import main\n"
+        "main()\n"
+    )
+    options = ["--cache", second, "--teacher", OTHER, "--views-from", first, *HERE]
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, options)],
+        cwd=TESTS.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert followed(first, second)[0].units == 2
+    assert changed(contents(direct), contents(second)) == []
+
+
+def test_a_view_tar_that_is_damaged_behind_its_samples_is_not_linked(shards, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards)
+    tar = first / "views" / "train-0001.v00.tar"
+    data = bytearray(tar.read_bytes())
+    data[-1] ^= 1  # no checksum of a sample covers it
+    tar.write_bytes(data)
+    tally, missing = followed(first, second)
+    told = f"view tar '{tar}' is not what was committed: inspect-cache verify --full --repair"
+    assert (tally.units, missing) == (2, 2)
+    assert tally.failed["train-0001.tar"].startswith(told)
+
+
+def test_a_changed_crop_fails_its_tar_alone(shards, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards)
+    tar = first / "views" / "train-0001.v00.tar"
+    data = bytearray(tar.read_bytes())
+    data[5000] ^= 1
+    tar.write_bytes(data)
+    tally, missing = followed(first, second)
+    assert (tally.units, missing, list(tally.failed)) == (2, 2, ["train-0001.tar"])
+    assert tally.failed["train-0001.tar"].startswith("unit 2 (train-0001.tar, view 0), row ")
+    assert "inspect-cache verify --full --repair" in tally.failed["train-0001.tar"]
+
+
+def test_verify_repair_and_making_again_hold(shards, direct, tmp_path):
+    first, second = tmp_path / "a.cache", tmp_path / "b.cache"
+    extract(first, shards)
+    followed(first, second)
+    verify = {"full": True, "repairing": True, "workers": 1, "report": lambda _: None}
+    assert verify_cache(str(second), **verify)[1].endswith("every byte is what was committed")
+    loaded = load_teacher_of(Cache(second), None, torch.device("cpu"))
+    refuse_differences(Cache(second), compare_with_teacher(Cache(second), loaded, torch.device("cpu"), 16))
+    shard = next((second / "targets.zarr/stats/c/3").rglob("0"))
+    while shard.is_dir():
+        shard = next(shard.iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "damaged units are removed" in verify_cache(str(second), **verify)[1]
+    assert "every byte is" in verify_cache(str(first), **verify)[1]  # a removed link is not a removed file
+    assert followed(first, second)[0].units == 1
+    assert changed(contents(direct), contents(second)) == []
+
+
+def test_a_dry_run_counts_no_linked_bytes_and_writes_nothing(finished, tmp_path):
+    linked = command(tmp_path / "b.cache", "--views-from", finished, "--dry-run")
+    assert linked.exit_code == 0, linked.output
+    told = {line[:13].strip(): line[13:] for line in linked.stdout.splitlines()}
+    assert told["images"] == "24 in 2 tars, 2 views of each"
+    assert told["view tars"] == f"hard links to those of '{finished}'"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--seed", 3],
+            "--seed cannot be given with --views-from, whose cache decides the views: leave it out",
+        ),
+        (
+            ["--flip", 0.5, "--views", 2, "x.tar"],
+            "SHARDS and --views and --flip cannot be given with --views-from",
+        ),
+        (["--max-bad", 0.1], "--max-bad cannot be given"),
+        (["--patch-size", 24], "image size 64 is not a multiple of patch size 24"),
+    ],
+)
+def test_options_of_the_views_are_refused_by_name(finished, tmp_path, options, told):
+    result = command(tmp_path / "b.cache", "--views-from", finished, *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_followed_is_refused(finished, tmp_path):
+    assert "give SHARDS, or --views-from CACHE" in command(tmp_path / "b.cache").stderr
+    assert "are both" in command(finished, "--views-from", finished).stderr
+    assert "is not a cache" in command(tmp_path / "b.cache", "--views-from", tmp_path / "none").stderr
+    others = make_tars(tmp_path / "others", tars=1, images_per_tar=3)
+    renamed = [source_tar(Path(others[0].address).rename(tmp_path / "others" / "z.tar"))]
+    extract(tmp_path / "z.cache", renamed)
+    followed(finished, tmp_path / "b.cache")
+    result = command(tmp_path / "b.cache", "--views-from", tmp_path / "z.cache", "--encoding", "int8")
+    assert result.exit_code == 2
+    assert "has 'z.tar', view 0, where this cache has 'train-0000.tar', view 0" in result.stderr
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_library_refuses_other_views_by_name(finished, tmp_path):
+    options = extraction_options(cache=tmp_path / "b", shards=[], views_from=str(finished), seed=5)
+    with pytest.raises(ConfigError, match=r"--seed 5 is not that of the views in .*, 0: leave --seed out"):
+        FromViews(options)
+
+
+def test_another_patch_size_gives_another_grid_of_the_same_views(finished, tmp_path):
+    followed(finished, tmp_path / "b.cache", patch_size=32, levels="1")
+    assert Cache(tmp_path / "b.cache").schema.grid == 2
+
+
+def test_two_teachers_may_follow_one_cache(finished, tmp_path):
+    followed(finished, tmp_path / "b.cache")
+    followed(tmp_path / "b.cache", tmp_path / "c.cache", teacher="timm:test_vit.random")
+    assert changed(contents(finished), contents(tmp_path / "c.cache")) == []
