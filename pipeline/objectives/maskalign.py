@@ -92,10 +92,6 @@ class MaskAlignObjective(Objective):
             self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[-1]
         )
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens and the mixture."""
-        return super().no_weight_decay() | {"alignment.weights"}
-
     def figures(self) -> dict[str, list[list[float]]]:
         """Return the mixture (M, L)."""
         weights: list[list[float]] = self.alignment.weights.detach().float().tolist()

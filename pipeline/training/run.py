@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipeline.training.run_folder import (
     MetricsLog,
     Resume,
     continues,
+    flat_config,
     held_run_folder,
     read_metrics,
     read_run,
@@ -93,7 +95,7 @@ def run_training(
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "ranks": ranks.world_size, "first_step": first}
         messages: list[str] = []
-        with _starting_together(job):
+        with ranks.together(), storage_errors(run):
             if ranks.is_main:
                 _write_start(job, start)
                 messages = describe_start(job, first)
@@ -162,9 +164,9 @@ def run_job(
     images = job.config.train.global_batch
     with ExitStack() as stack:
         display = metrics = None
-        with _starting_together(job):
+        with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
-                metrics = MetricsLog(job.run, first, say)
+                metrics = MetricsLog(job.run, first, say, job.config.log, tracked_config(job))
                 stack.callback(metrics.close)
                 display = stack.enter_context(
                     ProgressDisplay("train-student", job.steps * images, first * images)
@@ -174,26 +176,24 @@ def run_job(
 
         def log(line: Metrics) -> None:
             if metrics and display:
-                metrics.write(line)
+                metrics.seconds += line["data_seconds"] + line["step_seconds"]
+                metrics.write({**line, "seconds": metrics.seconds})
                 waiting = (
                     f", waiting for data {line['wait_share']:.0%}" if line["wait_share"] >= 0.005 else ""
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        def evaluate(step: int) -> float:
-            return evaluating.after(step, metrics) if evaluating else 0.0
-
+        evaluate = partial((evaluating or Evaluating(job)).after, log=metrics)
         trainer = Trainer(job, job.build_step(), log, say, changed, evaluate)
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
     return done, trainer.stopped_by
 
 
-@contextmanager
-def _starting_together(job: TrainingJob) -> Iterator[None]:
-    """Raise on all ranks what one raises here, an OSError as StorageError."""
-    with job.ranks.together(), storage_errors(job.run):
-        yield
+def tracked_config(job: TrainingJob) -> dict[str, Any]:
+    """Return what a tracker shows of a run: all keys by their dotted names, and the cache."""
+    cache = {"cache.path": job.cache.address, "cache.digest": job.cache.digest}
+    return {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:
