@@ -152,6 +152,7 @@ def _facts(run: Run) -> PageSection:
         "teacher": f"{teacher['library']} {teacher['name']}, {teacher['tag']}{trained}, "
         f"weights {teacher['weights_sha256'][:12]}",
         "cache": f"{run['cache']['path']}, digest {run['cache']['digest'][:12]}, {len(run['units'])} units",
+        **({"damage": damage} if (damage := run.get("damage", {}).get("summary")) else {}),
         "device": ", ".join([run["device"], *(f"{k} {v}" for k, v in run.get("resolved", {}).items())]),
         **{name: run[name] for name in _ORIGIN if run.get(name)},
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),

@@ -1,7 +1,7 @@
 """The trainer's side of the workers: windows in the order of the stream, for any number of workers."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -11,6 +11,7 @@ from pipeline.errors import StreamError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
+from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.samples import Arrays, StreamSpec, WindowReader, slot_layout
 from pipeline.stream.worker import run_worker
 
@@ -21,11 +22,15 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released."""
+    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released.
+
+    `damage` are the chunks of which other samples have the places.
+    """
 
     arrays: Arrays
     count: int
     slot: tuple[int, int] | None = None  # segment and slot, if a worker filled it
+    damage: Sequence[DamagedChunk] = ()
 
 
 def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iterator[FedPiece]:
@@ -34,7 +39,7 @@ def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iter
     lanes = {lane: layout.arrays(memoryview(bytearray(layout.slot_bytes)), 0) for lane in spec.order.own}
     parts = spec.order.parts(spec.batch_size, epoch, step)
     filled = reader.fill(parts, lambda part: lanes[part.window.lane])
-    return (FedPiece(lanes[part.window.lane], part.count) for part in filled)
+    return (FedPiece(lanes[part.window.lane], part.count, damage=reader.damage) for part in filled)
 
 
 class WorkerFeed:
@@ -79,9 +84,10 @@ class WorkerFeed:
                 ) from None
             if isinstance(message, Exception):
                 raise message
+            samples, damage = message
             segment, slot = self._given.popleft()
             arrays = self.layout.arrays(shared_buffer(self.memories[segment]), slot)
-            yield FedPiece(arrays, message, (segment, slot))
+            yield FedPiece(arrays, samples, (segment, slot), damage)
 
     def release(self, slot: tuple[int, int]) -> None:
         """Hand the slot of a copied piece to the worker that reads the next window without one."""

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
-from pipeline.cache.layout import ArraySpec, array_specs, feature_array
+from pipeline.cache.layout import ArraySpec, array_specs, chunk_range, feature_array
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import CacheError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
 from pipeline.runtime.ordered import ordered_map
+from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
 from pipeline.student.patches import patches_at
@@ -38,7 +39,8 @@ _PAGE_BYTES = 4096
 class StreamSpec:
     """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
 
-    `batch_size` is the rank's, of which each of its lanes has an equal share.
+    `batch_size` is the rank's, of which each of its lanes has an equal share. With `skip_damage`, samples of
+    other chunks take the places of those in a damaged one.
     """
 
     cache: str
@@ -47,6 +49,7 @@ class StreamSpec:
     mask: MaskConfig
     batch_size: int
     needs: Needs = VISIBLE_ALONE
+    skip_damage: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,7 +121,10 @@ def slot_layout(schema: CacheSchema, spec: StreamSpec, segments: int) -> SlotLay
 
 
 class WindowReader:
-    """Reads windows of chunks and copies what the objective needs into the arrays that leave the worker."""
+    """Reads windows of chunks and copies what the objective needs into the arrays that leave the worker.
+
+    `damage` is what had to be replaced in the part that `fill` has just yielded.
+    """
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
@@ -134,6 +140,7 @@ class WindowReader:
             specs[name].bytes_of(schema.block_rows) for name in ("index", *self.arrays)
         )
         self.most_ahead = max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.chunk_bytes))
+        self.damage: list[DamagedChunk] = []
 
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
@@ -147,28 +154,34 @@ class WindowReader:
     ) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
-        chunks = ((part.window, chunk) for part in theirs for chunk in part.window.chunks.tolist())
+        chunks = ((part.epoch, chunk) for part in theirs for chunk in part.window.chunks.tolist())
         # From an object store a second chunk hides the waiting between one and the next.
         at_once = min(2, self._cache.folder.parallel_reads)
         with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
-                arrays, window = empty(part), part.window
+                arrays, window, self.damage = empty(part), part.window, []
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
                 targets[(targets < 0) | (targets >= part.count)] = -1
                 for places in np.split(targets, np.cumsum(window.chunks[:-1, 2])):
-                    self._scatter(next(read), places, arrays, part.epoch)
+                    chunk, damage = next(read)
+                    self._scatter(chunk, places, arrays, part.epoch)
+                    self.damage += damage
                 yield part
 
-    def _read_chunk(self, found: tuple[Window, list[int]]) -> JoinedChunk:
-        unit, chunk, rows = found[1]
-        pinned, first = self._spec.order.units[unit], chunk * self._cache.schema.block_rows
+    def _read_chunk(self, found: tuple[int, list[int]]) -> tuple[JoinedChunk, list[DamagedChunk]]:
+        epoch, place = found
+        return read_sound(self._read_joined, self._spec.order, epoch, place, self._spec.skip_damage)
+
+    def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
+        pinned = self._spec.order.units[unit]
         try:
             return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
         except CacheError:  # names its place itself
             raise
         except Exception as error:
+            first, end = chunk_range(chunk, int(pinned["rows"]))
             where = self._cache.units[int(pinned["unit"])].name
-            error.add_note(f"in {where}, rows {first} to {first + rows - 1}")
+            error.add_note(f"in {where}, rows {first} to {end - 1}")
             raise
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:

@@ -26,8 +26,8 @@ def run_worker(
 ) -> None:
     """Fill slots with every W-th window from a step of an epoch on, until the trainer hangs up.
 
-    `names` are the segments of the slots. Receives empty slots, each as (segment, slot); sends the number of
-    samples in it, or the exception that the trainer raises.
+    `names` are the segments of the slots. Receives empty slots, each as (segment, slot); sends (samples,
+    damage) for each, or the exception that the trainer raises.
     """
     memories = [SharedMemory(name) for name in names]
 
@@ -39,7 +39,7 @@ def run_worker(
         parts = spec.order.parts(spec.batch_size, epoch, step)
         reader = WindowReader(Cache(spec.cache), spec)
         for part in reader.fill(islice(parts, worker, None, workers), next_arrays):
-            owner.send(part.count)
+            owner.send((part.count, reader.damage))
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         owner.send(StreamError(f"{error}{notes}"))

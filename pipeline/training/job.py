@@ -30,8 +30,10 @@ from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
-from pipeline.training.sections import OptimConfig, TrainConfig
+from pipeline.training.precision import choose_compilation, choose_precision
+from pipeline.training.sections import OptimConfig
 from pipeline.training.targets import cached_targets, refuse_target
 from pipeline.weights import weights_sha256
 
@@ -62,6 +64,7 @@ class TrainingJob:
     compiled: bool
     initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
     codebook: Codebook | None = None
+    damage: DamageRecord | None = None  # if data.on_damage is "skip"
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -168,7 +171,8 @@ def stream_spec(
     order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs)
+    skip = config.data.on_damage == "skip"
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip)
 
 
 def build_optimiser(
@@ -192,22 +196,6 @@ def build_schedule(
         warmup_prefix=True,
         t_in_epochs=False,
     )
-
-
-def choose_precision(train: TrainConfig, device: torch.device) -> str:
-    """Return what `auto` is: bfloat16 from Ampere on, float16 on Volta and Turing, otherwise float32."""
-    if train.precision != "auto":
-        return train.precision
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
-
-
-def choose_compilation(train: TrainConfig, precision: str, device: torch.device) -> bool:
-    """Return what `auto` is: compiled on a GPU that torch's compiler makes code for in this precision."""
-    if train.compile != "auto":
-        return train.compile
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return major >= 8 or (major == 7 and precision != "bfloat16")
 
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
@@ -252,6 +240,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,
         **({"codebook": job.codebook.facts} if job.codebook else {}),
+        **({"damage": job.damage.values} if job.damage else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,
