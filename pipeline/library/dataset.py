@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
-from pipeline.library.cache import Cache
+from pipeline.library.cache import Cache, open_in_worker
 from pipeline.library.features import Levels, sample_arrays, sample_fields
 from pipeline.objectives.needs import TargetKind
 from pipeline.stream.order import SampleOrder, Window
@@ -85,7 +85,7 @@ class CacheDataset(IterableDataset[Sample]):
         info, epoch = get_worker_info(), int(self._epoch)
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         left = min(samples[worker] for samples in self._samples_of_ranks(workers))
-        cache = Cache(self._address)  # one for each process: connections do not survive a fork
+        cache = open_in_worker(self._address)
         names = sample_arrays(cache, self._decoder)
         for window in self._windows(self.order)[worker::workers]:
             chunks = [
