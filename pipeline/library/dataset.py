@@ -60,7 +60,7 @@ class CacheDataset(IterableDataset[Sample]):
             raise ConfigError(f"rank {rank} is not one of {world_size}: give 0 to {world_size - 1}")
         pinned = opened.finished(views, allow_partial)
         views = tuple(np.unique(pinned["view"]).tolist()) if views is None else tuple(views)
-        self.order = SampleOrder(pinned, views, seed, rank, world_size, window_chunks)
+        self.order = SampleOrder(pinned, views, seed, (rank,), world_size, window_chunks)
         chunks = min(len(self.order.chunks(view)) for view in views)
         if chunks < world_size:
             raise ConfigError(
@@ -102,13 +102,14 @@ class CacheDataset(IterableDataset[Sample]):
         """Return a rank's windows of the next epoch: shuffled, or single chunks in the order of the tars."""
         epoch = int(self._epoch)
         if self._shuffle:
-            return list(order.windows(epoch))
-        chunks = order.chunks(order.views[epoch % len(order.views)])[order.rank :: order.world_size]
-        return [Window(number, number, chunks[number : number + 1]) for number in range(len(chunks))]
+            return list(order.windows(epoch)[0])
+        (rank,) = order.own
+        chunks = order.chunks(order.views[epoch % len(order.views)])[rank :: order.lanes]
+        return [Window(rank, number, number, chunks[number : number + 1]) for number in range(len(chunks))]
 
     def _samples_of_ranks(self, workers: int) -> list[list[int]]:
         """Return how many samples each worker of each rank reads in the next epoch."""
-        ranks = [self._windows(replace(self.order, rank=rank)) for rank in range(self.order.world_size)]
+        ranks = [self._windows(replace(self.order, own=(rank,))) for rank in range(self.order.lanes)]
         return [
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks
