@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from pipeline.library.cache import Cache
     from pipeline.library.dataset import CacheDataset
     from pipeline.library.join_stage import with_targets
-    from pipeline.library.runs import load_student, run_evaluation, run_extraction, run_training
+    from pipeline.library.runs import run_evaluation, run_extraction, run_training
+    from pipeline.library.student import load_student
     from pipeline.teacher.module import ModuleTeacher, transformers_teacher
     from pipeline.teacher.tower import Importance
 
@@ -23,7 +24,7 @@ _HOMES = {
     "Importance": "pipeline.teacher.tower",
     "MaskAlignError": "pipeline.errors",
     "ModuleTeacher": "pipeline.teacher.module",
-    "load_student": "pipeline.library.runs",
+    "load_student": "pipeline.library.student",
     "run_evaluation": "pipeline.library.runs",
     "run_extraction": "pipeline.library.runs",
     "run_training": "pipeline.library.runs",
