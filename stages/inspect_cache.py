@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cache.prices import Prices
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import usable_cores
 from stages.console import (
@@ -20,7 +21,6 @@ from stages.console import (
 
 if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
-    from pipeline.cache.requests import StoreForecast
 
 _LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
 _TEACHER = "Run the teacher again on a sample of crops and compare."
@@ -85,10 +85,10 @@ def plan(
     cache_option: CacheOption = None,
     levels: Annotated[str | None, typer.Option(help=_LEVELS)] = None,
     rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
-    price_get: Annotated[float, typer.Option(min=0, help="Dollars for a million GETs.")] = 0.4,
-    price_put: Annotated[float, typer.Option(min=0, help="Dollars for a million PUTs.")] = 5.0,
-    price_month: Annotated[float, typer.Option(min=0, help="Dollars for a GB kept a month.")] = 0.023,
-    price_read: Annotated[float, typer.Option(min=0, help=_PRICE_READ)] = 0.0,
+    price_get: Annotated[float, typer.Option(min=0, help="Dollars for a million GETs.")] = Prices.get,
+    price_put: Annotated[float, typer.Option(min=0, help="Dollars for a million PUTs.")] = Prices.put,
+    price_month: Annotated[float, typer.Option(min=0, help="Dollars for a GB kept a month.")] = Prices.month,
+    price_read: Annotated[float, typer.Option(min=0, help=_PRICE_READ)] = Prices.read,
 ) -> None:
     """Print the size of a finished cache, what a student reads of it, and the size under other encodings.
 
@@ -96,7 +96,7 @@ def plan(
     """
     with cli_errors():
         from pipeline.cache.reader import Cache
-        from pipeline.cache.requests import Prices, forecast_store
+        from pipeline.cache.requests import describe_store, forecast_store
         from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
 
         opened = Cache(_address(cache, cache_option))
@@ -113,30 +113,14 @@ def plan(
         print_row("training", f"reads {reading:,.0f} bytes an image: {parts},")
         print_row("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s")
         prices = Prices(price_get, price_put, price_month, price_read)
-        _show_store(forecast_store(opened.schema, inventory, whole, chosen, prices), rate)
+        store = forecast_store(opened.schema, inventory, whole, chosen, prices)
+        for name, value in describe_store(store, rate):
+            print_row(name, value)
         typer.echo("the same views under each encoding, all levels:")
         for encoding, keep, target_bytes in alternatives(opened.schema):
             total = (target_bytes + crop) * images / 1e9
             targets = f"{target_bytes:>12,} bytes of targets a view"
             typer.echo(f"{encoding:>9}  keep {keep:<5g}{targets}{total:>12,.3f} GB in all")
-
-
-def _show_store(store: "StoreForecast", rate: float) -> None:
-    from pipeline.cache.requests import ORIGIN_OF_PRICES, Prices
-
-    prices = store.prices
-    origin = f"default prices: {ORIGIN_OF_PRICES}" if prices == Prices() else "prices as given"
-    print_row(
-        "on a store", f"at most {store.gets} GETs for 64 images, {store.gets_a_second(rate):,.0f} a second,"
-    )
-    print_row("", f"{store.epoch_gets:,.0f} GETs in an epoch of {store.epoch_images:,.0f} images")
-    print_row("", f"about {store.puts:,.0f} PUTs and POSTs to write it")
-    dollars = f"${store.epoch_dollars:,.2f} an epoch, ${store.write_dollars:,.2f} to write"
-    print_row("cost", f"{dollars}, ${store.month_dollars:,.2f} a month; computed, {origin}")
-    units = (
-        f"${prices.get:g} and ${prices.put:g} for a million GETs and PUTs, ${prices.month:g} for a GB a month"
-    )
-    print_row("", f"{units}, ${prices.read:g} for a GB read")
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:

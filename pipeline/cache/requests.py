@@ -1,27 +1,13 @@
 """What a cache would cost on an object store: requests to write and to read it, and dollars, all computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.cache.layout import feature_array
+from pipeline.cache.prices import ORIGIN_OF_PRICES, Prices
 from pipeline.cache.schema import BLOCK_ROWS, CacheSchema
 from pipeline.cache.sizes import Inventory
 from pipeline.storage.folder import PART_BYTES
-
-ORIGIN_OF_PRICES = "S3 Standard in us-east-1, as published in early 2025"
-
-
-@dataclass(frozen=True)
-class Prices:
-    """Dollars for a million GETs, for a million PUTs, for a GB kept a month, and for a GB that is read.
-
-    The defaults are those of ORIGIN_OF_PRICES, within the region. Nobody has checked them since.
-    """
-
-    get: float = 0.4
-    put: float = 5.0
-    month: float = 0.023
-    read: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,19 @@ def forecast_store(
     read = {*(feature_array(level) for level in levels), *arrays_beside(schema), "crops"}
     image_bytes = sum(inventory.stored[name] for name in read) / views
     return StoreForecast(prices, stored_bytes, puts, gets_of_chunk(schema, levels), images, image_bytes)
+
+
+def describe_store(store: StoreForecast, images_per_second: float) -> Iterator[tuple[str, str]]:
+    """Yield the forecast as rows of a table: name, value."""
+    prices, rate = store.prices, store.gets_a_second(images_per_second)
+    origin = f"default prices: {ORIGIN_OF_PRICES}" if prices == Prices() else "prices as given"
+    dollars = f"${store.epoch_dollars:,.2f} an epoch, ${store.write_dollars:,.2f} to write"
+    requests = f"${prices.get:g} and ${prices.put:g} for a million GETs and PUTs"
+    yield "on a store", f"at most {store.gets} GETs for 64 images, {rate:,.0f} a second,"
+    yield "", f"{store.epoch_gets:,.0f} GETs in an epoch of {store.epoch_images:,.0f} images"
+    yield "", f"about {store.puts:,.0f} PUTs and POSTs to write it"
+    yield "cost", f"{dollars}, ${store.month_dollars:,.2f} a month; computed, {origin}"
+    yield "", f"{requests}, ${prices.month:g} for a GB a month, ${prices.read:g} for a GB read"
 
 
 def gets_of_chunk(schema: CacheSchema, levels: Sequence[int]) -> int:

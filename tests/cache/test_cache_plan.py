@@ -7,8 +7,9 @@ from caches import extraction_options
 from tars import make_tars
 
 from pipeline.cache.layout import row_arrays
+from pipeline.cache.prices import Prices
 from pipeline.cache.reader import Cache
-from pipeline.cache.requests import Prices, forecast_store, puts_of_file
+from pipeline.cache.requests import forecast_store, puts_of_file
 from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
 from pipeline.errors import CacheError
 from pipeline.extraction.job import run_extraction
