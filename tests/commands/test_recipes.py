@@ -89,6 +89,12 @@ def test_commands_of_the_recipes_are_accepted_and_fit_together():
         assert comment(recipe, "time").startswith(amount)
 
 
+def test_recipes_for_imagenet_continue_on_other_numbers_of_gpus():
+    for recipe in SETTINGS:
+        lanes = load_config(RunConfig, recipe).data.lanes
+        assert lanes == (64 if value(commands(recipe)[0], "--cache").startswith("in1k") else "auto"), recipe
+
+
 def test_teachers_of_the_recipes_exist():
     for recipe in SETTINGS:
         library, _, name = value(commands(recipe)[0], "--teacher").partition(":")
