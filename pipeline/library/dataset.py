@@ -58,9 +58,12 @@ class CacheDataset(IterableDataset[Sample]):
         world_size = world_size or (dist.get_world_size() if joined else 1)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size}: give 0 to {world_size - 1}")
+        if views == () or window_chunks < 1:
+            wrong = "views is empty" if views == () else f"window_chunks is {window_chunks}"
+            raise ConfigError(f"{wrong}: give at least 1, or leave it out")
         pinned = opened.finished(views, allow_partial)
         views = tuple(np.unique(pinned["view"]).tolist()) if views is None else tuple(views)
-        self.order = SampleOrder(pinned, views, seed, rank, world_size, window_chunks)
+        self.order = SampleOrder(pinned, views, seed, (rank,), world_size, window_chunks)
         chunks = min(len(self.order.chunks(view)) for view in views)
         if chunks < world_size:
             raise ConfigError(
@@ -102,13 +105,14 @@ class CacheDataset(IterableDataset[Sample]):
         """Return a rank's windows of the next epoch: shuffled, or single chunks in the order of the tars."""
         epoch = int(self._epoch)
         if self._shuffle:
-            return list(order.windows(epoch))
-        chunks = order.chunks(order.views[epoch % len(order.views)])[order.rank :: order.world_size]
-        return [Window(number, number, chunks[number : number + 1]) for number in range(len(chunks))]
+            return list(order.windows(epoch)[0])
+        (rank,) = order.own
+        chunks = order.chunks(order.views[epoch % len(order.views)])[rank :: order.lanes]
+        return [Window(rank, number, number, chunks[number : number + 1]) for number in range(len(chunks))]
 
     def _samples_of_ranks(self, workers: int) -> list[list[int]]:
         """Return how many samples each worker of each rank reads in the next epoch."""
-        ranks = [self._windows(replace(self.order, rank=rank)) for rank in range(self.order.world_size)]
+        ranks = [self._windows(replace(self.order, own=(rank,))) for rank in range(self.order.lanes)]
         return [
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks

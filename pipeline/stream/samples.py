@@ -1,6 +1,8 @@
 """The samples that leave a worker: only the patches and targets that the objective needs.
 
-They leave it in slots of shared memory, each for a window of samples, made once and reused.
+They leave it in slots of shared memory, each for a window of samples, made once and reused. A rank has a
+window of each of its lanes in use, and lanes need their next windows at about the same time. So there are two
+slots for each lane or for each worker, whichever are more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +31,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _MOST_AHEAD = 16  # chunks
 _BYTES_AHEAD = 256 << 20
-SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
+_SLOTS = 2  # one to be filled while the other is copied
 _PAGE_BYTES = 4096
 
 
@@ -37,7 +39,8 @@ _PAGE_BYTES = 4096
 class StreamSpec:
     """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
 
-    With `skip_damage`, samples of other chunks take the places of those in a damaged one.
+    `batch_size` is the rank's, of which each of its lanes has an equal share. With `skip_damage`, samples of
+    other chunks take the places of those in a damaged one.
     """
 
     cache: str
@@ -77,10 +80,14 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """The places of the fields of a slot's samples, each on its own pages; picklable."""
+    """The places of the fields of a slot's samples, each on its own pages; picklable.
+
+    There is one segment of memory for each worker, with `slots` slots in it.
+    """
 
     fields: Sequence[ArraySpec]
     samples: int
+    slots: int
 
     @property
     def slot_bytes(self) -> int:
@@ -88,12 +95,12 @@ class SlotLayout:
         return sum(map(self._pages_of, self.fields))
 
     @property
-    def worker_bytes(self) -> int:
-        """Bytes of all slots of a worker."""
-        return SLOTS_PER_WORKER * self.slot_bytes
+    def segment_bytes(self) -> int:
+        """Bytes of the slots of a segment."""
+        return self.slots * self.slot_bytes
 
     def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays (samples, ...) of a slot in the memory of a worker."""
+        """Return the arrays (samples, ...) of a slot of a segment."""
         arrays, offset = {}, slot * self.slot_bytes
         for field in self.fields:
             shape = (self.samples, *field.item_shape)
@@ -106,9 +113,11 @@ class SlotLayout:
         return -(-field.bytes_of(self.samples) // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
-    """Return the layout of slots that hold a window each."""
-    return SlotLayout(tuple(sample_fields(schema, spec).values()), spec.order.largest_window)
+def slot_layout(schema: CacheSchema, spec: StreamSpec, segments: int) -> SlotLayout:
+    """Return the layout of slots that hold a window each, in one segment for each worker."""
+    lanes_of_worker = -(-len(spec.order.own) // segments)
+    fields = tuple(sample_fields(schema, spec).values())
+    return SlotLayout(fields, spec.order.largest_window, _SLOTS * lanes_of_worker)
 
 
 class WindowReader:
@@ -137,10 +146,12 @@ class WindowReader:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
         fields = sample_fields(self._cache.schema, self._spec).values()
         arrays = {field.name: np.empty((window.size, *field.item_shape), field.dtype) for field in fields}
-        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda: arrays))
+        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda _: arrays))
         return arrays
 
-    def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
+    def fill(
+        self, parts: Iterable[WindowPart], empty: Callable[[WindowPart], Arrays]
+    ) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
         chunks = ((part.epoch, chunk) for part in theirs for chunk in part.window.chunks.tolist())
@@ -148,7 +159,7 @@ class WindowReader:
         at_once = min(2, self._cache.folder.parallel_reads)
         with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
-                arrays, window, self.damage = empty(), part.window, []
+                arrays, window, self.damage = empty(part), part.window, []
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
                 targets[(targets < 0) | (targets >= part.count)] = -1
                 for places in np.split(targets, np.cumsum(window.chunks[:-1, 2])):

@@ -25,14 +25,15 @@ from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
-from pipeline.stream.order import SampleOrder
+from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
 from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
-from pipeline.training.sections import OptimConfig, TrainConfig
+from pipeline.training.precision import choose_compilation, choose_precision
+from pipeline.training.sections import OptimConfig
 from pipeline.training.targets import cached_targets, refuse_target
 from pipeline.weights import weights_sha256
 
@@ -72,7 +73,7 @@ class TrainingJob:
         return {
             "cache": self.cache.digest,
             "units": f"{len(self.spec.order.units)} with digest {units[:16]}",
-            "ranks": self.ranks.world_size,
+            "lanes": self.spec.order.lanes,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
             **({"codebook": self.codebook.digest} if self.codebook else {}),
@@ -126,20 +127,19 @@ def build_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    lanes: int | None = None,
     kind: Callable[..., TrainingJob] = TrainingJob,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now. `kind` makes the
-    job of these parts.
+    A resumed run is pinned to `units` and `lanes`. `kind` makes the job of these parts.
     """
-    spec = stream_spec(config, cache, ranks, units)
+    spec = stream_spec(config, cache, ranks, units, lanes)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
-    optimiser = build_optimiser(
-        objective, objective.no_weight_decay(), config.optim, config.train.global_batch
-    )
+    undecayed, batch = objective.no_weight_decay(), config.train.global_batch
+    optimiser = build_optimiser(objective, undecayed, config.optim, batch)
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
@@ -151,7 +151,11 @@ def build_job(
 
 
 def stream_spec(
-    config: RunConfig, cache: Cache, ranks: Ranks | None = None, units: Sequence[int] | None = None
+    config: RunConfig,
+    cache: Cache,
+    ranks: Ranks | None = None,
+    units: Sequence[int] | None = None,
+    lanes: int | None = None,
 ) -> StreamSpec:
     """Return what determines one rank's samples; raises ConfigError if the cache cannot serve them."""
     pinned = (
@@ -160,9 +164,11 @@ def stream_spec(
     ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
     needs = config.objective.needs
     MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    batch_size = batch_of_rank(config.train, ranks.world_size)
-    window = config.data.chunks_of_window(batch_size)
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
+    lanes = lanes or (ranks.world_size if config.data.lanes == "auto" else config.data.lanes)
+    own = lanes_of_rank(lanes, ranks.rank, ranks.world_size)
+    batch_size = batch_of_rank(config.train, ranks.world_size, lanes)
+    window = config.data.chunks_of_window(batch_size // len(own))
+    order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
     skip = config.data.on_damage == "skip"
@@ -190,22 +196,6 @@ def build_schedule(
         warmup_prefix=True,
         t_in_epochs=False,
     )
-
-
-def choose_precision(train: TrainConfig, device: torch.device) -> str:
-    """Return what `auto` is: bfloat16 from Ampere on, float16 on Volta and Turing, otherwise float32."""
-    if train.precision != "auto":
-        return train.precision
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
-
-
-def choose_compilation(train: TrainConfig, precision: str, device: torch.device) -> bool:
-    """Return what `auto` is: compiled on a GPU that torch's compiler makes code for in this precision."""
-    if train.compile != "auto":
-        return train.compile
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return major >= 8 or (major == 7 and precision != "bfloat16")
 
 
 def initial_objective(config: RunConfig, cache: Cache) -> Objective:
@@ -237,9 +227,10 @@ def seed_initial_weights(config: RunConfig) -> None:
 
 def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
+    lanes = job.spec.order.lanes
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
+        "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
         "cache": {
             "path": absolute(job.cache.address),
             "digest": job.cache.digest,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError, CheckpointError
+from pipeline.errors import CacheError, CheckpointError, ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -83,9 +83,9 @@ def run_training(
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, units, lost = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units, lanes, lost = ranks.decide(lambda: _decide(cache, run, config, resume))
     with ranks.together():
-        job = build(config, cache, run, ranks, device, units)
+        job = build(config, cache, run, ranks, device, units, lanes)
         if config.data.on_damage == "skip" or lost:
             job.damage = DamageRecord(cache, job.spec.order.units, config.data.max_damaged, lost)
             job.damage.refuse_too_much()
@@ -101,7 +101,7 @@ def run_training(
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         job.codebook = ready_codebook(job, resumed, say)
         first = load_newest(job) if resumed else 0
-        start = {**provenance(*_LIBRARIES), "first_step": first}
+        start = {**provenance(*_LIBRARIES), "ranks": ranks.world_size, "first_step": first}
         messages: list[str] = []
         with ranks.together(), storage_errors(run):
             if ranks.is_main:
@@ -124,12 +124,15 @@ def run_training(
 
 def _decide(
     cache: Cache, run: Path, config: RunConfig, resume: Resume
-) -> tuple[bool, list[int], dict[str, Any]]:
-    """Return whether the run is continued, its units, and its damage so far; raises MaskAlignError."""
+) -> tuple[bool, list[int], int | None, dict[str, Any]]:
+    """Return whether the run is continued, its units, its lanes if it has any yet, and its damage so far.
+
+    Raises MaskAlignError.
+    """
     if not continues(run, resume):
         damaged: dict[int, CacheError] | None = {} if config.data.on_damage == "skip" else None
         units = cache.finished(config.data.views, config.data.allow_partial, damaged)["unit"].tolist()
-        return False, units, lost_units(cache, damaged or {})
+        return False, units, None, lost_units(cache, damaged or {})
     refuse_other_config(config, run)
     earlier = read_run(run)
     if cache.digest != earlier["pinned"]["cache"]:
@@ -137,7 +140,11 @@ def _decide(
             f"cannot resume: {cache.address!r} is not the cache that the run began with, "
             f"{earlier['cache']['path']!r}: give that one, or a new --run"
         )
-    return True, earlier["units"], earlier.get("damage", {})
+    pinned = earlier["pinned"]
+    lanes = pinned["lanes"] if "lanes" in pinned else pinned["ranks"]  # as runs from before lanes have
+    if config.data.lanes != "auto":
+        refuse_differences({"data.lanes": lanes}, {"data.lanes": config.data.lanes}, ConfigError)
+    return True, earlier["units"], lanes, earlier.get("damage", {})
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -210,21 +217,23 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
     how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
+    order = job.spec.order
+    dealt = f" in {order.lanes} lanes" if order.lanes != job.ranks.world_size else ""
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
     description = (
-        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
+        f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({millions:.3g} M "
         f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
     found = job.damage.summary if job.damage else ""
     warnings = [f"warning: {found}; run.json names them"] if found else []
-    if not is_sorted_by_class(job.cache, job.spec.order, job.spec.skip_damage):
+    if not is_sorted_by_class(job.cache, order, job.spec.skip_damage):
         return [*warnings, description]
     warning = (
         f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
-        f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
+        f"data.window_blocks={order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
     return [*warnings, warning, description]

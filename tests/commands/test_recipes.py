@@ -42,6 +42,7 @@ SMALL_RUN = (
     "optim.steps=2",
     "optim.warmup_steps=1",
     "train.global_batch=8",
+    "data.lanes=1",
 )
 
 
@@ -69,13 +70,15 @@ def test_recipe_is_valid_and_says_command_time_and_result(recipe):
         assert comment(recipe, word), word
 
 
-def test_the_recipe_for_b_is_the_default():
+def test_the_recipe_for_b_is_the_default_but_for_lanes():
     recipe = next(path for path in RECIPES if path.stem == "vit_b16")
-    assert load_config(RunConfig, recipe) == RunConfig()
+    config, auto = load_config(RunConfig, recipe), {"lanes": "auto", "window_blocks": "auto"}
+    assert (config.data.lanes, config.data.window_blocks) == (64, 2)
+    assert config.model_copy(update={"data": config.data.model_copy(update=auto)}) == RunConfig()
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():
-    assert len(SETTINGS) == 9
+    assert len(SETTINGS) == 10
     for recipe in SETTINGS:
         extract, train = commands(recipe)
         assert [refusal(words) for words in (extract, train)] == [None, None]
@@ -84,6 +87,12 @@ def test_commands_of_the_recipes_are_accepted_and_fit_together():
         config = load_config(RunConfig, recipe)
         amount = f"{config.optim.steps} steps" if config.optim.steps else f"{config.optim.epochs:g} epochs"
         assert comment(recipe, "time").startswith(amount)
+
+
+def test_recipes_for_imagenet_continue_on_other_numbers_of_gpus():
+    for recipe in SETTINGS:
+        lanes = load_config(RunConfig, recipe).data.lanes
+        assert lanes == (64 if value(commands(recipe)[0], "--cache").startswith("in1k") else "auto"), recipe
 
 
 def test_teachers_of_the_recipes_exist():
@@ -117,6 +126,9 @@ STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and
     "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
     "timm:vit_base_patch14_reg4_dinov2.lvd142m": partial(
         tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7
+    ),
+    "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k": partial(
+        tiny_timm, "vit_tiny_patch16_224", size=32, patch=8
     ),
     TEACHER: lambda _folder: TEACHER,
 }
