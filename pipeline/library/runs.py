@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import parse_config, read_settings
 from pipeline.errors import ConfigError, SourceError
-from pipeline.extraction.options import Compile, ExtractionOptions, Precision
+from pipeline.extraction.options import Compile, ExtractionOptions, Precision, options_of_views
 from pipeline.library.cache import Cache
 from pipeline.runtime.launch import share_of_work, this_process, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
@@ -52,32 +52,40 @@ class ExtractionChoices(TypedDict, total=False):
 
 
 def run_extraction(
-    shards: Place | Sequence[Place],
+    shards: Place | Sequence[Place] | None,
     cache: Place,
     teacher: "str | ModuleTeacher",
     *,
+    views_from: Place | None = None,
     device: str | torch.device = "auto",
     **options: Unpack[ExtractionChoices],
 ) -> Cache:
     """Run a teacher over source tars and return the cache, as extract-teacher does.
 
-    The same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
+    With `views_from`, another cache, and None for `shards` the teacher runs on the views of that cache. The
+    same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
     or srun each process takes its share, so units may be missing when it returns. Raises SourceError that
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
     from pipeline.views.source_tars import resolve_tars
 
+    if (shards is None) == (views_from is None):
+        raise ConfigError("give run_extraction either shards or views_from")
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
         raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
-    given: dict[str, Any] = {"workers": usable_cores(), **options}
+    fixed = {} if views_from is None else options_of_views(Cache(views_from))
+    if clash := sorted(fixed.keys() & options.keys()):
+        raise ConfigError(f"{clash[0]} cannot be given with views_from: that cache decides it; leave it out")
+    given: dict[str, Any] = {"workers": usable_cores(), **options, **fixed}
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    places = [shards] if isinstance(shards, Place) else shards
+    if shards is not None:
+        given["shards"] = resolve_tars(_addresses(shards) or [])
     checked = ExtractionOptions(
-        shards=resolve_tars([str(place) for place in places]),
+        views_from=None if views_from is None else str(views_from),
         cache=str(cache),
         teacher=teacher,
         device=chosen_device(device),

@@ -110,7 +110,22 @@ def test_tars_that_fail_are_named(tmp_path):
         maskalign.run_extraction(tar, tmp_path / "cache", "timm:test_vit.random", image_size=64, workers=0)
 
 
+def test_another_teacher_runs_on_the_same_views(small_cache_path, tmp_path):
+    other = maskalign.run_extraction(
+        None, tmp_path / "b", "timm:test_vit2.random", views_from=small_cache_path, levels="1", workers=0
+    )
+    first = maskalign.Cache(small_cache_path)
+    assert other.keys(view=1) == first.keys(view=1)
+    assert np.array_equal(other.images([0, 99]), first.images([0, 99]))
+    with pytest.raises(ConfigError, match="give run_extraction either shards or views_from"):
+        maskalign.run_extraction(None, tmp_path / "c", "timm:test_vit.random")
+    with pytest.raises(ConfigError, match="seed cannot be given with views_from: that cache decides it"):
+        maskalign.run_extraction(
+            None, tmp_path / "c", "timm:test_vit.random", views_from=small_cache_path, seed=1
+        )
+
+
 def test_the_options_are_those_of_the_command():
     ours, theirs = ExtractionChoices.__annotations__, ExtractionOptions.__dataclass_fields__
-    given = {"shards", "cache", "teacher", "device", "rank", "processes"}
+    given = {"shards", "cache", "teacher", "device", "rank", "processes", "views_from"}
     assert list(ours) == [name for name in theirs if name not in given]
