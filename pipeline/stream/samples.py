@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
 from pipeline.cache.layout import ArraySpec, array_specs, chunk_range, feature_array
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
+from pipeline.cache.tier import read_through
 from pipeline.errors import CacheError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
 from pipeline.runtime.ordered import ordered_map
+from pipeline.storage.tier import LocalTier
 from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
@@ -50,6 +53,7 @@ class StreamSpec:
     batch_size: int
     needs: Needs = VISIBLE_ALONE
     skip_damage: bool = False
+    tier: tuple[str, int] | None = None  # a local folder for what is read, and its limit in bytes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,6 +145,9 @@ class WindowReader:
         )
         self.most_ahead = max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.chunk_bytes))
         self.damage: list[DamagedChunk] = []
+        self._tiered = None
+        if spec.tier:
+            self._tiered = read_through(cache, spec.order.units, LocalTier(Path(spec.tier[0]), spec.tier[1]))
 
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
@@ -175,6 +182,12 @@ class WindowReader:
     def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
         pinned = self._spec.order.units[unit]
         try:
+            try:
+                return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
+            except CacheError:
+                if not (self._tiered and self._tiered.distrust(pinned["digest"].decode())):
+                    raise
+            # Wrong bytes may have been kept: ask the store itself, from now on for all of the unit.
             return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
         except CacheError:  # names its place itself
             raise

@@ -23,6 +23,7 @@ from pipeline.objectives.objective import Objective, Setting, TrainingStep
 from pipeline.objectives.operations import training_operations
 from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
+from pipeline.storage.tier import LocalTier
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, lanes_of_rank
@@ -136,6 +137,8 @@ def build_job(
     """
     spec = stream_spec(config, cache, ranks, units, lanes)
     refuse_too_large_stream(cache, spec, config.data.workers)
+    if spec.tier:
+        LocalTier(Path(spec.tier[0]), spec.tier[1]).prepare()
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache).to(device)
     undecayed, batch = objective.no_weight_decay(), config.train.global_batch
@@ -171,8 +174,10 @@ def stream_spec(
     order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
-    skip = config.data.on_damage == "skip"
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip)
+    return StreamSpec(
+        cache.address, order, levels, config.mask, batch_size, needs, config.data.on_damage == "skip",
+        config.data.tier,
+    )  # fmt: skip
 
 
 def build_optimiser(
