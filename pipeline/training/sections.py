@@ -20,10 +20,12 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
+    `levels` are of the first cache, `other_levels` has a list for each further one; without them, all.
     `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
     """
 
     levels: tuple[int, ...] | None = None
+    other_levels: tuple[tuple[int, ...], ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
     window_blocks: PositiveInt | Literal["auto"] = "auto"
@@ -37,6 +39,19 @@ class DataConfig(Section):
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise ValueError("name each only once")
         return chosen
+
+    @field_validator("other_levels")
+    @classmethod
+    def _each_list(cls, chosen: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+        for levels in chosen or ():
+            cls._some_and_each_once(levels)
+        return chosen
+
+    def levels_of(self, teacher: int) -> tuple[int, ...] | None:
+        """Return the chosen levels of a teacher, by the place of its cache; None for all."""
+        if teacher == 0 or self.other_levels is None:
+            return None if teacher else self.levels
+        return self.other_levels[teacher - 1]
 
     def chunks_of_window(self, batch_size: int) -> int:
         """Return how many chunks a window has for batches of one rank."""
