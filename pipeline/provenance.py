@@ -13,7 +13,11 @@ from pipeline.storage.address import printable
 
 
 def provenance(*libraries: str) -> dict[str, Any]:
-    """Describe this process: our version and commit, command, host, start, and versions of libraries."""
+    """Describe this process: our version and commit, command, host, start, and versions of libraries.
+
+    The command is shell input, without secrets; bytes that are not UTF-8 are escaped.
+    """
+    words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]
     versions = {"python": platform.python_version()}
     for name in ("maskalign", *libraries):
         try:
@@ -23,7 +27,7 @@ def provenance(*libraries: str) -> dict[str, Any]:
     return {
         "maskalign": versions.pop("maskalign", None),
         "commit": git_commit(),
-        "command": command_line(),
+        "command": shlex.join(words).encode("utf-8", "backslashreplace").decode(),
         "host": platform.node(),
         "began": utc_now(),
         "versions": versions,
@@ -38,12 +42,6 @@ def cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def command_line() -> str:
-    """Return the command as shell input, without secrets; bytes that are not UTF-8 are escaped."""
-    words = [Path(sys.argv[0]).name, *map(printable, sys.argv[1:])]
-    return shlex.join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def utc_now() -> str:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 import pytest
 
 from pipeline.progress import ProgressDisplay, duration
-from pipeline.provenance import command_line, git_commit, provenance
+from pipeline.provenance import git_commit, provenance
 
 
 def test_images_rate_and_time_left_fit_into_80_columns(capsys, monkeypatch):
@@ -68,7 +68,9 @@ def test_a_recorded_command_holds_no_password_and_no_broken_text(monkeypatch):
             "caf\udce9.tar",
         ],
     )
-    assert command_line() == ("fit 'https://host/a b.tar' --to=s3://b 'http://h/x.tar?' 'caf\\udce9.tar'")
+    assert provenance()["command"] == (
+        "fit 'https://host/a b.tar' --to=s3://b 'http://h/x.tar?' 'caf\\udce9.tar'"
+    )
 
 
 def test_provenance_names_version_commit_and_host():

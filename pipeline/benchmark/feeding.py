@@ -112,7 +112,7 @@ def measure_overhead(bench: Workbench) -> Iterator[Figure]:
     names, (window, chunks) = array_names(job), first_chunks(job)
     reader, view_format = WindowReader(job.cache, job.spec), job.cache.schema.view.format
     tars = [_read_chunk(job.cache, *chunk, names) for chunk in chunks]
-    samples = [sample for tar in tars for sample in parse_samples(tar, "view tar")]
+    samples = [sample for tar in tars for sample in parse_samples(tar)]
     crops = [sample[VIEW_EXTENSION[view_format]] for sample in samples]
     work: dict[str, Callable[[], object]] = {
         "whole": lambda: reader.read(0, window),

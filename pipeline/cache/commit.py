@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 from pipeline.cache.digests import seal_of, sealed
 from pipeline.cache.layout import COMMITS, chunk_count, commit_key, row_arrays, shard_sizes, view_tar_key
 from pipeline.cache.schema import UNIT_ROWS, CacheSchema
-from pipeline.cache.units import Unit, unit_name
+from pipeline.cache.units import NamedUnit, Unit
 from pipeline.config import Section
 from pipeline.errors import CacheError
 from pipeline.storage.folder import Folder
@@ -24,20 +24,12 @@ class FileRecord(Section):
     sha256: str
 
 
-class CommitHead(Section):
+class CommitHead(NamedUnit):
     """Which unit a commit makes exist: all that the order of samples needs, read without the rest."""
 
-    unit: int
-    source: str
-    view: int
     rows: int = Field(ge=1, le=UNIT_ROWS)
     schema_digest: str
     digest: str = ""
-
-    @property
-    def name(self) -> str:
-        """The unit's name in messages."""
-        return unit_name(self.unit, self.source, self.view)
 
 
 class Commit(CommitHead):

@@ -5,6 +5,8 @@ for each token and group of 64 channels, so |error of w| <= s * channel_std / 2.
 byte, float16 stores w itself.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,24 +117,20 @@ def error_bound(whitened: Tensor, stats: Tensor, channel_std: Tensor, encoding: 
     return scales * channel_std[:, None] / 2
 
 
-class Calibrator:
-    """Accumulates mean and std of every channel of the whitened features, level by level, in float64."""
+def channel_statistics(batches: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return mean and std (M, D) float32 of every channel of the whitened features, summed in float64.
 
-    def __init__(self) -> None:
-        self._sums = self._squares = torch.zeros((), dtype=torch.float64)
-        self._tokens = 0
-
-    def add(self, hidden: tuple[Tensor, ...]) -> None:
-        """Take hidden states: M tensors (B, T, D)."""
+    A batch is the hidden states of M levels, (B, T, D) each.
+    """
+    sums = squares = torch.zeros((), dtype=torch.float64)
+    tokens = 0
+    for hidden in batches:
         whitened = torch.stack([whiten(level)[0].double().flatten(0, 1) for level in hidden])
-        self._sums = self._sums + whitened.sum(1).cpu()
-        self._squares = self._squares + whitened.square().sum(1).cpu()
-        self._tokens += whitened.shape[1]
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return channel mean and deviation, (M, D) float32 each."""
-        mean = self._sums / self._tokens
-        deviation = (self._squares / self._tokens - mean.square()).clamp(min=0).sqrt()
-        typical = deviation.median(dim=-1, keepdim=True).values  # of the level
-        least = (MIN_SHARE_OF_STD * typical).clamp(min=MIN_CHANNEL_STD)
-        return mean.float(), deviation.maximum(least).float()
+        sums = sums + whitened.sum(1).cpu()
+        squares = squares + whitened.square().sum(1).cpu()
+        tokens += whitened.shape[1]
+    mean = sums / tokens
+    deviation = (squares / tokens - mean.square()).clamp(min=0).sqrt()
+    typical = deviation.median(dim=-1, keepdim=True).values  # of the level
+    least = (MIN_SHARE_OF_STD * typical).clamp(min=MIN_CHANNEL_STD)
+    return mean.float(), deviation.maximum(least).float()

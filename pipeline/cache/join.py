@@ -24,15 +24,8 @@ class JoinedChunk:
     keys: list[str]
     crops: list[bytes]
     arrays: dict[str, Values]
-    unit: str
-    source: str
-    view: int
+    commit: Commit
     first_row: int
-
-    @property
-    def name(self) -> str:
-        """The chunk's name in messages."""
-        return f"{self.unit}, rows {self.first_row} to {self.first_row + len(self.keys) - 1}"
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -49,7 +42,7 @@ def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> J
         keys.append(key)
         crops.append(crop)
     first, _ = chunk_range(chunk, commit.rows)
-    return JoinedChunk(keys, crops, arrays, commit.name, commit.source, commit.view, first)
+    return JoinedChunk(keys, crops, arrays, commit, first)
 
 
 def read_rows(

@@ -67,6 +67,7 @@ class Cache:
     def __init__(self, address: str | Path) -> None:
         """Open the cache at a path or URL; raises CacheError if there is none, or a damaged or newer one."""
         self.folder = open_folder(address)
+        self.address = self.folder.address
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache
         group = read_metadata(self.folder, GROUP_FILE)
         self.schema, self.values = store.parse_group(group, self.address)
@@ -76,11 +77,6 @@ class Cache:
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
         self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
-
-    @property
-    def address(self) -> str:
-        """The path or URL of the cache."""
-        return self.folder.address
 
     def commits(self) -> Iterator[Commit]:
         """Read the commits of the finished units, by number, one at a time."""

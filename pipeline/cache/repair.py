@@ -85,13 +85,6 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
         if damaged:
             _remove(cache, unit)
     keys = sorted({finding.metadata for finding in findings if finding.metadata})
-    if keys:
-        _write_metadata(cache, keys)
-    return [*lines, *(f"written again: {key}" for key in keys)]
-
-
-def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
-    """Write metadata again, not while the cache is extended: no array may end before units.json does."""
 
     def written(data: bytes) -> bytes:
         units = parse_units(data, cache.address)
@@ -100,9 +93,11 @@ def _write_metadata(cache: Cache, keys: Sequence[str]) -> None:
             cache.folder.replace(key, files[key])
         return data
 
-    cache.folder.update(UNITS_FILE, written)
+    if keys:  # not while the cache is extended: no array may end before units.json does
+        cache.folder.update(UNITS_FILE, written)
     if set(keys) & set(COPY_OF.values()):
         write_copies(cache.folder)
+    return [*lines, *(f"written again: {key}" for key in keys)]
 
 
 def _remove(cache: Cache, unit: Unit) -> None:

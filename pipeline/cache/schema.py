@@ -11,12 +11,11 @@ from pipeline.cache.digests import digest_of
 from pipeline.config import Section
 from pipeline.views.masking import RankStrategy, count_of_share
 
-SCHEMA_VERSION = "1.1"
+FIRST_VERSION, SCHEMA_VERSION = "1.0", "1.1"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
 
-_FIRST_VERSION = "1.0"
 _MOST = 2**16  # of whatever is counted: patches are numbered in 16 bits, and no tower is as deep or wide
 
 Encoding = Literal["int8", "int4", "float16"]
@@ -123,25 +122,25 @@ class CacheSchema(Section):
             raise ValueError(f"keep {self.keep} is not a share of {patches} patches that leaves at least one")
         if not (stored < patches) == (self.keep < 1) == (self.keep_rank is not None):
             raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
-        if (self.version == _FIRST_VERSION) != self.teacher.model_fields_set.isdisjoint(_KEYS_OF_1_1):
+        if (self.version == FIRST_VERSION) != self.teacher.model_fields_set.isdisjoint(_KEYS_OF_1_1):
             raise ValueError(f"version {self.version} does not have the teacher's keys of that version")
         return self
 
     def in_version(self, version: str) -> "CacheSchema":
         """Return the same schema as version 1.0 writes it, for `version` 1.0, or as it is."""
-        if version != _FIRST_VERSION or self.version == version:
+        if version != FIRST_VERSION or self.version == version:
             return self
         teacher = TeacherFacts(**self.teacher.model_dump(exclude=_KEYS_OF_1_1))
         return self.model_copy(update={"version": version, "teacher": teacher})
 
     def values(self) -> dict[str, Any]:
         """Return the schema as it stands in the group's attributes."""
-        exclude = {"teacher": _KEYS_OF_1_1} if self.version == _FIRST_VERSION else None
+        exclude = {"teacher": _KEYS_OF_1_1} if self.version == FIRST_VERSION else None
         return self.model_dump(mode="json", exclude=exclude)
 
     def source_of_draws(self, source: str) -> str | None:
         """Return the name of a source tar, which keys draws since version 1.1; None for version 1.0."""
-        return None if self.version == _FIRST_VERSION else source
+        return None if self.version == FIRST_VERSION else source
 
     @property
     def is_calibrated_otherwise(self) -> bool:
@@ -149,12 +148,12 @@ class CacheSchema(Section):
 
         Version 1.0 took the first images of the first tars; the constants of float16 are of no image.
         """
-        return self.version == _FIRST_VERSION and self.code_format.largest_code is not None
+        return self.version == FIRST_VERSION and self.code_format.largest_code is not None
 
     @property
     def is_newer(self) -> bool:
         """Whether a later program made the cache, which may have added keys and arrays."""
-        return minor_of(self.version) > minor_of(SCHEMA_VERSION)
+        return int(self.version.partition(".")[2]) > int(SCHEMA_VERSION.partition(".")[2])
 
     @property
     def grid(self) -> int:
@@ -196,11 +195,6 @@ class CacheSchema(Section):
     def digest(self) -> str:
         """The cache's identity: the SHA-256 of the schema's canonical JSON."""
         return digest_of(self.values())
-
-
-def minor_of(version: str) -> int:
-    """Return the MINOR of a version MAJOR.MINOR."""
-    return int(version.partition(".")[2])
 
 
 def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:

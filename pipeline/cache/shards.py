@@ -118,7 +118,7 @@ class ShardWriter:
     def __init__(self, path: Path, spec: ArraySpec) -> None:
         self.rows = 0
         self.checksums: list[int] = []
-        self._file = DigestedFile(path)
+        self.file = DigestedFile(path)
         self._dtype = spec.dtype.newbyteorder("<")
         # of a chunk that is not full yet
         self._waiting = np.zeros((BLOCK_ROWS, *spec.item_shape), self._dtype)
@@ -147,15 +147,11 @@ class ShardWriter:
         written, size = len(self.checksums), self._waiting.nbytes + CRC_BYTES
         index[:written, 0], index[:written, 1] = np.arange(written) * size, size
         self._write_with_crc(index)
-        return self._file.close()
-
-    def discard(self) -> None:
-        """Close and remove a shard that will not be used."""
-        self._file.discard()
+        return self.file.close()
 
     def _write_with_crc(self, values: NDArray[np.generic]) -> int:
         data = values.reshape(-1).view(np.uint8)
         crc = int(google_crc32c.value(data))
-        self._file.write(data.data)
-        self._file.write(crc.to_bytes(CRC_BYTES, "little"))
+        self.file.write(data.data)
+        self.file.write(crc.to_bytes(CRC_BYTES, "little"))
         return crc

@@ -52,14 +52,10 @@ def metadata_files(values: Mapping[str, Any], schema: CacheSchema, units: int) -
     return files
 
 
+@lru_cache(256)
 def array_metadata(spec: ArraySpec, units: int) -> bytes:
     """Return an array's zarr.json for a number of units, as zarr writes it."""
-    return _with_rows(_empty_array(spec), units * UNIT_ROWS) if spec.by_rows else _empty_array(spec)
-
-
-@lru_cache(256)
-def _empty_array(spec: ArraySpec) -> bytes:
-    lengths = ((0,), (BLOCK_ROWS,), (UNIT_ROWS,)) if spec.by_rows else ((), (), ())
+    lengths = ((units * UNIT_ROWS,), (BLOCK_ROWS,), (UNIT_ROWS,)) if spec.by_rows else ((), (), ())
     rows, chunk, shard = (length + spec.item_shape for length in lengths)
     array = zarr.create_group(zarr.storage.MemoryStore()).create_array(
         spec.name,
@@ -83,12 +79,6 @@ def _written(array: zarr.Array[Any]) -> bytes:
 
 def _json(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, indent=2).encode()
-
-
-def _with_rows(data: bytes, rows: int) -> bytes:
-    metadata = json.loads(data)
-    metadata["shape"][0] = rows
-    return _json(metadata)
 
 
 def _rows_of(data: bytes) -> int:
@@ -133,7 +123,11 @@ def ensure_rows(folder: Folder, schema: CacheSchema, units: int) -> None:
     rows = units * UNIT_ROWS
 
     def extended(data: bytes) -> bytes:
-        return _with_rows(data, rows) if _rows_of(data) < rows else data
+        if _rows_of(data) >= rows:
+            return data
+        metadata = json.loads(data)
+        metadata["shape"][0] = rows
+        return _json(metadata)
 
     for name in layout.row_arrays(schema):
         key = layout.metadata_key(name)

@@ -15,16 +15,22 @@ Source = tuple[str, int]  # name and bytes of a source tar
 _UNKNOWN_BYTES = 0  # of an entry that was rebuilt from a commit, which does not have the size
 
 
-def unit_name(unit: int, source: str, view: int) -> str:
-    """Return how messages name a unit."""
-    return f"unit {unit} ({source}, view {view})"
-
-
-class Unit(Section):
-    """One source tar x one view, owner of the rows from `first_row` on and of the files named by `stem`."""
+class NamedUnit(Section):
+    """What identifies a unit, in units.json and in its commit."""
 
     unit: int
     source: str
+    view: int
+
+    @property
+    def name(self) -> str:
+        """The unit's name in messages."""
+        return f"unit {self.unit} ({self.source}, view {self.view})"
+
+
+class Unit(NamedUnit):
+    """One source tar x one view, owner of the rows from `first_row` on and of the files named by `stem`."""
+
     source_bytes: NonNegativeInt
     view: int = Field(ge=0, lt=2**20)
     first_row: int
@@ -35,11 +41,6 @@ class Unit(Section):
         if fault := tar_name_fault(source):
             raise ValueError(fault)
         return source
-
-    @property
-    def name(self) -> str:
-        """The unit's name in messages."""
-        return unit_name(self.unit, self.source, self.view)
 
     @property
     def stem(self) -> str:

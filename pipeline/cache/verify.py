@@ -11,7 +11,7 @@ from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.layout import COMMITS, COPIES, COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE, VIEWS
 from pipeline.cache.reader import Cache, cure_of_constants, read_units
-from pipeline.cache.schema import minor_of
+from pipeline.cache.schema import FIRST_VERSION
 from pipeline.cache.units import Unit, parse_units
 from pipeline.cache.writer import foreign_names
 from pipeline.errors import CacheError
@@ -62,7 +62,7 @@ def wrong_metadata(cache: Cache) -> Iterator[str]:
         data = _read(cache, key)
         if data != expected and not (key in specs and store.is_exact(data, specs[key], len(cache.units))):
             yield key
-    if minor_of(cache.schema.version) >= 1:  # version 1.0 had no copies
+    if cache.schema.version != FIRST_VERSION:  # which had no copies
         if _read(cache, COPY_OF[GROUP_FILE]) != _read(cache, GROUP_FILE):
             yield COPY_OF[GROUP_FILE]
         try:  # whether the copy is what units.json was at some time; it may have grown since the opening

@@ -108,11 +108,7 @@ class UnitWriter:
         self._specs = layout.row_arrays(schema)
         self._shards: dict[str, ShardWriter] = {}
         self._scratch.mkdir()
-
-    @property
-    def view_tar(self) -> Path:
-        """The path at which to write the unit's view tar."""
-        return self._scratch / "view.tar"
+        self.view_tar = self._scratch / "view.tar"  # where to write the unit's view tar
 
     def append(self, name: str, rows: store.Values) -> None:
         """Append rows to an array. Different arrays may be written by different threads."""
@@ -159,5 +155,5 @@ class UnitWriter:
     def discard(self) -> None:
         """Remove what is left of the unit in the scratch folder."""
         for shard in self._shards.values():
-            shard.discard()
+            shard.file.discard()
         shutil.rmtree(self._scratch, ignore_errors=True)

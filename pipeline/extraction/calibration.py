@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.cache.encoding import Calibrator, whiten
+from pipeline.cache.encoding import channel_statistics, whiten
 from pipeline.errors import SourceError
 from pipeline.extraction.encode import refuse_features, run_teacher
 from pipeline.storage.address import printable
@@ -37,14 +38,16 @@ def calibrate(
 
     Raises CacheError that names the teacher's block and the image if its features are not finite.
     """
-    calibrator = Calibrator()
-    for group in in_groups(images, _BATCH):
-        pixels = np.stack([image.pixels[0] for image in group])
-        hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
-        moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
-        refuse_features(torch.stack(moments, dim=2), teacher.levels, [image.key for image in group])
-        calibrator.add(hidden)
-    mean, std = calibrator.result()
+
+    def hidden_states() -> Iterator[tuple[Tensor, ...]]:
+        for group in in_groups(images, _BATCH):
+            pixels = np.stack([image.pixels[0] for image in group])
+            hidden = run_teacher(teacher, torch.from_numpy(pixels).to(device)).hidden
+            moments = [torch.stack(whiten(level)[1:], dim=-1).half() for level in hidden]
+            refuse_features(torch.stack(moments, dim=2), teacher.levels, [image.key for image in group])
+            yield hidden
+
+    mean, std = channel_statistics(hidden_states())
     return mean.numpy(), std.numpy()
 
 

@@ -116,7 +116,7 @@ def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
     masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs)
     importance = ["attention"] if schema.teacher.has_importance else []
     chunk = read_joined(cache, commit, 0, sorted({*masks.arrays, *importance}))
-    visible = masks.draw(chunk.arrays, chunk.source, chunk.keys, commit.view, epoch=0).visible
+    visible = masks.draw(chunk, epoch=0).visible
     for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
         weights = chunk.arrays["attention"][row] if importance else None
         yield MaskedImage(decode_crop(cache, crop, key), visible[row], schema.view.patch_size, weights, key)

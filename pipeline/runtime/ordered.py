@@ -40,7 +40,9 @@ def ordered_map(
             waiting.extend(threads.submit(function, item) for item in missing)
             if not waiting:
                 return
-            result = pace.wait(waiting.popleft())
+            begin = time.perf_counter()
+            result = waiting.popleft().result()
+            pace.waited += time.perf_counter() - begin
             waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
             yield result
             pace.look()
@@ -53,7 +55,7 @@ class _Pace:
 
     def __init__(self, at_once: int, most: int) -> None:
         self.at_once, self.most = at_once, most
-        self._waited, self._results, self._begin = 0.0, 1, time.perf_counter()
+        self.waited, self._results, self._begin = 0.0, 1, time.perf_counter()
         self._waits = False
 
     def look(self) -> int:
@@ -62,18 +64,11 @@ class _Pace:
         if self._results <= _RESULTS_BETWEEN_LOOKS or self.at_once == self.most:
             return self.at_once
         now = time.perf_counter()
-        waited_before, self._waits = self._waits, self._waited > _WAIT_SHARE * (now - self._begin)
+        waited_before, self._waits = self._waits, self.waited > _WAIT_SHARE * (now - self._begin)
         if waited_before and self._waits:
             self.at_once, self._waits = min(2 * self.at_once, self.most), False
-        self._waited, self._results, self._begin = 0.0, 1, now
+        self.waited, self._results, self._begin = 0.0, 1, now
         return self.at_once
-
-    def wait(self, future: Future[Result]) -> Result:
-        begin = time.perf_counter()
-        try:
-            return future.result()
-        finally:
-            self._waited += time.perf_counter() - begin
 
     def work_here(self, function: Callable[[Item], Result], item: Item) -> Result:
         """Work in this thread. A voluntary context switch counts as a wait, preemption does not."""
@@ -83,4 +78,4 @@ class _Pace:
             return function(item)
         finally:
             if resource.getrusage(_OF_THREAD).ru_nvcsw > switches:
-                self._waited += time.perf_counter() - begin - (time.thread_time() - worked)
+                self.waited += time.perf_counter() - begin - (time.thread_time() - worked)

@@ -85,8 +85,9 @@ class Worker:
         with _without_main_module():
             self._process.start()
         theirs.close()
-        # Also when no one calls end: at its exit Python waits for daemons, and these ignore its SIGTERM.
-        self._end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
+        # Hangs up and kills the process, which has nothing to save. Runs also when no one calls it: at its
+        # exit Python waits for daemons, and these ignore its SIGTERM.
+        self.end = util.Finalize(self, _end, (self._pipe, self._process), exitpriority=0)
 
     def send(self, message: object) -> None:
         """Send a message; raises WorkerDiedError or WorkerStalledError. Blocks while the worker sends."""
@@ -95,10 +96,6 @@ class Worker:
     def receive(self) -> Any:
         """Return the worker's next message; raises WorkerDiedError or WorkerStalledError."""
         return self._talk(self._pipe.recv)
-
-    def end(self) -> None:
-        """Hang up and kill the process, which has nothing to save."""
-        self._end()
 
     def _talk(self, part: Callable[..., Any], *message: object) -> Any:
         try:
@@ -121,8 +118,15 @@ def worker_context(*modules: str) -> ForkServerContext:
 def start_early(*modules: str) -> None:
     """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
-    usual = tempfile.gettempdir()
-    tempfile.tempdir = _short_temporary_folder(usual)
+    usual = tempfile.gettempdir()  # batch systems set a TMPDIR whose path is too long for a socket
+    folders = (folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER)
+    short = next((folder for folder in folders if os.access(folder, os.W_OK | os.X_OK)), None)
+    if not short:
+        raise ConfigError(
+            f"the temporary folder {usual!r} has a path too long for a socket, and none of "
+            f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
+        )
+    tempfile.tempdir = short
     util.get_temp_dir()  # which remembers it
     tempfile.tempdir = usual
     with _helper_starting():
@@ -152,17 +156,6 @@ def _helper_starting() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-
-
-def _short_temporary_folder(usual: str) -> str:
-    """Return a temporary folder with a path short enough for a socket: batch systems set a long TMPDIR."""
-    for folder in (usual, *_SHORT_FOLDERS):
-        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise ConfigError(
-        f"the temporary folder {usual!r} has a path too long for a socket, and none of "
-        f"{', '.join(_SHORT_FOLDERS)} can be written: set TMPDIR to at most {_LONGEST_FOLDER} bytes"
-    )
 
 
 @contextmanager

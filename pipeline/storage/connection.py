@@ -90,11 +90,6 @@ def with_retries(work: Callable[[], Result]) -> Result:
     return work()
 
 
-def out_of_range(error: BaseError) -> bool:
-    """Return whether a range was refused because it begins beyond the object's end."""
-    return "status code: 416" in str(error)
-
-
 def version_of(meta: Mapping[str, Any]) -> dict[str, str]:
     """Return what a conditional put needs of the object that it replaces."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}

@@ -149,16 +149,6 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
     lock reaches: many network and FUSE file systems keep flock within a host, and there two hosts may both
     be told that they created the file, of which the later one stays, whole.
     """
-    try:
-        return _create(path, data, scratch)
-    except OSError as error:
-        if error.errno != errno.EXDEV or scratch is None:
-            raise
-    return _create(path, data, None)  # neither links nor renames leave a mount, be it of the same disk
-
-
-def _create(path: Path, data: bytes, scratch: Path | None) -> bool:
-    make_folder(path.parent)
     temporary = _write_temporary(path, data, scratch)
     try:
         try:
@@ -169,6 +159,11 @@ def _create(path: Path, data: bytes, scratch: Path | None) -> bool:
             _rename_exclusively(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno != errno.EXDEV or scratch is None:
+            raise
+        # neither links nor renames leave a mount, be it of the same disk
+        return create_file_exclusively(path, data)
     finally:
         temporary.unlink(missing_ok=True)
     flush_to_disk(path.parent)

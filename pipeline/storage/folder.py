@@ -3,12 +3,10 @@
 Errors are OSErrors as for files, FileNotFoundError among them, wherever the folder is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
-
-_PIECE_BYTES = 8 << 20
 
 
 class Folder(Protocol):
@@ -76,13 +74,3 @@ class Folder(Protocol):
 
     def free_bytes(self) -> int | None:
         """Return the bytes that can still be written, None if that is not known."""
-
-
-def read_pieces(folder: Folder, key: str) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces of 8 MiB; raises FileNotFoundError."""
-    start = 0
-    while piece := folder.read(key, start, start + _PIECE_BYTES):
-        yield piece
-        start += len(piece)
-        if len(piece) < _PIECE_BYTES:
-            return

@@ -39,12 +39,8 @@ class LocalFolder:
     parallel_reads = 1
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.address = path, str(path)
         self._scratch: Path | None = None
-
-    @property
-    def address(self) -> str:
-        return str(self.path)
 
     def exists(self, key: str) -> bool:
         return (self.path / key).exists()

@@ -10,8 +10,7 @@ from pipeline.errors import StreamError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
-from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import SLOTS_PER_WORKER, slot_layout
+from pipeline.stream.samples import SLOTS_PER_WORKER, Arrays, StreamSpec, WindowReader, slot_layout
 from pipeline.stream.worker import run_worker
 
 SMALLER = "lower data.workers or data.window_blocks"
@@ -20,7 +19,7 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Consecutive samples: the needed part of a window. Its arrays are valid until its slot is released."""
+    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released."""
 
     arrays: Arrays
     count: int
@@ -32,9 +31,7 @@ def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iter
     layout, reader = slot_layout(cache.schema, spec), WindowReader(cache, spec)
     arrays = layout.arrays(memoryview(bytearray(layout.slot_bytes)), 0)
     parts = reader.fill(spec.order.parts(spec.batch_size, epoch, step), lambda: arrays)
-    return (
-        FedPiece({name: array[: part.count] for name, array in arrays.items()}, part.count) for part in parts
-    )
+    return (FedPiece(arrays, part.count) for part in parts)
 
 
 class WorkerFeed:
@@ -56,9 +53,23 @@ class WorkerFeed:
         """Yield pieces without end in the order of the windows; raises StreamError."""
         for number in count():
             worker = number % len(self._workers)
-            slot, samples = self._receive(worker)
+            try:
+                message = self._workers[worker].receive()
+            except WorkerStalledError:
+                raise StreamError(
+                    f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
+                    "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
+                ) from None
+            except WorkerDiedError as error:
+                raise StreamError(
+                    f"stream worker {worker} {error}: continue with --resume"
+                    + " --set data.workers=N, fewer than now" * error.lacks_memory
+                ) from None
+            if isinstance(message, Exception):
+                raise message
+            slot, samples = message
             arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
-            yield FedPiece({name: array[:samples] for name, array in arrays.items()}, samples, (worker, slot))
+            yield FedPiece(arrays, samples, (worker, slot))
 
     def release(self, worker: int, slot: int) -> None:
         """Hand the slot of a copied piece back to its worker."""
@@ -71,24 +82,6 @@ class WorkerFeed:
             worker.end()
         for memory in self.memories:
             free_shared(memory)
-
-    def _receive(self, worker: int) -> tuple[int, int]:
-        try:
-            message = self._workers[worker].receive()
-        except WorkerStalledError:
-            raise StreamError(
-                f"stream worker {worker} has sent nothing for {_PATIENCE:g} s; possible causes are a "
-                "suspended process, a disk that hangs or full memory: fix the cause, then add --resume"
-            ) from None
-        except WorkerDiedError as error:
-            raise StreamError(
-                f"stream worker {worker} {error}: continue with --resume"
-                + " --set data.workers=N, fewer than now" * error.lacks_memory
-            ) from None
-        if isinstance(message, Exception):
-            raise message
-        slot, samples = message
-        return slot, samples
 
 
 def refuse_too_large_stream(cache: Cache, spec: StreamSpec, workers: int) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.join import JoinedChunk
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
@@ -47,37 +47,47 @@ class MaskSource:
         # targets.
         self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
         self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
-        _refuse_impossible(schema, mask, needs)
+        # the arrays of the cache that masks are drawn from
+        self.arrays: tuple[str, ...] = ("tokens",) if self._stored_alone else ()
+        if mask.strategy == "attention" and not self._stored_alone:
+            self.arrays = ("attention",)
+        if mask.strategy == "attention" and not schema.teacher.has_importance:
+            raise ConfigError(
+                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
+                "cache has neither: set mask.strategy to 'random' or 'block'"
+            )
+        if mask.strategy == "block" and mask.redraw is False:
+            raise ConfigError(
+                "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
+                "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
+            )
+        if needs.hides and self.count == schema.patches:
+            raise ConfigError(
+                "the mask hides no patch, but the objective learns from hidden ones: "
+                "raise mask.ratio or mask.hidden"
+            )
         if self._stored_alone:
             _refuse_unkept(schema, mask, needs)
 
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        """The arrays of the cache that masks are drawn from."""
-        if self._stored_alone:
-            return ("tokens",)
-        return ("attention",) if self._strategy == "attention" else ()
-
-    def draw(
-        self, arrays: Mapping[str, NDArray[Any]], source: str, keys: list[str], view: int, epoch: int
-    ) -> ChunkMasks:
-        """Draw the masks of samples of one view of a source tar, from their rows of `arrays`."""
+    def draw(self, chunk: JoinedChunk, epoch: int) -> ChunkMasks:
+        """Draw the masks of a chunk's samples; it must have the rows of `arrays`."""
         schema, needs, cls = self._schema, self._needs, int(self._schema.teacher.has_cls)
         if self._stored_alone:
-            kept = arrays["tokens"][:, : self.count].astype(np.int64)
+            kept = chunk.arrays["tokens"][:, : self.count].astype(np.int64)
             rows = np.argsort(kept, axis=1)  # (n, K): which of the stored patches are visible
             visible = np.take_along_axis(kept, rows, axis=1)
         else:
-            of_tar = schema.source_of_draws(source)
+            commit, keys = chunk.commit, chunk.keys
+            of_tar = schema.source_of_draws(commit.source)
             if self._redraw or self._strategy == "block":
                 draws = [generator(self._seed, "mask", epoch, *sample_keys(of_tar, key)) for key in keys]
             else:  # the one ranking of the view
-                draws = [rank_generator(schema.view.seed, of_tar, key, view) for key in keys]
+                draws = [rank_generator(schema.view.seed, of_tar, key, commit.view) for key in keys]
             if self._strategy == "block":
                 visible = np.stack([draw_around_blocks(schema.grid, self.count, rng) for rng in draws])
             else:
                 arrivals = np.stack([rng.standard_exponential(schema.patches) for rng in draws])
-                ranking = rank_by_arrival(self._strategy, arrays.get("attention"), arrivals)
+                ranking = rank_by_arrival(self._strategy, chunk.arrays.get("attention"), arrivals)
                 visible = np.sort(ranking[:, : self.count], axis=1)
             rows = visible
         hidden = np.empty((len(visible), 0), np.int64)
@@ -88,24 +98,6 @@ class MaskSource:
         shown = visible if needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
         tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
         return ChunkMasks(visible, hidden, shown, tokens)
-
-
-def _refuse_impossible(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:
-    if mask.strategy == "attention" and not schema.teacher.has_importance:
-        raise ConfigError(
-            "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
-            "cache has neither: set mask.strategy to 'random' or 'block'"
-        )
-    if mask.strategy == "block" and mask.redraw is False:
-        raise ConfigError(
-            "mask.redraw false needs a mask that is the first of a ranking, which mask.strategy 'block' "
-            "does not have: set mask.strategy to 'attention' or 'random', or leave mask.redraw out"
-        )
-    if needs.hides and mask.visible_count(schema.patches) == schema.patches:
-        raise ConfigError(
-            "the mask hides no patch, but the objective learns from hidden ones: "
-            "raise mask.ratio or mask.hidden"
-        )
 
 
 def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:

@@ -65,14 +65,11 @@ class SampleOrder:
     world_size: int
     window_blocks: int
 
-    def view(self, epoch: int) -> int:
-        """Return the view that an epoch shows."""
-        return self.views[epoch % len(self.views)]
-
     def windows(self, epoch: int) -> Iterator[Window]:
-        """Yield the windows of an epoch in order."""
+        """Yield the windows of an epoch in order; epochs show the views in turn."""
         rng, start = generator(self.seed, "blocks", epoch, self.world_size), 0
-        dealt = self._dealt(rng.permutation(self.chunks(self.view(epoch))), self.rank)
+        chunks = self.chunks(self.views[epoch % len(self.views)])
+        dealt = self._dealt(rng.permutation(chunks), self.rank)
         dealt = dealt[rng.permutation(len(dealt))]
         for number, first in enumerate(range(0, len(dealt), self.window_blocks)):
             window = Window(number, start, dealt[first : first + self.window_blocks])

@@ -1,6 +1,9 @@
-"""The samples that leave a worker: only the patches and targets that the objective needs."""
+"""The samples that leave a worker: only the patches and targets that the objective needs.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+They leave it in slots of shared memory, each for a window of samples, made once and reused.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
@@ -25,6 +28,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _MOST_AHEAD = 16  # chunks
 _BYTES_AHEAD = 256 << 20
+SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,42 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
             ArraySpec(f"{part}_stats", np.dtype(np.float16), (*shape, 2 + schema.groups)),
         ]
     return {field.name: field for field in fields}
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """The places of the fields of a slot's samples, each on its own pages; picklable."""
+
+    fields: Sequence[ArraySpec]
+    samples: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot."""
+        return sum(map(self._pages_of, self.fields))
+
+    @property
+    def worker_bytes(self) -> int:
+        """Bytes of all slots of a worker."""
+        return SLOTS_PER_WORKER * self.slot_bytes
+
+    def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
+        """Return the arrays (samples, ...) of a slot in the memory of a worker."""
+        arrays, offset = {}, slot * self.slot_bytes
+        for field in self.fields:
+            shape = (self.samples, *field.item_shape)
+            arrays[field.name] = np.ndarray(shape, field.dtype, memory, offset)
+            offset += self._pages_of(field)
+        return arrays
+
+    def _pages_of(self, field: ArraySpec) -> int:
+        """Return the bytes of a field in whole pages."""
+        return -(-field.bytes_of(self.samples) // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
+    """Return the layout of slots that hold a window each."""
+    return SlotLayout(tuple(sample_fields(schema, spec).values()), spec.order.largest_window)
 
 
 class WindowReader:
@@ -121,7 +162,7 @@ class WindowReader:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
         stored, stats, row, parts = self._cache.schema.levels, chunk.arrays.get("stats"), None, []
         try:
-            masks = self._masks.draw(chunk.arrays, chunk.source, chunk.keys, chunk.view, epoch)
+            masks = self._masks.draw(chunk, epoch)
             for part, levels in self._levels.items():
                 features = [chunk.arrays[feature_array(stored[level])] for level in levels]
                 assert stats is not None
@@ -142,6 +183,7 @@ class WindowReader:
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
-            where = chunk.name if row is None else f"{chunk.unit}, row {chunk.first_row + row}"
-            error.add_note(f"in {where}")
+            first = chunk.first_row
+            rows = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
+            error.add_note(f"in {chunk.commit.name}, {rows}")
             raise

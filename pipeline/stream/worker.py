@@ -9,8 +9,7 @@ from pipeline.errors import MaskAlignError, StreamError
 from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
-from pipeline.stream.samples import Arrays, StreamSpec, WindowReader
-from pipeline.stream.slots import SlotLayout
+from pipeline.stream.samples import Arrays, SlotLayout, StreamSpec, WindowReader
 
 
 def run_worker(

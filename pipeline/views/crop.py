@@ -1,7 +1,7 @@
 """Crop and flip of a view: RandomResizedCrop (Szegedy et al. 2015) keyed by seed, tar, key and view."""
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class CropBox:
-    """The place of a view in its source image, in pixels, and whether it is mirrored."""
+    """The place of a view in its source image, in pixels, and whether it is mirrored.
+
+    Its fields are the columns of the cache's array `view`.
+    """
 
     left: int
     top: int
@@ -27,10 +30,6 @@ class CropBox:
     flip: bool
     source_width: int
     source_height: int
-
-    def as_row(self) -> tuple[int, ...]:
-        """Return the row of the cache's array `view`: all fields in the order of cache_schema.md."""
-        return tuple(map(int, astuple(self)))
 
 
 @dataclass(frozen=True)

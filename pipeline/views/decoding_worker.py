@@ -4,7 +4,6 @@ Samples and views are pickled, but the bytes of an image or crop are replaced by
 arena of the job. Bytes that did not fit into the arena are pickled, too.
 """
 
-import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -35,19 +34,15 @@ class JobRoom:
     image_size: int
 
     @property
-    def pixel_shape(self) -> tuple[int, ...]:
-        """(V, n, S, S, 3)."""
-        return (self.views, SAMPLES_PER_JOB, self.image_size, self.image_size, 3)
-
-    @property
     def job_bytes(self) -> int:
         """Bytes of one job."""
-        return math.prod(self.pixel_shape) + _ARENA_BYTES
+        return self.views * SAMPLES_PER_JOB * self.image_size**2 * 3 + _ARENA_BYTES
 
     def parts(self, memory: memoryview, slot: int) -> tuple[Pixels, "Arena"]:
         """Return the pixels (V, n, S, S, 3) uint8 and the arena of a job."""
         begin, end = slot * self.job_bytes, (slot + 1) * self.job_bytes
-        return np.ndarray(self.pixel_shape, np.uint8, memory, begin), Arena(memory[end - _ARENA_BYTES : end])
+        shape = (self.views, SAMPLES_PER_JOB, self.image_size, self.image_size, 3)
+        return np.ndarray(shape, np.uint8, memory, begin), Arena(memory[end - _ARENA_BYTES : end])
 
 
 class Arena:

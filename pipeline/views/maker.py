@@ -1,6 +1,6 @@
 """From a sample to its views: decoded, cropped V times, each crop encoded and decoded again as stored."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,6 @@ class ViewMaker:
             sample.key,
             *label_of(sample),
             pixels,
-            np.array([box.as_row() for box in boxes], np.int32),
+            np.array([astuple(box) for box in boxes], np.int32),
             tar_samples,
         )

@@ -99,7 +99,14 @@ def rank_by_arrival(
     Rates are the importance (..., N) for `attention`, else equal.
     """
     if strategy == "attention":
-        arrivals /= _checked_importance(importance, arrivals.shape)
+        assert importance is not None, "a teacher without importance was refused before"
+        assert importance.shape == arrivals.shape
+        if not importance.min() >= 0:
+            raise ConfigError(
+                f"importance holds {importance.min()}: it must not be negative or NaN; "
+                "verify where it came from"
+            )
+        arrivals /= np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
     elif strategy != "random":
         raise ConfigError(f"mask.strategy {strategy!r} is unknown: choose 'attention', 'random' or 'block'")
     return np.argsort(arrivals, axis=-1, kind="stable").astype(np.int64, copy=False)
@@ -125,19 +132,6 @@ def rank_of_view(
 def rank_generator(seed: int, source: str | None, key: str, view: int) -> np.random.Generator:
     """Return what the ranking of a view of an image is drawn from."""
     return generator(seed, "rank", *sample_keys(source, key), view)
-
-
-def _checked_importance(
-    importance: NDArray[np.float32] | None, shape: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """Return the importance (..., N) as float64 above zero. A teacher that has none was refused before."""
-    assert importance is not None
-    assert importance.shape == shape
-    if not importance.min() >= 0:
-        raise ConfigError(
-            f"importance holds {importance.min()}: it must not be negative or NaN; verify where it came from"
-        )
-    return np.maximum(importance, LEAST_IMPORTANCE, dtype=np.float64)
 
 
 def draw_around_blocks(grid: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:

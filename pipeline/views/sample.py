@@ -1,9 +1,13 @@
 """A sample of a source tar, and what replaces a skipped one. Imports little: the stream's workers need it."""
 
+import re
 from dataclasses import dataclass
+from tarfile import TarInfo
 from typing import Final
 
 from pipeline.config import Section
+from pipeline.errors import SourceError
+from pipeline.storage.address import name_fault
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
 # of several, the first is the image
@@ -11,6 +15,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "
 _LABEL_DIGITS = 18  # so that a label is an int64
 # of a member in a tar: its header, and on average half a block of padding and a label's member
 _HEADER_BYTES = 1536
+_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
 class SkippedImage(Section):
@@ -48,3 +53,19 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
         return int(text), ""
     shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"
+
+
+def key_of_member(info: TarInfo) -> tuple[str, str] | None:
+    """Return key and extension (lower case) of a tar's member; None for one that belongs to no sample.
+
+    The rule is webdataset's, without its import of torch: the extension begins at the first dot of the file
+    name. Directories and names without a key (no extension, hidden files, `__meta__`) belong to no sample.
+    Raises SourceError for a name that is not UTF-8 or has control characters.
+    """
+    if info.isdir() or _IGNORED.match(info.name):
+        return None
+    if fault := name_fault(info.name):
+        raise SourceError(f"holds the name {info.name!r}, which {fault}")
+    folder, slash, file = info.name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else None

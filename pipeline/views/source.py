@@ -9,12 +9,10 @@ from itertools import groupby
 from operator import attrgetter
 from typing import IO, cast
 
-from webdataset.tariterators import base_plus_ext
-
 from pipeline.errors import SourceError, StorageError
-from pipeline.storage.address import is_url, name_fault, printable
+from pipeline.storage.address import is_url, printable
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample
+from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample, key_of_member
 from pipeline.views.source_tars import SourceTar
 
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
@@ -22,7 +20,6 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CARRIED_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 64 * 1024  # of one member, with what precedes it to give a long name
 _COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd")
-_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset too, so that such a key would be lost in a view tar
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,9 @@ def _members(shard: SourceTar, stream: "_TarStream") -> Iterator[_Member]:
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
     """Yield the member if it belongs to a sample."""
-    if info.isdir() or _IGNORED.match(info.name):
+    if not (found := key_of_member(info)):
         return
-    if fault := name_fault(info.name):
-        raise SourceError(f"holds the name {info.name!r}, which {fault}")
-    key, extension = base_plus_ext(info.name)
-    if key is None or key.endswith("/"):
-        return
-    extension = extension.lower()
+    key, extension = found
     limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
     fault = ""
     if not info.isreg() or info.issparse():

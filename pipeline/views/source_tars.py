@@ -1,5 +1,6 @@
 """Source tars named by paths, brace patterns, globs, folders or text lists, on a disk or behind URLs."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ _ACCEPTED = (
     "give a brace pattern such as 'train-{000000..000009}.tar', a glob, tars, a folder of .tar files, "
     "or a text file that lists one tar per line; tars and folders may be URLs"
 )
+_NO_MATCH = "match no .tar file"
 _PACK = "pack the images into webdataset tars of KEY.jpg and KEY.cls first"
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
 _PATTERN = re.compile(r"[*?\[{]")
@@ -29,6 +31,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)")
 _MOST_TARS = 1_000_000  # of one brace pattern
 _LOOKED_AT = 10_000  # files of a folder without tars
+# False, where Path.exists raises, for a pattern longer than a name may be and for a zero byte
+_is_there = os.path.exists
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _expand(spec: str) -> list[str]:
             with suppress(FileNotFoundError):  # what looks like a pattern may be the very name of an object
                 tar_size(spec)
                 return [spec]
-        return [tar for url in _braces(spec) for tar in _some(url, _remote_matches(url))]
+        return [tar for url in _braces(spec) for tar in _remote_matches(url)]
     path = Path(spec)
     return _local_matches(path if _is_there(path) else _at_home(path))
 
@@ -99,12 +103,6 @@ def _refusal(shards: str | Path, fault: str) -> ConfigError:
     return ConfigError(f"shards {printable(str(shards))!r} {fault}: {_ACCEPTED}")
 
 
-def _some(pattern: str | Path, found: list[str]) -> list[str]:
-    if not found:
-        raise _refusal(pattern, "match no .tar file")
-    return found
-
-
 def _braces(spec: str) -> list[str]:
     ranges = (abs(int(first) - int(last)) + 1 for first, last in _RANGE.findall(spec))
     if prod(ranges) > _MOST_TARS:
@@ -114,13 +112,6 @@ def _braces(spec: str) -> list[str]:
         return list(braceexpand(spec))
     except ValueError:
         raise _refusal(spec, "have a brace without its partner") from None
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a pattern longer than a name may be; a zero byte
-        return False
 
 
 def _local_matches(path: Path) -> list[str]:
@@ -136,7 +127,9 @@ def _local_matches(path: Path) -> list[str]:
             found += _local_matches(pattern)
         elif _WILDCARD.search(str(pattern)):
             base = next(folder for folder in pattern.parents if _is_there(folder))
-            found += _some(pattern, _tars(base.glob(str(pattern.relative_to(base)))))
+            if not (matches := _tars(base.glob(str(pattern.relative_to(base))))):
+                raise _refusal(pattern, _NO_MATCH)
+            found += matches
         else:
             found.append(str(pattern))
     return found
@@ -149,10 +142,14 @@ def _remote_matches(url: str) -> list[str]:
         if _WILDCARD.search(parent):
             raise _refusal(url, "have a wildcard in the folder part of a URL")
         if _WILDCARD.search(name):
-            return [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
-        return [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
+            found = [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
+        else:
+            found = [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
     except FileNotFoundError as error:
         raise _refusal(url, f"cannot be listed ({error.strerror})") from None
+    if not found:
+        raise _refusal(url, _NO_MATCH)
+    return found
 
 
 def _tars(files: Iterable[Path]) -> list[str]:
@@ -173,7 +170,7 @@ def _in_folder(path: Path) -> list[str]:
         raise ConfigError(
             f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
         )
-    return _some(path, [])
+    raise _refusal(path, _NO_MATCH)
 
 
 def _listed(path: Path) -> list[str]:
@@ -191,7 +188,7 @@ def _listed(path: Path) -> list[str]:
         raise _refusal(path, "is neither a .tar file nor a text list") from None
     named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not named:
-        raise _refusal(path, "match no .tar file, since the list is empty")
+        raise _refusal(path, f"{_NO_MATCH}, since the list is empty")
     if other := next((name for name in named if not name.endswith(".tar")), ""):
         line = printable(other)[:80]
         raise _refusal(path, f"is read as a text list, but its line {line!r} does not end in .tar")

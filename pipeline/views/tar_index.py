@@ -1,14 +1,11 @@
 """Where the members of a tar lie, so that evaluation can read single images in any order."""
 
-import re
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.storage.address import name_fault
+from pipeline.views.sample import key_of_member
 
-_IGNORED = re.compile(r"__[^/]*__($|/)")  # by webdataset, too
 _END_MARKER_BYTES = 1024
 
 
@@ -18,32 +15,22 @@ def index_members(path: str) -> Iterator[tuple[str, str, int, int]]:
     Names without a key belong to no sample. Raises SourceError, naming the tar, if it is not one plain, whole
     tar, or if it holds a key in two places, a file twice, a link, or a name that cannot be used.
     """
-    try:
-        yield from _members(path)
-    except SourceError as error:
-        raise SourceError(f"tar {path!r} {error}: make the tar again or leave it out") from None
-
-
-def _members(path: str) -> Iterator[tuple[str, str, int, int]]:
     ended: dict[str, set[str]] = {}
     last = None
-    for info in _headers(path):
-        if info.isdir() or _IGNORED.match(info.name):
-            continue
-        if fault := name_fault(info.name):
-            raise SourceError(f"holds the name {info.name!r}, which {fault}")
-        folder, slash, file = info.name.rpartition("/")
-        stem, dot, extension = file.partition(".")  # webdataset's rule, without its import of torch
-        if not (stem and dot):
-            continue
-        if not info.isreg() or info.issparse():
-            raise SourceError(f"holds {info.name!r}, which is a link, a device or a file with holes")
-        key, extension = folder + slash + stem, extension.lower()
-        if key in ended and (key != last or extension in ended[key]):
-            raise SourceError(f"holds {info.name!r} or its key twice")
-        ended.setdefault(key, set()).add(extension)
-        last = key
-        yield key, extension, info.offset_data, info.size
+    try:
+        for info in _headers(path):
+            if not (found := key_of_member(info)):
+                continue
+            if not info.isreg() or info.issparse():
+                raise SourceError(f"holds {info.name!r}, which is a link, a device or a file with holes")
+            key, extension = found
+            if key in ended and (key != last or extension in ended[key]):
+                raise SourceError(f"holds {info.name!r} or its key twice")
+            ended.setdefault(key, set()).add(extension)
+            last = key
+            yield key, extension, info.offset_data, info.size
+    except SourceError as error:
+        raise SourceError(f"tar {path!r} {error}: make the tar again or leave it out") from None
 
 
 def _headers(path: str) -> Iterator[tarfile.TarInfo]:
@@ -52,22 +39,19 @@ def _headers(path: str) -> Iterator[tarfile.TarInfo]:
             for info in iter(tar.next, None):
                 tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
                 yield info
-            _check_end(file, tar.offset)
+            # Zeros must follow: for tarfile a damaged header is the end like any other.
+            file.seek(tar.offset)
+            zeros = 0
+            while data := file.read(1 << 20):
+                if data.strip(b"\0"):
+                    raise SourceError(
+                        f"continues after byte {tar.offset}, where its reader ends: "
+                        "it is damaged or several tars in one"
+                    )
+                zeros += len(data)
+            if zeros < _END_MARKER_BYTES:
+                raise SourceError("has no end marker: it is cut")
     except (SourceError, MemoryError):
         raise
     except Exception as error:  # on damaged headers tarfile raises almost anything
         raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
-
-
-def _check_end(file: BinaryIO, end: int) -> None:
-    """Raise SourceError unless zeros follow: for tarfile a damaged header is the end like any other."""
-    file.seek(end)
-    zeros = 0
-    while data := file.read(1 << 20):
-        if data.strip(b"\0"):
-            raise SourceError(
-                f"continues after byte {end}, where its reader ends: it is damaged or several tars in one"
-            )
-        zeros += len(data)
-    if zeros < _END_MARKER_BYTES:
-        raise SourceError("has no end marker: it is cut")

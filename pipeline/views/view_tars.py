@@ -96,13 +96,13 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
 
 
 def _read_by_webdataset(data: bytes, extension: str) -> tuple[str, bytes]:
-    samples = list(parse_samples(data, "view tar"))
+    samples = list(parse_samples(data))
     if len(samples) != 1 or extension not in samples[0]:
         raise ValueError(f"{len(samples)} samples, or none with a member {extension!r}, in the place of one")
     return samples[0]["__key__"], samples[0][extension]
 
 
-def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+def parse_samples(data: bytes) -> Iterator[dict[str, Any]]:
     """Yield the samples in a range of a view tar as dicts from extension to bytes, with `__key__`.
 
     Raises ValueError if the range does not hold whole samples.
@@ -110,7 +110,7 @@ def parse_samples(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     from webdataset.handlers import reraise_exception
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    source = [{"url": name, "stream": io.BytesIO(data + _END_MARKER)}]
+    source = [{"url": "view tar", "stream": io.BytesIO(data + _END_MARKER)}]
     try:
         yield from group_by_keys(
             tar_file_expander(source, handler=reraise_exception), handler=reraise_exception

@@ -11,7 +11,7 @@ import torch
 from caches import make_schema
 from feature_sets import SETS, feature_set
 
-from pipeline.cache.encoding import Calibrator, TargetDecoder, encode_level, whiten
+from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
 from pipeline.cache.layout import array_specs, row_arrays, shard_bytes
 from pipeline.cache.schema import ENCODINGS
 
@@ -48,10 +48,8 @@ def byte_cells(encoding, keep):
 
 def decoded(features, encoding):
     """Encode and decode features (B, T, D) with their own calibration: whitened (true, found, bound)."""
-    calibrator = Calibrator()
-    calibrator.add((features,))
     mean, std = (
-        (values[0] for values in calibrator.result())
+        (values[0] for values in channel_statistics([(features,)]))
         if encoding != "float16"
         else (torch.zeros(1), torch.ones(1))
     )

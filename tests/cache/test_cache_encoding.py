@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache.encoding import MIN_CHANNEL_STD, Calibrator, TargetDecoder, encode_level, whiten
+from pipeline.cache.encoding import (
+    MIN_CHANNEL_STD,
+    TargetDecoder,
+    channel_statistics,
+    encode_level,
+    whiten,
+)
 
 
 def calibrated(hidden):
-    calibrator = Calibrator()
-    calibrator.add((hidden,))
-    mean, std = calibrator.result()
+    mean, std = channel_statistics([(hidden,)])
     return mean[0], std[0]
 
 
@@ -54,10 +58,7 @@ def test_what_half_precision_cannot_hold_shows_in_the_stats(encoding, value):
 
 def test_calibration_is_of_all_tokens_of_all_batches_level_by_level():
     parts = [[features(3, 5, 32, seed=seed + level) * (level + 1) for level in range(2)] for seed in range(4)]
-    calibrator = Calibrator()
-    for levels in parts:
-        calibrator.add(tuple(levels))
-    mean, std = calibrator.result()
+    mean, std = channel_statistics(parts)
     for level in range(2):
         tokens = torch.cat([whiten(levels[level])[0].flatten(0, 1) for levels in parts]).double()
         torch.testing.assert_close(mean[level], tokens.mean(0).float())

@@ -11,7 +11,7 @@ import torch
 from caches import extract, extraction_options
 from tars import image, make_tars, write_tar
 
-from pipeline.cache.encoding import Calibrator, TargetDecoder, encode_level, whiten
+from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
 from pipeline.cache.reader import Cache
 from pipeline.errors import SourceError
 from pipeline.extraction.calibration import calibrate, spread_images
@@ -104,9 +104,7 @@ def test_a_channel_constant_in_calibration_costs_no_group(encoding):
     calm[..., 7] = 0.3  # in the first group of 64 channels
 
     def error(seen):
-        calibrator = Calibrator()
-        calibrator.add((seen,))
-        mean, std = calibrator.result()
+        mean, std = channel_statistics([(seen,)])
         codes, stats = encode_level(hidden, mean[0], std[0], encoding)
         found = TargetDecoder(mean, std, encoding)(codes[:, None], stats[:, None])[0][:, 0]
         others = [channel for channel in range(64) if channel != 7]

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_views_are_a_function_of_seed_tar_key_and_number(finished, shards):
         for (key, crop), row in zip(crops_of(cache, cache.units[commit.unit]).items(), boxes, strict=True):
             source = decode_image(sources[key])
             box = draw_crop(policy, commit.source, key, commit.view, source.shape[1], source.shape[0])
-            assert box.as_row() == tuple(row)
+            assert astuple(box) == tuple(row)
             np.testing.assert_array_equal(
                 crop, decode_view(encode_view(cut_crop(source, box, 64), "jpeg"), "jpeg")
             )

@@ -99,7 +99,7 @@ def test_a_rank_has_as_many_samples_in_every_epoch(world):
         ]
         assert sizes[0] == sizes[1] == sizes[2]
         assert max(sizes[0]) - min(sizes[0]) <= BLOCK
-        rows = orders[0].units["rows"][orders[0].units["view"] == orders[0].view(epoch)].sum()
+        rows = orders[0].units["rows"][orders[0].units["view"] == orders[0].views[epoch]].sum()
         assert sum(sizes[0]) == rows
 
 

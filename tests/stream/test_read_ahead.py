@@ -12,8 +12,7 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
 from pipeline.storage.local import LocalFolder
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.samples import WindowReader
-from pipeline.stream.slots import slot_layout
+from pipeline.stream.samples import WindowReader, slot_layout
 
 
 class SlowFolder(LocalFolder):

@@ -25,8 +25,7 @@ from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream import feed
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.feed import refuse_too_large_stream
-from pipeline.stream.samples import sample_fields
-from pipeline.stream.slots import SlotLayout, slot_layout
+from pipeline.stream.samples import SlotLayout, sample_fields, slot_layout
 
 SHARED_MEMORY = Path("/dev/shm")
 ENDLESS = 10_000

@@ -68,8 +68,7 @@ def test_a_range_of_samples_is_parsed(tmp_path, first, last):
     ranges = write(tmp_path / "a.tar")
     data = (tmp_path / "a.tar").read_bytes()[ranges[first][0] : ranges[last - 1][0] + ranges[last - 1][1]]
     parsed = [
-        {name: value for name, value in sample.items() if name != "__url__"}
-        for sample in parse_samples(data, "any")
+        {name: value for name, value in sample.items() if name != "__url__"} for sample in parse_samples(data)
     ]
     assert parsed == [{"__key__": key, "jpg": crop, **members} for key, crop, members in SAMPLES[first:last]]
 
@@ -83,7 +82,7 @@ def test_one_sample_is_read_as_webdataset_reads_it(tmp_path_factory, key, crop, 
     path = tmp_path_factory.mktemp("tars") / "a.tar"
     ((start, length, _),) = write(path, [(key, crop, members)])
     data = path.read_bytes()[start : start + length]
-    samples = list(parse_samples(data, "any"))
+    samples = list(parse_samples(data))
     if len(samples) == 1 and "jpg" in samples[0]:
         assert read_sample(data, "jpg") == (samples[0]["__key__"], samples[0]["jpg"])
     else:
