@@ -1,6 +1,7 @@
 """Measures the parts of both stages side by side: training steps, what feeds them, and extraction."""
 
 import json
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -63,10 +64,7 @@ def bench(
             typer.echo(line)
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(bench)
-
+main = partial(run_command, bench)
 
 if __name__ == "__main__":
     main()

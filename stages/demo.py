@@ -20,6 +20,7 @@ from pipeline.provenance import cpu_name, provenance
 from stages.console import cli_errors, run_command
 
 _MARKER = ".maskalign-demo"
+_TEACHER = f"open_clip:local-dir:{files('pipeline.demo') / 'teacher'}"
 _EXTRACTION = "--views 2 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
 _FROZEN = "knn,probe,attentive,segment"
 # The published schedules are for a million photographs; on 2,000 drawn images these take seconds.
@@ -84,7 +85,7 @@ def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[
         write_images(tars / "train", TRAIN_SEED, train)
         write_images(tars / "test", TEST_SEED, test, boxes=True)
 
-    to_cache = (tars / "train", "--cache", cache, "--teacher", _teacher(), *_EXTRACTION.split())
+    to_cache = (tars / "train", "--cache", cache, "--teacher", _TEACHER, *_EXTRACTION.split())
     return {
         "images": draw,
         "extract": lambda: _command("extract_teacher", *to_cache),
@@ -116,7 +117,7 @@ def _evaluate(folder: Path, subject: str, evaluations: str, settings: str) -> di
     """Evaluate a network on the test images, learning from the labels of half the training images."""
     run, out = folder / "run", folder / "scores" / f"{subject.replace(' ', '-')}.json"
     judged: dict[str, tuple[object, ...]] = {
-        "teacher": ("--teacher", _teacher()),
+        "teacher": ("--teacher", _TEACHER),
         "untrained": ("--run", run, "--untrained"),
         "from scratch": ("--run", run, "--untrained"),
         "student": ("--run", run),
@@ -144,10 +145,6 @@ def _evaluate(folder: Path, subject: str, evaluations: str, settings: str) -> di
     return {"scores": {subject: {name: value for name, value in found.items() if value is not None}}}
 
 
-def _teacher() -> str:
-    return f"open_clip:local-dir:{files('pipeline.demo') / 'teacher'}"
-
-
 def _command(stage: str, *arguments: object) -> None:
     """Run a stage as a person would; raises MaskAlignError if it fails."""
     words = [str(argument) for argument in arguments]
@@ -168,10 +165,7 @@ def _show(folder: Path, result: Mapping[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(demo)
-
+main = partial(run_command, demo)
 
 if __name__ == "__main__":
     main()

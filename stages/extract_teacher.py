@@ -1,6 +1,7 @@
 """extract-teacher: run a teacher once over source tars, and store its features with the crops that it saw."""
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -192,7 +193,8 @@ def _show_summary(options: Options, extractor: "Extractor", missing: int) -> Non
             f"{tally.views / timing.wall:.3g} views/s"
         )
         parts = ", ".join(f"{part} {one:.1f} s" for part, one in timing.seconds.items() if one >= 0.05)
-        typer.echo(f"busy: {parts or 'hardly'}; the slowest part is {timing.limit()}")
+        slowest = max(timing.seconds, key=lambda part: timing.seconds[part])
+        typer.echo(f"busy: {parts or 'hardly'}; the slowest part is {slowest}")
     if tally.skipped:
         typer.echo(f"{counted(len(tally.skipped), 'image')} skipped")
     for skipped in tally.skipped[:_SHOWN]:
@@ -225,10 +227,7 @@ def _state(missing: int, tally: "Tally", views_from: str | None) -> str:
     return f"{counted(missing, 'unit')} missing; run the same command again"
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(extract_teacher)
-
+main = partial(run_command, extract_teacher)
 
 if __name__ == "__main__":
     main()

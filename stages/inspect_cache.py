@@ -1,6 +1,7 @@
 """inspect-cache: what a cache holds, what it would cost, and whether it is sound."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -177,10 +178,7 @@ def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
     yield "", f"flipped with probability {view.flip:g}, seed {view.seed}"
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
-
+main = partial(run_app, app)
 
 if __name__ == "__main__":
     main()

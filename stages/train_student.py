@@ -1,6 +1,7 @@
 """train-student: train a masked student against a cache of teacher features."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -173,10 +174,7 @@ def _advice(run: Path, mode: "Resume") -> str:
     )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(train_student)
-
+main = partial(run_command, train_student)
 
 if __name__ == "__main__":
     main()

@@ -35,10 +35,11 @@ def block(result: Mapping[str, Any]) -> str:
         "the same network trained on labels, 1,000 steps of 8": "from scratch",
     }
     columns = list(dict.fromkeys(name for found in scores.values() for name in found))
-    table = "".join(
-        f"| {name} | {' | '.join(_cell(scores.get(row, {}).get(column)) for column in columns)} |\n"
-        for name, row in rows.items()
-    )
+    table = ""
+    for name, row in rows.items():
+        found = scores.get(row, {})
+        cells = (f"{found[column]:.1%}" if column in found else "" for column in columns)
+        table += f"| {name} | {' | '.join(cells)} |\n"
     versions = result["versions"]
     return (
         f"Results of `make demo` on {result['began'][:10]} (commit {result['commit'][:7]}, {result['cpu']},\n"
@@ -46,10 +47,6 @@ def block(result: Mapping[str, Any]) -> str:
         "1,000 unseen images of 18 classes.\nProbes learn from 2,000 labelled images and frozen features.\n\n"
         f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n{table}"
     )
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def take_picture(page: Path) -> bool:

@@ -5,6 +5,7 @@
 tools/study_figures.py puts the results into docs/studies.md.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ def main() -> None:
     """Make images, caches and studies; the exit code is that of the first study that fails."""
     drawn = FOLDER / "images" / "drawn"
     if not drawn.exists():
-        subprocess.run(["rm", "-rf", str(drawn.parent)], check=True)
+        shutil.rmtree(drawn.parent, ignore_errors=True)
         write_images(drawn.parent / "train", TRAIN_SEED, TRAIN)
         write_images(drawn.parent / "test", TEST_SEED, TEST)
         drawn.touch()

@@ -50,19 +50,15 @@ def _table(table: Mapping[str, Any]) -> str:
     columns = list(dict.fromkeys(name for line in table["lines"] for name in line["scores"]))
     rows = [f"| | n | {' | '.join(columns)} | operations | seconds |", f"|{'---|' * (len(columns) + 4)}"]
     for line in table["lines"]:
-        scores = (_score(line["scores"].get(name)) for name in columns)
+        scores = []
+        for spread in (line["scores"].get(name) for name in columns):
+            std = "" if spread is None or spread["std"] is None else f" ± {100 * spread['std']:.1f}"
+            scores.append("" if spread is None else f"{100 * spread['mean']:.1f}{std}")
         operations = f"{line['operations']:.3g}" if line["operations"] else ""
         seconds = [value for value in line["seconds"] if value]
         mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""
         rows.append(f"| {' | '.join([line['label'], str(len(line['seeds'])), *scores, operations, mean])} |")
     return "\n".join(rows) + "\n"
-
-
-def _score(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
-        return ""
-    mean = f"{100 * spread['mean']:.1f}"
-    return mean if spread["std"] is None else f"{mean} ± {100 * spread['std']:.1f}"
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ or slower, so a ratio that falls means an objective that has become slower.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -30,8 +29,9 @@ def measure_objectives(bench: Workbench) -> Iterator[Figure]:
     batch, count = min(options.batch_size, _LARGEST_BATCH), max(1, options.steps // _FEWER)
     variants = {"plain": _plain(bench, batch, count)}
     for name in OBJECTIVES:
+        decoder = _SMALL_DECODER if options.recipe == "tiny" and name in ("mae", "milan") else {}
         try:
-            job = bench.job_of(_keys(name, options.recipe == "tiny"), batch)
+            job = bench.job_of({"name": name, **decoder}, batch)
         except ConfigError as error:  # the cache has few patches, or its teacher lacks what the mask needs
             bench.log(f"objective {name} is left out: {error}")
             continue
@@ -45,11 +45,6 @@ def measure_objectives(bench: Workbench) -> Iterator[Figure]:
     plain = rates.pop("plain")
     for name, rate in rates.items():
         yield ratio(f"ratio.{name}_to_plain", rate, plain, f"{name} / plain ViT")
-
-
-def _keys(name: str, tiny: bool) -> dict[str, Any]:
-    """Return the section [objective] that is measured."""
-    return {"name": name, **(_SMALL_DECODER if tiny and name in ("mae", "milan") else {})}
 
 
 def _plain(bench: Workbench, batch: int, count: int) -> Callable[[], float]:

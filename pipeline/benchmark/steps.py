@@ -12,9 +12,9 @@ from pipeline.benchmark.reference import ReferenceStudent, reference_step
 from pipeline.benchmark.workbench import Workbench
 from pipeline.objectives.objective import Batch
 from pipeline.stream.batches import BatchStream
-from pipeline.teacher.teacher import Teacher
+from pipeline.studies.teacher_in_loop import teacher_targets
 from pipeline.training.job import TrainingJob
-from pipeline.training.targets import TeacherTargets, cached_targets
+from pipeline.training.targets import cached_targets
 from pipeline.training.trainer import Trainer
 
 _REFERENCE_BATCH = 128  # the published batch of a GPU
@@ -60,11 +60,6 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
     yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
     if device.type == "cuda":
         yield _memory(cached, resident)
-
-
-def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
-    """Return the targets of a job, computed by the teacher in each step."""
-    return TeacherTargets(lambda views: teacher.features(views).hidden, teacher.facts.has_cls, job.spec.needs)
 
 
 def resident_batch(job: TrainingJob) -> Batch:

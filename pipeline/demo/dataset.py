@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.demo.images import DrawnImage, image
+from pipeline.demo.images import image
 from pipeline.views.codec import encode_view
 from pipeline.views.view_tars import ViewTarWriter, tar_sample
 
@@ -33,15 +33,14 @@ def write_images(folder: Path, seed: int, count: int, *, boxes: bool = False) ->
 def _write_tar(folder: Path, seed: int, count: int, boxes: bool, start: int) -> None:
     tar = ViewTarWriter(folder / f"{start // _IMAGES_PER_TAR:06d}.tar")
     for index in range(start, min(start + _IMAGES_PER_TAR, count)):
-        drawn = image(seed, index)
-        members = {"cls": str(drawn.label).encode(), "txt": drawn.caption.encode(), **_places(drawn, boxes)}
+        drawn, mask = image(seed, index), io.BytesIO()
+        Image.fromarray(np.where(drawn.form, np.uint8(drawn.label + 1), np.uint8(0))).save(mask, "PNG")
+        members = {
+            "cls": str(drawn.label).encode(),
+            "txt": drawn.caption.encode(),
+            "seg.png": mask.getvalue(),
+        }
+        if boxes:
+            members["json"] = json.dumps({"boxes": [drawn.box], "labels": [drawn.label]}).encode()
         tar.append(tar_sample(f"{seed:02d}_{index:06d}", encode_view(drawn.pixels, "jpeg"), members, "jpeg"))
     tar.close()
-
-
-def _places(drawn: DrawnImage, boxes: bool) -> dict[str, bytes]:
-    """Return the mask and, if asked for, the box of a form as members of a tar."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.where(drawn.form, np.uint8(drawn.label + 1), np.uint8(0))).save(buffer, "PNG")
-    notes = {"boxes": [drawn.box], "labels": [drawn.label]}
-    return {"seg.png": buffer.getvalue(), **({"json": json.dumps(notes).encode()} if boxes else {})}

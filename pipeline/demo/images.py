@@ -29,6 +29,7 @@ _COLOURS = {
     "white": (240, 240, 236),
     "grey": (130, 132, 135),
 }
+_LUMA = {name: float(np.dot(colour, (0.299, 0.587, 0.114))) for name, colour in _COLOURS.items()}
 _TEXTURES = ("plain", "striped", "spotted", "shaded", "grainy")
 _MIN_CONTRAST = 60.0  # least difference of luma between form and ground, of 255
 
@@ -59,7 +60,7 @@ def image(seed: int, index: int) -> DrawnImage:
     rng = np.random.default_rng([seed, index])
     label = int(rng.integers(len(CLASSES)))
     form_colour = str(rng.choice(list(_COLOURS)))
-    unlike = [name for name in _COLOURS if abs(_luma(name) - _luma(form_colour)) > _MIN_CONTRAST]
+    unlike = [name for name in _COLOURS if abs(_LUMA[name] - _LUMA[form_colour]) > _MIN_CONTRAST]
     ground_colour = str(rng.choice(unlike))
     form_texture, ground_texture = (str(rng.choice(_TEXTURES)) for _ in range(2))
     ground = _texture(rng, ground_texture, _shade(rng, ground_colour))
@@ -68,27 +69,21 @@ def image(seed: int, index: int) -> DrawnImage:
     mask = _form_mask(rng, CLASSES[label])
     pixels = _paste(ground, mask, form)
     pixels += rng.normal(0, rng.uniform(0, 8), pixels.shape).astype(np.float32)
-    caption = _caption(rng, CLASSES[label], form_colour, form_texture, ground_colour)
+    # The caption names the form always, colours and textures only sometimes, as people do.
+    noun = CLASSES[label]
+    if rng.random() < 0.5:
+        caption = str(rng.choice([f"{article(noun)} {noun}", f"a picture of {article(noun)} {noun}"]))
+    else:
+        adjectives = [word for word in (form_texture, form_colour) if rng.random() < 0.5]
+        noun = " ".join([*adjectives, noun])
+        where = f" on {article(ground_colour)} {ground_colour} ground" if rng.random() < 0.3 else ""
+        caption = f"{article(noun)} {noun}{where}"
     return DrawnImage(pixels.clip(0, 255).astype(np.uint8), label, caption, mask >= 0.5)
 
 
 def article(word: str) -> str:
     """Return the article of a word of the captions."""
     return "an" if word[0] in "aeiou" or word.startswith("hour") else "a"
-
-
-def _caption(rng: np.random.Generator, form: str, colour: str, texture: str, ground: str) -> str:
-    """Name the form always, colours and textures only sometimes, as people do."""
-    if rng.random() < 0.5:
-        return str(rng.choice([f"{article(form)} {form}", f"a picture of {article(form)} {form}"]))
-    adjectives = [word for word in (texture, colour) if rng.random() < 0.5]
-    noun = " ".join([*adjectives, form])
-    where = f" on {article(ground)} {ground} ground" if rng.random() < 0.3 else ""
-    return f"{article(noun)} {noun}{where}"
-
-
-def _luma(colour: str) -> float:
-    return float(np.dot(_COLOURS[colour], (0.299, 0.587, 0.114)))
 
 
 def _shade(rng: np.random.Generator, colour: str) -> Pixels:

@@ -105,7 +105,7 @@ class Extractor:
                 publisher.shutdown()
                 for tar in self._open:
                     tar.held.close()
-                self.timing.seconds["write"] += threads.seconds
+                self.timing.seconds["write"] += max(threads.seconds)
                 self.timing.seconds["teacher"] += sum(lane.seconds for lane in self._lanes)
 
     def _groups(
@@ -193,12 +193,10 @@ class Extractor:
         for lane in idle:
             lane.collect()
         for lane, builder in zip(self._lanes, tar.builders, strict=False):
-            if tar.fault:
-                lane.give_up()
-            elif job.results:
+            if job.results and not tar.fault:
                 lane.push(builder, job)
             else:
-                lane.end(builder)
+                lane.end(builder, given_up=bool(tar.fault))
         tar.is_read = not job.results
 
     def _publish(self, tar: _Tar) -> None:

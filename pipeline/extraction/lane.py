@@ -98,15 +98,12 @@ class Lane:
             if not self._pixels.room:
                 self._launch(builder)
 
-    def end(self, builder: UnitBuilder) -> None:
-        """Launch the last, short batch of a unit."""
-        if self._pixels.filled:
-            self._launch(builder)
-
-    def give_up(self) -> None:
-        """Forget the pixels of a unit that will not be made."""
-        if self._pixels.filled:
+    def end(self, builder: UnitBuilder, given_up: bool) -> None:
+        """Launch the last, short batch of a unit, or forget the pixels of one that will not be made."""
+        if self._pixels.filled and given_up:
             self._pixels.begin()
+        elif self._pixels.filled:
+            self._launch(builder)
 
     def collect(self, keep: int = 0) -> None:
         """Wait until only `keep` batches are in flight; rows, or their fault, go to their units."""

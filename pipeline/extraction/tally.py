@@ -49,7 +49,3 @@ class Timing:
     def wall(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.begin
-
-    def limit(self) -> str:
-        """Return the busiest part: the one that must get faster for the whole to."""
-        return max(self.seconds, key=lambda part: self.seconds[part])

@@ -30,12 +30,12 @@ _BATCHES_TO_WRITE = 2  # of a unit, that may wait to be written
 class WriterThreads:
     """Threads that write while the teacher runs. Digests and writes release the GIL, so a few are enough.
 
-    Work with the same number is done in order, by one of them.
+    Work with the same number is done in order, by one of them. `seconds`: how long each was busy.
     """
 
     def __init__(self) -> None:
         self._threads = [ThreadPoolExecutor(1, f"write-{number}") for number in range(_THREADS)]
-        self._seconds = [0.0] * _THREADS
+        self.seconds = [0.0] * _THREADS
 
     def submit(self, number: int, work: Callable[..., None], *arguments: object) -> Future[None]:
         """Queue work for a thread."""
@@ -45,14 +45,9 @@ class WriterThreads:
             try:
                 work(*arguments)
             finally:
-                self._seconds[number % _THREADS] += time.perf_counter() - begin
+                self.seconds[number % _THREADS] += time.perf_counter() - begin
 
         return self._threads[number % _THREADS].submit(timed)
-
-    @property
-    def seconds(self) -> float:
-        """Busy seconds of the busiest thread."""
-        return max(self._seconds)
 
     def __enter__(self) -> Self:
         return self

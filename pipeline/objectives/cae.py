@@ -107,7 +107,3 @@ class ContextAutoencoderObjective(Objective):
             own = self.encoder.encode(view.patches[:, count:], hidden)[:, prefix:]
         aligned = distance(latents, own, "l2")
         return codes + self.align_weight * aligned, torch.stack([codes, aligned]).detach()
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens and the mask token."""
-        return super().no_weight_decay() | {"regressor.mask_token"}

@@ -73,7 +73,3 @@ class CombinedObjective(MaskAlignObjective):
             reconstruction = distance(prediction, targets.hidden[0], self.loss)
         terms = torch.stack([alignment, reconstruction])
         return alignment + self.weight * reconstruction, terms.detach()
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens, the mixture and the mask token."""
-        return super().no_weight_decay() | {"decoder.mask_token"}

@@ -42,7 +42,3 @@ class Inpainting(Objective):
         """Return the hidden tokens (B, U, C) of a block's output (B, prefix + K + U, C), after the norm."""
         hidden = tokens[:, self.encoder.prefix_tokens + view.visible.shape[1] :]
         return self.encoder.vit.norm(hidden)  # type: ignore[no-any-return]
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens and the mask token."""
-        return super().no_weight_decay() | {"mask_token"}

@@ -53,7 +53,3 @@ class MaskedAutoencoderObjective(Objective):
         target = pixel_target(self.encoder, view.patches[:, count:], self.norm_pixels)
         loss = distance(prediction, target, "l2")
         return loss, loss.new_empty(0)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens and the mask token."""
-        return super().no_weight_decay() | {"decoder.mask_token"}

@@ -121,10 +121,6 @@ class MaskAlignObjective(Objective):
             self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[last]
         )
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens and the mixture."""
-        return super().no_weight_decay() | {"alignment.weights"}
-
     def figures(self) -> dict[str, list[list[float]]]:
         """Return the mixture (M, L) of each teacher."""
         weights = self.alignment.weights.detach().float()

@@ -89,7 +89,3 @@ class MilanObjective(Objective):
             return super().predict_last(patches, positions)
         placed = self.decoder.placed(self.encoder.encode(patches, positions), positions)
         return self.decoder.predict(self.with_target(placed))
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the encoder's tokens, and the mask token if there is one."""
-        return super().no_weight_decay() | ({"decoder.mask_token"} if "hidden" in self.parts else set())

@@ -88,9 +88,12 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that are not matrices of a layer, except norms and biases."""
-        tokens = ("cls_token", "reg_token", "pos_embed")
-        return {f"encoder.vit.{name}" for name in tokens if getattr(self.encoder.vit, name) is not None}
+        """Return the names of parameters that are not matrices of a layer, except norms and biases.
+
+        They are tokens, the positions, and the mixture of a dynamic alignment.
+        """
+        kinds = ("_token", "pos_embed", "alignment.weights")
+        return {name for name, _ in self.named_parameters() if name.endswith(kinds)}
 
     def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Predict the teacher's last level (B, T, D), CLS first if both have one, for whole images.

@@ -4,7 +4,7 @@ The tensors are on torch's meta device: they have shapes and no values. A new ob
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,22 +19,15 @@ def training_operations(objective: Objective, setting: Setting, visible: int) ->
     gradient they count a third, and the patch embedding counts two thirds, since pixels get no gradient.
     Norms, softmax, GELU, the decoding of targets and the teacher do not count.
     """
+    stand_ins = {
+        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        for name, tensor in (*objective.named_parameters(), *objective.named_buffers())
+    }
+    # On some devices the counter misses fused attention; it counts MATH attention on all.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        # On some devices the counter misses fused attention; it counts MATH attention on all.
-        loss: Tensor = functional_call(
-            objective, _without_values(objective), _one_image(objective, setting, visible)
-        )[0]
+        loss: Tensor = functional_call(objective, stand_ins, _one_image(objective, setting, visible))[0]
         loss.backward()  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops())
-
-
-def _without_values(module: nn.Module) -> dict[str, Tensor]:
-    """Return stand-ins of all parameters and buffers."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {
-        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
-        for name, tensor in tensors
-    }
 
 
 def _one_image(objective: Objective, setting: Setting, visible: int) -> tuple[MaskedView, Targets]:

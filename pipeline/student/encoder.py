@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 from pipeline.student.backbone import create_backbone
 from pipeline.student.config import StudentConfig
-from pipeline.student.initialise import freeze_unused, initialise
+from pipeline.student.initialise import initialise
 
 
 class MaskedEncoder(nn.Module):
@@ -56,9 +56,11 @@ class MaskedEncoder(nn.Module):
         With `hidden` (B, U), `mask_token` (C,) stands for each hidden patch: (B, prefix + K + U, C). Patches
         of uint8 are normalised by ImageNet's mean and std; floating-point ones must be normalised already.
         """
-        vit, positions = self.vit, self.vit.pos_embed[0]
+        vit, embedding, positions = self.vit, self.vit.patch_embed, self.vit.pos_embed[0]
         stored = 0 if vit.no_embed_class else self.prefix_tokens  # positions of the prefix
-        tokens = self._project(patches) + positions[stored:][visible]
+        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # the matrix that the convolution is
+        tokens = embedding.norm(F.linear(self.pixels(patches), weight, embedding.proj.bias))
+        tokens = tokens + positions[stored:][visible]
         if hidden is not None and mask_token is not None:
             tokens = torch.cat([tokens, mask_token + positions[stored:][hidden]], dim=1)
         prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
@@ -86,12 +88,6 @@ class MaskedEncoder(nn.Module):
         pixels = patches.to(self.vit.patch_embed.proj.weight.dtype)
         return pixels if patches.is_floating_point() else (pixels / 255 - self.pixel_mean) / self.pixel_std
 
-    def _project(self, patches: Tensor) -> Tensor:
-        """Embed patches (B, K, P) as (B, K, C) by timm's convolution, written as the matrix that it is."""
-        embedding = self.vit.patch_embed
-        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return embedding.norm(F.linear(self.pixels(patches), weight, embedding.proj.bias))  # type: ignore[no-any-return]
-
 
 def build_encoder(
     config: StudentConfig, image_size: int, patch_size: int, *, trains_norm: bool = False
@@ -108,6 +104,10 @@ def build_encoder(
             "after its last block, which this objective trains: add fc_norm=false, and remove final_norm"
         )
     initialise(vit)
-    freeze_unused(vit)
+    # Positions are fixed, and nothing reads what follows the last block: DDP fails on parameters without a
+    # gradient.
+    for unused in (vit.pos_embed, vit.norm, vit.fc_norm, vit.attn_pool):
+        if unused is not None:
+            unused.requires_grad_(False)
     vit.norm.requires_grad_(trains_norm)
     return MaskedEncoder(vit)

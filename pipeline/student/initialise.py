@@ -1,4 +1,4 @@
-"""Fixed positions, MAE's initial values, and the parameters that pretraining leaves out (arXiv 2111.06377).
+"""Fixed positions and MAE's initial values (arXiv 2111.06377).
 
 Values come from torch's global generator, in the fixed order of the modules: the same seed gives the same
 student.
@@ -44,11 +44,3 @@ def initialise_layer(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
-
-
-def freeze_unused(vit: VisionTransformer) -> None:
-    """Freeze the positions and what follows the last block: DDP fails on parameters without a gradient."""
-    vit.pos_embed.requires_grad_(False)
-    for module in (vit.norm, vit.fc_norm, vit.attn_pool):
-        if module is not None:
-            module.requires_grad_(False)

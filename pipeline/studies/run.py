@@ -26,7 +26,7 @@ from pipeline.storage.files import locked, replace_file
 from pipeline.studies.evaluate import Judge
 from pipeline.studies.fairness import refuse_unequal, refuse_unfit, remarks_on
 from pipeline.studies.plan import RUNS, Plan, PlannedRun
-from pipeline.studies.teacher_in_loop import in_loop_job, load_cached_teacher
+from pipeline.studies.teacher_in_loop import InLoopJob, load_cached_teacher
 from pipeline.training.job import build_job
 from pipeline.training.run import run_training
 from pipeline.training.run_folder import RUN_FILE
@@ -116,7 +116,9 @@ class StudyRunner:
             raise ConfigError(run.reason)
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
-            build = partial(in_loop_job, self._loaded(run)) if run.row.teacher_in_the_loop else build_job
+            build = build_job
+            if run.row.teacher_in_the_loop:
+                build = partial(build_job, kind=partial(InLoopJob, teacher=self._loaded(run)))
             result = run_training(
                 run.cache,
                 run.folder,

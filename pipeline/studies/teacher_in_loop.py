@@ -6,8 +6,6 @@ Order, crops and masks are those of the cached run, so that only the encoding of
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,7 @@ from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import Batch
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.teacher import Teacher
-from pipeline.training.config import RunConfig
-from pipeline.training.distributed import Ranks
-from pipeline.training.job import TrainingJob, build_job
+from pipeline.training.job import TrainingJob
 from pipeline.training.targets import TeacherTargets, teacher_output
 
 
@@ -51,11 +47,29 @@ def whole_views(patches: Tensor, order: Tensor, patch: int) -> Tensor:
     return squares.reshape(-1, grid * patch, grid * patch, 3)
 
 
-@dataclass
-class InLoopJob(TrainingJob):
-    """A job in which a teacher computes the targets."""
+def teacher_targets(job: TrainingJob, teacher: Teacher) -> TeacherTargets:
+    """Return the targets of a job, computed by the teacher in each step."""
+    needs = job.config.objective.needs
+    return TeacherTargets(
+        lambda views: teacher.features(views).hidden,
+        teacher.facts.has_cls,
+        needs,
+        teacher_output(job.cache, needs.target),
+    )
 
-    teacher: Teacher | None = None
+
+@dataclass(kw_only=True)
+class InLoopJob(TrainingJob):
+    """A job in which a teacher computes the targets, so that the stream delivers pixels alone, and all."""
+
+    teacher: Teacher
+
+    def __post_init__(self) -> None:
+        patches = self.cache.schema.patches
+        hides = self.config.mask.visible_count(patches) < patches
+        needs = replace(self.spec.needs, visible="none", hidden="none", pixels="all", positions=hides)
+        self.spec = replace(self.spec, needs=needs)
+        self.teacher.to(self.device)
 
     @property
     def pinned(self) -> dict[str, Any]:
@@ -64,37 +78,12 @@ class InLoopJob(TrainingJob):
 
     def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step."""
-        assert self.teacher is not None
-        needs = self.config.objective.needs
-        states, has_cls = partial(_hidden_states, self.teacher), self.teacher.facts.has_cls
-        made = TeacherTargets(states, has_cls, needs, teacher_output(self.cache, needs.target))
         compiled, self.compiled = self.compiled, False  # the teacher is not compiled
         try:
-            step = super().build_step(targets or made)
+            step = super().build_step(targets or teacher_targets(self, self.teacher))
         finally:
             self.compiled = compiled
-        return InLoop(step, needs, self.cache.schema.view.patch_size)
-
-
-def _hidden_states(teacher: Teacher, views: Tensor) -> Sequence[Tensor]:
-    return teacher.features(views).hidden
-
-
-def in_loop_job(
-    teacher: Teacher,
-    config: RunConfig,
-    cache: Cache,
-    run: Path,
-    ranks: Ranks,
-    device: torch.device,
-    units: Sequence[int] | None = None,
-) -> InLoopJob:
-    """Build a job as `build_job` does, with a teacher that computes the targets."""
-    job = build_job(config, cache, run, ranks, device, units)
-    hides = config.mask.visible_count(cache.schema.patches) < cache.schema.patches
-    everything = replace(job.spec.needs, visible="none", hidden="none", pixels="all", positions=hides)
-    values = {name: getattr(job, name) for name in TrainingJob.__dataclass_fields__}
-    return InLoopJob(**{**values, "spec": replace(job.spec, needs=everything)}, teacher=teacher.to(device))
+        return InLoop(step, self.config.objective.needs, self.cache.schema.view.patch_size)
 
 
 def load_cached_teacher(address: str, cache: Cache, levels: Sequence[int]) -> Teacher:

@@ -40,18 +40,12 @@ def timm_vit(tower: Tower, spec: str) -> VisionTransformer:
 
     timm towers are returned as they are. Raises ConfigError for an open_clip tower that timm cannot express.
     """
-    if not isinstance(tower.module, OpenClipViT):
-        model: VisionTransformer = tower.module
+    visual: Any = tower.module
+    if not isinstance(visual, OpenClipViT):
+        model: VisionTransformer = visual
         return model
-    twin = _skeleton(tower.module, tower).to(tower.final_norm.weight.device)
-    twin.load_state_dict(_renamed(tower, twin))
-    _compare(tower, twin.eval(), spec)
-    return twin
-
-
-def _skeleton(visual: Any, tower: Tower) -> VisionTransformer:
     block, norm = visual.transformer.resblocks[0], tower.final_norm
-    return VisionTransformer(
+    twin = VisionTransformer(
         img_size=visual.grid_size[0] * tower.patch_size,
         patch_size=tower.patch_size,
         num_classes=0,
@@ -66,7 +60,10 @@ def _skeleton(visual: Any, tower: Tower) -> VisionTransformer:
         norm_layer=partial(nn.LayerNorm, eps=float(norm.eps)),  # type: ignore[arg-type]
         act_layer=type(block.mlp.gelu),
         mlp_layer=Mlp,
-    )
+    ).to(norm.weight.device)
+    twin.load_state_dict(_renamed(tower, twin))
+    _compare(tower, twin.eval(), spec)
+    return twin
 
 
 def _renamed(tower: Tower, twin: VisionTransformer) -> dict[str, Tensor]:

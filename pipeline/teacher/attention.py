@@ -45,9 +45,11 @@ def open_clip_attention(block: ResidualAttentionBlock) -> SelfAttention:
 def cls_importance(attention: SelfAttention, tokens: Tensor, prefix: int) -> Tensor:
     """Attention (B, N) float32 of CLS to the patches, from the block's input (B, prefix + N, D)."""
     with torch.autocast(tokens.device.type, enabled=False):
-        normed = attention.norm(tokens.float())
-        query = attention.query_norm(_heads(_project(attention, normed[:, :1], 0), attention.heads))
-        keys = attention.key_norm(_heads(_project(attention, normed, 1), attention.heads))
+        normed, weight = attention.norm(tokens.float()), attention.weight.chunk(3)
+        bias = (None, None) if attention.bias is None else attention.bias.chunk(3)
+        query, keys = F.linear(normed[:, :1], weight[0], bias[0]), F.linear(normed, weight[1], bias[1])
+        query = attention.query_norm(_heads(query, attention.heads))
+        keys = attention.key_norm(_heads(keys, attention.heads))
         return _mean_attention(query, keys)[:, prefix:]
 
 
@@ -65,12 +67,6 @@ def query_importance(
         query = pool.q_norm(_heads(pool.q(pool.latent), pool.num_heads))
         keys = pool.k_norm(_heads(pool.kv(pooled).chunk(2, dim=-1)[0], pool.num_heads))
         return _mean_attention(query, keys)[:, prefix - skipped :]
-
-
-def _project(attention: SelfAttention, tokens: Tensor, part: int) -> Tensor:
-    """Project to queries (part 0) or keys (part 1)."""
-    bias = None if attention.bias is None else attention.bias.chunk(3)[part]
-    return F.linear(tokens, attention.weight.chunk(3)[part], bias)
 
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Resizing positions and images to the student's grid: bicubic without antialiasing, as in the reference."""
 
-import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 
@@ -10,21 +10,14 @@ def resize_positions(positions: Tensor, native: tuple[int, int], grid: int) -> T
 
     positions: (prefix + native patches, D), returns (prefix + grid * grid, D).
     """
-    if native == (grid, grid):
-        return positions
-    prefix = len(positions) - native[0] * native[1]
-    image = positions[prefix:].reshape(1, *native, -1).permute(0, 3, 1, 2).float()
-    resized = _bicubic(image, grid).permute(0, 2, 3, 1).reshape(grid * grid, -1)
-    return torch.cat([positions[:prefix], resized.to(positions.dtype)])
+    prefix, sizes = len(positions) - native[0] * native[1], ([grid, grid], list(native))
+    resized: Tensor = resample_abs_pos_embed(positions[None], *sizes, prefix, antialias=False)
+    return resized[0]
 
 
 def teacher_images(pixels: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Turn uint8 pixels (B, H, W, 3) into normalised float32 images (B, 3, size, size)."""
     images = pixels.permute(0, 3, 1, 2).float() / 255
     if images.shape[-2:] != (size, size):
-        images = _bicubic(images, size)
+        images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=False)
     return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
-
-
-def _bicubic(image: Tensor, size: int) -> Tensor:
-    return F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=False)

@@ -50,12 +50,6 @@ class Teacher:
         hidden = tuple(self._stored(outputs[level]) for level in self.levels)
         return TeacherFeatures(hidden, importance.of(outputs[importance.block]) if importance else None)
 
-    @torch.no_grad()
-    def final_norm(self, hidden: Tensor) -> Tensor:
-        """Apply the tower's own final norm to every token (B, T, D); unchanged where it has none."""
-        normed: Tensor = self.tower.final_norm(hidden)
-        return normed
-
     def _stored(self, tokens: Tensor) -> Tensor:
         """Remove registers and distillation tokens: (B, prefix + N, D) to (B, T, D)."""
         prefix = self.tower.prefix

@@ -84,24 +84,16 @@ def _affine(norm: nn.Module) -> nn.LayerNorm | None:
     return None
 
 
-def _timm_projection(model: TimmModel, tower: Tower) -> Tensor | None:
-    """Return the projection (D, E) of open_clip's head behind a timm trunk, if it is linear."""
-    linear = getattr(model.head, "proj", None)
-    pooled = (
-        model.trunk.attn_pool is not None
-        or tower.post_norm is None
-        or {name for name, _ in model.head.named_children()} - {"drop", "proj"}
-    )
-    if pooled or not isinstance(linear, nn.Linear) or linear.bias is not None:
-        return None
-    return linear.weight.detach().T
-
-
 def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
     """Fit a loaded tower to a grid, replacing its positions; raises ConfigError if it is not a plain ViT."""
     if isinstance(module, TimmModel):
         tower = build_tower(module.trunk, spec, grid)
-        tower = replace(tower, projection=_timm_projection(module, tower))
+        # open_clip's head behind the trunk projects a token if it is one matrix and nothing pools before it.
+        linear = getattr(module.head, "proj", None)
+        others = {name for name, _ in module.head.named_children()} - {"drop", "proj"}
+        by_token = tower.post_norm is not None and module.trunk.attn_pool is None and not others
+        if by_token and isinstance(linear, nn.Linear) and linear.bias is None:
+            tower = replace(tower, projection=linear.weight.detach().T)
     elif isinstance(module, OpenClipViT):
         tower = _open_clip_tower(module, grid)
     else:

@@ -76,7 +76,7 @@ def refuse_codebook(
     To fit one, the cache must have enough tokens and the device memory for them.
     """
     if request.path is not None:
-        facts, _ = read_codebook(codebook_at(request.path))
+        facts, _ = read_codebook(request.path)
         expected = expected_facts(request, cache, spec, tokenizer)
         if wrong := [key for key, value in expected.items() if facts.get(key) != value]:
             differing = ", ".join(f"{key} {facts.get(key)!r}, not {expected[key]!r}" for key in wrong)
@@ -108,13 +108,9 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def codebook_at(path: str | Path) -> Path:
-    """Return the codebook's file of a run folder, or the file itself."""
-    return Path(path) / CODEBOOK_FILE if Path(path).is_dir() else Path(path)
-
-
-def read_codebook(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Read the facts of a codebook and its bytes; raises ConfigError if the file is not a codebook."""
+def read_codebook(where: str) -> tuple[dict[str, Any], bytes]:
+    """Read the facts and the bytes of a codebook, a file or a run folder; raises ConfigError for others."""
+    path = Path(where) / CODEBOOK_FILE if Path(where).is_dir() else Path(where)
     try:
         data = path.read_bytes()
         facts, _ = parse_codebook(data)

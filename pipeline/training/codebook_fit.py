@@ -14,7 +14,6 @@ from pipeline.storage.files import replace_file
 from pipeline.training.codebook import (
     CODEBOOK_FILE,
     Codebook,
-    codebook_at,
     expected_facts,
     load_codebook,
     read_codebook,
@@ -45,7 +44,7 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
             if resumed:
                 return file.read_bytes()
             if request.path is not None:
-                data = read_codebook(codebook_at(request.path))[1]
+                data = read_codebook(request.path)[1]
             else:
                 say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
                 data = make_codebook(job, request, say)

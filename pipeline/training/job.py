@@ -4,7 +4,7 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,10 +124,12 @@ def build_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    kind: Callable[..., TrainingJob] = TrainingJob,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now.
+    `units` are those that a resumed run is pinned to, whatever else the cache holds by now. `kind` makes the
+    job of these parts.
     """
     spec = stream_spec(config, cache, ranks, units)
     refuse_too_large_stream(cache, spec, config.data.workers)
@@ -140,7 +142,7 @@ def build_job(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
     initial = weights_sha256(objective.encoder.vit)
-    return TrainingJob(
+    return kind(
         config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
         precision, compiled, initial,
     )  # fmt: skip

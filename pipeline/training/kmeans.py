@@ -29,7 +29,7 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
         for part in points.split(max(1, _COSINES_AT_ONCE // size)):  # type: ignore[no-untyped-call]
             units = F.normalize(part, dim=-1)
             best = (units @ codes.T).max(-1)
-            _add_to(sums, units, best.indices)
+            sums.index_put_((best.indices,), units.double(), accumulate=True)  # deterministic on a GPU too
             nearest.append(best.indices)
             cosines.append(best.values.where(part.any(-1), 1))
         codes = F.normalize(sums, dim=-1).to(points.dtype)
@@ -42,13 +42,8 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
 def mean_directions(points: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the mean direction (size, W) of each code's points (T, W), and which codes have any (size,)."""
     sums = torch.zeros(size, points.shape[-1], dtype=torch.float64, device=points.device)
-    _add_to(sums, points, numbers)
+    sums.index_put_((numbers,), points.double(), accumulate=True)  # deterministic on a GPU too
     return F.normalize(sums, dim=-1).to(points.dtype), torch.bincount(numbers, minlength=size) > 0
-
-
-def _add_to(sums: Tensor, points: Tensor, numbers: Tensor) -> None:
-    """Add points (T, W) to the sums (size, W) float64 of their codes; deterministic on a GPU too."""
-    sums.index_put_((numbers,), points.double(), accumulate=True)
 
 
 def use_of_codes(codes: Tensor, size: int) -> dict[str, float]:

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def run_training(
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         messages: list[str] = []
-        with _starting_together(job):
+        with ranks.together(), storage_errors(run):
             if ranks.is_main:
                 _write_start(job, start)
                 messages = describe_start(job, first)
@@ -155,7 +156,7 @@ def run_job(
     images = job.config.train.global_batch
     with ExitStack() as stack:
         display = metrics = None
-        with _starting_together(job):
+        with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
                 metrics = MetricsLog(job.run, first, say)
                 stack.callback(metrics.close)
@@ -173,20 +174,11 @@ def run_job(
                 )
                 display.update(line["step"] * images, f"loss {line['loss']:.4f}{waiting}")
 
-        def evaluate(step: int) -> float:
-            return evaluating.after(step, metrics) if evaluating else 0.0
-
+        evaluate = partial((evaluating or Evaluating(job)).after, log=metrics)
         trainer = Trainer(job, job.build_step(), log, say, changed, evaluate)
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
     return done, trainer.stopped_by
-
-
-@contextmanager
-def _starting_together(job: TrainingJob) -> Iterator[None]:
-    """Raise on all ranks what one raises here, an OSError as StorageError."""
-    with job.ranks.together(), storage_errors(job.run):
-        yield
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:

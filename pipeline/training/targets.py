@@ -76,17 +76,14 @@ class CachedTargets(nn.Module):
 
     def forward(self, batch: Batch) -> Targets:
         """Decode the targets of visible and hidden tokens that the batch has."""
-        return Targets(self._levels(batch, "visible"), self._levels(batch, "hidden"))
-
-    def _levels(self, batch: Batch, part: str) -> list[Tensor]:
-        if f"{part}_codes" not in batch:
-            return []
-        levels = zip(batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1), strict=True)
-        first = len(self.decoder.channel_mean) - batch[f"{part}_codes"].shape[1]
-        return [
-            make_target(*self.decoder.level(level, *stored), self.kind, self.output)
-            for level, stored in enumerate(levels, first)
-        ]
+        found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
+        for part, targets in found.items():
+            if f"{part}_codes" in batch:
+                codes, stats = batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1)
+                first = len(self.decoder.channel_mean) - len(codes)
+                for level, stored in enumerate(zip(codes, stats, strict=True), first):
+                    targets.append(make_target(*self.decoder.level(level, *stored), self.kind, self.output))
+        return Targets(**found)
 
 
 class TeacherTargets(nn.Module):

@@ -58,7 +58,12 @@ def fit_vqkd(
     decoder = Decoder(tokenizer.codes.shape[1], tokenizer.width, values.shape[1], request.blocks)
     tokenizer.encode.apply(initialise_layer).requires_grad_(True)
     decoder.to(values.device)
-    _start_codes(tokenizer, values.flatten(0, 1), seed)
+    # The codes begin at k-means of the untrained encoder's points.
+    rng, size = generator(seed, "codebook start"), tokenizer.size
+    tokens = values.flatten(0, 1)
+    with torch.no_grad():
+        points = tokenizer.points(random_start(tokens, min(len(tokens), _POINTS_AT_START * size), rng))
+        tokenizer.codes.copy_(spherical_kmeans(points, random_start(points, size, rng)))
     parameters = [*tokenizer.encode.parameters(), *decoder.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_RATE, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, request.steps))
@@ -91,14 +96,6 @@ def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> t
     moved = F.normalize(torch.lerp(means, tokenizer.codes, _DECAY), dim=-1)
     tokenizer.codes.copy_(torch.where(taken[:, None], moved, tokenizer.codes))
     return cosine, distance
-
-
-@torch.no_grad()
-def _start_codes(tokenizer: Tokenizer, tokens: Tensor, seed: int) -> None:
-    """Set the codes by k-means of the untrained encoder's points."""
-    rng, size = generator(seed, "codebook start"), tokenizer.size
-    points = tokenizer.points(random_start(tokens, min(len(tokens), _POINTS_AT_START * size), rng))
-    tokenizer.codes.copy_(spherical_kmeans(points, random_start(points, size, rng)))
 
 
 def _share_of_rate(step: int, steps: int) -> float:

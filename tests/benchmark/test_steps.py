@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
-from pipeline.benchmark.steps import measure_steps, resident_batch, teacher_targets
+from pipeline.benchmark.steps import measure_steps, resident_batch
 from pipeline.objectives.losses import distance
 from pipeline.objectives.objective import MaskedView
 from pipeline.student.patches import cut_patches
+from pipeline.studies.teacher_in_loop import teacher_targets
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 

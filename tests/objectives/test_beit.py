@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import pytest
 import torch
 from plain import assert_same_course, assert_same_gradients, draw
 from plain_inpainting import IS_HIDDEN, at_hidden, raster_outputs, stream_view
@@ -10,24 +9,11 @@ from torch.nn import functional as F
 
 from pipeline.config import load_config
 from pipeline.objectives.beit import Beit
-from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.objective import Targets
 from pipeline.training.config import RunConfig
 
 TARGET = draw(2, 16, 20)  # of all patches in raster order
 TARGETS = Targets([], [TARGET[IS_HIDDEN].view(2, 10, 20)])
-
-
-@pytest.fixture
-def build(tiny_objective):
-    """Build a tiny BEiT of thirty codes, float64."""
-
-    def build(codes="features", width=20):
-        tokenizer = Tokenizer(30, width)
-        tokenizer.codes.copy_(F.normalize(draw(30, width, seed=5, dtype=torch.float32), dim=-1))
-        return tiny_objective(Beit(codebook_size=30, codes=codes), facts={"tokenizer": tokenizer}).double()
-
-    return build
 
 
 def plain_loss(objective, images, values):
@@ -37,31 +23,21 @@ def plain_loss(objective, images, values):
     return -(logits + objective.head.bias).log_softmax(-1)[torch.arange(20), codes].mean()
 
 
-def test_loss_and_gradients_equal_the_plain_computation(build, images):
-    objective = build()
+def test_loss_and_gradients_equal_the_plain_computation(coded_objective, images):
+    objective = coded_objective(Beit(codebook_size=30)).double()
     view, plain = stream_view(images), partial(plain_loss, objective, images, TARGET[IS_HIDDEN])
     assert_same_course(objective, lambda: objective(view, TARGETS)[0], plain)
     assert (objective(view, TARGETS)[1].numel(), objective.parts) == (0, ())
 
 
-def test_codes_of_pixels_are_of_patches_normalised_as_mae_does(build, images):
-    objective = build("pixels", 192)
+def test_codes_of_pixels_are_of_patches_normalised_as_mae_does(coded_objective, images):
+    objective = coded_objective(Beit(codebook_size=30, codes="pixels")).double()
     loss, _ = objective(stream_view(images, "all"), Targets([], []))
     pixels = images.double() / 255
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double()
     tiles = ((pixels - mean) / std).view(2, 4, 8, 4, 8, 3).transpose(2, 3).reshape(2, 16, 192)[IS_HIDDEN]
     tiles = (tiles - tiles.mean(-1, keepdim=True)) / (tiles.var(-1, keepdim=True) + 1e-6).sqrt()
     assert_same_gradients(objective, loss, plain_loss(objective, images, tiles))
-
-
-def test_a_perfect_predictor_has_no_loss(build, images):
-    """Its logits give each token's code the probability 1."""
-    objective, view = build(), stream_view(images)
-    codes = objective.tokenizer(TARGETS.hidden[0])
-    with torch.no_grad():
-        objective.head.weight.copy_(1000 * torch.eye(30, 48))
-    objective.hidden_of = lambda *_: torch.eye(30, 48).double()[codes]
-    assert objective(view, TARGETS)[0].item() == 0
 
 
 def test_the_published_recipe_has_codes_of_pixels():

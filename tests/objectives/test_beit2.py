@@ -9,25 +9,11 @@ from torch.nn import functional as F
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.objectives.beit2 import Beit2
-from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.objective import Targets
 from pipeline.training.config import RunConfig
 
 TARGET = draw(2, 16, 20)  # of all patches in raster order
 TARGETS = Targets([], [TARGET[IS_HIDDEN].view(2, 10, 20)])
-
-
-@pytest.fixture(params=["kmeans", "vqkd"])
-def build(tiny_objective, request):
-    """Build a tiny BEiT v2 of thirty codes, float64."""
-
-    def build(**options):
-        tokenizer = Tokenizer(30, 20, 8 if request.param == "vqkd" else None)
-        tokenizer.codes.copy_(F.normalize(draw(*tokenizer.codes.shape, dtype=torch.float32), dim=-1))
-        config = Beit2(codebook_size=30, tokenizer=request.param)
-        return tiny_objective(config, facts={"tokenizer": tokenizer}, **options).double()
-
-    return build
 
 
 def plain_codes(tokenizer, values):
@@ -51,9 +37,11 @@ def plain_terms(objective, images, earlier):
     return torch.stack(terms)
 
 
+@pytest.mark.parametrize("kind", ["kmeans", "vqkd"])
 @pytest.mark.parametrize(("depth", "earlier"), [(3, 1), (5, 2)])
-def test_loss_and_gradients_equal_the_plain_computation(build, images, depth, earlier):
-    objective, view = build(depth=depth), stream_view(images)
+def test_loss_and_gradients_equal_the_plain_computation(coded_objective, images, depth, earlier, kind):
+    config, view = Beit2(codebook_size=30, tokenizer=kind), stream_view(images)
+    objective = coded_objective(config, depth=depth).double()
     _, terms = objective(view, TARGETS)
     torch.testing.assert_close(terms, plain_terms(objective, images, earlier).detach())
     assert objective.parts == ("patches", "cls")
@@ -62,23 +50,10 @@ def test_loss_and_gradients_equal_the_plain_computation(build, images, depth, ea
     )
 
 
-def test_a_perfect_predictor_has_no_loss(build, images):
-    """Both its logits give each token's code the probability 1."""
-    objective = build()
-    codes = objective.tokenizer(TARGETS.hidden[0])
-    with torch.no_grad():
-        objective.head.weight.copy_(1000 * torch.eye(30, 48))
-    objective.hidden_of = lambda *_: torch.eye(30, 48).double()[codes]
-    assert objective(stream_view(images), TARGETS)[0].item() == 0
-
-
-def test_the_joining_blocks_are_those_of_the_paper_and_not_exported(tiny_objective):
+def test_the_joining_blocks_are_those_of_the_paper_and_not_exported(coded_objective):
     """Patches come from block 9 of 12 and 21 of 24; drop path continues the linear rule there."""
     for depth, earlier in ((12, 9), (24, 21)):
-        tokenizer = Tokenizer(30, 20)
-        objective = tiny_objective(
-            Beit2(codebook_size=30), facts={"tokenizer": tokenizer}, depth=depth, drop_path=0.5
-        )
+        objective = coded_objective(Beit2(codebook_size=30), depth=depth, drop_path=0.5)
         assert objective.earlier == earlier
         rates = [block.drop_path1.drop_prob for block in objective.joining]
         assert rates == pytest.approx([0.5 * place / (depth - 1) for place in (earlier, earlier + 1)])
@@ -88,15 +63,9 @@ def test_the_joining_blocks_are_those_of_the_paper_and_not_exported(tiny_objecti
         assert not any("joining" in name for name in objective.encoder.state_dict())
 
 
-def test_a_student_without_cls_is_refused(tiny_objective):
+def test_a_student_without_cls_is_refused(coded_objective):
     with pytest.raises(ConfigError, match=r"'beit2' predicts through CLS, .* or choose objective 'beit'"):
-        tiny_objective(
-            Beit2(codebook_size=30),
-            facts={"tokenizer": Tokenizer(30, 20)},
-            class_token=False,
-            global_pool="avg",
-            fc_norm=False,
-        )
+        coded_objective(Beit2(codebook_size=30), class_token=False, global_pool="avg", fc_norm=False)
 
 
 def test_the_published_recipe_has_vqkd_in_the_space_of_clip():

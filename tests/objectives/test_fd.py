@@ -27,15 +27,6 @@ def test_loss_and_gradients_equal_the_plain_computation(tiny_objective, images, 
     assert (terms.numel(), objective.parts, objective.figures()) == (0, (), {})
 
 
-def test_every_trained_parameter_gets_a_gradient(tiny_objective, images):
-    objective = tiny_objective(FeatureDistillation(), reg_tokens=2)
-    target = draw(2, 17, 20, dtype=torch.float32)
-    objective(view_of(images, EVERYTHING), Targets([target], []))[0].backward()
-    frozen = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"encoder.vit.pos_embed"}
-    assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
-
-
 def test_target_and_loss_are_those_of_the_others_unless_published():
     common, published = (
         load_config(RunConfig, None, ["objective.name=fd", f"objective.preset={preset}"])

@@ -1,7 +1,5 @@
 """MILAN against a plain computation on all tokens in raster order."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from plain import assert_same_gradients, draw, view_of
@@ -66,16 +64,6 @@ def test_it_needs_the_last_level_of_what_it_predicts():
     ]
 
 
-def test_the_order_of_hidden_patches_does_not_matter(tiny_objective, images, visible):
-    built, order = tiny_objective(Milan(**SMALL)).double(), torch.randperm(10)
-    view, targets = batch_of("all", images, visible, draw(2, 17, 20))
-    other = (
-        replace(view, hidden=view.hidden[:, order]),
-        replace(targets, hidden=[targets.hidden[0][:, order]]),
-    )
-    torch.testing.assert_close(built(*other)[0], built(view, targets)[0], rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("loss", ["smooth_l1", "cosine"])
 def test_a_perfect_predictor_has_no_loss(tiny_objective, images, visible, loss):
     """A head without weights can predict a target that is the same everywhere."""
@@ -88,21 +76,11 @@ def test_a_perfect_predictor_has_no_loss(tiny_objective, images, visible, loss):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"reg_tokens": 2}, {"class_token": False, "global_pool": "avg", "fc_norm": False}],
-    ids=str,
-)
-def test_exactly_the_trained_parameters_get_a_gradient(tiny_objective, images, visible, positions, options):
-    built = tiny_objective(Milan(**SMALL, positions=positions), **options)
-    built(*batch_of(positions, images, visible, draw(2, 17, 20).float()))[0].backward()
-    for name, parameter in built.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
-    assert {name for name in frozen if "fc_norm" not in name} == {"encoder.vit.pos_embed"}
+def test_without_hidden_patches_there_is_nothing_to_decode(tiny_objective, positions):
+    built = tiny_objective(Milan(**SMALL, positions=positions), reg_tokens=2)
+    tokens = {f"encoder.vit.{name}" for name in ("cls_token", "reg_token", "pos_embed")}
     assert len(built.decoder.blocks) == (0 if positions == "visible" else 2)
-    tokens = {name for name, _ in built.named_parameters() if name.endswith(("_token", "pos_embed"))}
-    assert built.no_weight_decay() == tokens
+    assert built.no_weight_decay() == tokens | ({"decoder.mask_token"} if positions != "visible" else set())
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -117,15 +95,6 @@ def test_whole_images_are_predicted_as_visible_tokens_are(tiny_objective, images
         whole = built.predict_last(view.patches, everything)
         assert whole.shape == (2, 17, 20)
         assert built(view, Targets([whole], []))[0] == 0
-
-
-def test_half_precision_autocast_gives_a_single_precision_loss(tiny_objective, images, visible):
-    built, batch = tiny_objective(Milan(**SMALL)), batch_of("all", images, visible, draw(2, 17, 20).float())
-    exact, _ = built(*batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, terms = built(*batch)
-    assert loss.dtype == terms.dtype == torch.float32
-    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
 
 
 def test_the_published_recipe_is_the_common_one_with_its_own_target():

@@ -43,7 +43,7 @@ def test_a_cache_has_what_the_tower_itself_gives(tmp_path):
 
     (hidden,) = teacher.features(torch.from_numpy(np.stack(crops))).hidden
     ours = normed(whitened, std, output["post_norm"], 1e-5)
-    assert largest_error(ours, teacher.final_norm(hidden)) < 1e-3
+    assert largest_error(ours, teacher.tower.final_norm(hidden)) < 1e-3
     assert largest_error(output["post_norm"][0] * whitened + output["post_norm"][1], ours) < 1e-3
     with torch.no_grad():  # the CLS of open_clip itself, with its own pooling and projection
         own = teacher.tower.module._pool(hidden)[0] @ model.visual.proj
@@ -59,7 +59,7 @@ def test_a_norm_with_another_eps_follows_too(pixels, eps):
     whitened, _, std = whiten(hidden)
     post_norm = torch.from_numpy(teacher.tower.output()["post_norm"])
     assert teacher.facts.post_norm_eps == eps
-    assert largest_error(normed(whitened, std, post_norm, eps), teacher.final_norm(hidden)) < 1e-5
+    assert largest_error(normed(whitened, std, post_norm, eps), teacher.tower.final_norm(hidden)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -105,5 +105,7 @@ def test_a_timm_trunk_in_open_clip_may_have_a_projection(tmp_path, changes, stor
         hidden = torch.randn(2, 5, 64)
         with torch.no_grad():
             own = model.visual.head(model.visual.trunk.forward_head(model.visual.trunk.norm(hidden)))
-            ours = teacher.final_norm(hidden)[:, 0] @ torch.from_numpy(teacher.tower.output()["projection"])
+            ours = teacher.tower.final_norm(hidden)[:, 0] @ torch.from_numpy(
+                teacher.tower.output()["projection"]
+            )
         torch.testing.assert_close(ours, own)

@@ -99,7 +99,7 @@ def test_clip_equals_transformers(clip, pixels, image_size, patch_size, grid):
         found.importance, wanted.attentions[-1][:, :, 0, 1:].mean(1), rtol=1e-5, atol=1e-5
     )
     torch.testing.assert_close(
-        teacher.final_norm(found.hidden[-1]),
+        teacher.tower.final_norm(found.hidden[-1]),
         theirs.post_layernorm(wanted.hidden_states[-1]),
         rtol=1e-5,
         atol=1e-5,
@@ -144,6 +144,6 @@ def test_siglip_equals_transformers(pixels, grid):
     assert not teacher.facts.has_cls
     for mine, level in zip(found.hidden, teacher.levels, strict=True):
         torch.testing.assert_close(mine, wanted.hidden_states[level + 1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(teacher.final_norm(found.hidden[-1]), tokens, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(teacher.tower.final_norm(found.hidden[-1]), tokens, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.importance, attention[:, 0], rtol=1e-5, atol=1e-5)
     assert found.importance.max() > 1.3 * found.importance.mean()

@@ -112,7 +112,7 @@ def test_a_tower_that_averages_has_no_importance(pixels):
     assert found.importance is None
     assert (teacher.facts.has_cls, teacher.facts.has_importance) == (False, False)
     assert [hidden.shape for hidden in found.hidden] == [(2, 16, 64)] * 2
-    normed = teacher.final_norm(found.hidden[-1])  # timm moves it behind the pooling
+    normed = teacher.tower.final_norm(found.hidden[-1])  # timm moves it behind the pooling
     torch.testing.assert_close(normed, F.layer_norm(found.hidden[-1], (64,), eps=1e-6))
 
 
@@ -134,7 +134,7 @@ def test_a_tower_with_an_attention_pool_is_normed_by_the_pool(tmp_path, pixels):
     found = teacher.features(pixels)
     assert found.importance.shape == (2, 16)
     torch.testing.assert_close(
-        teacher.final_norm(found.hidden[-1]), model.visual.attn_pool.ln_k(found.hidden[-1]).detach()
+        teacher.tower.final_norm(found.hidden[-1]), model.visual.attn_pool.ln_k(found.hidden[-1]).detach()
     )
 
 
