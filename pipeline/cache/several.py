@@ -3,7 +3,6 @@
 import numpy as np
 
 from pipeline.cache.reader import UNIT_DTYPE, Cache, FinishedUnits
-from pipeline.cache.units import unit_name
 from pipeline.errors import ConfigError
 
 
@@ -36,16 +35,15 @@ def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnit
     for place, unit in enumerate(units):
         ours = first.units[int(unit["unit"])]
         theirs = finished.get(numbers.get((ours.source, ours.view), -1))
-        name = unit_name(ours.unit, ours.source, ours.view)
         if theirs is None:
             raise ConfigError(
-                f"{name} of cache {first.address!r} is not in cache {other.address!r}: extract it there with "
-                f"--views-from {first.address}, or choose views that both have with data.views"
+                f"{ours.name} of cache {first.address!r} is not in cache {other.address!r}: extract it there "
+                f"with --views-from {first.address}, or choose views that both have with data.views"
             )
         if theirs["rows"] != unit["rows"]:
             raise ConfigError(
-                f"{name} has {unit['rows']} rows in cache {first.address!r} and {theirs['rows']} in cache "
-                f"{other.address!r}: make the one from the other with --views-from"
+                f"{ours.name} has {unit['rows']} rows in cache {first.address!r} and {theirs['rows']} in "
+                f"cache {other.address!r}: make the one from the other with --views-from"
             )
         found[place] = theirs
     return found

@@ -115,7 +115,7 @@ def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
     schema, commit = cache.schema, cache.pinned_commit(unit)
     masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs)
     importance = ["attention"] if schema.teacher.has_importance else []
-    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays, *importance}))
+    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays[0], *importance}))
     visible = masks.draw(chunk, epoch=0).visible
     for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
         weights = chunk.arrays["attention"][row] if importance else None
