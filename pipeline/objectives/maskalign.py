@@ -48,6 +48,11 @@ class MaskAlign(Alignment):
     balance: Literal["equal", "phi-s"] = "equal"
 
     @property
+    def standardises(self) -> bool:
+        """Whether targets are standardised by PHI-S."""
+        return self.balance == "phi-s"
+
+    @property
     def needs(self) -> Needs:
         """All chosen levels at the visible tokens."""
         return Needs(target=self.target)

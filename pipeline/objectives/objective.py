@@ -146,6 +146,11 @@ class ObjectiveConfig(Section):
         raise NotImplementedError
 
     @property
+    def standardises(self) -> bool:
+        """Whether targets are standardised by PHI-S."""
+        return False
+
+    @property
     def codebook_request(self) -> CodebookRequest | None:
         """The codebook that `Setting.tokenizer` needs, if any."""
         return None

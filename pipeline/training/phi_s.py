@@ -10,6 +10,8 @@ and one scale change no relative distance, and the map can be undone. A level ha
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,14 @@ class PhiStandardisation(nn.Module):
         values = exact(values)
         with torch.autocast(values.device.type, enabled=False):  # half precision would blur the targets
             return F.linear(values - self.mean[level], self.matrix[level])
+
+
+@dataclass(frozen=True)
+class Standards:
+    """The standardisations of all teachers of a run, and the SHA-256 of their file."""
+
+    teachers: Sequence[PhiStandardisation]
+    digest: str
 
 
 class Moments:
@@ -65,29 +75,32 @@ def phi_s(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
 def hadamard_matrix(size: int) -> Tensor:
     """Return an orthogonal matrix (size, size) float64 with entries 1 / sqrt(size) and -1 / sqrt(size).
 
-    Sylvester's doubling of Paley's first construction: size is a power of two, or 2^k (q + 1) with a prime q
-    that leaves 3 when divided by 4, as all usual widths are. Raises ConfigError for another size.
+    Sylvester's doubling of Paley's first construction. Raises ConfigError as `paley_order` does.
     """
-    matrix, doublings = None, 0
-    while matrix is None:
-        rest = size >> doublings
-        if rest == 1 or size != rest << doublings:
-            break
-        matrix = _paley(rest - 1) if _is_paley(rest - 1) else None
-        doublings += matrix is None
-    if matrix is None and size != 1 << doublings:
-        raise ConfigError(
-            f"objective.balance 'phi-s' needs a Hadamard matrix of the target's {size} channels, and none is "
-            "known here of that size: set objective.balance=equal"
-        )
-    matrix = torch.ones(1, 1, dtype=torch.float64) if matrix is None else matrix
-    for _ in range(doublings):
+    order = paley_order(size)
+    matrix = torch.ones(1, 1, dtype=torch.float64) if order == 1 else _paley(order - 1)
+    while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix / math.sqrt(size)
 
 
-def _is_paley(prime: int) -> bool:
-    return prime % 4 == 3 and all(prime % divisor for divisor in range(2, math.isqrt(prime) + 1))
+def paley_order(size: int) -> int:
+    """Return the size from which doubling leads to `size`: 1, or q + 1 with a prime q = 3 mod 4.
+
+    All usual widths are such sizes. Raises ConfigError for one that is not.
+    """
+    order = size
+    while True:
+        prime = order - 1
+        is_prime = all(prime % divisor for divisor in range(2, math.isqrt(max(prime, 0)) + 1))
+        if order == 1 or (prime % 4 == 3 and is_prime):
+            return order
+        if order % 2 or not order:
+            raise ConfigError(
+                f"objective.balance 'phi-s' needs a Hadamard matrix of the target's {size} channels, and none "
+                "is known here: set objective.balance=equal"
+            )
+        order //= 2
 
 
 def _paley(prime: int) -> Tensor:

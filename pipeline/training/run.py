@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
+from pipeline.training.phi_s_fit import ready_standards
 from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
@@ -67,21 +68,24 @@ def run_training(
     say: Say = lambda _: None,
     evaluate: Evaluate | None = None,
     build: Callable[..., TrainingJob] = build_job,
+    others: Sequence[Cache] = (),
 ) -> Result:
     """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
 
     `say` gets messages for a person, on the main rank only; a warning begins with "warning:". `evaluate`
     scores the encoder when `config.evaluate` says; the main rank needs it then. `build` makes the job, called
-    as `build_job` is. Raises MaskAlignError, the same on all ranks.
+    as `build_job` is. `others` are caches of further teachers on the same views. Raises MaskAlignError, the
+    same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, units = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units = ranks.decide(lambda: _decide((cache, *others), run, config, resume))
     with ranks.together():
-        job = build(config, cache, run, ranks, device, units)
+        job = build(config, cache, run, ranks, device, units, others)
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
-            refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
+            found = {key: value for key, value in job.pinned.items() if key in ("units", "other units")}
+            refuse_differences(read_run(run)["pinned"], found)
         request = config.objective.codebook_request
         if request and not resumed and ranks.is_main:
             refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective), device)
@@ -91,6 +95,7 @@ def run_training(
                 held.enter_context(held_run_folder(run))
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         job.codebook = ready_codebook(job, resumed, say)
+        job.standards = ready_standards(job, resumed, say)
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "first_step": first}
         messages: list[str] = []
@@ -112,17 +117,25 @@ def run_training(
     return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by)
 
 
-def _decide(cache: Cache, run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
-    """Return whether the run is continued, and its units; raises MaskAlignError."""
+def _decide(caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
+    """Return whether the run is continued, and the units of its first cache; raises MaskAlignError."""
     if not continues(run, resume):
-        return False, cache.finished(config.data.views, config.data.allow_partial)["unit"].tolist()
+        return False, caches[0].finished(config.data.views, config.data.allow_partial)["unit"].tolist()
     refuse_other_config(config, run)
     earlier = read_run(run)
-    if cache.digest != earlier["pinned"]["cache"]:
+    paths = [each["path"] for each in (earlier["cache"], *earlier.get("other_caches", ()))]
+    digests = [earlier["pinned"]["cache"], *earlier["pinned"].get("other caches", ())]
+    if len(caches) != len(digests):
         raise CheckpointError(
-            f"cannot resume: {cache.address!r} is not the cache that the run began with, "
-            f"{earlier['cache']['path']!r}: give that one, or a new --run"
+            f"cannot resume: the run began with {len(paths)} caches, {' and '.join(map(repr, paths))}, and "
+            f"{len(caches)} are given: give those in their order, or a new --run"
         )
+    for cache, path, digest in zip(caches, paths, digests, strict=True):
+        if cache.digest != digest:
+            raise CheckpointError(
+                f"cannot resume: {cache.address!r} is not the cache that the run began with, {path!r}: give "
+                "that one, or a new --run"
+            )
     return True, earlier["units"]
 
 
@@ -190,9 +203,11 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
+    names = [cache.schema.teacher.name for cache in job.caches]
+    teachers = f" from teachers {' and '.join(names)}" if job.others else ""
     description = (
         f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
-        f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
+        f"parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
     if not is_sorted_by_class(job.cache, job.spec.order):
