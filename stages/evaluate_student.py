@@ -151,7 +151,9 @@ def _evaluate(
         found: list[Score] = []
         for settings in chosen:
             scores = run_evaluation(settings, task)
-            found += _printed(scores) if ranks.is_main else []
+            if scores and ranks.is_main:
+                _print(scores)
+                found += scores
         _write(choice, found)
 
 
@@ -172,16 +174,15 @@ def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":
                 f"--set {assignment!r} does not say which of {', '.join(names)} it is for: "
                 f"give it as --set {names[0]}.{assignment}"
             )
-    own = {
-        name: [one.partition(".")[2] for one in assignments if one.startswith(f"{name}.")] for name in names
-    }
-    return [load_config(EVALUATIONS[name], None, own[name]) for name in names]
+    parted = [one.partition(".") for one in assignments]
+    return [
+        load_config(EVALUATIONS[name], None, [rest for first, _, rest in parted if first == name])
+        for name in names
+    ]
 
 
-def _printed(scores: "list[Score]") -> "list[Score]":
+def _print(scores: "list[Score]") -> None:
     """Print the scores of one evaluation, and warnings about them."""
-    if not scores:
-        return scores
     first = scores[0]
     for facts in (first.bank,) if first.test == first.bank else (first.bank, first.test):
         for kind, count in facts.left_out.items():
@@ -199,7 +200,6 @@ def _printed(scores: "list[Score]") -> "list[Score]":
     typer.echo(
         f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
     )
-    return scores
 
 
 def _write(choice: "Choice", scores: "list[Score]") -> None:

@@ -22,8 +22,7 @@ from stages.console import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.studies.plan import Plan, PlannedRun
-    from pipeline.studies.run import Part
+    from pipeline.studies.plan import Plan
 
 _ADVICE = "run the same command again to continue"
 
@@ -89,17 +88,18 @@ def run_study(
         raise typer.Exit(1)
 
 
-def _part(text: str | None) -> tuple[int, int]:
+def _part(text: str | None) -> slice:
+    """Return which runs N/M are: every M-th, from number N on."""
     found = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
     index, count = map(int, found.groups()) if found else (0, 0)
     if not 1 <= index <= count:
         raise ConfigError(f"--only {text!r} is not a part: give N/M with N from 1 to M, such as 1/4")
-    return index, count
+    return slice(index - 1, None, count)
 
 
 def _run(
     plan: "Plan",
-    only: tuple[int, int],
+    part: slice,
     data: "tuple[Sequence[str], Sequence[str]]",
     teacher: str | None,
     workers: int,
@@ -108,40 +108,35 @@ def _run(
     """Make the runs of a part; return whether none of them failed. A signal ends the command."""
     from pipeline.report.comparison import PAGE
     from pipeline.studies.evaluate import make_judge
-    from pipeline.studies.run import Part, StudyRunner
+    from pipeline.studies.run import StudyRunner
 
     chosen, cache = choose_device(device), next(iter(plan.caches.values()))
     with TemporaryDirectory(prefix="maskalign-study-") as scratch:
         judge = make_judge(plan.study, cache, *data, Path(scratch), workers)
-        runner = StudyRunner(plan, judge, chosen, _say, teacher)
-        part = Part(*only)
-        _announce(plan, runner.runs, part)
-        whole = runner.run(part)
+        runner = StudyRunner(
+            plan, judge, chosen, lambda text: typer.echo(text, err=text.startswith("warning:")), teacher
+        )
+        here = runner.runs[part]
+        share = f"; part {part.start + 1} of {part.step}" if part.step > 1 else ""
+        typer.echo(
+            f"{plan.study.title}: {counted(len(plan.rows), 'row')} x {counted(len(plan.study.seeds), 'seed')}"
+            f"{share}; {counted(len(here), 'run')}, {sum(run.is_trained for run in here)} of them trained"
+        )
+        whole = runner.run(here)
     if runner.stopped_by:
         typer.echo(f"stopped by {describe_signal(runner.stopped_by)}: {_ADVICE}", err=True)
         raise typer.Exit(stop_code(runner.stopped_by))
     typer.echo((plan.out / "table.md").read_text(encoding="utf-8"), nl=False)
-    failed = runner.failed(part)
+    failed = runner.failed(here)
     for name in failed:
         typer.echo(f"error: run {name} failed; the table says why", err=True)
     typer.echo(f"{'the study is complete' if whole else 'the study is not complete'}: {plan.out / PAGE}")
     return not failed
 
 
-def _announce(plan: "Plan", runs: "Sequence[PlannedRun]", part: "Part") -> None:
-    here, done = part.of(runs), sum(run.is_trained for run in part.of(runs))
-    share = f"; part {part.index} of {part.count}" if part.count > 1 else ""
-    typer.echo(
-        f"{plan.study.title}: {counted(len(plan.rows), 'row')} x {counted(len(plan.study.seeds), 'seed')}"
-        f"{share}; {counted(len(here), 'run')}, {done} of them trained"
-    )
-
-
-def _list(plan: "Plan", only: tuple[int, int]) -> None:
+def _list(plan: "Plan", part: slice) -> None:
     """Print each run of a part with its steps, operations and state."""
-    from pipeline.studies.run import Part
-
-    runs = Part(*only).of(plan.runs)
+    runs = plan.runs[part]
     for run in runs:
         if run.config is None:
             typer.echo(f"{run.name}: refused: {run.reason}")
@@ -160,10 +155,6 @@ def _list(plan: "Plan", only: tuple[int, int]) -> None:
         f"{counted(len(runs), 'run')}, {sum(run.steps for run in runs):,} steps, about {all_operations:.3g} "
         f"FLOP{f'; {refused} refused' if refused else ''}"
     )
-
-
-def _say(message: str) -> None:
-    typer.echo(message, err=message.startswith("warning:"))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from stages.compare_runs import compare_runs
 from stages.evaluate_student import app as evaluate_student
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_cache
+from stages.pack_images import pack_images
 from stages.run_study import run_study
 from stages.train_student import train_student
 
@@ -30,6 +31,7 @@ def single_command(function):
 
 
 COMMANDS = {
+    "pack-images": single_command(pack_images),
     "extract-teacher": single_command(extract_teacher),
     "train-student": single_command(train_student),
     "evaluate-student": evaluate_student,
@@ -98,7 +100,7 @@ def test_the_file_map_is_that_of_the_project():
     (file_map,) = re.findall(r"```\n(pipeline/.*?)```", PAGES["README.md"], re.DOTALL)
     named = {line.split()[0].rstrip("/") for line in file_map.splitlines()}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").glob("*/__init__.py")}
-    assert named == folders | {"stages", "tests", "tools"}
+    assert named == folders | {"maskalign", "notebooks", "stages", "tests", "tools"}
 
 
 def test_make_targets_exist():

@@ -1,6 +1,5 @@
 """From the names of a network, of data and of places to a Task; names are checked before torch loads."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.classes import read_classes
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
@@ -82,8 +82,14 @@ class Choice:
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):
-            if file and not _writable(file if file.is_dir() else file.parent):
-                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
+            if file:
+                try:  # os.access reports some folders as writable that are not, such as /proc
+                    with tempfile.TemporaryFile(dir=file if file.is_dir() else file.parent):
+                        pass
+                except OSError:
+                    raise ConfigError(
+                        f"--{option} {str(file)!r}: its folder does not exist or is not writable"
+                    ) from None
 
     @property
     def noted(self) -> Path | None:
@@ -178,32 +184,5 @@ class Choice:
         return subject.untrained_subject(load_config(RunConfig, self.config), *self.sizes, device)
 
 
-def _writable(folder: Path) -> bool:
-    """Try to write into a folder: os.access reports some as writable that are not, such as /proc."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
 def _class_names(file: Path | None) -> tuple[str, ...]:
-    """Read a JSON list of names, or of objects with a name, or a text file with a name in each line."""
-    if file is None:
-        return ()
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--class-names {str(file)!r} cannot be read: {error}") from None
-    if not isinstance(found, list) or not found:
-        raise ConfigError(f"--class-names {str(file)!r} is not a list of names: give one name for each class")
-    names = []
-    for index, one in enumerate(found):
-        name = one.get("name") if isinstance(one, dict) else one
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigError(
-                f"--class-names {str(file)!r} has no name for class {index}: give one for each from 0 on"
-            )
-        names.append(name.strip())
-    return tuple(names)
+    return tuple(one.name for one in read_classes(file, "--class-names")) if file else ()

@@ -108,7 +108,8 @@ class CropDataset(Dataset[tuple[Any, ...]]):
         except SourceError as error:
             return index, None, str(error)
         with drawn_by_key(self.seed, epoch, index):
-            return index, _tensor(self.transform(image)), ""
+            found = self.transform(image)
+        return index, found if isinstance(found, Tensor) else torch.from_numpy(np.array(found)), ""
 
 
 @contextmanager
@@ -122,11 +123,8 @@ def drawn_by_key(
     if seed is None:
         yield
         return
-    number, python, numpy = (
-        derived_seed(seed, purpose, epoch, index),
-        random.getstate(),
-        np.random.get_state(),
-    )
+    number = derived_seed(seed, purpose, epoch, index)
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed each kind of accelerator, which takes milliseconds.
         torch.default_generator.manual_seed(number)
@@ -137,10 +135,6 @@ def drawn_by_key(
         finally:
             np.random.set_state(numpy)
             random.setstate(python)
-
-
-def _tensor(image: Image.Image | Tensor) -> Tensor:
-    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 def load(

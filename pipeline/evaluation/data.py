@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,25 +15,22 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut, ViewBatch, load_views
 from pipeline.evaluation.images import ImageSet
 
+Kind = Literal["tars", "folder", "cache"]
+
 
 class Data(Protocol):
-    """A source of labelled views that can be read again and again."""
+    """A source of labelled views that can be read again and again.
 
-    @property
-    def address(self) -> str:
-        """The path or URL of the data."""
+    `address` is its path or URL, `class_names` are the names of the classes by index, if known.
+    """
 
-    @property
-    def kind(self) -> Literal["tars", "folder", "cache"]:
-        """The kind of source, for the report."""
+    address: str
+    kind: Kind
+    class_names: tuple[str, ...]
 
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the images and their order."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes by index, if known."""
 
     def views(
         self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
@@ -44,32 +41,18 @@ class Data(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class LabelledImages:
     """The images of tars or a folder; `workers` processes decode them."""
 
-    of: ImageSet
-    workers: int = 0
-
-    @property
-    def address(self) -> str:
-        """The path or URL of the images."""
-        return self.of.address
-
-    @property
-    def kind(self) -> Literal["tars", "folder"]:
-        """The kind of source."""
-        return self.of.kind
+    def __init__(self, of: ImageSet, workers: int = 0) -> None:
+        self.of, self.workers = of, workers
+        self.address, self.class_names = of.address, of.class_names
+        self.kind: Kind = of.kind
 
     @property
     def digest(self) -> str:
         """SHA-256 of keys, labels and sizes."""
         return self.of.digest
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes by index, if known."""
-        return self.of.class_names
 
     def views(
         self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
@@ -78,18 +61,13 @@ class LabelledImages:
         return load_views(self.of.images, size, batch_size, self.workers, left_out, labelled=labelled)
 
 
-@dataclass(frozen=True)
 class CacheViews:
     """All views of a finished cache, as the teacher saw them."""
 
-    cache: Cache
-    class_names: tuple[str, ...] = ()
-    kind: Literal["cache"] = "cache"
-
-    @property
-    def address(self) -> str:
-        """The cache's."""
-        return self.cache.address
+    def __init__(self, cache: Cache, class_names: tuple[str, ...] = ()) -> None:
+        self.cache, self.class_names = cache, class_names
+        self.address = cache.address
+        self.kind: Kind = "cache"
 
     @property
     def digest(self) -> str:
@@ -107,7 +85,13 @@ class CacheViews:
                 f"cache {self.address!r} has views of {stored} pixels, not {size}: "
                 "give --shards for other sizes"
             )
-        held: list[tuple[torch.Tensor, int, str, str]] = []
+        views = self._views(left_out, labelled)
+        while some := list(islice(views, batch_size)):
+            pixels, labels, keys, sources = zip(*some, strict=True)
+            yield ViewBatch(torch.stack(pixels), list(labels), list(keys), list(sources))
+
+    def _views(self, left_out: LeftOut, labelled: bool) -> Iterator[tuple[torch.Tensor, int, str, str]]:
+        """Yield pixels, label, key and tar of each view, and count those without a label."""
         for unit in self.cache.finished(None, allow_partial=False):
             commit = self.cache.pinned_commit(unit)
             for number in range(chunk_count(commit.rows)):
@@ -117,14 +101,4 @@ class CacheViews:
                         left_out.add("unlabelled", f"{commit.source}/{key}", "has no label in the cache")
                         continue
                     pixels = np.ascontiguousarray(decode_crop(self.cache, crop, key))
-                    held.append((torch.from_numpy(pixels), label, key, commit.source))
-                while len(held) >= batch_size:
-                    yield _batch(held[:batch_size])
-                    del held[:batch_size]
-        if held:
-            yield _batch(held)
-
-
-def _batch(views: list[tuple[torch.Tensor, int, str, str]]) -> ViewBatch:
-    pixels, labels, keys, sources = zip(*views, strict=True)
-    return ViewBatch(torch.stack(pixels), list(labels), list(keys), list(sources))
+                    yield torch.from_numpy(pixels), label, key, commit.source

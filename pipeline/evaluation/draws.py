@@ -4,8 +4,6 @@ Rows may be views of images: `images` (n,) numbers the image of each row, by def
 views of an image are drawn, or held out, together.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,8 @@ def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None
     """
     images = torch.arange(len(labels)) if images is None else images
     chosen = []
-    for label, members in _by_class(labels, images):
+    for label in torch.unique(labels).tolist():
+        members = torch.unique(images[labels == label])
         count = round(few * len(members)) if few < 1 else int(few)
         order = generator(seed, "few labels", label).permutation(len(members))
         chosen.append(members[torch.from_numpy(order)[: max(1, count)]])
@@ -39,16 +38,11 @@ def stratified_folds(labels: Tensor, folds: int, seed: int, images: Tensor | Non
     """
     images = torch.arange(len(labels)) if images is None else images
     of_image = torch.full((int(images.max()) + 1,), -1)
-    for label, members in _by_class(labels, images):
+    for label in torch.unique(labels).tolist():
+        members = torch.unique(images[labels == label])
         if len(members) > 1:
             random = generator(seed, "evaluation folds", label)
             order = torch.from_numpy(random.permutation(len(members)))
             numbers = torch.arange(len(members)) + int(random.integers(folds))
             of_image[members[order]] = numbers % folds
     return of_image[images]
-
-
-def _by_class(labels: Tensor, images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each class and the numbers of its images, ascending."""
-    for label in torch.unique(labels).tolist():
-        yield label, torch.unique(images[labels == label])

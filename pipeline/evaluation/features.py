@@ -23,6 +23,7 @@ from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
+from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import DataFacts
 from pipeline.storage.files import replace_file
@@ -120,7 +121,10 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
 
     `store` is a folder; what is new is added to it.
     """
-    folder = store / _name(subject, data)
+    key = (
+        FORMAT, subject.facts.weights, data.digest, data.kind, subject.grid, subject.patch_size, PART_IMAGES,
+    )  # fmt: skip
+    folder = store / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     if not (folder / _INDEX).exists():
         store.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=store))
@@ -132,19 +136,6 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return _read(folder, data)
-
-
-def _name(subject: Subject, data: Data) -> str:
-    sizes = (
-        FORMAT,
-        subject.facts.weights,
-        data.digest,
-        data.kind,
-        subject.grid,
-        subject.patch_size,
-        PART_IMAGES,
-    )
-    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:24]
 
 
 @torch.inference_mode()
@@ -203,7 +194,7 @@ def _in_parts(
 
 
 def describe_data(
-    data: Data, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
+    data: Data | ImageSet, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
 ) -> DataFacts:
     """Return the facts of the images used: (source, key, label) of each, and what was left out."""
     digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())

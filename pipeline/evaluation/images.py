@@ -17,10 +17,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
 from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.source import MAX_CARRIED_BYTES
 from pipeline.views.source_tars import SourceTar, resolve_tars
 from pipeline.views.tar_index import index_members
 
@@ -109,31 +111,28 @@ def open_images(
 
 def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageSet:
     """Index tars; those behind URLs are copied to the folder `scratch` first. Raises SourceError."""
-    return ImageSet(address, "tars", tuple(one for tar in tars for one in _in_tar(tar, scratch)))
-
-
-def _in_tar(tar: SourceTar, scratch: Path) -> list[LabelledImage]:
-    path = tar.address
-    if is_url(path):
-        path = str(scratch / tar.name)
-        with open_tar(tar.address) as source, Path(path).open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
     found = []
-    with Path(path).open("rb") as file:
-        for key, members in groupby(index_members(path), itemgetter(0)):
-            places = {extension: Place(path, offset, size) for _, extension, offset, size in members}
-            image = next((places[each] for each in IMAGE_EXTENSIONS if each in places), None)
-            if image is None:
-                continue
-            label, fault = NO_LABEL, "has no .cls member"
-            if cls := places.get("cls"):
-                file.seek(cls.offset)
-                label, fault = label_of(SourceSample(key, None, {"cls": file.read(min(cls.size, 64))}))
-            beside = {name: place for name, place in places.items() if name in _BESIDE}
-            found.append(
-                LabelledImage(key, tar.name, image, None if label == NO_LABEL else label, fault, beside)
-            )
-    return found
+    for tar in tars:
+        path = tar.address
+        if is_url(path):
+            path = str(scratch / tar.name)
+            with open_tar(tar.address) as source, Path(path).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        with Path(path).open("rb") as file:
+            for key, members in groupby(index_members(path), itemgetter(0)):
+                places = {extension: Place(path, offset, size) for _, extension, offset, size in members}
+                image = next((places[each] for each in IMAGE_EXTENSIONS if each in places), None)
+                if image is None:
+                    continue
+                label, fault = NO_LABEL, "has no .cls member"
+                if extension := next((name for name in ("cls", NOTES) if name in places), ""):
+                    file.seek(places[extension].offset)
+                    text = file.read(min(places[extension].size, MAX_CARRIED_BYTES))
+                    label, fault = label_of(SourceSample(key, None, {extension: text}, label_fault=fault))
+                beside = {name: place for name, place in places.items() if name in _BESIDE}
+                known = None if label == NO_LABEL else label
+                found.append(LabelledImage(key, tar.name, image, known, fault, beside))
+    return ImageSet(address, "tars", tuple(found))
 
 
 def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
@@ -150,9 +149,11 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
             raise ConfigError(f"image {str(file)!r} has a name that {fault}: rename it")
     if not files:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
-    masks = _twin_folder(folder)
+    # ADE20K's layout has the masks in annotations/NAME beside images/NAME.
+    twin = folder.parent.parent / "annotations" / folder.name
+    masks = twin if folder.parent.name == "images" and twin.is_dir() else None
     notes = folder.parent / "annotations" / f"instances_{folder.name}.json"
-    names = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+    names = in_class_order(file.relative_to(folder).parts[0] for file in files if file.parent != folder)
     names = [*known, *(name for name in names if name not in known)]
     numbers = {name: number for number, name in enumerate(names)}
     annotations, categories = _coco(notes) if notes.is_file() else ({}, ())
@@ -162,29 +163,20 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
         relative = file.relative_to(folder)
         key = relative if stems[file.with_suffix("")] > 1 else relative.with_suffix("")
         mask = masks / relative.with_suffix(".png") if masks else None
+        members = {MASK: Place(str(mask), 0, mask.stat().st_size)} if mask and mask.is_file() else {}
         label = numbers.get(relative.parts[0]) if len(relative.parts) > 1 and not masks else None
         found.append(
             LabelledImage(
                 key=str(key),
                 source=folder.name,
-                image=_whole(file),
+                image=Place(str(file), 0, file.stat().st_size),
                 label=label,
                 label_fault="is in no class folder",
-                members={MASK: _whole(mask)} if mask and mask.is_file() else {},
+                members=members,
                 annotations=annotations.get(file.name),
             )
         )
     return ImageSet(str(folder), "folder", tuple(found), categories or (() if masks else tuple(names)))
-
-
-def _whole(file: Path) -> Place:
-    return Place(str(file), 0, file.stat().st_size)
-
-
-def _twin_folder(folder: Path) -> Path | None:
-    """Return the folder of the masks in ADE20K's layout: annotations/NAME beside images/NAME."""
-    twin = folder.parent.parent / "annotations" / folder.name
-    return twin if folder.parent.name == "images" and twin.is_dir() else None
 
 
 def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:

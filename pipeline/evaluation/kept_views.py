@@ -3,22 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from pipeline.errors import StorageError
 from pipeline.evaluation.crops import LeftOut, ViewBatch
-from pipeline.evaluation.data import LabelledImages
+from pipeline.evaluation.data import Kind, LabelledImages
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptViews:
     """The views (n, S, S, 3) uint8 of labelled images, in a file; `left_out` counts the other images."""
 
     address: str
-    kind: Literal["tars", "folder"]
+    kind: Kind
     digest: str
     class_names: tuple[str, ...]
     file: Path
@@ -34,8 +33,7 @@ class KeptViews:
         """Yield the views in order; all are labelled."""
         assert size == self.size, "the views were cut once"
         assert labelled, "no others were kept"
-        left_out.counts.update(self.left_out.counts)
-        left_out.first.update(self.left_out.first)
+        left_out.include(self.left_out)
         pixels = np.memmap(self.file, np.uint8, "r", shape=(len(self.labels), size, size, 3))
         for start in range(0, len(self.labels), batch_size):
             part = slice(start, start + batch_size)

@@ -9,6 +9,13 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 from pipeline.config import Section
 
 
+def as_list(value: Any) -> Any:
+    """Return a tuple, as a validator's values must be: a single value is a list of one, None stays None."""
+    if value is None or isinstance(value, tuple):
+        return value
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
 class SectionOfKinds(Section):
     """A section with a field `kind`. `by_kind` has {option: {kind: default}} of options that depend on it.
 
@@ -46,14 +53,10 @@ class SectionOfKinds(Section):
     @field_validator("*", mode="before")
     @classmethod
     def _listed(cls, value: Any, info: ValidationInfo) -> Any:
-        """Make a list a tuple, as a validator's values must be, and a single value a list of one.
-
-        A text for `c` is the name of a grid and stays a text.
-        """
-        if isinstance(value, list | tuple):
-            return tuple(value)
+        """Make lists tuples, and a single value a list of one; a text for `c` is the name of a grid."""
         name = info.field_name == "c" and isinstance(value, str)
-        return (value,) if info.field_name in cls.lists and not name else value
+        listed = isinstance(value, list) or (info.field_name in cls.lists and not name)
+        return as_list(value) if listed else value
 
     @field_validator("c", "lr", check_fields=False)
     @classmethod

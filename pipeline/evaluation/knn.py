@@ -1,10 +1,9 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, arXiv 1805.01978; DINO)."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,12 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.draws import check_tries, draw_few
 from pipeline.evaluation.features import Features, available
-from pipeline.evaluation.metrics import classification_outcome
-from pipeline.evaluation.task import SharedKeys, Task, refuse_shared
+from pipeline.evaluation.kinds import as_list
+from pipeline.evaluation.metrics import RANKED, classification_outcome
+from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
-_RANKED = 5  # classes of a prediction
 
 Groups = tuple[Tensor, Tensor]
 
@@ -46,11 +45,7 @@ class Knn(Section):
     seed: int = 0
     shared_keys: SharedKeys = "refuse"
 
-    @field_validator("k", "temperature", "representations", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    _as_list = field_validator("k", "temperature", "representations", mode="before")(as_list)
 
     @field_validator("k", "temperature")
     @classmethod
@@ -66,25 +61,37 @@ class Knn(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys()
-        bank, queries = task.features()
-        groups = self._groups(bank, queries)
+        bank, queries = task.features(self.shared_keys)
+        groups, notes = self._groups(bank, queries), list[str]()
+        if queries is bank:
+            of_image = torch.unique(torch.stack([bank.labels, bank.images]), dim=1)[0]
+            classes, images = torch.unique(of_image, return_counts=True)
+            if len(lonely := classes[images == 1]):
+                notes.append(
+                    f"{len(lonely)} classes have one image only, such as class {int(lonely[0])}: it cannot "
+                    "be right"
+                )
         names = available(self.representations, bank.names, "representations" in self.model_fields_set)
-        return [self._score(name, bank, queries, groups, task.subject.device) for name in names]
+        return [self._score(name, bank, queries, groups, tuple(notes), task.subject.device) for name in names]
 
     def _groups(self, bank: Features, queries: Features) -> Groups | None:
         """Number the images behind bank (n,) and queries (m,), where a query's own image must not vote."""
         if queries is bank:
-            names = list(zip(bank.sources, bank.keys, strict=True))
-            return _numbered(names, names)
-        if self.shared_keys == "refuse":
-            refuse_shared(bank.keys, queries.keys)
-        return _numbered(bank.keys, queries.keys) if self.shared_keys == "exclude" else None
+            images = bank.images
+            return images, images
+        if self.shared_keys != "exclude":
+            return None
+        numbers: dict[str, int] = {}
+        learnt, asked = (
+            torch.tensor([numbers.setdefault(key, len(numbers)) for key in one.keys])
+            for one in (bank, queries)
+        )
+        return learnt, asked
 
     def _score(
-        self, name: str, bank: Features, queries: Features, groups: Groups | None, device: torch.device
-    ) -> Outcome:
+        self, name: str, bank: Features, queries: Features, groups: Groups | None, notes: tuple[str, ...],
+        device: torch.device,
+    ) -> Outcome:  # fmt: skip
         centre = sum(part.sum(0) for part in bank.chunks(name)) / len(bank.labels) if self.centre else 0
         asked, largest = (queries.whole(name) - centre).to(device), max(self.k)
         options, found = list(product(self.k, self.temperature)), []
@@ -104,7 +111,7 @@ class Knn(Section):
         return classification_outcome(
             name, torch.cat([each[options[0]] for each in found]), queries.labels.repeat(len(found)),
             bank.facts, queries.facts, selection="none: k and temperature are given",
-            known=torch.unique(bank.labels), notes=tuple(_lonely(bank)) if queries is bank else (),
+            known=torch.unique(bank.labels), notes=notes,
             seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
             details={
                 **({"k and temperature": table} if len(options) > 1 else {}),
@@ -185,10 +192,10 @@ def rank_by_votes(
             chosen = slice(start, start + max(1, _MAX_SCORES // len(classes)))
             votes = torch.zeros(len(index[chosen]), len(classes))
             votes.scatter_add_(1, votes_for[index[chosen, :k]], weights[chosen])
-            most = votes.topk(min(_RANKED, len(classes)), dim=1)
+            most = votes.topk(min(RANKED, len(classes)), dim=1)
             rows.append(torch.where(most.values > 0, classes[most.indices], -1))
         everything = torch.cat(rows)
-        ranked[k, temperature] = F.pad(everything, (0, _RANKED - everything.shape[1]), value=-1)
+        ranked[k, temperature] = F.pad(everything, (0, RANKED - everything.shape[1]), value=-1)
     return ranked
 
 
@@ -202,21 +209,3 @@ def _check(voters: int, k: int, groups: Groups | None) -> None:
             f"give --set k={voters} or less, or a larger bank" if voters else "give a bank of other images"
         )
         raise ConfigError(f"k is {k}: only {voters} views of the bank may vote for each image; {remedy}")
-
-
-def _numbered(bank: Iterable[object], queries: Iterable[object]) -> Groups:
-    """Give equal names equal numbers: (n,) and (m,)."""
-    numbers: dict[object, int] = {}
-    bank_numbers, query_numbers = (
-        torch.tensor([numbers.setdefault(name, len(numbers)) for name in names]) for names in (bank, queries)
-    )
-    return bank_numbers, query_numbers
-
-
-def _lonely(bank: Features) -> Iterator[str]:
-    """Yield a note on classes of one image, which without test data cannot be right."""
-    distinct = set(zip(bank.labels.tolist(), bank.sources, bank.keys, strict=True))
-    images = Counter(label for label, _, _ in distinct)
-    lonely = sorted(label for label, count in images.items() if count == 1)
-    if lonely:
-        yield f"{len(lonely)} classes have one image only, such as class {lonely[0]}: it cannot be right"

@@ -131,8 +131,3 @@ def rate_c(
         {"c": c, "accuracy": float(right[i]) / images, "log loss": float(surprise[i]) / images}
         for i, c in enumerate(sorted(grid))
     ]
-
-
-def best_c(rated: Sequence[dict[str, float]]) -> float:
-    """Return the c of the highest accuracy, of several the one of the lowest log loss."""
-    return max(rated, key=lambda one: (one["accuracy"], -one["log loss"]))["c"]

@@ -10,12 +10,18 @@ from pipeline.report.scores import DataFacts, Outcome
 
 RESAMPLES = 1000
 LEVEL = 0.95
+RANKED = 5  # classes of a prediction, best first
 _MOST_CONFUSIONS = 10_000  # kept, the most frequent ones
 
 
-def bootstrap_interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
+def rank_classes(logits: Tensor) -> Tensor:
+    """Return the numbers (..., up to 5) of the best classes of logits (..., K), on the CPU."""
+    return logits.topk(min(RANKED, logits.shape[-1])).indices.cpu()
+
+
+def bootstrap_interval(values: Tensor) -> tuple[float, float]:
     """Return the 95% percentile interval of the mean of values (n,) over images drawn with replacement."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     means = [
         values[torch.randint(len(values), (len(values),), generator=random)].double().mean()
         for _ in range(RESAMPLES)
@@ -47,7 +53,7 @@ def classification_outcome(
     per_class = {str(int(label)): float(top1[truth == label].float().mean()) for label in classes}
     metrics = {"top-1": int(top1.sum()) / len(truth)}
     intervals = {"top-1": bootstrap_interval(top1.float())}
-    if len(known) > 5:
+    if len(known) > RANKED:
         metrics["top-5"] = int(top5.sum()) / len(truth)
         intervals["top-5"] = bootstrap_interval(top5.float())
     metrics["mean per class"] = sum(per_class.values()) / len(per_class)

@@ -34,8 +34,22 @@ class Resuming:
         self.device = next(network.parameters()).device
         self.losses: list[Tensor] = []
         self._written = time.monotonic()
-        if self.file.exists():
-            self._load()
+        if not self.file.exists():
+            return
+        try:
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            network.load_state_dict(state["network"])
+            optimiser.load_state_dict(state["optimiser"])
+            self.losses = list(state["losses"].to(self.device))
+            self.kept.update(state["kept"])
+            torch.set_rng_state(state["random"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random of the device"], self.device)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"the state of a training in {str(self.file)!r} cannot be read ({type(error).__name__}): "
+                "remove that file to train from the start"
+            ) from None
 
     @property
     def step(self) -> int:
@@ -60,22 +74,6 @@ class Resuming:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.file, buffer.getvalue())
         self._written = time.monotonic()
-
-    def _load(self) -> None:
-        try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.losses = list(state["losses"].to(self.device))
-            self.kept.update(state["kept"])
-            torch.set_rng_state(state["random"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["random of the device"], self.device)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"the state of a training in {str(self.file)!r} cannot be read ({type(error).__name__}): "
-                "remove that file to train from the start"
-            ) from None
 
     def finish(self) -> None:
         """Remove the file."""

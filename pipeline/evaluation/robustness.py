@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,57 +10,35 @@ from pydantic import Field
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.features import Features, available, extract_features
 from pipeline.evaluation.knn import nearest, rank_by_votes
 from pipeline.evaluation.metrics import classification_outcome
-from pipeline.evaluation.task import Task, refuse_shared
+from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
 
 
-@dataclass(frozen=True)
 class CorruptedViews:
     """The views of other data, each corrupted with a draw keyed by its name."""
 
-    of: Data
-    corruption: str
-    severity: int
-    seed: int
-
-    @property
-    def address(self) -> str:
-        """That of the clean images."""
-        return self.of.address
-
-    @property
-    def kind(self) -> Literal["tars", "folder", "cache"]:
-        """That of the clean images."""
-        return self.of.kind
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Those of the clean images."""
-        return self.of.class_names
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the clean images' digest and of the corruption."""
-        how = f"{self.of.digest} {self.corruption} {self.severity} {self.seed}"
-        return hashlib.sha256(how.encode()).hexdigest()
+    def __init__(self, of: Data, corruption: str, severity: int, seed: int) -> None:
+        self.of, self.corruption, self.severity, self.seed = of, corruption, severity, seed
+        self.address, self.kind, self.class_names = of.address, of.kind, of.class_names
+        self.digest = hashlib.sha256(f"{of.digest} {corruption} {severity} {seed}".encode()).hexdigest()
 
     def views(
         self, size: int, batch_size: int, left_out: LeftOut, *, labelled: bool = True
     ) -> Iterator[ViewBatch]:
         """Yield corrupted views."""
-        change = CORRUPTIONS[self.corruption]
+        how = (self.corruption, self.severity)
         for batch in self.of.views(size, batch_size, left_out, labelled=labelled):
-            keys = zip(batch.sources, batch.keys, strict=True)
+            views = zip(batch.pixels.numpy(), batch.sources, batch.keys, strict=True)
             changed = [
-                change(pixels, self.severity, generator(self.seed, self.corruption, self.severity, *key))
-                for pixels, key in zip(batch.pixels.numpy(), keys, strict=True)
+                corrupt(pixels, *how, generator(self.seed, *how, source, key))
+                for pixels, source, key in views
             ]
             pixels = torch.from_numpy(np.stack(changed))
             yield ViewBatch(pixels, batch.labels, batch.keys, batch.sources)
@@ -90,21 +67,17 @@ class Robustness(Section):
         """Score clean images and each corruption at each severity."""
         self._check(task)
         assert task.test is not None, "checked"
-        clean, bank = task.test, extract_features(task.subject, task.data, task.batch_size, task.store)
-        queries = extract_features(task.subject, clean, task.batch_size, task.store)
-        if self.shared_keys == "refuse":
-            refuse_shared(bank.keys, queries.keys, exclude=False)
+        bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
-        ranked = self._ranked(bank, queries, name, task)
-        accuracy = _accuracy(ranked, queries)
+        ranked, accuracy = self._ranked(bank, queries, name, task)
         table: list[dict[str, Any]] = []
         for corruption in self.corruptions:
             row: dict[str, Any] = {"corruption": corruption}
             for severity in self.severities:
-                views = CorruptedViews(clean, corruption, severity, self.seed)
+                views = CorruptedViews(task.test, corruption, severity, self.seed)
                 changed = extract_features(task.subject, views, task.batch_size, task.store)
-                row[f"severity {severity}"] = _accuracy(self._ranked(bank, changed, name, task), changed)
+                row[f"severity {severity}"] = self._ranked(bank, changed, name, task)[1]
             row["mean"] = float(np.mean([row[f"severity {severity}"] for severity in self.severities]))
             table.append(row)
             task.log(f"{corruption}: {row['mean']:.1%} of images right on average, clean {accuracy:.1%}")
@@ -125,8 +98,6 @@ class Robustness(Section):
             raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
         if task.test is None:
             raise ConfigError("robustness corrupts the images to test with: give --test-shards")
-        if self.shared_keys == "refuse":
-            task.refuse_shared_keys(exclude=False)
 
     def _known(self, bank: Features) -> torch.Tensor:
         classes = torch.unique(bank.labels)
@@ -138,13 +109,11 @@ class Robustness(Section):
                 )
         return torch.as_tensor(classes)
 
-    def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> torch.Tensor:
+    def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> tuple[torch.Tensor, float]:
+        """Return the best classes of each image (m, up to 5) by k-NN, and the share that is right."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
         parts = (part.to(task.subject.device) for part in bank.chunks(name, rows))
         found = nearest(parts, len(rows), queries.whole(name).to(task.subject.device), self.k)
         option = (self.k, self.temperature)
-        return rank_by_votes(found, bank.labels[rows], [option])[option]
-
-
-def _accuracy(ranked: torch.Tensor, queries: Features) -> float:
-    return float((ranked[:, 0] == queries.labels).double().mean())
+        ranked = rank_by_votes(found, bank.labels[rows], [option])[option]
+        return ranked, float((ranked[:, 0] == queries.labels).double().mean())

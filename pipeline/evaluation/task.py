@@ -49,12 +49,20 @@ class Task:
         known = repr((subject.facts.weights, subject.grid, subject.patch_size, sorted(values.items()), data))
         return self.folder / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
-    def features(self) -> tuple[Features, Features]:
-        """Return the features to learn from and those to test, which are the same without `test`."""
+    def features(self, shared_keys: SharedKeys, exclude: bool = True) -> tuple[Features, Features]:
+        """Return the features to learn from and those to test, which are the same without `test`.
+
+        Raises ConfigError for a key in both where `shared_keys` is "refuse"; `exclude` as in `refuse_shared`.
+        """
+        if shared_keys == "refuse":
+            self.refuse_shared_keys(exclude)
         bank = extract_features(self.subject, self.data, self.batch_size, self.store)
         if self.test is None:
             return bank, bank
-        return bank, extract_features(self.subject, self.test, self.batch_size, self.store)
+        test = extract_features(self.subject, self.test, self.batch_size, self.store)
+        if shared_keys == "refuse":  # the keys of a cache are known only now
+            refuse_shared(bank.keys, test.keys, exclude)
+        return bank, test
 
     def refuse_shared_keys(self, exclude: bool = True) -> None:
         """Raise ConfigError if a key is in the images to learn from and in the test images."""

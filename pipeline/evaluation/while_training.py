@@ -19,7 +19,7 @@ from pipeline.evaluation.kept_views import KeptViews, keep_views
 from pipeline.evaluation.run import EVALUATIONS
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
-from pipeline.report.scores import Outcome, SubjectFacts
+from pipeline.report.scores import SubjectFacts
 from pipeline.seeding import generator
 from pipeline.student.encoder import MaskedEncoder
 from pipeline.training.evaluating import Evaluate
@@ -67,23 +67,23 @@ def training_evaluation(
         store = Path(tempfile.mkdtemp(prefix="features.", dir=scratch))
         try:
             task = Task(subject, data, asked, store, store, batch_size=_BATCH)
-            return [_score(one.name, outcome) for one in settings for outcome in one.run(task)]
+            found = [(one.name, outcome) for one in settings for outcome in one.run(task)]
         finally:
             shutil.rmtree(store, ignore_errors=True)
+        firsts = [next(iter(outcome.metrics.items())) for _, outcome in found]
+        return [
+            {
+                "evaluation": name,
+                "representation": outcome.representation,
+                "metric": metric,
+                "value": value,
+                "interval": outcome.intervals.get(metric),
+                "chance": outcome.chance,
+            }
+            for (name, outcome), (metric, value) in zip(found, firsts, strict=True)
+        ]
 
     return evaluate
-
-
-def _score(evaluation: str, outcome: Outcome) -> dict[str, Any]:
-    (metric, value), *_ = outcome.metrics.items()
-    return {
-        "evaluation": evaluation,
-        "representation": outcome.representation,
-        "metric": metric,
-        "value": value,
-        "interval": outcome.intervals.get(metric),
-        "chance": outcome.chance,
-    }
 
 
 def _sets(config: EvaluateConfig, scratch: Path) -> tuple[ImageSet, ImageSet]:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.features import describe_data
-from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.metrics import classification_outcome, rank_classes
 from pipeline.evaluation.subject import Subject, recorded_teacher
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -52,7 +52,7 @@ class ZeroShot(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score the test images, or all images if there are no others."""
-        data = task.test or task.data
+        data, subject = task.test or task.data, task.subject
         names = data.class_names
         if not names:
             raise ConfigError("zero-shot reads the names of the classes: give --class-names FILE")
@@ -69,23 +69,24 @@ class ZeroShot(Section):
         ):
             raise ConfigError("each of templates must have {} where the name of the class belongs")
         clip = load_clip(spec)
-        is_student = task.subject.facts.kind == "run"
-        embed = _of_student(task) if is_student else _of_teacher(clip.projection, task.subject)
-        if weights_sha256(clip.model.visual) != _teachers_weights(task):
+        is_student = subject.facts.kind == "run"
+        embed = _of_student(task) if is_student else _of_teacher(clip.projection, subject)
+        teacher = read_run(task.run)["cache"]["teacher"] if task.run else {}
+        if weights_sha256(clip.model.visual) != teacher.get("weights_sha256", subject.facts.weights):
             raise ConfigError(
                 f"{spec!r} has other weights than the teacher, so its texts are in another space: "
                 "give the teacher's address with --set teacher=ADDRESS"
             )
-        classes = clip.classes(names, self.templates).to(task.subject.device)
+        classes = clip.classes(names, self.templates).to(subject.device)
         left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
         with torch.inference_mode():
-            for batch in data.views(task.subject.image_size, task.batch_size, left_out):
-                points = F.normalize(embed(batch.pixels.to(task.subject.device)).float(), dim=1)
-                ranked.append((points @ classes).topk(min(5, len(names)), dim=1).indices.cpu())
+            for batch in data.views(subject.image_size, task.batch_size, left_out):
+                points = F.normalize(embed(batch.pixels.to(subject.device)).float(), dim=1)
+                ranked.append(rank_classes(points @ classes))
                 used += zip(batch.sources, batch.keys, batch.labels, strict=True)
         if not used:
             raise ConfigError(f"{data.address!r} has no image that is whole and labelled: give others")
-        facts = describe_data(data, task.subject.image_size, used, left_out)
+        facts = describe_data(data, subject.image_size, used, left_out)
         truth = torch.tensor([label for _, _, label in used])
         return [
             classification_outcome(
@@ -114,13 +115,6 @@ class ZeroShot(Section):
                 "give its address with --set teacher=open_clip:MODEL/TAG or open_clip:local-dir:PATH"
             )
         return spec
-
-
-def _teachers_weights(task: Task) -> str:
-    """Return the SHA-256 of the weights of the network's teacher, or of the network if it is a teacher."""
-    if task.run is None:
-        return task.subject.facts.weights
-    return str(read_run(task.run)["cache"]["teacher"]["weights_sha256"])
 
 
 def _of_teacher(projection: Tensor | None, subject: Subject) -> Embed:

@@ -38,6 +38,7 @@ from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder, printable
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.module import fit_module
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
@@ -100,14 +101,15 @@ def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], o
 
 def build_teacher(options: ExtractionOptions) -> Teacher:
     """Load the teacher onto the device."""
-    teacher = load_teacher(
-        options.teacher,
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        levels=options.levels,
-        precision=resolve_precision(options.precision, options.device),
-    )
-    return teacher.to(options.device)
+    given: dict[str, Any] = {
+        "image_size": options.image_size,
+        "patch_size": options.patch_size,
+        "levels": options.levels,
+        "precision": resolve_precision(options.precision, options.device),
+    }
+    if isinstance(options.teacher, str):
+        return load_teacher(options.teacher, **given).to(options.device)
+    return fit_module(options.teacher, **given).to(options.device)
 
 
 def origin_of(options: ExtractionOptions) -> Origin:

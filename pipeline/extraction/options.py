@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.cache.reader import Cache
     from pipeline.cache.schema import Encoding
     from pipeline.cache.units import Unit
+    from pipeline.teacher.module import ModuleTeacher
     from pipeline.views.codec import ViewFormat
     from pipeline.views.maker import ViewMaker
     from pipeline.views.masking import RankStrategy
@@ -28,7 +29,7 @@ class ExtractionOptions:
 
     shards: "Sequence[SourceTar]"
     cache: str
-    teacher: str
+    teacher: "str | ModuleTeacher"
     device: "torch.device"
     levels: str = "5"
     views: int = 1
@@ -78,7 +79,8 @@ class ExtractionOptions:
                 f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
             )
         parse_levels(self.levels)
-        split_address(self.teacher)
+        if isinstance(self.teacher, str):
+            split_address(self.teacher)
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(

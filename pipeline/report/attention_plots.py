@@ -18,23 +18,22 @@ TEXT_COLOUR = "#7a8594"  # legible on light and dark pages, since plots have no 
 _HEAT = 0.65
 
 
-def heat_panel(pixels: Pixels, weights: NDArray[np.float32]) -> Pixels:
-    """Return a map (h, w) as heat over the image (H, W, 3) in grey, lightest where it is largest."""
-    # A softmax is peaky, and a few artefact tokens may hold most of it: the root of what 98% stay below.
-    level = np.sqrt((weights / max(float(np.quantile(weights, 0.98)), 1e-12)).clip(0, 1))
+def heat_panel(
+    pixels: Pixels, weights: NDArray[np.float32], quantile: float = 0.98, share: float = _HEAT
+) -> Pixels:
+    """Return a map (h, w) as heat over the image (H, W, 3) in grey, lightest where it is largest.
+
+    Weights above a `quantile` are cut; `share` is that of the colour of heat.
+    """
+    # A softmax is peaky: the root keeps its tail visible. A few artefact tokens may hold most of it.
+    level = np.sqrt((weights / max(float(np.quantile(weights, quantile)), 1e-12)).clip(0, 1))
     large = np.asarray(
         Image.fromarray(level.astype(np.float32)).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
     )
     heat = mpl.colormaps["inferno"](large)[..., :3] * 255
     luma = pixels @ np.array([0.299, 0.587, 0.114])
-    blend: Pixels = (_HEAT * heat + (1 - _HEAT) * luma[..., None]).astype(np.uint8)
+    blend: Pixels = (share * heat + (1 - share) * luma[..., None]).astype(np.uint8)
     return blend
-
-
-def colour_panel(colours: NDArray[np.float32]) -> Pixels:
-    """Return colours (h, w, 3) in 0 to 1 as pixels."""
-    pixels: Pixels = (colours * 255).round().astype(np.uint8)
-    return pixels
 
 
 def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:

@@ -2,12 +2,12 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.scores import is_outdated, read_scores, student_digest
+from pipeline.report.scores import Score, is_outdated, read_scores, student_digest
 from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
 
 _SEED = "train.seed"
@@ -34,18 +34,11 @@ class ComparedRun:
     seconds: float
     operations: float | None
     scores: Mapping[tuple[str, str, str], float]
-    chances: Mapping[tuple[str, str, str], float]
-    label: str = ""
 
     @property
     def images(self) -> int:
         """The images that training has shown, counting each view in each epoch."""
         return self.done * self.batch
-
-    @property
-    def all_operations(self) -> float | None:
-        """The operations of the whole run."""
-        return None if self.operations is None else self.operations * self.images
 
 
 @dataclass(frozen=True)
@@ -89,8 +82,8 @@ class Line:
     @property
     def operations(self) -> float | None:
         """The operations of a whole run."""
-        found = [run.all_operations for run in self.runs if run.all_operations]
-        return found[0] if found else None
+        found = (run.operations * run.images for run in self.runs if run.operations and run.images)
+        return next(found, None)
 
     @property
     def seconds(self) -> Spread | None:
@@ -137,13 +130,20 @@ class Comparison:
         return next(iter([*preferred, *self.columns]), None)
 
 
-def read_compared(folder: Path, label: str = "") -> ComparedRun:
+def first_metrics(scores: Iterable[Score]) -> dict[tuple[str, str, str], float]:
+    """Return the first metric of each (evaluation, representation, conditions)."""
+    return {
+        (score.evaluation, score.representation, score.conditions): next(iter(score.metrics.values()))
+        for score in scores
+    }
+
+
+def read_compared(folder: Path) -> ComparedRun:
     """Read a run's folder; raises CheckpointError if the folder holds none."""
     run = read_run(folder)
     metrics = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
     config, student = run["config"], student_digest(folder)
     current = [score for score in read_scores(folder) if not is_outdated(score, student)]
-    keyed = {(score.evaluation, score.representation, score.conditions): score for score in current}
     settings = {key: value for key, value in flat_config(config).items() if not key.startswith(_NO_MATTER)}
     if settings.get("optim.steps") is not None:
         settings.pop("optim.epochs", None)
@@ -151,7 +151,6 @@ def read_compared(folder: Path, label: str = "") -> ComparedRun:
         settings["targets"] = "teacher in the loop"
     return ComparedRun(
         name=folder.resolve().name,
-        label=label,
         seed=config["train"]["seed"],
         settings=settings,
         facts={
@@ -164,8 +163,7 @@ def read_compared(folder: Path, label: str = "") -> ComparedRun:
         batch=config["train"]["global_batch"],
         seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
         operations=run.get("operations"),
-        scores={key: next(iter(score.metrics.values())) for key, score in keyed.items()},
-        chances={key: score.chance for key, score in keyed.items()},
+        scores=first_metrics(current),
     )
 
 
@@ -187,18 +185,16 @@ def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
     caches = list(dict.fromkeys(run.facts["cache"] for run in runs))
     found: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        shown = [text for key in differing if (text := shown_setting(key, run.settings.get(key)))]
+        shown = []
+        for key in differing:  # a text stands alone, another value follows the last part of its key
+            value = run.settings.get(key)
+            if value is not None and not isinstance(value, str):
+                value = f"{key.rpartition('.')[2]} {json.dumps(value)}"
+            shown += [value] if value else []
         if len(caches) > 1:
             shown.append(f"cache {run.facts['cache'][:8]}")
         found.setdefault(", ".join(shown) or run.name, []).append(run)
     return [Line(label, group) for label, group in found.items()]
-
-
-def shown_setting(key: str, value: Any) -> str:
-    """Return a setting as part of a name: a text stands alone, another value follows its key's last part."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{key.rpartition('.')[2]} {json.dumps(value)}"
 
 
 def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:

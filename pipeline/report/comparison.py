@@ -2,12 +2,12 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.progress import duration
-from pipeline.report.compared import Comparison, Line, Spread
+from pipeline.report.compared import Comparison, Spread
 from pipeline.report.comparison_plot import comparison_chart, comparison_png
 from pipeline.report.page import PageSection, folded, render_page
 from pipeline.storage.files import replace_file
@@ -28,33 +28,32 @@ def write_comparison(out: Path, comparison: Comparison, subtitle: str) -> Path:
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
     """Return the table with every value of every run."""
+    lines = []
+    for line in comparison.lines:
+        first = line.runs[0] if line.runs else None
+        settings = first.settings if first else {}
+        scores = {comparison.name_of(key): line.score(key) for key in comparison.columns}
+        values = {
+            "label": line.label,
+            "settings": {key: settings[key] for key in comparison.differing if key in settings},
+            "seeds": [run.seed for run in line.runs],
+            "scores": {
+                name: {"mean": one.mean, "std": one.std, "values": list(one.values)}
+                for name, one in scores.items()
+                if one
+            },
+            "images": first.images if first else None,
+            "operations": line.operations,
+            "seconds": [round(run.seconds, 1) for run in line.runs],
+            "failures": [{"seed": seed, "reason": reason} for seed, reason in line.failures],
+            "waiting": line.waiting,
+        }
+        lines.append(values)
     return {
         "title": comparison.title,
         "settings": list(comparison.differing),
         "remarks": list(comparison.remarks),
-        "lines": [_line_data(comparison, line) for line in comparison.lines],
-    }
-
-
-def _line_data(comparison: Comparison, line: Line) -> dict[str, Any]:
-    first, *_ = [*line.runs, None]
-    scores = {comparison.name_of(key): line.score(key) for key in comparison.columns}
-    return {
-        "label": line.label,
-        "settings": {key: first.settings[key] for key in comparison.differing if key in first.settings}
-        if first
-        else {},
-        "seeds": [run.seed for run in line.runs],
-        "scores": {
-            name: {"mean": one.mean, "std": one.std, "values": list(one.values)}
-            for name, one in scores.items()
-            if one
-        },
-        "images": first.images if first else None,
-        "operations": line.operations,
-        "seconds": [round(run.seconds, 1) for run in line.runs],
-        "failures": [{"seed": seed, "reason": reason} for seed, reason in line.failures],
-        "waiting": line.waiting,
+        "lines": lines,
     }
 
 
@@ -75,17 +74,25 @@ def as_page(comparison: Comparison, subtitle: str) -> str:
         "the first row: runs of one seed begin with the same encoder and see the same images in the same "
         "order. Operations are floating-point operations of forward and backward pass."
     )
+    failed = {number for number, line in enumerate(comparison.lines) if line.failures}
+    table = _table(_head(comparison), _rows(comparison), failed)
     failures = "".join(f"<li>{html.escape(text)}</li>" for text in _failures(comparison))
     remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.remarks)
+    rows = []
+    for run in (run for line in comparison.lines for run in line.runs):
+        scores = (f"{run.scores[key]:.1%}" if key in run.scores else "" for key in comparison.columns)
+        steps = f"{run.done:,}" if run.done == run.steps else f"{run.done:,} of {run.steps:,}"
+        rows.append([run.name, *scores, steps, f"{run.seconds:.0f}"])
+    names = [comparison.name_of(key) for key in comparison.columns]
     return render_page(
         comparison.title,
         subtitle,
         [
             PageSection("", f'<div class="card wide figure" tabindex="0">{chart}</div>' if chart else ""),
-            PageSection("Table", f"<p>{html.escape(explanation)}</p>{_table(_head(comparison), comparison)}"),
+            PageSection("Table", f"<p>{html.escape(explanation)}</p>{table}"),
             PageSection("Failures", f'<ul class="card notes">{failures}</ul>' if failures else ""),
             PageSection("Remarks", f'<ul class="card notes">{remarks}</ul>' if remarks else ""),
-            PageSection("Runs", folded("Every run", _runs(comparison))),
+            PageSection("Runs", folded("Every run", _table(["run", *names, "steps", "seconds"], rows))),
         ],
     )
 
@@ -104,8 +111,9 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
     """Yield the cells of each line."""
     headline = comparison.headline
     for line in comparison.lines:
-        run, *_ = [*line.runs, None]
-        settings = [_shown(run.settings.get(key)) if run else "" for key in comparison.in_table]
+        run = line.runs[0] if line.runs else None
+        values = [run.settings.get(key) if run else None for key in comparison.in_table]
+        settings = ["" if x is None else x if isinstance(x, str) else json.dumps(x) for x in values]
         scores = [_percent(line.score(key)) for key in comparison.columns]
         difference = []
         if headline:
@@ -116,32 +124,19 @@ def _rows(comparison: Comparison) -> Iterator[list[str]]:
         cost = [
             f"{run.images:,}" if run and run.images else "",
             f"{line.operations:.3g}" if line.operations else "",
-            _seconds(line.seconds),
+            duration(round(line.seconds.mean)) if line.seconds else "",
         ]
         yield [line.label, *settings, state, *scores, *difference, *cost]
 
 
-def _table(head: list[str], comparison: Comparison) -> str:
-    """Return the table as HTML: names to the left, numbers to the right, failed lines marked."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], failed: Container[int] = ()) -> str:
+    """Return a table as HTML: names to the left, numbers to the right, rows of `failed` numbers marked."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = ""
-    for line, row in zip(comparison.lines, _rows(comparison), strict=True):
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row[1:])
-        kind = ' class="failed"' if line.failures else ""
-        body += f'<tr{kind}><th scope="row">{html.escape(row[0])}</th>{cells}</tr>'
-    return f'<div class="card wide compared" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _runs(comparison: Comparison) -> str:
-    """Return a table with a row for each run."""
-    names = [comparison.name_of(key) for key in comparison.columns]
-    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in ["run", *names, "steps", "seconds"])
-    body = ""
-    for run in (run for line in comparison.lines for run in line.runs):
-        scores = (f"{run.scores[key]:.1%}" if key in run.scores else "" for key in comparison.columns)
-        steps = f"{run.done:,}" if run.done == run.steps else f"{run.done:,} of {run.steps:,}"
-        cells = "".join(f"<td>{text}</td>" for text in (*scores, steps, f"{run.seconds:.0f}"))
-        body += f'<tr><th scope="row">{html.escape(run.name)}</th>{cells}</tr>'
+    for number, (name, *texts) in enumerate(rows):
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+        kind = ' class="failed"' if number in failed else ""
+        body += f'<tr{kind}><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     return f'<div class="card wide compared" tabindex="0"><table><tr>{top}</tr>{body}</table></div>'
 
 
@@ -160,11 +155,3 @@ def _percent(spread: Spread | None, *, sign: bool = False) -> str:
         return ""
     mean = f"{100 * spread.mean:+.1f}" if sign else f"{100 * spread.mean:.1f}"
     return mean if spread.std is None else f"{mean} ± {100 * spread.std:.1f}"
-
-
-def _seconds(spread: Spread | None) -> str:
-    return "" if spread is None else duration(round(spread.mean))
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

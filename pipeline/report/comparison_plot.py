@@ -1,7 +1,7 @@
 """The figure of a comparison: accuracy against training operations, a labelled point for each line."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -37,7 +37,7 @@ def comparison_chart(comparison: Comparison) -> str:
         return ""
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), points, label, comparison)
+        _draw(figure.add_subplot(), points, label, comparison, {})
         shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
         return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
 
@@ -77,67 +77,54 @@ def _draw(
     points: Sequence[Point],
     label: str,
     comparison: Comparison,
-    colours: dict[str, str] | None = None,
+    colours: Mapping[str, str],
 ) -> None:
-    def colour(marker: str) -> str:
-        return colours[marker] if colours else marker
-
+    """Draw all of the figure; `colours` may replace those of the page."""
+    ink, muted, accent = (colours.get(marker, marker) for marker in (plots.INK, plots.MUTED, plots.ACCENT))
     xs = [x for _, x, _, _ in points]
     axes.set(xlabel=label, ylabel=f"{comparison.name_of(comparison.headline or ('', '', ''))}, %")
     if min(xs) > 0 and max(xs) / min(xs) > 1.5:
         axes.set_xscale("log")
         plots.use_plain_ticks(axes.xaxis, max(xs) / min(xs))
     for _, x, value, std in points:
-        style: dict[str, Any] = {
-            "color": colour(plots.ACCENT),
-            "markersize": 6,
-            "capsize": 3,
-            "linewidth": 1.2,
-        }
+        style: dict[str, Any] = {"color": accent, "markersize": 6, "capsize": 3, "linewidth": 1.2}
         axes.errorbar(x, value, yerr=std or None, fmt="o", **style)
     for line in comparison.lines:  # the untrained encoder
         if not line.seconds and comparison.headline and (spread := line.score(comparison.headline)):
-            axes.axhline(100 * spread.mean, color=colour(plots.MUTED), linewidth=1.0, linestyle="--")
+            axes.axhline(100 * spread.mean, color=muted, linewidth=1.0, linestyle="--")
             at = axes.get_yaxis_transform()
-            place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": colour(plots.MUTED)}
+            place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": muted}
             axes.text(0.995, 100 * spread.mean, line.label, ha="right", va="bottom", **place)
     axes.margins(0.16, 0.12)
-    _label(axes, points, colour(plots.INK))
+    _label(axes, points, ink)
 
 
 def _label(axes: Axes, points: Sequence[Point], ink: str) -> None:
     """Write each point's name where it covers no other name and no point."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     frame, scale = axes.get_window_extent(), axes.figure.dpi / 72
+    height = 1.2 * _FONT * scale
     at = [axes.transData.transform((x, value)) for _, x, value, _ in points]
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
     for (name, x, value, _), (left, bottom) in sorted(
         zip(points, at, strict=True), key=lambda one: one[1][1]
     ):
+        width = len(name) * _CHARACTER * _FONT * scale
         boxes: list[tuple[float, int, Box]] = []
-        for offset, across, up in _PLACES:
-            box = _box(name, (left + offset[0] * scale, bottom + offset[1] * scale), across, up, scale)
+        for offset, across, up in _PLACES:  # the text's box at this place: left, bottom, right, top in pixels
+            x0 = left + offset[0] * scale - {"left": 0.0, "center": width / 2, "right": width}[across]
+            y0 = bottom + offset[1] * scale - {"bottom": 0.0, "center": height / 2, "top": height}[up]
+            box = (x0, y0, x0 + width, y0 + height)
             inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
-            boxes.append(
-                (sum(_overlap(box, other) for other in taken) + (0 if inside else 1e4), len(boxes), box)
+            covered = sum(
+                max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+                * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+                for other in taken
             )
+            boxes.append((covered + (0 if inside else 1e4), len(boxes), box))
         _, place, box = min(boxes)
         taken.append(box)
         offset, across, up = _PLACES[place]
         axes.annotate(
             name, (x, value), offset, textcoords="offset points", ha=across, va=up, color=ink, fontsize=_FONT
         )
-
-
-def _box(text: str, at: tuple[float, float], across: str, up: str, scale: float) -> Box:
-    """Estimate the place of a text: left, bottom, right, top in pixels."""
-    width, height = len(text) * _CHARACTER * _FONT * scale, 1.2 * _FONT * scale
-    left = at[0] - {"left": 0.0, "center": width / 2, "right": width}[across]
-    bottom = at[1] - {"bottom": 0.0, "center": height / 2, "top": height}[up]
-    return left, bottom, left + width, bottom + height
-
-
-def _overlap(one: Box, other: Box) -> float:
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return wide * high if wide > 0 and high > 0 else 0.0

@@ -5,9 +5,8 @@ import html
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,12 +15,10 @@ from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.errors import MaskAlignError
+from pipeline.report.attention_plots import Pixels, heat_panel
 from pipeline.report.page import PageSection
 from pipeline.stream.masks import MaskSource
 from pipeline.training.config import RunConfig
-
-Pixels = NDArray[np.uint8]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 _HATCH = ((46, 40, 82), (124, 112, 190))  # ground and lines, RGB
 _SHOWN = 6  # images of a run
@@ -55,18 +52,16 @@ def masked(image: MaskedImage) -> Pixels:
     seen[image.visible] = True
     row, column = np.indices(image.pixels.shape[:2])
     hatch = np.where(((row + column) // 2 % 4 == 0)[..., None], _HATCH[1], _HATCH[0]).astype(np.uint8)
-    return np.where(_spread(image, seen)[..., None], image.pixels, hatch)
+    grid = seen.reshape(len(image.pixels) // image.patch_size, -1)
+    shown = grid.repeat(image.patch_size, 0).repeat(image.patch_size, 1)
+    return np.where(shown[..., None], image.pixels, hatch)
 
 
 def overlaid(image: MaskedImage) -> Pixels:
     """Return the image (H, W, 3) uint8 in grey under a heat map of importance, lightest at the largest."""
     assert image.importance is not None
-    # A softmax is peaky: the root keeps its tail visible.
-    level = np.sqrt(image.importance.clip(0) / max(float(image.importance.max()), 1e-12))
-    heat = mpl.colormaps["inferno"](_spread(image, level))[..., :3] * 255
-    luma = image.pixels @ np.array([0.299, 0.587, 0.114])
-    blend: Pixels = (_HEAT * heat + (1 - _HEAT) * luma[..., None]).astype(np.uint8)
-    return blend
+    weights = image.importance.reshape(len(image.pixels) // image.patch_size, -1)
+    return heat_panel(image.pixels, weights, quantile=1, share=_HEAT)
 
 
 def strip(image: MaskedImage) -> str:
@@ -80,12 +75,6 @@ def strip(image: MaskedImage) -> str:
     panels.append(_panel("what the student sees", masked(image), alt))
     caption = f"<b>{key}</b> <span>{len(image.visible)} of {count} patches visible</span>"
     return f'<figure class="strip"><div>{"".join(panels)}</div><figcaption>{caption}</figcaption></figure>'
-
-
-def _spread(image: MaskedImage, values: NDArray[Scalar]) -> NDArray[Scalar]:
-    """Give each pixel the value of its patch: (N,) to (H, W)."""
-    grid = values.reshape(image.pixels.shape[0] // image.patch_size, -1)
-    return grid.repeat(image.patch_size, 0).repeat(image.patch_size, 1)
 
 
 def _panel(heading: str, pixels: Pixels, alt: str) -> str:

@@ -1,7 +1,7 @@
 """A plot of segmentations: images beside their true and predicted classes, with a legend."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -41,7 +41,11 @@ def save_mask_plot(
     coloured = [label for label in shown if label != _VOID] if classes > 20 else list(range(classes))
     table = np.full((_VOID + 1, 3), _VOID_COLOUR)
     table[coloured] = class_colours(len(coloured))
-    legend = list(_legend(shown[:_MOST_NAMED], class_names, table))
+    legend = []
+    for label in shown[:_MOST_NAMED]:
+        named = class_names[label] if label < len(class_names) else f"class {label}"
+        name = "void" if label == _VOID else named[:_LONGEST_NAME]
+        legend.append(Patch(facecolor=table[label], edgecolor="0.4", linewidth=0.5, label=name))
     legend_height = 0.2 + _LEGEND_ROW * -(-len(legend) // _LEGEND_COLUMNS)
     heights = [_ROW * min(1.6, 1.28 * image.shape[0] / image.shape[1]) for image, *_ in rows]
     total = sum(heights) + legend_height
@@ -66,9 +70,3 @@ def save_mask_plot(
     figure.savefig(buffer, format="png")
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, buffer.getvalue())
-
-
-def _legend(labels: Sequence[int], names: Sequence[str], table: NDArray[np.float64]) -> Iterator[Patch]:
-    for label in labels:
-        name = "void" if label == _VOID else names[label] if label < len(names) else f"class {label}"
-        yield Patch(facecolor=table[label], edgecolor="0.4", linewidth=0.5, label=name[:_LONGEST_NAME])

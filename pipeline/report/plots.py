@@ -71,18 +71,13 @@ def loss_chart(metrics: Metrics, warmup: int) -> str:
         _family(axes, terms, 0.9, alpha=0.65)
         steps, values = column(metrics, "loss")
         _line(axes, steps, values, INK, 2.0, "loss")
-        _use_log_axis(axes, [each for _, each in [*terms.values(), (steps, values)] if len(each)])
+        shown = np.concatenate([values, *(each for _, each in terms.values())])
+        if len(shown) and shown.min() > 0:
+            axes.set_yscale("log")
+            use_plain_ticks(axes.yaxis, shown.max() / shown.min())
         _finish(axes, warmup)
         alt = f"Line chart of the loss against steps{_from_to(values)}, with its {len(terms)} terms."
         return svg_element(figure, "loss", alt, len(terms))
-
-
-def _use_log_axis(axes: Axes, lines: Sequence[Values]) -> None:
-    """Make the y axis logarithmic, with plain numbers, if all values are above zero."""
-    if not lines or min(line.min() for line in lines) <= 0:
-        return
-    axes.set_yscale("log")
-    use_plain_ticks(axes.yaxis, max(line.max() for line in lines) / min(line.min() for line in lines))
 
 
 def use_plain_ticks(axis: Axis, ratio: float) -> None:
@@ -175,20 +170,14 @@ def _axes(label: str) -> tuple[Figure, Axes]:
 def _line(
     axes: Axes, steps: Values, values: Values, colour: str, width: float, label: str = "_", alpha: float = 1
 ) -> None:
-    """Draw a line, and a dot where there is only one value."""
+    """Draw a line, and a dot where there is only one value; runs of neighbours of a long one are averaged."""
     if not len(steps):
         return
-    marker = "o" if len(steps) == 1 else None
+    marker, parts = "o" if len(steps) == 1 else None, min(len(steps), _MAX_POINTS)
     style: dict[str, Any] = {"marker": marker, "markersize": 4, "color": colour, "linewidth": width}
-    axes.plot(_thin(steps), _thin(values), label=label, alpha=alpha, **style)
+    points = ([part.mean() for part in np.array_split(each, parts)] for each in (steps, values))
+    axes.plot(*points, label=label, alpha=alpha, **style)
     axes.set_xlim(0, 1.02 * max(steps[-1], 1))
-
-
-def _thin(values: Values) -> Values:
-    """Average runs of neighbours, so that a long log stays small."""
-    if len(values) <= _MAX_POINTS:
-        return values
-    return np.array([part.mean() for part in np.array_split(values, _MAX_POINTS)])
 
 
 def _from_to(values: Values) -> str:

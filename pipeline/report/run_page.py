@@ -125,11 +125,14 @@ def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageS
         f"Scores of the encoder on labelled images of {learnt}, {test}: for watching the run, not for "
         f"comparing networks. The bands are 95% intervals. All evaluations took {duration(seconds)}."
     )
-    names = list(dict.fromkeys(_curve(one) for line in evaluations for one in line["evaluations"]))
-    rows = (
-        [line["step"], *(shares.get(name) for name in names), f"{line['evaluations'][0]['chance']:.1%}"]
+    shares = [
+        {f"{one['evaluation']} {one['representation']}": f"{one['value']:.1%}" for one in line["evaluations"]}
         for line in evaluations
-        for shares in [{_curve(one): f"{one['value']:.1%}" for one in line["evaluations"]}]
+    ]
+    names = list(dict.fromkeys(name for found in shares for name in found))
+    rows = (
+        [line["step"], *(found.get(name) for name in names), f"{line['evaluations'][0]['chance']:.1%}"]
+        for line, found in zip(evaluations, shares, strict=True)
     )
     kinds = dict.fromkeys(one["evaluation"] for line in evaluations for one in line["evaluations"])
     cards = (
@@ -140,10 +143,6 @@ def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageS
     table = folded("Numbers of these charts", data_table(["step", *names, "chance"], rows))
     body = f'<p>{html.escape(text)}</p><div class="grid">{"".join(cards)}</div>{table}'
     return PageSection("Scores while training", body)
-
-
-def _curve(score: Mapping[str, Any]) -> str:
-    return f"{score['evaluation']} {score['representation']}"
 
 
 def _facts(run: Run) -> PageSection:

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,41 +61,31 @@ def _plot(file: Path, caption: str) -> str:
     )
 
 
-def _unit(score: Score) -> str:
-    return "pixels" if score.evaluation == "segment" else "images"
-
-
 def _confusions(score: Score) -> str:
     """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
+    unit = "pixels" if score.evaluation == "segment" else "images"
     labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
     if len(labels) > _MOST_CLASSES:
         wrong = [row for row in score.confused if row[0] != row[1]][:_MOST_PAIRS]
         rows = [[class_name(score, true), class_name(score, guess), count] for true, guess, count in wrong]
-        return data_table(["class", "taken for", _unit(score)], rows)
+        return data_table(["class", "taken for", unit], rows)
     counts = {(true, predicted): count for true, predicted, count in score.confused}
     head = "".join(
         f'<th scope="col"><span>{html.escape(class_name(score, one))}</span></th>' for one in labels
     )
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(class_name(score, true))}</th>'
-        f"{''.join(_cells(counts, true, labels))}</tr>"
-        for true in labels
-        if any((true, predicted) in counts for predicted in labels)
-    )
+    body = ""
+    for true in sorted({true for true, _ in counts}):
+        total, cells = sum(counts.get((true, predicted), 0) for predicted in labels), ""
+        for predicted in labels:
+            count, kind = counts.get((true, predicted), 0), "plus" if predicted == true else "minus"
+            share = f' class="{kind}" style="--w:{_DEEPEST * count / total:.0%}"' if count else ""
+            cells += f"<td{share}>{count or ''}</td>"
+        body += f'<tr><th scope="row">{html.escape(class_name(score, true))}</th>{cells}</tr>'
     return (
-        f"<p>A row is a true class, a column a predicted one; numbers are {_unit(score)}.</p>"
+        f"<p>A row is a true class, a column a predicted one; numbers are {unit}.</p>"
         f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
         "</table></div>"
     )
-
-
-def _cells(counts: Mapping[tuple[int, int], int], true: int, labels: Sequence[int]) -> Iterator[str]:
-    total = sum(counts.get((true, predicted), 0) for predicted in labels)
-    for predicted in labels:
-        count = counts.get((true, predicted), 0)
-        kind = "plus" if predicted == true else "minus"
-        share = f' class="{kind}" style="--w:{_DEEPEST * count / total:.0%}"' if count else ""
-        yield f"<td{share}>{count or ''}</td>"
 
 
 def _detail(name: str, value: Any) -> str:

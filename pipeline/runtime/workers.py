@@ -12,14 +12,14 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, util
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.signals import POLITE, blocked_signals
@@ -97,6 +97,10 @@ class Worker:
         """Return the worker's next message; raises WorkerDiedError or WorkerStalledError."""
         return self._talk(self._pipe.recv)
 
+    def fileno(self) -> int:
+        """Return the file descriptor of the pipe, for `ready_workers`."""
+        return self._pipe.fileno()
+
     def _talk(self, part: Callable[..., Any], *message: object) -> Any:
         try:
             return part(*message)
@@ -105,6 +109,11 @@ class Worker:
         except (EOFError, OSError):  # OSError: also in the middle of a message
             self._process.join()
             raise WorkerDiedError(self._process.exitcode) from None
+
+
+def ready_workers(workers: Sequence[Worker]) -> list[Worker]:
+    """Wait until at least one worker has sent a message or ended, and return those that have."""
+    return cast("list[Worker]", wait(cast("Sequence[Connection]", workers)))  # whatever has a fileno
 
 
 def worker_context(*modules: str) -> ForkServerContext:

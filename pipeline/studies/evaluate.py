@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
@@ -15,7 +14,7 @@ from pipeline.evaluation.kept_views import keep_views
 from pipeline.evaluation.run import EVALUATIONS, run_evaluation
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Evaluation, Task
-from pipeline.report.scores import Score, add_scores, read_scores
+from pipeline.report.scores import add_scores, read_scores
 from pipeline.studies.study import Study
 
 _MOST_KEPT = 4 << 30  # bytes of decoded views
@@ -33,10 +32,11 @@ class Judge:
 
     def missing(self, folder: Path, weights: str | None) -> list[Evaluation]:
         """Return the evaluations without scores in a folder for these weights and data."""
+        data = self.data and (self.data.address, (self.test or self.data).address)
         there = {
             (score.evaluation, score.protocol, str(score.options))
             for score in read_scores(folder)
-            if score.subject.weights == weights and self._is_ours(score)
+            if score.subject.weights == weights and (score.bank.address, score.test.address) == data
         }
         return [
             one
@@ -58,12 +58,6 @@ class Judge:
             name = subject.facts.name if subject.facts.kind == "untrained" else folder.name
             say(f"{name}: {one.name} {found}")
 
-    def _is_ours(self, score: Score) -> bool:
-        if self.data is None:
-            return False
-        test = self.test or self.data
-        return (score.bank.address, score.test.address) == (self.data.address, test.address)
-
 
 def make_judge(
     study: Study,
@@ -77,7 +71,12 @@ def make_judge(
 
     Raises ConfigError for settings and data that do not fit, SourceError for data that cannot be read.
     """
-    settings = [_settings(name, values) for name, values in study.evaluations.items()]
+    settings: list[Evaluation] = []
+    for name, values in study.evaluations.items():
+        try:
+            settings.append(parse_config(EVALUATIONS[name], values))
+        except ConfigError as error:
+            raise ConfigError(f"[evaluations.{name}] of the study: {error}") from None
     if not settings:
         return Judge((), None, None, scratch)
     if "probe" in study.evaluations and not test_shards:
@@ -91,21 +90,11 @@ def make_judge(
     test = open_images(list(test_shards), scratch, known=known) if test_shards else None
     bank: Data = CacheViews(cache, test.class_names if test else ())
     if learnt:
-        bank = _kept(LabelledImages(learnt, workers), len(learnt.images), size, scratch / "learnt.views")
-    tested = None
-    if test:
-        tested = _kept(LabelledImages(test, workers), len(test.images), size, scratch / "test.views")
+        bank = _kept(LabelledImages(learnt, workers), size, scratch / "learnt.views")
+    tested = _kept(LabelledImages(test, workers), size, scratch / "test.views") if test else None
     return Judge(settings, bank, tested, scratch)
 
 
-def _settings(name: str, values: dict[str, Any]) -> Evaluation:
-    try:
-        settings: Evaluation = parse_config(EVALUATIONS[name], values)
-    except ConfigError as error:
-        raise ConfigError(f"[evaluations.{name}] of the study: {error}") from None
-    return settings
-
-
-def _kept(data: LabelledImages, images: int, size: int, file: Path) -> Data:
+def _kept(data: LabelledImages, size: int, file: Path) -> Data:
     """Decode the views once and keep them, unless they take more than `_MOST_KEPT` bytes."""
-    return data if images * size**2 * 3 > _MOST_KEPT else keep_views(data, size, file)
+    return data if len(data.of.images) * size**2 * 3 > _MOST_KEPT else keep_views(data, size, file)

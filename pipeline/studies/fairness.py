@@ -1,7 +1,7 @@
 """Checks, from the folders of the runs, what the runs of a study must share."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.reader import Cache
@@ -39,7 +39,17 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
     """
     first: dict[str, tuple[str, str]] = {}
     for planned, run in pairs:
-        for what, key, value in _shared(planned, run):
+        assert planned.config is not None
+        cache, view = planned.cache.address, planned.cache.schema.view
+        student = planned.config.student.model_dump(mode="json")
+        start = [run.seed, student, [view.image_size, view.patch_size]]
+        shared: list[tuple[str, Any, str]] = [  # what, the key of the runs that share it, this run's value
+            ("cache digests", cache, run.facts["cache"]),
+            ("units", [cache, planned.config.data.views], run.facts["units"]),
+            ("initial encoder weights", start, run.facts["initial_encoder"]),
+            ("order seeds", [run.seed], str(planned.config.train.seed)),
+        ]
+        for what, key, value in shared:
             known, name = first.setdefault(json.dumps([what, key], sort_keys=True), (value, run.name))
             if known != value:
                 raise CheckpointError(
@@ -48,36 +58,21 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
                 )
 
 
-def _shared(planned: PlannedRun, run: ComparedRun) -> Iterator[tuple[str, Any, str]]:
-    """Yield what must be shared, a key of the runs that must share it, and this run's value."""
-    assert planned.config is not None
-    data, cache = planned.config.data, planned.cache.address
-    student = planned.config.student.model_dump(mode="json")
-    yield "cache digests", cache, run.facts["cache"]
-    yield "units", [cache, data.views], run.facts["units"]
-    view = planned.cache.schema.view
-    sizes = [view.image_size, view.patch_size]
-    yield "initial encoder weights", [run.seed, student, sizes], run.facts["initial_encoder"]
-    yield "order seeds", [run.seed], str(planned.config.train.seed)
-
-
 def remarks_on(caches: Mapping[str, Cache]) -> list[str]:
     """Return remarks for the table on what the caches differ in besides their encoding."""
-    if len(caches) < 2:
-        return []
-    name, *others = caches
-    return [
-        f"caches {name!r} and {other!r} differ in more than their encoding: {', '.join(differing)}"
-        for other in others
-        if (differing := list(_differences(caches[name], caches[other])))
-    ]
-
-
-def _differences(one: Cache, other: Cache) -> Iterator[str]:
-    units = [{(unit.source, unit.view) for unit in cache.units} for cache in (one, other)]
-    if units[0] != units[1]:
-        yield "source tars or views"
-    ours, theirs = (cache.schema.view.model_dump() for cache in (one, other))
-    yield from (f"view.{key}" for key in ours if ours[key] != theirs[key])
-    if one.schema.teacher.weights_sha256 != other.schema.teacher.weights_sha256:
-        yield "teacher"
+    (name, first), *others = caches.items()
+    remarks = []
+    for other, cache in others:
+        ours, theirs = (
+            {
+                "source tars or views": {(unit.source, unit.view) for unit in one.units},
+                **{f"view.{key}": value for key, value in one.schema.view.model_dump().items()},
+                "teacher": one.schema.teacher.weights_sha256,
+            }
+            for one in (first, cache)
+        )
+        if differing := [what for what in ours if ours[what] != theirs[what]]:
+            remarks.append(
+                f"caches {name!r} and {other!r} differ in more than their encoding: {', '.join(differing)}"
+            )
+    return remarks

@@ -1,19 +1,18 @@
 """The runs of a study: for each row and seed the configuration, the steps, and what is already trained."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.objectives.operations import training_operations
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
-from pipeline.studies.operations import planned_operations
 from pipeline.studies.study import SEED, Row, Study, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
-from pipeline.training.job import stream_spec
+from pipeline.training.job import initial_objective, objective_setting, stream_spec
 from pipeline.training.run_folder import METRICS_FILE, RUN_FILE, read_metrics, read_run
 
 RUNS = "runs"
@@ -58,7 +57,7 @@ class PlannedRun:
         return bool(run["starts"][-1].get("last_step") == run["steps"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """The runs of a study in the order of training: all rows with the first seed, then with the next."""
 
@@ -66,52 +65,52 @@ class Plan:
     rows: Sequence[Row]
     caches: Mapping[str, Cache]
     out: Path
-    budget: Budget | None = None
-    _shapes: dict[str, tuple[int, tuple[int, int], int | None]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.study.budget and self.budget is None:
-            self.budget = read_budget(self.study.budget)
+    budget: Budget | None
 
     @property
     def runs(self) -> list[PlannedRun]:
         """Every run; raises ConfigError if all of them are refused."""
-        found = [self._planned(row, seed) for seed in self.study.seeds for row in self.rows]
+        of_rows = [self._runs_of(row) for row in self.rows]
+        found = [run for of_seed in zip(*of_rows, strict=True) for run in of_seed]
         if all(run.config is None for run in found):
             raise ConfigError(f"all runs of the study are refused; {found[0].row.label!r}: {found[0].reason}")
         return found
 
-    def _planned(self, row: Row, seed: int) -> PlannedRun:
-        cache = self.cache_of(row)
-        folder = self.out / RUNS / f"{row.slug}-s{seed}"
-        settings = {**self.study.base, **row.settings, SEED: seed}
+    def _runs_of(self, row: Row) -> list[PlannedRun]:
+        """Return the run of each seed; all of them have the same steps and operations."""
+        cache = self.caches[row.cache or next(iter(self.caches))]
+        folders = {seed: self.out / RUNS / f"{row.slug}-s{seed}" for seed in self.study.seeds}
+        settings = {**self.study.base, **row.settings}
         try:
             settings["data.levels"] = _counted_levels(settings.get("data.levels"), cache)
             config = parse_config(RunConfig, nested(settings))
-            per_epoch, own, operations = self._shape(config, cache)
+            per_epoch = stream_spec(config, cache).steps_per_epoch
+            steps = steps_of_run(config.optim, per_epoch)
+            operations = _operations(config, cache)
             if self.budget:
                 count = self.budget.steps(per_epoch, config.train.global_batch, operations)
-                warmup = {"optim.warmup_steps": scaled_warmup(count, own)}
-                config = parse_config(RunConfig, nested({**settings, "optim.steps": count, **warmup}))
-                own = steps_of_run(config.optim, per_epoch)
+                settings |= {"optim.steps": count, "optim.warmup_steps": scaled_warmup(count, steps)}
+                steps = steps_of_run(parse_config(RunConfig, nested(settings)).optim, per_epoch)
+            configs = {seed: parse_config(RunConfig, nested({**settings, SEED: seed})) for seed in folders}
         except MaskAlignError as error:
-            return PlannedRun(row, seed, folder, cache, reason=" ".join(str(error).split()))
-        return PlannedRun(row, seed, folder, cache, config, own[0], per_epoch, operations)
+            reason = " ".join(str(error).split())
+            return [PlannedRun(row, seed, folder, cache, reason=reason) for seed, folder in folders.items()]
+        return [
+            PlannedRun(row, seed, folders[seed], cache, own, steps[0], per_epoch, operations)
+            for seed, own in configs.items()
+        ]
 
-    def cache_of(self, row: Row) -> Cache:
-        """Return the cache of a row."""
-        return self.caches[row.cache or next(iter(self.caches))]
 
-    def _shape(self, config: RunConfig, cache: Cache) -> tuple[int, tuple[int, int], int | None]:
-        """Return steps per epoch, steps and warm-up, and operations; the same for all seeds of a row."""
-        values = config.model_dump(mode="json")
-        values["train"]["seed"] = 0
-        key = json.dumps([cache.address, values], sort_keys=True)
-        if key not in self._shapes:
-            per_epoch = stream_spec(config, cache).steps_per_epoch
-            found = per_epoch, steps_of_run(config.optim, per_epoch), planned_operations(config, cache)
-            self._shapes[key] = found
-        return self._shapes[key]
+def _operations(config: RunConfig, cache: Cache) -> int | None:
+    """Return the operations (FLOP) of one image in training, None if they cannot be counted beforehand.
+
+    Once a run has begun, run.json has them.
+    """
+    try:
+        objective, setting = initial_objective(config, cache), objective_setting(config, cache)
+        return training_operations(objective, setting, config.mask.visible_count(cache.schema.patches))
+    except (MaskAlignError, AssertionError, AttributeError):  # an objective of codes, before they are fitted
+        return None
 
 
 def _counted_levels(levels: Any, cache: Cache) -> Any:
@@ -130,7 +129,8 @@ def _counted_levels(levels: Any, cache: Cache) -> Any:
 def make_plan(study: Study, caches: Sequence[str], out: Path, budget: str | None = None) -> Plan:
     """Open the caches, NAME=PATH for each that rows name, and return the runs; raises MaskAlignError."""
     rows = rows_of(study)
-    return Plan(study, rows, open_caches(rows, caches), out, read_budget(budget) if budget else None)
+    opened, limit = open_caches(rows, caches), budget or study.budget
+    return Plan(study, rows, opened, out, read_budget(limit) if limit else None)
 
 
 def open_caches(rows: Sequence[Row], given: Sequence[str]) -> dict[str, Cache]:

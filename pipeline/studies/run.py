@@ -7,18 +7,16 @@ memory after each run.
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.subject import student_subject, untrained_subject
-from pipeline.report.compared import ComparedRun, Comparison, Line, read_compared
+from pipeline.report.compared import ComparedRun, Comparison, Line, first_metrics, read_compared
 from pipeline.report.comparison import write_comparison
 from pipeline.report.run_page import write_run_report
 from pipeline.report.scores import read_scores, student_digest
@@ -27,25 +25,13 @@ from pipeline.studies.evaluate import Judge
 from pipeline.studies.fairness import refuse_unequal, refuse_unfit, remarks_on
 from pipeline.studies.plan import RUNS, Plan, PlannedRun
 from pipeline.studies.teacher_in_loop import InLoopJob, load_cached_teacher
-from pipeline.training.job import build_job
+from pipeline.training.job import TrainingJob, build_job
 from pipeline.training.run import run_training
 from pipeline.training.run_folder import RUN_FILE
 
 STUDY_FILE = "study.json"
 UNTRAINED = "untrained"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The runs to make here: every `count`-th from number `index` on; numbers begin at 1."""
-
-    index: int = 1
-    count: int = 1
-
-    def of(self, runs: Sequence[PlannedRun]) -> Sequence[PlannedRun]:
-        """Return the runs of this part."""
-        return runs[self.index - 1 :: self.count]
 
 
 @dataclass
@@ -71,14 +57,14 @@ class StudyRunner:
         claim_folder(self.plan)
         refuse_unfit(self.runs)
 
-    def run(self, part: Part | None = None) -> bool:
-        """Make the missing runs of a part; return whether all runs of the study are finished.
+    def run(self, runs: Sequence[PlannedRun]) -> bool:
+        """Make those of some runs that are missing; return whether all runs of the study are finished.
 
         Raises CheckpointError if runs do not share what they must. A signal to stop saves a checkpoint of the
         current run and sets `stopped_by` to its number.
         """
-        for run in (part or Part()).of(self.runs):
-            with self._held(run) as free:
+        for run in runs:
+            with locked(self.plan.out / RUNS / f".{run.name}.lock", wait=False) as free:
                 if not free:
                     self.say(f"{run.name}: skipped, since another process is making it")
                 elif self._attempt(run):
@@ -89,11 +75,6 @@ class StudyRunner:
             self._score_untrained()
         return self.write()
 
-    @contextmanager
-    def _held(self, run: PlannedRun) -> Iterator[bool]:
-        with locked(self.plan.out / RUNS / f".{run.name}.lock", wait=False) as free:
-            yield free
-
     def _attempt(self, run: PlannedRun) -> bool:
         """Make a run, and write the reason to a file if it fails; return whether anything was done."""
         before = self._failure(run), run.is_trained
@@ -101,10 +82,12 @@ class StudyRunner:
             return False
         try:
             self._make(run)
-        except MaskAlignError as error:
-            self._note(run, " ".join(str(error).split()))
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:  # a bug in one objective
-            self._note(run, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        except (MaskAlignError, RuntimeError, ValueError, AssertionError, OSError) as error:
+            reason = " ".join(str(error).split())
+            if not isinstance(error, MaskAlignError):  # a bug in one objective
+                reason = f"{type(error).__name__}: {reason[:500]}"
+            self.say(f"warning: {run.name} failed: {reason}")
+            replace_file(self._failure_file(run), f"{reason}\n".encode())
         else:
             if not self.stopped_by:
                 self._failure_file(run).unlink(missing_ok=True)
@@ -116,9 +99,13 @@ class StudyRunner:
             raise ConfigError(run.reason)
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
-            build = build_job
+            build: Callable[..., TrainingJob] = build_job
             if run.row.teacher_in_the_loop:
-                build = partial(build_job, kind=partial(InLoopJob, teacher=self._loaded(run)))
+                assert self.teacher is not None
+                indices = run.cache.level_indices(run.config.data.levels)
+                levels = [run.cache.schema.levels[index] for index in indices]
+                teacher = load_cached_teacher(self.teacher, run.cache, levels)
+                build = partial(build_job, kind=partial(InLoopJob, teacher=teacher))
             result = run_training(
                 run.cache,
                 run.folder,
@@ -126,25 +113,19 @@ class StudyRunner:
                 resume="auto",
                 device=self.device,
                 build=build,
-                say=self._warn,
+                say=lambda message: self.say(message) if message.startswith("warning:") else None,
             )
-            _forget_compiled()
+            # torch keeps only a few compiled steps of a function
+            torch.compiler.reset()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if result.done < result.steps:
                 self.stopped_by = result.stopped_by
                 return
         if self.judge.missing(run.folder, student_digest(run.folder)):
             self.judge.score(student_subject(run.folder, self.device), run.folder, self.say)
         write_run_report(run.folder)
-
-    def _loaded(self, run: PlannedRun) -> Any:
-        assert self.teacher is not None
-        assert run.config is not None
-        levels = [run.cache.schema.levels[each] for each in run.cache.level_indices(run.config.data.levels)]
-        return load_cached_teacher(self.teacher, run.cache, levels)
-
-    def _warn(self, message: str) -> None:
-        if message.startswith("warning:"):
-            self.say(message)
 
     def _score_untrained(self) -> None:
         """Score the encoder of the first possible row before its first step, once for each seed."""
@@ -164,40 +145,32 @@ class StudyRunner:
         Raises CheckpointError if runs do not share what they must.
         """
         found = {
-            run.name: read_compared(run.folder, run.row.label)
+            run.name: read_compared(run.folder)
             for run in self.runs
             if (run.folder / RUN_FILE).exists() and run.is_trained
         }
         refuse_unequal((run, found[run.name]) for run in self.runs if run.name in found and run.config)
-        lines = [self._line(row.label, found) for row in self.plan.rows]
-        lines = [*lines, *self._untrained_line()]
+        lines = []
+        for row in self.plan.rows:
+            ours = [run for run in self.runs if run.row.label == row.label]
+            failures = [(run.seed, reason) for run in ours if (reason := self._failure(run)) is not None]
+            there = [found[run.name] for run in ours if run.name in found]
+            lines.append(Line(row.label, there, failures, waiting=len(ours) - len(there) - len(failures)))
+        folders = [(seed, self._untrained_folder(seed)) for seed in self.plan.study.seeds]
+        untrained = [
+            ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores)
+            for seed, folder in folders
+            if (scores := first_metrics(read_scores(folder)))
+        ]
+        lines += [Line("untrained encoder", untrained)] if untrained else []
         remarks = remarks_on(self.plan.caches)
         comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
         write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
         return all(not line.waiting and not line.failures for line in lines)
 
-    def failed(self, part: Part) -> list[str]:
-        """Return the names of the runs of a part that ended with an error."""
-        return [run.name for run in part.of(self.runs) if self._failure(run) is not None]
-
-    def _line(self, label: str, found: dict[str, ComparedRun]) -> Line:
-        ours = [run for run in self.runs if run.row.label == label]
-        failures = [(run.seed, reason) for run in ours if (reason := self._failure(run)) is not None]
-        there = [found[run.name] for run in ours if run.name in found]
-        return Line(label, there, failures, waiting=len(ours) - len(there) - len(failures))
-
-    def _untrained_line(self) -> list[Line]:
-        folders = {seed: self._untrained_folder(seed) for seed in self.plan.study.seeds}
-        runs = []
-        for seed, folder in folders.items():
-            keyed = {(one.evaluation, one.representation, one.conditions): one for one in read_scores(folder)}
-            scores = {key: next(iter(score.metrics.values())) for key, score in keyed.items()}
-            chances = {key: score.chance for key, score in keyed.items()}
-            if scores:
-                runs.append(
-                    ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores, chances, UNTRAINED)
-                )
-        return [Line("untrained encoder", runs)] if runs else []
+    def failed(self, runs: Sequence[PlannedRun]) -> list[str]:
+        """Return the names of those of some runs that ended with an error."""
+        return [run.name for run in runs if self._failure(run) is not None]
 
     def _subtitle(self, there: int) -> str:
         cache = next(iter(self.plan.caches.values()))
@@ -222,10 +195,6 @@ class StudyRunner:
         except FileNotFoundError:
             return None
 
-    def _note(self, run: PlannedRun, reason: str) -> None:
-        self.say(f"warning: {run.name} failed: {reason}")
-        replace_file(self._failure_file(run), f"{reason}\n".encode())
-
 
 def claim_folder(plan: Plan) -> None:
     """Create the folder of a study, or accept one of the same study; raises ConfigError for another."""
@@ -249,11 +218,3 @@ def claim_folder(plan: Plan) -> None:
         raise ConfigError(f"--out {str(out)!r} is not a folder of this study: give a new or empty folder")
     values = {"title": plan.study.title, "caches": caches, "study": plan.study.model_dump(mode="json")}
     replace_file(file, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def _forget_compiled() -> None:
-    """Remove compiled steps, since torch keeps only a few per function, and free memory."""
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -3,13 +3,12 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Section, parse_config, read_settings
 from pipeline.errors import ConfigError
@@ -18,13 +17,28 @@ CACHE = "cache"  # the axis of named caches
 SEED = "train.seed"
 _STUDY_KEYS = ("title", "seeds", "budget", "recipe", "evaluations", "untrained")  # that --set may change
 
-Settings = dict[str, Any]  # by "section.key"
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by "section.key", from settings in this form or in tables of sections."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if "." in name:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            raise ValueError(f"{name!r} is not of the form section.key, such as mask.ratio")
+    return found
 
 
-class Variant(Section):
-    """A row beside the product of the axes: its name, its settings, and its cache if there are several.
+Settings = Annotated[dict[str, Any], AfterValidator(flattened)]  # by "section.key"
 
-    With `teacher_in_the_loop` the teacher computes the targets from the cached crops in every step.
+
+class Row(Section):
+    """A line of the table, trained once for each seed: its settings on top of the study's base.
+
+    `cache` is its cache, if there are several. With `teacher_in_the_loop` the teacher computes the targets
+    from the cached crops in every step.
     """
 
     label: str = Field(min_length=1)
@@ -32,10 +46,10 @@ class Variant(Section):
     cache: str | None = None
     teacher_in_the_loop: bool = False
 
-    @field_validator("settings")
-    @classmethod
-    def _flat(cls, settings: Settings) -> Settings:
-        return flattened(settings)
+    @property
+    def slug(self) -> str:
+        """The label as part of a folder name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-.") or "row"
 
 
 class Study(Section):
@@ -49,16 +63,11 @@ class Study(Section):
     recipe: str | None = None
     base: Settings = Field(default_factory=dict)
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[Row, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: str | None = None
     evaluations: dict[Literal["knn", "probe"], dict[str, Any]] = {"knn": {}, "probe": {}}  # noqa: RUF012
     untrained: bool = True
-
-    @field_validator("base")
-    @classmethod
-    def _flat(cls, settings: Settings) -> Settings:
-        return flattened(settings)
 
     @field_validator("seeds")
     @classmethod
@@ -81,34 +90,6 @@ class Study(Section):
         if not self.axes and not self.variants:
             raise ValueError("the study has no rows: give [axes], [[variants]] or both")
         return self
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: its settings on top of the study's base. It is trained once for each seed."""
-
-    label: str
-    settings: Settings
-    cache: str | None = None
-    teacher_in_the_loop: bool = False
-
-    @property
-    def slug(self) -> str:
-        """The label as part of a folder name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-.") or "row"
-
-
-def flattened(settings: Mapping[str, Any]) -> Settings:
-    """Return settings by "section.key", from settings in this form or in tables of sections."""
-    found: Settings = {}
-    for name, value in settings.items():
-        if "." in name:
-            found[name] = value
-        elif isinstance(value, Mapping):
-            found |= {f"{name}.{key}": each for key, each in value.items()}
-        else:
-            raise ValueError(f"{name!r} is not of the form section.key, such as mask.ratio")
-    return found
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -149,33 +130,21 @@ def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
 
 def rows_of(study: Study) -> tuple[Row, ...]:
     """Return the rows: the product of the axes, then the variants; raises ConfigError for equal names."""
-    rows = [*_product(study.axes), *map(_row_of, study.variants)]
+    rows = []
+    for values in product(*study.axes.values()) if study.axes else ():
+        chosen, label = dict(zip(study.axes, values, strict=True)), []
+        for key, value in chosen.items():  # a text stands alone, another value follows its key's last part
+            text = " ".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+            label.append(value if isinstance(value, str) else f"{key.rpartition('.')[2]} {text}")
+        cache = chosen.pop(CACHE, None)
+        rows.append(Row.model_construct(label=", ".join(label), settings=chosen, cache=cache))
+    rows += study.variants
     names = [row.slug for row in rows]
     if twice := [row.label for row in rows if names.count(row.slug) > 1]:
         raise ConfigError(
             f"{len(twice)} rows of the study have the name {twice[0]!r}: give each row its own label"
         )
     return tuple(rows)
-
-
-def _product(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Row]:
-    for values in product(*axes.values()) if axes else ():
-        chosen = dict(zip(axes, values, strict=True))
-        label = ", ".join(_name_of(key, value) for key, value in chosen.items())
-        cache = chosen.pop(CACHE, None)
-        yield Row(label, chosen, cache)
-
-
-def _row_of(variant: Variant) -> Row:
-    return Row(variant.label, variant.settings, variant.cache, variant.teacher_in_the_loop)
-
-
-def _name_of(key: str, value: Any) -> str:
-    """Name a value of an axis: a text stands alone, another value follows the last part of its key."""
-    if isinstance(value, str):
-        return value
-    text = json.dumps(value) if not isinstance(value, list) else " ".join(map(str, value))
-    return f"{key.rpartition('.')[2]} {text}"
 
 
 def _refuse_unknown(study: Study) -> None:

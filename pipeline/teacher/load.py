@@ -7,7 +7,7 @@ from pipeline.teacher.request import RANDOM, resolve_levels, split_address, stud
 from pipeline.teacher.source import Source
 from pipeline.teacher.teacher import Teacher
 from pipeline.teacher.timm_zoo import load_timm
-from pipeline.teacher.tower import build_tower
+from pipeline.teacher.tower import Tower, build_tower
 from pipeline.weights import weights_sha256
 
 _LOADERS = {"open_clip": load_open_clip, "timm": load_timm}
@@ -37,7 +37,13 @@ def fit_teacher(
 ) -> Teacher:
     """Fit a loaded tower to a grid and write down its facts; raises ConfigError."""
     digest = weights_sha256(source.module)  # first: fitting replaces the positions
-    tower = build_tower(source.module, spec, grid)
+    return describe(build_tower(source.module, spec, grid), source, digest, grid, levels, precision)
+
+
+def describe(
+    tower: Tower, source: Source, digest: str, grid: int, levels: str | tuple[int, ...], precision: str
+) -> Teacher:
+    """Return a teacher with the facts of a tower on a grid; raises ConfigError for levels it has not."""
     facts = TeacherFacts(
         library=source.library,
         name=source.name,

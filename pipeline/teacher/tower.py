@@ -77,7 +77,7 @@ def require_plain(model: TimmViT, spec: str) -> None:
         raise not_plain(spec, f"is a {name} made of {type(odd[0]).__name__}")
 
 
-def _affine(norm: nn.Module) -> nn.LayerNorm | None:
+def layer_norm(norm: nn.Module | None) -> nn.LayerNorm | None:
     """Return a norm if it is a LayerNorm over the channels with gamma and beta."""
     if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
         return norm
@@ -129,7 +129,7 @@ def _timm_tower(model: TimmViT, grid: int) -> Tower:
         prefix=prefix,
         has_cls=model.has_class_token,
         final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-        post_norm=_affine(model.norm),
+        post_norm=layer_norm(model.norm),
         projection=None,
         outputs=partial(_outputs, model, return_prefix_tokens=True, output_dict=True),
         importance=importance,
@@ -147,7 +147,7 @@ def _open_clip_tower(visual: OpenClipViT, grid: int) -> Tower:
     blocks = visual.transformer.resblocks
     last = len(blocks) - 1
     by_token = visual.attn_pool is None and not visual.final_ln_after_pool
-    post_norm = _affine(visual.ln_post) if by_token else None
+    post_norm = layer_norm(visual.ln_post) if by_token else None
     return Tower(
         module=visual,
         depth=len(blocks),

@@ -97,8 +97,8 @@ def paley_order(size: int) -> int:
             return order
         if order % 2 or not order:
             raise ConfigError(
-                f"objective.balance 'phi-s' needs a Hadamard matrix of the target's {size} channels, and none "
-                "is known here: set objective.balance=equal"
+                f"objective.balance 'phi-s' needs a Hadamard matrix of the target's {size} channels, and "
+                "none is known here: set objective.balance=equal"
             )
         order //= 2
 

@@ -17,7 +17,7 @@ from pipeline.objectives.needs import Needs, TargetKind, target_field
 from pipeline.objectives.objective import Batch, Targets
 from pipeline.training.phi_s import PhiStandardisation
 
-_AFTER_THE_LAST_BLOCK: tuple[TargetKind, ...] = ("post_norm", "projected")
+AFTER_THE_LAST_BLOCK: tuple[TargetKind, ...] = ("post_norm", "projected")
 
 
 class TeacherOutput(nn.Module):
@@ -55,7 +55,7 @@ def make_target(
     if kind == "whiten":
         return whitened
     whitened, std = exact(whitened), exact(std)
-    if kind in _AFTER_THE_LAST_BLOCK:
+    if kind in AFTER_THE_LAST_BLOCK:
         assert output is not None
         values: Tensor = output(whitened, std, projected=kind == "projected")
         return values if kind == "projected" else F.layer_norm(values, whitened.shape[-1:])
@@ -162,7 +162,7 @@ def cached_targets(
 
 def teacher_output(cache: Cache, target: TargetKind) -> TeacherOutput | None:
     """Return the stored norm and projection for a target that is made of them, None for another."""
-    if target not in _AFTER_THE_LAST_BLOCK:
+    if target not in AFTER_THE_LAST_BLOCK:
         return None
     arrays = {name: torch.from_numpy(values) for name, values in cache.teacher_output().items()}
     eps = cache.schema.teacher.post_norm_eps
@@ -174,7 +174,7 @@ def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
     """Raise ConfigError if the cache lacks the norm or projection of a target, or a level is not the last."""
     target, schema = needs.target, cache.schema
     used = sorted({schema.levels[level] for part in needs.targets(levels).values() for level in part})
-    if target not in _AFTER_THE_LAST_BLOCK or not used:
+    if target not in AFTER_THE_LAST_BLOCK or not used:
         return
     last, substitute = schema.teacher.depth - 1, "set objective.target=whiten as a substitute"
     lacking = schema.teacher.post_norm_eps is None and "final norm"

@@ -70,9 +70,14 @@ def encode_view(pixels: Pixels, view_format: ViewFormat) -> bytes:
         buffer = io.BytesIO()
         np.save(buffer, pixels)
         return buffer.getvalue()
+    return encode_jpeg(pixels, JPEG_QUALITY)
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encode an image (H, W, 3) uint8."""
     return bytes(
         simplejpeg.encode_jpeg(
-            pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING, fastdct=False
+            pixels, quality=quality, colorspace="RGB", colorsubsampling=JPEG_SUBSAMPLING, fastdct=False
         )
     )
 

@@ -1,5 +1,6 @@
 """A sample of a source tar, and what replaces a skipped one. Imports little: the stream's workers need it."""
 
+import json
 import re
 from dataclasses import dataclass
 from tarfile import TarInfo
@@ -45,14 +46,28 @@ class SourceSample:
 
 
 def label_of(sample: SourceSample) -> tuple[int, str]:
-    """Return the class index of member `cls`, or NO_LABEL and why the member, if any, is not a label."""
-    text = sample.members.get("cls", b"").strip()
+    """Return the class index of member `cls`, or NO_LABEL and why the member, if any, is not a label.
+
+    Without `cls` it is the whole number `label` in member `json`, as some public ImageNet tars have it.
+    """
     if "cls" not in sample.members:
-        return NO_LABEL, sample.label_fault
+        label = _noted_label(sample.members.get("json", b""))
+        return label, sample.label_fault if label == NO_LABEL else ""
+    text = sample.members["cls"].strip()
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text), ""
     shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"
+
+
+def _noted_label(notes: bytes) -> int:
+    """Return the label in a JSON object, NO_LABEL if there is none: such notes may be about anything."""
+    try:
+        label = json.loads(notes)["label"]
+    except (ValueError, KeyError, TypeError):
+        return NO_LABEL
+    is_index = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 10**_LABEL_DIGITS
+    return label if is_index else NO_LABEL
 
 
 def key_of_member(info: TarInfo) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ _ACCEPTED = (
     "give a brace pattern such as 'train-{000000..000009}.tar', a glob, tars, a folder of .tar files, "
     "or a text file that lists one tar per line; tars and folders may be URLs"
 )
+UNFINISHED = ".packing"  # a folder in that of the tars until pack-images has made all of them
+_TABLES, _LISTS = (".parquet", ".arrow"), (".csv", ".tsv")
 _NO_MATCH = "match no .tar file"
-_PACK = "pack the images into webdataset tars of KEY.jpg and KEY.cls first"
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
 _PATTERN = re.compile(r"[*?\[{]")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -158,6 +160,8 @@ def _tars(files: Iterable[Path]) -> list[str]:
 
 def _in_folder(path: Path) -> list[str]:
     """Return the tars of a folder, sorted; raises ConfigError that says what it holds instead."""
+    if (path / UNFINISHED).is_dir():
+        raise ConfigError(f"folder {str(path)!r} is not packed to its end: run pack-images again first")
     if tars := _tars(path.iterdir()):
         return tars
     held = list(islice(path.rglob("*"), _LOOKED_AT))
@@ -168,9 +172,16 @@ def _in_folder(path: Path) -> list[str]:
         )
     if image := next((file for file in held if file.suffix[1:].lower() in IMAGE_EXTENSIONS), None):
         raise ConfigError(
-            f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_PACK}"
+            f"folder {str(path)!r} holds image files, such as {str(image)!r}, but no .tar file: {_pack(path)}"
         )
+    if any(file.suffix in _TABLES for file in held):
+        raise ConfigError(f"folder {str(path)!r} holds a data set, but no .tar file: {_pack(path)}")
     raise _refusal(path, _NO_MATCH)
+
+
+def _pack(path: Path) -> str:
+    """Return the remedy for images that are not in tars."""
+    return f"pack it first, by pack-images {shlex.quote(str(path))} OUT, and give OUT"
 
 
 def _listed(path: Path) -> list[str]:
@@ -181,7 +192,9 @@ def _listed(path: Path) -> list[str]:
             f"{shown} is a tar, but its name does not end in .tar: rename it, unpack a compressed tar first"
         )
     if path.suffix[1:].lower() in IMAGE_EXTENSIONS:
-        raise ConfigError(f"{shown} is an image: {_PACK}")
+        raise ConfigError(f"{shown} is an image: {_pack(path.parent)}")
+    if path.suffix.lower() in _TABLES:
+        raise ConfigError(f"{shown} is a table: {_pack(path)}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -190,6 +203,8 @@ def _listed(path: Path) -> list[str]:
     if not named:
         raise _refusal(path, f"{_NO_MATCH}, since the list is empty")
     if other := next((name for name in named if not name.endswith(".tar")), ""):
+        if path.suffix.lower() in _LISTS:
+            raise ConfigError(f"{shown} lists no tars: {_pack(path)}")
         line = printable(other)[:80]
         raise _refusal(path, f"is read as a text list, but its line {line!r} does not end in .tar")
     return [name if is_url(name) else str(path.parent / _at_home(Path(name))) for name in named]

@@ -1,24 +1,165 @@
-"""Every recipe is valid and complete, and the one for B equals the defaults of train-student."""
+"""Every recipe is valid, and its commands run: in small, with a tiny teacher of the same kind."""
 
+import re
+import shlex
+from functools import partial
 from pathlib import Path
 
+import open_clip
 import pytest
+import timm
+import typer
+from caches import TEACHER
+from test_documents import refusal, without_torchrun
+from tiny_clip import peaky, write_clip
+from typer.testing import CliRunner
 
 import stages
+from pipeline.cache.reader import Cache
 from pipeline.config import load_config
+from pipeline.student.export import write_timm_folder
 from pipeline.training.config import RunConfig
+from stages.extract_teacher import extract_teacher
+from stages.train_student import train_student
 
 RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
+SHAPE = {"embed_dim": 32, "depth": 6, "num_heads": 4, "num_classes": 0}
+SMALL_VIEW = (
+    "--image-size",
+    "32",
+    "--patch-size",
+    "8",
+    "--batch-size",
+    "16",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+)
+SMALL_RUN = (
+    "student.options={depth=2, embed_dim=32, num_heads=2}",
+    "data.workers=0",
+    "optim.steps=2",
+    "optim.warmup_steps=1",
+    "train.global_batch=8",
+)
+
+
+def comment(recipe, word):
+    """The text behind a word in the comments of a recipe, "" without it."""
+    return next(iter(re.findall(rf"^# {word} +(.*)", recipe.read_text(), re.MULTILINE)), "")
+
+
+def commands(recipe):
+    """The words of the commands that make a recipe's cache and its run."""
+    return [without_torchrun(shlex.split(comment(recipe, word))) for word in ("cache", "command")]
+
+
+def value(words, option):
+    return words[words.index(option) + 1]
+
+
+SETTINGS = [path for path in RECIPES if path.parent.name == "recipes" and comment(path, "cache")]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_valid_and_says_command_time_and_result(recipe):
     load_config(RunConfig, recipe)
-    comments = [line for line in recipe.read_text().splitlines() if line.startswith("# ")]
     for word in ("command", "time", "expected"):
-        assert any(line.startswith(f"# {word} ") for line in comments), word
+        assert comment(recipe, word), word
 
 
 def test_the_recipe_for_b_is_the_default():
     recipe = next(path for path in RECIPES if path.stem == "vit_b16")
     assert load_config(RunConfig, recipe) == RunConfig()
+
+
+def test_commands_of_the_recipes_are_accepted_and_fit_together():
+    assert len(SETTINGS) == 9
+    for recipe in SETTINGS:
+        extract, train = commands(recipe)
+        assert [refusal(words) for words in (extract, train)] == [None, None]
+        assert value(extract, "--cache") == value(train, "--cache")
+        assert Path(value(train, "--config")).name == recipe.name
+        config = load_config(RunConfig, recipe)
+        amount = f"{config.optim.steps} steps" if config.optim.steps else f"{config.optim.epochs:g} epochs"
+        assert comment(recipe, "time").startswith(amount)
+
+
+def test_teachers_of_the_recipes_exist():
+    for recipe in SETTINGS:
+        library, _, name = value(commands(recipe)[0], "--teacher").partition(":")
+        if library == "open_clip":
+            model, _, tag = name.partition("/")
+            tags = open_clip.list_pretrained_tags_by_model(model.removesuffix("-quickgelu"))
+            assert tag in tags
+            assert model in open_clip.list_models()
+        else:
+            assert name in [*timm.list_pretrained(), TEACHER.partition(":")[2]]
+
+
+def tiny_timm(architecture, folder, size, patch):
+    """Write a tiny model of an architecture of timm; return its address."""
+    options = SHAPE | {"img_size": size, "patch_size": patch}
+    write_timm_folder(peaky(timm.create_model(architecture, **options)), architecture, options, folder)
+    return f"timm:local-dir:{folder}"
+
+
+def tiny_open_clip(folder, **changes):
+    """Write a tiny CLIP; return its address."""
+    write_clip(folder, layers=6, **changes)
+    return f"open_clip:local-dir:{folder}"
+
+
+STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and 14
+    "open_clip:ViT-B-16-quickgelu/openai": tiny_open_clip,
+    "open_clip:ViT-L-14-quickgelu/openai": partial(tiny_open_clip, patch_size=7, image_size=28),
+    "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
+    "timm:vit_base_patch14_reg4_dinov2.lvd142m": partial(
+        tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7
+    ),
+    TEACHER: lambda _folder: TEACHER,
+}
+
+
+def call(function, *arguments):
+    """Call a command; returns what it printed."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(function)
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def cache_of(tars, tmp_path_factory):
+    """Make the cache of a recipe in small, once for those with the same command; return its path."""
+    made = {}
+
+    def make(recipe):
+        words = commands(recipe)[0]
+        teacher, number = value(words, "--teacher"), len(made)
+        if (known := tuple(words)) not in made:
+            folder = tmp_path_factory.mktemp(f"recipe-{number}")
+            changed = {
+                words[1]: tars / "train-0000.tar",
+                value(words, "--cache"): folder / "a.cache",
+                teacher: STAND_INS[teacher](folder / "teacher"),
+            }
+            arguments = [changed.get(word, word) for word in words[1:]]
+            assert "\nextraction " in call(extract_teacher, *arguments, *SMALL_VIEW, "--dry-run")
+            assert not (folder / "a.cache").exists()
+            call(extract_teacher, *arguments, *SMALL_VIEW)
+            made[known] = folder / "a.cache"
+        return made[known]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", SETTINGS, ids=lambda path: path.stem)
+def test_a_recipe_runs_in_small(recipe, cache_of, tmp_path):
+    cache = cache_of(recipe)
+    assert len(Cache(cache).schema.levels) == 5
+    changes = [part for one in SMALL_RUN for part in ("--set", one)]
+    run = ("--cache", cache, "--run", tmp_path / "run", "--config", recipe, "--device", "cpu")
+    assert "2 of 2 steps done" in call(train_student, *run, *changes)

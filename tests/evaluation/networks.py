@@ -106,7 +106,7 @@ class FeatureTask(Task):
 
     given: tuple = ()
 
-    def features(self):
+    def features(self, *_keys, **_how):
         return self.given
 
 

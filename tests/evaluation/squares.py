@@ -1,12 +1,11 @@
 """Generated images of two coloured squares with exact boxes and polygons, and tars of them."""
 
-import io
 import json
-import tarfile
 
 import numpy as np
+from networks import png
 from PIL import Image, ImageDraw
-from tars import add_member
+from tars import write_tar
 
 COLOURS = ((220, 40, 40), (40, 60, 220))
 
@@ -24,23 +23,14 @@ def squares(number, width=64, height=48):
         ImageDraw.Draw(drawn).rectangle([left, top, right - 1, bottom - 1], fill=colour)
         notes["boxes"].append([left, top, right, bottom])
         notes["polygons"].append([[left, top, right, top, right, bottom, left, bottom]])
-    return encoded(drawn), notes
-
-
-def encoded(image):
-    """Return the bytes of an image as a PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(np.array(drawn)), notes
 
 
 def tar_of(path, samples):
     """Write a tar of {key: (bytes of KEY.png, notes | None)} and return its path."""
-    with tarfile.open(path, "w") as tar:
-        for key, (data, notes) in samples.items():
-            add_member(tar, f"{key}.png", data)
-            if notes is not None:
-                add_member(
-                    tar, f"{key}.json", notes if isinstance(notes, bytes) else json.dumps(notes).encode()
-                )
-    return path
+    members = {}
+    for key, (data, notes) in samples.items():
+        members[f"{key}.png"] = data
+        if notes is not None:
+            members[f"{key}.json"] = notes if isinstance(notes, bytes) else json.dumps(notes).encode()
+    return write_tar(path, {}, members=members)

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from networks import png
 from PIL import Image
 from sklearn.metrics import jaccard_score
 from torchvision import tv_tensors
@@ -20,12 +21,6 @@ from pipeline.evaluation.segmentation.dense import (
     training_transform,
 )
 from pipeline.evaluation.segmentation.sliding import best_classes, slide, window_starts
-
-
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def one_object(height, width, top, left, bottom, right):

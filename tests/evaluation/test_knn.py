@@ -12,7 +12,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import knn
 from pipeline.evaluation.crops import ViewBatch
 from pipeline.evaluation.knn import Knn, knn_predictions
-from pipeline.evaluation.run import EVALUATIONS, run_evaluation
+from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import SubjectFacts
@@ -253,9 +253,3 @@ def test_classes_without_neighbours_are_noted(scored):
     assert scored(BANK, Points({"v": (3, 0)})).notes == (
         "all test images are of one class: the accuracy says nothing",
     )
-
-
-def test_every_evaluation_has_its_name_and_defaults():
-    assert {name: settings().name for name, settings in EVALUATIONS.items()} == {
-        name: name for name in EVALUATIONS
-    }

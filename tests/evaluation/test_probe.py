@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from networks import continued, feature_task, squares, stored, task, tiny_subject
 from sklearn.linear_model import LogisticRegression
-from timm.optim import Lars as TimmLars
 from torch import nn
 
 from pipeline.config import load_config
@@ -361,8 +360,9 @@ def test_the_published_probe_ends_with_its_last_epoch(images, tmp_path):
 def test_a_batch_is_at_most_a_tenth_of_the_training_set_and_comes_in_parts(images, tmp_path):
     learnt, tested = images
     given = task(tmp_path, tiny_subject(), learnt, tested)
-    bank, _ = given.features()
-    plan = crop_training.plan_crops(given, bank, "probe", select="none", epochs=2, batch=9999, seed=0)
+    bank, _ = given.features("refuse")
+    options = Probe(kind="published", epochs=2, batch=9999)
+    plan = crop_training.plan_crops(options, given, bank, hold_out=False)
     assert (plan.batch, plan.steps, plan.scale) == (32, 3, 32 / 256)
     sizes, seen = [], []
     for step in plan.batches(given, 32):
@@ -389,17 +389,6 @@ def test_lars_is_that_of_mae_by_hand():
         weight, bias = weight - 0.5 * momentum[0], bias - 0.5 * momentum[1]
     torch.testing.assert_close(found[0].detach(), weight)
     torch.testing.assert_close(found[1].detach(), bias)
-
-
-def test_lars_is_timms_for_weights():
-    start = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    ours, timms = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimisers = Lars([ours], lr=0.5), TimmLars([timms], lr=0.5, momentum=0.9, always_adapt=True)
-    for step in range(3):
-        for value, optimiser in zip((ours, timms), optimisers, strict=True):
-            value.grad = torch.full_like(start, 0.3) * (step + 1)
-            optimiser.step()
-    torch.testing.assert_close(ours, timms, rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_head_standardises_and_tests_by_running_statistics():

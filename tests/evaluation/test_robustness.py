@@ -5,7 +5,7 @@ import pytest
 from networks import squares, task, tiny_subject
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pipeline.evaluation.robustness import Robustness
 from pipeline.evaluation.run import run_evaluation
 
@@ -14,12 +14,12 @@ from pipeline.evaluation.run import run_evaluation
 def test_a_corruption_grows_with_its_severity(name):
     pixels = np.random.default_rng(0).integers(60, 200, (32, 32, 3)).astype(np.uint8)
     pixels[8:24, 8:24] = (200, 60, 90)
-    found = [CORRUPTIONS[name](pixels, severity, np.random.default_rng(1)) for severity in SEVERITIES]
+    found = [corrupt(pixels, name, severity, np.random.default_rng(1)) for severity in SEVERITIES]
     changes = [float(np.abs(one.astype(float) - pixels).mean()) for one in found]
     assert changes == sorted(changes)
     assert 0 < changes[0] < changes[-1]
     assert all(one.shape == pixels.shape and one.dtype == np.uint8 for one in found)
-    again = CORRUPTIONS[name](pixels, 3, np.random.default_rng(1))
+    again = corrupt(pixels, name, 3, np.random.default_rng(1))
     np.testing.assert_array_equal(again, found[2])
 
 

@@ -1,14 +1,11 @@
 """segment, of all kinds: textures are found, random masks are not, and what is left out is said."""
 
-import io
-import tarfile
-
 import numpy as np
 import pytest
 import torch
-from networks import continued
+from networks import continued, png
 from PIL import Image
-from tars import add_member
+from tars import write_tar
 from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.config import load_config
@@ -42,17 +39,8 @@ def textured(number, seed=0, side=SIDE):
     return pixels.clip(0, 255).astype(np.uint8), mask
 
 
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            add_member(tar, name, data)
-    return path
+    return write_tar(path, {}, members=members)
 
 
 def members(count, seed=0, change=lambda _number, mask: mask):

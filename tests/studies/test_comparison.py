@@ -15,7 +15,7 @@ def run(seed, value, facts=FACTS, operations=10.0, done=10, **settings):
     return ComparedRun(
         name=f"run-{value}-{seed}", seed=seed, settings={"mask.ratio": 0.5, **settings}, facts=facts,
         steps=10, done=done, batch=4, seconds=30.0, operations=operations,
-        scores={KNN: value, PROBE: value / 2}, chances={KNN: 0.25, PROBE: 0.25},
+        scores={KNN: value, PROBE: value / 2},
     )  # fmt: skip
 
 

@@ -109,12 +109,15 @@ REFUSED = {
     "a.tar.gz": "is a tar, but its name does not end in .tar: rename it, unpack a compressed tar first",
     "{a.tar.gz,b.tar}": "unpack a compressed tar first",
     "packed": "is a tar, but its name does not end in .tar: rename it",
-    "image.jpg": "is an image: pack the images into webdataset tars",
+    "image.jpg": "is an image: pack it first, by pack-images",
     "weights.bin": "neither a .tar file nor a text list",
-    "labels.csv": "is read as a text list, but its line 'dog,1' does not end in .tar",
+    "labels.csv": "lists no tars: pack it first, by pack-images labels.csv OUT, and give OUT",
+    "rows.parquet": "is a table: pack it first, by pack-images rows.parquet OUT, and give OUT",
+    "saved": "holds a data set, but no .tar file: pack it first, by pack-images saved OUT, and give OUT",
+    "half": "is not packed to its end: run pack-images again first",
     "signed.txt": "but its line 'https://host/x.tar?' does not end in .tar",
     "none.txt": "match no .tar file, since the list is empty",
-    "images": "holds image files, such as 'images/dog/1.JPEG', but no .tar file: pack the images into ",
+    "images": "holds image files, such as 'images/dog/1.JPEG', but no .tar file: pack it first, by ",
     "outer": "has tars in its subfolders only, such as 'outer/inner/k.tar': give 'outer/**/*.tar'",
     "empty": "shards 'empty' match no .tar file",
     "nothing.tar": "shard 'nothing.tar' is empty (0 bytes): make it again or leave it out",
@@ -138,7 +141,7 @@ def test_all_names_are_checked_before_any_tar_is_looked_for(monkeypatch):
 def test_what_is_refused_says_what_it_is(tars):
     with tarfile.open(tars / "packed", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-    for folder in ("images/dog", "outer/inner", "empty"):
+    for folder in ("images/dog", "outer/inner", "empty", "saved", "half/.packing"):
         (tars / folder).mkdir(parents=True)
     for name, data in {
         "a.tar.gz": gzip.compress((tars / "packed").read_bytes()),
@@ -150,6 +153,9 @@ def test_what_is_refused_says_what_it_is(tars):
         ".hid.tar": b"x",
         "homes": b"a.tar\n~nosuchuser/x.tar\n",
         "images/dog/1.JPEG": b"x",
+        "rows.parquet": b"PAR1",
+        "saved/data-00000-of-00001.arrow": b"x",
+        "half/half-000000.tar": b"x",
         "outer/inner/k.tar": b"x",
         "nothing.tar": b"",
         "caf\udce9.tar": b"x",

@@ -26,7 +26,7 @@ from pipeline.evaluation.crops import CROP_FRACTION, LeftOut, ViewBatch
 from pipeline.evaluation.data import Data, LabelledImages
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.images import MASK
-from pipeline.evaluation.segmentation.dense import read_masked
+from pipeline.evaluation.segmentation.dense import VOID, read_masked
 from pipeline.evaluation.subject import (
     Subject,
     read_run_config,
@@ -35,13 +35,11 @@ from pipeline.evaluation.subject import (
     untrained_subject,
 )
 from pipeline.evaluation.task import Task
-from pipeline.report.attention_plots import colour_panel, gallery, heat_panel
+from pipeline.report.attention_plots import gallery, heat_panel
 from pipeline.report.scores import Outcome, Plot
 from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
 from pipeline.views.masking import rank_by_arrival
-
-_VOID = 255
 
 
 class Attention(Section):
@@ -83,7 +81,7 @@ class Attention(Section):
         found = {who: Observations() for who in networks}
         for batch in batches:
             for who, subject in networks.items():
-                observe(subject, batch.pixels.to(subject.device), found[who], self._query(subject))
+                observe(subject, batch.pixels.to(subject.device), found[who], (self.row, self.column))
             if not all(one.last[-1].isfinite().all() for one in found.values()):
                 raise ConfigError(
                     "patch tokens are not finite: training of a network diverged; compare other networks"
@@ -121,11 +119,6 @@ class Attention(Section):
             found["teacher"] = teacher_subject(spec, *sizes)
         return found
 
-    def _query(self, subject: Subject) -> int:
-        """Return the number of the chosen patch's token."""
-        rows, columns = subject.grid
-        return subject.prefix + int(self.row * rows) * columns + int(self.column * columns)
-
     def _plot(
         self,
         task: Task,
@@ -138,7 +131,8 @@ class Attention(Section):
         keys = [key for batch in batches for key in batch.keys]
         teacher = found.get("teacher", next(iter(found.values())))
         colours = {
-            who: principal_colours(torch.cat(one.last)[: self.shown]).numpy() for who, one in found.items()
+            who: principal_colours(torch.cat(one.last)[: self.shown]).mul(255).round().byte().numpy()
+            for who, one in found.items()
         }
         rows = []
         for i, image in enumerate(pixels):
@@ -148,7 +142,7 @@ class Attention(Section):
                 for kind, maps in (("CLS", one.cls), ("patch", one.patch)):
                     weights = torch.cat(maps)[i].reshape(networks[who].grid)
                     panels[f"{who}: {kind}"] = heat_panel(image, weights.numpy())
-                panels[f"{who}: PCA"] = colour_panel(colours[who][i])
+                panels[f"{who}: PCA"] = colours[who][i]
             rows.append(panels)
         file = task.file(self.name, self, digest).name + ".png"
         replace_file(task.folder / file, gallery(rows))
@@ -203,7 +197,7 @@ def _foregrounds(
             except SourceError as error:
                 faults.add("masks", one.name, str(error))
                 continue
-            chosen = np.isin(mask, values) if values else (mask != 0) & (mask != _VOID)
+            chosen = np.isin(mask, values) if values else (mask != 0) & (mask != VOID)
             share = adaptive_avg_pool2d(torch.from_numpy(chosen).float()[None], subject.grid).flatten()
             if share.sum() > 0:
                 found[number] = share

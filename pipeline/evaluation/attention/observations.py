@@ -1,7 +1,7 @@
 """What networks show on the same images: their maps, tokens and measures, and how far two networks agree."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,11 @@ class Observations:
 
 
 @torch.inference_mode()
-def observe(subject: Subject, pixels: Tensor, found: Observations, query: int) -> None:
-    """Add what a network shows on pixels (B, S, S, 3) uint8; `query` is the number of a patch's token."""
+def observe(subject: Subject, pixels: Tensor, found: Observations, at: tuple[float, float]) -> None:
+    """Add what a network shows on pixels (B, S, S, 3) uint8.
+
+    `at` is the row and the column of the patch whose attention is kept, in shares of the image.
+    """
     for index, tokens in enumerate(subject.hidden(pixels)):
         if index == subject.depth - 1:
             weights = block_attention(subject.vit.blocks[index], tokens)
@@ -43,6 +46,8 @@ def observe(subject: Subject, pixels: Tensor, found: Observations, query: int) -
     first = 0 if subject.has_cls else None
     maps = measures.patch_map(weights, subject.prefix, first)
     found.cls.append(maps.mean(1).cpu())
+    row, column = (int(share * side) for share, side in zip(at, subject.grid, strict=True))
+    query = subject.prefix + row * subject.grid[1] + column
     found.patch.append(measures.patch_map(weights, subject.prefix, query).mean(1).cpu())
     found.distance.append(
         measures.attention_distance(weights, subject.grid, subject.prefix, subject.patch_size).cpu()
@@ -60,18 +65,6 @@ def agreement_of(own: Observations, teacher: Observations) -> dict[str, float]:
         "rank correlation": float(measures.rank_correlation(*maps).mean()),
         "KL in nats": float(measures.divergence(*maps).mean()),
     }
-
-
-def _head_rows(name: str, found: Observations) -> Iterator[dict[str, Any]]:
-    distance, entropies = torch.cat(found.distance).mean(0), torch.cat(found.entropy).mean(0)
-    for head, (pixels, nats) in enumerate(zip(distance.tolist(), entropies.tolist(), strict=True)):
-        yield {"network": name, "head": head, "distance in pixels": pixels, "entropy of CLS in nats": nats}
-
-
-def _cka_by_block(own: Observations, teacher: Observations) -> dict[str, float]:
-    """Return the CKA of each block of the student with the teacher's last block, by block."""
-    last = torch.cat(teacher.blocks[max(teacher.blocks)])
-    return {f"block {i}": round(measures.linear_cka(torch.cat(v), last), 4) for i, v in own.blocks.items()}
 
 
 def inside_masks(found: Observations, foreground: Mapping[int, Tensor]) -> dict[str, float]:
@@ -101,10 +94,20 @@ def describe(
             for name, one in found.items()
             if one is not teacher
         ]
-        tables["CKA with the teacher's last block"] = _cka_by_block(own, teacher)
+        last = torch.cat(teacher.blocks[max(teacher.blocks)])
+        tables["CKA with the teacher's last block"] = {
+            f"block {index}": round(measures.linear_cka(torch.cat(tokens), last), 4)
+            for index, tokens in own.blocks.items()
+        }
     if inside:
         tables["inside masks"] = [{"network": name, **values} for name, values in inside.items()]
-    tables["heads of the last block"] = [row for name, one in found.items() for row in _head_rows(name, one)]
+    tables["heads of the last block"] = [
+        {"network": name, "head": head, "distance in pixels": pixels, "entropy of CLS in nats": nats}
+        for name, one in found.items()
+        for head, (pixels, nats) in enumerate(
+            zip(*(torch.cat(each).mean(0).tolist() for each in (one.distance, one.entropy)), strict=True)
+        )
+    ]
     tables["share of patch tokens with artefact norms"] = [
         {"network": name, **artefacts_by_block(one)} for name, one in found.items()
     ]

@@ -67,8 +67,7 @@ def average_precision(
     there is nothing to find. Of masks, an object without one is ignored like a crowd.
     """
     evaluator = _evaluated(truth, found, classes, kind)
-    precision = _accumulated(evaluator)
-    metrics = _metrics(precision, kind)
+    metrics, precision = _accumulated(evaluator, kind)
     per_class = {
         label: (float(of_class.mean()), float(of_class[_HALF].mean()))
         for label in range(classes)
@@ -119,7 +118,7 @@ def _dataset(truth: Sequence[Objects], classes: int, kind: Kind) -> dict[str, An
                 "id": len(annotations) + 1,  # 0 would mean "not matched"
                 "image_id": image,
                 "category_id": int(one.labels[index]),
-                "bbox": _width_and_height(box),
+                "bbox": [*box[:2], *(box[2:] - box[:2])],
                 "area": one.areas[index],
                 "iscrowd": int(one.crowd[index]),
             }
@@ -134,33 +133,29 @@ def _results(image: int, found: Detections, kind: Kind) -> list[dict[str, Any]]:
     """Return detections in COCO's form; those of masks have no box, which would give their area."""
     results = []
     for index, (label, score) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), strict=True)):
-        place = (
-            {"bbox": _width_and_height(found.boxes[index])}
-            if kind == "box"
-            else {"segmentation": (found.regions or [])[index]}
-        )
-        results.append({"image_id": image, "category_id": label, "score": score, **place})
+        result = {"image_id": image, "category_id": label, "score": score}
+        if kind == "box":
+            box = found.boxes[index]
+            result["bbox"] = [*box[:2], *(box[2:] - box[:2])]
+        else:
+            result["segmentation"] = (found.regions or [])[index]
+        results.append(result)
     return results
 
 
-def _width_and_height(box: NDArray[np.float64]) -> list[float]:
-    left, top, right, bottom = box.tolist()
-    return [left, top, right - left, bottom - top]
+def _accumulated(evaluator: Any, kind: Kind) -> tuple[dict[str, float], NDArray[np.float64]]:
+    """Return the metrics by name, and precision (10 thresholds, 101 recalls, classes, 4 sizes).
 
-
-def _accumulated(evaluator: Any) -> NDArray[np.float64]:
-    """Return precision (10 thresholds, 101 recalls, classes, 4 sizes), -1 where there is nothing to find."""
+    Precision is -1 where there is nothing to find.
+    """
     evaluator.accumulate()
     precision: NDArray[np.float64] = np.asarray(evaluator.eval["precision"])[..., 0]
-    return precision
-
-
-def _metrics(precision: NDArray[np.float64], kind: Kind) -> dict[str, float]:
     values = {f"{kind} AP": precision[..., 0]}
     values[f"{kind} AP50"] = precision[_HALF, ..., 0]
     values[f"{kind} AP75"] = precision[_THREE_QUARTERS, ..., 0]
     values |= {f"{kind} AP{name}": precision[..., area] for area, name in enumerate(_AREAS) if name}
-    return {name: float(each[each > -1].mean()) for name, each in values.items() if (each > -1).any()}
+    metrics = {name: float(each[each > -1].mean()) for name, each in values.items() if (each > -1).any()}
+    return metrics, precision
 
 
 def _resampled(
@@ -174,5 +169,5 @@ def _resampled(
     for draw in range(resamples):
         chosen = generator(seed, "average precision", draw).integers(images, size=images)
         evaluator._evalImgs_cpp = by_image[:, chosen].reshape(-1).tolist()
-        found.append(_metrics(_accumulated(evaluator), kind))
+        found.append(_accumulated(evaluator, kind)[0])
     return found

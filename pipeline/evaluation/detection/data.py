@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.ops import box_iou
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.coco import Objects
-from pipeline.evaluation.detection.regions import Region, encode_region, is_ring, region_area
+from pipeline.evaluation.detection.regions import Region, codec, encode_region, is_ring
 from pipeline.evaluation.images import NOTES, ImageSet, LabelledImage, Place
 from pipeline.views.codec import decode_image
 
@@ -58,7 +58,10 @@ class Survey:
 
 
 def survey(images: ImageSet, classes: int | None = None) -> Survey:
-    """Read the notes of all images, and the sizes of these; labels from `classes` on are faults."""
+    """Read the notes of all images, and the sizes of these; labels from `classes` on are faults.
+
+    Raises ConfigError if no image has objects.
+    """
     found, digest = Survey(), hashlib.sha256()
     for image in images.images:
         try:
@@ -82,6 +85,13 @@ def survey(images: ImageSet, classes: int | None = None) -> Survey:
         masked = [region is not None for region in objects.regions]
         found.masked += int((np.array(masked, dtype=bool) & ~objects.crowd).sum())
         found.without_area += sum(area is None for area in _of_each(notes, "area"))
+    if not found.objects:
+        faults = [*found.left_out.first.values(), *found.faults.first.values()]
+        reason = f"the first reason: {faults[0]}" if faults else "no image has any"
+        raise ConfigError(
+            f"{images.address} has no boxes to learn from or to find ({reason}): give KEY.json with boxes "
+            "[x1, y1, x2, y2] and labels beside KEY.jpg, or images beside annotations in COCO's form"
+        )
     found.digest = digest.hexdigest()
     return found
 
@@ -136,18 +146,13 @@ def read_objects(
             kept.append(index)
     found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     regions = _regions(name, notes, found, labels, kept, size, faults)
-    areas, crowd = _of_each(notes, "area"), _of_each(notes, "iscrowd")
-    return Objects(
-        size,
-        found,
-        np.array(labels, dtype=np.int64),
-        regions,
-        [
-            _area(box, region) if (area := areas[index]) is None else area
-            for index, box, region in zip(kept, found, regions, strict=True)
-        ],
-        np.array([bool(crowd[index]) for index in kept], dtype=bool),
-    )
+    given, crowds, areas = _of_each(notes, "area"), _of_each(notes, "iscrowd"), []
+    for index, box, region in zip(kept, found, regions, strict=True):
+        if (area := given[index]) is None:  # the pixels of the mask, or of the box without one
+            area = float(codec().area(region) if region else np.prod(box[2:] - box[:2]))
+        areas.append(area)
+    crowd = np.array([bool(crowds[index]) for index in kept], dtype=bool)
+    return Objects(size, found, np.array(labels, dtype=np.int64), regions, areas, crowd)
 
 
 def _of_each(notes: Mapping[str, Any], name: str) -> list[float | None]:
@@ -169,11 +174,6 @@ def _clipped(box: Any, size: tuple[int, int]) -> list[float] | None:
     height, width = size
     clipped: list[float] = np.clip([left, top, right, bottom], 0, [width, height, width, height]).tolist()
     return clipped
-
-
-def _area(box: NDArray[np.float64], region: Region | None) -> float:
-    """Return the pixels of a mask, or of a box without one."""
-    return region_area(region) if region else float((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def _regions(

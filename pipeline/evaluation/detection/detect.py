@@ -5,6 +5,7 @@ the whole image, where ViTDet uses windows of 14 x 14 patches in all but four, a
 are torchvision's.
 """
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,24 +16,24 @@ from pydantic import Field, model_validator
 from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut
-from pipeline.evaluation.detection.coco import Kind, Precision, average_precision
+from pipeline.evaluation.detection.coco import Kind, average_precision
 from pipeline.evaluation.detection.data import Survey, survey
 from pipeline.evaluation.detection.plots import draw_some
 from pipeline.evaluation.detection.pyramid import Detector, HeadSizes
-from pipeline.evaluation.detection.regions import require_scorer
+from pipeline.evaluation.detection.regions import codec
 from pipeline.evaluation.detection.result import class_table, data_facts, notes_on
 from pipeline.evaluation.detection.training import (
-    Found,
     build_detector,
     fill_of,
     find_objects,
     parameter_groups,
     whole_batches,
 )
-from pipeline.evaluation.detection.views import DetectionDataset, JitteredSquare
+from pipeline.evaluation.detection.views import JitteredSquare, read_detection
 from pipeline.evaluation.fitting import fit, shuffled_batches, stepwise
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.resuming import Resuming
+from pipeline.evaluation.segmentation.dense import DenseDataset
 from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import derived_seed
@@ -93,12 +94,12 @@ class Detect(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Train a detector and score it; one outcome. Raises ConfigError before any expensive work."""
-        require_scorer()
+        codec()  # a missing library is refused first
         self._check(task.subject.patch_size)
         excluded = LeftOut()
         learnt, test = task.separate_images(self.name, self.shared_keys, excluded)
         names = _class_names(learnt, test)
-        bank, asked = (_surveyed(images, len(names) or None) for images in (learnt, test))
+        bank, asked = (survey(images, len(names) or None) for images in (learnt, test))
         bank.left_out.include(excluded)
         classes = len(names) or 1 + max(*bank.classes, *asked.classes)
         masks = self.masks and bank.masked > 0
@@ -107,11 +108,15 @@ class Detect(Section):
         # torchvision's samplers of boxes and timm's drop path draw from the global generator
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derived_seed(self.seed, "detector"))
-            detector = self._detector(task, classes, masks=masks)
-            losses = self._train(detector, bank, classes, task, file, masks=masks)
+            detector, losses = self._train(bank, classes, task, file, masks=masks)
             found = find_objects(detector, asked, self.image_size, classes, task)
         shared = {one.key for one in learnt.images} & {one.key for one in test.images}
-        scores = self._scores(found, classes, masks=masks and asked.masked > 0)
+        truth, detections = [one.objects for one in found], [one.detections for one in found]
+        kinds: list[Kind] = ["box", "mask"] if masks and asked.masked else ["box"]
+        scores = {
+            kind: average_precision(truth, detections, classes, kind, self.resamples, self.seed)
+            for kind in kinds
+        }
         return [
             Outcome(
                 representation="patches",
@@ -157,8 +162,14 @@ class Detect(Section):
                 f"warmup={self.steps // 10}, or more steps"
             )
 
-    def _detector(self, task: Task, classes: int, *, masks: bool) -> Detector:
-        return build_detector(
+    def _train(
+        self, bank: Survey, classes: int, task: Task, file: Path, *, masks: bool
+    ) -> tuple[Detector, list[float]]:
+        """Train a detector; returns it with the loss of each tenth of the steps.
+
+        Continues from the state beside `file`.
+        """
+        detector = build_detector(
             task.subject,
             self.image_size,
             classes,
@@ -167,21 +178,16 @@ class Detect(Section):
             drop_path=self.drop_path,
             sizes=HeadSizes(self.channels, self.hidden, self.convolutions, self.rois),
         )
-
-    def _train(
-        self, detector: Detector, bank: Survey, classes: int, task: Task, file: Path, *, masks: bool
-    ) -> list[float]:
-        """Train, and return the loss of each tenth of the steps; continues from the state beside `file`."""
         fill = fill_of(task.subject)
         view = JitteredSquare(self.image_size, self.jitter, fill, masks=masks, flip=self.flip)
-        dataset = DetectionDataset(bank.images, classes, view, self.seed)
+        dataset = DenseDataset(bank.images, partial(read_detection, classes=classes), view, self.seed)
         groups = parameter_groups(detector, self.lr, self.weight_decay, self.layer_decay)
         optimiser = torch.optim.AdamW(groups)
         resuming = Resuming(file, detector, optimiser, bank.damaged)
         for index, fault in bank.damaged.items():  # those found before the training was killed
             bank.left_out.add("damaged", bank.images[index].name, fault)
         order = shuffled_batches(len(dataset), self.batch, self.steps, self.seed)
-        return fit(
+        losses = fit(
             lambda batch: detector.losses(*batch),
             whole_batches(dataset, bank, islice(order, resuming.step, None), task),
             optimiser,
@@ -190,14 +196,7 @@ class Detect(Section):
             task.log,
             resuming,
         )
-
-    def _scores(self, found: list[Found], classes: int, *, masks: bool) -> dict[Kind, Precision]:
-        truth, detections = [one.objects for one in found], [one.detections for one in found]
-        kinds: list[Kind] = ["box", "mask"] if masks else ["box"]
-        return {
-            kind: average_precision(truth, detections, classes, kind, self.resamples, self.seed)
-            for kind in kinds
-        }
+        return detector, losses
 
 
 def _class_names(learnt: ImageSet, test: ImageSet) -> tuple[str, ...]:
@@ -209,16 +208,3 @@ def _class_names(learnt: ImageSet, test: ImageSet) -> tuple[str, ...]:
             "same order, or --class-names if their numbers mean the same"
         )
     return next(iter(both), ())
-
-
-def _surveyed(images: ImageSet, classes: int | None) -> Survey:
-    """Read what is known of the objects of a set; raises ConfigError if there are none."""
-    found = survey(images, classes)
-    if not found.objects:
-        faults = [*found.left_out.first.values(), *found.faults.first.values()]
-        reason = f"the first reason: {faults[0]}" if faults else "no image has any"
-        raise ConfigError(
-            f"{images.address} has no boxes to learn from or to find ({reason}): give KEY.json with boxes "
-            "[x1, y1, x2, y2] and labels beside KEY.jpg, or images beside annotations in COCO's form"
-        )
-    return found

@@ -16,18 +16,15 @@ from pipeline.errors import ConfigError
 Region = dict[str, Any]
 
 
-def require_scorer() -> None:
-    """Raise ConfigError if faster-coco-eval is not installed."""
+def codec() -> Any:
+    """Return COCO's functions on masks: encode, decode, merge, area, frPyObjects.
+
+    Raises ConfigError if faster-coco-eval, which is optional, is not installed.
+    """
     try:
-        import faster_coco_eval  # noqa: F401
+        from faster_coco_eval.core import mask
     except ImportError:
         raise ConfigError("detect needs faster-coco-eval: pip install 'maskalign[detection]'") from None
-
-
-def codec() -> Any:
-    """Return COCO's functions on masks: encode, decode, merge, area, frPyObjects."""
-    from faster_coco_eval.core import mask  # only where it is needed: it is optional
-
     return mask
 
 
@@ -74,8 +71,3 @@ def encode_mask(mask: Tensor) -> Region:
     """Return a mask (H, W) bool run-length encoded."""
     region: Region = codec().encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     return region
-
-
-def region_area(region: Region) -> float:
-    """Return the number of pixels of a mask."""
-    return float(codec().area(region))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from pipeline.evaluation.detection.coco import Detections, Objects
 from pipeline.evaluation.detection.data import Survey
 from pipeline.evaluation.detection.pyramid import Detector, HeadSizes, Target
 from pipeline.evaluation.detection.regions import encode_mask
-from pipeline.evaluation.detection.views import DetectionDataset, Square, WholeSquare
+from pipeline.evaluation.detection.views import Square, WholeSquare, read_detection
 from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.segmentation.dense import DenseDataset, in_order
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 
@@ -63,8 +65,12 @@ def parameter_groups(
     heads = nn.ModuleList([detector.pyramid, detector.rpn, detector.heads])
     named = [(0, "", parameter) for parameter in heads.parameters()]
     if not detector.frozen:
-        depth, vit = detector.subject.depth, detector.encoder
-        named += [(depth + 1 - _layer(name, depth), name, one) for name, one in vit.named_parameters()]
+        depth = detector.subject.depth
+        for name, parameter in detector.encoder.named_parameters():
+            first, *rest = name.split(".")
+            after = depth + 1 if first in ("norm", "fc_norm", "head") else 0
+            layer = int(rest[0]) + 1 if first == "blocks" else after
+            named.append((depth + 1 - layer, name, parameter))
     groups = defaultdict[tuple[int, float], list[Tensor]](list)
     for distance, name, parameter in named:
         flat = parameter.ndim < 2 or name in ("pos_embed", "cls_token", "reg_token")
@@ -75,16 +81,8 @@ def parameter_groups(
     ]
 
 
-def _layer(name: str, depth: int) -> int:
-    """Return 0 for what comes before the blocks of an encoder, 1 for the first block, and so on."""
-    first, *rest = name.split(".")
-    if first == "blocks":
-        return int(rest[0]) + 1
-    return depth + 1 if first in ("norm", "fc_norm", "head") else 0
-
-
 def whole_batches(
-    dataset: DetectionDataset, of: Survey, batches: Iterable[Sequence[tuple[int, int]]], task: Task
+    dataset: DenseDataset, of: Survey, batches: Iterable[Sequence[tuple[int, int]]], task: Task
 ) -> Iterator[tuple[Tensor, list[Target]]]:
     """Yield batches of pixels (B, S, S, 3) and targets on the device; damaged images are left out.
 
@@ -92,7 +90,7 @@ def whole_batches(
     """
     for batch in load(dataset, batches, task.workers):
         samples = []
-        for index, sample, fault in batch:
+        for index, sample, _, fault in batch:
             if sample is not None:
                 samples.append(sample)
             else:
@@ -116,14 +114,12 @@ def find_objects(detector: Detector, of: Survey, image_size: int, classes: int, 
     """
     detector.eval()
     view = WholeSquare(image_size, fill_of(detector.subject))
-    dataset = DetectionDataset(of.images, classes, view)
-    pairs = [(0, index) for index in range(len(of.images))]
-    size = min(task.batch_size, _TESTED_AT_ONCE)
-    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    dataset = DenseDataset(of.images, partial(read_detection, classes=classes), view)
+    batches = in_order(len(of.images), min(task.batch_size, _TESTED_AT_ONCE))
     found = []
     for batch in load(dataset, batches, task.workers):
         whole = []
-        for index, square, fault in batch:
+        for index, square, _, fault in batch:
             if square is None:
                 of.add_damaged(index, fault)
             else:

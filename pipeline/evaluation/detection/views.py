@@ -6,30 +6,22 @@ then those of the masks that are left, where there are masks. Tests scale the lo
 put the image in its upper left corner.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as move
 
-from pipeline.errors import SourceError
-from pipeline.evaluation.crops import LeftOut, drawn_by_key
+from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.coco import Objects
 from pipeline.evaluation.detection.data import read_notes, read_objects
 from pipeline.evaluation.detection.regions import box_region, decode_regions
 from pipeline.evaluation.images import LabelledImage
-from pipeline.views.codec import decode_image
-
-Sample = dict[str, Any]
-View = Callable[[Tensor, Objects], Any]
+from pipeline.evaluation.segmentation.dense import Sample, read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +63,22 @@ class JitteredSquare:
         # leaves out boxes of less than a pixel, with their labels and masks
         self.clean = v2.SanitizeBoundingBoxes()
 
-    def __call__(self, pixels: Tensor, objects: Objects) -> Sample:
-        """Return the sample."""
+    def __call__(self, read: Sample) -> Sample:
+        """Return the sample of an image as `read_detection` reads it."""
+        objects: Objects = read["objects"]
         chosen = ~objects.crowd
         sample: Sample = {
-            "image": tv_tensors.Image(pixels),
+            "image": read["image"],
             "boxes": _boxes(objects.boxes[chosen], objects.size),
             "labels": torch.from_numpy(objects.labels[chosen]),
         }
         if self.masks:
-            sample["masks"] = tv_tensors.Mask(_masks(objects, chosen))
+            regions = [
+                region or box_region(box, objects.size)  # an object without a mask gets its box
+                for region, box, wanted in zip(objects.regions, objects.boxes, chosen, strict=True)
+                if wanted
+            ]
+            sample["masks"] = tv_tensors.Mask(decode_regions(regions, objects.size))
         sample = self.scale(sample)
         height, width = move.get_size(sample["image"])
         missing = [0, 0, max(0, self.size - width), max(0, self.size - height)]
@@ -92,18 +90,8 @@ class JitteredSquare:
             ends = masks_to_boxes(sample["masks"]) + torch.tensor([0, 0, 1, 1])
             sample["boxes"] = _boxes(ends, move.get_size(sample["image"]))
             sample["masks"] = tv_tensors.Mask(sample["masks"])
-        # processes hand over plain tensors alone
-        return {name: value.as_subclass(Tensor) for name, value in self.clean(sample).items()}
-
-
-def _masks(objects: Objects, chosen: NDArray[np.bool_]) -> Tensor:
-    """Return the masks (n, H, W) uint8 of chosen objects; one without a mask gets its box."""
-    regions = [
-        region or box_region(box, objects.size)
-        for region, box, wanted in zip(objects.regions, objects.boxes, chosen, strict=True)
-        if wanted
-    ]
-    return decode_regions(regions, objects.size)
+        cleaned: Sample = self.clean(sample)
+        return cleaned
 
 
 def _boxes(values: Any, size: Any) -> tv_tensors.BoundingBoxes:
@@ -118,37 +106,21 @@ class WholeSquare:
     size: int
     fill: tuple[int, ...]
 
-    def __call__(self, pixels: Tensor, objects: Objects) -> Square:
-        """Return the square of pixels (3, H, W)."""
+    def __call__(self, read: Sample) -> Square:
+        """Return the square of an image as `read_detection` reads it."""
+        objects: Objects = read["objects"]
         height, width = objects.size
         scale = self.size / max(height, width)
         inside = (max(1, round(height * scale)), max(1, round(width * scale)))
         square = torch.tensor(self.fill, dtype=torch.uint8).repeat(self.size, self.size, 1)
-        square[: inside[0], : inside[1]] = move.resize(pixels, list(inside), antialias=True).permute(1, 2, 0)
+        resized = move.resize(read["image"], list(inside), antialias=True)
+        square[: inside[0], : inside[1]] = resized.permute(1, 2, 0)
         return Square(square, inside, objects)
 
 
-class DetectionDataset(Dataset[tuple[int, Any, str]]):
-    """Images by epoch and index, seen as `view` says: (index, what it returns | None, fault).
-
-    The draws are keyed by (seed, epoch, index), so that the number of workers changes nothing.
-    """
-
-    def __init__(self, images: list[LabelledImage], classes: int, view: View, seed: int = 0) -> None:
-        self.images, self.classes, self.view, self.seed = images, classes, view, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[int, Any, str]:
-        epoch, index = item
-        image = self.images[index]
-        try:
-            pixels = torch.from_numpy(np.array(decode_image(image.image.read()))).permute(2, 0, 1)
-            notes = read_notes(image)
-        except SourceError as error:
-            return index, None, str(error)
-        size = (pixels.shape[1], pixels.shape[2])
-        objects = read_objects(image.name, notes, size, self.classes, LeftOut())  # faults are counted already
-        with drawn_by_key(self.seed, epoch, index):
-            return index, self.view(pixels, objects), ""
+def read_detection(image: LabelledImage, classes: int) -> Sample:
+    """Read an image's pixels and objects, whose faults are counted already; raises SourceError."""
+    sample = read_image(image)
+    size = tuple(sample["image"].shape[-2:])
+    objects = read_objects(image.name, read_notes(image), size, classes, LeftOut())
+    return sample | {"objects": objects}

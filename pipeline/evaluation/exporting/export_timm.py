@@ -37,14 +37,10 @@ def write_timm(subject: Subject, folder: Path) -> Written:
         ) from None
     compare(subject, lambda images: model.fc_norm(model.forward_features(images)), lambda all_: all_, "timm")
     norm = "" if isinstance(vit.fc_norm, nn.Identity) else ", before the final norm, which is `model.fc_norm`"
-    outputs = f"`tokens` (B, {vit.num_prefix_tokens} + {vit.patch_embed.num_patches}, {vit.embed_dim})"
-    return Written("timm", _CODE, f"{outputs} are {prefix_words(subject)}then the patches{norm}.")
-
-
-def prefix_words(subject: Subject) -> str:
-    """Return what comes before the patches, such as "CLS, 4 registers, "."""
     registers = subject.prefix - subject.has_cls
-    return ("CLS, " if subject.has_cls else "") + (f"{registers} registers, " if registers else "")
+    first = ("CLS, " if subject.has_cls else "") + (f"{registers} registers, " if registers else "")
+    outputs = f"`tokens` (B, {vit.num_prefix_tokens} + {vit.patch_embed.num_patches}, {vit.embed_dim})"
+    return Written("timm", _CODE, f"{outputs} are {first}then the patches{norm}.")
 
 
 def timm_arguments(vit: VisionTransformer) -> dict[str, Any]:

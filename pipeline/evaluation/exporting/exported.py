@@ -66,22 +66,16 @@ def sample_images(subject: Subject) -> Tensor:
 
 
 @torch.no_grad()
-def final_tokens(subject: Subject, images: Tensor) -> Tensor:
-    """Return all tokens (B, prefix + N, C) after the final norm, for normalised images (B, 3, H, W)."""
-    vit = subject.vit
-    return vit.fc_norm(vit.forward_features(images))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
 def compare(
     subject: Subject, read: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], library: str
 ) -> None:
     """Raise ConfigError unless `read`, the network in another library, gives what `expected` takes of tokens.
 
-    `read` maps normalised images (2, 3, H, W), `expected` all tokens (2, prefix + N, C) to the same outputs.
+    `read` maps normalised images (2, 3, H, W), `expected` all tokens (2, prefix + N, C) after the final
+    norm to the same outputs.
     """
-    images = sample_images(subject)
-    wanted, found = expected(final_tokens(subject, images)), read(images)
+    images, vit = sample_images(subject), subject.vit
+    wanted, found = expected(vit.fc_norm(vit.forward_features(images))), read(images)
     difference = (
         float((wanted - found).abs().max() / wanted.abs().max()) if wanted.shape == found.shape else 1
     )

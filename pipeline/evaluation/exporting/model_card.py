@@ -11,7 +11,7 @@ from pipeline.errors import MaskAlignError
 from pipeline.evaluation.exporting.exported import Written, preprocessing
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
-from pipeline.report.scores import DataFacts, Score, read_scores
+from pipeline.report.scores import Score, read_scores
 from pipeline.training.config import RunConfig
 from pipeline.training.run_folder import read_run
 
@@ -30,9 +30,17 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
     scores = read_scores(task.run) if task.run else ()
     title = task.run.resolve().name if task.run and subject.facts.kind == "run" else subject.facts.name
     current = [score for score in scores if score.subject.weights == subject.facts.weights]
+    parameters = sum(value.numel() for value in subject.vit.parameters())
+    count = f"{parameters / 1e6:.1f} M" if parameters >= 1e5 else f"{parameters:,}"
+    height, width = subject.vit.patch_embed.img_size
+    sizes = (
+        f"It has {subject.depth} blocks of width {subject.width} ({count} parameters) and takes images of "
+        f"{height} x {width} pixels in patches of {subject.vit.patch_embed.patch_size[0]}. It has no "
+        "classifier."
+    )
     parts = [
         _head(written.library, license_name, datasets),
-        f"# {title}\n\n{_KINDS[subject.facts.kind]} {_sizes(subject)}",
+        f"# {title}\n\n{_KINDS[subject.facts.kind]} {sizes}",
         f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
         f"## Origin\n\n{_table(('', ''), tuple(_origin(subject, run)))}",
         *([_recipe(run["config"])] if run else []),
@@ -49,17 +57,6 @@ def _head(library: str, license_name: str, datasets: Sequence[str]) -> str:
     if datasets:
         lines += ["datasets:", *(f"- {json.dumps(name)}" for name in datasets)]
     return "\n".join(["---", *lines, "---"])
-
-
-def _sizes(subject: Subject) -> str:
-    vit = subject.vit
-    parameters = sum(value.numel() for value in vit.parameters())
-    count = f"{parameters / 1e6:.1f} M" if parameters >= 1e5 else f"{parameters:,}"
-    height, width = vit.patch_embed.img_size
-    return (
-        f"It has {subject.depth} blocks of width {subject.width} ({count} parameters) and takes images of "
-        f"{height} x {width} pixels in patches of {vit.patch_embed.patch_size[0]}. It has no classifier."
-    )
 
 
 def _outputs(subject: Subject, written: Written) -> str:
@@ -117,26 +114,18 @@ def _scores(scores: Sequence[Score]) -> str:
     if not scores:
         return "No evaluation of these weights is recorded."
     head = ("evaluation", "representation", "metric", "value", "95% interval", "chance", "tested on")
-    rows = [
-        (
-            f"{score.evaluation} ({score.protocol})", score.representation, name, f"{value:.1%}",
-            _interval(score, name), f"{score.chance:.1%}" if name == first else "", _data(score.test),
-        )
-        for score in scores
-        for first in list(score.metrics)[:1]
-        for name, value in score.metrics.items()
-    ]  # fmt: skip
+    rows = []
+    for score in scores:
+        protocol, test = f"{score.evaluation} ({score.protocol})", score.test
+        names = ", ".join(Path(part).name for part in test.address.split(", "))
+        data = f"{names}: {test.images:,} images of {test.classes} classes, {test.image_size} pixels"
+        chance = f"{score.chance:.1%}"  # of the first metric
+        for name, value in score.metrics.items():
+            low, high = score.intervals.get(name, (0.0, 0.0))
+            interval = f"{low:.1%} to {high:.1%}" if high > low else ""
+            rows.append((protocol, score.representation, name, f"{value:.1%}", interval, chance, data))
+            chance = ""
     return f"Measured by `evaluate-student` on these weights.\n\n{_table(head, rows)}"
-
-
-def _interval(score: Score, name: str) -> str:
-    low, high = score.intervals.get(name, (0.0, 0.0))
-    return f"{low:.1%} to {high:.1%}" if high > low else ""
-
-
-def _data(facts: DataFacts) -> str:
-    names = ", ".join(Path(part).name for part in facts.address.split(", "))
-    return f"{names}: {facts.images:,} images of {facts.classes} classes, {facts.image_size} pixels"
 
 
 def _table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:

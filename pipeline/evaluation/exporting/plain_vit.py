@@ -111,13 +111,11 @@ def renamed(
         part, _, kind = name.rpartition(".")
         if name in outside:
             found[outside[name]] = value
-        elif name.startswith("blocks."):
+            continue
+        if name.startswith("blocks."):
             _, index, layer = part.split(".", 2)
-            found[f"{block.format(index)}.{_filled(inside[layer], kind)}"] = value
+            new = f"{block.format(index)}.{inside[layer]}"
         else:
-            found[_filled(outside[part], kind)] = value
+            new = outside[part]
+        found[new.format(kind) if "{}" in new else f"{new}.{kind}"] = value
     return found
-
-
-def _filled(name: str, kind: str) -> str:
-    return name.format(kind) if "{}" in name else f"{name}.{kind}"

@@ -116,7 +116,11 @@ class Try:
         """Train and test; raises ConfigError for what the network does not allow, before it trains."""
         recipe, select = self.recipe, self.settings.select
         swept = recipe.lr if len(recipe.lr) > 1 else ()
-        part, held_out = self._split() if swept or select == "train" else (self.bank, None)
+        part, held_out = self.bank, None
+        if swept or select == "train":
+            chosen = draw_few(labels_of(self.bank), _HELD_OUT, derived_seed(self.seed, "held out")).tolist()
+            part = self.bank.subset(sorted({*range(len(self.bank.images))} - {*chosen}))
+            held_out = self.bank.subset(chosen)
         table = []
         for lr in swept:
             self.task.log(f"fine-tuning with lr {lr:g}, to be compared on {_A_TENTH}")
@@ -126,30 +130,33 @@ class Try:
         if select == "train":
             final = Case(lr, part, held_out, keep_best=True)
         training = self._training(final)
-        network = training.run()
-        for other in swept:
-            self._forget(Case(other, part, held_out, select == "train"), training.folder)
-        faults = training.faults
+        predictions = self._reader.classify(training.run(), self.tested.images, self.known)
+        for other in swept:  # the weights of a training that was only compared go; its result stays
+            folder = self._folder(Case(other, part, held_out, select == "train"))
+            if self.task.ranks.is_main and folder.name != training.folder.name:
+                (folder / WEIGHTS).unlink(missing_ok=True)
+        return self._tried(predictions, training, table)
+
+    def _tried(self, predictions: Predictions, training: Training, table: list[dict[str, float]]) -> Tried:
+        """Return the result of the try with what a reader must know about it."""
+        settings, faults, lr = self.settings, training.history.faults, self.recipe.lr
+        used = [one for index, one in enumerate(training.images) if index not in faults]
+        epochs = {"last": "the last", "train": f"{_A_TENTH}, not trained on", "test": "the test set"}
+        notes = []
+        if settings.select == "test":
+            notes.append("the epoch was chosen on the test set, as published: the accuracy is optimistic")
+        if settings.lr is None and len(lr) == 1 and self.rarest[1] < 2:
+            notes.append(f"class {self.rarest[0]} has one image: lr is {lr[0]:g}, not chosen by a sweep")
         return Tried(
-            self._reader.classify(network, self.tested.images, self.known),
+            predictions,
             self.known,
             training.plan.pool,
-            [
-                (one.source, one.key, one.label or 0)
-                for i, one in enumerate(training.images)
-                if i not in faults
-            ],
+            [(one.source, one.key, one.label or 0) for one in used],
             {training.images[index].name: fault for index, fault in sorted(faults.items())},
-            self._selection(),
-            self._notes(),
+            f"lr: {_A_TENTH if len(lr) > 1 else 'given'}; epoch: {epochs[settings.select]}",
+            tuple(notes),
             self._details(training, table),
         )
-
-    def _split(self) -> tuple[ImageSet, ImageSet]:
-        """Return nine tenths of the images of each class, and the rest."""
-        chosen = draw_few(labels_of(self.bank), _HELD_OUT, derived_seed(self.seed, "held out")).tolist()
-        others = sorted({*range(len(self.bank.images))} - {*chosen})
-        return self.bank.subset(others), self.bank.subset(chosen)
 
     @property
     def _reader(self) -> Reader:
@@ -184,10 +191,10 @@ class Try:
         task, recipe, watched = self.task, self.recipe, case.watched
         labels = torch.searchsorted(self.known, labels_of(case.images))
 
-        def warm_up(vit: VisionTransformer) -> None:
+        def warm_up(vit: VisionTransformer) -> dict[str, Tensor]:
             features, truth = self._reader.pooled(vit, case.images.images)
             task.log(f"fine-tuning: norm and head first, {recipe.head_epochs} epochs on the frozen encoder")
-            fit_head(
+            return fit_head(
                 vit, features, torch.searchsorted(self.known, truth), epochs=recipe.head_epochs,
                 batch_size=recipe.batch, smoothing=recipe.smoothing, seed=self.seed, log=task.log,
             )  # fmt: skip
@@ -203,28 +210,6 @@ class Try:
             watch=watch if watched else None,
             keep_best=case.keep_best,
         )  # fmt: skip
-
-    def _forget(self, case: Case, kept: Path) -> None:
-        """Remove the weights of a training that was only compared; its result stays."""
-        folder = self._folder(case)
-        if self.task.ranks.is_main and folder.name != kept.name:
-            (folder / WEIGHTS).unlink(missing_ok=True)
-
-    def _selection(self) -> str:
-        swept, select = len(self.recipe.lr) > 1, self.settings.select
-        chosen = f"lr: {_A_TENTH}" if swept else "lr: given"
-        epoch = {"last": "the last", "train": f"{_A_TENTH}, not trained on", "test": "the test set"}[select]
-        return f"{chosen}; epoch: {epoch}"
-
-    def _notes(self) -> tuple[str, ...]:
-        found = []
-        if self.settings.select == "test":
-            found.append("the epoch was chosen on the test set, as published: the accuracy is optimistic")
-        if self.settings.lr is None and len(self.recipe.lr) == 1 and self.rarest[1] < 2:
-            found.append(
-                f"class {self.rarest[0]} has one image: lr is {self.recipe.lr[0]:g}, not chosen by a sweep"
-            )
-        return tuple(found)
 
     def _details(self, training: Training, table: list[dict[str, float]]) -> dict[str, Any]:
         settings, history = self.settings, training.history

@@ -1,9 +1,8 @@
 """What a finished training leaves in its folder: finetuned.safetensors and training.json, written last."""
 
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -17,51 +16,44 @@ WEIGHTS = "finetuned.safetensors"
 _RESULT = "training.json"
 
 
-@dataclass
-class History:
-    """The mean loss of each finished epoch, the accuracy where it was watched, and the best epoch so far."""
+class History(Section, frozen=False):
+    """What is known of a training, and the content of training.json.
 
-    losses: list[float] = field(default_factory=list)
-    accuracies: dict[int, float] = field(default_factory=dict)  # by epoch from 1
+    The mean loss of each finished epoch, the accuracy where it was watched, the best epoch so far, and the
+    images that cannot be decoded.
+    """
+
+    losses: list[float] = Field(default_factory=list)
+    accuracies: dict[int, float] = Field(default_factory=dict)  # by epoch from 1
     best: int = 0
+    faults: Faults = Field(default_factory=dict)
 
 
-class Finished(Section):
-    """The content of training.json."""
-
-    losses: tuple[float, ...]
-    accuracies: dict[int, float]
-    best: int
-    faults: dict[int, str]
-
-
-def write_finished(folder: Path, network: nn.Module, history: History, faults: Faults) -> None:
+def write_finished(folder: Path, network: nn.Module, history: History) -> None:
     """Write the weights and then the result, and remove the checkpoints."""
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     replace_file(folder / WEIGHTS, save(state))
-    result = Finished(**(asdict(history) | {"losses": tuple(history.losses)}), faults=faults)
-    replace_file(folder / _RESULT, result.model_dump_json().encode())
+    replace_file(folder / _RESULT, history.model_dump_json().encode())
     for checkpoint in folder.glob("step_*.pt"):
         checkpoint.unlink()
 
 
-def read_finished(folder: Path) -> Finished | None:
+def read_finished(folder: Path) -> History | None:
     """Return the result of a finished training, None if there is none; raises CheckpointError."""
     try:
-        return Finished.model_validate_json((folder / _RESULT).read_bytes())
+        return History.model_validate_json((folder / _RESULT).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:
         raise _damaged(folder / _RESULT) from None
 
 
-def load_finished(folder: Path, finished: Finished, network: nn.Module) -> tuple[History, Faults]:
-    """Load the weights into a network of the same shapes; raises CheckpointError."""
+def load_weights(folder: Path, network: nn.Module) -> None:
+    """Load the weights of a finished training into a network of the same shapes; raises CheckpointError."""
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError):
         raise _damaged(folder / WEIGHTS) from None
-    return History(list(finished.losses), dict(finished.accuracies), finished.best), dict(finished.faults)
 
 
 def _damaged(path: Path) -> CheckpointError:

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut, open_image
-from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.finetuning.attempt import Tried, Try, labels_of
@@ -71,8 +70,8 @@ class Finetune(TrySettings):
             first.pool,
             torch.cat([one.predictions.ranked for one in found]),
             torch.cat([one.predictions.truth for one in found]),
-            describe_data(LabelledImages(bank), size, first.names, left_out),
-            describe_data(LabelledImages(tested), size, test_names, first.predictions.left_out),
+            describe_data(bank, size, first.names, left_out),
+            describe_data(tested, size, test_names, first.predictions.left_out),
             selection=first.selection,
             known=first.known,
             notes=first.notes,

@@ -5,14 +5,13 @@ new norm `fc_norm`. Loading a student's state leaves norm.* unexpected and fc_no
 """
 
 import copy
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.subject import Subject
@@ -35,22 +34,18 @@ def build_classifier(subject: Subject, classes: int, pool: Pool, drop_path: floa
     norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
     vit.norm, vit.fc_norm = norm, nn.Identity()
     if pool == "mean":
-        vit.norm, vit.fc_norm = nn.Identity(), _fresh(norm, subject.width)
+        # The new norm is of the same kind as the pretrained one, as it is before training.
+        new = nn.LayerNorm(subject.width, eps=1e-6)
+        if not isinstance(norm, nn.Identity):
+            new = copy.deepcopy(norm)
+            new.reset_parameters()
+        vit.norm, vit.fc_norm = nn.Identity(), new
     vit.pool_include_prefix = False
     vit.reset_classifier(classes, "avg" if pool == "mean" else "token")
     # Drawn on the CPU, so that every device begins alike.
     weight = trunc_normal_(torch.empty(classes, subject.width), std=_HEAD_STD)
     vit.head.load_state_dict({"weight": weight, "bias": torch.zeros(classes)})
     return vit
-
-
-def _fresh(norm: nn.Module, width: int) -> nn.Module:
-    """Return a norm of the same kind as the pretrained one, as it is before training."""
-    if isinstance(norm, nn.Identity):
-        return nn.LayerNorm(width, eps=1e-6)
-    new = copy.deepcopy(norm)
-    new.reset_parameters()  # type: ignore[operator]
-    return new
 
 
 def freeze(vit: VisionTransformer, blocks: int) -> None:
@@ -68,13 +63,6 @@ def freeze(vit: VisionTransformer, blocks: int) -> None:
                 token.requires_grad_(False)
 
 
-def train_mode(vit: VisionTransformer, frozen: int) -> None:
-    """Put a network into training mode, but its frozen blocks into evaluation mode: no drop path there."""
-    vit.train()
-    for block in vit.blocks[:frozen]:
-        block.eval()
-
-
 def layer_groups(vit: VisionTransformer, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Return timm's groups of what is trained, with `lr_scale`, which timm's schedules apply.
 
@@ -86,21 +74,3 @@ def layer_groups(vit: VisionTransformer, weight_decay: float, layer_decay: float
         vit, weight_decay, no_weight_decay_list=vit.no_weight_decay(), layer_decay=layer_decay
     )
     return groups
-
-
-def head_parameters(vit: VisionTransformer) -> Iterator[nn.Parameter]:
-    """Yield the parameters of the norm after pooling, if it is new, and of the head."""
-    yield from vit.fc_norm.parameters()
-    yield from vit.head.parameters()
-
-
-def pooled(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Return what fc_norm and head see (B, C) of normalised images (B, 3, H, W)."""
-    tokens: Tensor = vit.pool(vit.forward_features(images))
-    return tokens
-
-
-def classify_pooled(vit: VisionTransformer, features: Tensor) -> Tensor:
-    """Return logits (B, classes) of what `pooled` returned."""
-    logits: Tensor = vit.head(vit.fc_norm(features))
-    return logits

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.finetuning.model import Pool
+from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.subject import Subject
 
 SMALL_SET = 5_000  # images; below it mixup does harm
@@ -77,13 +78,7 @@ class Settings(Section):
     head_epochs: int | None = Field(None, ge=0)
     ema: float | None = Field(None, ge=0, lt=1)
 
-    @field_validator("lr", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        if value is None:
-            return None
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    _as_list = field_validator("lr", mode="before")(as_list)
 
     @field_validator("lr")
     @classmethod
@@ -91,11 +86,6 @@ class Settings(Section):
         if values is not None and (not values or min(values) <= 0):
             raise ValueError("numbers greater than 0 are needed, such as 3e-4 or [1e-4, 3e-4, 1e-3]")
         return values
-
-    def changes(self) -> dict[str, Any]:
-        """Return the settings that have a value."""
-        found = {name: getattr(self, name) for name in Settings.model_fields}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 class TrySettings(Settings):
@@ -129,7 +119,8 @@ def build_recipe(preset: Preset, settings: Settings, width: int, images: int, pr
     A preset's batch is never larger than the set, and its warm-up never longer than a tenth of the epochs;
     what is asked for must fit.
     """
-    large, changes = width >= _LARGE_WIDTH, settings.changes()
+    large = width >= _LARGE_WIDTH
+    changes = settings.model_dump(include=set(Settings.model_fields), exclude_none=True)
     chosen = choose_preset(preset, pretrained, images)
     recipe = Recipe(**(_preset(chosen, large, images, pretrained) | changes))
     if "warmup_epochs" not in changes:

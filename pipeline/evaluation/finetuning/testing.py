@@ -1,7 +1,7 @@
 """Classification by a fine-tuned network, shared out among ranks, and the first training of its head."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy
@@ -9,24 +9,23 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipeline.evaluation.crops import LeftOut, load_views
-from pipeline.evaluation.finetuning.model import classify_pooled, head_parameters, pooled
 from pipeline.evaluation.fitting import autocast, cosine, fit, shuffled_batches
 from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.metrics import RANKED, rank_classes
 from pipeline.evaluation.subject import Subject
 from pipeline.training.distributed import Ranks
 
-_RANKED = 5  # classes of a prediction
 _HEAD_LR = 1e-3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Predictions:
     """Up to five classes of each image (m, 5), best first, its truth (m,) and name, and what is left out."""
 
     ranked: Tensor
     truth: Tensor
-    names: list[tuple[str, str, int]] = field(default_factory=list)  # source, key, label
-    left_out: LeftOut = field(default_factory=LeftOut)
+    names: list[tuple[str, str, int]]  # source, key, label
+    left_out: LeftOut
 
     @property
     def accuracy(self) -> float:
@@ -51,25 +50,34 @@ class Reader:
         vit.eval()
         rank, count = self.ranks.rank, self.ranks.world_size
         share = images[len(images) * rank // count : len(images) * (rank + 1) // count]
-        mine = _nothing(classes)
-        ranked = [mine.ranked]
-        for pixels, labels, names in self._crops(share, mine.left_out):
+        left_out, all_names = LeftOut(), list[tuple[str, str, int]]()
+        # A rank's share may be empty.
+        ranked, truth = [torch.empty(0, min(RANKED, len(classes))).long()], [torch.empty(0).long()]
+        for pixels, labels, names in self._crops(share, left_out):
             with autocast(self.subject.device):
                 logits = vit(pixels).float()
-            ranked.append(classes[logits.topk(mine.ranked.shape[1]).indices.cpu()])
-            mine.truth = torch.cat([mine.truth, labels])
-            mine.names += names
-        mine.ranked = torch.cat(ranked)
-        return _joined(self.ranks.gather(mine))
+            ranked.append(classes[rank_classes(logits)])
+            truth.append(labels)
+            all_names += names
+        parts = self.ranks.gather(Predictions(torch.cat(ranked), torch.cat(truth), all_names, left_out))
+        everything = LeftOut()
+        for part in parts:
+            everything.include(part.left_out)
+        return Predictions(
+            torch.cat([part.ranked for part in parts]),
+            torch.cat([part.truth for part in parts]),
+            [name for part in parts for name in part.names],
+            everything,
+        )
 
     @torch.inference_mode()
     def pooled(self, vit: VisionTransformer, images: Sequence[LabelledImage]) -> tuple[Tensor, Tensor]:
-        """Return what the head sees of centre crops (m, C) float32 and class indices (m,), on the CPU."""
+        """Return what fc_norm and head see of centre crops (m, C) float32, and labels (m,), on the CPU."""
         vit.eval()
         found, truth = list[Tensor](), list[Tensor]()
         for pixels, labels, _ in self._crops(images, LeftOut()):
             with autocast(self.subject.device):
-                found.append(pooled(vit, pixels).float().cpu())
+                found.append(vit.pool(vit.forward_features(pixels)).float().cpu())
             truth.append(labels)
         return torch.cat(found), torch.cat(truth)
 
@@ -84,25 +92,6 @@ class Reader:
             yield pixels, torch.tensor(batch.labels), names
 
 
-def _nothing(classes: Tensor) -> Predictions:
-    return Predictions(
-        torch.empty(0, min(_RANKED, len(classes)), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    )
-
-
-def _joined(parts: list[Predictions]) -> Predictions:
-    left_out = LeftOut()
-    for part in reversed(parts):  # so that the first reason is that of the first part
-        left_out.counts += part.left_out.counts
-        left_out.first |= part.left_out.first
-    return Predictions(
-        torch.cat([part.ranked for part in parts]),
-        torch.cat([part.truth for part in parts]),
-        [name for part in parts for name in part.names],
-        left_out,
-    )
-
-
 def fit_head(
     vit: VisionTransformer,
     features: Tensor,
@@ -113,19 +102,24 @@ def fit_head(
     smoothing: float,
     seed: int,
     log: Callable[[str], None],
-) -> None:
+) -> dict[str, Tensor]:
     """Train the norm after pooling, if it is new, and the head on features (n, C) with labels (n,) from 0.
 
-    AdamW without weight decay, a cosine to 0. The features are of one centre crop of each image.
+    AdamW without weight decay, a cosine to 0. The features are of one centre crop of each image. Returns the
+    state of norm and head, on the CPU.
     """
     device, size = next(vit.parameters()).device, min(batch_size, len(features))
     steps = max(1, epochs * len(features) // size)
-    optimiser = torch.optim.AdamW(head_parameters(vit), lr=_HEAD_LR, weight_decay=0.0)
+    trained = [*vit.fc_norm.parameters(), *vit.head.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=_HEAD_LR, weight_decay=0.0)
     loss = LabelSmoothingCrossEntropy(smoothing)
 
     def loss_of(batch: list[tuple[int, int]]) -> Tensor:
         rows = torch.tensor([index for _, index in batch])
-        found: Tensor = loss(classify_pooled(vit, features[rows].to(device)), labels[rows].to(device))
+        logits = vit.head(vit.fc_norm(features[rows].to(device)))
+        found: Tensor = loss(logits, labels[rows].to(device))
         return found
 
     fit(loss_of, shuffled_batches(len(features), size, steps, seed), optimiser, cosine(steps), steps, log)
+    state = vit.state_dict()
+    return {name: value.cpu() for name, value in state.items() if name.startswith(("fc_norm", "head"))}

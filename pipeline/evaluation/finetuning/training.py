@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,14 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.errors import DivergedError, SourceError
 from pipeline.evaluation.crops import CropDataset, drawn_by_key, load
 from pipeline.evaluation.finetuning.batches import (
-    Faults,
     MicroBatch,
     build_schedule,
     collate,
     train_transform,
 )
-from pipeline.evaluation.finetuning.files import History, load_finished, read_finished, write_finished
-from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups, train_mode
+from pipeline.evaluation.finetuning.files import History, load_weights, read_finished, write_finished
+from pipeline.evaluation.finetuning.model import Pool, build_classifier, freeze, layer_groups
 from pipeline.evaluation.finetuning.recipe import Recipe
 from pipeline.evaluation.fitting import autocast, shuffled_batches
 from pipeline.evaluation.images import LabelledImage
@@ -64,8 +64,8 @@ class Plan:
 class Training:
     """A training of `subject` on `images`. Their `labels` (n,) int64 count from 0.
 
-    `warm_up` trains norm and head first. `watch` scores the network after each epoch where `keep_best`, and
-    otherwise at the end. The main rank writes checkpoints to `folder`.
+    `warm_up` trains norm and head first and returns their state. `watch` scores the network after each epoch
+    where `keep_best`, and otherwise at the end. The main rank writes checkpoints to `folder`.
     """
 
     subject: Subject
@@ -77,7 +77,7 @@ class Training:
     ranks: Ranks
     workers: int
     log: Callable[[str], None]
-    warm_up: Callable[[VisionTransformer], None] | None = None
+    warm_up: Callable[[VisionTransformer], dict[str, Tensor]] | None = None
     watch: Watch | None = None
     keep_best: bool = False
 
@@ -96,7 +96,7 @@ class Training:
             recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=plan.classes
         )  # fmt: skip
         self.loss = SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.smoothing)
-        self.history, self.faults = History(), Faults()
+        self.history = History()
         self.best: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # of the present epoch
         self.device, self.targets = device, self.labels.to(device)
@@ -110,11 +110,13 @@ class Training:
         """
         if finished := self.ranks.decide(lambda: read_finished(self.folder)):
             with self.ranks.together():
-                self.history, self.faults = load_finished(self.folder, finished, self.tested)
+                load_weights(self.folder, self.tested)
+            self.history = finished
             return self.tested.eval()
         first = self._restore()
         if not first and self.warm_up:
-            self.vit.load_state_dict(self.ranks.decide(self._warmed_up), strict=False)
+            warmed_up = self.ranks.decide(partial(self.warm_up, self.vit))
+            self.vit.load_state_dict(warmed_up, strict=False)
             if self.ema:
                 self.ema.set(self.vit)
         if self.ranks.world_size > 1:
@@ -122,7 +124,7 @@ class Training:
         self._take_steps(first)
         if self.best:
             self.tested.load_state_dict(self.best)
-        self.ranks.decide(lambda: write_finished(self.folder, self.tested, self.history, self.faults))
+        self.ranks.decide(lambda: write_finished(self.folder, self.tested, self.history))
         return self.tested.eval()
 
     @property
@@ -141,8 +143,7 @@ class Training:
                 if done % self.steps_per_epoch == 0:
                     self._end_epoch(done // self.steps_per_epoch)
                 if now - printed > _SECONDS_BETWEEN_LINES or done == self.steps:
-                    left = duration((now - begin) / (done - first) * (self.steps - done))
-                    self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {self._latest()}, {left} left")
+                    self._print(done, (now - begin) / (done - first) * (self.steps - done))
                     printed = now
                 signal = votes()
                 if signal or now - saved > SECONDS_BETWEEN_SAVES:
@@ -153,14 +154,16 @@ class Training:
 
     def step(self, step: int, micros: list[MicroBatch]) -> Tensor:
         """Take a step on micro-batches of images (b, 3, S, S); returns the mean loss () on the device."""
-        train_mode(self.vit, self.plan.frozen)
+        self.vit.train()
+        for block in self.vit.blocks[: self.plan.frozen]:
+            block.eval()  # no drop path in a frozen block
         self.schedule.step_update(step)
         self.optimiser.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.manual_seed(derived_seed(self.plan.seed, "finetune step", self.ranks.rank, step))
         found = []
         for number, (images, indices, faults) in enumerate(micros):
-            self.faults |= faults
+            self.history.faults |= faults
             if images is None:
                 raise SourceError(
                     f"no image of a batch of {len(faults)} can be decoded: give images that are whole"
@@ -205,27 +208,23 @@ class Training:
                 f"the loss is {loss} in epoch {epoch} with lr {self.plan.lr:g}: give a smaller --set lr=..."
             )
         history.losses.append(loss)
-        for found in self.ranks.gather(self.faults):
-            self.faults |= found
+        for found in self.ranks.gather(history.faults):
+            history.faults |= found
         if self.watch and (self.keep_best or epoch == self.recipe.epochs):
             accuracy = history.accuracies[epoch] = self.watch(self.tested)
             if self.keep_best and accuracy > history.accuracies.get(history.best, -1.0):
                 history.best = epoch
                 self.best = {name: value.cpu().clone() for name, value in self.tested.state_dict().items()}
 
-    def _latest(self) -> str:
-        history, epoch = self.history, len(self.history.losses)
-        if not epoch:
-            return "epoch 1"
-        accuracy = history.accuracies.get(epoch)
-        watched = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-        return f"epoch {epoch} of {self.recipe.epochs}: loss {history.losses[-1]:.4f}{watched}"
-
-    def _warmed_up(self) -> dict[str, Tensor]:
-        assert self.warm_up is not None, "asked only then"
-        self.warm_up(self.vit)
-        state = self.vit.state_dict()
-        return {name: value.cpu() for name, value in state.items() if name.startswith(("fc_norm", "head"))}
+    def _print(self, done: int, seconds_left: float) -> None:
+        """Print the steps that are done and the result of the last epoch."""
+        epoch, latest = len(self.history.losses), "epoch 1"
+        if epoch:
+            latest = f"epoch {epoch} of {self.recipe.epochs}: loss {self.history.losses[-1]:.4f}"
+        if epoch in self.history.accuracies:
+            latest += f", accuracy {self.history.accuracies[epoch]:.1%}"
+        left = duration(seconds_left)
+        self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {latest}, {left} left")
 
     def _save(self, step: int) -> None:
         """Write a checkpoint. Its field `student` has the weights, their average and the best so far."""
@@ -234,7 +233,7 @@ class Training:
         networks = {"model": self.vit.state_dict(), "best": self.best}
         networks |= {"ema": self.ema.module.state_dict()} if self.ema else {}
         losses = [float(loss) for loss in self.losses]
-        told = {"history": vars(self.history), "losses": losses, "faults": self.faults}
+        told = {"history": self.history.model_dump(), "losses": losses}
         self.folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(self.folder, Checkpoint(step, networks, self.optimiser.state_dict(), told))
 
@@ -251,5 +250,4 @@ class Training:
             self.ema.module.load_state_dict(found.student["ema"])
         self.best, self.history = found.student["best"], History(**found.pinned["history"])
         self.losses = [torch.tensor(loss, device=self.device) for loss in found.pinned["losses"]]
-        self.faults = found.pinned["faults"]
         return found.step

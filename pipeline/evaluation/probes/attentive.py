@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -75,15 +75,20 @@ class Attentive(SectionOfKinds):
     def run(self, task: Task) -> list[Outcome]:
         """Train all heads on one forward pass of the frozen network, choose one, and test it."""
         task.images(self.name)  # or a cache would be refused after its features are made
-        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
-        plan = plan_crops(
-            task, bank, self.name, select=self.select, epochs=self.epochs, batch=self.batch, seed=self.seed
-        )
+        bank, test = learnt_and_test(task, self.name, self.shared_keys)
+        plan = plan_crops(self, task, bank, hold_out=self.select == "train")
         subject, with_cls = task.subject, self.cls and task.subject.has_cls
         options = list(product(self.lr, self.weight_decay))
         heads = [self._head(subject.width, len(plan.classes)).to(subject.device) for _ in options]
         task.log(f"{len(heads)} heads, {plan.steps:,} steps of {plan.batch:,} random crops")
-        optimiser = self._optimiser(heads, options, plan.scale)
+        groups = [
+            {"params": list(head.parameters()), "lr": lr * plan.scale, "weight_decay": decay}
+            for head, (lr, decay) in zip(heads, options, strict=True)
+        ]
+        if self.kind == "efficient":
+            optimiser: torch.optim.Optimizer = Lars(groups, lr=0.0)
+        else:
+            optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         warmup = math.ceil(_WARMUP[self.kind] * plan.steps)
         data = (bank.facts.digest, test.facts.digest, str(task.batch_size))
         file = task.file(f"attentive-{self.kind}", self, *data)
@@ -103,17 +108,6 @@ class Attentive(SectionOfKinds):
                 return EfficientHead(width, classes, largest_divisor(width, self.queries))
             return CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))
 
-    def _optimiser(
-        self, heads: Sequence[Head], options: Sequence[tuple[float, float]], scale: float
-    ) -> torch.optim.Optimizer:
-        groups = [
-            {"params": list(head.parameters()), "lr": lr * scale, "weight_decay": decay}
-            for head, (lr, decay) in zip(heads, options, strict=True)
-        ]
-        return (
-            Lars(groups, lr=0.0) if self.kind == "efficient" else torch.optim.AdamW(groups, betas=(0.9, 0.95))
-        )
-
     def _outcome(
         self, task: Task, heads: Sequence[Head], options: Sequence[tuple[float, float]], plan: CropPlan,
         bank: Features, test: Features, with_cls: bool, file: Path,
@@ -128,25 +122,19 @@ class Attentive(SectionOfKinds):
             for (lr, decay), score in zip(options, scores, strict=True)
         ]
         task.log(f"head {best + 1} of {len(heads)} is best on {where}, {scores[best]:.1%}")
-        final, labels = ranked(task, [heads[best]], tested, with_cls)
-        some = tested[: self.shown]
-        shown = [save_query_maps(task, heads[best], some, with_cls, file)] if some else []
+        head, some = heads[best], tested[: self.shown]
+        final, labels = ranked(task, [head], tested, with_cls)
+        shown = [save_query_maps(task, head, some, with_cls, file)] if some else []
+        every, classifier = (sum(one.numel() for one in part.parameters()) for part in (head, head.linear))
         return classification_outcome(
             "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
             seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject, plan)),
-            details=self._details(heads[best], plan, table),
+            details={
+                "batch": plan.batch, "steps": plan.steps,
+                "parameters without classifier": every - classifier, "heads": table,
+            },
         ).model_copy(update={"plots": tuple(shown)})  # fmt: skip
-
-    def _details(self, head: Head, plan: CropPlan, table: list[dict[str, float]]) -> dict[str, Any]:
-        weights = sum(weight.numel() for weight in head.parameters())
-        classifier = sum(weight.numel() for weight in head.linear.parameters())
-        return {
-            "batch": plan.batch,
-            "steps": plan.steps,
-            "parameters without classifier": weights - classifier,
-            "heads": table,
-        }
 
     def _notes(self, subject: Subject, plan: CropPlan) -> Iterator[str]:
         if self.cls and not subject.has_cls:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import shuffled_batches
 from pipeline.evaluation.images import ImageSet, LabelledImage
 from pipeline.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.probes.attentive import Attentive
+    from pipeline.evaluation.probes.probe import Probe
 
 _FEW_CHOOSE = 50  # images that are held out; fewer choose by chance
 _FEWEST = 32  # images of a batch that is reduced to a tenth of a small training set
@@ -77,19 +82,17 @@ class CropPlan:
         return torch.stack(found).to(device), self.targets[self.rows[numbers]].to(device)
 
 
-def plan_crops(
-    task: Task, bank: Features, what: str, *, select: str, epochs: float, batch: int, seed: int
-) -> CropPlan:
-    """Plan training on the images of the bank; with `select` = "train" a tenth is held out.
+def plan_crops(options: "Probe | Attentive", task: Task, bank: Features, *, hold_out: bool) -> CropPlan:
+    """Plan training on the images of the bank, of which a tenth may be held out.
 
-    `what` is the evaluation's name. Raises ConfigError for the views of a cache, and if none can be held out.
+    Raises ConfigError for the views of a cache, and if none can be held out.
     """
-    images, _ = task.images(what)
+    images, _ = task.images(options.name)
     whole = whole_images(images, bank)
     classes, targets = torch.unique(bank.labels, return_inverse=True)
     held = torch.zeros(len(whole), dtype=torch.bool)
-    if select == "train":
-        folds = stratified_folds(bank.labels, 10, seed)
+    if hold_out:
+        folds = stratified_folds(bank.labels, 10, options.seed)
         if not (folds >= 0).any():
             raise ConfigError(
                 f"no image of {bank.facts.address!r} can be held out to choose a head, since each class has "
@@ -97,7 +100,7 @@ def plan_crops(
             )
         held = folds == (0 if (folds == 0).any() else int(folds.max()))
     rows = torch.nonzero(~held)[:, 0]
-    batch = min(batch, max(_FEWEST, len(rows) // 10))
+    batch = min(options.batch, max(_FEWEST, len(rows) // 10))
     return CropPlan(
         images=[whole[row] for row in rows.tolist()],
         held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
@@ -106,8 +109,8 @@ def plan_crops(
         rows=rows,
         held=torch.nonzero(held)[:, 0],
         batch=batch,
-        steps=math.ceil(len(rows) * epochs / batch),
-        seed=seed,
+        steps=math.ceil(len(rows) * options.epochs / batch),
+        seed=options.seed,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.evaluation.features import Features, represent
 from pipeline.evaluation.fitting import autocast, cosine, fit
-from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.metrics import classification_outcome, rank_classes
 from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
 from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.subject import Subject
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _MOMENTUM = 0.9
 _STD = 0.01  # of first weights
-_RANKED = 5  # classes of a prediction
 
 
 class HeadGrid(nn.Module):
@@ -57,20 +56,17 @@ class HeadGrid(nn.Module):
     @torch.no_grad()
     def ranked(self, features: Features, rows: Tensor) -> Tensor:
         """Return the best classes' numbers (m, R, up to 5), on the CPU, of ascending rows (m,)."""
-        found, count = [], min(_RANKED, self.bias.shape[1])
+        found = []
         for part in features.chunks(self.name, rows):
             for some in torch.split(part, 1024):
                 logits = self(some.to(self.weight.device)).nan_to_num(-torch.inf)
-                found.append(logits.topk(count, dim=2).indices.cpu())
+                found.append(rank_classes(logits))
         return torch.cat(found)
 
 
 def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test: Features) -> list[Outcome]:
     """Train all heads, choose a learning rate for each representation, and test the winners."""
-    plan = plan_crops(
-        task, bank, options.name, select=options.select, epochs=options.epochs, batch=options.batch,
-        seed=options.seed,
-    )  # fmt: skip
+    plan = plan_crops(options, task, bank, hold_out=options.select == "train")
     subject = task.subject
     grids = [
         HeadGrid(name, bank.width(name), len(plan.classes), options.lr, options.seed).to(subject.device)

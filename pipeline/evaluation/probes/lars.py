@@ -4,29 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 _TRUST, _MOMENTUM = 0.001, 0.9
 _LEAST_WAY = 2.0  # in lengths of a weight; below, a head still looks like its first weights
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum on gradients whose length is `trust` times the length of their tensor.
+    """SGD with momentum on gradients whose length is 0.001 times the length of their tensor.
 
     Only tensors of more than one dimension are adapted and decayed. timm's Lars adapts nothing at a weight
     decay of 0, or with always_adapt biases, too.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float,
-        momentum: float = _MOMENTUM,
-        weight_decay: float = 0.0,
-        trust: float = _TRUST,
-    ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        super().__init__(parameters, options)
+    def __init__(self, parameters: Iterable[Any], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -38,16 +29,13 @@ class Lars(torch.optim.Optimizer):
                 update = value.grad
                 if value.ndim > 1:
                     update = update + group["weight_decay"] * value
-                    update = update * _ratio(value, update, group["trust"])
+                    # trust * |value| / |update|, and 1 where either is 0
+                    length, own = update.norm(), value.norm()
+                    ratio = _TRUST * own / length
+                    update = update * torch.where(length * own > 0, ratio, torch.ones_like(ratio))
                 moving = self.state[value].setdefault("momentum", torch.zeros_like(value))
-                moving.mul_(group["momentum"]).add_(update)
+                moving.mul_(_MOMENTUM).add_(update)
                 value.sub_(moving, alpha=group["lr"])
-
-
-def _ratio(value: Tensor, update: Tensor, trust: float) -> Tensor:
-    """Return trust * |value| / |update| (), and 1 where either is 0."""
-    lengths = value.norm() * update.norm()
-    return torch.where(lengths > 0, trust * value.norm() / update.norm(), torch.ones_like(lengths))
 
 
 def short_way(steps: int, lr: float, instead: str) -> tuple[str, ...]:

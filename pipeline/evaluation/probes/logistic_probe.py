@@ -7,15 +7,14 @@ from torch import Tensor
 
 from pipeline.evaluation.draws import draw_few, stratified_folds
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.logistic import Logistic, best_c, fit_logistic, rate_c
-from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome
+from pipeline.evaluation.logistic import fit_logistic, rate_c
+from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, rank_classes
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 
 if TYPE_CHECKING:
     from pipeline.evaluation.probes.probe import Probe
 
-_RANKED = 5  # classes of a prediction
 _ENOUGH = 50  # images of a tenth that may choose C; fewer are too few to tell one C from the next
 _FIXED_C = 1.0  # where no image can be held out; scikit-learn's default
 _NEAREST = "nearest class mean"
@@ -35,9 +34,12 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
             rows = draw_few(bank.labels, options.few, seed, bank.images)
             known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
         rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
-        c = best_c(rated) if rated else _FIXED_C
+        # The highest accuracy, of several the lowest log loss.
+        best = max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})
+        c = best["c"]
         model = fit_logistic(known, wanted, len(classes), c)
-        ranked.append(classes[_ranking(model, asked)])
+        rankings = [rank_classes(model.scores(part)) for part in torch.split(asked, 4096)]
+        ranked.append(classes[torch.cat(rankings)])
         if options.few:
             nearest.append(classes[_nearest_mean(known, wanted, asked, len(classes))])
         share = float((ranked[-1][:, 0] == test.labels).double().mean())
@@ -51,7 +53,12 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
         known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
     )  # fmt: skip
-    return _with_nearest(outcome, torch.cat(nearest) == test.labels.repeat(tries)) if nearest else outcome
+    if nearest:  # the score of the nearest class mean needs no choice of C
+        right = torch.cat(nearest) == test.labels.repeat(tries)
+        metrics = outcome.metrics | {_NEAREST: float(right.double().mean())}
+        intervals = outcome.intervals | {_NEAREST: bootstrap_interval(right.float())}
+        outcome = outcome.model_copy(update={"metrics": metrics, "intervals": intervals})
+    return outcome
 
 
 def _rate(
@@ -80,27 +87,9 @@ def _rate(
     return rate_c(known, wanted, len(classes), held, options.c_grid), how
 
 
-def _ranking(model: Logistic, features: Tensor) -> Tensor:
-    """Return the best classes' numbers (m, up to 5) on the CPU."""
-    count = min(_RANKED, len(model.bias))
-    return torch.cat(
-        [model.scores(part).topk(count, dim=1).indices.cpu() for part in torch.split(features, 4096)]
-    )
-
-
 def _nearest_mean(known: Tensor, targets: Tensor, asked: Tensor, classes: int) -> Tensor:
     """Return the number (m,) of the class whose mean is nearest, on the CPU."""
     means = torch.zeros(classes, known.shape[1], dtype=torch.float64, device=known.device)
     means.index_add_(0, targets, known.double())
     means /= torch.bincount(targets, minlength=classes)[:, None]
     return torch.cat([torch.cdist(part.double(), means).argmin(1).cpu() for part in torch.split(asked, 4096)])
-
-
-def _with_nearest(outcome: Outcome, right: Tensor) -> Outcome:
-    """Add the score of the nearest class mean, which needs no choice of C."""
-    return outcome.model_copy(
-        update={
-            "metrics": outcome.metrics | {_NEAREST: float(right.double().mean())},
-            "intervals": outcome.intervals | {_NEAREST: bootstrap_interval(right.float())},
-        }
-    )

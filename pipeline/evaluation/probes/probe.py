@@ -12,7 +12,7 @@ from pipeline.evaluation.features import Features, available, representations
 from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
 from pipeline.evaluation.probes import head_grid, logistic_probe, published_probe
-from pipeline.evaluation.task import Task, refuse_shared
+from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 _KINDS: dict[str, dict[str, Any]] = {  # the options of one kind or two, and their defaults
@@ -79,27 +79,23 @@ class Probe(SectionOfKinds):
         names = available(self.representations, representations(task.subject), refuse=asked)
         if self.kind != "logistic":
             task.images(self.name)  # or a cache would be refused after its features are made
-        bank, test = learnt_and_test(task, self.name, self.shared_keys == "allow")
+        bank, test = learnt_and_test(task, self.name, self.shared_keys)
         if self.kind == "logistic":
             return [logistic_probe.score(self, task, name, bank, test) for name in names]
         run = head_grid.run if self.kind == "grid" else published_probe.run
         return run(self, task, names, bank, test)
 
 
-def learnt_and_test(task: Task, name: str, allow_shared: bool) -> tuple[Features, Features]:
+def learnt_and_test(task: Task, name: str, shared_keys: SharedKeys) -> tuple[Features, Features]:
     """Return the features to learn from and those to test; raises ConfigError where nothing can be learnt.
 
     `name` is the evaluation's.
     """
     if task.test is None:
         raise ConfigError(f"{name} needs other images to test with: give --test-shards")
-    if not allow_shared:
-        task.refuse_shared_keys(exclude=False)
     if isinstance(task.data, LabelledImages):
         _refuse_one_class((one.label for one in task.data.of.images if one.label is not None), task)
-    bank, test = task.features()
-    if not allow_shared:
-        refuse_shared(bank.keys, test.keys, exclude=False)
+    bank, test = task.features(shared_keys, exclude=False)
     _refuse_one_class(bank.labels.tolist(), task)
     return bank, test
 

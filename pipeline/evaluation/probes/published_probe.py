@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.fitting import cosine, fit
-from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.metrics import classification_outcome, rank_classes
 from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
 from pipeline.evaluation.probes.head_grid import represented
 from pipeline.evaluation.probes.lars import Lars, short_way
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 WARMUP = 10 / 90  # of all steps
 _STD, _EPS = 0.01, 1e-6
-_RANKED = 5  # classes of a prediction
 
 
 class NormedLinear(nn.Module):
@@ -44,9 +43,7 @@ class NormedLinear(nn.Module):
 
 def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test: Features) -> list[Outcome]:
     """Train a head for each representation; test the last epoch, or report the best as published."""
-    plan = plan_crops(
-        task, bank, options.name, select="none", epochs=options.epochs, batch=options.batch, seed=options.seed
-    )
+    plan = plan_crops(options, task, bank, hold_out=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         heads = {name: NormedLinear(bank.width(name), len(plan.classes)) for name in names}
@@ -54,10 +51,15 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     task.log(f"{plan.steps:,} steps of {plan.batch:,} random crops")
     per_epoch: dict[str, list[Tensor]] = {name: [] for name in names}
 
+    @torch.no_grad()
     def after_epoch(last: bool) -> None:
         if options.select == "test" or last:
             for name, head in heads.items():
-                per_epoch[name].append(plan.classes[_ranking(head, test, name)])
+                head.eval()
+                parts = (part.to(task.subject.device) for part in test.chunks(name))
+                ranked = torch.cat([rank_classes(head(part)) for part in parts])
+                head.train()
+                per_epoch[name].append(plan.classes[ranked])
 
     def loss_of(step: Iterator[Crops]) -> Tensor:
         found, targets = represented(task.subject, step, names)
@@ -87,16 +89,6 @@ def _with_epochs(plan: CropPlan, task: Task, first: int, after_epoch: Any) -> It
             after_epoch(False)
         yield step
     after_epoch(True)
-
-
-@torch.no_grad()
-def _ranking(head: NormedLinear, features: Features, name: str) -> Tensor:
-    """Return the best classes' numbers (m, up to 5) on the CPU."""
-    head.eval()
-    count, device = min(_RANKED, head.linear.out_features), head.linear.weight.device
-    found = [head(part.to(device)).topk(count, dim=1).indices.cpu() for part in features.chunks(name)]
-    head.train()
-    return torch.cat(found)
 
 
 def _outcome(

@@ -9,12 +9,11 @@ from torch import Tensor
 from pipeline.evaluation.crops import LeftOut, load_views
 from pipeline.evaluation.fitting import autocast
 from pipeline.evaluation.images import LabelledImage
+from pipeline.evaluation.metrics import rank_classes
 from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead
 from pipeline.evaluation.probes.crop_training import Crops
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
-
-_RANKED = 5  # classes of a prediction
 
 Head = EfficientHead | CapiHead
 
@@ -59,6 +58,6 @@ def ranked(
     for batch in load_views(images, subject.image_size, task.batch_size, task.workers, LeftOut()):
         seen = tokens(subject, batch.pixels.to(subject.device), with_cls)
         logits = torch.stack([head(seen) for head in heads], dim=1).nan_to_num(-torch.inf)
-        found.append(logits.topk(min(_RANKED, logits.shape[2]), dim=2).indices.cpu())
+        found.append(rank_classes(logits))
         labels += batch.labels
     return torch.cat(found), torch.tensor(labels)

@@ -1,16 +1,21 @@
 """Scores of segmentation from one confusion matrix over all pixels of a test set (not a mean over images)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.metrics import LEVEL, RESAMPLES
 from pipeline.evaluation.segmentation.dense import VOID
 from pipeline.report.scores import DataFacts, Outcome, Plot
 
+Predicted = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # an image's index, true and predicted (H, W)
+
 _DRAWS = 50  # resamples computed at once
+_MOST_CONFUSIONS = 10_000  # kept, the most frequent ones
 
 
 class Confusion:
@@ -40,6 +45,22 @@ class Confusion:
         return torch.stack(self._images)
 
 
+def count_predictions(
+    predicted: Iterable[tuple[int, Tensor, Tensor]], images: int, classes: int, plots: int
+) -> tuple[Confusion, list[Predicted]]:
+    """Count `predicted`: index, true and predicted classes (H, W) of each of so many images.
+
+    Returns also up to `plots` of these, from the first image on at equal distances.
+    """
+    confusion, shown = Confusion(classes), list[Predicted]()
+    chosen = {number * images // plots for number in range(plots)}
+    for index, truth, found in predicted:
+        confusion.add(truth.to(found.device), found)
+        if index in chosen:
+            shown.append((index, truth.numpy(), found.to(torch.uint8).cpu().numpy()))
+    return confusion, shown
+
+
 def _of_classes(matrix: Tensor) -> Tensor:
     return torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
 
@@ -63,9 +84,9 @@ def mask_metrics(counts: Tensor) -> dict[str, Tensor]:
     }
 
 
-def mask_intervals(images: Tensor, seed: int = 0) -> dict[str, tuple[float, float]]:
+def mask_intervals(images: Tensor) -> dict[str, tuple[float, float]]:
     """Return 95% percentile intervals of the metrics over images (n, 3, K) drawn with replacement."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     count, flat = len(images), images.flatten(1).double()
     found = []
     for _ in range(RESAMPLES // _DRAWS):
@@ -86,9 +107,9 @@ def mask_outcome(
     *,
     selection: str,
     seed: int,
-    notes: tuple[str, ...] = (),
-    details: dict[str, Any] | None = None,
-    plots: tuple[Plot, ...] = (),
+    notes: tuple[str, ...],
+    details: dict[str, Any],
+    plots: tuple[Plot, ...],
 ) -> Outcome:
     """Return the outcome of a test set; chance is the most frequent class everywhere."""
     images, matrix = confusion.images, confusion.matrix
@@ -96,6 +117,8 @@ def mask_outcome(
     iou, true = class_iou(counts), counts[1]
     shown = torch.nonzero(~iou.isnan())[:, 0].tolist()
     largest = int(true.max()) / int(true.sum())
+    pairs = torch.cat([torch.nonzero(matrix), matrix[matrix > 0][:, None]], dim=1)
+    pairs = pairs[pairs[:, 2].argsort(descending=True, stable=True)[:_MOST_CONFUSIONS]]
     return Outcome(
         representation=representation,
         bank=bank,
@@ -104,7 +127,7 @@ def mask_outcome(
         intervals=mask_intervals(images),
         per_class={str(label): float(iou[label]) for label in shown},
         class_images={str(label): int((images[:, 1, label] > 0).sum()) for label in shown},
-        confused=tuple(_pairs(matrix)),
+        confused=tuple((label, guess, count) for label, guess, count in pairs.tolist()),
         chance=largest / int((true > 0).sum()),
         selection=selection,
         seeds=(seed,),
@@ -112,15 +135,7 @@ def mask_outcome(
         details={
             "pixels": int(true.sum()),
             "pixel accuracy of the most frequent class": largest,
-            **(details or {}),
+            **details,
         },
         plots=plots,
     )
-
-
-def _pairs(matrix: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (true class, predicted class, pixels), the most frequent first."""
-    rows, columns = torch.nonzero(matrix, as_tuple=True)
-    counts = matrix[rows, columns]
-    order = counts.argsort(descending=True, stable=True)[:10_000]
-    yield from zip(rows[order].tolist(), columns[order].tolist(), counts[order].tolist(), strict=True)

@@ -111,17 +111,13 @@ class DenseDataset(Dataset[tuple[Any, ...]]):
         except SourceError as error:
             return index, None, getattr(error, "kind", "damaged"), str(error)
         with drawn_by_key(self.seed, epoch, index):
-            return index, _plain(self.transform(sample)), "", ""
-
-
-def _plain(result: Any) -> Any:
-    """Make tv_tensors plain tensors, which cross from a worker process in shared memory."""
-    if not isinstance(result, dict):
-        return result
-    return {
-        name: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
-        for name, value in result.items()
-    }
+            result = self.transform(sample)
+        if isinstance(result, dict):  # plain tensors cross from a worker process in shared memory
+            result = {
+                name: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
+                for name, value in result.items()
+            }
+        return index, result, "", ""
 
 
 def load_dense(
@@ -157,24 +153,13 @@ class BalancedCrop(v2.RandomCrop):  # type: ignore[misc]
         masks = [each for each in flat_inputs if isinstance(each, tv_tensors.Mask)]
         for _ in range(_TRIES):
             params: dict[str, Any] = super().make_params(flat_inputs)
-            if not masks or not params["needs_crop"] or _is_balanced(masks[0], params):
+            if not masks or not params["needs_crop"]:
+                break
+            seen = self.transform(masks[0], params).as_subclass(Tensor)
+            counts = torch.bincount(seen[seen != VOID].long())
+            if (counts > 0).sum() > 1 and counts.max() < _LARGEST_SHARE * counts.sum():
                 break
         return params
-
-
-def _is_balanced(mask: Tensor, params: dict[str, Any]) -> bool:
-    """Whether the part of a mask (H, W) that a crop shows has several classes, none of them too large."""
-    left, top, *_ = params["padding"]
-    rows, columns = (
-        slice(max(0, start), max(0, start + length))
-        for start, length in (
-            (params["top"] - top, params["height"]),
-            (params["left"] - left, params["width"]),
-        )
-    )
-    seen = mask.as_subclass(Tensor)[rows, columns].flatten()
-    counts = torch.bincount(seen[seen != VOID].long())
-    return bool((counts > 0).sum() > 1 and counts.max() < _LARGEST_SHARE * counts.sum())
 
 
 def training_transform(
@@ -186,14 +171,9 @@ def training_transform(
     """
     sides = [max(1, round(size * factor)) for factor in scale]
     steps = [v2.RandomShortestSize(list(range(sides[0], sides[1] + 1))), BalancedCrop(crop)]
-    steps += [v2.RandomHorizontalFlip()] if flip else []
-    return v2.Compose([*steps, *(distortions() if distort else [])])  # type: ignore[no-any-return]
-
-
-def distortions() -> list[Any]:
-    """Return mmsegmentation's photometric distortion, with contrast before the colours, each half the time.
-
-    torchvision's own also permutes channels, which mmsegmentation's does not.
-    """
-    changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1})
-    return [v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in changes]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if distort:  # not torchvision's distortion, which also permutes channels; contrast is before the colours
+        changes = ({"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1})
+        steps += [v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in changes]
+    return v2.Compose(steps)  # type: ignore[no-any-return]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.segmentation.confusion import Confusion, mask_outcome
+from pipeline.evaluation.segmentation.confusion import Confusion, count_predictions, mask_outcome
 from pipeline.evaluation.segmentation.masks import MaskedImages
 from pipeline.evaluation.segmentation.patch_knn import Distance, PatchBank
 from pipeline.evaluation.segmentation.patch_logistic import PatchRegression
 from pipeline.evaluation.segmentation.patches import Patches, write_patches
-from pipeline.evaluation.segmentation.segment_plots import Predicted, draw_predictions, spread_indices
+from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -88,7 +88,9 @@ class PatchTask:
         if len(options) > 1:
             kept, held = self._tenth()
             classifier = kind(learnt, self._drawn(learnt, kept, most), self.classes, self.subject.device)
-            found, _ = self._confusions(classifier.predict(learnt, held, options), learnt, set())
+            found = {option: Confusion(self.classes) for option in options}
+            for image, option, classes in classifier.predict(learnt, held, options):
+                found[option].add(learnt.mask(image).to(classes.device), classes)
             scores = {option: one.miou for option, one in found.items()}
             winner = max(options, key=lambda option: scores[option])
             log(f"{kind.name}: {kind.describe(winner)} is best on a tenth, mIoU {scores[winner]:.1%}")
@@ -96,14 +98,19 @@ class PatchTask:
         rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
         classifier = kind(learnt, rows, self.classes, self.subject.device)
         everything = torch.arange(len(self.test.images))
-        chosen = spread_indices(len(everything), self.plots)
-        tested, shown = self._confusions(classifier.predict(test, everything, [winner]), test, chosen)
+        predicted = (
+            (image, test.mask(image), classes)
+            for image, _, classes in classifier.predict(test, everything, [winner])
+        )
+        confusion, shown = count_predictions(predicted, len(everything), self.classes, self.plots)
         file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
-        size = self.subject.image_size
+        notes, size = list(self.notes), self.subject.image_size
+        if most is not None and most < len(learnt.tokens):
+            notes.append(f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed")
         return mask_outcome(
-            kind.name, tested[winner], self.learnt.facts(size), self.test.facts(size),
+            kind.name, confusion, self.learnt.facts(size), self.test.facts(size),
             selection="best on a tenth of the images to learn from" if table else "none: one option is given",
-            seed=self.seed, notes=(*self.notes, *self._notes(learnt, most)),
+            seed=self.seed, notes=tuple(notes),
             details={"chosen": kind.describe(winner), "table": table},
             plots=draw_predictions(file, shown, self.test, self.classes),
         )  # fmt: skip
@@ -127,19 +134,3 @@ class PatchTask:
             return rows
         order = generator(self.seed, "patches", len(rows)).permutation(len(rows))[:most]
         return rows[torch.from_numpy(order).sort().values]
-
-    def _confusions(
-        self, predicted: Iterator[tuple[int, Option, Tensor]], patches: Patches, chosen: set[int]
-    ) -> tuple[dict[Option, Confusion], list[Predicted]]:
-        """Return the confusion of each option, and the predictions for some images."""
-        found, shown = dict[Option, Confusion](), list[Predicted]()
-        for image, option, classes in predicted:
-            truth = patches.mask(image)
-            found.setdefault(option, Confusion(self.classes)).add(truth.to(classes.device), classes)
-            if image in chosen:
-                shown.append((image, truth.numpy(), classes.to(torch.uint8).cpu().numpy()))
-        return found, shown
-
-    def _notes(self, learnt: Patches, most: int | None) -> Iterator[str]:
-        if most is not None and most < len(learnt.tokens):
-            yield f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed"

@@ -13,13 +13,12 @@ from pydantic import Field, model_validator
 
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.fitting import cosine, linear
-from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.kinds import SectionOfKinds
-from pipeline.evaluation.segmentation.confusion import mask_outcome
+from pipeline.evaluation.segmentation.confusion import count_predictions, mask_outcome
 from pipeline.evaluation.segmentation.dense import training_transform
 from pipeline.evaluation.segmentation.masks import MaskedImages, count_classes, find_masks, mask_notes
 from pipeline.evaluation.segmentation.patch_segment import PatchTask
-from pipeline.evaluation.segmentation.segment_fit import Fit, SegmentationTest, train_segmenter
+from pipeline.evaluation.segmentation.segment_fit import Fit, predict_masks, train_segmenter
 from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
@@ -146,7 +145,8 @@ class Segment(SectionOfKinds):
         left_out = LeftOut()
         sets = task.separate_images(self.name, self.shared_keys, left_out)
         subject = task.subject.resized(*(self.crop if self.kind != "knn" else (self.size, self.size)))
-        learnt, test = self._masks(task, *sets, left_out)
+        learnt = find_masks(sets[0], self.reduce_zero, task.workers, task.log, left_out)
+        test = find_masks(sets[1], self.reduce_zero, task.workers, task.log, LeftOut())
         known = self.classes or len(sets[0].class_names or sets[1].class_names) or None
         classes = count_classes(learnt, test, known)
         notes = mask_notes(learnt, test)
@@ -155,15 +155,6 @@ class Segment(SectionOfKinds):
             patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.plots, files)
             return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
         return [self._trained(task, subject, learnt, test, classes, tuple(notes))]
-
-    def _masks(
-        self, task: Task, learnt: ImageSet, test: ImageSet, left_out: LeftOut
-    ) -> tuple[MaskedImages, MaskedImages]:
-        """Find the images with masks."""
-        return (
-            find_masks(learnt, self.reduce_zero, task.workers, task.log, left_out),
-            find_masks(test, self.reduce_zero, task.workers, task.log, LeftOut()),
-        )
 
     def _trained(
         self,
@@ -182,8 +173,8 @@ class Segment(SectionOfKinds):
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
         build, file = partial(self._segmenter, subject, classes), self._file(task, learnt, test)
         model, losses = train_segmenter(build, how, learnt, transform, task, file)
-        tested = SegmentationTest(model, self.size, self.crop, self.stride, classes)
-        confusion, shown = tested.run(test, task, self.plots)
+        predicted = predict_masks(model, test, task, self.size, self.crop, self.stride)
+        confusion, shown = count_predictions(predicted, len(test.images), classes, self.plots)
         plots = draw_predictions(file.with_name(f"{file.name}.png"), shown, test, classes)
         return mask_outcome(
             "patches", confusion, learnt.facts(self.size), test.facts(self.size),

@@ -13,10 +13,8 @@ from torchvision.transforms import v2
 
 from pipeline.evaluation.fitting import Factor, autocast, fit, shuffled_batches
 from pipeline.evaluation.resuming import Resuming
-from pipeline.evaluation.segmentation.confusion import Confusion
 from pipeline.evaluation.segmentation.dense import DenseDataset, Joint, Sample, in_order, load_dense
 from pipeline.evaluation.segmentation.masks import MaskedImages
-from pipeline.evaluation.segmentation.segment_plots import Predicted, spread_indices
 from pipeline.evaluation.segmentation.segmenters import Segmenter
 from pipeline.evaluation.segmentation.sliding import best_classes, slide
 from pipeline.evaluation.task import Task
@@ -70,38 +68,27 @@ def train_segmenter(
     return model.train(False), losses
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentationTest:
-    """How a segmenter is tested: shorter side `size`, windows `crop` that move by `stride`, K classes."""
+def predict_masks(
+    model: Segmenter,
+    test: MaskedImages,
+    task: Task,
+    size: int,
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the index of each image, its mask (H, W) uint8, and its predicted classes (H, W).
 
-    model: Segmenter
-    size: int
-    crop: tuple[int, int]
-    stride: tuple[int, int]
-    classes: int
-
-    def run(self, test: MaskedImages, task: Task, plots: int) -> tuple[Confusion, list[Predicted]]:
-        """Return the confusion of all images, and the predictions for some of them."""
-        confusion, shown = Confusion(self.classes), list[Predicted]()
-        chosen = spread_indices(len(test.images), plots)
-        for index, truth, predicted in self._predicted(test, task):
-            confusion.add(truth.to(predicted.device), predicted)
-            if index in chosen:
-                shown.append((index, truth.numpy(), predicted.to(torch.uint8).cpu().numpy()))
-        return confusion, shown
-
-    def _predicted(self, test: MaskedImages, task: Task) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield the index of each image, its mask (H, W) uint8, and its predicted classes (H, W)."""
-        device = task.subject.device
-        resize = partial(resize_image, resize=v2.Resize(self.size))
-        dataset = DenseDataset(test.images, test.read, resize)
-        for batch in load_dense(dataset, in_order(len(dataset), _IMAGES_AT_ONCE), task.workers):
-            images = [sample["image"] for _, sample in batch]
-            with torch.inference_mode(), autocast(device):
-                found = slide(self.model, images, self.crop, self.stride, task.batch_size, device)
-                for (index, sample), logits in zip(batch, found, strict=True):
-                    truth = sample["mask"]
-                    yield index, truth, best_classes(logits, tuple(truth.shape))
+    Images have a shorter side of `size`, and are seen through windows `crop` that move by `stride`.
+    """
+    device = task.subject.device
+    dataset = DenseDataset(test.images, test.read, partial(resize_image, resize=v2.Resize(size)))
+    for batch in load_dense(dataset, in_order(len(dataset), _IMAGES_AT_ONCE), task.workers):
+        images = [sample["image"] for _, sample in batch]
+        with torch.inference_mode(), autocast(device):
+            found = slide(model, images, crop, stride, task.batch_size, device)
+            for (index, sample), logits in zip(batch, found, strict=True):
+                truth = sample["mask"]
+                yield index, truth, best_classes(logits, tuple(truth.shape))
 
 
 def resize_image(sample: Sample, resize: Callable[[Any], Any]) -> Sample:

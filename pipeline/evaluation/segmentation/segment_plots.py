@@ -3,21 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torchvision.transforms import v2
 
+from pipeline.evaluation.segmentation.confusion import Predicted
 from pipeline.evaluation.segmentation.dense import read_image
 from pipeline.evaluation.segmentation.masks import MaskedImages
 from pipeline.report.mask_plot import save_mask_plot
 from pipeline.report.scores import Plot
-
-Predicted = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]  # an image's index, true and predicted (H, W)
-
-
-def spread_indices(count: int, plots: int) -> set[int]:
-    """Return up to so many indices of `count`, from the first on at equal distances."""
-    return {number * count // plots for number in range(plots)} if plots else set()
 
 
 def draw_predictions(

@@ -30,7 +30,10 @@ def slide(
 
     Images that are smaller than a window are padded by 0 at the right and bottom.
     """
-    padded = [_padded(image, window) for image in images]
+    padded = [
+        F.pad(image, (0, max(0, window[1] - image.shape[2]), 0, max(0, window[0] - image.shape[1])))
+        for image in images
+    ]
     places = [
         [(top, left) for top in tops for left in lefts]
         for tops, lefts in (
@@ -54,11 +57,6 @@ def slide(
         logits = _averaged(found[first : first + len(of_image)], of_image, window, tuple(whole.shape[1:]))
         yield logits[:, : image.shape[1], : image.shape[2]]
         first += len(of_image)
-
-
-def _padded(image: Tensor, window: tuple[int, int]) -> Tensor:
-    height, width = image.shape[1:]
-    return F.pad(image, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))
 
 
 def _averaged(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 POOLS = (1, 2, 3, 6)
 _BLOCKS = (4, 6, 8, 12)  # of 12, counted from 1
+_DROPOUT = 0.1
 
 
 def pyramid_blocks(depth: int) -> tuple[int, ...]:
@@ -60,7 +61,7 @@ class Rescale(nn.Module):
 class UperNetHead(nn.Module):
     """Logits (B, K, h, w) at the size of the largest map of a pyramid."""
 
-    def __init__(self, widths: Sequence[int], channels: int, classes: int, dropout: float = 0.1) -> None:
+    def __init__(self, widths: Sequence[int], channels: int, classes: int) -> None:
         super().__init__()
         self.pools = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(pool), conv_module(widths[-1], channels, 1)) for pool in POOLS
@@ -69,7 +70,7 @@ class UperNetHead(nn.Module):
         self.laterals = nn.ModuleList([conv_module(width, channels, 1) for width in widths[:-1]])
         self.smooth = nn.ModuleList([conv_module(channels, channels, 3) for _ in widths[:-1]])
         self.join = conv_module(len(widths) * channels, channels, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(_DROPOUT)
         self.classify = nn.Conv2d(channels, classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
@@ -91,10 +92,10 @@ class UperNetHead(nn.Module):
 class FCNHead(nn.Module):
     """Logits (B, K, h, w) of one map by a 3 x 3 convolution: the auxiliary head."""
 
-    def __init__(self, width: int, channels: int, classes: int, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, channels: int, classes: int) -> None:
         super().__init__()
         self.conv = conv_module(width, channels, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(_DROPOUT)
         self.classify = nn.Conv2d(channels, classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]

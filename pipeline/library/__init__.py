@@ -1,0 +1,1 @@
+"""What `import maskalign` offers: a cache in one's own code, and both stages as functions."""

@@ -1,0 +1,98 @@
+"""Targets of chosen levels for users' own code: which arrays they come from, and how a row is decoded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.cache.layout import feature_array
+from pipeline.cache.reader import Cache
+from pipeline.cache.store import Values
+from pipeline.errors import ConfigError
+from pipeline.objectives.needs import TargetKind
+from pipeline.training.targets import AFTER_THE_LAST_BLOCK, cached_targets
+
+Levels = int | Sequence[int] | None
+
+
+class FeatureDecoder(nn.Module):
+    """Turns the stored codes and stats of chosen levels into features, on whatever device it is moved to.
+
+    With one level given as an int, the axis M of the levels is missing, as in NumPy's indexing.
+    """
+
+    def __init__(self, cache: Cache, levels: Levels = None, target: TargetKind = "whiten") -> None:
+        """Choose levels (None: all) and the form of `objective.target`; raises ConfigError."""
+        super().__init__()
+        self.levels = (levels,) if isinstance(levels, int) else tuple(levels or cache.schema.levels)
+        self.single = isinstance(levels, int)
+        self.indices = cache.level_indices(self.levels)
+        _refuse_target(cache, self.levels, target)
+        self._targets = cached_targets(cache, self.indices, target)
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of the arrays that a row's features are made of."""
+        return [*map(feature_array, self.levels), "stats"]
+
+    def stored(self, arrays: Mapping[str, Values], row: int) -> dict[str, Tensor]:
+        """Return `codes` ([M,] T, W) and `stats` ([M,] T, 2 + G) of a row of a chunk."""
+        codes = torch.stack([torch.from_numpy(arrays[name][row]) for name in self.arrays[:-1]])
+        stats = torch.from_numpy(arrays["stats"][row])[list(self.indices)]
+        return {"codes": codes[0], "stats": stats[0]} if self.single else {"codes": codes, "stats": stats}
+
+    def forward(self, codes: Tensor, stats: Tensor) -> Tensor:
+        """Decode codes (B[, M], T, W) and stats (B[, M], T, 2 + G) to features (B[, M], T, D), CLS first.
+
+        The result is float32, or float16 as it is stored.
+        """
+        if self.single:
+            codes, stats = codes[:, None], stats[:, None]
+        levels = self._targets({"visible_codes": codes, "visible_stats": stats}).visible
+        return levels[0] if self.single else torch.stack(levels, dim=1)
+
+    def fields(self, arrays: Mapping[str, Values], row: int, decoded: bool) -> dict[str, Tensor]:
+        """Return what a sample has of its features: `features`, or without `decoded` `codes` and `stats`."""
+        stored = self.stored(arrays, row)
+        if not decoded:
+            return stored
+        features: Tensor = self(stored["codes"][None], stored["stats"][None])
+        return {"features": features[0]}
+
+
+def _refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
+    """Raise ConfigError if a target needs what the cache or the level does not have."""
+    teacher = cache.schema.teacher
+    if target not in AFTER_THE_LAST_BLOCK:
+        return
+    lacks_norm = teacher.post_norm_eps is None
+    if lacks_norm or (target == "projected" and teacher.projection_width is None):
+        lacking = "final norm" if lacks_norm else "projection"
+        raise ConfigError(
+            f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not have: "
+            "give target='whiten', 'none' or 'l2'"
+        )
+    if levels != (teacher.depth - 1,):
+        raise ConfigError(
+            f"target {target!r} follows the teacher's last block {teacher.depth - 1}, not levels "
+            f"{list(levels)}: give levels={teacher.depth - 1}"
+        )
+
+
+def sample_arrays(cache: Cache, decoder: FeatureDecoder) -> list[str]:
+    """Return the names of the arrays that a sample is made of."""
+    extra = [("attention", cache.schema.teacher.has_importance), ("tokens", cache.schema.keep < 1)]
+    return [*decoder.arrays, *(name for name, stored in extra if stored)]
+
+
+def sample_fields(
+    decoder: FeatureDecoder, arrays: Mapping[str, Values], row: int, decoded: bool
+) -> dict[str, Any]:
+    """Return the fields of a sample that come from its row, as tensors."""
+    fields = decoder.fields(arrays, row, decoded)
+    if "attention" in arrays:
+        fields["attention"] = torch.from_numpy(arrays["attention"][row])
+    if "tokens" in arrays:
+        fields["patches"] = torch.from_numpy(arrays["tokens"][row].astype("int64"))
+    return fields

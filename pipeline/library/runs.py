@@ -1,0 +1,258 @@
+"""Both stages and the evaluations as functions for one's own code: what the commands do, without printing."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+import torch
+
+from pipeline.config import parse_config, read_settings
+from pipeline.errors import CheckpointError, ConfigError, SourceError
+from pipeline.extraction.options import Compile, ExtractionOptions, Precision
+from pipeline.library.cache import Cache
+from pipeline.runtime.launch import share_of_work, this_process, usable_cores
+from pipeline.student.config import STUDENT_FOLDER
+from pipeline.training.run_folder import Resume, continues, read_run
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from pipeline.cache.schema import Encoding
+    from pipeline.report.scores import Score
+    from pipeline.teacher.module import ModuleTeacher
+    from pipeline.training.config import RunConfig
+    from pipeline.training.run import Result
+    from pipeline.views.codec import ViewFormat
+    from pipeline.views.masking import RankStrategy
+
+Place = str | Path
+Say = Callable[[str], None]
+Settings = Mapping[str, Any]
+
+
+class ExtractionChoices(TypedDict, total=False):
+    """The options of extract-teacher, with its defaults."""
+
+    levels: str
+    views: int
+    encoding: "Encoding"
+    keep: float
+    keep_rank: "RankStrategy"
+    view_format: "ViewFormat"
+    image_size: int
+    patch_size: int
+    crop_scale: tuple[float, float]
+    flip: float
+    seed: int
+    batch_size: int
+    workers: int
+    precision: Precision
+    compile: Compile
+    max_bad: float
+    limit: int
+
+
+def run_extraction(
+    shards: Place | Sequence[Place],
+    cache: Place,
+    teacher: "str | ModuleTeacher",
+    *,
+    device: str | torch.device = "auto",
+    **options: Unpack[ExtractionChoices],
+) -> Cache:
+    """Run a teacher over source tars and return the cache, as extract-teacher does.
+
+    The same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
+    or srun each process takes its share, so units may be missing when it returns. Raises SourceError that
+    names the tars that failed, after all others are done; ConfigError for options that do not fit.
+    """
+    from pipeline.extraction.job import run_extraction as extract
+    from pipeline.views.source_tars import resolve_tars
+
+    if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
+        known = ", ".join(ExtractionChoices.__annotations__)
+        raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
+    given: dict[str, Any] = {"workers": usable_cores(), **options}
+    if not isinstance(teacher, str):
+        given.setdefault("compile", "off")  # of an unknown network
+    rank, processes = share_of_work()
+    places = [shards] if isinstance(shards, Place) else shards
+    checked = ExtractionOptions(
+        shards=resolve_tars([str(place) for place in places]),
+        cache=str(cache),
+        teacher=teacher,
+        device=chosen_device(device),
+        rank=rank,
+        processes=processes,
+        **given,
+    )
+    extractor, _ = extract(checked)
+    for source, reason in extractor.tally.failed.items():
+        count = len(extractor.tally.failed)
+        raise SourceError(
+            f"{count} of {len(checked.tars)} tars failed, the first is {source!r} ({reason}): make them "
+            "again, then make the same call"
+        )
+    return Cache(cache)
+
+
+def run_training(
+    cache: Cache | Place,
+    run: Place,
+    recipe: "Place | RunConfig | None" = None,
+    settings: Settings | None = None,
+    *,
+    resume: Resume = "never",
+    device: str | torch.device = "auto",
+    say: Say = lambda _: None,
+) -> "Result":
+    """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
+
+    `recipe` is a TOML file, or a configuration; None is the paper's recipe for B. `settings` change keys as
+    --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets messages for a
+    person. Under torchrun every process makes the same call. Raises MaskAlignError.
+    """
+    from pipeline.evaluation.while_training import training_evaluation
+    from pipeline.report.run_page import write_run_report
+    from pipeline.training.config import RunConfig
+    from pipeline.training.distributed import joined_ranks
+    from pipeline.training.run import run_training as train
+
+    opened = cache if isinstance(cache, Cache) else Cache(cache)
+    folder, where = Path(run), chosen_device(device)
+
+    def read_config() -> RunConfig:
+        if isinstance(recipe, RunConfig):
+            values: dict[str, Any] = recipe.model_dump(mode="json")
+        else:
+            earlier = read_run(folder)["config"] if continues(folder, resume) else None
+            values = read_settings(None if recipe is None else Path(recipe), base=earlier)
+        return parse_config(RunConfig, with_settings(values, settings or {}))
+
+    with joined_ranks(where) as ranks, tempfile.TemporaryDirectory(prefix="maskalign-views-") as scratch:
+        config = ranks.decide(read_config)
+        with ranks.together():
+            evaluate = None
+            if config.evaluate.every_epochs and ranks.is_main:
+                side = opened.schema.view.image_size
+                evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
+        result = train(
+            opened, folder, config, resume=resume, ranks=ranks, device=where, say=say, evaluate=evaluate
+        )
+        if ranks.is_main:
+            write_run_report(folder)
+    return result
+
+
+def run_evaluation(
+    evaluation: str,
+    settings: Settings | None = None,
+    *,
+    run: Place | None = None,
+    untrained: bool = False,
+    teacher: str | None = None,
+    model: str | None = None,
+    cache: Place | None = None,
+    shards: Place | Sequence[Place] | None = None,
+    test_shards: Place | Sequence[Place] | None = None,
+    batch_size: int = 128,
+    workers: int = 2,
+    device: str | torch.device = "auto",
+    say: Say = lambda _: None,
+) -> "list[Score]":
+    """Evaluate a student (`run`), a teacher or a timm model on labelled images, as evaluate-student does.
+
+    Give the data to learn from as `cache` or as `shards`. `settings` change its keys: {"k": 10}.
+    Scores of a trained student also go to its run's report. Raises MaskAlignError.
+    """
+    from pipeline.evaluation.choice import Choice
+    from pipeline.evaluation.run import EVALUATIONS
+    from pipeline.evaluation.run import run_evaluation as evaluate
+    from pipeline.report.run_page import write_run_report
+    from pipeline.report.scores import add_scores
+
+    if evaluation not in EVALUATIONS:
+        raise ConfigError(f"evaluation {evaluation!r} is unknown: give one of {', '.join(EVALUATIONS)}")
+    chosen = parse_config(EVALUATIONS[evaluation], with_settings({}, settings or {}))
+    with tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
+        choice = Choice(
+            Path(scratch),
+            run=None if run is None else Path(run),
+            untrained=untrained,
+            teacher=teacher,
+            model=model,
+            cache=None if cache is None else str(cache),
+            shards=_addresses(shards),
+            test_shards=_addresses(test_shards),
+        )
+        choice.check(needs_data=evaluation != "export")
+        choice.refuse_unused([chosen])
+        scores = evaluate(chosen, choice.task(chosen_device(device), batch_size, workers, log=say))
+        if choice.noted and scores:
+            add_scores(choice.noted, scores)
+            write_run_report(choice.noted)
+    return scores
+
+
+def load_student(run: Place) -> "VisionTransformer":
+    """Load a run's student as a timm model in evaluation mode; raises CheckpointError if there is none.
+
+    `student.pretrained_cfg` has the input size, mean and std of its images.
+    """
+    import timm
+
+    folder = Path(run) / STUDENT_FOLDER
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"run {str(run)!r} has no student (no {STUDENT_FOLDER}/config.json): give the folder of a run "
+            "that has ended, or continue it"
+        )
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:  # of whatever timm's readers raise for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"the student in {str(folder)!r} cannot be loaded ({reason}): continue the run to write it again"
+        ) from None
+
+
+def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return nested values, changed by settings with dotted names; raises ConfigError."""
+    changed = {name: dict(one) if isinstance(one, Mapping) else one for name, one in values.items()}
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        table = changed
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"setting {name!r}: {section!r} is a value, not a section")
+        table[key] = value
+    return changed
+
+
+def chosen_device(device: str | torch.device) -> torch.device:
+    """Return the device: "auto" is the GPU of this process's local rank, or the CPU without one.
+
+    Raises ConfigError for one that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:N") from None
+    if chosen.type != "cuda":
+        return chosen
+    count, process = torch.cuda.device_count(), this_process()
+    index = chosen.index if chosen.index is not None else process.local_rank if count > 1 else 0
+    if index >= count:
+        raise ConfigError(f"device {device!r} needs GPU {index}, but this process sees {count}: give 'cpu'")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _addresses(places: Place | Sequence[Place] | None) -> list[str] | None:
+    if places is None:
+        return None
+    return [str(place) for place in ([places] if isinstance(places, Place) else places)]

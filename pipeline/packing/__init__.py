@@ -1,0 +1,1 @@
+"""Images in folders, lists and tables become shuffled source tars; imports no torch."""

@@ -1,0 +1,113 @@
+"""The packing: what is missing of a plan is made by workers, and then recorded as a whole."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.errors import SourceError, StorageError
+from pipeline.packing.output import CLASSES, LeftOut, Output, TarRecord
+from pipeline.packing.plan import Plan
+from pipeline.packing.pool import run_jobs
+from pipeline.packing.tables import TablePlaces
+from pipeline.packing.work import Ended, Job, TarJob, UnpackJob
+from pipeline.progress import ProgressDisplay
+from pipeline.storage.files import replace_file
+
+
+@dataclass
+class Packed:
+    """What a packing has done, and all images that are left out, also by earlier runs."""
+
+    tars: int = 0
+    images: int = 0
+    bytes: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # reason by tar
+
+
+def run_packing(plan: Plan) -> Packed:
+    """Make the tars of a plan that are missing; the folder is complete if none has failed.
+
+    Raises ConfigError if the folder holds other tars, MaskAlignError, OSError.
+    """
+    output, pinned = Output(Path(plan.options.out)), plan.pinned()
+    output.refuse_other(pinned)
+    names = plan.tar_names
+    if not output.work.exists() and len(records := output.finished(names)) == len(names):
+        return Packed(left_out=[one for name in names for one in records[name].left_out])
+    with output.under_way(pinned):
+        records = output.finished(names)
+        missing = [number for number, name in enumerate(names) if name not in records]
+        if missing and isinstance(plan.source.places, TablePlaces) and plan.source.kind == "parquet":
+            plan = _unpacked(plan, plan.source.places, output)
+        packed = _pack(plan, missing, records, output)
+        if plan.class_names:
+            listed = json.dumps(list(plan.class_names), ensure_ascii=False, indent=1) + "\n"
+            replace_file(output.folder / CLASSES, listed.encode())
+        if not packed.failed:
+            output.finish(pinned, {name: records[name] for name in names})
+    return packed
+
+
+def _unpacked(plan: Plan, places: TablePlaces, output: Output) -> Plan:
+    """Unpack the parquet files that are not yet; the plan then reads the Arrow files."""
+    unpacked = places.unpacked_to(output.rows)
+    jobs, done = [], 0
+    for number, (source, target) in enumerate(zip(places.files, unpacked.unpacked, strict=True)):
+        if target.exists():
+            done += int(places.starts[number + 1] - places.starts[number])
+        else:
+            jobs.append(UnpackJob(source, places.column, target, output.new))
+    needed, free = sum(job.source.stat().st_size for job in jobs), shutil.disk_usage(output.folder).free
+    if needed > free:
+        raise StorageError(
+            f"OUT {str(output.folder)!r} has {free / 1e9:,.1f} GB free, and unpacking the parquet files "
+            f"needs {needed / 1e9:,.1f} GB there besides the tars: free space or give another OUT"
+        )
+    for _, ended in _run(plan, jobs, "pack-images: unpacking", done):
+        if isinstance(ended.error, Exception):
+            raise ended.error
+    return replace(plan, source=replace(plan.source, places=unpacked))
+
+
+def _pack(plan: Plan, missing: list[int], records: dict[str, TarRecord], output: Output) -> Packed:
+    """Write the missing tars and add their records; a tar that fails is noted and left out."""
+    options, packed = plan.options, Packed()
+
+    def job(number: int) -> TarJob:
+        name = plan.tar_names[number]
+        places = output.folder / name, output.record_of(name), output.new
+        how = options.shorter_side, options.quality, options.max_bad
+        return TarJob(*places, plan.entries(number), *how)
+
+    begun = plan.images - sum(end - begin for begin, end in map(plan.bounds, missing))
+    for done, ended in _run(plan, map(job, missing), "pack-images", begun):
+        if ended.result:
+            assert isinstance(done, TarJob)
+            records[done.target.name] = ended.result
+            packed.tars += 1
+            packed.images += ended.result.images
+            packed.bytes += ended.result.bytes
+        elif isinstance(ended.error, SourceError) and isinstance(done, TarJob):
+            packed.failed[done.target.name] = str(ended.error)
+        elif isinstance(ended.error, Exception):
+            raise ended.error
+    packed.left_out = [one for name in plan.tar_names if name in records for one in records[name].left_out]
+    return packed
+
+
+def _run(plan: Plan, jobs: Iterable[Job], title: str, done: int) -> Iterable[tuple[Job, Ended]]:
+    """Run jobs, with progress in images; raises MaskAlignError, RuntimeError for a bug in a worker."""
+    with ProgressDisplay(title, plan.images, done) as progress:
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            progress.update(done, "")
+
+        for job, ended in run_jobs(jobs, plan.options.workers, advance):
+            if isinstance(ended.error, str):
+                raise RuntimeError(f"a packing worker failed:\n{ended.error}")
+            yield job, ended

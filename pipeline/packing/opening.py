@@ -1,0 +1,113 @@
+"""What SOURCE is: a folder of images, a list, parquet files, or a data set that `datasets` saved."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from pipeline.packing.folder import folder_source
+from pipeline.packing.listing import listed_source
+from pipeline.packing.options import PackingOptions
+from pipeline.packing.source import Source
+from pipeline.packing.tables import table_source
+
+_ACCEPTED = (
+    "give a folder of class folders or of images, a CSV with the columns path and label, parquet files "
+    "(a folder or a pattern such as 'data/train-*.parquet'), or a folder of save_to_disk"
+)
+# as the Hugging Face hub and `datasets` name files
+_SPLIT = re.compile(r"(?P<split>.+?)-\d+-of-\d+.*\.(?:parquet|arrow)")
+
+
+def open_source(options: PackingOptions) -> Source:
+    """Return the images of SOURCE in a fixed order; raises ConfigError, OSError."""
+    path = Path(options.source).expanduser()
+    if path.is_dir():
+        source = _in_folder(path, options)
+    elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
+        source = listed_source(path, options.path_column, options.label_column)
+    elif path.is_file():
+        source = _tables(path, [path], options)
+    else:
+        source = _matching(path, options)
+    _refuse_unused(source, options)
+    return source
+
+
+def _in_folder(folder: Path, options: PackingOptions) -> Source:
+    shown = f"folder {str(folder)!r}"
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(one.parent.name for one in folder.glob("*/dataset_info.json"))
+        ways = " or ".join(repr(str(folder / split)) for split in splits)
+        raise ConfigError(f"{shown} holds a data set of several splits: give one of them, {ways}")
+    if (folder / "dataset_info.json").is_file():
+        return _tables(folder, _saved_files(folder), options)
+    if tables := sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet")):
+        return _tables(folder, tables, options)
+    if tables := sorted(folder.glob("*.arrow")):
+        return _tables(folder, tables, options)
+    if tar := next(iter(sorted(folder.glob("*.tar"))), None):
+        raise ConfigError(
+            f"{shown} holds tars, such as {str(tar)!r}: give them to extract-teacher as they are"
+        )
+    return folder_source(folder)
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Return the Arrow files of a saved data set in its order; raises ConfigError if one is missing."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        files = [folder / one["filename"] for one in state["_data_files"]]
+    except FileNotFoundError:  # a folder of the cache of `datasets` has only its files
+        files = sorted(folder.glob("*.arrow"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{str(folder / 'state.json')!r} is damaged ({error}): save the data set again"
+        ) from None
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise ConfigError(f"folder {str(folder)!r} lacks {missing.name!r}: copy the data set whole")
+    if not files:
+        raise ConfigError(f"folder {str(folder)!r} has dataset_info.json, but no .arrow file: {_ACCEPTED}")
+    return files
+
+
+def _matching(pattern: Path, options: PackingOptions) -> Source:
+    """Return the tables that a pattern names."""
+    base = next(folder for folder in pattern.parents if folder.is_dir())
+    files = sorted(file for file in base.glob(str(pattern.relative_to(base))) if file.is_file())
+    if not files:
+        raise ConfigError(f"SOURCE {options.source!r} does not exist: {_ACCEPTED}")
+    return _tables(pattern, files, options)
+
+
+def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> Source:
+    kinds = {file.suffix.lower() for file in files}
+    if kinds not in ({".parquet"}, {".arrow"}):
+        other = next(file for file in files if file.suffix.lower() not in (".parquet", ".arrow"))
+        raise ConfigError(f"SOURCE {str(other)!r} is not of a known kind: {_ACCEPTED}")
+    splits = {found["split"]: file for file in files if (found := _SPLIT.fullmatch(file.name))}
+    if len(splits) > 1:
+        split, file = min(splits.items())
+        raise ConfigError(
+            f"{str(address)!r} holds the splits {', '.join(sorted(splits))}: pack each into its own tars, "
+            f"such as pack-images '{file.parent / split}-*{file.suffix}'"
+        )
+    if options.path_column:
+        raise ConfigError("--path-column is for a CSV: give --image-column for the column of the images")
+    kind: Literal["parquet", "arrow"] = "parquet" if kinds == {".parquet"} else "arrow"
+    return table_source(kind, str(address), files, options.image_column, options.label_column)
+
+
+def _refuse_unused(source: Source, options: PackingOptions) -> None:
+    """Raise ConfigError for an option that another kind of source has."""
+    if source.kind == "folder":
+        unused = {"--path-column": options.path_column, "--label-column": options.label_column}
+    else:
+        unused = {}
+    if source.kind in ("folder", "list"):
+        unused["--image-column"] = options.image_column
+    for option, value in unused.items():
+        if value is not None:
+            raise ConfigError(f"{option} {value!r} has no effect on a {source.kind}: leave it out")

@@ -1,0 +1,48 @@
+"""Jobs in worker processes, each of which gets the next job when it has finished one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+
+from pipeline.errors import MaskAlignError
+from pipeline.packing.work import Ended, Job, run_job, serve_packing
+from pipeline.runtime.workers import Worker, WorkerDiedError, ready_workers
+
+
+def run_jobs(
+    jobs: Iterable[Job], workers: int, advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Ended]]:
+    """Yield jobs as they end; without workers they run in this process. `advance` gets numbers of images.
+
+    Raises MaskAlignError if a worker dies.
+    """
+    try:
+        if workers:
+            yield from _in_workers(iter(jobs), workers, advance)
+        else:
+            yield from ((job, run_job(job, advance)) for job in jobs)
+    except WorkerDiedError as error:
+        cure = "lower --workers and run" if error.lacks_memory else "run"
+        raise MaskAlignError(f"a packing worker {error}: {cure} the same command again") from None
+
+
+def _in_workers(
+    jobs: Iterator[Job], workers: int, advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Ended]]:
+    busy: dict[Worker, Job] = {}
+    with ExitStack() as running:
+        for number, job in enumerate(islice(jobs, workers)):
+            worker = Worker(f"pack-{number}", serve_packing)
+            running.callback(worker.end)
+            worker.send(job)
+            busy[worker] = job
+        while busy:
+            for worker in ready_workers(list(busy)):
+                answer = worker.receive()
+                if not isinstance(answer, Ended):
+                    advance(answer)
+                    continue
+                yield busy.pop(worker), answer
+                for job in islice(jobs, 1):
+                    worker.send(job)
+                    busy[worker] = job

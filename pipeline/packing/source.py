@@ -1,0 +1,100 @@
+"""What is packed: images in a fixed order, each with its place, its name and what its label says."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pipeline.errors import SourceError
+from pipeline.views.source import MAX_IMAGE_BYTES
+
+Kind = Literal["folder", "list", "parquet", "arrow"]
+RawLabel = int | str | None  # None: the image has no label
+
+
+class Place(Protocol):
+    """Where the bytes of one image are; picklable."""
+
+    def read(self) -> bytes:
+        """Return the bytes; raises SourceError."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """Return the bytes; raises SourceError."""
+        try:
+            with Path(self.path).open("rb") as file:
+                data = file.read(MAX_IMAGE_BYTES + 1)
+        except OSError as error:
+            raise SourceError(f"cannot be read ({error.strerror})") from None
+        return checked_bytes(data)
+
+
+def checked_bytes(data: bytes) -> bytes:
+    """Return the bytes of an image; raises SourceError for none or too many."""
+    if not data:
+        raise SourceError("is empty (0 bytes)")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise SourceError(f"has more than the {MAX_IMAGE_BYTES:,} bytes that are accepted")
+    return data
+
+
+class Places(Protocol):
+    """The places of all images."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int, /) -> Place:
+        """Return the place of image `index`."""
+
+
+@dataclass(frozen=True)
+class FilePlaces:
+    """Files, named by paths below a folder."""
+
+    folder: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> ImageFile:
+        """Return the place of image `index`."""
+        return ImageFile(str(self.folder / self.names[index]))
+
+
+@dataclass(frozen=True)
+class Source:
+    """N images. `names` are what messages and keys call them, "" where an image has no name.
+
+    `class_names` are the names that the source itself gives to the numbers of its labels, if any.
+    """
+
+    kind: Kind
+    address: str
+    places: Places
+    names: Sequence[str]
+    labels: Sequence[RawLabel]
+    fingerprint: str  # SHA-256 of what decides the order, the names and the labels
+    class_names: tuple[str, ...] = ()
+    left_out: int = 0  # files of other kinds
+
+    def name(self, index: int) -> str:
+        """Return what a message calls an image."""
+        return self.names[index] or f"row {index}"
+
+
+def fingerprint(lines: Iterable[object]) -> str:
+    """Return the SHA-256 of lines."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line!r}\n".encode())
+    return digest.hexdigest()

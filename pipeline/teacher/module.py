@@ -1,0 +1,168 @@
+"""Any network as a teacher, described in Python by its blocks, width, patch size and normalisation."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.teacher.load import describe
+from pipeline.teacher.request import LOCAL, student_grid
+from pipeline.teacher.source import Source, freeze
+from pipeline.teacher.teacher import Teacher
+from pipeline.teacher.tower import Importance, Tower, layer_norm
+from pipeline.weights import weights_sha256
+
+LIBRARY = "module"  # what a cache says of such a teacher
+_FINAL_NORMS = ("post_layernorm", "layernorm", "norm")  # their names in transformers
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleTeacher:
+    """A network that makes tokens from images, as a teacher for `run_extraction`.
+
+    module: called with images (B, 3, H, W) float32 and `arguments`; it is frozen, in float32 and evaluation
+    mode. blocks: those of its submodules that are the teacher's levels, in order; each gives tokens (B, T, D)
+    or a tuple that begins with them, the patches last and in row-major order. width: D. patch_size: in
+    pixels. has_cls: whether the first token is CLS; other tokens before the patches are left out. mean, std:
+    of R, G, B in [0, 1]. final_norm: what follows the last block, for `target="post_norm"` if it is a
+    LayerNorm. importance: ranks the patches for masks by attention; without it masks are random or block.
+    name: stands in the cache.
+    """
+
+    module: nn.Module
+    name: str
+    blocks: Sequence[nn.Module]
+    width: int
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    has_cls: bool = True
+    final_norm: nn.Module | None = None
+    importance: Importance | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"'{LIBRARY}:{self.name}'"
+
+
+def fit_module(
+    given: ModuleTeacher, *, image_size: int, patch_size: int, levels: str, precision: str = "float32"
+) -> Teacher:
+    """Fit a network to the grid of a student; raises ConfigError if its tokens are not as described."""
+    grid, spec = student_grid(image_size, patch_size), f"teacher {given!r}"
+    if len(given.blocks) < 2:
+        raise ConfigError(f"{spec} has {len(given.blocks)} block: give at least 2 in `blocks`")
+    module = freeze(given.module)
+    outputs = partial(_outputs, module, list(given.blocks), given.arguments)
+    side = grid * given.patch_size
+    weight = next(iter(module.parameters()), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            tokens = outputs(torch.zeros(1, 3, side, side, device=weight.device), [0, len(given.blocks) - 1])
+    except ConfigError:
+        raise
+    except Exception as error:  # of whatever the network does with images of a size that it does not take
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ConfigError(
+            f"{spec} cannot see images of {side} x {side} pixels ({reason}): choose another image_size, or "
+            "give in `arguments` what makes it resize its positions"
+        ) from error
+    least = grid**2 + int(given.has_cls)
+    for block, found in zip((0, len(given.blocks) - 1), tokens, strict=True):
+        if found.ndim != 3 or found.shape[2] != given.width or found.shape[1] < least:
+            raise ConfigError(
+                f"block {block} of {spec} gives {tuple(found.shape)} for an image of {side} pixels: expected "
+                f"(1, {least} or more tokens, width {given.width}); check blocks, width and patch_size"
+            )
+    tower = Tower(
+        module=module,
+        depth=len(given.blocks),
+        width=given.width,
+        patch_size=given.patch_size,
+        prefix=tokens[0].shape[1] - grid**2,
+        has_cls=given.has_cls,
+        final_norm=given.final_norm or nn.Identity(),
+        post_norm=layer_norm(given.final_norm),
+        projection=None,
+        outputs=outputs,
+        importance=given.importance,
+    )
+    source = Source(module, LIBRARY, given.name, LOCAL, given.mean, given.std)
+    return describe(tower, source, weights_sha256(module), grid, levels, precision)
+
+
+def _outputs(
+    module: nn.Module,
+    blocks: list[nn.Module],
+    arguments: Mapping[str, Any],
+    images: Tensor,
+    chosen: list[int],
+) -> list[Tensor]:
+    """Run the network and return what hooks saw of the chosen blocks' outputs (B, T, D)."""
+    found: dict[int, Tensor] = {}
+
+    def keep(block: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            found[block] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [blocks[block].register_forward_hook(keep(block)) for block in dict.fromkeys(chosen)]
+    try:
+        module(images, **arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := [block for block in chosen if block not in found]:
+        raise ConfigError(
+            f"block {missing[0]} of `blocks` did not run: give submodules that the network calls"
+        )
+    return [found[block] for block in chosen]
+
+
+def transformers_teacher(
+    model: nn.Module,
+    name: str = "",
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    importance: Importance | None = None,
+) -> ModuleTeacher:
+    """Describe a plain vision transformer of Hugging Face transformers by its configuration.
+
+    mean and std are those of its image processor. Raises ConfigError for a model that this cannot describe:
+    use ModuleTeacher itself then.
+    """
+    config: Any = getattr(model, "config", None)
+    config = getattr(config, "vision_config", config)
+    depth, lists = getattr(config, "num_hidden_layers", None), []
+    for part in model.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == depth:
+            lists.append(part)
+    if len(lists) != 1 or not isinstance(getattr(config, "patch_size", None), int):
+        raise ConfigError(
+            f"{type(model).__name__} is not a plain vision transformer of transformers: describe it by "
+            "maskalign.ModuleTeacher, with its blocks, width, patch size and normalisation"
+        )
+    names = [parameter for parameter, _ in model.named_parameters()]
+    has_cls = any(part in parameter for parameter in names for part in ("cls_token", "class_embedding"))
+    resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    named = {path.rpartition(".")[2]: module for path, module in reversed(list(model.named_modules()))}
+    return ModuleTeacher(
+        module=model,
+        name=name or type(model).__name__,
+        blocks=list(lists[0]),
+        width=config.hidden_size,
+        patch_size=config.patch_size,
+        mean=mean,
+        std=std,
+        has_cls=has_cls,
+        final_norm=next((named[norm] for norm in _FINAL_NORMS if norm in named), None),
+        importance=importance,
+        arguments={"interpolate_pos_encoding": True} if resizes else {},
+    )

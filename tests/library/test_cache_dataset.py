@@ -1,0 +1,84 @@
+"""The dataset: each image once, whatever the workers; equal shares on all ranks; the fields of the cache."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+import maskalign
+from pipeline.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def cache(small_cache_path):
+    return maskalign.Cache(small_cache_path)
+
+
+def keys(dataset, epoch, workers=0, **options):
+    dataset.set_epoch(epoch)
+    return [key for batch in DataLoader(dataset, 16, num_workers=workers, **options) for key in batch["key"]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_has_every_image_once(cache, workers, shuffle):
+    dataset = maskalign.CacheDataset(cache, levels=5, shuffle=shuffle, window_chunks=1)
+    assert len(dataset) == 140
+    first, second = (keys(dataset, epoch, workers) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == sorted(cache.keys())
+    assert (first == second) == (not shuffle)
+    assert first == keys(dataset, 0, workers)
+    if not (shuffle or workers):
+        assert first == cache.keys()
+
+
+def test_fields_are_those_of_the_cache(cache):
+    dataset = maskalign.CacheDataset(str(cache.address), levels=[5, 3], seed=1)
+    rows = {key: row for row, key in enumerate(cache.keys())}
+    for epoch, view in ((0, 0), (1, 1)):
+        dataset.set_epoch(epoch)
+        sample = next(iter(dataset))
+        row = rows[sample["key"]]
+        assert set(sample) == {"key", "label", "image", "features", "attention"}
+        assert sample["label"] == cache.labels(row, view)
+        assert np.array_equal(sample["image"].permute(1, 2, 0), cache.images(row, view))
+        assert np.array_equal(sample["features"], cache.features([5, 3], row, view))
+        assert np.array_equal(sample["attention"], cache.attention(row, view))
+
+
+@pytest.mark.parametrize("levels", [4, [4, 5], None])
+def test_stored_codes_are_decoded_later(cache, levels):
+    dataset = maskalign.CacheDataset(cache, levels, views=(1,), decoded=False, shuffle=False)
+    batch = default_collate([sample for sample, _ in zip(dataset, range(3), strict=False)])
+    decoder = cache.decoder(levels)
+    assert batch["codes"].dtype == torch.int8
+    assert np.array_equal(decoder(batch["codes"], batch["stats"]), cache.features(levels, [0, 1, 2], view=1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ranks_share_an_epoch_in_equal_parts(cache, workers):
+    parts = [maskalign.CacheDataset(cache, 5, window_chunks=1, rank=rank, world_size=2) for rank in range(2)]
+    found = [keys(part, 3, workers) for part in parts]
+    assert len({len(part) for part in found}) == 1
+    assert max(Counter(found[0] + found[1]).values()) == 1
+    assert len(found[0]) <= len(parts[0])
+    assert len(found[0]) > 60
+
+
+def test_workers_that_outlive_an_epoch_follow_it(cache):
+    dataset = maskalign.CacheDataset(cache, 5)
+    loader = DataLoader(dataset, 16, num_workers=1, persistent_workers=True)
+    orders = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        orders.append([key for batch in loader for key in batch["key"]])
+    assert orders == [keys(dataset, epoch) for epoch in range(2)]
+
+
+def test_more_ranks_than_chunks_are_refused(cache):
+    with pytest.raises(ConfigError, match="has 4 chunks of 64 images, fewer than 5 ranks: use at most 4"):
+        maskalign.CacheDataset(cache, 5, world_size=5)
+    with pytest.raises(ConfigError, match="rank 2 is not one of 2"):
+        maskalign.CacheDataset(cache, 5, rank=2, world_size=2)

@@ -1,0 +1,91 @@
+"""From a folder of images to a student, and the public tars of ImageNet as they are."""
+
+import json
+
+import pytest
+import typer
+from caches import TEACHER, extract
+from packing_sources import CLASS_NAMES, images, write_folder
+from tars import image, source_tar, write_tar
+from typer.testing import CliRunner
+
+from pipeline.cache.join import read_joined
+from pipeline.cache.reader import Cache
+from pipeline.evaluation.images import open_images
+from stages.extract_teacher import extract_teacher
+from stages.pack_images import pack_images
+from stages.train_student import train_student
+
+VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8", "--workers", "0")
+STUDENT = (
+    "student.model=vit_tiny_patch16_224",
+    "student.options={depth=2, embed_dim=32, num_heads=2}",
+    "data.workers=0",
+    "optim.steps=2",
+    "optim.warmup_steps=1",
+    "train.global_batch=8",
+)
+
+
+def call(function, *arguments):
+    """Call a command; returns what it printed."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(function)
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def labels_of(cache):
+    """{key: label} of all rows of a cache."""
+    found = {}
+    for commit in cache.commits():
+        chunk = read_joined(cache, commit, 0, [])
+        found |= dict(zip(chunk.keys, chunk.labels.tolist(), strict=True))
+    return found
+
+
+def test_a_folder_becomes_a_student(tmp_path):
+    folder, packed, path = write_folder(tmp_path / "photos", 24), tmp_path / "packed", tmp_path / "a.cache"
+    call(pack_images, folder, packed, "--images-per-tar", 12, "--workers", 0)
+    call(extract_teacher, packed, "--cache", path, "--teacher", TEACHER, *VIEW, "--device", "cpu")
+    assert labels_of(Cache(path)) == {
+        name.partition("/")[2].removesuffix(".jpg"): CLASS_NAMES.index(name.partition("/")[0])
+        for name in images(24)
+    }
+    changes = [part for one in STUDENT for part in ("--set", one)]
+    done = call(train_student, "--cache", path, "--run", tmp_path / "run", "--device", "cpu", *changes)
+    assert "2 of 2 steps done" in done
+
+
+PUBLIC = {  # extensions of the members of a sample, and which of them says the class
+    "cls": lambda number: {"cls": str(number)},
+    "cls and json": lambda number: {"cls": str(number), "json": json.dumps({"label": 9, "width": 500})},
+    "json": lambda number: {"json": json.dumps({"filename": "a.JPEG", "label": number, "width": 500})},
+}
+
+
+@pytest.mark.parametrize("form", PUBLIC)
+def test_public_tars_of_imagenet_are_read_as_they_are(form, tmp_path):
+    made = {f"n0144/n0144_{number}": image(number) for number in range(4)}
+    members = {}
+    for number, (key, data) in enumerate(made.items()):
+        members[f"{key}.jpg"] = data
+        members |= {f"{key}.{extension}": text.encode() for extension, text in PUBLIC[form](number).items()}
+    tar = write_tar(tmp_path / "imagenet1k-train-0000.tar", {}, members=members)
+    extract(tmp_path / "a.cache", [source_tar(tar)], views=1)
+    wanted = {key: number for number, key in enumerate(made)}
+    assert labels_of(Cache(tmp_path / "a.cache")) == wanted
+    assert {one.key: one.label for one in open_images([str(tar)], tmp_path).images} == wanted
+
+
+def test_notes_without_a_class_number_are_no_label(tmp_path):
+    notes = ["no json", "[]", '{"label": "dog"}', '{"label": -1}', '{"label": true}', "{}"]
+    members = {}
+    for number, text in enumerate(notes):
+        members |= {f"{number}.jpg": image(number), f"{number}.json": text.encode()}
+    tar = write_tar(tmp_path / "a.tar", {}, members=members)
+    found = open_images([str(tar)], tmp_path).images
+    assert [(one.label, one.label_fault) for one in found] == [(None, "has no .cls member")] * len(notes)
+    extract(tmp_path / "a.cache", [source_tar(tar)], views=1)
+    assert set(labels_of(Cache(tmp_path / "a.cache")).values()) == {-1}

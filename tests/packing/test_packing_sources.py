@@ -1,0 +1,248 @@
+"""Folders, lists, parquet files and saved data sets: the same images and labels come out of each."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from packing_sources import (
+    CLASS_NAMES,
+    expected,
+    hugging_face_table,
+    images,
+    members,
+    samples,
+    write_folder,
+    write_list,
+    write_parquet,
+    write_saved,
+)
+from tars import image
+
+from pipeline.errors import ConfigError
+from pipeline.packing.job import run_packing
+from pipeline.packing.options import PackingOptions
+from pipeline.packing.plan import make_plan, unique_keys
+
+
+def pack(source, out, **options):
+    """Pack in this process; returns the folder of the tars."""
+    packed = run_packing(make_plan(PackingOptions(str(source), str(out), **options)))
+    assert packed.failed == {}
+    return out
+
+
+@pytest.mark.parametrize("write", [write_folder, write_list, write_parquet, write_saved])
+def test_every_source_gives_the_same_images_and_labels(write, tmp_path):
+    out = pack(write(tmp_path / "source"), tmp_path / "out", images_per_tar=8)
+    assert samples(out) == expected()
+    assert json.loads((out / "classes.json").read_text()) == list(CLASS_NAMES)
+    assert [len(files) for files in members(out).values()] == [14, 16, 14, 16]  # image and label
+    assert not (out / ".packing").exists()
+
+
+def test_parquet_and_saved_data_sets_give_the_same_tars(tmp_path):
+    parquet = pack(write_parquet(tmp_path / "parquet"), tmp_path / "1" / "set")
+    saved = pack(write_saved(tmp_path / "saved"), tmp_path / "2" / "set")
+    assert members(parquet) == members(saved)
+
+
+def test_tars_are_a_shuffle_of_the_whole_by_the_seed(tmp_path):
+    folder = write_folder(tmp_path / "source", 60)
+    first, second = (pack(folder, tmp_path / name / "set", images_per_tar=20) for name in "ab")
+    assert members(first) == members(second)
+    other = pack(folder, tmp_path / "c" / "set", images_per_tar=20, seed=1)
+    assert members(other) != members(first)
+    for files in members(first).values():  # the folder is sorted by class, a tar is not
+        assert len({data for name, data in files if name.endswith(".cls")}) == 4
+
+
+def test_names_become_keys_and_formats_extensions(tmp_path):
+    out = pack(write_folder(tmp_path / "source", 10), tmp_path / "train")
+    (files,) = members(out).values()
+    assert list(members(out)) == ["train-000000.tar"]
+    names = sorted(name for name, _ in files if not name.endswith(".cls"))
+    assert names == [*(f"{n:03d}.jpg" for n in (0, 1, 2, 3, 4, 5, 6)), "007.png", "008.jpg", "009.jpg"]
+
+
+def test_keys_are_names_then_paths_then_numbers():
+    assert unique_keys(["a/x.y.jpg", "b/z.png"]) == ["x_y", "z"]
+    assert unique_keys(["a/x.jpg", "b/x.jpg"]) == ["a/x", "b/x"]
+    assert unique_keys(["a/x.jpg", "a/x.png"]) == ["00000000", "00000001"]
+    assert unique_keys(["", "b.jpg"]) == ["00000000", "00000001"]
+    assert unique_keys([f"{'n' * 210}.jpg"]) == ["00000000"]
+    assert unique_keys(["größe 1.jpg", "caf\udce9.jpg"]) == ["größe_1", "caf_"]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(image(number))
+    (tmp_path / ".hidden.jpg").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    plan = make_plan(PackingOptions(str(tmp_path), str(tmp_path / "out")))
+    assert (plan.images, plan.unlabelled, plan.class_names, plan.source.left_out) == (5, 5, (), 1)
+    assert set(samples(pack(tmp_path, tmp_path / "out")).values()) == {None}
+    assert not (tmp_path / "out" / "classes.json").exists()
+
+
+def test_links_to_folders_and_images_are_followed_once(tmp_path):
+    write_folder(tmp_path / "real", 8)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "ant").symlink_to(tmp_path / "real" / "ant")
+    (tmp_path / "real" / "ant" / "round").symlink_to(tmp_path / "real" / "ant")
+    (tmp_path / "linked" / "bee").mkdir()
+    (tmp_path / "linked" / "bee" / "b.jpg").symlink_to(tmp_path / "real" / "bee" / "001.jpg")
+    assert samples(pack(tmp_path / "linked", tmp_path / "out")) == {image(0): 0, image(4): 0, image(1): 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "names"),
+    [
+        (["b", "a", "", "b"], [1, 0, None, 1], ("a", "b")),
+        (["7", "0", "", "-1"], [7, 0, None, None], ()),
+        (["3.0", "1.0", "", "2.0"], [3, 1, None, 2], ()),  # as pandas writes whole numbers beside a gap
+        (["3", "x", "", "3"], [0, 1, None, 0], ("3", "x")),
+    ],
+)
+def test_labels_of_a_list_are_names_or_numbers(labels, numbers, names, tmp_path):
+    lines = [f"{number}.jpg,{label}" for number, label in enumerate(labels)]
+    for number in range(len(labels)):
+        (tmp_path / f"{number}.jpg").write_bytes(image(number))
+    (tmp_path / "a.csv").write_text("\n".join(["File,Target", *lines]) + "\n")
+    out = pack(tmp_path / "a.csv", tmp_path / "out", path_column="File", label_column="Target")
+    assert samples(out) == {image(number): label for number, label in enumerate(numbers)}
+    assert make_plan(PackingOptions(str(tmp_path / "a.csv"), "o", path_column="File")).class_names == names
+
+
+def test_class_folders_with_numbers_are_ordered_by_value(tmp_path):
+    for name in ("10", "9", "100"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        (tmp_path / "source" / name / f"{name}.jpg").write_bytes(image(int(name)))
+    out = pack(tmp_path / "source", tmp_path / "out")
+    assert samples(out) == {image(9): 0, image(10): 1, image(100): 2}
+
+
+def test_a_file_of_classes_decides_the_numbers(tmp_path):
+    listed = [
+        {"wnid": "cow", "name": "Kuh"},
+        {"wnid": "bee", "name": "Biene"},
+        {"name": "ant"},
+        {"name": "dog"},
+    ]
+    (tmp_path / "classes.json").write_text(json.dumps(listed))
+    found = {}
+    for write in (write_folder, write_parquet):
+        out = tmp_path / write.__name__ / "out"
+        pack(write(tmp_path / write.__name__ / "in", 8), out, classes=tmp_path / "classes.json")
+        found[write] = samples(out)
+        assert json.loads((out / "classes.json").read_text()) == ["Kuh", "Biene", "ant", "dog"]
+    numbers = {"cow": 0, "bee": 1, "ant": 2, "dog": 3}
+    wanted = {data: numbers[name.partition("/")[0]] for name, data in images(8).items()}
+    assert found == {write_folder: wanted, write_parquet: wanted}
+
+
+def test_plain_bytes_and_names_in_parquet(tmp_path):
+    rows = images(8)
+    labels = [name.partition("/")[0] for name in rows]
+    table = pa.table({"id": list(range(8)), "content": list(rows.values()), "animal": labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    out = pack(tmp_path / "a.parquet", tmp_path / "out", label_column="animal")
+    assert samples(out) == expected(8)
+    assert sorted(name for name, _ in members(out)["out-000000.tar"])[0] == "00000000.cls"
+
+
+def test_rows_without_bytes_are_read_from_their_path(tmp_path):
+    folder = write_folder(tmp_path / "source", 4)
+    pictures = [{"bytes": None, "path": name} for name in images(4)]
+    table = pa.table({"image": pa.array(pictures, hugging_face_table(4).schema.field("image").type)})
+    pq.write_table(table, folder / "a.parquet")
+    assert set(samples(pack(folder / "a.parquet", tmp_path / "out"))) == set(images(4).values())
+
+
+REFUSED = {
+    "none": "SOURCE '{tmp}/none' does not exist: give a folder of class folders or of images",
+    "empty": "folder '{tmp}/empty' holds no images (jpg, jpeg",
+    "splits": "holds the splits test, train, which are not classes: pack each into its own tars",
+    "tarred": "holds tars, such as '{tmp}/tarred/a.tar': give them to extract-teacher",
+    "dict": "holds a data set of several splits: give one of them, '{tmp}/dict/train'",
+    "hub": "holds the splits test, train: pack each into its own tars, such as pack-images",
+    "lacks": "lacks 'b.arrow': copy the data set whole",
+    "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
+    "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
+    "two.parquet": "has no column called image, img, ",
+    "image.jpg": "SOURCE '{tmp}/image.jpg' is not of a known kind",
+    "no_path.csv": "has no column called path, image_path, file_name",
+    "ragged.csv": "has 3 values where line 1 names 2 columns in line 3: correct it there",
+    "gone.csv": "names 'gone.jpg' first, and '{tmp}/gone.jpg' does not exist: paths are relative",
+    "only.csv": "names no images",
+    "latin.csv": "cannot be read (",
+    "s3://bucket/x": "SOURCE 's3://bucket/x' is a URL: pack from and to a disk",
+}
+
+
+def test_what_is_refused_says_what_it_is(tmp_path):
+    for folder in ("empty", "splits/train/a", "splits/test/a", "tarred", "dict/train", "hub", "lacks"):
+        (tmp_path / folder).mkdir(parents=True)
+    table = {"text": ["a"]}
+    pq.write_table(pa.table(table), tmp_path / "texts.parquet")
+    pq.write_table(pa.table({"left": [b"a"], "right": [b"b"]}), tmp_path / "two.parquet")
+    for name, data in {
+        "splits/train/a/1.jpg": b"x",
+        "splits/test/a/1.jpg": b"x",
+        "tarred/a.tar": b"x",
+        "dict/dataset_dict.json": b"{}",
+        "dict/train/dataset_info.json": b"{}",
+        "hub/train-00000-of-00001.parquet": b"x",
+        "hub/test-00000-of-00001-abc.parquet": b"x",
+        "lacks/dataset_info.json": b"{}",
+        "lacks/state.json": b'{"_data_files": [{"filename": "b.arrow"}]}',
+        "broken.parquet": b"PAR1 no",
+        "image.jpg": b"x",
+        "no_path.csv": b"name,label\na,1\n",
+        "ragged.csv": b"path,label\nimage.jpg,1\nimage.jpg,1,2\n",
+        "gone.csv": b"path,label\ngone.jpg,1\n",
+        "only.csv": b"path,label\n",
+        "latin.csv": b"path,label\n\xff.jpg,1\n",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    wrong = {}
+    for source, text in REFUSED.items():
+        address = source if "://" in source else str(tmp_path / source)
+        with pytest.raises(ConfigError) as refused:
+            make_plan(PackingOptions(address, str(tmp_path / "out")))
+        if text.format(tmp=tmp_path) not in str(refused.value):
+            wrong[source] = str(refused.value)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"images_per_tar": 20_000}, r"--images-per-tar 20000 is out of range: give 1 to 16,384"),
+        ({"path_column": "x"}, r"--path-column 'x' has no effect on a folder: leave it out"),
+        ({"label_column": "x"}, r"--label-column 'x' has no effect on a folder: leave it out"),
+        ({"image_column": "x"}, r"--image-column 'x' has no effect on a folder: leave it out"),
+        (
+            {"classes": "few.json"},
+            r"label 'dog' is not in --classes 'few\.json', which has 3 classes such as",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(options, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.json").write_text('["ant", "bee", "cow"]')
+    if "classes" in options:
+        options["classes"] = tmp_path.__class__(options["classes"])
+    folder = write_folder(tmp_path / "source", 8)
+    with pytest.raises(ConfigError, match=text):
+        make_plan(PackingOptions(str(folder), "out", **options))
+
+
+def test_a_label_beyond_the_names_is_refused(tmp_path):
+    table = hugging_face_table(8)
+    wrong = table.set_column(1, "label", pa.array([0, 1, 2, 9] * 2)).replace_schema_metadata(
+        table.schema.metadata
+    )
+    pq.write_table(wrong, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="has the label 9, but names only 4 classes"):
+        make_plan(PackingOptions(str(tmp_path / "a.parquet"), "out"))
