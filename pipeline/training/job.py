@@ -219,6 +219,9 @@ def refuse_several(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> 
             f"data.other_levels has {len(lists)} lists for {len(others)} further caches: give one list for "
             "each --cache after the first, or leave it out for all levels"
         )
+    addresses = [absolute(each.address) for each in (cache, *others)]
+    if twice := [each for each in addresses if addresses.count(each) > 1]:
+        raise ConfigError(f"--cache {twice[0]!r} is given twice: give each cache once")
     for other in others:
         refuse_other_views(cache, other)
     if config.objective.standardises and config.objective.needs.target != "projected":

@@ -31,6 +31,7 @@ from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
     Resume,
+    caches_of,
     continues,
     held_run_folder,
     read_metrics,
@@ -123,7 +124,7 @@ def _decide(caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resum
         return False, caches[0].finished(config.data.views, config.data.allow_partial)["unit"].tolist()
     refuse_other_config(config, run)
     earlier = read_run(run)
-    paths = [each["path"] for each in (earlier["cache"], *earlier.get("other_caches", ()))]
+    paths = [each["path"] for each in caches_of(earlier)]
     digests = [earlier["pinned"]["cache"], *earlier["pinned"].get("other caches", ())]
     if len(caches) != len(digests):
         raise CheckpointError(
