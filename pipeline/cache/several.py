@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pipeline.cache.join import read_joined
 from pipeline.cache.reader import UNIT_DTYPE, Cache, FinishedUnits
 from pipeline.errors import ConfigError
 
@@ -27,7 +28,8 @@ def refuse_other_views(first: Cache, other: Cache) -> None:
 def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnits:
     """Return the units of another cache that are of the same source tars and views, in the same order.
 
-    Raises ConfigError naming the first that is missing, unfinished or of another number of rows.
+    Raises ConfigError naming the first that is missing, unfinished or of another number of rows, CacheError
+    if the crops of the first chunk differ. The stream compares all others when it reads them.
     """
     numbers = {(unit.source, unit.view): unit.unit for unit in other.units}
     finished = {int(unit["unit"]): unit for unit in other.finished(None, allow_partial=True)}
@@ -46,4 +48,5 @@ def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnit
                 f"cache {other.address!r}: make the one from the other with --views-from"
             )
         found[place] = theirs
+    read_joined(first, first.pinned_commit(units[0]), 0, [], [(other, other.pinned_commit(found[0]), [])])
     return found
