@@ -93,7 +93,6 @@ def stop_code(number: int) -> int:
 def new_app(**options: Any) -> typer.Typer:
     """Return an application with what all commands have: -h, and plain help and errors."""
     return typer.Typer(
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -57,13 +57,12 @@ def pack_images(
         from pipeline.packing.options import PackingOptions
 
         options = PackingOptions(**given | {"workers": usable_cores() if workers is None else workers})
-        from pipeline.packing.job import run_packing
-        from pipeline.packing.plan import make_plan
+        from pipeline.packing.job import plan_packing, run_packing
         from pipeline.runtime.workers import start_early
 
         if options.workers:
             start_early("pipeline.packing.work")
-        plan = make_plan(options)
+        plan = plan_packing(options)
         _show_plan(plan)
         begin = time.perf_counter()
         packed = run_packing(plan)

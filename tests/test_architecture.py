@@ -55,6 +55,9 @@ DOORS = {
     "typer": {"stages"},
     "matplotlib": {"pipeline/report"},
     "torchvision.models": {"pipeline/evaluation"},
+    "wandb": {"pipeline/training"},
+    "trackio": {"pipeline/training"},
+    "mlflow": {"pipeline/training"},
     "pyarrow": {"pipeline/packing"},
 }
 

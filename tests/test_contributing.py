@@ -33,7 +33,7 @@ def changed(tmp_path_factory):
     """A copy of the project with all examples applied."""
     copy = tmp_path_factory.mktemp("examples") / "copy"
     unneeded = shutil.ignore_patterns("__pycache__", "golden")
-    for folder in ("pipeline", "stages", "tests"):
+    for folder in ("maskalign", "pipeline", "stages", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=unneeded)
     shutil.copy(ROOT / "pyproject.toml", copy)
     examples = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)

@@ -98,7 +98,7 @@ def run_extraction(
 
 
 def run_training(
-    cache: Cache | Place,
+    cache: Cache | Place | Sequence[Cache | Place],
     run: Place,
     recipe: "Place | RunConfig | None" = None,
     settings: Settings | None = None,
@@ -109,6 +109,7 @@ def run_training(
 ) -> "Result":
     """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
 
+    Several caches of the same views are several teachers; the first gives order, crops and masks.
     `recipe` is a TOML file, or a configuration; None is the paper's recipe for B. `settings` change keys as
     --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets messages for a
     person. Under torchrun every process makes the same call. Raises MaskAlignError.
@@ -119,7 +120,8 @@ def run_training(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training as train
 
-    opened = cache if isinstance(cache, Cache) else Cache(cache)
+    given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
     folder, where = Path(run), chosen_device(device)
 
     def read_config() -> RunConfig:
@@ -138,7 +140,15 @@ def run_training(
                 side = opened.schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
         result = train(
-            opened, folder, config, resume=resume, ranks=ranks, device=where, say=say, evaluate=evaluate
+            opened,
+            folder,
+            config,
+            resume=resume,
+            ranks=ranks,
+            device=where,
+            say=say,
+            evaluate=evaluate,
+            others=others,
         )
         if ranks.is_main:
             write_run_report(folder)

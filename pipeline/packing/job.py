@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import SourceError, StorageError
+from pipeline.packing.options import PackingOptions
 from pipeline.packing.output import CLASSES, LeftOut, Output, TarRecord
-from pipeline.packing.plan import Plan
+from pipeline.packing.plan import Plan, make_plan
 from pipeline.packing.pool import run_jobs
 from pipeline.packing.tables import TablePlaces
 from pipeline.packing.work import Ended, Job, TarJob, UnpackJob
@@ -27,13 +28,22 @@ class Packed:
     failed: dict[str, str] = field(default_factory=dict)  # reason by tar
 
 
+def plan_packing(options: PackingOptions) -> Plan:
+    """Read the names and labels of all images, but no image; writes nothing.
+
+    Raises ConfigError for a wrong source, or if the folder OUT holds something else; OSError.
+    """
+    plan = make_plan(options)
+    Output(Path(options.out)).refuse_other(plan.pinned())
+    return plan
+
+
 def run_packing(plan: Plan) -> Packed:
     """Make the tars of a plan that are missing; the folder is complete if none has failed.
 
-    Raises ConfigError if the folder holds other tars, MaskAlignError, OSError.
+    Raises MaskAlignError, OSError.
     """
     output, pinned = Output(Path(plan.options.out)), plan.pinned()
-    output.refuse_other(pinned)
     names = plan.tar_names
     if not output.work.exists() and len(records := output.finished(names)) == len(names):
         return Packed(left_out=[one for name in names for one in records[name].left_out])

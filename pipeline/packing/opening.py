@@ -84,6 +84,11 @@ def _matching(pattern: Path, options: PackingOptions) -> Source:
 
 def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> Source:
     kinds = {file.suffix.lower() for file in files}
+    if kinds == {".tar"}:
+        tar = f"SOURCE {str(address)!r} is a tar"
+        raise ConfigError(
+            f"{tar}: give it to extract-teacher if it holds KEY.jpg and KEY.cls, else unpack it"
+        )
     if kinds not in ({".parquet"}, {".arrow"}):
         other = next(file for file in files if file.suffix.lower() not in (".parquet", ".arrow"))
         raise ConfigError(f"SOURCE {str(other)!r} is not of a known kind: {_ACCEPTED}")

@@ -101,7 +101,7 @@ class Plan:
 
 
 def make_plan(options: PackingOptions) -> Plan:
-    """Read the names and labels of all images, but no image; raises ConfigError, OSError."""
+    """Open the source and number its labels; raises ConfigError, OSError."""
     source = open_source(options)
     labels, class_names = numbered_labels(source, options.classes)
     return Plan(options, source, labels, class_names)

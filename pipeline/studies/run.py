@@ -25,7 +25,7 @@ from pipeline.studies.evaluate import Judge
 from pipeline.studies.fairness import refuse_unequal, refuse_unfit, remarks_on
 from pipeline.studies.plan import RUNS, Plan, PlannedRun
 from pipeline.studies.teacher_in_loop import InLoopJob, load_cached_teacher
-from pipeline.training.job import TrainingJob, build_job
+from pipeline.training.job import build_job
 from pipeline.training.run import run_training
 from pipeline.training.run_folder import RUN_FILE
 
@@ -99,7 +99,7 @@ class StudyRunner:
             raise ConfigError(run.reason)
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
-            build: Callable[..., TrainingJob] = build_job
+            build = build_job
             if run.row.teacher_in_the_loop:
                 assert self.teacher is not None
                 indices = run.cache.level_indices(run.config.data.levels)

@@ -33,6 +33,7 @@ from pipeline.training.run_folder import (
     Resume,
     caches_of,
     continues,
+    flat_config,
     held_run_folder,
     read_metrics,
     read_run,
@@ -172,7 +173,7 @@ def run_job(
         display = metrics = None
         with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
-                metrics = MetricsLog(job.run, first, say)
+                metrics = MetricsLog(job.run, first, say, job.config.log, tracked_config(job))
                 stack.callback(metrics.close)
                 display = stack.enter_context(
                     ProgressDisplay("train-student", job.steps * images, first * images)
@@ -182,7 +183,8 @@ def run_job(
 
         def log(line: Metrics) -> None:
             if metrics and display:
-                metrics.write(line)
+                metrics.seconds += line["data_seconds"] + line["step_seconds"]
+                metrics.write({**line, "seconds": metrics.seconds})
                 waiting = (
                     f", waiting for data {line['wait_share']:.0%}" if line["wait_share"] >= 0.005 else ""
                 )
@@ -193,6 +195,12 @@ def run_job(
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
     return done, trainer.stopped_by
+
+
+def tracked_config(job: TrainingJob) -> dict[str, Any]:
+    """Return what a tracker shows of a run: all keys by their dotted names, and the cache."""
+    cache = {"cache.path": job.cache.address, "cache.digest": job.cache.digest}
+    return {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:

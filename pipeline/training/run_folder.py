@@ -15,12 +15,15 @@ from typing import IO, Any, Literal
 from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
 from pipeline.storage.files import replace_file
+from pipeline.training.sections import LogConfig
+from pipeline.training.trackers import Trackers
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
+_DEFAULT_LOG = LogConfig()
 _NOT_PINNED = (
-    *("data.workers", "data.allow_partial", "evaluate."),
+    *("data.workers", "data.allow_partial", "evaluate.", "log."),
     *("train.log_every", "train.checkpoint_every", "train.compile"),
 )
 
@@ -150,55 +153,45 @@ def storage_errors(run: Path) -> Iterator[None]:
 
 
 class MetricsLog:
-    """metrics.jsonl, and TensorBoard where it is installed; if that fails, it costs only a warning."""
+    """metrics.jsonl, and the trackers that `log` names."""
 
-    def __init__(self, run: Path, step: int, warn: Callable[[str], None]) -> None:
-        """Continue after `step`: lines of later steps, which a killed process took, are removed."""
-        self._path, self._warn = run / METRICS_FILE, warn
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        warn: Callable[[str], None],
+        log: LogConfig = _DEFAULT_LOG,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Continue after `step`: lines of later steps, which a killed process took, are removed.
+
+        `config` is what the trackers show of the run's configuration.
+        """
         kept = [line for line in _read_lines(run) if line["step"] <= step]
-        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file: IO[str] = self._path.open("a", encoding="utf-8")
-        self._board: Any = None
-        with self._optional():
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        replace_file(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file: IO[str] = (run / METRICS_FILE).open("a", encoding="utf-8")
+        self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
+        self._trackers = Trackers(run, step, log, config or {}, warn)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
+        scalars: dict[str, float] = {
+            name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"
+        }
         scalars |= {f"loss/{name}": value for name, value in values.get("loss_terms", {}).items()}
         for score in values.get("evaluations", ()):
             scalars[f"evaluation/{score['evaluation']} {score['representation']}"] = score["value"]
         for name, table in values.get("figures", {}).items():
             for row, cells in enumerate(table):
                 scalars |= {f"{name}/{row}/{column}": value for column, value in enumerate(cells)}
-        with self._optional():
-            for name, value in scalars.items() if self._board else ():
-                self._board.add_scalar(name, value, values["step"])
+        self._trackers.write(values["step"], scalars)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        with self._optional():
-            if self._board:
-                self._board.close()
-
-    @contextmanager
-    def _optional(self) -> Iterator[None]:
-        """Give TensorBoard up when it fails, with a warning unless it is not installed."""
-        try:
-            yield
-        except Exception as error:
-            self._board = None
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if getattr(error, "name", "") != "tensorboard":  # the module that is not installed
-                self._warn(
-                    f"warning: TensorBoard does not work and is left out ({reason}); metrics.jsonl has the "
-                    "same values"
-                )
+        self._trackers.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

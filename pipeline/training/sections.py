@@ -121,6 +121,24 @@ class EvaluateConfig(Section):
         return self
 
 
+class LogConfig(Section):
+    """Where the values of metrics.jsonl go, too: `to` names trackers; unset it is TensorBoard if installed.
+
+    `project` is W&B's and Trackio's project and MLflow's experiment, `name` the run's name there, by default
+    that of the run folder. Nothing here changes the run itself.
+    """
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] | None = None
+    project: str = Field("maskalign", min_length=1)
+    name: str | None = Field(None, min_length=1)
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """A single value is a list of one."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 class Sections(Section):
     """All sections of a run; what fits [objective] is known in `RunConfig`, which needs torch."""
 
@@ -138,3 +156,4 @@ class Sections(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()

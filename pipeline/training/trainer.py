@@ -1,6 +1,7 @@
 """The training loop: batches in; steps, metrics, checkpoints out. Nothing in a step waits for the device."""
 
 import math
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ class Trainer:
     changed: Callable[[], None] = lambda: None
     evaluate: Callable[[int], float] = lambda _: 0.0
     stopped_by: int = 0  # the signal that ended the last run early
+    gradient_norm: Tensor | None = None  # () of all gradients, before clipping, in the last step that took it
 
     def __post_init__(self) -> None:
         job = self.job
@@ -169,9 +171,12 @@ class Trainer:
                 loss, terms = self.model(micro)
                 job.scaler.scale(loss / train.accumulate).backward()
             losses.append(torch.cat([loss.detach()[None], terms]))
-        if clip_grad:
+        if clip_grad or (step + 1) % train.log_every == 0:  # a norm costs a pass over all gradients
             job.scaler.unscale_(job.optimiser)
-            nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad)
+            gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
+            self.gradient_norm = nn.utils.get_total_norm(gradients)
+            if clip_grad:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_grad, self.gradient_norm)
         job.scaler.step(job.optimiser)
         job.scaler.update()
         job.optimiser.zero_grad()
@@ -188,20 +193,35 @@ class Trainer:
         seconds, waited = time.perf_counter() - interval.begin, waited - interval.waited_before
         line = {
             "step": step,
+            "images": step * job.config.train.global_batch,
             "epoch": step / job.spec.steps_per_epoch,
             "loss": loss,
             "loss_terms": dict(zip(job.objective.parts, terms, strict=True)),
+            "gradient_norm": None if self.gradient_norm is None else _finite(self.gradient_norm.item()),
             "learning_rate": job.optimiser.param_groups[0]["lr"],
             "images_per_second": (step - interval.first_step) * job.config.train.global_batch / seconds,
             "wait_share": waited / seconds,
             "data_seconds": waited,
             "step_seconds": seconds - waited,
+            "peak_memory_bytes": peak_memory(job.device),
             "figures": job.objective.figures(),
         }
-        if job.device.type == "cuda":  # the allocator's own count: the device is not asked
+        if job.device.type == "cuda":
             images = job.spec.batch_size // job.config.train.accumulate
-            line["bytes_per_image"] = torch.cuda.max_memory_allocated(job.device) / images
+            line["bytes_per_image"] = line["peak_memory_bytes"] / images
         return line
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were allocated on a GPU, or that this process has had in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)  # the allocator's own count: the device is not asked
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _finite(value: float) -> float | None:
+    """Return a value that JSON has; a step that float16 skips has gradients that are not finite."""
+    return value if math.isfinite(value) else None
 
 
 def is_compiler_failure(error: Exception) -> bool:

@@ -144,3 +144,18 @@ def test_the_version_of_a_source_tree_is_one_sentence(capsys, monkeypatch):
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), cli_errors():
         1 / 0  # noqa: B018
+
+
+def test_the_shell_completes_options_without_torch():
+    program = (
+        "import sys; sys.argv[0] = 'extract-teacher'; from stages.extract_teacher import main\n"
+        "try:\n  main()\nfinally:\n  print('torch' in sys.modules)"
+    )
+    environment = {
+        **os.environ,
+        "_EXTRACT_TEACHER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "extract-teacher --keep",
+        "COMP_CWORD": "1",
+    }
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert found.stdout.split() == ["--keep", "--keep-rank", "False"]

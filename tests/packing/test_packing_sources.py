@@ -1,6 +1,7 @@
 """Folders, lists, parquet files and saved data sets: the same images and labels come out of each."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +20,12 @@ from packing_sources import (
 )
 from tars import image
 
+from pipeline.classes import read_classes
 from pipeline.errors import ConfigError
 from pipeline.packing.job import run_packing
 from pipeline.packing.options import PackingOptions
 from pipeline.packing.plan import make_plan, unique_keys
+from pipeline.views.codec import decode_image
 
 
 def pack(source, out, **options):
@@ -36,9 +39,23 @@ def pack(source, out, **options):
 def test_every_source_gives_the_same_images_and_labels(write, tmp_path):
     out = pack(write(tmp_path / "source"), tmp_path / "out", images_per_tar=8)
     assert samples(out) == expected()
-    assert json.loads((out / "classes.json").read_text()) == list(CLASS_NAMES)
+    assert tuple(one.name for one in read_classes(out / "classes.json", "--class-names")) == CLASS_NAMES
     assert [len(files) for files in members(out).values()] == [14, 16, 14, 16]  # image and label
     assert not (out / ".packing").exists()
+
+
+@pytest.mark.parametrize("source", ["saved", "hub"])
+def test_what_the_datasets_library_wrote_is_read(source, tmp_path):
+    folder = Path(__file__).parent / "saved_by_datasets" / source  # by make_saved_data_set.py
+    out = pack(folder, tmp_path / "out")
+    (files,) = members(out).values()
+    labels = {name: data for name, data in files if name.endswith(".cls")}
+    assert labels == {f"photo_{number}.cls": b"%d" % (number % 3) for number in range(6)}
+    assert json.loads((out / "classes.json").read_text()) == ["ant", "bee", "cow"]
+    for name, data in files:
+        if name.endswith(".jpg"):
+            red = decode_image(data)[0, 0, 0]
+            assert abs(int(red) - 40 * int(name[6])) < 5
 
 
 def test_parquet_and_saved_data_sets_give_the_same_tars(tmp_path):
@@ -170,6 +187,7 @@ REFUSED = {
     "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
     "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
     "two.parquet": "has no column called image, img, ",
+    "tarred/a.tar": "is a tar: give it to extract-teacher if it holds KEY.jpg and KEY.cls, else unpack it",
     "image.jpg": "SOURCE '{tmp}/image.jpg' is not of a known kind",
     "no_path.csv": "has no column called path, image_path, file_name",
     "ragged.csv": "has 3 values where line 1 names 2 columns in line 3: correct it there",
@@ -232,7 +250,7 @@ def test_wrong_options_are_refused(options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "few.json").write_text('["ant", "bee", "cow"]')
     if "classes" in options:
-        options["classes"] = tmp_path.__class__(options["classes"])
+        options["classes"] = Path(options["classes"])
     folder = write_folder(tmp_path / "source", 8)
     with pytest.raises(ConfigError, match=text):
         make_plan(PackingOptions(str(folder), "out", **options))

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import caches
+import numpy as np
 import pytest
 import timm
 import torch
@@ -97,12 +98,19 @@ def test_metrics_have_these_keys_and_values(run):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
         assert set(line) == {
-            *("step", "epoch", "loss", "loss_terms", "learning_rate", "images_per_second"),
-            *("wait_share", "data_seconds", "step_seconds", "figures"),
+            *("step", "images", "epoch", "loss", "loss_terms", "gradient_norm", "learning_rate"),
+            *("images_per_second", "wait_share", "data_seconds", "step_seconds", "seconds"),
+            *("peak_memory_bytes", "figures"),
         }
         assert line["epoch"] == line["step"] / 8
         assert line["loss"] == pytest.approx(sum(line["loss_terms"].values()) / 3)
         assert 0 <= line["wait_share"] <= 1
+        assert line["images"] == 16 * line["step"]
+        assert line["gradient_norm"] > 0
+        assert line["peak_memory_bytes"] > 2**20
+    spent = [line["data_seconds"] + line["step_seconds"] for line in lines]
+    assert [line["seconds"] for line in lines] == pytest.approx(np.cumsum(spent).tolist())
+    for line in lines:
         assert line["images_per_second"] == pytest.approx(16 / (line["data_seconds"] + line["step_seconds"]))
     peak = 0.05 * 16 / 256
     assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([peak / 2, peak])
@@ -129,7 +137,7 @@ def test_tensorboard_that_fails_in_any_way_costs_a_warning(small_cache_path, tmp
     result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (
-        "warning: TensorBoard does not work and is left out (TypeError: Descriptors cannot be"
+        "warning: log.to 'tensorboard' does not work and is left out (TypeError: Descriptors cannot be"
         in result.stderr
     )
     assert len(metrics(tmp_path / "run")) == 3
