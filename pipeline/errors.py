@@ -22,6 +22,10 @@ class CacheError(MaskAlignError):
     """A cache that is damaged, incomplete or not the one that was asked for."""
 
 
+class ChangedUnitError(CacheError):
+    """A unit that was made again with other content while it is read: sound, but not what was pinned."""
+
+
 class StorageError(MaskAlignError):
     """A folder, disk or object store that cannot do what is needed."""
 

@@ -170,6 +170,10 @@ def _print_result(result: "Result", run: Path, report: Path, advice: str) -> Non
         figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
     done = f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}"
     typer.echo(f"{done}; student: {run / STUDENT_FOLDER}, report: {report}")
+    if result.damage:
+        typer.echo(
+            f"cache: {result.damage}; {run / 'run.json'} names them, inspect-cache verify finds all", err=True
+        )
     if result.done < result.steps:
         stop = f"stopped by {describe_signal(result.stopped_by)} after step {result.done} of {result.steps}"
         typer.echo(f"{stop}: {advice}", err=True)

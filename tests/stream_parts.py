@@ -30,13 +30,14 @@ def stream_spec(
     seed=0,
     rank=0,
     world_size=1,
+    skip_damage=False,
 ):
     """Describe one rank's samples; levels are places among the stored ones."""
     order = SampleOrder(
         cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks
     )
     mask = MaskConfig(strategy=strategy, ratio=ratio, hidden=hidden, redraw=redraw)
-    return StreamSpec(cache.address, order, levels, mask, batch_size, needs)
+    return StreamSpec(cache.address, order, levels, mask, batch_size, needs, skip_damage)
 
 
 def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):

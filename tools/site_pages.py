@@ -14,6 +14,15 @@ TOP_PAGES = {path.name: f"project/{path.name.lower()}" for path in ROOT.glob("*.
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
+def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
+    """Put pages that the navigation does not name at its end."""
+    named = str(config.nav)
+    pages = [f"project/{path.name.lower()}" for path in sorted(ROOT.glob("*.md"))]
+    pages += [path.name for path in sorted((ROOT / "docs").glob("*.md"))]
+    config.nav = [*(config.nav or []), *(page for page in pages if f"'{page}'" not in named)]
+    return config
+
+
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the pages at the top of the project."""
     from mkdocs.structure.files import File

@@ -16,6 +16,7 @@ from pipeline.seeding import key_hash
 from pipeline.views.codec import VIEW_EXTENSION, Pixels, decode_view
 from pipeline.views.view_tars import read_sample
 
+_FROM_ONE = "make the one from the other with --views-from"
 Beside = tuple[Cache, Commit, list[str]]  # another cache, its commit of the unit, and the arrays to read
 
 
@@ -57,15 +58,18 @@ def read_joined(
     beside = []
     for other, theirs, wanted in others:
         rows = other.read_chunk(theirs, chunk, ["index", *wanted])
-        ours, others_index = (found["index"][:, [KEY_HASH, CRC]] for found in (arrays, rows))
-        if not np.array_equal(ours, others_index):
-            row = first + int((ours != others_index).any(axis=1).argmax())
+        if fault := other_crop(arrays["index"], rows["index"], first):
             raise CacheError(
-                f"{commit.name}, row {row}: cache {other.address!r} has the target of another crop than "
-                f"cache {cache.address!r}: make the one from the other with --views-from"
+                f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {_FROM_ONE}"
             )
         beside.append(rows)
     return JoinedChunk(keys, crops, arrays, commit, first, beside)
+
+
+def other_crop(ours: NDArray[np.uint64], theirs: NDArray[np.uint64], first: int) -> str:
+    """Return which is the first row of two arrays `index` (n, 5) that is not of one crop, or nothing."""
+    same = (ours[:, [KEY_HASH, CRC]] == theirs[:, [KEY_HASH, CRC]]).all(axis=1)
+    return "" if same.all() else f"row {first + int(same.argmin())}: the crops differ"
 
 
 def read_rows(

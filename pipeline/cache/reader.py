@@ -14,7 +14,7 @@ from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ChangedUnitError, ConfigError
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
@@ -86,8 +86,16 @@ class Cache:
         """Read a unit's commit; raises CacheError if it is damaged, FileNotFoundError if there is none."""
         return read_commit(self.folder, self.schema, unit, self.digest)
 
-    def finished(self, views: Iterable[int] | None, allow_partial: bool) -> FinishedUnits:
-        """Return the finished units of the chosen views (None: all); raises CacheError if any is missing."""
+    def finished(
+        self,
+        views: Iterable[int] | None,
+        allow_partial: bool,
+        damaged: dict[int, CacheError] | None = None,
+    ) -> FinishedUnits:
+        """Return the finished units of the chosen views (None: all); raises CacheError if any is missing.
+
+        So is a damaged commit. With `damaged`, which then gets its error by unit, the unit is left out.
+        """
         stored = {unit.view for unit in self.units}
         chosen = stored if views is None else set(views)
         if missing := sorted(chosen - stored):
@@ -96,10 +104,13 @@ class Cache:
                 "choose from these, or add --views"
             )
         wanted = [unit for unit in self.units if unit.view in chosen]
-        found = self._table(wanted)
-        if not len(found) or (len(found) < len(wanted) and not allow_partial):
+        found = self._table(wanted, damaged)
+        if damaged and not len(found):
+            raise next(iter(damaged.values()))
+        there = len(found) + len(damaged or ())
+        if not there or (there < len(wanted) and not allow_partial):
             raise CacheError(
-                f"cache {self.address!r} is not finished: {len(found)} of {len(wanted)} units are committed; "
+                f"cache {self.address!r} is not finished: {there} of {len(wanted)} units are committed; "
                 "run the same extract-teacher command until it is"
                 + (", or set data.allow_partial=true" if len(found) else "")
             )
@@ -121,15 +132,28 @@ class Cache:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
         commit = self._held_commit(self.units[int(pinned["unit"])])
         if commit.digest.encode() != pinned["digest"]:
-            raise CacheError(
+            raise ChangedUnitError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
                 "start another run"
             )
         return commit
 
-    def _table(self, units: Sequence[Unit]) -> FinishedUnits:
-        heads = self._read_all(units, lambda unit: read_head(self.folder, unit, self.digest, CommitHead))
-        return np.array([(head.unit, head.view, head.rows, head.digest) for head in heads], UNIT_DTYPE)
+    def _table(self, units: Sequence[Unit], damaged: dict[int, CacheError] | None = None) -> FinishedUnits:
+        def read(unit: Unit) -> CommitHead | None:
+            try:
+                return self._present(self._head_of, unit)
+            except CacheError as error:
+                if damaged is None:
+                    raise
+                damaged[unit.unit] = error
+                return None
+
+        heads = ordered_map(read, committed(self.folder, units), self.folder.parallel_reads)
+        rows = [(head.unit, head.view, head.rows, head.digest) for head in heads if head]
+        return np.array(rows, UNIT_DTYPE)
+
+    def _head_of(self, unit: Unit) -> CommitHead:
+        return read_head(self.folder, unit, self.digest, CommitHead)
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part]) -> Iterator[Part]:
         existing = committed(self.folder, units)

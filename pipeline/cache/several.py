@@ -1,10 +1,12 @@
 """Several caches of the same views: what they must share, checked before a run reads them."""
 
+from contextlib import suppress
+
 import numpy as np
 
-from pipeline.cache.join import read_joined
+from pipeline.cache.join import other_crop
 from pipeline.cache.reader import UNIT_DTYPE, Cache, FinishedUnits
-from pipeline.errors import ConfigError
+from pipeline.errors import CacheError, ConfigError
 
 
 def refuse_other_views(first: Cache, other: Cache) -> None:
@@ -28,8 +30,8 @@ def refuse_other_views(first: Cache, other: Cache) -> None:
 def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnits:
     """Return the units of another cache that are of the same source tars and views, in the same order.
 
-    Raises ConfigError naming the first that is missing, unfinished or of another number of rows, CacheError
-    if the crops of the first chunk differ. The stream compares all others when it reads them.
+    Raises ConfigError naming the first that is missing, unfinished or of another number of rows, or a row of
+    the first chunk of another crop. The stream compares all chunks when it reads them.
     """
     numbers = {(unit.source, unit.view): unit.unit for unit in other.units}
     finished = {int(unit["unit"]): unit for unit in other.finished(None, allow_partial=True)}
@@ -48,5 +50,14 @@ def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnit
                 f"cache {other.address!r}: make the one from the other with --views-from"
             )
         found[place] = theirs
-    read_joined(first, first.pinned_commit(units[0]), 0, [], [(other, other.pinned_commit(found[0]), [])])
+    with suppress(CacheError):  # damage is for the stream to report, or to skip
+        index, theirs = (
+            cache.read_chunk(cache.pinned_commit(unit), 0, ["index"])["index"]
+            for cache, unit in ((first, units[0]), (other, found[0]))
+        )
+        if fault := other_crop(index, theirs, 0):
+            raise ConfigError(
+                f"{first.units[int(units[0]['unit'])].name}, {fault} in {first.address!r} and in "
+                f"{other.address!r}: make the one from the other with --views-from"
+            )
     return found

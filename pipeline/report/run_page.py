@@ -162,6 +162,7 @@ def _facts(run: Run) -> PageSection:
         )
         facts[f"cache{which}"] = f"{cache['path']}, digest {cache['digest'][:12]}, {len(run['units'])} units"
     facts |= {
+        **({"damage": damage} if (damage := run.get("damage", {}).get("summary")) else {}),
         "device": ", ".join([run["device"], *(f"{k} {v}" for k, v in run.get("resolved", {}).items())]),
         **{name: run[name] for name in _ORIGIN if run.get(name)},
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),

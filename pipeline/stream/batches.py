@@ -11,6 +11,7 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
 from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
+from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.feed import SMALLER, FedPiece, WorkerFeed, inline_pieces
 from pipeline.stream.samples import StreamSpec, sample_fields
 
@@ -28,7 +29,8 @@ class BatchStream:
 
     A batch is valid until the next one is requested; launch the work that uses it before that. It is on the
     device. `blocked_seconds` is how long the caller has waited for the feed in all; on a GPU the rest of
-    `next` waits for the step that last used the batch.
+    `next` waits for the step that last used the batch. `damage` are the chunks that had to be replaced so
+    far; whoever notes them empties the list.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class BatchStream:
         self._copier = _Copier(self._workers, device)
         self._batches = self._fill(pieces, size)
         self.blocked_seconds = 0.0
+        self.damage: list[DamagedChunk] = []
 
     def __iter__(self) -> Self:
         return self
@@ -70,6 +73,7 @@ class BatchStream:
             begin, taken = time.perf_counter(), 0
             piece = next(pieces)
             self.blocked_seconds += time.perf_counter() - begin
+            self.damage += piece.damage
             while taken < piece.count:
                 if not filled:
                     self._copier.begin(turn)

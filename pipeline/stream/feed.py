@@ -1,6 +1,6 @@
 """The trainer's side of the workers: windows in the order of the stream, for any number of workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -10,6 +10,7 @@ from pipeline.errors import StreamError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
+from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.samples import SLOTS_PER_WORKER, Arrays, StreamSpec, WindowReader, slot_layout
 from pipeline.stream.worker import run_worker
 
@@ -19,11 +20,15 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 
 @dataclass(frozen=True)
 class FedPiece:
-    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released."""
+    """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released.
+
+    `damage` are the chunks of which other samples have the places.
+    """
 
     arrays: Arrays
     count: int
     slot: tuple[int, int] | None = None  # worker and slot, if a worker filled it
+    damage: Sequence[DamagedChunk] = ()
 
 
 def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iterator[FedPiece]:
@@ -31,7 +36,7 @@ def inline_pieces(cache: Cache, spec: StreamSpec, epoch: int, step: int) -> Iter
     layout, reader = slot_layout(cache.schema, spec), WindowReader(cache, spec)
     arrays = layout.arrays(memoryview(bytearray(layout.slot_bytes)), 0)
     parts = reader.fill(spec.order.parts(spec.batch_size, epoch, step), lambda: arrays)
-    return (FedPiece(arrays, part.count) for part in parts)
+    return (FedPiece(arrays, part.count, damage=reader.damage) for part in parts)
 
 
 class WorkerFeed:
@@ -67,9 +72,9 @@ class WorkerFeed:
                 ) from None
             if isinstance(message, Exception):
                 raise message
-            slot, samples = message
+            slot, samples, damage = message
             arrays = self.layout.arrays(shared_buffer(self.memories[worker]), slot)
-            yield FedPiece(arrays, samples, (worker, slot))
+            yield FedPiece(arrays, samples, (worker, slot), damage)
 
     def release(self, worker: int, slot: int) -> None:
         """Hand the slot of a copied piece back to its worker."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.layout import LABEL
 from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
-from pipeline.errors import ConfigError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.seeding import generator
 from pipeline.views.sample import NO_LABEL
 
@@ -137,16 +137,24 @@ class SampleOrder:
         return np.stack([units[unit], chunk, np.minimum(BLOCK_ROWS, rows[unit] - chunk * BLOCK_ROWS)], axis=1)
 
 
-def is_sorted_by_class(cache: Cache, order: SampleOrder) -> bool:
-    """Return whether the source tars are sorted by class, from the labels of chunks spread over the cache."""
+def is_sorted_by_class(cache: Cache, order: SampleOrder, skip_damage: bool = False) -> bool:
+    """Return whether the source tars are sorted by class, from the labels of chunks spread over the cache.
+
+    Raises CacheError for a damaged chunk, unless those are to be skipped.
+    """
     chunks = order.chunks(order.views[0])
     spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
     labels = []
     for unit, chunk, _ in chunks[np.unique(spread)].tolist():
-        index = cache.read_chunk(cache.pinned_commit(order.units[unit]), chunk, ["index"])["index"]
+        try:
+            index = cache.read_chunk(cache.pinned_commit(order.units[unit]), chunk, ["index"])["index"]
+        except CacheError:
+            if not skip_damage:
+                raise
+            continue
         found = index[:, LABEL]
         labels.append(found[found != NO_LABEL])
-    return have_few_classes(labels)
+    return bool(labels) and have_few_classes(labels)
 
 
 def have_few_classes(labels: Sequence[NDArray[Any]]) -> bool:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from pipeline.cache.commit import Commit
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
-from pipeline.cache.layout import ArraySpec, array_specs, feature_array
+from pipeline.cache.layout import ArraySpec, array_specs, chunk_range, feature_array
 from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import CacheError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs, target_field
 from pipeline.runtime.ordered import ordered_map
+from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
 from pipeline.student.patches import patches_at
@@ -47,7 +48,8 @@ class OtherCache:
 class StreamSpec:
     """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
 
-    The first cache gives order, crops and masks; `others` give only targets.
+    The first cache gives order, crops and masks; `others` give only targets. With `skip_damage`, samples of
+    other chunks take the places of those in a damaged one.
     """
 
     cache: str
@@ -56,6 +58,7 @@ class StreamSpec:
     mask: MaskConfig
     batch_size: int
     needs: Needs = VISIBLE_ALONE
+    skip_damage: bool = False
     others: tuple[OtherCache, ...] = ()
 
     @property
@@ -158,7 +161,10 @@ class _Source:
 
 
 class WindowReader:
-    """Reads windows of chunks and copies what the objective needs into the arrays that leave the worker."""
+    """Reads windows of chunks and copies what the objective needs into the arrays that leave the worker.
+
+    `damage` is what had to be replaced in the part that `fill` has just yielded.
+    """
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
@@ -176,6 +182,7 @@ class WindowReader:
         crops = schema.block_rows * 3 * schema.view.image_size**2
         self.chunk_bytes = crops + sum(source.chunk_bytes for source in self._sources)
         self.most_ahead = max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.chunk_bytes))
+        self.damage: list[DamagedChunk] = []
 
     def read(self, epoch: int, window: Window) -> dict[str, NDArray[Any]]:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
@@ -187,29 +194,35 @@ class WindowReader:
     def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
-        chunks = ((part.window, chunk) for part in theirs for chunk in part.window.chunks.tolist())
+        chunks = ((part.epoch, chunk) for part in theirs for chunk in part.window.chunks.tolist())
         # From an object store a second chunk hides the waiting between one and the next.
         at_once = min(2, self._cache.folder.parallel_reads)
         with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
-                arrays, window = empty(), part.window
+                arrays, window, self.damage = empty(), part.window, []
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
                 targets[(targets < 0) | (targets >= part.count)] = -1
                 for places in np.split(targets, np.cumsum(window.chunks[:-1, 2])):
-                    self._scatter(next(read), places, arrays, part.epoch)
+                    chunk, damage = next(read)
+                    self._scatter(chunk, places, arrays, part.epoch)
+                    self.damage += damage
                 yield part
 
-    def _read_chunk(self, found: tuple[Window, list[int]]) -> JoinedChunk:
-        unit, chunk, rows = found[1]
-        pinned, first = self._spec.order.units[unit], chunk * self._cache.schema.block_rows
+    def _read_chunk(self, found: tuple[int, list[int]]) -> tuple[JoinedChunk, list[DamagedChunk]]:
+        epoch, place = found
+        return read_sound(self._read_joined, self._spec.order, epoch, place, self._spec.skip_damage)
+
+    def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
+        pinned = self._spec.order.units[unit]
         try:
             (cache, commit, names), *others = (source.place(unit) for source in self._sources)
             return read_joined(cache, commit, chunk, names, others)
         except CacheError:  # names its place itself
             raise
         except Exception as error:
+            first, end = chunk_range(chunk, int(pinned["rows"]))
             where = self._cache.units[int(pinned["unit"])].name
-            error.add_note(f"in {where}, rows {first} to {first + rows - 1}")
+            error.add_note(f"in {where}, rows {first} to {end - 1}")
             raise
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:

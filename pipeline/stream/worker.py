@@ -24,7 +24,7 @@ def run_worker(
 ) -> None:
     """Fill slots with every W-th window from a step of an epoch on, until the trainer hangs up.
 
-    Receives empty slots; sends (slot, samples), or the exception that the trainer raises.
+    Receives empty slots; sends (slot, samples, damage), or the exception that the trainer raises.
     """
     memory, slot = SharedMemory(memory_name), -1
 
@@ -37,7 +37,7 @@ def run_worker(
         parts = spec.order.parts(spec.batch_size, epoch, step)
         reader = WindowReader(Cache(spec.cache), spec)
         for part in reader.fill(islice(parts, worker, None, workers), next_arrays):
-            owner.send((slot, part.count))
+            owner.send((slot, part.count, reader.damage))
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         owner.send(StreamError(f"{error}{notes}"))

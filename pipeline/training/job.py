@@ -32,6 +32,7 @@ from pipeline.stream.samples import OtherCache, StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
 from pipeline.training.codebook import Codebook, unfitted_tokenizer
 from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
 from pipeline.training.phi_s import Standards, paley_order
 from pipeline.training.sections import OptimConfig, TrainConfig
@@ -67,6 +68,7 @@ class TrainingJob:
     codebook: Codebook | None = None
     others: Sequence[Cache] = ()  # further caches of the same views
     standards: Standards | None = None
+    damage: DamageRecord | None = None  # if data.on_damage is "skip"
 
     @property
     def caches(self) -> tuple[Cache, ...]:
@@ -203,7 +205,8 @@ def stream_spec(
         chosen = other.level_indices(config.data.levels_of(at))
         refuse_target(other, chosen, needs)
         beside.append(OtherCache(other.address, other.schema, same_units(cache, pinned, other), chosen))
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, tuple(beside))
+    skip = config.data.on_damage == "skip"
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip, tuple(beside))
 
 
 def refuse_several(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> None:
@@ -320,6 +323,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,
         **({"codebook": job.codebook.facts} if job.codebook else {}),
+        **({"damage": job.damage.values} if job.damage else {}),
         "units": job.spec.order.units["unit"].tolist(),
         "steps": job.steps,
         "steps_per_epoch": job.spec.steps_per_epoch,

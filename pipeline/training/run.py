@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError
+from pipeline.errors import CacheError, CheckpointError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -23,6 +23,7 @@ from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.codebook import refuse_codebook, tokenizer_of
 from pipeline.training.codebook_fit import ready_codebook
 from pipeline.training.config import RunConfig
+from pipeline.training.damage import DamageRecord, lost_units, note_damage
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
@@ -49,7 +50,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a run: after how many of its steps, in how many seconds, by which signal (0: none)."""
+    """The end of a run: after how many of its steps, in how many seconds, by which signal (0: none).
+
+    `damage` says what was left out of a damaged cache, "" if nothing was.
+    """
 
     done: int
     steps: int
@@ -57,6 +61,7 @@ class Result:
     images_per_second: float
     loss: float | None
     stopped_by: int
+    damage: str = ""
 
 
 def run_training(
@@ -82,9 +87,12 @@ def run_training(
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
     # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
     # see an older state of the folder.
-    resumed, units = ranks.decide(lambda: _decide((cache, *others), run, config, resume))
+    resumed, units, lost = ranks.decide(lambda: _decide((cache, *others), run, config, resume))
     with ranks.together():
         job = build(config, cache, run, ranks, device, units, others)
+        if config.data.on_damage == "skip" or lost:
+            job.damage = DamageRecord(cache, job.spec.order.units, config.data.max_damaged, lost)
+            job.damage.refuse_too_much()
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             found = {key: value for key, value in job.pinned.items() if key in ("units", "other units")}
             refuse_differences(read_run(run)["pinned"], found)
@@ -116,13 +124,21 @@ def run_training(
             _write_start(job, {**start, "ended": utc_now(), "last_step": done})
         logged = read_metrics(run)[-1:] if ranks.is_main else []
     rate = (done - first) * config.train.global_batch / seconds
-    return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by)
+    damage = job.damage.summary if job.damage else ""
+    return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by, damage)
 
 
-def _decide(caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resume) -> tuple[bool, list[int]]:
-    """Return whether the run is continued, and the units of its first cache; raises MaskAlignError."""
+def _decide(
+    caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resume
+) -> tuple[bool, list[int], dict[str, Any]]:
+    """Return whether the run is continued, the units of its first cache, and its damage so far.
+
+    Raises MaskAlignError.
+    """
     if not continues(run, resume):
-        return False, caches[0].finished(config.data.views, config.data.allow_partial)["unit"].tolist()
+        damaged: dict[int, CacheError] | None = {} if config.data.on_damage == "skip" else None
+        units = caches[0].finished(config.data.views, config.data.allow_partial, damaged)["unit"].tolist()
+        return False, units, lost_units(caches[0], damaged or {})
     refuse_other_config(config, run)
     earlier = read_run(run)
     paths = [each["path"] for each in caches_of(earlier)]
@@ -138,7 +154,7 @@ def _decide(caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resum
                 f"cannot resume: {cache.address!r} is not the cache that the run began with, {path!r}: give "
                 "that one, or a new --run"
             )
-    return True, earlier["units"]
+    return True, earlier["units"], earlier.get("damage", {})
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -165,7 +181,7 @@ def run_job(
 ) -> tuple[int, int]:
     """Train from step `first` on; return after which step it ended, and by which signal (0: none).
 
-    `changed` is called if the step could not be compiled, which changes the job.
+    `changed` is called when the job has changed: the step could not be compiled, or damage was found.
     """
     epoch, step = divmod(first, job.spec.steps_per_epoch)
     images = job.config.train.global_batch
@@ -182,6 +198,8 @@ def run_job(
             stack.enter_context(batches)
 
         def log(line: Metrics) -> None:
+            if job.damage:
+                line["replaced_samples"] = note_damage(job.damage, job.ranks, batches.damage, say, changed)
             if metrics and display:
                 metrics.seconds += line["data_seconds"] + line["step_seconds"]
                 metrics.write({**line, "seconds": metrics.seconds})
@@ -204,7 +222,7 @@ def tracked_config(job: TrainingJob) -> dict[str, Any]:
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:
-    """Describe what is about to be trained, after a warning if the cache is sorted by class."""
+    """Describe what is about to be trained, after warnings of damage and of a cache sorted by class."""
     config, optim = job.config, job.config.optim
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
@@ -219,14 +237,16 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
         f"parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
-    if not is_sorted_by_class(job.cache, job.spec.order):
-        return [description]
+    found = job.damage.summary if job.damage else ""
+    warnings = [f"warning: {found}; run.json names them"] if found else []
+    if not is_sorted_by_class(job.cache, job.spec.order, job.spec.skip_damage):
+        return [*warnings, description]
     warning = (
         f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
         f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
-    return [warning, description]
+    return [*warnings, warning, description]
 
 
 def _write_start(job: TrainingJob, start: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
 _DEFAULT_LOG = LogConfig()
 _NOT_PINNED = (
-    *("data.workers", "data.allow_partial", "evaluate.", "log."),
+    *("data.workers", "data.allow_partial", "data.on_damage", "data.max_damaged", "evaluate.", "log."),
     *("train.log_every", "train.checkpoint_every", "train.compile"),
 )
 

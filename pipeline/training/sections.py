@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section
+from pipeline.stream.damage import OnDamage
 from pipeline.student.config import StudentConfig
 from pipeline.views.masking import MaskConfig
 
@@ -22,6 +23,8 @@ class DataConfig(Section):
 
     `levels` are of the first cache, `other_levels` has a list for each further one; without them, all.
     `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
+    With `on_damage` "skip" a damaged chunk's places are filled with other samples, until more than the share
+    `max_damaged` of the samples is damaged.
     """
 
     levels: tuple[int, ...] | None = None
@@ -30,6 +33,8 @@ class DataConfig(Section):
     workers: NonNegativeInt = 8
     window_blocks: PositiveInt | Literal["auto"] = "auto"
     allow_partial: bool = False
+    on_damage: OnDamage = "stop"
+    max_damaged: float = Field(0.01, ge=0, le=1)
 
     @field_validator("levels", "views")
     @classmethod

@@ -73,7 +73,8 @@ class Trainer:
     """One rank's loop.
 
     `model` maps a batch to the loss () and the terms of the job's objective, detached. `log` gets a line of
-    metrics every so many steps, `say` a message for a person; `changed` is called when the job has changed.
+    metrics every so many steps, on every rank, `say` a message for a person; `changed` is called when the job
+    has changed.
     `evaluate` is called with the number of steps done, after each; it returns the seconds that it took, which
     do not count as training.
     """

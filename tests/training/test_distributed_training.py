@@ -102,6 +102,15 @@ def test_all_ranks_take_the_units_that_the_main_rank_found(folder):
     assert [torch.load(folder / f"units-{rank}.pt") for rank in (0, 1)] == [[0, 1, 2], [0, 1, 2]]
 
 
+def test_damage_that_one_rank_finds_ends_the_run_of_all(folder):
+    first, second = (torch.load(folder / f"over-{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert first[0] == 0
+    assert "replaced by other samples" in first[1]
+    assert "more than data.max_damaged 0.01: inspect-cache verify --full --repair" in first[1]
+    assert 6 <= first[2] <= 70
+
+
 def test_all_ranks_have_the_codebook_that_the_main_rank_fitted(folder):
     first, second = (load(folder / f"coded-{rank}.pt") for rank in (0, 1))
     assert_same_bits(first, second)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from caches import extract, real
 from stream_parts import CPU, read_batches, stream_spec
-from tars import make_tars
+from tars import image, make_tars, source_tar, write_tar
 from training_runs import TINY, assert_same_runs, call, killed_after, losses, train, trained
 from training_runs import settings as options_of
 
@@ -100,11 +100,24 @@ def test_a_cache_of_few_patches_decides_the_mask_of_both(small_cache_path, tmp_p
 def test_other_crops_are_refused_with_unit_and_row(small_cache_path, tmp_path):
     shards = make_tars(tmp_path / "tars", 2, 70)
     other = real(tmp_path, name="other.cache", shards=shards, seed=5)
-    with pytest.raises(CacheError, match=r"unit 0 \(train-0000.tar, view 0\), row 0: cache .*other.cache"):
+    told = r"unit 0 \(train-0000.tar, view 0\), row 0: the crops differ in .* and in .*other.cache"
+    with pytest.raises(ConfigError, match=told):
         spec_of(small_cache_path, other)
     (other / "commits" / "train-0001.v01.json").unlink()
     with pytest.raises(ConfigError, match=r"unit 3 \(train-0001.tar, view 1\) of cache .* is not in cache"):
         spec_of(small_cache_path, other)
+
+
+def test_a_crop_that_differs_later_ends_the_stream_with_its_row(small_cache_path, tmp_path):
+    images = {f"{number:06d}": image(number if number != 66 else 3) for number in range(140)}
+    keys = [list(images)[start : start + 70] for start in (0, 70)]
+    shards = [
+        source_tar(write_tar(tmp_path / f"train-{tar:04d}.tar", {key: images[key] for key in each}))
+        for tar, each in enumerate(keys)
+    ]
+    other = real(tmp_path, name="other.cache", shards=shards)
+    with pytest.raises(CacheError, match=r"unit 0 \(train-0000.tar, view 0\), row 66: the crops differ in"):
+        batches_of(small_cache_path, other, count=8)
 
 
 @pytest.mark.parametrize(

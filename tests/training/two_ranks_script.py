@@ -12,7 +12,7 @@ from training_runs import CPU, TINY, terminate_when, tiny_job
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import CacheError, CheckpointError, StorageError
 from pipeline.stream.batches import micro_batches
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
@@ -91,6 +91,19 @@ def trained_while_growing(cache, folder, ranks):
     return read_run(folder / "job")["units"]
 
 
+def trained_over_damage(cache, folder, ranks):
+    """Train where a view tar is missing; returns this rank's error and what run.json says then."""
+    if ranks.is_main:
+        copy = shutil.copytree(cache, folder / "damaged.cache")
+        min((copy / "views").iterdir()).unlink()
+    ranks.largest(0)
+    config = load_config(RunConfig, None, [*TINY, "data.on_damage=skip", "data.views=[0]"])
+    try:
+        run_training(Cache(folder / "damaged.cache"), folder / "over", config, ranks=ranks)
+    except CacheError as error:
+        return error.printed_by_rank, str(error), read_run(folder / "over")["damage"]["samples"]
+
+
 def coded(cache, folder, ranks):
     """Train BEiT, whose codebook the main rank fits; returns what this rank holds of it."""
     jobs, settings = [], ("objective.name=beit", "objective.codebook_size=24")
@@ -162,6 +175,7 @@ def main(folder, cache):
         torch.save(job.objective.state_dict(), folder / f"trained-{ranks.rank}.pt")
         torch.save(stopped_on_one_rank(cache, folder / "stopped", ranks), folder / f"stopped-{ranks.rank}.pt")
         torch.save(trained_while_growing(cache, folder, ranks), folder / f"units-{ranks.rank}.pt")
+        torch.save(trained_over_damage(cache, folder, ranks), folder / f"over-{ranks.rank}.pt")
         torch.save(coded(cache, folder, ranks), folder / f"coded-{ranks.rank}.pt")
         torch.save(resumed_apart(cache, folder, ranks), folder / f"apart-{ranks.rank}.pt")
         torch.save(refused_start(cache, folder / "refused", ranks), folder / f"refused-{ranks.rank}.pt")
