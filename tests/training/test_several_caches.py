@@ -1,6 +1,7 @@
 """Training from two caches of the same views: the stream, what it refuses, and runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tars import image, make_tars, source_tar, write_tar
 from training_runs import TINY, assert_same_runs, call, killed_after, losses, train, trained
 from training_runs import settings as options_of
 
+import stages
 from pipeline.cache.reader import Cache
 from pipeline.cache.several import same_units
 from pipeline.config import load_config
@@ -19,6 +21,8 @@ from pipeline.extraction.options import options_of_views
 from pipeline.objectives.needs import Needs
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.samples import OtherCache
+from pipeline.studies.plan import make_plan
+from pipeline.studies.study import read_study
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
@@ -185,3 +189,17 @@ def test_a_lost_standardisation_is_refused(small_cache_path, tmp_path):
     run = trained(small_cache_path, tmp_path / "run", "objective.balance=phi-s")
     (run / PHI_S_FILE).unlink()
     assert "has lost phi_s.safetensors" in train(small_cache_path, run, resume=True).stderr
+
+
+def test_a_study_has_rows_of_one_and_of_two_caches(small_cache_path, second, tmp_path):
+    study = read_study(
+        Path(stages.__file__).parent / "studies" / "teachers.toml", ["seeds=[0]", "evaluations={}"]
+    )
+    assert len(study.axes["cache"]) == 3
+    plan = make_plan(study, [f"clip={small_cache_path}", f"dinov2={second}"], tmp_path, "steps=2")
+    rows = {run.name: [cache.address for cache in (run.cache, *run.others)] for run in plan.runs}
+    first, other = str(small_cache_path), str(second)
+    assert rows["clip-s0"] == [first]
+    assert rows["dinov2-s0"] == [other]
+    assert rows["clip-dinov2-s0"] == rows["clip-dinov2-phi-s-s0"] == [first, other]
+    assert all(run.config and run.operations for run in plan.runs)
