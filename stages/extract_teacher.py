@@ -48,7 +48,10 @@ _PRECISION = (
 _COMPILE = "Compile the teacher: on, off, or auto: on a GPU, if that works."
 _MAX_BAD = "Share of undecodable images, at least 3, that a tar may have."
 _LIMIT = "Only the first N tars: a trial that a later run continues."
-_DRY_RUN = "Print what would be done and how long it takes; write nothing."
+_DRY_RUN = "Print what would be done and how long it takes; leave nothing behind."
+_DISK_SECONDS = (
+    "Most seconds for which --dry-run writes to the disk of the cache to measure it; 0: not at all."
+)
 
 
 def extract_teacher(
@@ -76,6 +79,7 @@ def extract_teacher(
     max_bad: Annotated[float, typer.Option(min=0, max=1, help=_MAX_BAD)] = Options.max_bad,
     limit: Annotated[int | None, typer.Option(min=1, help=_LIMIT)] = Options.limit,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,
+    disk_seconds: Annotated[float, typer.Option(min=0, help=_DISK_SECONDS)] = 20.0,
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
 
@@ -91,7 +95,7 @@ def extract_teacher(
         from pipeline.extraction.job import plan_extraction, run_extraction
 
         if dry_run:
-            _show_rates(options, plan_extraction(options, _show_sizes))
+            _show_rates(options, plan_extraction(options, _show_sizes, disk_seconds))
             return
         extractor, missing = run_extraction(options)
         _show_summary(options, extractor, missing)
@@ -167,12 +171,22 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
 
     sizes = rates.sizes
     view_bytes = sizes.target_bytes + sizes.crop_bytes
-    written = rates.image_rate * sizes.views * view_bytes
+    written = rates.image_rate * sizes.image_bytes
     workers, processes = counted(rates.workers, "worker"), counted(rates.processes, "process", "processes")
     took = duration(3600 * rates.hours)
     print_row("teacher", f"{rates.teacher_rate:,.3g} views/s on {options.device}")
     print_row("decoding", f"{rates.decode_rate:,.3g} images/s in each of {workers}")
+    if disk := rates.disk:
+        first = f"{disk.first / 1e6:,.3g} MB/s at first"
+        how = f"{disk.written / 1e9:,.2g} GB in {duration(disk.seconds)}, one writer"
+        print_row("disk", f"{disk.sustained / 1e6:,.3g} MB/s sustained, {first} ({how})")
     print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
+    if rates.limit == "disk":
+        alone = min(rate for part, rate in rates.image_rates.items() if part != "disk")
+        others = duration(3600 * rates.hours_at(alone))
+        print_row("limit", f"the disk: teacher and decoding alone would take {others}")
+    else:
+        print_row("limit", f"the {rates.limit}")
     print_row("training", f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s")
     epochs = f"after {rates.paid_after_epochs:,.1f} epochs"
     print_row("paid back", f"{epochs}, against running the teacher in each")

@@ -1,7 +1,7 @@
 """inspect-cache: what a cache holds, what it would cost, and whether it is sound."""
 
-from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +26,12 @@ _TEACHER = "Run the teacher again on a sample of crops and compare."
 _SPEC = "Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
 _REPAIR = "Remove what is damaged, for the same extract-teacher command to make again."
 _WORKERS = "Threads for --full; default: the cores that this process may use."
+_COPIED_LEVELS = "Teacher blocks to copy, such as 7,11; default: all."
+_COPIED_VIEWS = "Views to copy, such as 0,1; default: all."
+_COPIED_TARS = "Tars to copy: a name, wildcard or braces such as 'train-{000..099}.tar'; default: all."
+_COPY_WORKERS = "Files to copy at once; default: the cores that this process may use, at least 4."
+_OUT = "Where to write the card; default: README.md in the cache."
+_LICENSE = "Identifier of the licence, such as cc-by-4.0; see huggingface.co/docs/hub/repositories-licenses."
 
 app = new_app(no_args_is_help=True)
 
@@ -50,12 +56,13 @@ def _address(argument: str | None, option: str | None) -> str:
 def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
     """Print what is in a cache, from which teacher, how much, level by level."""
     with cli_errors():
+        from pipeline.cache.description import describe_cache
         from pipeline.cache.reader import Cache
         from pipeline.cache.sizes import take_inventory
 
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
-        for name, value in _description(opened):
+        for name, value in describe_cache(opened):
             print_row(name, value)
         state = "complete" if inventory.units == len(opened.units) else "unfinished"
         print_row("units", f"{inventory.units:,} of {len(opened.units):,} ({state})")
@@ -103,17 +110,81 @@ def plan(
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:
-    stored = cache.schema.levels
-    if text is None:
-        return list(stored)
-    try:
-        chosen = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--levels {text!r} is not a list of numbers: give some of {','.join(map(str, stored))}"
-        ) from None
+    chosen = _numbers("--levels", text)
+    if chosen is None:
+        return list(cache.schema.levels)
     cache.level_indices(chosen)
     return chosen
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Return a list of numbers as an option has it, None where it is not given; raises ConfigError."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of numbers: give numbers such as 0,1") from None
+
+
+@app.command()
+def card(
+    cache: CacheArgument = None,
+    cache_option: CacheOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT)] = None,
+    license_name: Annotated[str, typer.Option("--license", metavar="ID", help=_LICENSE)] = "unknown",
+) -> None:
+    """Write README.md, a data set card in Hugging Face's form: content, sizes, digests, how to use it."""
+    with cli_errors():
+        from pipeline.cache.card import check_license, make_card
+        from pipeline.cache.layout import CARD_FILE
+        from pipeline.cache.reader import Cache
+        from pipeline.cache.sizes import take_inventory
+        from pipeline.storage.files import replace_file
+
+        check_license(license_name)
+        opened = Cache(_address(cache, cache_option))
+        if out is None and not opened.folder.can_list:
+            raise ConfigError(
+                f"cache {opened.address!r} is on a web server, which takes no file: give --out FILE"
+            )
+        text = make_card(opened, take_inventory(opened), license_name).encode()
+        if out is None:
+            opened.folder.replace(CARD_FILE, text)
+        else:
+            replace_file(out, text)
+        typer.echo(f"card of cache {opened.address!r}: {out or f'{opened.address}/{CARD_FILE}'}")
+        if license_name == "unknown":
+            typer.echo("its licence is unknown: images and teacher have terms; give --license ID")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or URL of the cache, also https://.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Folder or URL of the copy.")],
+    levels: Annotated[str | None, typer.Option(help=_COPIED_LEVELS)] = None,
+    views: Annotated[str | None, typer.Option(help=_COPIED_VIEWS)] = None,
+    tars: Annotated[list[str] | None, typer.Option(help=_COPIED_TARS)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=_COPY_WORKERS)] = None,
+) -> None:
+    """Copy a cache, or a part of it, and check every byte on its way. The same command continues a copy."""
+    with cli_errors():
+        chosen_levels, chosen_views = _numbers("--levels", levels), _numbers("--views", views)
+        from pipeline.cache.copy_plan import plan_copy
+        from pipeline.cache.copying import run_copy
+        from pipeline.cache.reader import Cache
+
+        plan = plan_copy(Cache(source), destination, chosen_levels, chosen_views, tars or ())
+        size = f"{plan.missing_bytes / 1e9:,.3f} GB"
+        typer.echo(
+            f"copying {len(plan.missing):,} of {counted(len(plan.units), 'unit')}, levels "
+            f"{', '.join(map(str, plan.schema.levels))}, {size}, to {plan.folder.address!r}"
+        )
+        elsewhere = run_copy(plan, workers or max(4, usable_cores()), typer.echo)
+        if plan.unfinished:
+            units = counted(plan.unfinished, "unit is", "units are")
+            typer.echo(f"{units} not finished in the source and left out")
+        if elsewhere:
+            typer.echo(f"{counted(elsewhere, 'unit is', 'units are')} being copied by other processes")
+        typer.echo(f"cache {plan.folder.address!r}: every byte is what the source committed")
 
 
 @app.command()
@@ -152,30 +223,6 @@ def verify(
                 typer.echo(f"{cosines}{one.mean_error:>14.5f}{one.largest_error:>17.5f}{one.within:>18.4%}")
             verify_teacher.refuse_differences(verified, found)
         typer.echo(verdict)
-
-
-def _description(cache: "Cache") -> Iterator[tuple[str, str]]:
-    schema = cache.schema
-    teacher, view = schema.teacher, schema.view
-    trained = "" if teacher.trained else ", untrained"
-    stored = {"final norm": teacher.post_norm_eps is not None, "projection": teacher.projection_width}
-    output = " and ".join(name for name, there in stored.items() if there)
-    is_stored = f", its {output} {'are' if ' and ' in output else 'is'} stored" if output else ""
-    rank = ""
-    if schema.keep < 1:
-        rank = f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
-    yield "cache", f"{cache.address} (schema {schema.version}, digest {cache.digest[:16]})"
-    yield "teacher", f"{teacher.address(teacher.tag)}{trained}, weights {teacher.weights_sha256[:16]}"
-    pixels = f"patches of {teacher.patch_size} in {teacher.input_size} pixels"
-    yield "", f"{teacher.depth} blocks of width {teacher.width}, {pixels}"
-    yield "", f"ran in {teacher.precision}{is_stored}"
-    yield "levels", ", ".join(map(str, schema.levels))
-    yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} images"
-    cls = ", and CLS" if teacher.has_cls else ""
-    yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{cls}"
-    crops = f"crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area"
-    yield "views", f"{view.image_size} pixels as {view.format}, {crops},"
-    yield "", f"flipped with probability {view.flip:g}, seed {view.seed}"
 
 
 main = partial(run_app, app)

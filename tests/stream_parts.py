@@ -8,7 +8,7 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.objectives.needs import VISIBLE_ALONE
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.order import SampleOrder
+from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import StreamSpec
 from pipeline.views.masking import MaskConfig
 
@@ -30,12 +30,13 @@ def stream_spec(
     seed=0,
     rank=0,
     world_size=1,
+    lanes=None,
     skip_damage=False,
 ):
     """Describe one rank's samples; levels are places among the stored ones."""
-    order = SampleOrder(
-        cache.finished(views, allow_partial=False), views, seed, rank, world_size, window_blocks
-    )
+    lanes = lanes or world_size
+    own = lanes_of_rank(lanes, rank, world_size)
+    order = SampleOrder(cache.finished(views, allow_partial=False), views, seed, own, lanes, window_blocks)
     mask = MaskConfig(strategy=strategy, ratio=ratio, hidden=hidden, redraw=redraw)
     return StreamSpec(cache.address, order, levels, mask, batch_size, needs, skip_damage)
 

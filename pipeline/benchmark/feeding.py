@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -57,8 +58,9 @@ def array_names(job: TrainingJob) -> list[str]:
 
 def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
     """Return the first part of an epoch's first window, and its chunks."""
-    whole, order = next(job.spec.order.windows(0)), job.spec.order
-    window = Window(whole.number, whole.start, whole.chunks[:_MOST_CHUNKS])
+    order = job.spec.order
+    whole = next(order.windows(0)[0])
+    window = replace(whole, chunks=whole.chunks[:_MOST_CHUNKS])
     chunks = window.chunks[:, :2].tolist()
     return window, [(job.cache.pinned_commit(order.units[unit]), chunk) for unit, chunk in chunks]
 

@@ -125,10 +125,11 @@ class Workbench:
 
     @property
     def config(self) -> RunConfig:
-        """The recipe with the batch and the workers of the benchmark."""
+        """The recipe with the batch and the workers of the benchmark, which has one lane."""
         batch = {"global_batch": self.options.batch_size, "accumulate": 1}
         train = self._recipe.train.model_copy(update=batch)
-        data = self._recipe.data.model_copy(update={"workers": self.options.workers})
+        own = {"workers": self.options.workers, "lanes": "auto", "window_blocks": "auto"}
+        data = self._recipe.data.model_copy(update=own)
         return self._recipe.model_copy(update={"train": train, "data": data})
 
     def extraction_options(self, cache: str = "", tars: Sequence[SourceTar] = ()) -> ExtractionOptions:

@@ -11,6 +11,7 @@ from pipeline.cache.schema import UNIT_ROWS, CacheSchema
 from pipeline.cache.units import NamedUnit, Unit
 from pipeline.config import Section
 from pipeline.errors import CacheError
+from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.folder import Folder
 from pipeline.views.sample import SkippedImage
 
@@ -43,9 +44,14 @@ class Commit(CommitHead):
 Part = TypeVar("Part", bound=CommitHead)
 
 
+def commit_bytes(commit: Commit) -> bytes:
+    """Return the bytes of a commit's file."""
+    return sealed(commit.model_dump(mode="json", exclude={"digest"}))
+
+
 def create_commit(folder: Folder, unit: Unit, commit: Commit) -> bool:
     """Create a unit's commit, which its own parser has read back; False if another process was first."""
-    data = sealed(commit.model_dump(mode="json", exclude={"digest"}))
+    data = commit_bytes(commit)
     try:
         read_back = parse_commit(data, Commit, commit_key(unit))
     except CacheError as error:  # such as a key that is not UTF-8
@@ -55,9 +61,16 @@ def create_commit(folder: Folder, unit: Unit, commit: Commit) -> bool:
 
 
 def committed(folder: Folder, units: Iterable[Unit]) -> list[Unit]:
-    """Return the units that exist, from one listing: a look at each would take minutes on a network."""
-    present = folder.names(COMMITS)
-    return [unit for unit in units if f"{unit.stem}.json" in present]
+    """Return the units that exist, from one listing: a look at each would take minutes on a network.
+
+    A web server has no listing; there each commit is asked for.
+    """
+    if folder.can_list:
+        present = folder.names(COMMITS)
+        return [unit for unit in units if f"{unit.stem}.json" in present]
+    listed = list(units)
+    found = ordered_map(lambda unit: folder.exists(commit_key(unit)), listed, folder.parallel_reads)
+    return [unit for unit, exists in zip(listed, found, strict=True) if exists]
 
 
 def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: str) -> Commit:

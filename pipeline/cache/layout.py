@@ -15,6 +15,7 @@ from pipeline.seeding import key_hash
 GROUP, VIEWS, COMMITS, LOGS, COPIES = "targets.zarr", "views", "commits", "logs", "copies"
 GROUP_FILE = f"{GROUP}/zarr.json"
 UNITS_FILE = "units.json"
+CARD_FILE = "README.md"  # for people
 COPY_OF = {UNITS_FILE: f"{COPIES}/units.json", GROUP_FILE: f"{COPIES}/zarr.json"}
 
 INDEX_COLUMNS = ("key hash", "offset", "length", "crc32c", "label")

@@ -1,6 +1,7 @@
 """Reading a cache: its units and, chunk by chunk, its arrays and crops. Every byte is checked."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def read_metadata(folder: Folder, key: str) -> bytes:
         pass
     except FileNotFoundError as error:
         # The group alone is what a maker leaves that is at work or was killed: no cache yet.
-        if any(map(folder.exists, (UNITS_FILE, *COPY_OF.values()))) or folder.names(COMMITS):
+        is_cache = any(map(folder.exists, (UNITS_FILE, *COPY_OF.values())))
+        if is_cache or (folder.can_list and folder.names(COMMITS)):
             try:
                 return folder.read(key)  # the cache may have been made in between
             except FileNotFoundError:
@@ -156,8 +158,17 @@ class Cache:
         return read_head(self.folder, unit, self.digest, CommitHead)
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part]) -> Iterator[Part]:
-        existing = committed(self.folder, units)
-        return ordered_map(partial(self._present, read), existing, self.folder.parallel_reads)
+        if self.folder.can_list:
+            existing = committed(self.folder, units)
+            return ordered_map(partial(self._present, read), existing, self.folder.parallel_reads)
+
+        def read_if_there(unit: Unit) -> Part | None:
+            with suppress(FileNotFoundError):
+                return read(unit)
+            return None
+
+        found = ordered_map(read_if_there, units, self.folder.parallel_reads)
+        return (part for part in found if part is not None)
 
     def _present(self, read: Callable[[Unit], Part], unit: Unit) -> Part:
         try:

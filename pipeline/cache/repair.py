@@ -14,15 +14,21 @@ from pipeline.cache.units import Unit, parse_units, rebuilt_units, units_json
 from pipeline.cache.verify import Finding
 from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import write_copies
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.folder import Folder
 
 
 def restore_metadata(folder: Folder) -> list[str]:
     """Restore the group's zarr.json and units.json if they are damaged; return what was done, by line.
 
-    Raises CacheError if there is nothing to restore them from, or no cache.
+    Raises CacheError if there is nothing to restore them from, or no cache, and ConfigError for a folder
+    that can only be read.
     """
+    if not folder.can_list:
+        raise ConfigError(
+            f"cache {folder.address!r} is on a web server and cannot be changed: "
+            "give --repair where it is stored"
+        )
     lines = []
     try:
         _, values = store.parse_group(read_metadata(folder, GROUP_FILE), folder.address)

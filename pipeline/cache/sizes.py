@@ -1,10 +1,12 @@
 """Sizes of a cache: now, counted from its commits; when finished; and under other encodings."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.cache.layout import COMMITS, GROUP, array_specs, feature_array, row_arrays
+from pipeline.cache.commit import commit_bytes
+from pipeline.cache.layout import GROUP, array_specs, feature_array, row_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS, CacheSchema
 from pipeline.errors import CacheError
@@ -24,6 +26,12 @@ class Inventory:
     skipped: int = 0
     examples: list[SkippedImage] = field(default_factory=list)
     stored: Counter[str] = field(default_factory=Counter)
+    digests: list[str] = field(default_factory=list)  # of the commits, by number of unit
+
+    @property
+    def digest(self) -> str:
+        """What identifies the content: SHA-256 of the commits' digests, as a run pins its units."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     @property
     def views(self) -> int:
@@ -36,6 +44,7 @@ def take_inventory(cache: Cache) -> Inventory:
     found, first_view = Inventory(), min((unit.view for unit in cache.units), default=0)
     for commit in cache.commits():
         found.units += 1
+        found.digests.append(commit.digest)
         found.source_bytes += cache.units[commit.unit].source_bytes
         found.rows[commit.view] += commit.rows
         if commit.view == first_view:  # the same images are skipped in every view
@@ -44,7 +53,7 @@ def take_inventory(cache: Cache) -> Inventory:
         for key, record in commit.files.items():
             folder, _, rest = key.partition("/")
             found.stored[rest.partition("/c/")[0] if folder == GROUP else "crops"] += record.size
-    found.stored["commits"] = sum(cache.folder.sizes(COMMITS).values())
+        found.stored["commits"] += len(commit_bytes(commit))
     return found
 
 

@@ -129,6 +129,14 @@ def extended_units(
     return (*extended, *(_unit(number, *one) for number, one in enumerate(new, start=len(units))))
 
 
+def appended_units(units: Sequence[Unit], others: Iterable[Unit]) -> tuple[Unit, ...]:
+    """Append units of another cache under the next numbers, but for tars and views that are there."""
+    known = {(unit.source, unit.view) for unit in units}
+    new = [unit for unit in others if (unit.source, unit.view) not in known]
+    numbered = enumerate(new, start=len(units))
+    return (*units, *(_unit(number, one.source, one.source_bytes, one.view) for number, one in numbered))
+
+
 def followed_units(units: Sequence[Unit], theirs: Sequence[Unit], cache: str) -> tuple[Unit, ...]:
     """Return the units of a cache that follows another, `cache`: the other's list, which may have grown.
 

@@ -9,14 +9,25 @@ from dataclasses import dataclass
 from pipeline.cache import layout, store
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.layout import COMMITS, COPIES, COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE, VIEWS
+from pipeline.cache.layout import (
+    CARD_FILE,
+    COMMITS,
+    COPIES,
+    COPY_OF,
+    GROUP,
+    GROUP_FILE,
+    LOGS,
+    UNITS_FILE,
+    VIEWS,
+)
 from pipeline.cache.reader import Cache, cure_of_constants, read_units
 from pipeline.cache.schema import FIRST_VERSION
 from pipeline.cache.units import Unit, parse_units
 from pipeline.cache.writer import foreign_names
 from pipeline.errors import CacheError
+from pipeline.runtime.ordered import ordered_map
 
-_PARTS = {GROUP, VIEWS, COMMITS, LOGS, COPIES, UNITS_FILE}
+_PARTS = {GROUP, VIEWS, COMMITS, LOGS, COPIES, UNITS_FILE, CARD_FILE}
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,8 @@ def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
 
 def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator[Finding]:
     """Read every commit and note in `found` those that are sound."""
-    names = sorted(name for name in cache.folder.names(COMMITS) if not name.startswith("."))
+    listed = cache.folder.names(COMMITS) if cache.folder.can_list else set()
+    names = sorted(name for name in listed if not name.startswith("."))
     # units.json last, since it may have been extended in the meantime
     owned = {f"{unit.stem}.json" for unit in read_units(cache.folder)}
     for name in names:
@@ -127,16 +139,25 @@ def damaged_commit(unit: Unit, error: CacheError) -> Finding:
 
 
 def _verify_sizes(cache: Cache, folder: str, expected: dict[str, tuple[int, int]]) -> Iterator[Finding]:
-    sizes = cache.folder.sizes(folder)
+    if cache.folder.can_list:
+        sizes: dict[str, int | None] = {**cache.folder.sizes(folder)}
+    else:
+        found = ordered_map(cache.folder.size, expected, cache.folder.parallel_reads)
+        sizes = dict(zip(expected, found, strict=True))
     for key, (unit, size) in expected.items():
-        if sizes.get(key) != size:
-            state = f"has {sizes[key]} bytes, not {size}" if key in sizes else "is missing"
+        if (there := sizes.get(key)) != size:
+            state = "is missing" if there is None else f"has {there} bytes, not {size}"
             owner = cache.units[unit]
             yield Finding(f"{owner.name}: {key} {state}", unit=owner)
 
 
 def count_unfinished(cache: Cache) -> int:
-    """Count the files of units without a commit: their maker is still working or has died."""
+    """Count the files of units without a commit: their maker is still working or has died.
+
+    0 on a web server, where files that no commit names cannot be found.
+    """
+    if not cache.folder.can_list:
+        return 0
     finished = committed(cache.folder, cache.units)
     tars, numbers = {f"{unit.stem}.tar" for unit in finished}, {unit.unit for unit in finished}
     others = sum(name not in tars for name in cache.folder.names(VIEWS))
@@ -148,5 +169,5 @@ def count_unfinished(cache: Cache) -> int:
 
 
 def foreign_files(cache: Cache) -> list[str]:
-    """Return what lies in the cache's folder and is not a part of a cache."""
-    return sorted(foreign_names(cache.folder) - _PARTS)
+    """Return what lies in the cache's folder and is not a part of a cache; nothing on a web server."""
+    return sorted(foreign_names(cache.folder) - _PARTS) if cache.folder.can_list else []

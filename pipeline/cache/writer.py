@@ -1,13 +1,14 @@
 """Making a cache: creating and extending it, and publishing units whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cache import layout, store
 from pipeline.cache.commit import Commit, FileRecord, committed, create_commit
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.layout import COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE
+from pipeline.cache.layout import CARD_FILE, COPY_OF, GROUP, GROUP_FILE, LOGS, UNITS_FILE
 from pipeline.cache.reader import read_units
 from pipeline.cache.schema import CacheSchema, CalibrationSchema
 from pipeline.cache.shards import ShardWriter
@@ -26,8 +27,8 @@ def foreign_names(folder: Folder) -> set[str]:
 
 
 def is_empty(folder: Folder) -> bool:
-    """Return whether a cache can be created here: the folder has at most leftovers of a maker that died."""
-    return foreign_names(folder) <= {GROUP, LOGS}
+    """Return whether a cache can be created here: there is at most a card, or what a dead maker left."""
+    return foreign_names(folder) <= {GROUP, LOGS, CARD_FILE}
 
 
 def with_digests(schema: CacheSchema, constants: store.Constants, images: int) -> CacheSchema:
@@ -99,6 +100,47 @@ def is_committed(folder: Folder, unit: Unit) -> bool:
     return folder.exists(layout.commit_key(unit))
 
 
+@dataclass(frozen=True)
+class UnitContent:
+    """What is published of a unit: finished local files by key, and for each array the CRC of each chunk."""
+
+    rows: int
+    files: Mapping[str, WrittenFile]
+    blocks: Mapping[str, tuple[int, ...]]
+    skipped: tuple[SkippedImage, ...]
+
+
+def publish_files(folder: Folder, schema: CacheSchema, unit: Unit, content: UnitContent, claim: str) -> bool:
+    """Move the files of a unit into place and commit it; False if another process was first.
+
+    `claim` is the name under which this process claimed the unit.
+    """
+    files = {key: FileRecord(size=file.size, sha256=file.sha256) for key, file in content.files.items()}
+    commit = Commit(
+        unit=unit.unit,
+        source=unit.source,
+        view=unit.view,
+        rows=content.rows,
+        skipped=content.skipped,
+        files=dict(sorted(files.items())),
+        blocks=dict(content.blocks),
+        schema_digest=schema.digest,
+    )
+    for file in content.files.values():
+        flush_to_disk(file.path)
+
+    def is_ours() -> bool:
+        return folder.holds(claim) and not is_committed(folder, unit)
+
+    # Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
+    # all of them, and only one maker can create it. Files of a dead maker are replaced. Not every place
+    # admits one maker at a time, and one that was suspended may have lost its claim since. So each step
+    # first looks whether another maker is at work or has committed.
+    with folder.moving():
+        taken = all(folder.take(file.path, key, is_ours) for key, file in content.files.items())
+        return taken and is_ours() and create_commit(folder, unit, commit)
+
+
 class UnitWriter:
     """Writes the files of one unit in a scratch folder, chunk by chunk, and publishes them."""
 
@@ -127,30 +169,9 @@ class UnitWriter:
         }
         files[layout.view_tar_key(self._unit)] = view_tar
         (rows,) = {shard.rows for shard in self._shards.values()}
-        commit = Commit(
-            unit=self._unit.unit,
-            source=self._unit.source,
-            view=self._unit.view,
-            rows=rows,
-            skipped=tuple(skipped),
-            files={
-                key: FileRecord(size=file.size, sha256=file.sha256) for key, file in sorted(files.items())
-            },
-            blocks={name: tuple(shard.checksums) for name, shard in self._shards.items()},
-            schema_digest=self._schema.digest,
-        )
-        for file in files.values():
-            flush_to_disk(file.path)
-        # Three rules keep a unit whole: its files are complete before they are moved, the commit comes after
-        # all of them, and only one maker can create it. Files of a dead maker are replaced. Not every place
-        # admits one maker at a time, and one that was suspended may have lost its claim since. So each step
-        # first looks whether another maker is at work or has committed.
-        with self._folder.moving():
-            taken = all(self._folder.take(file.path, key, self._is_ours) for key, file in files.items())
-            return taken and self._is_ours() and create_commit(self._folder, self._unit, commit)
-
-    def _is_ours(self) -> bool:
-        return self._folder.holds(self._unit.source) and not is_committed(self._folder, self._unit)
+        blocks = {name: tuple(shard.checksums) for name, shard in self._shards.items()}
+        content = UnitContent(rows, files, blocks, tuple(skipped))
+        return publish_files(self._folder, self._schema, self._unit, content, claim=self._unit.source)
 
     def discard(self) -> None:
         """Remove what is left of the unit in the scratch folder."""

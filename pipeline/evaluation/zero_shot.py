@@ -26,7 +26,7 @@ from pipeline.student.patches import cut_patches
 from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
-from pipeline.training.job import initial_objective
+from pipeline.training.initial import initial_objective
 from pipeline.training.run_folder import caches_of, read_run
 from pipeline.weights import weights_sha256
 

@@ -86,8 +86,14 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     return extractor, len(wanted) - len(committed(cache.folder, wanted))
 
 
-def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], object]) -> RateForecast:
-    """Forecast sizes and, after they have been shown, rates; writes nothing."""
+def plan_extraction(
+    options: ExtractionOptions, show: Callable[[SizeForecast], object], disk_seconds: float = 0
+) -> RateForecast:
+    """Forecast sizes and, after they have been shown, rates.
+
+    Writes nothing but, for at most `disk_seconds`, a file without a name to the disk of the cache, which is
+    no larger than what is missing. Raises StorageError if that disk cannot be written.
+    """
     origin = origin_of(options)
     teacher = build_teacher(options)
     schema = build_schema(options, teacher, origin)
@@ -96,7 +102,7 @@ def plan_extraction(options: ExtractionOptions, show: Callable[[SizeForecast], o
         origin.units(cache.units, finished)
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
-    return forecast_rates(options, teacher, sizes, decode_seconds)
+    return forecast_rates(options, teacher, sizes, decode_seconds, disk_seconds)
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:

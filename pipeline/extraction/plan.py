@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from pipeline.extraction.encode import run_teacher
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.origin import Origin
 from pipeline.storage.address import is_url, open_folder
+from pipeline.storage.write_rate import WriteRate, measure_write_rate
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
@@ -60,6 +62,16 @@ class SizeForecast:
         """Units of the whole cache."""
         return self.tars * self.views
 
+    @property
+    def missing_bytes(self) -> float:
+        """Bytes that are still to be written."""
+        return self.total_bytes * (1 - self.finished / self.units)
+
+    @property
+    def image_bytes(self) -> float:
+        """Bytes that are written for an image, in all its views."""
+        return self.views * (self.target_bytes + (0 if self.linked_to else self.crop_bytes))
+
 
 @dataclass(frozen=True)
 class RateForecast:
@@ -70,18 +82,37 @@ class RateForecast:
     decode_rate: float  # images with all their views a second of one worker
     workers: int
     processes: int
+    disk: WriteRate | None = None  # None if it was not measured
+
+    @property
+    def image_rates(self) -> dict[str, float]:
+        """Images a second of each part, of all processes together; what is slowest sets the time."""
+        decoded = self.decode_rate * max(1, self.workers)
+        rates = {
+            "teacher": self.processes * self.teacher_rate / self.sizes.views,
+            "decoding": self.processes * decoded,
+        }
+        return rates | ({"disk": self.disk.sustained / self.sizes.image_bytes} if self.disk else {})
+
+    @property
+    def limit(self) -> str:
+        """The slowest part."""
+        return min(self.image_rates, key=lambda part: self.image_rates[part])
 
     @property
     def image_rate(self) -> float:
-        """Images a second of all processes together: the slower of teacher and decoding."""
-        decoded = self.decode_rate * max(1, self.workers)
-        return self.processes * min(self.teacher_rate / self.sizes.views, decoded)
+        """Images a second of all processes together: those of the slowest part."""
+        return min(self.image_rates.values())
 
     @property
     def hours(self) -> float:
         """Hours for what is missing."""
+        return self.hours_at(self.image_rate)
+
+    def hours_at(self, image_rate: float) -> float:
+        """Hours for what is missing at so many images a second."""
         missing = 1 - self.sizes.finished / self.sizes.units
-        return self.sizes.images * missing / self.image_rate / 3600
+        return self.sizes.images * missing / image_rate / 3600
 
     @property
     def paid_after_epochs(self) -> float:
@@ -150,9 +181,16 @@ def _forecast(
 
 
 def forecast_rates(
-    options: ExtractionOptions, teacher: Teacher, sizes: SizeForecast, decode_seconds: float
+    options: ExtractionOptions,
+    teacher: Teacher,
+    sizes: SizeForecast,
+    decode_seconds: float,
+    disk_seconds: float = 0,
 ) -> RateForecast:
-    """Time the teacher for a few seconds at most, in batches that grow up to the one of the options."""
+    """Time the teacher for a few seconds at most, in batches that grow up to the one of the options.
+
+    The disk of the cache is written for at most `disk_seconds`; an object store is not. Raises StorageError.
+    """
     side, size, rate = options.image_size, 1, 0.0
     pixels = torch.zeros((options.batch_size, side, side, 3), dtype=torch.uint8, device=options.device)
 
@@ -172,7 +210,10 @@ def forecast_rates(
         if size == larger or time.perf_counter() - begin + 2 * taken > _TEACHER_SECONDS:
             break
         size = larger
-    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes)
+    disk = None
+    if not is_url(options.cache):
+        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
+    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def refuse_full_disk(

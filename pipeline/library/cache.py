@@ -1,5 +1,6 @@
 """A cache for one's own code: the images of a view by number, as NumPy arrays or tensors. Needs no torch."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -15,6 +16,7 @@ from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.cache.store import Values
 from pipeline.errors import CacheError, ConfigError
 from pipeline.seeding import key_hash
+from pipeline.storage.address import is_url
 from pipeline.views.codec import VIEW_EXTENSION, Pixels
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Rows = int | slice | Sequence[int] | NDArray[Any] | None
 _NAME_BYTES = 100  # of a member, at the start of its header in a tar
+_IMPORTED_BY = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class _Found:
     chunk: int
     rows: NDArray[np.int64]
     places: NDArray[np.int64]
+
+
+def open_in_worker(address: str) -> "Cache":
+    """Open a cache in the process that reads it; raises ConfigError in a forked one for an object store.
+
+    Its client has threads, which a fork does not copy: the first read would wait for ever.
+    """
+    if is_url(address) and os.getpid() != _IMPORTED_BY:
+        raise ConfigError(
+            f"cache {address!r} cannot be read by a forked worker: give the DataLoader "
+            "multiprocessing_context='forkserver'"
+        )
+    return Cache(address)
 
 
 class Cache(reader.Cache):

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
-from pipeline.library.cache import Cache
+from pipeline.library.cache import Cache, open_in_worker
 from pipeline.library.features import Levels, sample_arrays, sample_fields
 from pipeline.objectives.needs import TargetKind
 from pipeline.stream.order import SampleOrder, Window
@@ -60,7 +60,7 @@ class CacheDataset(IterableDataset[Sample]):
             raise ConfigError(f"rank {rank} is not one of {world_size}: give 0 to {world_size - 1}")
         pinned = opened.finished(views, allow_partial)
         views = tuple(np.unique(pinned["view"]).tolist()) if views is None else tuple(views)
-        self.order = SampleOrder(pinned, views, seed, rank, world_size, window_chunks)
+        self.order = SampleOrder(pinned, views, seed, (rank,), world_size, window_chunks)
         chunks = min(len(self.order.chunks(view)) for view in views)
         if chunks < world_size:
             raise ConfigError(
@@ -85,7 +85,7 @@ class CacheDataset(IterableDataset[Sample]):
         info, epoch = get_worker_info(), int(self._epoch)
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         left = min(samples[worker] for samples in self._samples_of_ranks(workers))
-        cache = Cache(self._address)  # one for each process: connections do not survive a fork
+        cache = open_in_worker(self._address)
         names = sample_arrays(cache, self._decoder)
         for window in self._windows(self.order)[worker::workers]:
             chunks = [
@@ -102,13 +102,14 @@ class CacheDataset(IterableDataset[Sample]):
         """Return a rank's windows of the next epoch: shuffled, or single chunks in the order of the tars."""
         epoch = int(self._epoch)
         if self._shuffle:
-            return list(order.windows(epoch))
-        chunks = order.chunks(order.views[epoch % len(order.views)])[order.rank :: order.world_size]
-        return [Window(number, number, chunks[number : number + 1]) for number in range(len(chunks))]
+            return list(order.windows(epoch)[0])
+        (rank,) = order.own
+        chunks = order.chunks(order.views[epoch % len(order.views)])[rank :: order.lanes]
+        return [Window(rank, number, number, chunks[number : number + 1]) for number in range(len(chunks))]
 
     def _samples_of_ranks(self, workers: int) -> list[list[int]]:
         """Return how many samples each worker of each rank reads in the next epoch."""
-        ranks = [self._windows(replace(self.order, rank=rank)) for rank in range(self.order.world_size)]
+        ranks = [self._windows(replace(self.order, own=(rank,))) for rank in range(self.order.lanes)]
         return [
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks

@@ -14,7 +14,7 @@ from pipeline.cache.reader import REMEDY, FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.cache.store import Values
 from pipeline.errors import CacheError, ConfigError
-from pipeline.library.cache import Cache
+from pipeline.library.cache import Cache, open_in_worker
 from pipeline.library.features import FeatureDecoder, Levels, sample_arrays, sample_fields
 from pipeline.objectives.needs import TargetKind
 from pipeline.seeding import key_hash
@@ -60,7 +60,7 @@ class TargetStage:
 
     def __call__(self, samples: Samples) -> Iterator[dict[str, Any]]:
         """Yield the samples with their targets."""
-        join = _Join(Cache(self.address), self)
+        join = _Join(open_in_worker(self.address), self)
         for sample in samples:
             yield {**sample, **join.fields(sample)}
 

@@ -139,17 +139,8 @@ def run_training(
             if config.evaluate.every_epochs and ranks.is_main:
                 side = opened.schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
-        result = train(
-            opened,
-            folder,
-            config,
-            resume=resume,
-            ranks=ranks,
-            device=where,
-            say=say,
-            evaluate=evaluate,
-            others=others,
-        )
+        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": where, "others": others}
+        result = train(opened, folder, config, **choices, say=say, evaluate=evaluate)
         if ranks.is_main:
             write_run_report(folder)
     return result

@@ -111,7 +111,10 @@ def run_job(job: Job, advance: Advance) -> Ended:
     """Run a job and return how it ended."""
     try:
         return Ended(job.run(advance))
-    except (MaskAlignError, OSError) as error:
+    except MaskAlignError as error:
+        return Ended(error=error)
+    except OSError as error:
+        error.filename = error.filename or str(job.target)  # a full disk names no file
         return Ended(error=error)
     except Exception:
         return Ended(error=traceback.format_exc())

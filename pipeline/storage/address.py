@@ -22,6 +22,11 @@ def is_url(address: str | Path) -> bool:
     return "://" in str(address)
 
 
+def is_web(address: str | Path) -> bool:
+    """Return whether an address is of a web server, which serves files and cannot list or take any."""
+    return str(address).partition("://")[0] in WEB_SCHEMES
+
+
 def absolute(address: str) -> str:
     """Return an address that means the same in any working folder."""
     return address if is_url(address) else str(Path(address).resolve())
@@ -60,22 +65,31 @@ def open_folder(address: str | Path) -> Folder:
         raise ConfigError(f"the name of folder {printable(str(address))!r} {fault}; choose another one")
     if not is_url(address):
         return LocalFolder(Path(address))
-    check_url(str(address), STORE_SCHEMES)
-    from pipeline.storage.objects import ObjectFolder
+    check_url(str(address))
+    if not is_web(address):
+        from pipeline.storage.objects import ObjectFolder
 
-    return ObjectFolder(str(address))
+        return ObjectFolder(str(address))
+    if odd := sorted(set(str(address)) & set("?#")):
+        raise ConfigError(
+            f"address {printable(str(address))!r} contains {' '.join(odd)}: give the URL of the cache's "
+            "folder, to which the names of its files can be appended"
+        )
+    from pipeline.storage.web import WebFolder
+
+    return WebFolder(str(address))
 
 
-def check_url(url: str, accepted: tuple[str, ...]) -> None:
+def check_url(url: str) -> None:
     """Raise ConfigError for a URL of another scheme or without a host, or if obstore is not installed."""
     scheme, _, rest = url.partition("://")
     shown = printable(url)
-    if scheme not in accepted:
-        only = " (http:// and https:// are for source tars only)" if scheme in WEB_SCHEMES else ""
-        kinds = " or ".join(f"{name}://..." for name in accepted)
-        raise ConfigError(f"address {shown!r} is not of a known kind{only}: give a path, or {kinds}")
+    if scheme not in (*STORE_SCHEMES, *WEB_SCHEMES):
+        kinds = " or ".join(f"{name}://..." for name in (*STORE_SCHEMES, *WEB_SCHEMES))
+        raise ConfigError(f"address {shown!r} is not of a known kind: give a path, or {kinds}")
     if not rest.partition("/")[0]:
-        raise ConfigError(f"address {shown!r} names no bucket: give {scheme}://BUCKET/PATH")
+        where = "server: give {}://HOST/PATH" if scheme in WEB_SCHEMES else "bucket: give {}://BUCKET/PATH"
+        raise ConfigError(f"address {shown!r} names no {where.format(scheme)}")
     if scheme in STORE_SCHEMES and (odd := sorted(set(rest) & set("?#%"))):
         raise ConfigError(
             f"address {shown!r} contains {' '.join(odd)}, which tools read differently: choose a name without"

@@ -45,6 +45,7 @@ Result = TypeVar("Result")
 _STATUS = re.compile(r"status code: (\d+) ([A-Za-z ]+\b)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _TRIED = re.compile(r" in ([\d.]+)(m?s), after (\d+) retries")
+_NO_RANGES = ("non-partial response", "Content-Range", "Range request not supported")
 _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
 _NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 
@@ -105,7 +106,7 @@ def _reason(error: Exception, url: str) -> tuple[int, str]:
         return errno.ENOENT, "no such object"
     if isinstance(error, PreconditionError):
         return errno.ESTALE, "the object has changed meanwhile: run the same command again"
-    if "non-partial response" in text or "Content-Range" in text:
+    if any(part in text for part in _NO_RANGES):
         return (
             errno.ENOTSUP,
             "the server does not serve ranges: copy the file to a disk or an object store first",

@@ -20,8 +20,15 @@ class Folder(Protocol):
     def parallel_reads(self) -> int:
         """The number of reads to keep in flight: 1 on a disk, more where each costs a round trip."""
 
+    @property
+    def can_list(self) -> bool:
+        """Whether `names` and `sizes` work; a web server knows a file only by its name."""
+
     def exists(self, key: str) -> bool:
         """Return whether a file is there."""
+
+    def size(self, key: str) -> int | None:
+        """Return the bytes of a file; None if it is not there."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of a file, fewer if it is shorter; raises FileNotFoundError."""

@@ -37,6 +37,7 @@ class LocalFolder:
     """A Folder on a disk."""
 
     parallel_reads = 1
+    can_list = True
 
     def __init__(self, path: Path) -> None:
         self.path, self.address = path, str(path)
@@ -44,6 +45,10 @@ class LocalFolder:
 
     def exists(self, key: str) -> bool:
         return (self.path / key).exists()
+
+    def size(self, key: str) -> int | None:
+        path = self.path / key
+        return path.stat().st_size if path.is_file() else None
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         with (self.path / key).open("rb") as file:

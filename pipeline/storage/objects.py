@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from pipeline.errors import StorageError
 from pipeline.storage.claims import CLAIM_EXPIRY, Claim
-from pipeline.storage.connection import connect, translate_errors, version_of, with_retries
+from pipeline.storage.connection import version_of, with_retries
 from pipeline.storage.local import LocalFolder
+from pipeline.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -35,45 +36,16 @@ class _LostError(Exception):
     """Ends an upload, which obstore then aborts."""
 
 
-class ObjectFolder:
+class ObjectFolder(RemoteFiles):
     """A Folder on an object store."""
 
-    parallel_reads = 16
+    can_list = True
     claim_expiry = CLAIM_EXPIRY
 
     def __init__(self, address: str) -> None:
         """Take the URL without a request. Raises ConfigError for one that cannot be used."""
-        self.address = address.rstrip("/")
+        super().__init__(address)
         self._claims: dict[str, Claim] = {}
-        self._store = connect(self.address)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.address,)
-
-    def exists(self, key: str) -> bool:
-        with suppress(FileNotFoundError), self._errors(key):
-            obstore.head(self._store, key)
-            return True
-        return False
-
-    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        with self._errors(key):
-            if end is not None and end <= start:
-                obstore.head(self._store, key)
-                return b""
-            ranged: Any = {"offset": start} if end is None else (start, end)
-            options: Any = {"range": ranged} if start or end is not None else {}
-            try:
-                return with_retries(lambda: bytes(obstore.get(self._store, key, options=options).bytes()))
-            except GenericError as error:
-                if "status code: 416" in str(error):  # the range begins beyond the object's end
-                    return b""
-                raise
-
-    def read_into(self, key: str, start: int, buffer: memoryview) -> int:
-        data = self.read(key, start, start + len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def names(self, prefix: str = "") -> set[str]:
         with self._errors(prefix):
@@ -208,9 +180,3 @@ class ObjectFolder:
 
     def _put(self, key: str, data: bytes, mode: Any, writer: str) -> None:
         obstore.put(self._store, key, data, mode=mode, attributes={_WRITER: writer}, use_multipart=False)
-
-    def _url(self, key: str) -> str:
-        return f"{self.address}/{key}" if key else self.address
-
-    def _errors(self, key: str) -> AbstractContextManager[None]:
-        return translate_errors(self._url(key))

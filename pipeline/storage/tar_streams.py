@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
-from pipeline.storage.address import STORE_SCHEMES, WEB_SCHEMES, check_url, is_url, printable
+from pipeline.storage.address import check_url, is_url, is_web, printable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -24,7 +24,7 @@ def tar_name(address: str) -> str:
     if not is_url(address):
         return Path(address).name
     name = address.rpartition("/")[2]
-    return unquote(name) if address.startswith(WEB_SCHEMES) else name
+    return unquote(name) if is_web(address) else name
 
 
 def tar_size(address: str) -> int:
@@ -39,7 +39,7 @@ def tar_size(address: str) -> int:
 
 def list_tars(address: str) -> list[str]:
     """Return the .tar objects directly below a URL, sorted; raises OSError, ConfigError for a web server."""
-    if address.partition("://")[0] in WEB_SCHEMES:
+    if is_web(address):
         raise ConfigError(
             f"shards {printable(address)!r}: a web server cannot list its files; "
             "give a brace pattern of URLs or a text list"
@@ -67,12 +67,12 @@ def open_tar(address: str) -> IO[bytes]:
 
 
 def _connected(address: str) -> tuple["ObjectStore", str]:
-    check_url(address, (*STORE_SCHEMES, *WEB_SCHEMES))
+    check_url(address)
     from pipeline.storage.connection import connect
 
     scheme, _, rest = address.partition("://")
     root, _, key = rest.partition("/")
-    return connect(f"{scheme}://{root}"), unquote(key) if scheme in WEB_SCHEMES else key
+    return connect(f"{scheme}://{root}"), unquote(key) if is_web(address) else key
 
 
 def _located(address: str) -> tuple["ObjectStore", str, "ObjectMeta"]:

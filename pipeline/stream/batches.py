@@ -15,7 +15,7 @@ from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.feed import SMALLER, FedPiece, WorkerFeed, inline_pieces
 from pipeline.stream.samples import StreamSpec, sample_fields
 
-_MOST_PENDING = 1  # pieces that may still be copied when another comes; fewer than one worker's slots
+_MOST_PENDING = 1  # pieces that may still be copied when another comes; with those in use fewer than slots
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
@@ -56,7 +56,7 @@ class BatchStream:
         self._workers = WorkerFeed(cache, spec, epoch, step, workers) if workers else None
         pieces = self._workers.pieces() if self._workers else inline_pieces(cache, spec, epoch, step)
         self._copier = _Copier(self._workers, device)
-        self._batches = self._fill(pieces, size)
+        self._batches = self._fill(pieces, len(spec.order.own), size // len(spec.order.own))
         self.blocked_seconds = 0.0
         self.damage: list[DamagedChunk] = []
 
@@ -67,26 +67,35 @@ class BatchStream:
         """Return the next batch in the order of the stream."""
         return next(self._batches)
 
-    def _fill(self, pieces: Iterator[FedPiece], size: int) -> Iterator[Batch]:
-        filled, turn = 0, 0
+    def _fill(self, pieces: Iterator[FedPiece], lanes: int, share: int) -> Iterator[Batch]:
+        """Fill batches with `share` samples of each lane in turn. Pieces come in the order of need."""
+        in_use: dict[int, tuple[FedPiece, int]] = {}  # by lane, and how much of it is taken
+        turn = 0
         while True:
-            begin, taken = time.perf_counter(), 0
-            piece = next(pieces)
-            self.blocked_seconds += time.perf_counter() - begin
-            self.damage += piece.damage
-            while taken < piece.count:
-                if not filled:
-                    self._copier.begin(turn)
-                count = min(piece.count - taken, size - filled)
-                self._copier.copy(piece, taken, self._buffers[turn], filled, count)
-                taken, filled = taken + count, filled + count
-                if taken == piece.count:
-                    self._copier.release(piece)
-                if filled == size:
-                    self._copier.finish()
-                    yield self._buffers[turn]
-                    self._copier.used(turn)
-                    filled, turn = 0, 1 - turn
+            self._copier.begin(turn)
+            filled = 0
+            for lane in range(lanes):
+                end = filled + share
+                while filled < end:
+                    piece, taken = in_use.pop(lane) if lane in in_use else (self._next_of(pieces), 0)
+                    count = min(piece.count - taken, end - filled)
+                    self._copier.copy(piece, taken, self._buffers[turn], filled, count)
+                    filled, taken = filled + count, taken + count
+                    if taken == piece.count:
+                        self._copier.release(piece)
+                    else:
+                        in_use[lane] = piece, taken
+            self._copier.finish()
+            yield self._buffers[turn]
+            self._copier.used(turn)
+            turn = 1 - turn
+
+    def _next_of(self, pieces: Iterator[FedPiece]) -> FedPiece:
+        begin = time.perf_counter()
+        piece = next(pieces)
+        self.blocked_seconds += time.perf_counter() - begin
+        self.damage += piece.damage
+        return piece
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +150,7 @@ class _Copier:
             self._pending.append((self._copies.record_event(), piece.slot))
             self._give_back(_MOST_PENDING)
         else:
-            self._workers.release(*piece.slot)
+            self._workers.release(piece.slot)
 
     def _give_back(self, most_pending: int) -> None:
         while (self._workers and self._pending) and (
@@ -149,7 +158,7 @@ class _Copier:
         ):
             event, slot = self._pending.popleft()
             event.synchronize()
-            self._workers.release(*slot)
+            self._workers.release(slot)
 
     def finish(self) -> None:
         """Make the step wait for the copies."""

@@ -1,9 +1,11 @@
 """The samples that leave a worker: only the patches and targets that the objective needs.
 
-They leave it in slots of shared memory, each for a window of samples, made once and reused.
+They leave it in slots of shared memory, each for a window of samples, made once and reused. A rank has a
+window of each of its lanes in use, and lanes need their next windows at about the same time. So there are two
+slots for each lane or for each worker, whichever are more.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
@@ -12,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.commit import Commit
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
-from pipeline.cache.layout import ArraySpec, array_specs, chunk_range, feature_array
+from pipeline.cache.layout import ArraySpec, chunk_range
 from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import CacheError
@@ -23,14 +24,13 @@ from pipeline.runtime.ordered import ordered_map
 from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
+from pipeline.stream.rows import Arrays, CacheRows
 from pipeline.student.patches import patches_at
 from pipeline.views.masking import MaskConfig
 
-Arrays = Mapping[str, NDArray[Any]]
-
 _MOST_AHEAD = 16  # chunks
 _BYTES_AHEAD = 256 << 20
-SLOTS_PER_WORKER = 2  # one to be filled while the other is copied
+_SLOTS = 2  # one to be filled while the other is copied
 _PAGE_BYTES = 4096
 
 
@@ -48,7 +48,8 @@ class OtherCache:
 class StreamSpec:
     """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
 
-    The first cache gives order, crops and masks; `others` give only targets. With `skip_damage`, samples of
+    The first cache gives order, crops and masks; `others` give only targets. `batch_size` is the rank's, of
+    which each of its lanes has an equal share. With `skip_damage`, samples of
     other chunks take the places of those in a damaged one.
     """
 
@@ -92,10 +93,14 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """The places of the fields of a slot's samples, each on its own pages; picklable."""
+    """The places of the fields of a slot's samples, each on its own pages; picklable.
+
+    There is one segment of memory for each worker, with `slots` slots in it.
+    """
 
     fields: Sequence[ArraySpec]
     samples: int
+    slots: int
 
     @property
     def slot_bytes(self) -> int:
@@ -103,12 +108,12 @@ class SlotLayout:
         return sum(map(self._pages_of, self.fields))
 
     @property
-    def worker_bytes(self) -> int:
-        """Bytes of all slots of a worker."""
-        return SLOTS_PER_WORKER * self.slot_bytes
+    def segment_bytes(self) -> int:
+        """Bytes of the slots of a segment."""
+        return self.slots * self.slot_bytes
 
     def arrays(self, memory: memoryview, slot: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays (samples, ...) of a slot in the memory of a worker."""
+        """Return the arrays (samples, ...) of a slot of a segment."""
         arrays, offset = {}, slot * self.slot_bytes
         for field in self.fields:
             shape = (self.samples, *field.item_shape)
@@ -121,43 +126,11 @@ class SlotLayout:
         return -(-field.bytes_of(self.samples) // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def slot_layout(schema: CacheSchema, spec: StreamSpec) -> SlotLayout:
-    """Return the layout of slots that hold a window each."""
-    return SlotLayout(tuple(sample_fields(schema, spec).values()), spec.order.largest_window)
-
-
-class _Source:
-    """An open cache of a stream: the order's units, the levels of each part, and the arrays that are read."""
-
-    def __init__(
-        self,
-        cache: Cache,
-        units: FinishedUnits,
-        levels: tuple[int, ...],
-        needs: Needs,
-        masks: tuple[str, ...],
-    ) -> None:
-        self._cache, self._units, self.levels = cache, units, needs.targets(levels)
-        self._stored = cache.schema.levels
-        used = sorted({level for part in self.levels.values() for level in part})
-        targets = [*(feature_array(self._stored[level]) for level in used), *(["stats"] if used else [])]
-        self.arrays = [*targets, *masks]
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a chunk of the arrays."""
-        specs, rows = array_specs(self._cache.schema), self._cache.schema.block_rows
-        return sum(specs[name].bytes_of(rows) for name in ("index", *self.arrays))
-
-    def place(self, unit: int) -> tuple[Cache, Commit, list[str]]:
-        """Return what `read_joined` takes for a unit of the order."""
-        return self._cache, self._cache.pinned_commit(self._units[unit]), self.arrays
-
-    def values(self, rows: Arrays, levels: tuple[int, ...]) -> tuple[list[NDArray[Any]], NDArray[Any]]:
-        """Return codes (n, T, W) of each level and stats (n, M, T, 2 + G) in the rows of a chunk."""
-        features, stats = [rows[feature_array(self._stored[level])] for level in levels], rows["stats"]
-        whole = levels == tuple(range(len(self._stored)))
-        return features, stats if whole else stats[:, list(levels)]
+def slot_layout(schema: CacheSchema, spec: StreamSpec, segments: int) -> SlotLayout:
+    """Return the layout of slots that hold a window each, in one segment for each worker."""
+    lanes_of_worker = -(-len(spec.order.own) // segments)
+    fields = tuple(sample_fields(schema, spec).values())
+    return SlotLayout(fields, spec.order.largest_window, _SLOTS * lanes_of_worker)
 
 
 class WindowReader:
@@ -174,7 +147,7 @@ class WindowReader:
         sources = [(cache, spec.order.units, spec.levels)]
         sources += [(Cache(other.cache), other.units, other.levels) for other in spec.others]
         self._sources = [
-            _Source(*source, spec.needs, masks)
+            CacheRows(*source, spec.needs, masks)
             for source, masks in zip(sources, self._masks.arrays, strict=True)
         ]
         self.arrays = self._sources[0].arrays
@@ -188,10 +161,12 @@ class WindowReader:
         """Return the samples of a window, (n, ...) by field, in its permuted order, in new arrays."""
         fields = sample_fields(self._cache.schema, self._spec).values()
         arrays = {field.name: np.empty((window.size, *field.item_shape), field.dtype) for field in fields}
-        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda: arrays))
+        list(self.fill([WindowPart(epoch, window, 0, window.size)], lambda _: arrays))
         return arrays
 
-    def fill(self, parts: Iterable[WindowPart], empty: Callable[[], Arrays]) -> Iterator[WindowPart]:
+    def fill(
+        self, parts: Iterable[WindowPart], empty: Callable[[WindowPart], Arrays]
+    ) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
         chunks = ((part.epoch, chunk) for part in theirs for chunk in part.window.chunks.tolist())
@@ -199,7 +174,7 @@ class WindowReader:
         at_once = min(2, self._cache.folder.parallel_reads)
         with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
-                arrays, window, self.damage = empty(), part.window, []
+                arrays, window, self.damage = empty(part), part.window, []
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
                 targets[(targets < 0) | (targets >= part.count)] = -1
                 for places in np.split(targets, np.cumsum(window.chunks[:-1, 2])):

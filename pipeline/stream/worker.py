@@ -1,6 +1,7 @@
 """A worker process: reads every W-th window and writes its samples straight into an empty slot."""
 
 import traceback
+from collections.abc import Sequence
 from itertools import islice
 from multiprocessing.shared_memory import SharedMemory
 
@@ -9,14 +10,16 @@ from pipeline.errors import MaskAlignError, StreamError
 from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
-from pipeline.stream.samples import Arrays, SlotLayout, StreamSpec, WindowReader
+from pipeline.stream.order import WindowPart
+from pipeline.stream.rows import Arrays
+from pipeline.stream.samples import SlotLayout, StreamSpec, WindowReader
 
 
 def run_worker(
     owner: Owner,
     spec: StreamSpec,
     layout: SlotLayout,
-    memory_name: str,
+    names: Sequence[str],
     worker: int,
     workers: int,
     epoch: int,
@@ -24,20 +27,20 @@ def run_worker(
 ) -> None:
     """Fill slots with every W-th window from a step of an epoch on, until the trainer hangs up.
 
-    Receives empty slots; sends (slot, samples, damage), or the exception that the trainer raises.
+    `names` are the segments of the slots. Receives empty slots, each as (segment, slot); sends (samples,
+    damage) for each, or the exception that the trainer raises.
     """
-    memory, slot = SharedMemory(memory_name), -1
+    memories = [SharedMemory(name) for name in names]
 
-    def next_arrays() -> Arrays:
-        nonlocal slot
-        slot = owner.receive()
-        return layout.arrays(shared_buffer(memory), slot)
+    def next_arrays(_: WindowPart) -> Arrays:
+        segment, slot = owner.receive()
+        return layout.arrays(shared_buffer(memories[segment]), slot)
 
     try:
         parts = spec.order.parts(spec.batch_size, epoch, step)
         reader = WindowReader(Cache(spec.cache), spec)
         for part in reader.fill(islice(parts, worker, None, workers), next_arrays):
-            owner.send((slot, part.count, reader.damage))
+            owner.send((part.count, reader.damage))
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         owner.send(StreamError(f"{error}{notes}"))

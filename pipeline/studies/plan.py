@@ -12,8 +12,9 @@ from pipeline.objectives.operations import training_operations
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
 from pipeline.studies.study import SEED, Row, Study, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
-from pipeline.training.job import initial_objective, objective_setting, stream_spec
+from pipeline.training.initial import initial_objective, objective_setting
 from pipeline.training.run_folder import METRICS_FILE, RUN_FILE, read_metrics, read_run
+from pipeline.training.streaming import stream_spec
 
 RUNS = "runs"
 

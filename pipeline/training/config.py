@@ -117,16 +117,22 @@ def with_preset(earlier: Mapping[str, Any], assigned: Mapping[str, Any]) -> dict
     return {name: {**earlier.get(name, {}), **changes.get(name, {})} for name in {**earlier, **changes}}
 
 
-def batch_of_rank(train: TrainConfig, world_size: int) -> int:
+def batch_of_rank(train: TrainConfig, world_size: int, lanes: int) -> int:
     """Return the samples of one rank's step; raises ConfigError if the global batch does not divide."""
-    parts = world_size * train.accumulate
-    if train.global_batch % parts:
+    parts, batch = world_size * train.accumulate, train.global_batch
+    if batch % parts:
         raise ConfigError(
-            f"train.global_batch {train.global_batch} is not a multiple of "
+            f"train.global_batch {batch} is not a multiple of "
             f"{world_size} rank{'s' * (world_size > 1)} x train.accumulate {train.accumulate}: "
             f"choose a multiple of {parts}"
         )
-    return train.global_batch // world_size
+    if batch % lanes:
+        fewer = max(number for number in range(world_size, lanes, world_size) if batch % number == 0)
+        raise ConfigError(
+            f"train.global_batch {batch} is not a multiple of data.lanes {lanes}: choose a multiple of "
+            f"{lanes}, or in a new run data.lanes={fewer}"
+        )
+    return batch // world_size
 
 
 def steps_of_run(optim: OptimConfig, steps_per_epoch: int) -> tuple[int, int]:

@@ -5,12 +5,11 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -19,24 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from pipeline.cache.reader import Cache, FinishedUnits
-from pipeline.cache.several import refuse_other_views, same_units
-from pipeline.errors import ConfigError
-from pipeline.objectives.objective import Objective, Setting, TrainingStep
+from pipeline.objectives.objective import Objective, TrainingStep
 from pipeline.objectives.operations import training_operations
-from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
-from pipeline.stream.masks import MaskSource
-from pipeline.stream.order import SampleOrder
-from pipeline.stream.samples import OtherCache, StreamSpec
+from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.codebook import Codebook, unfitted_tokenizer
-from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.codebook import Codebook
+from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
-from pipeline.training.phi_s import Standards, paley_order
-from pipeline.training.sections import OptimConfig, TrainConfig
-from pipeline.training.targets import CachedTargets, TargetsOfTeachers, cached_targets, refuse_target
+from pipeline.training.initial import initial_objective, objective_setting
+from pipeline.training.phi_s import Standards
+from pipeline.training.precision import choose_compilation, choose_precision
+from pipeline.training.sections import OptimConfig
+from pipeline.training.streaming import stream_spec
+from pipeline.training.targets import CachedTargets, TargetsOfTeachers, cached_targets
 from pipeline.weights import weights_sha256
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
@@ -84,7 +81,7 @@ class TrainingJob:
             "cache": self.cache.digest,
             "units": units,
             **(several if self.others else {}),
-            "ranks": self.ranks.world_size,
+            "lanes": self.spec.order.lanes,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
             **({"codebook": self.codebook.digest} if self.codebook else {}),
@@ -154,21 +151,21 @@ def build_job(
     ranks: Ranks,
     device: torch.device,
     units: Sequence[int] | None = None,
+    lanes: int | None = None,
     others: Sequence[Cache] = (),
     kind: Callable[..., TrainingJob] = TrainingJob,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    `units` are those that a resumed run is pinned to, whatever else the cache holds by now. `others` are
-    caches of further teachers on the same views. `kind` makes the job of these parts.
+    A resumed run is pinned to `units` and `lanes`. `others` are caches of further teachers on the same views.
+    `kind` makes the job of these parts.
     """
-    spec = stream_spec(config, cache, ranks, units, others)
+    spec = stream_spec(config, cache, ranks, units, lanes, others)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
     objective = initial_objective(config, cache, others).to(device)
-    optimiser = build_optimiser(
-        objective, objective.no_weight_decay(), config.optim, config.train.global_batch
-    )
+    undecayed, batch = objective.no_weight_decay(), config.train.global_batch
+    optimiser = build_optimiser(objective, undecayed, config.optim, batch)
     precision = choose_precision(config.train, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     compiled = choose_compilation(config.train, precision, device)
@@ -177,59 +174,6 @@ def build_job(
         config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
         precision, compiled, initial, others=others,
     )  # fmt: skip
-
-
-def stream_spec(
-    config: RunConfig,
-    cache: Cache,
-    ranks: Ranks | None = None,
-    units: Sequence[int] | None = None,
-    others: Sequence[Cache] = (),
-) -> StreamSpec:
-    """Return what determines one rank's samples; raises ConfigError if the caches cannot serve them."""
-    refuse_several(config, cache, others)
-    pinned = (
-        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
-    )
-    ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    needs = config.objective.needs
-    schemas = [other.schema for other in others]
-    MaskSource(cache.schema, config.mask, config.train.seed, needs, schemas)  # refuses what they cannot serve
-    batch_size = batch_of_rank(config.train, ranks.world_size)
-    window = config.data.chunks_of_window(batch_size)
-    order = SampleOrder(pinned, views, config.train.seed, ranks.rank, ranks.world_size, window)
-    levels = cache.level_indices(config.data.levels)
-    refuse_target(cache, levels, needs)
-    beside = []
-    for at, other in enumerate(others, 1):
-        chosen = other.level_indices(config.data.levels_of(at))
-        refuse_target(other, chosen, needs)
-        beside.append(OtherCache(other.address, other.schema, same_units(cache, pinned, other), chosen))
-    skip = config.data.on_damage == "skip"
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip, tuple(beside))
-
-
-def refuse_several(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> None:
-    """Raise ConfigError for several caches that the objective, or each other, cannot be used with."""
-    if others and not config.objective.several:
-        raise ConfigError(
-            f"objective {config.objective.name!r} cannot learn from {1 + len(others)} teachers: give one "
-            "--cache, or set objective.name=maskalign"
-        )
-    lists = config.data.other_levels
-    if lists is not None and len(lists) != len(others):
-        raise ConfigError(
-            f"data.other_levels has {len(lists)} lists for {len(others)} further caches: give one list for "
-            "each --cache after the first, or leave it out for all levels"
-        )
-    addresses = [absolute(each.address) for each in (cache, *others)]
-    if twice := [each for each in addresses if addresses.count(each) > 1]:
-        raise ConfigError(f"--cache {twice[0]!r} is given twice: give each cache once")
-    for other in others:
-        refuse_other_views(cache, other)
-    if config.objective.standardises and config.objective.needs.target != "projected":
-        for each in (cache, *others):
-            paley_order(each.schema.teacher.width)
 
 
 def build_optimiser(
@@ -255,57 +199,9 @@ def build_schedule(
     )
 
 
-def choose_precision(train: TrainConfig, device: torch.device) -> str:
-    """Return what `auto` is: bfloat16 from Ampere on, float16 on Volta and Turing, otherwise float32."""
-    if train.precision != "auto":
-        return train.precision
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
-
-
-def choose_compilation(train: TrainConfig, precision: str, device: torch.device) -> bool:
-    """Return what `auto` is: compiled on a GPU that torch's compiler makes code for in this precision."""
-    if train.compile != "auto":
-        return train.compile
-    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-    return major >= 8 or (major == 7 and precision != "bfloat16")
-
-
-def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Objective:
-    """Build the objective as it is before the first step: a function of configuration and caches."""
-    setting = objective_setting(config, cache, others)
-    seed_initial_weights(config)
-    return config.objective.build(config.student, setting)
-
-
-def objective_setting(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Setting:
-    """Return the facts that an objective is built from. A tokenizer has no codes yet."""
-    request, settings = config.objective.codebook_request, []
-    for at, each in enumerate((cache, *others)):
-        schema, chosen = each.schema, each.level_indices(config.data.levels_of(at))
-        settings.append(
-            Setting(
-                schema.view.image_size,
-                schema.view.patch_size,
-                tuple(schema.levels[level] for level in chosen),
-                schema.teacher.depth,
-                schema.teacher.width,
-                schema.teacher.has_cls,
-                schema.teacher.projection_width,
-                teacher_name=schema.teacher.name,
-            )
-        )
-    setting = replace(settings[0], others=tuple(settings[1:]))
-    return replace(setting, tokenizer=unfitted_tokenizer(request, setting)) if request else setting
-
-
-def seed_initial_weights(config: RunConfig) -> None:
-    """Seed torch for the drawing of a run's initial weights, the encoder's first."""
-    torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
-
-
 def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
+    lanes = job.spec.order.lanes
     caches = [
         {
             "path": absolute(cache.address),
@@ -316,7 +212,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
     ]
     return {
         "config": job.config.model_dump(mode="json"),
-        "resolved": {"train.precision": job.precision, "train.compile": job.compiled},
+        "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
         "cache": caches[0],
         **({"other_caches": caches[1:]} if job.others else {}),
         "view": job.cache.schema.view.model_dump(mode="json"),

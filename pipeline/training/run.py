@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError, CheckpointError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
+from pipeline.training.begin import begin_or_continue, refuse_other_units
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.codebook import refuse_codebook, tokenizer_of
 from pipeline.training.codebook_fit import ready_codebook
 from pipeline.training.config import RunConfig
-from pipeline.training.damage import DamageRecord, lost_units, note_damage
+from pipeline.training.damage import DamageRecord, note_damage
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
@@ -32,14 +32,12 @@ from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
     Resume,
-    caches_of,
     continues,
     flat_config,
     held_run_folder,
     read_metrics,
     read_run,
     refuse_differences,
-    refuse_other_config,
     storage_errors,
 )
 from pipeline.training.trainer import Metrics, Trainer
@@ -81,21 +79,19 @@ def run_training(
 
     `say` gets messages for a person, on the main rank only; a warning begins with "warning:". `evaluate`
     scores the encoder when `config.evaluate` says; the main rank needs it then. `build` makes the job, called
-    as `build_job` is. `others` are caches of further teachers on the same views. Raises MaskAlignError, the
-    same on all ranks.
+    as `build_job` is. `others` are further teachers' caches. Raises MaskAlignError, the same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
-    # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
-    # see an older state of the folder.
-    resumed, units, lost = ranks.decide(lambda: _decide((cache, *others), run, config, resume))
+    resumed, units, lanes, lost = ranks.decide(
+        lambda: begin_or_continue((cache, *others), run, config, resume)
+    )
     with ranks.together():
-        job = build(config, cache, run, ranks, device, units, others)
+        job = build(config, cache, run, ranks, device, units, lanes, others)
         if config.data.on_damage == "skip" or lost:
             job.damage = DamageRecord(cache, job.spec.order.units, config.data.max_damaged, lost)
             job.damage.refuse_too_much()
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
-            found = {key: value for key, value in job.pinned.items() if key in ("units", "other units")}
-            refuse_differences(read_run(run)["pinned"], found)
+            refuse_other_units(run, job.pinned)
         request = config.objective.codebook_request
         if request and not resumed and ranks.is_main:
             refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective), device)
@@ -107,12 +103,11 @@ def run_training(
         job.codebook = ready_codebook(job, resumed, say)
         job.standards = ready_standards(job, resumed, say)
         first = load_newest(job) if resumed else 0
-        start = {**provenance(*_LIBRARIES), "first_step": first}
-        messages: list[str] = []
+        start = {**provenance(*_LIBRARIES), "ranks": ranks.world_size, "first_step": first}
         with ranks.together(), storage_errors(run):
             if ranks.is_main:
                 _write_start(job, start)
-                messages = describe_start(job, first)
+            messages = describe_start(job, first) if ranks.is_main else []
         for message in messages:
             say(message)
         begin = time.perf_counter()
@@ -126,35 +121,6 @@ def run_training(
     rate = (done - first) * config.train.global_batch / seconds
     damage = job.damage.summary if job.damage else ""
     return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by, damage)
-
-
-def _decide(
-    caches: Sequence[Cache], run: Path, config: RunConfig, resume: Resume
-) -> tuple[bool, list[int], dict[str, Any]]:
-    """Return whether the run is continued, the units of its first cache, and its damage so far.
-
-    Raises MaskAlignError.
-    """
-    if not continues(run, resume):
-        damaged: dict[int, CacheError] | None = {} if config.data.on_damage == "skip" else None
-        units = caches[0].finished(config.data.views, config.data.allow_partial, damaged)["unit"].tolist()
-        return False, units, lost_units(caches[0], damaged or {})
-    refuse_other_config(config, run)
-    earlier = read_run(run)
-    paths = [each["path"] for each in caches_of(earlier)]
-    digests = [earlier["pinned"]["cache"], *earlier["pinned"].get("other caches", ())]
-    if len(caches) != len(digests):
-        raise CheckpointError(
-            f"cannot resume: the run began with {len(paths)} caches, {' and '.join(map(repr, paths))}, and "
-            f"{len(caches)} are given: give those in their order, or a new --run"
-        )
-    for cache, path, digest in zip(caches, paths, digests, strict=True):
-        if cache.digest != digest:
-            raise CheckpointError(
-                f"cannot resume: {cache.address!r} is not the cache that the run began with, {path!r}: give "
-                "that one, or a new --run"
-            )
-    return True, earlier["units"], earlier.get("damage", {})
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -227,23 +193,25 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     millions = sum(parameter.numel() for parameter in job.objective.encoder.parameters()) / 1e6
     rate = optim.base_lr * config.train.global_batch / REFERENCE_BATCH
     how = f"{job.precision}, {'compiled' if job.compiled else 'not compiled'}"
+    order = job.spec.order
+    dealt = f" in {order.lanes} lanes" if order.lanes != job.ranks.world_size else ""
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
     names = [cache.schema.teacher.name for cache in job.caches]
     teachers = f" from teachers {' and '.join(names)}" if job.others else ""
     description = (
-        f"{begin} of {config.train.global_batch:,} images: {config.student.model} ({millions:.3g} M "
+        f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({millions:.3g} M "
         f"parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
     found = job.damage.summary if job.damage else ""
     warnings = [f"warning: {found}; run.json names them"] if found else []
-    if not is_sorted_by_class(job.cache, job.spec.order, job.spec.skip_damage):
+    if not is_sorted_by_class(job.cache, order, job.spec.skip_damage):
         return [*warnings, description]
     warning = (
         f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
-        f"data.window_blocks={job.spec.order.window_blocks} chunks of neighbours: shuffle the images among "
+        f"data.window_blocks={order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
     return [*warnings, warning, description]

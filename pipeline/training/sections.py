@@ -21,16 +21,19 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
-    `levels` are of the first cache, `other_levels` has a list for each further one; without them, all.
-    `window_blocks` is how many chunks of 64 rows are shuffled together; auto: 8, or enough for two batches.
-    With `on_damage` "skip" a damaged chunk's places are filled with other samples, until more than the share
-    `max_damaged` of the samples is damaged.
+    `levels` are of the first cache, `other_levels` has a list for each further one; without them, all. The
+    samples of an epoch are dealt to `lanes`, and each step takes equally many of each: a run continues on any
+    number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many chunks
+    of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage` "skip" a
+    damaged chunk's places are filled with other samples, until more than the share `max_damaged` of the
+    samples is damaged.
     """
 
     levels: tuple[int, ...] | None = None
     other_levels: tuple[tuple[int, ...], ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
+    lanes: PositiveInt | Literal["auto"] = "auto"
     window_blocks: PositiveInt | Literal["auto"] = "auto"
     allow_partial: bool = False
     on_damage: OnDamage = "stop"
@@ -58,10 +61,10 @@ class DataConfig(Section):
             return None if teacher else self.levels
         return self.other_levels[teacher - 1]
 
-    def chunks_of_window(self, batch_size: int) -> int:
-        """Return how many chunks a window has for batches of one rank."""
+    def chunks_of_window(self, share: int) -> int:
+        """Return how many chunks a window has if each step takes `share` samples of a lane."""
         if self.window_blocks == "auto":
-            return max(_LEAST_WINDOW, -(-2 * batch_size // BLOCK_ROWS))
+            return max(_LEAST_WINDOW, -(-2 * share // BLOCK_ROWS))
         return self.window_blocks
 
 

@@ -30,9 +30,9 @@ def open_it(path):
 
 def plan_an_epoch(finished):
     """Return steps and windows of a rank's epoch, each window and its permutation."""
-    order = SampleOrder(finished, VIEWS, seed=0, rank=1, world_size=8, window_blocks=16)
+    order = SampleOrder(finished, VIEWS, seed=0, own=(1,), lanes=8, window_blocks=16)
     steps = order.steps_per_epoch(128)
-    return steps, sum(len(order.permutation(0, window)) for window in order.windows(0))
+    return steps, sum(len(order.permutation(0, window)) for window in order.windows(0)[0])
 
 
 def peak(function, *arguments):

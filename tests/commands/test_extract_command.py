@@ -87,11 +87,21 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tars, tmp_path):
     assert result.exit_code == 0, result.output
     told = {line[:13].strip(): line[13:] for line in result.stdout.splitlines()}
     sizes = ["images", "bytes a view", "cache", "memory"]
-    assert list(told) == [*sizes, "teacher", "decoding", "extraction", "training", "paid back"]
+    rates = ["teacher", "decoding", "disk", "extraction", "limit", "training", "paid back"]
+    assert list(told) == [*sizes, *rates]
+    assert re.fullmatch(
+        r"[\d.,e+]+ MB/s sustained, [\d.,e+]+ MB/s at first \(.* GB in .* s, one writer\)", told["disk"]
+    )
+    assert told["limit"].startswith(("the teacher", "the decoding", "the disk: teacher and decoding alone"))
     assert told["images"] == "24 in 2 tars, 2 views of each"
     assert told["cache"].endswith(" GB in 36 files")
     assert told["teacher"].endswith(" views/s on cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_leaves_the_disk_out_if_asked(tars, tmp_path):
+    result = run(tars, tmp_path / "a.cache", "--dry-run", "--disk-seconds", 0)
+    assert (result.exit_code, "\ndisk " in result.stdout) == (0, False)
 
 
 def test_a_dry_run_reports_what_exists(tars, tmp_path):

@@ -1,9 +1,12 @@
 """pack-images at the command line: what it prints, its exit codes, and that a mistake writes nothing."""
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import simplejpeg
@@ -146,6 +149,15 @@ def test_a_folder_that_is_in_use_is_refused(photos, tmp_path):
         1,
         f"error: another pack-images packs into '{out}': wait for it\n",
     )
+
+
+def test_a_tar_for_which_there_is_no_room_is_named(photos, tmp_path):
+    command = [sys.executable, "-m", "stages.pack_images", str(photos), "packed", "--workers", "1"]
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, **limit)
+    assert (found.returncode, found.stderr) == (1, "error: File too large (packed/packed-000000.tar)\n")
+    assert run(photos, tmp_path / "packed").exit_code == 0
 
 
 def test_a_tar_that_is_gone_is_made_again(photos, tmp_path):

@@ -43,6 +43,7 @@ SMALL_RUN = (
     "optim.steps=2",
     "optim.warmup_steps=1",
     "train.global_batch=8",
+    "data.lanes=1",
 )
 
 
@@ -74,9 +75,11 @@ def test_recipe_is_valid_and_says_command_time_and_result(recipe):
         assert comment(recipe, word), word
 
 
-def test_the_recipe_for_b_is_the_default():
+def test_the_recipe_for_b_is_the_default_but_for_lanes():
     recipe = next(path for path in RECIPES if path.stem == "vit_b16")
-    assert load_config(RunConfig, recipe) == RunConfig()
+    config, auto = load_config(RunConfig, recipe), {"lanes": "auto", "window_blocks": "auto"}
+    assert (config.data.lanes, config.data.window_blocks) == (64, 2)
+    assert config.model_copy(update={"data": config.data.model_copy(update=auto)}) == RunConfig()
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():

@@ -1,6 +1,7 @@
 """The forecast: near the truth, and nothing is written for it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, SourceError, StorageError
 from pipeline.extraction.job import plan_extraction
+from pipeline.storage.write_rate import WriteRate
 from pipeline.views.source_tars import SourceTar
 
 
@@ -73,6 +75,18 @@ def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
     assert plan.image_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
     assert plan.hours == pytest.approx(24 / plan.image_rate / 3600)
     assert plan.paid_after_epochs >= 2
+
+
+def test_a_slow_disk_sets_the_hours(shards, tmp_path):
+    plan = planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", workers=3))
+    assert plan.limit in {"teacher", "decoding"}
+    slow = WriteRate(first=1e9, sustained=plan.sizes.image_bytes * plan.image_rate / 4, written=1, seconds=1)
+    limited = replace(plan, disk=slow)
+    assert limited.limit == "disk"
+    assert limited.hours == pytest.approx(4 * plan.hours)
+    assert limited.paid_after_epochs == pytest.approx(4 * plan.paid_after_epochs)
+    fast = replace(plan, disk=replace(slow, sustained=100 * slow.sustained))
+    assert (fast.limit, fast.hours) == (plan.limit, plan.hours)
 
 
 def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):

@@ -1,5 +1,6 @@
 """The dataset: each image once, whatever the workers; equal shares on all ranks; the fields of the cache."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -75,6 +76,11 @@ def test_workers_that_outlive_an_epoch_follow_it(cache):
         dataset.set_epoch(epoch)
         orders.append([key for batch in loader for key in batch["key"]])
     assert orders == [keys(dataset, epoch) for epoch in range(2)]
+
+
+def test_a_data_set_can_be_sent_to_a_new_process(cache):
+    dataset = maskalign.CacheDataset(cache, 5, seed=3)
+    assert keys(pickle.loads(pickle.dumps(dataset)), 2) == keys(dataset, 2)
 
 
 def test_more_ranks_than_chunks_are_refused(cache):

@@ -9,15 +9,18 @@ from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from caches import TEACHER, extract
 from stream_parts import digests
 from tars import make_tars
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
+import maskalign
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError, StorageError
+from pipeline.errors import CacheError, ConfigError, StorageError
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
 from pipeline.views.source_tars import resolve_tars
@@ -162,6 +165,18 @@ def test_batches_are_those_of_the_local_cache_with_and_without_workers(server, c
     server.fail("cut", every=7, method="GET")
     expected = digests(local / "a.cache", 9)
     assert [digests(copied, 9, workers=workers) for workers in (0, 2)] == [expected, expected]
+
+
+def test_the_library_reads_the_same_rows_and_refuses_a_fork(copied, local):
+    remote, disk = maskalign.Cache(copied), maskalign.Cache(local / "a.cache")
+    rows = slice(60, 70)  # of three chunks
+    assert remote.keys(rows) == disk.keys(rows)
+    assert np.array_equal(remote.features(5, rows), disk.features(5, rows))
+    assert np.array_equal(remote.images(rows), disk.images(rows))
+    found, expected = (maskalign.CacheDataset(cache, 5, shuffle=False) for cache in (remote, disk))
+    assert next(iter(found))["key"] == next(iter(expected))["key"]
+    with pytest.raises(ConfigError, match="cannot be read by a forked worker: give the DataLoader"):
+        next(iter(DataLoader(found, num_workers=1, multiprocessing_context="fork")))
 
 
 def test_training_losses_are_those_of_the_local_cache(copied, local, tmp_path):

@@ -242,7 +242,11 @@ def test_a_claim_ends_its_thread(objects):
     ("address", "words"),
     [
         ("ftp://host/a.cache", "address 'ftp://host/a.cache' is not of a known kind: give a path, or"),
-        ("https://host/a.cache", "not of a known kind (http:// and https:// are for source tars only)"),
+        ("https://", "address 'https://' names no server: give https://HOST/PATH"),
+        (
+            "https://host/a.cache?raw=true",
+            "contains ?: give the URL of the cache's folder, to which the names",
+        ),
         ("s3://", "address 's3://' names no bucket: give s3://BUCKET/PATH"),
         (
             "az://container/a.cache",

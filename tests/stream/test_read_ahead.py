@@ -63,8 +63,8 @@ def test_errors_of_reads_ahead_come_when_their_chunk_is_due(cache_copy, slow_fol
 def test_the_memory_of_a_stream_is_known_beforehand(small_cache_path):
     cache = Cache(small_cache_path)
     spec = stream_spec(cache, window_blocks=8)
-    slots, reader_ = slot_layout(cache.schema, spec), WindowReader(cache, spec)
-    window = next(spec.order.windows(0))
+    slots, reader_ = slot_layout(cache.schema, spec, 2), WindowReader(cache, spec)
+    window = next(spec.order.windows(0)[0])
     assert window.size == spec.order.largest_window == 140  # a view has fewer than eight whole chunks
     samples = reader_.read(0, window)
     assert 0 <= slots.slot_bytes - sum(array.nbytes for array in samples.values()) < 4096 * len(samples)
@@ -72,4 +72,4 @@ def test_the_memory_of_a_stream_is_known_beforehand(small_cache_path):
     arrays = cache.read_chunk(next(cache.commits()), 0, names)
     assert reader_.chunk_bytes == sum(array.nbytes for array in arrays.values()) + 64 * 64 * 64 * 3
     with BatchStream(cache, spec, CPU, workers=2) as stream:
-        assert [memory.size for memory in stream._workers.memories] == [slots.worker_bytes] * 2
+        assert [memory.size for memory in stream._workers.memories] == [slots.segment_bytes] * 2

@@ -67,6 +67,25 @@ def test_ranks_read_different_samples(small_cache_path):
     assert not set(ranks[0]) & set(ranks[1])
 
 
+@pytest.mark.parametrize(
+    ("workers", "world_size", "start"), [(0, 1, 4), (0, 2, 0), (0, 2, 4), (0, 4, 5), (1, 1, 0), (3, 2, 4)]
+)
+def test_ranks_that_share_lanes_have_the_same_global_batches(small_cache_path, workers, world_size, start):
+    """Four lanes of 64, 64, 6 and 6 samples, of which each step takes two: epochs of three steps."""
+    alone = [digest(batch) for batch in read_batches(small_cache_path, LENGTH, batch_size=8, lanes=4)]
+    shape = {"batch_size": 8 // world_size, "lanes": 4, "world_size": world_size, "workers": workers}
+    where = {"epoch": start // 3, "step": start % 3}
+    ranks = [
+        read_batches(small_cache_path, LENGTH - start, rank=rank, **shape, **where)
+        for rank in range(world_size)
+    ]
+    joint = [
+        {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*ranks, strict=True)
+    ]
+    assert [digest(batch) for batch in joint] == alone[start:]
+
+
 def test_a_batch_is_valid_until_the_batch_after_the_next(small_cache_path, undisturbed):
     cache = Cache(small_cache_path)
     with BatchStream(cache, stream_spec(cache), CPU, workers=1) as stream:

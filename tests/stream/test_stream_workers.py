@@ -168,7 +168,7 @@ def test_an_undecodable_crop_comes_with_unit_and_row(cache_copy):
 def slot_bytes(path):
     """What the slots of one worker take."""
     cache = Cache(path)
-    return slot_layout(cache.schema, stream_spec(cache)).worker_bytes
+    return slot_layout(cache.schema, stream_spec(cache), 1).segment_bytes
 
 
 @pytest.mark.parametrize(("workers", "share"), [(1, 0.9), (2, 1.9)])
@@ -291,7 +291,7 @@ def test_shared_memory_is_allocated_whole(memories):
 
 def test_fields_of_a_slot_lie_on_pages_of_their_own(small_cache_path, memories):
     cache = Cache(small_cache_path)
-    layout = SlotLayout(tuple(sample_fields(cache.schema, stream_spec(cache)).values()), samples=1)
+    layout = SlotLayout(tuple(sample_fields(cache.schema, stream_spec(cache)).values()), samples=1, slots=2)
     slots = [layout.arrays(shared_buffer(memories[0]), number) for number in range(2)]
     for number, arrays in enumerate(slots):
         for array in arrays.values():

@@ -24,7 +24,8 @@ from pipeline.objectives.objective import Setting, TrainingStep
 from pipeline.stream.batches import BatchStream
 from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
-from pipeline.training.job import choose_compilation, choose_precision, describe_job, shared_by_ranks
+from pipeline.training.job import describe_job, shared_by_ranks
+from pipeline.training.precision import choose_compilation, choose_precision
 from pipeline.training.run import load_newest, run_job
 from pipeline.training.sections import TrainConfig
 from pipeline.training.targets import CachedTargets, TeacherOutput

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import assert_same_bits, losses, metrics, saved_steps, train
+from training_runs import assert_same_bits, killed_after, losses, metrics, saved_steps, train
 from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
 from pipeline.training.distributed import Ranks
@@ -144,7 +144,9 @@ def test_the_command_finishes_and_only_the_main_rank_writes(folder):
     assert {path.name for path in run.iterdir()} - {"tensorboard"} == {*left, "report.html"}
 
 
-def test_one_process_cannot_resume_the_run_of_two_ranks(folder, small_cache_path):
-    result = train(small_cache_path, folder / "run", resume=True)
-    assert result.exit_code == 1
-    assert "cannot resume: ranks was 2 and is now 1: use the old value, or a new --run" in result.output
+def test_one_process_continues_the_run_of_two_ranks(folder, small_cache_path, tmp_path):
+    run = killed_after(folder / "run", 3, tmp_path / "run")
+    result = train(small_cache_path, run, "evaluate.every_epochs=0", resume=True)
+    assert result.exit_code == 0, result.output
+    assert "continuing after step 3 of 6 of 16 images in 2 lanes: " in result.output
+    assert len(metrics(run)) == 6

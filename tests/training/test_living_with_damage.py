@@ -82,7 +82,7 @@ def test_damage_changes_its_own_samples_alone(tmp_path):
     after = digests(path, 8, **settings)
     changed = [step for step, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
     order = stream_spec(cache, views=(0,), batch_size=64).order
-    drawn = [int(window.chunks[0, 0]) for epoch in (0, 1) for window in order.windows(epoch)]
+    drawn = [int(window.chunks[0, 0]) for epoch in (0, 1) for window in order.windows(epoch)[0]]
     assert changed == [step for step, unit in enumerate(drawn) if unit == 1]
     assert digests(path, 8, workers=2, **settings) == after
     assert all(after[step] not in (before[step], *after[:step]) for step in changed[1:])

@@ -78,12 +78,13 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, small_cache_path):
     described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
     start = {"maskalign", "commit", "command", "host", "began", "ended", "versions"}
-    start |= {"first_step", "last_step"}
+    start |= {"ranks", "first_step", "last_step"}
     own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "operations"}
     own |= {"device", "starts", "initial_encoder"}
     assert set(described) == own | start
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
-    assert described["resolved"] == {"train.precision": "float32", "train.compile": False}
+    resolved = {"train.precision": "float32", "train.compile": False, "data.lanes": 1}
+    assert described["resolved"] == resolved
     assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
     assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
     assert (described["steps"], described["steps_per_epoch"], described["device"]) == (6, 8, "cpu")
@@ -194,7 +195,7 @@ def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
     found = checkpoint(run, 6)
     assert set(found) == {"step", "student", "optimiser", "pinned", "scaler"}
     assert found["step"] == 6
-    assert set(found["pinned"]) == {"cache", "units", "ranks", "train.global_batch", "train.precision"}
+    assert set(found["pinned"]) == {"cache", "units", "lanes", "train.global_batch", "train.precision"}
     assert {state["step"].item() for state in found["optimiser"]["state"].values()} == {6}
 
 

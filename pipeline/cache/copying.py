@@ -1,0 +1,168 @@
+"""Copies what a plan names. Every byte is checked against the commits of the source on its way.
+
+Shards and view tars are copied as they are. Only `stats` has all levels side by side: where levels are left
+out, its rows are written anew. The units of a copy are numbered from 0, and it has commits of its own. A unit
+appears in it like an extracted one: under temporary names first, the commit last.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.cache import layout
+from pipeline.cache.commit import Commit, FileRecord
+from pipeline.cache.copy_plan import CopyPlan, copied_arrays
+from pipeline.cache.shards import ShardWriter
+from pipeline.cache.store import unreadable
+from pipeline.cache.units import Unit, appended_units
+from pipeline.cache.writer import UnitContent, change_units, create_cache, is_empty, publish_files
+from pipeline.errors import CacheError
+from pipeline.progress import ProgressDisplay
+from pipeline.runtime.ordered import ordered_map
+from pipeline.storage.files import DigestedFile, WrittenFile
+from pipeline.storage.folder import Folder
+
+_PIECE_BYTES = 8 << 20
+_PIECES_AT_ONCE = 4  # of one file, where each costs a round trip
+_STATS, _VIEW_TAR = "stats", "view.tar"
+_CURE = "inspect-cache verify --full --repair removes what is damaged, and extract-teacher makes it again"
+
+
+@dataclass
+class _UnitCopy:
+    """A unit on its way: its commit in the source, its place in the copy, its files so far by key."""
+
+    commit: Commit
+    unit: Unit
+    scratch: Path
+    claim: ExitStack
+    files: dict[str, WrittenFile] = field(default_factory=dict)
+    blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fault: str = ""
+
+
+def run_copy(plan: CopyPlan, workers: int, report: Callable[[str], None]) -> int:
+    """Copy what is missing, in several threads; return how many units other processes are copying.
+
+    The same call again continues. A damaged unit is reported and left out; after the rest has been copied,
+    CacheError is raised.
+    """
+    if is_empty(plan.folder):
+        create_cache(plan.folder, plan.schema, plan.constants)
+    with plan.folder.scratch() as scratch, ProgressDisplay("copy", len(plan.missing), unit="units") as shown:
+        copier = _Copier(plan, scratch)
+        for done, copied in enumerate(copier.units(workers), start=1):
+            shown.update(done, f"{copied / 1e9:.3g} of {plan.missing_bytes / 1e9:.3g} GB")
+    damaged = [*plan.damaged, *copier.damaged]
+    for line in damaged:
+        report(f"damaged, not copied: {line}")
+    if damaged:
+        units = f"{len(damaged)} unit{'s' * (len(damaged) > 1)}"
+        raise CacheError(f"{units} of cache {plan.source.address!r} cannot be copied; there, {_CURE}")
+    return copier.elsewhere
+
+
+class _Copier:
+    """Copies the missing units of a plan, several files at once, in the order of the plan."""
+
+    def __init__(self, plan: CopyPlan, scratch: Path) -> None:
+        self.damaged: list[str] = []
+        self.elsewhere = 0  # units that another process is copying, or was the first to publish
+        self._plan, self._scratch = plan, scratch
+        units = change_units(plan.folder, plan.schema, lambda units, _: appended_units(units, plan.missing))
+        self._places = {(unit.source, unit.view): unit for unit in units}
+        self._same = {spec.name for spec in copied_arrays(plan)}
+
+    def units(self, workers: int) -> Iterator[int]:
+        """Copy and publish the units; yield, after each, the bytes that have been copied in all."""
+        copied = 0
+        with ExitStack() as claims:
+            for copy, name in ordered_map(self._copy_part, self._parts(claims), workers):
+                if name != _VIEW_TAR:  # the last part of a unit
+                    continue
+                if copy.fault:
+                    self.damaged.append(f"{copy.commit.name}: {copy.fault}")
+                else:
+                    self._publish(copy)
+                copied += sum(file.size for file in copy.files.values())
+                shutil.rmtree(copy.scratch)
+                copy.claim.close()
+                yield copied
+
+    def _parts(self, claims: ExitStack) -> Iterator[tuple[_UnitCopy, str]]:
+        """Claim one unit after the other; yield it with the name of each array, then of its view tar."""
+        for unit in self._plan.missing:
+            place, claim = self._places[unit.source, unit.view], claims.enter_context(ExitStack())
+            if not claim.enter_context(self._plan.folder.claimed(place.stem)):
+                self.elsewhere += 1
+                continue
+            copy = _UnitCopy(self._plan.source.commit_of(unit), place, self._scratch / place.stem, claim)
+            copy.scratch.mkdir()
+            for name in layout.row_arrays(self._plan.schema):
+                yield copy, name
+            yield copy, _VIEW_TAR
+
+    def _copy_part(self, part: tuple[_UnitCopy, str]) -> tuple[_UnitCopy, str]:
+        copy, name = part
+        path, is_tar = copy.scratch / name.replace("/", "."), name == _VIEW_TAR
+        try:
+            if is_tar or name in self._same:
+                theirs = self._plan.source.units[copy.commit.unit]
+                source = layout.view_tar_key(theirs) if is_tar else self._key(name, theirs)
+                file = _copy_file(self._plan.source.folder, source, copy.commit.files[source], path)
+            else:
+                file, copy.blocks[name] = self._copy_levels(copy.commit, path)
+            if name in self._same:
+                copy.blocks[name] = copy.commit.blocks[name]
+            copy.files[layout.view_tar_key(copy.unit) if is_tar else self._key(name, copy.unit)] = file
+        except CacheError as error:
+            copy.fault = str(error)
+        return copy, name
+
+    def _key(self, name: str, unit: Unit) -> str:
+        return layout.shard_key(layout.row_arrays(self._plan.schema)[name], unit.unit)
+
+    def _copy_levels(self, commit: Commit, path: Path) -> tuple[WrittenFile, tuple[int, ...]]:
+        """Write `stats` (n, M, T, 2 + G) of the chosen levels; return the shard and the CRC of each chunk."""
+        source, schema = self._plan.source, self._plan.schema
+        places = list(source.level_indices(schema.levels))
+        writer = ShardWriter(path, layout.row_arrays(schema)[_STATS])
+        try:
+            for chunk in range(layout.chunk_count(commit.rows)):
+                writer.append(source.read_chunk(commit, chunk, [_STATS])[_STATS][:, places])
+        except BaseException:
+            writer.file.discard()
+            raise
+        return writer.close(), tuple(writer.checksums)
+
+    def _publish(self, copy: _UnitCopy) -> None:
+        blocks = {name: copy.blocks[name] for name in layout.row_arrays(self._plan.schema)}
+        content = UnitContent(copy.commit.rows, copy.files, blocks, copy.commit.skipped)
+        if not publish_files(self._plan.folder, self._plan.schema, copy.unit, content, claim=copy.unit.stem):
+            self.elsewhere += 1
+
+
+def _copy_file(folder: Folder, key: str, record: FileRecord, path: Path) -> WrittenFile:
+    """Copy a file of a cache to a new local one; raises CacheError unless it is what was committed."""
+
+    def read(start: int) -> bytes:
+        end = min(start + _PIECE_BYTES, record.size)
+        try:
+            return folder.read(key, start, end + (end == record.size))  # a byte more shows a longer file
+        except OSError as error:
+            raise unreadable(key, error, _CURE) from None
+
+    file = DigestedFile(path)
+    try:
+        starts = range(0, max(1, record.size), _PIECE_BYTES)
+        for piece in ordered_map(read, starts, min(_PIECES_AT_ONCE, folder.parallel_reads)):
+            file.write(piece)
+    except BaseException:
+        file.discard()
+        raise
+    written = file.close()
+    if (written.size, written.sha256) != (record.size, record.sha256):
+        raise CacheError(f"{key} is not what was committed")
+    return written

@@ -1,0 +1,155 @@
+"""A finished cache behind a plain web server: opened, verified and trained from without any listing."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from caches import publish, real
+from stream_parts import digests
+from test_cache_on_objects import TINY, called, contents
+from typer.testing import CliRunner
+
+from pipeline.cache.commit import committed
+from pipeline.cache.reader import Cache
+from pipeline.cache.verify import verify_quickly
+from pipeline.cache.verify_content import verify_unit
+from pipeline.errors import CacheError, ConfigError, StorageError
+from pipeline.storage.address import open_folder
+from pipeline.storage.objects import ObjectFolder
+from stages.extract_teacher import extract_teacher
+from stages.inspect_cache import app as inspect_app
+from stages.train_student import train_student
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return real(tmp_path_factory.mktemp("local"), tars=2, images_per_tar=66, views=1)
+
+
+@pytest.fixture
+def served(server, bucket, local):
+    """The URL of the cache on a server that knows each file by its name alone."""
+    folder = ObjectFolder(f"s3://{bucket}/a b/small.cache")
+    for path in sorted(local.rglob("*")):
+        key = path.relative_to(local).as_posix()
+        if path.is_file() and not key.startswith("logs/"):
+            folder.replace(key, path.read_bytes())
+    server.forget()
+    return f"{server.endpoint}/plain/{bucket}/a%20b/small.cache"
+
+
+def test_a_cache_opens_from_the_web_without_a_listing(server, served, local):
+    cache = Cache(served)
+    assert (cache.digest, cache.units) == (Cache(local).digest, Cache(local).units)
+    assert len(cache.finished(None, allow_partial=False)) == 2
+    assert digests(served, 5, views=(0,)) == digests(local, 5, views=(0,))
+    assert {method for method, _ in server.log} == {"GET"}
+    assert not any("?" in path or path.endswith("/") for _, path in server.log)
+
+
+def test_an_unfinished_unit_is_known_by_its_missing_commit(bucket, served):
+    ObjectFolder(f"s3://{bucket}/a b/small.cache").remove("commits/train-0001.v00.json")
+    cache = Cache(served)
+    assert [commit.source for commit in cache.commits()] == ["train-0000.tar"]
+    assert [unit.source for unit in committed(cache.folder, cache.units)] == ["train-0000.tar"]
+    with pytest.raises(CacheError, match="is not finished: 1 of 2 units are committed"):
+        cache.finished(None, allow_partial=False)
+
+
+def test_what_is_no_cache_is_one_sentence(server, bucket, served):
+    with pytest.raises(CacheError, match=r"is not a cache \(no units\.json\)"):
+        Cache(f"{server.endpoint}/plain/{bucket}/nothing")
+    server.fail("403", method="GET")
+    with pytest.raises(OSError, match="access is denied"):
+        Cache(served)
+
+
+def test_damage_is_noticed_through_the_web(bucket, served):
+    folder, key = ObjectFolder(f"s3://{bucket}/a b/small.cache"), "targets.zarr/stats/c/1/0/0/0"
+    cache = Cache(served)
+    assert list(verify_quickly(cache)) == []
+    data = folder.read(key)
+    folder.replace(key, data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    assert list(verify_quickly(cache)) == []
+    assert [verify_unit(cache, unit) == [] for unit in cache.units] == [True, False]
+    folder.replace(key, data[:-1])
+    (found,) = verify_quickly(cache)
+    assert found.text == f"unit 1 (train-0001.tar, view 0): {key} has {len(data) - 1} bytes, not {len(data)}"
+
+
+def test_nothing_can_be_written_through_the_web(served, tmp_path):
+    folder = open_folder(served)
+    writes = (
+        lambda: folder.replace("a", b""),
+        lambda: folder.create("a", b""),
+        lambda: folder.take(tmp_path, "a"),
+        lambda: folder.take_tree(tmp_path, "a", "b"),
+        lambda: folder.update("a", bytes),
+        lambda: folder.remove("a"),
+        lambda: folder.claimed("a"),
+        lambda: folder.moving(),
+        lambda: folder.scratch(),
+    )
+    for write in writes:
+        with pytest.raises(ConfigError, match="serves a finished cache to readers; to write, give a path"):
+            write()
+    with pytest.raises(ConfigError):
+        publish(served, Cache(served).schema, Cache(served).units[0])
+
+
+def test_commands_read_from_the_web_and_refuse_to_write_there(server, served, local, tmp_path):
+    def inspected(*words):
+        result = CliRunner().invoke(inspect_app, list(words), catch_exceptions=False)
+        return result.exit_code, result.output
+
+    assert inspected("info", served)[1] == inspected("info", str(local))[1].replace(str(local), served)
+    code, output = inspected("verify", served)
+    assert (code, output) == (
+        0,
+        f"cache '{served}', 2 of 2 units: names, sizes and metadata are what was committed\n",
+    )
+    code, output = inspected("verify", served, "--repair")
+    assert (code, "give --repair where it is stored" in output) == (2, True)
+    tar = str(local.parent / "tars" / "train-0000.tar")
+    code, output = called(extract_teacher, tar, "--cache", served, "--teacher", "timm:test_vit.random")
+    assert (code, "cannot list a folder: it serves a finished cache to readers" in output) == (2, True)
+    server.forget()
+    settings = [word for key in TINY for word in ("--set", key)]
+    run = ("--run", tmp_path / "run", "--device", "cpu")
+    code, output = called(train_student, "--cache", served, *run, *settings)
+    assert code == 0, output
+    assert {method for method, _ in server.log} == {"GET"}
+
+
+def test_a_server_without_ranges_is_named(local, monkeypatch):
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(local.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as plain:
+        thread = threading.Thread(target=plain.serve_forever, daemon=True)
+        thread.start()
+        cache = Cache(f"http://127.0.0.1:{plain.server_port}/small.cache")
+        commit = next(cache.commits())
+        with pytest.raises(StorageError, match="the server does not serve ranges"):
+            cache.read_chunk(commit, 0, ["index"])
+        plain.shutdown()
+        thread.join()
+
+
+def test_a_copy_through_a_failing_web_is_continued(server, bucket, served, local, tmp_path):
+    def copy(*words):
+        result = CliRunner().invoke(inspect_app, ["copy", served, *map(str, words)], catch_exceptions=False)
+        return result.exit_code, result.output
+
+    target = tmp_path / "b.cache"
+    server.fail("403", method="GET", key="features/block_04/c/1")
+    code, output = copy(target, "--workers", "1")
+    assert (code, "access is denied" in output) == (1, True)
+    assert [commit.unit for commit in Cache(target).commits()] == [0]
+    server.heal()
+    server.forget()
+    assert copy(target)[0] == 0
+    assert not any("/block_03/c/0" in path for _, path in server.log)  # what is there is not read again
+    assert contents(target) == contents(local)
+    assert copy(f"s3://{bucket}/copy.cache")[0] == 0
+    assert contents(f"s3://{bucket}/copy.cache") == contents(local)
