@@ -1,6 +1,7 @@
 """What is packed: images in a fixed order, each with its place, its name and what its label says."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class FilePlaces:
 
     def __getitem__(self, index: int) -> ImageFile:
         """Return the place of image `index`."""
-        return ImageFile(str(self.folder / self.names[index]))
+        return ImageFile(os.path.join(self.folder, self.names[index]))  # noqa: PTH118  # a million times
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_the_recipe_for_b_is_the_default_but_for_lanes():
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():
-    assert len(SETTINGS) == 11
+    assert len(SETTINGS) == 12
     for recipe in SETTINGS:
         extract, train = commands(recipe)
         assert [refusal(words) for words in (extract, train)] == [None, None]
@@ -97,6 +97,12 @@ def test_commands_of_the_recipes_are_accepted_and_fit_together():
         config = load_config(RunConfig, recipe)
         amount = f"{config.optim.steps} steps" if config.optim.steps else f"{config.optim.epochs:g} epochs"
         assert comment(recipe, "time").startswith(amount)
+
+
+def test_recipes_for_imagenet_continue_on_other_numbers_of_gpus():
+    for recipe in SETTINGS:
+        lanes = load_config(RunConfig, recipe).data.lanes
+        assert lanes == (64 if value(commands(recipe)[0], "--cache").startswith("in1k") else "auto"), recipe
 
 
 def test_teachers_of_the_recipes_exist():
@@ -130,6 +136,9 @@ STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and
     "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
     "timm:vit_base_patch14_reg4_dinov2.lvd142m": partial(
         tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7
+    ),
+    "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k": partial(
+        tiny_timm, "vit_tiny_patch16_224", size=32, patch=8
     ),
     TEACHER: lambda _folder: TEACHER,
 }

@@ -66,6 +66,8 @@ def test_a_configuration_is_a_recipe(small_cache_path, tmp_path):
     settings = {"optim.steps": 3}
     done = maskalign.run_training(small_cache_path, tmp_path / "a", config, settings, device="cpu").done
     assert done == 3
+    nested = {**SETTINGS, "optim": {"steps": 2, "warmup_steps": 1}}
+    assert maskalign.run_training(small_cache_path, tmp_path / "c", nested, device="cpu").steps == 2
     with pytest.raises(ConfigError, match=r"configuration file 'no.toml' does not exist"):
         maskalign.run_training(small_cache_path, tmp_path / "b", "no.toml")
     with pytest.raises(ConfigError, match=r"unknown configuration key 'mask.ratoi'"):

@@ -187,6 +187,10 @@ REFUSED = {
     "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
     "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
     "two.parquet": "has no column called image, img, ",
+    "lacks/*": "SOURCE '{tmp}/lacks/dataset_info.json' is not of a known kind",
+    "t*.parquet": "has no column with the bytes of images",
+    "two.*": "SOURCE '{tmp}/two.csv' is one of several kinds, .csv, .parquet: give",
+    "a**b": "SOURCE '{tmp}/a**b' does not exist: give",
     "tarred/a.tar": "is a tar: give it to extract-teacher if it holds KEY.jpg and KEY.cls, else unpack it",
     "image.jpg": "SOURCE '{tmp}/image.jpg' is not of a known kind",
     "no_path.csv": "has no column called path, image_path, file_name",
@@ -220,6 +224,7 @@ def test_what_is_refused_says_what_it_is(tmp_path):
         "ragged.csv": b"path,label\nimage.jpg,1\nimage.jpg,1,2\n",
         "gone.csv": b"path,label\ngone.jpg,1\n",
         "only.csv": b"path,label\n",
+        "two.csv": b"path,label\n",
         "latin.csv": b"path,label\n\xff.jpg,1\n",
     }.items():
         (tmp_path / name).write_bytes(data)
