@@ -32,6 +32,7 @@ _TEACHER = (
 )
 _LEVELS = "Teacher blocks: a number (the last N) or a list such as 3,7,11."
 _ENCODING = "int8, int4 (half of it) or float16 (twice)."
+_COMPRESSOR = "none, zstd or blosc for the codes; inspect-cache plan says when it pays."
 _KEEP = "Share of patches to store; below 1 it fixes the masks of training."
 _KEEP_RANK = "Patches to store: drawn by the teacher's `attention`, or at `random`."
 _VIEW_FORMAT = "Stored crops: jpeg (quality 95) or raw (lossless)."
@@ -61,6 +62,7 @@ def extract_teacher(
     levels: Annotated[str, typer.Option(help=_LEVELS)] = Options.levels,
     views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
     encoding: Annotated[str, typer.Option(help=_ENCODING)] = Options.encoding,
+    compressor: Annotated[str, typer.Option(help=_COMPRESSOR)] = Options.compressor,
     keep: Annotated[float, typer.Option(metavar="SHARE", help=_KEEP)] = Options.keep,
     keep_rank: Annotated[str, typer.Option(help=_KEEP_RANK)] = Options.keep_rank,
     view_format: Annotated[str, typer.Option(help=_VIEW_FORMAT)] = Options.view_format,
@@ -93,7 +95,7 @@ def extract_teacher(
         from pipeline.extraction.job import plan_extraction, run_extraction
 
         if dry_run:
-            _show_rates(options, plan_extraction(options, _show_sizes, disk_seconds))
+            _show_rates(options, plan_extraction(options, partial(_show_sizes, options), disk_seconds))
             return
         extractor, missing = run_extraction(options)
         _show_summary(options, extractor, missing)
@@ -123,13 +125,15 @@ def _read_options(given: dict[str, Any]) -> Options:
     return replace(options, device=choose_device(given["device"]))
 
 
-def _show_sizes(sizes: "SizeForecast") -> None:
+def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
     from pipeline.cache.schema import UNIT_ROWS
 
     tars, views = counted(sizes.tars, "tar"), counted(sizes.views, "view")
     print_row("images", f"{sizes.images:,.0f} in {tars}, {views} of each")
     print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
     print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
+    if options.compressor != "none":
+        print_row("", "both before compression; inspect-cache plan measures it once a unit is there")
     if sizes.linked_to:
         print_row("view tars", f"hard links to those of {sizes.linked_to!r}")
     if sizes.finished:

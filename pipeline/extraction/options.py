@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.cache.reader import Cache
-    from pipeline.cache.schema import Encoding
+    from pipeline.cache.schema import Compressor, Encoding
     from pipeline.cache.units import Unit
     from pipeline.teacher.module import ModuleTeacher
     from pipeline.views.codec import ViewFormat
@@ -34,6 +34,7 @@ class ExtractionOptions:
     levels: str = "5"
     views: int = 1
     encoding: "Encoding" = "int8"
+    compressor: "Compressor" = "none"
     keep: float = 1.0
     keep_rank: "RankStrategy" = "attention"
     view_format: "ViewFormat" = "jpeg"
@@ -54,13 +55,14 @@ class ExtractionOptions:
 
     def __post_init__(self) -> None:
         """Check what typer cannot."""
-        from pipeline.cache.schema import ENCODINGS
+        from pipeline.cache.schema import COMPRESSORS, ENCODINGS
         from pipeline.teacher.request import parse_levels, split_address, student_grid
         from pipeline.views.codec import VIEW_FORMATS
         from pipeline.views.masking import RANK_STRATEGIES, count_of_share
 
         for option, value, accepted in (
             ("--encoding", self.encoding, ENCODINGS),
+            ("--compressor", self.compressor, COMPRESSORS),
             ("--view-format", self.view_format, VIEW_FORMATS),
             ("--keep-rank", self.keep_rank, RANK_STRATEGIES),
             ("--precision", self.precision, get_args(Precision)),

@@ -15,7 +15,7 @@ from pipeline.runtime.launch import share_of_work, this_process, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
 
 if TYPE_CHECKING:
-    from pipeline.cache.schema import Encoding
+    from pipeline.cache.schema import Compressor, Encoding
     from pipeline.report.scores import Score
     from pipeline.teacher.module import ModuleTeacher
     from pipeline.training.config import RunConfig
@@ -34,6 +34,7 @@ class ExtractionChoices(TypedDict, total=False):
     levels: str
     views: int
     encoding: "Encoding"
+    compressor: "Compressor"
     keep: float
     keep_rank: "RankStrategy"
     view_format: "ViewFormat"

@@ -212,6 +212,7 @@ def test_what_is_refused_says_what_it_is(tmp_path):
         "splits/train/a/1.jpg": b"x",
         "splits/test/a/1.jpg": b"x",
         "tarred/a.tar": b"x",
+        "tarred/a.parquet": b"x",  # beside tars, as img2dataset writes it
         "dict/dataset_dict.json": b"{}",
         "dict/train/dataset_info.json": b"{}",
         "hub/train-00000-of-00001.parquet": b"x",
