@@ -47,14 +47,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # so that a name which does not exist is found by mypy and editors
 
-        return version("maskalign")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'maskalign' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("maskalign")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'maskalign' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

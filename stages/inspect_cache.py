@@ -95,16 +95,17 @@ def plan(
     Also what it would take on an object store, computed with the prices that are given.
     """
     with cli_errors():
+        from pipeline.cache.compressibility import measure_compressors
         from pipeline.cache.reader import Cache
         from pipeline.cache.requests import describe_store, forecast_store
-        from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
+        from pipeline.cache.sizes import alternatives, finished_bytes, stored_bytes, take_inventory
 
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
         whole = finished_bytes(opened, inventory)
         chosen = _levels(opened, levels)
         crop = inventory.stored["crops"] / inventory.views
-        reading = read_bytes(opened.schema, chosen, attention=True) + crop
+        reading = stored_bytes(opened, inventory, chosen) + crop
         images = inventory.views * whole / inventory.stored.total()
         stored = f"{inventory.stored.total() / 1e9:,.3f} GB"
         print_row("units", f"{inventory.units:,} of {len(opened.units):,}, {stored}")
@@ -116,11 +117,18 @@ def plan(
         store = forecast_store(opened.schema, inventory, whole, chosen, prices)
         for name, value in describe_store(store, rate):
             print_row(name, value)
-        typer.echo("the same views under each encoding, all levels:")
+        plain = "" if opened.schema.compressor == "none" else ", uncompressed"
+        typer.echo(f"the same views under each encoding, all levels{plain}:")
         for encoding, keep, target_bytes in alternatives(opened.schema):
             total = (target_bytes + crop) * images / 1e9
             targets = f"{target_bytes:>12,} bytes of targets a view"
             typer.echo(f"{encoding:>9}  keep {keep:<5g}{targets}{total:>12,.3f} GB in all")
+        typer.echo("features of these levels under each --compressor, measured here:")
+        for cost in measure_compressors(opened, chosen):
+            size = f"{cost.compressor:>9}  {cost.bytes:>12,.0f} bytes a view"
+            pays = f"pays below {cost.worth_below / 1e6:,.0f} MB/s a core" if cost.saved > 0 else "never pays"
+            times = f"{cost.saved:.1%} less, {1e6 * cost.decompress_seconds:,.0f} us to read: {pays}"
+            typer.echo(size if cost.compressor == "none" else f"{size}, {times}")
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:

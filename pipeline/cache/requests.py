@@ -75,7 +75,8 @@ def describe_store(store: StoreForecast, images_per_second: float) -> Iterator[t
 
 def gets_of_chunk(schema: CacheSchema, levels: Sequence[int]) -> int:
     """Return the GETs of a chunk at most: one for each array, for the crops, and for the unit's commit."""
-    return len(levels) + len(arrays_beside(schema)) + 2
+    indexes = 0 if schema.compressor == "none" else len(levels)  # of shards with chunks of any size
+    return len(levels) + len(arrays_beside(schema)) + 2 + indexes
 
 
 def arrays_beside(schema: CacheSchema) -> list[str]:
