@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import ConfigError
 from pipeline.extraction.options import ExtractionOptions as Options
+from pipeline.extraction.options import source_options
 from pipeline.runtime.launch import share_of_work, usable_cores
 from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
 
@@ -25,8 +25,6 @@ _SHARDS = (
 _VIEWS_FROM = (
     "Another teacher on the same views: read the crops of this cache, finished or growing, instead of tars."
 )
-# what the cache of --views-from decides
-_OF_VIEWS = ("shards", "views", "view_format", "image_size", "crop_scale", "flip", "seed", "max_bad")
 _CACHE = "Folder, or s3://BUCKET/PATH: created, continued or extended."
 _TEACHER = (
     "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
@@ -113,7 +111,9 @@ def _read_options(given: dict[str, Any]) -> Options:
 
     check_device_name(given["device"])
     rank, processes = share_of_work()
-    given |= _views(given)
+    source_of = given.pop("context").get_parameter_source
+    named = [name for name in given if source_of(name) and source_of(name).name == "COMMANDLINE"]
+    given |= source_options(given["shards"] or [], given["cache"], given["views_from"], named)
     given |= {
         "workers": usable_cores() if given["workers"] is None else given["workers"],
         "rank": rank,
@@ -123,32 +123,6 @@ def _read_options(given: dict[str, Any]) -> Options:
     if not is_empty(open_folder(options.cache)):
         Cache(options.cache)  # raises CacheError for a folder that is not a cache
     return replace(options, device=choose_device(given["device"]))
-
-
-def _views(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the tars and, with --views-from, the options that its views decide; raises ConfigError."""
-    from pipeline.cache.reader import Cache
-    from pipeline.extraction.options import options_of_views
-    from pipeline.storage.address import absolute
-    from pipeline.views.source_tars import resolve_tars
-
-    other, source_of = given["views_from"], given.pop("context").get_parameter_source
-    if other is None:
-        if not given["shards"]:
-            raise ConfigError("no source tars are named: give SHARDS, or --views-from CACHE")
-        return {"shards": resolve_tars(given["shards"])}
-    if decided := [name for name in _OF_VIEWS if source_of(name).name == "COMMANDLINE"]:
-        names = ["SHARDS" if name == "shards" else f"--{name.replace('_', '-')}" for name in decided]
-        raise ConfigError(
-            f"{' and '.join(names)} cannot be given with --views-from, whose cache decides the views: leave "
-            f"{'them' if len(names) > 1 else 'it'} out"
-        )
-    if absolute(other) == absolute(given["cache"]):
-        raise ConfigError(f"--cache and --views-from are both {other!r}: give a new --cache")
-    found = options_of_views(Cache(other))
-    if source_of("patch_size").name == "COMMANDLINE":
-        found["patch_size"] = given["patch_size"]
-    return found
 
 
 def _show_sizes(options: Options, sizes: "SizeForecast") -> None:

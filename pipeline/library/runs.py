@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import parse_config, read_settings
 from pipeline.errors import ConfigError, SourceError
-from pipeline.extraction.options import Compile, ExtractionOptions, Precision
+from pipeline.extraction.options import Compile, ExtractionOptions, Precision, source_options
 from pipeline.library.cache import Cache
 from pipeline.runtime.launch import share_of_work, this_process, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
@@ -49,6 +49,7 @@ class ExtractionChoices(TypedDict, total=False):
     compile: Compile
     max_bad: float
     limit: int
+    views_from: str
 
 
 def run_extraction(
@@ -59,14 +60,13 @@ def run_extraction(
     device: str | torch.device = "auto",
     **options: Unpack[ExtractionChoices],
 ) -> Cache:
-    """Run a teacher over source tars and return the cache, as extract-teacher does.
+    """Run a teacher over source tars, or with `views_from` over a cache's views; return the new cache.
 
     The same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
     or srun each process takes its share, so units may be missing when it returns. Raises SourceError that
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
-    from pipeline.views.source_tars import resolve_tars
 
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
@@ -75,9 +75,9 @@ def run_extraction(
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    places = [shards] if isinstance(shards, Place) else shards
+    places = [str(place) for place in ([shards] if isinstance(shards, Place) else shards)]
+    given |= source_options(places, str(cache), options.get("views_from"), options)
     checked = ExtractionOptions(
-        shards=resolve_tars([str(place) for place in places]),
         cache=str(cache),
         teacher=teacher,
         device=chosen_device(device),
@@ -96,7 +96,7 @@ def run_extraction(
 
 
 def run_training(
-    cache: Cache | Place,
+    cache: Cache | Place | Sequence[Cache | Place],
     run: Place,
     recipe: "Place | Settings | RunConfig | None" = None,
     settings: Settings | None = None,
@@ -107,6 +107,7 @@ def run_training(
 ) -> "Result":
     """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
 
+    Several caches of the same views are several teachers; the first gives order, crops and masks.
     `recipe` is a TOML file, its values, or a configuration; None is the paper's recipe for B. `settings`
     change keys as --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets
     messages for a person. Under torchrun every process makes the same call. Raises MaskAlignError.
@@ -117,7 +118,8 @@ def run_training(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training as train
 
-    opened = cache if isinstance(cache, Cache) else Cache(cache)
+    given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
     folder, where = Path(run), chosen_device(device)
 
     def read_config() -> RunConfig:
@@ -137,9 +139,8 @@ def run_training(
             if config.evaluate.every_epochs and ranks.is_main:
                 side = opened.schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
-        result = train(
-            opened, folder, config, resume=resume, ranks=ranks, device=where, say=say, evaluate=evaluate
-        )
+        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": where, "others": others}
+        result = train(opened, folder, config, **choices, say=say, evaluate=evaluate)
         if ranks.is_main:
             write_run_report(folder)
     return result

@@ -114,3 +114,13 @@ def test_the_options_are_those_of_the_command():
     ours, theirs = ExtractionChoices.__annotations__, ExtractionOptions.__dataclass_fields__
     given = {"shards", "cache", "teacher", "device", "rank", "processes"}
     assert list(ours) == [name for name in theirs if name not in given]
+
+
+def test_two_teachers_of_the_same_views_teach_one_student(small_cache_path, tmp_path):
+    other = {"views_from": str(small_cache_path), "workers": 0, "device": "cpu", "levels": "1"}
+    second = maskalign.run_extraction([], tmp_path / "b.cache", "timm:test_vit3.random", **other)
+    caches = [small_cache_path, second]
+    result = maskalign.run_training(caches, tmp_path / "run", settings=SETTINGS, device="cpu")
+    assert result.done == result.steps
+    with pytest.raises(ConfigError, match="--seed cannot be given with --views-from"):
+        maskalign.run_extraction([], tmp_path / "c.cache", "timm:test_vit3.random", seed=1, **other)
