@@ -163,11 +163,12 @@ class Cache:
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part | None]) -> Iterator[Part]:
         """Yield what `read` returns for each unit that exists, without None."""
+        at_once = self.folder.parallel_reads
+        found: Iterator[Part | None]
         if self.folder.can_list:
-            existing, present = committed(self.folder, units), self._present
+            found = ordered_map(partial(self._present, read), committed(self.folder, units), at_once)
         else:  # one request for each unit tells whether it exists, and reads it
-            existing, present = list(units), _read_if_there
-        found = ordered_map(partial(present, read), existing, self.folder.parallel_reads)
+            found = ordered_map(partial(_read_if_there, read), units, at_once)
         return (part for part in found if part is not None)
 
     def _present(self, read: Callable[[Unit], Result], unit: Unit) -> Result:
