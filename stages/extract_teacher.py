@@ -133,7 +133,7 @@ def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
     print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
     print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
     if options.compressor != "none":
-        print_row("", "both before compression; inspect-cache plan measures it once a unit is there")
+        print_row("", "before compression, which inspect-cache plan measures once a unit is there")
     if sizes.linked_to:
         print_row("view tars", f"hard links to those of {sizes.linked_to!r}")
     if sizes.finished:
