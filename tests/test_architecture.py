@@ -51,6 +51,7 @@ DOORS = {
     "open_clip": {"pipeline/teacher", "pipeline/demo"},
     "zarr": {"pipeline/cache"},
     "obstore": {"pipeline/storage"},
+    "ray": {"pipeline/extraction"},
     "webdataset": {"pipeline/views", "pipeline/stream"},
     "typer": {"stages"},
     "matplotlib": {"pipeline/report"},
