@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from pipeline.library.cache import Cache
     from pipeline.library.dataset import CacheDataset
     from pipeline.library.join_stage import with_targets
-    from pipeline.library.runs import load_student, run_evaluation, run_extraction, run_training
+    from pipeline.library.runs import run_evaluation, run_extraction, run_training
+    from pipeline.library.student import load_student
     from pipeline.teacher.module import ModuleTeacher, transformers_teacher
     from pipeline.teacher.tower import Importance
 
@@ -23,7 +24,7 @@ _HOMES = {
     "Importance": "pipeline.teacher.tower",
     "MaskAlignError": "pipeline.errors",
     "ModuleTeacher": "pipeline.teacher.module",
-    "load_student": "pipeline.library.runs",
+    "load_student": "pipeline.library.student",
     "run_evaluation": "pipeline.library.runs",
     "run_extraction": "pipeline.library.runs",
     "run_training": "pipeline.library.runs",
@@ -46,14 +47,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # so that a name which does not exist is found by mypy and editors
 
-        return version("maskalign")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'maskalign' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("maskalign")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'maskalign' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

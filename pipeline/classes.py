@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 
+CLASSES_FILE = "classes.json"  # what pack-images puts beside tars
+
 
 @dataclass(frozen=True)
 class NamedClass:

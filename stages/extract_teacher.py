@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import ConfigError
 from pipeline.extraction.options import ExtractionOptions as Options
+from pipeline.extraction.options import source_options
 from pipeline.runtime.launch import share_of_work, usable_cores
 from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
 
@@ -24,8 +24,6 @@ _SHARDS = (
 _VIEWS_FROM = (
     "Another teacher on the same views: read the crops of this cache, finished or growing, instead of tars."
 )
-# what the cache of --views-from decides
-_OF_VIEWS = ("shards", "views", "view_format", "image_size", "crop_scale", "flip", "seed", "max_bad")
 _CACHE = "Folder, or s3://BUCKET/PATH: created, continued or extended."
 _TEACHER = (
     "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH; "
@@ -33,6 +31,7 @@ _TEACHER = (
 )
 _LEVELS = "Teacher blocks: a number (the last N) or a list such as 3,7,11."
 _ENCODING = "int8, int4 (half of it) or float16 (twice)."
+_COMPRESSOR = "none, zstd or blosc for the codes; inspect-cache plan says when it pays."
 _KEEP = "Share of patches to store; below 1 it fixes the masks of training."
 _KEEP_RANK = "Patches to store: drawn by the teacher's `attention`, or at `random`."
 _VIEW_FORMAT = "Stored crops: jpeg (quality 95) or raw (lossless)."
@@ -65,6 +64,7 @@ def extract_teacher(
     levels: Annotated[str, typer.Option(help=_LEVELS)] = Options.levels,
     views: Annotated[int, typer.Option(min=1, max=100, help="Crops of each image.")] = Options.views,
     encoding: Annotated[str, typer.Option(help=_ENCODING)] = Options.encoding,
+    compressor: Annotated[str, typer.Option(help=_COMPRESSOR)] = Options.compressor,
     keep: Annotated[float, typer.Option(metavar="SHARE", help=_KEEP)] = Options.keep,
     keep_rank: Annotated[str, typer.Option(help=_KEEP_RANK)] = Options.keep_rank,
     view_format: Annotated[str, typer.Option(help=_VIEW_FORMAT)] = Options.view_format,
@@ -104,7 +104,7 @@ def extract_teacher(
         if dry_run:
             from pipeline.extraction.job import plan_extraction
 
-            _show_rates(options, plan_extraction(options, _show_sizes, disk_seconds))
+            _show_rates(options, plan_extraction(options, partial(_show_sizes, options), disk_seconds))
             return
         made = extract(options, limits)
         _show_summary(options, made)
@@ -120,51 +120,29 @@ def _read_options(given: dict[str, Any]) -> Options:
 
     check_device_name(given["device"])
     rank, processes = share_of_work()
-    found = {
-        **_views(given),
+    source_of = given.pop("context").get_parameter_source
+    named = [name for name in given if source_of(name) and source_of(name).name == "COMMANDLINE"]
+    given |= source_options(given["shards"] or [], given["cache"], given["views_from"], named)
+    given |= {
         "workers": usable_cores() if given["workers"] is None else given["workers"],
         "rank": rank,
         "processes": processes,
     }
-    options = Options(**{field.name: (given | found)[field.name] for field in fields(Options)})
+    options = Options(**{field.name: given[field.name] for field in fields(Options)})
     if not is_empty(open_folder(options.cache)):
         Cache(options.cache)  # raises CacheError for a folder that is not a cache
     return options
 
 
-def _views(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the tars and, with --views-from, the options that its views decide; raises ConfigError."""
-    from pipeline.cache.reader import Cache
-    from pipeline.extraction.options import options_of_views
-    from pipeline.storage.address import absolute
-    from pipeline.views.source_tars import resolve_tars
-
-    other, source_of = given["views_from"], given.pop("context").get_parameter_source
-    if other is None:
-        if not given["shards"]:
-            raise ConfigError("no source tars are named: give SHARDS, or --views-from CACHE")
-        return {"shards": resolve_tars(given["shards"])}
-    if decided := [name for name in _OF_VIEWS if source_of(name).name == "COMMANDLINE"]:
-        names = ["SHARDS" if name == "shards" else f"--{name.replace('_', '-')}" for name in decided]
-        raise ConfigError(
-            f"{' and '.join(names)} cannot be given with --views-from, whose cache decides the views: leave "
-            f"{'them' if len(names) > 1 else 'it'} out"
-        )
-    if absolute(other) == absolute(given["cache"]):
-        raise ConfigError(f"--cache and --views-from are both {other!r}: give a new --cache")
-    found = options_of_views(Cache(other))
-    if source_of("patch_size").name == "COMMANDLINE":
-        found["patch_size"] = given["patch_size"]
-    return found
-
-
-def _show_sizes(sizes: "SizeForecast") -> None:
+def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
     from pipeline.cache.schema import UNIT_ROWS
 
     tars, views = counted(sizes.tars, "tar"), counted(sizes.views, "view")
     print_row("images", f"{sizes.images:,.0f} in {tars}, {views} of each")
     print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
     print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
+    if options.compressor != "none":
+        print_row("", "before compression, which inspect-cache plan measures once a unit is there")
     if sizes.linked_to:
         print_row("view tars", f"hard links to those of {sizes.linked_to!r}")
     if sizes.finished:

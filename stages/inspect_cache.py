@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cache.prices import Prices
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import usable_cores
 from stages.console import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
 _TEACHER = "Run the teacher again on a sample of crops and compare."
 _SPEC = "Where the teacher is, as for extract-teacher; needed if its weights came from a folder."
+_PRICE_READ = "Dollars for a GB that is read: 0 within the region of the bucket."
 _REPAIR = "Remove what is damaged, for the same extract-teacher command to make again."
 _WORKERS = "Threads for --full; default: the cores that this process may use."
 _COPIED_LEVELS = "Teacher blocks to copy, such as 7,11; default: all."
@@ -83,18 +85,27 @@ def plan(
     cache_option: CacheOption = None,
     levels: Annotated[str | None, typer.Option(help=_LEVELS)] = None,
     rate: Annotated[float, typer.Option(min=1, help="Images a second that a student takes.")] = 10_000,
+    price_get: Annotated[float, typer.Option(min=0, help="Dollars for a million GETs.")] = Prices.get,
+    price_put: Annotated[float, typer.Option(min=0, help="Dollars for a million PUTs.")] = Prices.put,
+    price_month: Annotated[float, typer.Option(min=0, help="Dollars for a GB kept a month.")] = Prices.month,
+    price_read: Annotated[float, typer.Option(min=0, help=_PRICE_READ)] = Prices.read,
 ) -> None:
-    """Print the size of a finished cache, what a student reads of it, and the size under other encodings."""
+    """Print the size of a finished cache, what a student reads of it, and the size under other encodings.
+
+    Also what it would take on an object store, computed with the prices that are given.
+    """
     with cli_errors():
+        from pipeline.cache.compressibility import measure_compressors
         from pipeline.cache.reader import Cache
-        from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
+        from pipeline.cache.requests import describe_store, forecast_store
+        from pipeline.cache.sizes import alternatives, finished_bytes, stored_bytes, take_inventory
 
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
         whole = finished_bytes(opened, inventory)
         chosen = _levels(opened, levels)
         crop = inventory.stored["crops"] / inventory.views
-        reading = read_bytes(opened.schema, chosen, attention=True) + crop
+        reading = stored_bytes(opened, inventory, chosen) + crop
         images = inventory.views * whole / inventory.stored.total()
         stored = f"{inventory.stored.total() / 1e9:,.3f} GB"
         print_row("units", f"{inventory.units:,} of {len(opened.units):,}, {stored}")
@@ -102,11 +113,22 @@ def plan(
         parts = f"levels {', '.join(map(str, chosen))} and crop"
         print_row("training", f"reads {reading:,.0f} bytes an image: {parts},")
         print_row("", f"{reading * rate / 1e6:,.0f} MB/s at {rate:,.0f} images/s")
-        typer.echo("the same views under each encoding, all levels:")
+        prices = Prices(price_get, price_put, price_month, price_read)
+        store = forecast_store(opened.schema, inventory, whole, chosen, prices)
+        for name, value in describe_store(store, rate):
+            print_row(name, value)
+        plain = "" if opened.schema.compressor == "none" else ", uncompressed"
+        typer.echo(f"the same views under each encoding, all levels{plain}:")
         for encoding, keep, target_bytes in alternatives(opened.schema):
             total = (target_bytes + crop) * images / 1e9
             targets = f"{target_bytes:>12,} bytes of targets a view"
             typer.echo(f"{encoding:>9}  keep {keep:<5g}{targets}{total:>12,.3f} GB in all")
+        typer.echo("features of these levels under each --compressor, measured here:")
+        for cost in measure_compressors(opened, chosen):
+            size = f"{cost.compressor:>9}  {cost.bytes:>12,.0f} bytes a view"
+            pays = f"pays below {cost.worth_below / 1e6:,.0f} MB/s a core" if cost.saved > 0 else "never pays"
+            times = f"{cost.saved:.1%} less, {1e6 * cost.decompress_seconds:,.0f} us to read: {pays}"
+            typer.echo(size if cost.compressor == "none" else f"{size}, {times}")
 
 
 def _levels(cache: "Cache", text: str | None) -> list[int]:

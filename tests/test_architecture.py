@@ -50,6 +50,7 @@ SHARED_BY_STAGES = "stages.console"
 DOORS = {
     "open_clip": {"pipeline/teacher", "pipeline/demo"},
     "zarr": {"pipeline/cache"},
+    "numcodecs": {"pipeline/cache"},
     "obstore": {"pipeline/storage"},
     "ray": {"pipeline/extraction"},
     "webdataset": {"pipeline/views", "pipeline/stream"},

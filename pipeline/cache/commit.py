@@ -6,7 +6,15 @@ from typing import TypeVar
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from pipeline.cache.digests import seal_of, sealed
-from pipeline.cache.layout import COMMITS, chunk_count, commit_key, row_arrays, shard_sizes, view_tar_key
+from pipeline.cache.layout import (
+    COMMITS,
+    chunk_count,
+    commit_key,
+    may_have,
+    row_arrays,
+    shard_key,
+    view_tar_key,
+)
 from pipeline.cache.schema import UNIT_ROWS, CacheSchema
 from pipeline.cache.units import NamedUnit, Unit
 from pipeline.config import Section
@@ -81,16 +89,15 @@ def read_commit(folder: Folder, schema: CacheSchema, unit: Unit, schema_digest: 
     """
     commit = read_head(folder, unit, schema_digest, Commit)
     sizes = {key: record.size for key, record in commit.files.items()}
-    shards = shard_sizes(schema, unit.unit, commit.rows)
+    specs = {shard_key(spec, unit.unit): spec for spec in row_arrays(schema).values()}
     chunks = {name: len(checksums) for name, checksums in commit.blocks.items()}
     expected = dict.fromkeys(row_arrays(schema), chunk_count(commit.rows))
     tar = sizes.pop(view_tar_key(unit), None)
-    # A newer minor version may have more arrays.
-    fits = (
-        (shards.items() <= sizes.items() and expected.items() <= chunks.items())
-        if schema.is_newer
-        else (sizes == shards and chunks == expected)
+    fits = expected.items() <= chunks.items() and all(
+        may_have(spec, commit.rows, sizes.get(key, 0)) for key, spec in specs.items()
     )
+    # A newer minor version may have more arrays.
+    fits = fits and (schema.is_newer or (len(sizes), len(chunks)) == (len(specs), len(expected)))
     if tar is None or not fits:
         where = f"{folder.address}/{commit_key(unit)}"
         raise CacheError(f"commit {where!r} names other files, sizes or chunks than the schema: {_CURE}")

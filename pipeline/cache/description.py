@@ -22,7 +22,11 @@ def describe_cache(cache: Cache) -> Iterator[tuple[str, str]]:
     yield "", f"{teacher.depth} blocks of width {teacher.width}, {pixels}"
     yield "", f"ran in {teacher.precision}{is_stored}"
     yield "levels", ", ".join(map(str, schema.levels))
-    yield "encoding", f"{schema.encoding}, channels calibrated on {schema.calibration.pictures} images"
+    packed = "" if schema.compressor == "none" else f", compressed by {schema.compressor}"
+    yield (
+        "encoding",
+        f"{schema.encoding}{packed}, channels calibrated on {schema.calibration.pictures} images",
+    )
     cls = ", and CLS" if teacher.has_cls else ""
     yield "patches", f"{schema.stored_patches} of {schema.patches} a view{rank}{cls}"
     crops = f"crops of {view.crop_scale[0]:g} to {view.crop_scale[1]:g} of the area"

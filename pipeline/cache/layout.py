@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.schema import BLOCK_ROWS, UNIT_ROWS, CacheSchema
+from pipeline.cache.schema import BLOCK_ROWS, UNIT_ROWS, CacheSchema, Compressor
 from pipeline.cache.units import Unit
 from pipeline.seeding import key_hash
 
@@ -29,12 +29,13 @@ INDEX_BYTES = UNIT_ROWS // BLOCK_ROWS * 16 + CRC_BYTES
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: the shape of a row, its dtype, and whether it has rows at all (a constant has not)."""
+    """One array: the shape of a row, its dtype, whether it has rows (a constant has not), its compressor."""
 
     name: str
     dtype: np.dtype[Any]
     item_shape: tuple[int, ...]
     by_rows: bool = True
+    compressor: Compressor = "none"
 
     def bytes_of(self, rows: int) -> int:
         """Bytes of `rows` rows."""
@@ -55,7 +56,8 @@ def row_arrays(schema: CacheSchema) -> dict[str, ArraySpec]:
     """Return the arrays with rows; a unit has one shard of each."""
     features = (schema.code_format.dtype, (schema.tokens, schema.stored_width))
     stats = (len(schema.levels), schema.tokens, 2 + schema.groups)
-    specs = [ArraySpec(feature_array(level), *features) for level in schema.levels]
+    compressor = schema.compressor
+    specs = [ArraySpec(feature_array(level), *features, compressor=compressor) for level in schema.levels]
     specs.append(ArraySpec("stats", np.dtype("float16"), stats))
     specs.append(ArraySpec("index", np.dtype("uint64"), (len(INDEX_COLUMNS),)))
     if schema.teacher.has_importance:
@@ -90,8 +92,18 @@ def chunk_range(chunk: int, rows: int) -> tuple[int, int]:
 
 
 def shard_bytes(spec: ArraySpec, rows: int) -> int:
-    """Return the exact size of a shard of so many rows: whole chunks with a checksum each, and the index."""
+    """Return the size of a shard of so many rows: whole chunks with a checksum each, and the index.
+
+    It is exact without compression.
+    """
     return chunk_count(rows) * (spec.bytes_of(BLOCK_ROWS) + CRC_BYTES) + INDEX_BYTES
+
+
+def may_have(spec: ArraySpec, rows: int, size: int) -> bool:
+    """Return whether a shard of so many rows may have so many bytes."""
+    if spec.compressor == "none":
+        return size == shard_bytes(spec, rows)
+    return size > chunk_count(rows) * CRC_BYTES + INDEX_BYTES
 
 
 def metadata_key(name: str) -> str:
@@ -125,7 +137,7 @@ def view_tar_key(unit: Unit) -> str:
 
 
 def shard_sizes(schema: CacheSchema, unit: int, rows: int) -> dict[str, int]:
-    """Return the exact size of each shard of a unit with so many rows, by key."""
+    """Return the size of each shard of a unit with so many rows, by key; exact without compression."""
     return {shard_key(spec, unit): shard_bytes(spec, rows) for spec in row_arrays(schema).values()}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,7 +11,8 @@ from pipeline.cache.digests import digest_of
 from pipeline.config import Section
 from pipeline.views.masking import RankStrategy, count_of_share
 
-FIRST_VERSION, SCHEMA_VERSION = "1.0", "1.1"
+# A cache is written in the lowest version that describes it, so that older programs read it, too.
+FIRST_VERSION, PLAIN_VERSION, SCHEMA_VERSION = "1.0", "1.1", "1.2"
 BLOCK_ROWS: Final = 64
 UNIT_ROWS: Final = 16384
 GROUP_CHANNELS: Final = 64
@@ -36,6 +37,9 @@ CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
     "float16": CodeFormat(np.dtype("float16"), 1, None),
 }
 ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
+
+Compressor = Literal["none", "zstd", "blosc"]
+COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
 
 
 class TeacherFacts(Section):
@@ -96,7 +100,7 @@ class CalibrationSchema(Section):
 class CacheSchema(Section):
     """The attributes of the group targets.zarr."""
 
-    version: str = SCHEMA_VERSION
+    version: str = PLAIN_VERSION
     teacher: TeacherFacts
     view: ViewSchema
     levels: tuple[int, ...]
@@ -107,6 +111,7 @@ class CacheSchema(Section):
     unit_rows: Literal[16384] = UNIT_ROWS
     group_channels: Literal[64] = GROUP_CHANNELS
     calibration: CalibrationSchema
+    compressor: Compressor = "none"
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "CacheSchema":
@@ -124,6 +129,8 @@ class CacheSchema(Section):
             raise ValueError(f"keep {self.keep} and keep_rank {self.keep_rank!r} do not belong together")
         if (self.version == FIRST_VERSION) != self.teacher.model_fields_set.isdisjoint(_KEYS_OF_1_1):
             raise ValueError(f"version {self.version} does not have the teacher's keys of that version")
+        if not self.is_newer and (self.version == SCHEMA_VERSION) != (self.compressor != "none"):
+            raise ValueError(f"version {self.version} does not go with compressor {self.compressor!r}")
         return self
 
     def in_version(self, version: str) -> "CacheSchema":
@@ -135,7 +142,9 @@ class CacheSchema(Section):
 
     def values(self) -> dict[str, Any]:
         """Return the schema as it stands in the group's attributes."""
-        exclude = {"teacher": _KEYS_OF_1_1} if self.version == FIRST_VERSION else None
+        exclude: dict[str, Any] = {"teacher": _KEYS_OF_1_1} if self.version == FIRST_VERSION else {}
+        if self.compressor == "none":
+            exclude["compressor"] = True
         return self.model_dump(mode="json", exclude=exclude)
 
     def source_of_draws(self, source: str) -> str | None:
@@ -202,12 +211,22 @@ def differing_keys(ours: CacheSchema, theirs: CacheSchema) -> list[str]:
 
     The calibration follows from the rest.
     """
-    here, there = _flat(ours.in_version(theirs.version).values()), _flat(theirs.values())
+    here, there = (
+        _flat({**one.values(), "compressor": one.compressor})
+        for one in (ours.in_version(theirs.version), theirs)
+    )
+    if here["compressor"] != there["compressor"]:  # which explains other versions
+        there["version"] = here["version"]
     return [
         f"{key}: {here[key]!r} asked, {there[key]!r} in the cache"
         for key in here
         if here[key] != there[key] and not key.startswith("calibration.")
     ]
+
+
+def version_with(compressor: Compressor) -> str:
+    """Return the version of a new cache."""
+    return PLAIN_VERSION if compressor == "none" else SCHEMA_VERSION
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

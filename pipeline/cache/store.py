@@ -20,6 +20,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from pipeline.cache import layout
+from pipeline.cache.compression import zarr_codecs
 from pipeline.cache.digests import canonical_json, digest_of, parse_json
 from pipeline.cache.layout import CRC_BYTES, GROUP_FILE, ArraySpec
 from pipeline.cache.schema import BLOCK_ROWS, SCHEMA_VERSION, UNIT_ROWS, CacheSchema
@@ -63,7 +64,7 @@ def array_metadata(spec: ArraySpec, units: int) -> bytes:
         chunks=chunk,
         shards=shard if spec.by_rows else None,
         dtype=spec.dtype,
-        compressors=[Crc32cCodec()],
+        compressors=[*zarr_codecs(spec.compressor, spec.dtype), Crc32cCodec()],
         filters=None,
         fill_value=0,
         attributes={"name": spec.name},

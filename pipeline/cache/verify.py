@@ -52,12 +52,13 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
         cure = cure_of_constants(cache.schema, names) + ("" if old else "; else restore it")
         yield Finding(f"the {what} does not match its digest: {cure}")
     found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
-    yield from _verify_commits(cache, found)
+    compressed: dict[str, int] = {}  # bytes of the shards whose size does not follow from the rows
+    yield from _verify_commits(cache, found, compressed)
     for name, spec in layout.row_arrays(cache.schema).items():
-        shards = {
-            layout.shard_key(spec, unit): (unit, layout.shard_bytes(spec, rows))
-            for unit, (rows, _) in found.items()
-        }
+        shards = {}
+        for unit, (rows, _) in found.items():
+            key = layout.shard_key(spec, unit)
+            shards[key] = unit, compressed.get(key) or layout.shard_bytes(spec, rows)
         yield from _verify_sizes(cache, layout.shard_folder(name), shards)
     tars = {layout.view_tar_key(cache.units[unit]): (unit, size) for unit, (_, size) in found.items()}
     yield from _verify_sizes(cache, VIEWS, tars)
@@ -110,8 +111,10 @@ def damaged_constants(cache: Cache) -> list[tuple[str, str]]:
     return damaged
 
 
-def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator[Finding]:
-    """Read every commit and note in `found` those that are sound."""
+def _verify_commits(
+    cache: Cache, found: dict[int, tuple[int, int]], compressed: dict[str, int]
+) -> Iterator[Finding]:
+    """Read every commit and note in `found` and `compressed` what the sound ones say."""
     listed = cache.folder.names(COMMITS) if cache.folder.can_list else set()
     names = sorted(name for name in listed if not name.startswith("."))
     # units.json last, since it may have been extended in the meantime
@@ -131,6 +134,10 @@ def _verify_commits(cache: Cache, found: dict[int, tuple[int, int]]) -> Iterator
             yield damaged_commit(unit, error)
             continue
         found[unit.unit] = (commit.rows, commit.files[layout.view_tar_key(unit)].size)
+        for spec in layout.row_arrays(cache.schema).values():
+            if spec.compressor != "none":
+                key = layout.shard_key(spec, unit.unit)
+                compressed[key] = commit.files[key].size
 
 
 def damaged_commit(unit: Unit, error: CacheError) -> Finding:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.classes import read_classes
+from pipeline.classes import CLASSES_FILE, read_classes
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
@@ -135,9 +135,14 @@ class Choice:
         learnt = open_images(self.shards, self.scratch) if self.shards else None
         known = learnt.class_names if learnt else ()  # so that folders of test images are numbered alike
         test = open_images(self.test_shards, self.scratch, known=known) if self.test_shards else None
-        if names := _class_names(self.class_names):
+        if names := _class_names(self.class_names or self._beside_the_tars()):
             learnt, test = (one and replace(one, class_names=names) for one in (learnt, test))
         return learnt, test
+
+    def _beside_the_tars(self) -> Path | None:
+        """Return the file of class names that pack-images put into a folder of tars, if one is given."""
+        folders = (Path(spec) for spec in (*(self.shards or ()), *(self.test_shards or ())))
+        return next((one / CLASSES_FILE for one in folders if (one / CLASSES_FILE).is_file()), None)
 
     def task(self, device: "torch.device", batch_size: int, workers: int, **how: Any) -> "Task":
         """Load the network and gather what the evaluation is given."""

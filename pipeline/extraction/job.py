@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.cache.commit import committed
 from pipeline.cache.digests import digest_of_arrays
 from pipeline.cache.reader import Cache, cure_of_constants
-from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
+from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys, version_with
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import change_units, create_cache, is_empty, restore_constants, with_digests
@@ -73,12 +73,7 @@ def prepared_extraction(options: ExtractionOptions) -> Iterator[tuple[Extractor,
             decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder, origin)
         encoder = FeatureEncoder(
-            teacher,
-            *cache.calibration(),
-            cache.schema,
-            options.device,
-            options.batch_size,
-            options.compile,
+            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size, options.compile
         )
         wanted = options.covered(units)
         ready = origin.ready(wanted)
@@ -145,7 +140,9 @@ def build_schema(options: ExtractionOptions, teacher: Teacher, origin: Origin | 
         teacher=teacher.facts,
         view=(origin or origin_of(options)).view,
         levels=teacher.levels,
+        version=version_with(options.compressor),
         encoding=options.encoding,
+        compressor=options.compressor,
         keep=1.0 if whole else options.keep,
         keep_rank=None if whole else options.keep_rank,
         calibration=CalibrationSchema(pictures=0, sha256=""),

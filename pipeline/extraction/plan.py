@@ -32,6 +32,7 @@ _TARS_IN_MEMORY = 3  # one is read, one encoded, one published; each holds a chu
 _SAMPLED_TARS = 4
 _SAMPLED_IMAGES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
+_LEAST_LEFT = 0.75  # of a cache that is compressed
 _TEACHER_SECONDS = 3.0
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
 _COMMIT_BYTES_A_CHUNK = 12  # the checksum of one array's chunk
@@ -232,7 +233,7 @@ def refuse_full_disk(
     if free is None or not missing or any(is_url(tar.address) for tar in options.tars):
         return
     needed = _forecast(options, schema, images(), 0, origin).total_bytes * missing / units
-    if needed * _SURE > free:
+    if needed * (_SURE if schema.compressor == "none" else _SURE * _LEAST_LEFT) > free:
         raise StorageError(
             f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has "
             f"{free / 1e9:.3g} GB free; make room, or extract less (--limit, --views; in a new cache "

@@ -66,7 +66,7 @@ def joined_cluster() -> Iterator[None]:
         where = f"at RAY_ADDRESS {address!r} ({reason})" if address else "on this machine"
         raise ConfigError(
             f"--engine ray finds no Ray cluster {where}: run this on a node of one, start one with "
-            "`ray start --head`, or set RAY_ADDRESS to that of its head, and RAY_AUTH_TOKEN if it asks for one"
+            "`ray start --head`, or set RAY_ADDRESS to that of its head, and RAY_AUTH_TOKEN if it wants one"
         ) from None
     for number, handler in handlers.items():  # Ray sets its own
         signal.signal(number, handler)

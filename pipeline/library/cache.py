@@ -62,6 +62,9 @@ class Cache(reader.Cache):
     raise CacheError for damage, IndexError for a row that is not there, ConfigError for another view.
     """
 
+    def __repr__(self) -> str:
+        return f"Cache({self.address!r})"
+
     def __reduce__(self) -> tuple[type["Cache"], tuple[str]]:
         return type(self), (self.address,)
 

@@ -58,6 +58,9 @@ class CacheDataset(IterableDataset[Sample]):
         world_size = world_size or (dist.get_world_size() if joined else 1)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size}: give 0 to {world_size - 1}")
+        if views == () or window_chunks < 1:
+            wrong = "views is empty" if views == () else f"window_chunks is {window_chunks}"
+            raise ConfigError(f"{wrong}: give at least 1, or leave it out")
         pinned = opened.finished(views, allow_partial)
         views = tuple(np.unique(pinned["view"]).tolist()) if views is None else tuple(views)
         self.order = SampleOrder(pinned, views, seed, (rank,), world_size, window_chunks)

@@ -1,7 +1,7 @@
 """Targets of chosen levels for users' own code: which arrays they come from, and how a row is decoded."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class FeatureDecoder(nn.Module):
 def _refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
     """Raise ConfigError if a target needs what the cache or the level does not have."""
     teacher = cache.schema.teacher
+    if target not in get_args(TargetKind):
+        raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
     if target not in AFTER_THE_LAST_BLOCK:
         return
     lacks_norm = teacher.post_norm_eps is None

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import torch
 
 from pipeline.config import parse_config, read_settings
-from pipeline.errors import CheckpointError, ConfigError, SourceError
-from pipeline.extraction.options import Compile, ExtractionOptions, Precision
+from pipeline.errors import ConfigError, SourceError
+from pipeline.extraction.options import Compile, ExtractionOptions, Precision, source_options
 from pipeline.library.cache import Cache
 from pipeline.runtime.launch import share_of_work, this_process, usable_cores
-from pipeline.student.config import STUDENT_FOLDER
 from pipeline.training.run_folder import Resume, continues, read_run
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-    from pipeline.cache.schema import Encoding
+    from pipeline.cache.schema import Compressor, Encoding
     from pipeline.report.scores import Score
     from pipeline.teacher.module import ModuleTeacher
     from pipeline.training.config import RunConfig
@@ -37,6 +34,7 @@ class ExtractionChoices(TypedDict, total=False):
     levels: str
     views: int
     encoding: "Encoding"
+    compressor: "Compressor"
     keep: float
     keep_rank: "RankStrategy"
     view_format: "ViewFormat"
@@ -51,6 +49,7 @@ class ExtractionChoices(TypedDict, total=False):
     compile: Compile
     max_bad: float
     limit: int
+    views_from: str
 
 
 def run_extraction(
@@ -61,14 +60,13 @@ def run_extraction(
     device: str | torch.device = "auto",
     **options: Unpack[ExtractionChoices],
 ) -> Cache:
-    """Run a teacher over source tars and return the cache, as extract-teacher does.
+    """Run a teacher over source tars, or with `views_from` over a cache's views; return the new cache.
 
     The same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
     or srun each process takes its share, so units may be missing when it returns. Raises SourceError that
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
-    from pipeline.views.source_tars import resolve_tars
 
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
@@ -77,9 +75,9 @@ def run_extraction(
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    places = [shards] if isinstance(shards, Place) else shards
+    places = [str(place) for place in ([shards] if isinstance(shards, Place) else shards)]
+    given |= source_options(places, str(cache), options.get("views_from"), options)
     checked = ExtractionOptions(
-        shards=resolve_tars([str(place) for place in places]),
         cache=str(cache),
         teacher=teacher,
         device=chosen_device(device),
@@ -98,9 +96,9 @@ def run_extraction(
 
 
 def run_training(
-    cache: Cache | Place,
+    cache: Cache | Place | Sequence[Cache | Place],
     run: Place,
-    recipe: "Place | RunConfig | None" = None,
+    recipe: "Place | Settings | RunConfig | None" = None,
     settings: Settings | None = None,
     *,
     resume: Resume = "never",
@@ -109,9 +107,10 @@ def run_training(
 ) -> "Result":
     """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
 
-    `recipe` is a TOML file, or a configuration; None is the paper's recipe for B. `settings` change keys as
-    --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets messages for a
-    person. Under torchrun every process makes the same call. Raises MaskAlignError.
+    Several caches of the same views are several teachers; the first gives order, crops and masks.
+    `recipe` is a TOML file, its values, or a configuration; None is the paper's recipe for B. `settings`
+    change keys as --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets
+    messages for a person. Under torchrun every process makes the same call. Raises MaskAlignError.
     """
     from pipeline.evaluation.while_training import training_evaluation
     from pipeline.report.run_page import write_run_report
@@ -119,12 +118,15 @@ def run_training(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training as train
 
-    opened = cache if isinstance(cache, Cache) else Cache(cache)
+    given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
     folder, where = Path(run), chosen_device(device)
 
     def read_config() -> RunConfig:
         if isinstance(recipe, RunConfig):
             values: dict[str, Any] = recipe.model_dump(mode="json")
+        elif isinstance(recipe, Mapping):
+            values = with_settings({}, recipe)
         else:
             earlier = read_run(folder)["config"] if continues(folder, resume) else None
             values = read_settings(None if recipe is None else Path(recipe), base=earlier)
@@ -137,9 +139,8 @@ def run_training(
             if config.evaluate.every_epochs and ranks.is_main:
                 side = opened.schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
-        result = train(
-            opened, folder, config, resume=resume, ranks=ranks, device=where, say=say, evaluate=evaluate
-        )
+        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": where, "others": others}
+        result = train(opened, folder, config, **choices, say=say, evaluate=evaluate)
         if ranks.is_main:
             write_run_report(folder)
     return result
@@ -193,28 +194,6 @@ def run_evaluation(
             add_scores(choice.noted, scores)
             write_run_report(choice.noted)
     return scores
-
-
-def load_student(run: Place) -> "VisionTransformer":
-    """Load a run's student as a timm model in evaluation mode; raises CheckpointError if there is none.
-
-    `student.pretrained_cfg` has the input size, mean and std of its images.
-    """
-    import timm
-
-    folder = Path(run) / STUDENT_FOLDER
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"run {str(run)!r} has no student (no {STUDENT_FOLDER}/config.json): give the folder of a run "
-            "that has ended, or continue it"
-        )
-    try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except Exception as error:  # of whatever timm's readers raise for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"the student in {str(folder)!r} cannot be loaded ({reason}): continue the run to write it again"
-        ) from None
 
 
 def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.classes import CLASSES_FILE
 from pipeline.errors import SourceError, StorageError
 from pipeline.packing.options import PackingOptions
-from pipeline.packing.output import CLASSES, LeftOut, Output, TarRecord
+from pipeline.packing.output import LeftOut, Output, TarRecord
 from pipeline.packing.plan import Plan, make_plan
 from pipeline.packing.pool import run_jobs
 from pipeline.packing.tables import TablePlaces
@@ -55,7 +56,7 @@ def run_packing(plan: Plan) -> Packed:
         packed = _pack(plan, missing, records, output)
         if plan.class_names:
             listed = json.dumps(list(plan.class_names), ensure_ascii=False, indent=1) + "\n"
-            replace_file(output.folder / CLASSES, listed.encode())
+            replace_file(output.folder / CLASSES_FILE, listed.encode())
         if not packed.failed:
             output.finish(pinned, {name: records[name] for name in names})
     return packed

@@ -1,6 +1,8 @@
 """What SOURCE is: a folder of images, a list, parquet files, or a data set that `datasets` saved."""
 
+import glob
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ _SPLIT = re.compile(r"(?P<split>.+?)-\d+-of-\d+.*\.(?:parquet|arrow)")
 
 def open_source(options: PackingOptions) -> Source:
     """Return the images of SOURCE in a fixed order; raises ConfigError, OSError."""
-    path = Path(options.source).expanduser()
+    path = Path(os.path.expanduser(options.source))  # noqa: PTH111  # which leaves an unknown user's as it is
     if path.is_dir():
         source = _in_folder(path, options)
     elif path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
@@ -42,16 +44,16 @@ def _in_folder(folder: Path, options: PackingOptions) -> Source:
         splits = sorted(one.parent.name for one in folder.glob("*/dataset_info.json"))
         ways = " or ".join(repr(str(folder / split)) for split in splits)
         raise ConfigError(f"{shown} holds a data set of several splits: give one of them, {ways}")
+    if tar := next(iter(sorted(folder.glob("*.tar"))), None):
+        raise ConfigError(
+            f"{shown} holds tars, such as {str(tar)!r}: give them to extract-teacher as they are"
+        )
     if (folder / "dataset_info.json").is_file():
         return _tables(folder, _saved_files(folder), options)
     if tables := sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet")):
         return _tables(folder, tables, options)
     if tables := sorted(folder.glob("*.arrow")):
         return _tables(folder, tables, options)
-    if tar := next(iter(sorted(folder.glob("*.tar"))), None):
-        raise ConfigError(
-            f"{shown} holds tars, such as {str(tar)!r}: give them to extract-teacher as they are"
-        )
     return folder_source(folder)
 
 
@@ -75,8 +77,8 @@ def _saved_files(folder: Path) -> list[Path]:
 
 def _matching(pattern: Path, options: PackingOptions) -> Source:
     """Return the tables that a pattern names."""
-    base = next(folder for folder in pattern.parents if folder.is_dir())
-    files = sorted(file for file in base.glob(str(pattern.relative_to(base))) if file.is_file())
+    found = map(Path, glob.glob(str(pattern), recursive=True))  # noqa: PTH207  # Path.glob refuses some patterns
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise ConfigError(f"SOURCE {options.source!r} does not exist: {_ACCEPTED}")
     return _tables(pattern, files, options)
@@ -90,8 +92,13 @@ def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> So
             f"{tar}: give it to extract-teacher if it holds KEY.jpg and KEY.cls, else unpack it"
         )
     if kinds not in ({".parquet"}, {".arrow"}):
-        other = next(file for file in files if file.suffix.lower() not in (".parquet", ".arrow"))
-        raise ConfigError(f"SOURCE {str(other)!r} is not of a known kind: {_ACCEPTED}")
+        other = max(files, key=lambda file: file.suffix.lower() not in (".parquet", ".arrow"))
+        what = (
+            f"is one of several kinds, {', '.join(sorted(kinds))}"
+            if len(kinds) > 1
+            else "is not of a known kind"
+        )
+        raise ConfigError(f"SOURCE {str(other)!r} {what}: {_ACCEPTED}")
     splits = {found["split"]: file for file in files if (found := _SPLIT.fullmatch(file.name))}
     if len(splits) > 1:
         split, file = min(splits.items())

@@ -21,7 +21,6 @@ from pipeline.storage.files import locked, make_folder, replace_file
 from pipeline.views.source_tars import UNFINISHED
 
 RECORD = "packing.json"
-CLASSES = "classes.json"
 
 Model = TypeVar("Model", bound=Section)
 

@@ -1,10 +1,10 @@
 """The plan of a packing: a key and a class for each image, and which images go to which tar."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from tarfile import TarInfo
 from typing import Any
 
@@ -112,7 +112,8 @@ def unique_keys(names: Sequence[str]) -> list[str]:
 
     A key has no dot, since it ends at the first one.
     """
-    paths = [_UNSAFE.sub("_", str(Path(name).with_suffix("")).lstrip("/")) if name else "" for name in names]
+    stems = (os.path.splitext(name)[0] for name in names)  # noqa: PTH122  # a Path takes ten times as long
+    paths = [_UNSAFE.sub("_", stem.lstrip("/")) for stem in stems]
     for keys in ([path.rpartition("/")[2] for path in paths], paths):
         if len(set(keys)) == len(keys) and all(map(_is_key, keys)):
             return keys

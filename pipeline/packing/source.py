@@ -1,6 +1,7 @@
 """What is packed: images in a fixed order, each with its place, its name and what its label says."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class FilePlaces:
 
     def __getitem__(self, index: int) -> ImageFile:
         """Return the place of image `index`."""
-        return ImageFile(str(self.folder / self.names[index]))
+        return ImageFile(os.path.join(self.folder, self.names[index]))  # noqa: PTH118  # a million times
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Source:
 
     def name(self, index: int) -> str:
         """Return what a message calls an image."""
-        return self.names[index] or f"row {index}"
+        name = self.names[index] or f"row {index}"
+        return name.encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
 
 
 def fingerprint(lines: Iterable[object]) -> str:

@@ -7,7 +7,7 @@ batch, into Arrow files, in which each row has its place. Arrow files are mapped
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 64
 _PAGE_BYTES = 1 << 20
+_MOST_OPEN = 512  # files of a worker; systems allow 1,024
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class _Column:
         return self._chunks[chunk][row - int(self._starts[chunk])].as_py()
 
 
-@cache
+@lru_cache(_MOST_OPEN)
 def _opened(file: str, column: str) -> _Column:
     return _Column(_mapped(Path(file))[column])
 

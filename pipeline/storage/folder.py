@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+PART_BYTES = 8 << 20  # of an upload to an object store in parts, which larger files get
+
 
 class Folder(Protocol):
     """A folder that holds files by key; picklable through its address."""

@@ -18,13 +18,13 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from pipeline.errors import StorageError
 from pipeline.storage.claims import CLAIM_EXPIRY, Claim
 from pipeline.storage.connection import version_of, with_retries
+from pipeline.storage.folder import PART_BYTES
 from pipeline.storage.local import LocalFolder
 from pipeline.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:
     from obstore import GetResult
 
-PART_BYTES = 8 << 20  # of a multipart upload
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _WRITER = "writer"  # metadata of an object: identifies our own put if its answer was lost
 _CREATE_TRIES = 5

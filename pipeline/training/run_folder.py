@@ -107,6 +107,11 @@ def read_run(run: Path) -> dict[str, Any]:
         ) from None
 
 
+def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return path, digest and teacher of each cache of a run, that of the order first."""
+    return [run["cache"], *run.get("other_caches", ())]
+
+
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed, not compared as text: an older run may lack keys that exist today.

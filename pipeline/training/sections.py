@@ -21,14 +21,16 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
-    The samples of an epoch are dealt to `lanes`, and each step takes equally many of each: a run continues on
-    any number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many
-    chunks of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage`
-    "skip" a damaged chunk's places are filled with other samples, until more than the share `max_damaged` of
-    the samples is damaged.
+    `levels` are of the first cache, `other_levels` has a list for each further one; without them, all. The
+    samples of an epoch are dealt to `lanes`, and each step takes equally many of each: a run continues on any
+    number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many chunks
+    of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage` "skip" a
+    damaged chunk's places are filled with other samples, until more than the share `max_damaged` of the
+    samples is damaged.
     """
 
     levels: tuple[int, ...] | None = None
+    other_levels: tuple[tuple[int, ...], ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
     lanes: PositiveInt | Literal["auto"] = "auto"
@@ -45,6 +47,19 @@ class DataConfig(Section):
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise ValueError("name each only once")
         return chosen
+
+    @field_validator("other_levels")
+    @classmethod
+    def _each_list(cls, chosen: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+        for levels in chosen or ():
+            cls._some_and_each_once(levels)
+        return chosen
+
+    def levels_of(self, teacher: int) -> tuple[int, ...] | None:
+        """Return the chosen levels of a teacher, by the place of its cache; None for all."""
+        if teacher == 0 or self.other_levels is None:
+            return None if teacher else self.levels
+        return self.other_levels[teacher - 1]
 
     def chunks_of_window(self, share: int) -> int:
         """Return how many chunks a window has if each step takes `share` samples of a lane."""

@@ -12,8 +12,9 @@ from tars import make_tars
 KINDS = {
     "int8": {},
     "int4, kept by attention": {"encoding": "int4", "keep": 0.5, "seed": 3},
-    "float16, raw views": {"encoding": "float16", "view_format": "raw"},
-    "int8, kept at random, no CLS, 96 channels": {
+    "float16 by blosc, raw views": {"encoding": "float16", "view_format": "raw", "compressor": "blosc"},
+    "int8 by zstd, kept at random, no CLS, 96 channels": {
+        "compressor": "zstd",
         "teacher": "timm:test_vit4.random",
         "levels": "2,7",
         "keep": 0.3,

@@ -7,7 +7,9 @@ from caches import extraction_options
 from tars import make_tars
 
 from pipeline.cache.layout import row_arrays
+from pipeline.cache.prices import Prices
 from pipeline.cache.reader import Cache
+from pipeline.cache.requests import forecast_store, puts_of_file
 from pipeline.cache.sizes import alternatives, finished_bytes, read_bytes, take_inventory
 from pipeline.errors import CacheError
 from pipeline.extraction.job import run_extraction
@@ -68,3 +70,24 @@ def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
     cache = Cache(caches.real(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
     arrays = cache.read_chunk(next(cache.commits()), 0, row_arrays(cache.schema))
     assert found["int4", 0.3] * 64 == np.sum([rows.nbytes for rows in arrays.values()])
+
+
+def test_requests_and_dollars_follow_from_the_cache(small_cache_path):
+    cache = Cache(small_cache_path)
+    inventory, prices = take_inventory(cache), Prices(get=0.5, put=6.0, month=0.02, read=0.1)
+    whole = finished_bytes(cache, inventory)
+    store = forecast_store(cache.schema, inventory, whole, [4], prices)
+    files = len(row_arrays(cache.schema)) + 2
+    assert store.puts == 4 * files  # of 2 tars in 2 views, small ones
+    assert store.gets == 6  # level, stats, index, attention, crops and commit
+    assert store.epoch_images == pytest.approx(140)
+    assert store.gets_a_second(6400) == 600
+    assert store.epoch_gets == pytest.approx(140 / 64 * 6)
+    read = store.epoch_images * store.image_bytes / 1e9 * 0.1
+    assert store.epoch_dollars == pytest.approx(140 / 64 * 6 / 1e6 * 0.5 + read)
+    assert store.write_dollars == pytest.approx(4 * files / 1e6 * 6)
+    assert store.month_dollars == pytest.approx(whole / 1e9 * 0.02)
+
+
+def test_large_files_are_written_in_parts():
+    assert [puts_of_file(size) for size in (0, 1, 8 << 20, (8 << 20) + 1, 80 << 20)] == [1, 1, 1, 4, 12]

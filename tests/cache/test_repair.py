@@ -147,7 +147,7 @@ def test_without_a_copy_the_schema_cannot_be_restored(damaged):
         restore_metadata(open_folder(damaged / "commits"))
 
 
-@pytest.mark.parametrize("kind", ["int8", "float16, raw views"])
+@pytest.mark.parametrize("kind", ["int8", "float16 by blosc, raw views"])
 def test_damaged_constants_are_made_again(kinds, tmp_path, kind):
     path = shutil.copytree(kinds(kind).path, tmp_path / "small.cache")
     before = stamps(path)

@@ -28,12 +28,19 @@ from pipeline.views.source_tars import SourceTar
 GOLDEN = Path(__file__).parent
 TEACHER_DIR = GOLDEN.parents[1] / "pipeline/demo/teacher"
 EXPECTED = "expected.json"
-VARIANTS = {
-    "int8": {"levels": "3,5", "views": 2},
-    "int4_keep": {"levels": "1", "views": 1, "encoding": "int4", "keep": 0.5},
-    "float16_raw": {"levels": "1", "views": 1, "encoding": "float16", "view_format": "raw"},
-    "int8_clip": {"levels": "1", "views": 1, "teacher": f"open_clip:local-dir:{TEACHER_DIR}"},
+_VARIANTS = {  # what each version added; 1.0 had the first three
+    "1.1": {
+        "int8": {"levels": "3,5", "views": 2},
+        "int4_keep": {"levels": "1", "views": 1, "encoding": "int4", "keep": 0.5},
+        "float16_raw": {"levels": "1", "views": 1, "encoding": "float16", "view_format": "raw"},
+        "int8_clip": {"levels": "1", "views": 1, "teacher": f"open_clip:local-dir:{TEACHER_DIR}"},
+    },
+    "1.2": {
+        "int4_zstd": {"levels": "3,5", "views": 1, "encoding": "int4", "compressor": "zstd"},
+        "float16_blosc": {"levels": "1", "views": 1, "encoding": "float16", "compressor": "blosc"},
+    },
 }
+VARIANTS = _VARIANTS[SCHEMA_VERSION]
 _SHOWN = 6  # decoded numbers of the first and of the last token
 
 

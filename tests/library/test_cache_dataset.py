@@ -86,5 +86,9 @@ def test_a_data_set_can_be_sent_to_a_new_process(cache):
 def test_more_ranks_than_chunks_are_refused(cache):
     with pytest.raises(ConfigError, match="has 4 chunks of 64 images, fewer than 5 ranks: use at most 4"):
         maskalign.CacheDataset(cache, 5, world_size=5)
+    with pytest.raises(ConfigError, match="window_chunks is 0: give at least 1"):
+        maskalign.CacheDataset(cache, 5, views=(0,), window_chunks=0)
+    with pytest.raises(ConfigError, match="views is empty"):
+        maskalign.CacheDataset(cache, 5, views=())
     with pytest.raises(ConfigError, match="rank 2 is not one of 2"):
         maskalign.CacheDataset(cache, 5, rank=2, world_size=2)

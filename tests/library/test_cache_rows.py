@@ -105,6 +105,8 @@ def test_what_is_not_there_is_named(cache):
         cache.row_of("nobody", view=1)
     with pytest.raises(ConfigError, match=r"views \[7\] are not in cache"):
         cache.keys(view=7)
+    with pytest.raises(ConfigError, match="target 'raw' is unknown: give one of whiten, none, l2"):
+        cache.features(5, target="raw")
     with pytest.raises(ConfigError, match=r"levels \[9\] are not in cache .* it holds \[3, 4, 5\]"):
         cache.features(9)
     with pytest.raises(ConfigError, match=r"last block 5, not levels \[3, 4, 5\]: give levels=5"):

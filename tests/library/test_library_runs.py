@@ -66,6 +66,8 @@ def test_a_configuration_is_a_recipe(small_cache_path, tmp_path):
     settings = {"optim.steps": 3}
     done = maskalign.run_training(small_cache_path, tmp_path / "a", config, settings, device="cpu").done
     assert done == 3
+    nested = {**SETTINGS, "optim": {"steps": 2, "warmup_steps": 1}}
+    assert maskalign.run_training(small_cache_path, tmp_path / "c", nested, device="cpu").steps == 2
     with pytest.raises(ConfigError, match=r"configuration file 'no.toml' does not exist"):
         maskalign.run_training(small_cache_path, tmp_path / "b", "no.toml")
     with pytest.raises(ConfigError, match=r"unknown configuration key 'mask.ratoi'"):
@@ -112,3 +114,13 @@ def test_the_options_are_those_of_the_command():
     ours, theirs = ExtractionChoices.__annotations__, ExtractionOptions.__dataclass_fields__
     given = {"shards", "cache", "teacher", "device", "rank", "processes"}
     assert list(ours) == [name for name in theirs if name not in given]
+
+
+def test_two_teachers_of_the_same_views_teach_one_student(small_cache_path, tmp_path):
+    other = {"views_from": str(small_cache_path), "workers": 0, "device": "cpu", "levels": "1"}
+    second = maskalign.run_extraction([], tmp_path / "b.cache", "timm:test_vit3.random", **other)
+    caches = [small_cache_path, second]
+    result = maskalign.run_training(caches, tmp_path / "run", settings=SETTINGS, device="cpu")
+    assert result.done == result.steps
+    with pytest.raises(ConfigError, match="--seed cannot be given with --views-from"):
+        maskalign.run_extraction([], tmp_path / "c.cache", "timm:test_vit3.random", seed=1, **other)

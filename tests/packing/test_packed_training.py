@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
+from pipeline.evaluation.choice import Choice
 from pipeline.evaluation.images import open_images
 from stages.extract_teacher import extract_teacher
 from stages.pack_images import pack_images
@@ -56,6 +57,8 @@ def test_a_folder_becomes_a_student(tmp_path):
     changes = [part for one in STUDENT for part in ("--set", one)]
     done = call(train_student, "--cache", path, "--run", tmp_path / "run", "--device", "cpu", *changes)
     assert "2 of 2 steps done" in done
+    learnt, test = Choice(tmp_path, shards=[str(packed)], test_shards=[str(folder)]).images
+    assert learnt.class_names == test.class_names == CLASS_NAMES
 
 
 PUBLIC = {  # extensions of the members of a sample, and which of them says the class

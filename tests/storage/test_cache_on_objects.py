@@ -9,6 +9,7 @@ from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import typer
@@ -19,7 +20,10 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 import maskalign
+from pipeline.cache.join import read_joined
+from pipeline.cache.layout import array_specs, shard_key
 from pipeline.cache.reader import Cache
+from pipeline.cache.requests import gets_of_chunk
 from pipeline.errors import CacheError, ConfigError, StorageError
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
@@ -200,12 +204,40 @@ def test_reading_asks_for_many_things_at_once_but_not_twice(server, copied):
     server.forget()
     cache.read_chunk(commit, 0, names)
     assert (server.counts(), server.most_at_once) == (
-        {"GET": 3 * len(names)},
+        {"GET": 2 * len(names)},
         len(names),
-    )  # metadata, shard index and block of each array
+    )  # metadata and chunk of each array
     server.forget()
     cache.read_chunk(commit, 1, names)
     assert (server.counts(), server.most_at_once) == ({"GET": len(names)}, len(names))
+
+
+def test_a_chunk_takes_the_requests_that_plan_states(server, copied):
+    cache = Cache(copied)
+    names = ["features/block_03", "stats", "attention"]
+    first, second, *_ = cache.finished(None, allow_partial=False)
+    read_joined(cache, cache.pinned_commit(first), 0, names)  # the metadata of the arrays
+    server.forget()
+    read_joined(cache, cache.pinned_commit(second), 0, names)
+    assert server.counts() == {"GET": gets_of_chunk(cache.schema, [3])}
+
+
+def test_a_chunk_that_lies_elsewhere_in_its_shard_is_found(copied):
+    cache = Cache(copied)
+    commit = max(cache.commits(), key=lambda commit: commit.rows)
+    assert commit.rows > 64
+    spec = array_specs(cache.schema)["stats"]
+    key, size = shard_key(spec, commit.unit), spec.bytes_of(64) + 4
+    expected = [cache.read_chunk(commit, chunk, ["stats"])["stats"] for chunk in (0, 1)]
+    data = cache.folder.read(key)
+    index = np.frombuffer(data[2 * size : -4], "<u8").reshape(-1, 2).copy()
+    index[[0, 1]] = index[[1, 0]]
+    crc = int(google_crc32c.value(index.tobytes())).to_bytes(4, "little")
+    cache.folder.replace(key, data[size : 2 * size] + data[:size] + index.tobytes() + crc)
+    for chunk in (0, 1):
+        found = Cache(copied).read_chunk(commit, chunk, ["stats"])["stats"]
+        np.testing.assert_array_equal(found, expected[chunk])
+    cache.folder.replace(key, data)
 
 
 @pytest.mark.parametrize(

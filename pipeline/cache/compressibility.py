@@ -1,0 +1,71 @@
+"""What compressors would save of a cache's features and cost in time, measured on some of its chunks."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.compression import compress, decompress
+from pipeline.cache.layout import feature_array
+from pipeline.cache.reader import Cache
+from pipeline.cache.schema import COMPRESSORS, Compressor
+
+_CHUNKS = 2  # of each level
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class CompressorCost:
+    """Bytes of features of a view, and seconds of one core to compress and to decompress them."""
+
+    compressor: Compressor
+    plain_bytes: float
+    bytes: float
+    compress_seconds: float = 0.0
+    decompress_seconds: float = 0.0
+
+    @property
+    def saved(self) -> float:
+        """Share of the plain bytes that is saved."""
+        return 1 - self.bytes / self.plain_bytes
+
+    @property
+    def worth_below(self) -> float:
+        """Bytes a second of reading for each core below which decompressing is quicker than reading more."""
+        return max(0.0, self.plain_bytes - self.bytes) / self.decompress_seconds
+
+
+def measure_compressors(cache: Cache, levels: Sequence[int]) -> list[CompressorCost]:
+    """Compress and decompress chunks of the first and the middle finished unit; "none" comes first.
+
+    Seconds are those of this thread, so that a busy machine does not count. Raises CacheError.
+    """
+    chunks = list(_sample(cache, levels))
+    views = sum(map(len, chunks)) / len(levels)
+    plain = sum(values.nbytes for values in chunks) / views
+    found = [CompressorCost("none", plain, plain)]
+    for compressor in COMPRESSORS[1:]:
+        packed, compressing = [b""] * len(chunks), []
+        decompressing = []
+        for _ in range(_ROUNDS):
+            begin = time.thread_time()
+            packed = [compress(compressor, values) for values in chunks]
+            compressing.append(time.thread_time() - begin)
+            buffers = [np.empty(values.nbytes, np.uint8) for values in chunks]
+            begin = time.thread_time()
+            for data, buffer in zip(packed, buffers, strict=True):
+                decompress(compressor, np.frombuffer(data, np.uint8), buffer)
+            decompressing.append(time.thread_time() - begin)
+        size = sum(map(len, packed)) / views
+        seconds = (min(compressing) / views, min(decompressing) / views)
+        found.append(CompressorCost(compressor, plain, size, *seconds))
+    return found
+
+
+def _sample(cache: Cache, levels: Sequence[int]) -> Iterator[NDArray[np.generic]]:
+    names = [feature_array(level) for level in levels]
+    units = cache.finished(None, allow_partial=True)
+    for place in sorted({place * len(units) // _CHUNKS for place in range(_CHUNKS)}):
+        yield from cache.read_chunk(cache.pinned_commit(units[place]), 0, names).values()
