@@ -88,6 +88,10 @@ class Cache:
         self._checked: set[str] = set()
         self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
 
+    def use_folder(self, folder: Folder) -> None:
+        """Read from now on through a folder that has the same files."""
+        self.folder, self._shards = folder, ShardReader(folder)
+
     def commits(self) -> Iterator[Commit]:
         """Read the commits of the finished units, by number, one at a time."""
         return self._read_all(self.units, self.commit_of)
