@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 def train_student(
     cache: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Cache that extract-teacher made: a folder, or a URL such as s3://BUCKET/PATH. Required."
+            help="Cache that extract-teacher made: a folder, or a URL such as s3://BUCKET/PATH. Required. "
+            "Repeat it to learn from several teachers on the same views."
         ),
     ] = None,
     run: Annotated[
@@ -82,7 +83,7 @@ def train_student(
 
             typer.echo(dump_toml(load_config(RunConfig, config, assignments or [])), nl=False)
         return
-    if cache is None or run is None:
+    if not cache or run is None:
         raise typer.BadParameter("give --cache and --run")
     with cli_errors(lambda: _advice(run, mode)):
         result = _train(cache, run, config, assignments or [], mode, device)
@@ -91,7 +92,7 @@ def train_student(
 
 
 def _train(
-    address: str, run: Path, file: Path | None, assignments: list[str], mode: "Resume", device: str
+    addresses: list[str], run: Path, file: Path | None, assignments: list[str], mode: "Resume", device: str
 ) -> "Result":
     # Checks without torch come first, so that a wrong path or option is reported at once.
     check_device_name(device)
@@ -116,7 +117,7 @@ def _train(
 
     if process.world_size == 1:  # a key without its section may be one of [objective], which needs torch
         parse_config(Sections, {name: keys for name, keys in read().items() if isinstance(keys, dict)})
-    cache = Cache(address)
+    cache, *others = map(Cache, addresses)
     start_early("pipeline.stream.worker")
     from pipeline.report.run_page import write_run_report
     from pipeline.training.config import RunConfig, with_preset
@@ -134,7 +135,15 @@ def _train(
         with ranks.together():
             evaluate = _evaluation(config, cache, Path(scratch), say) if ranks.is_main else None
         result = run_training(
-            cache, run, config, resume=mode, ranks=ranks, device=chosen, say=say, evaluate=evaluate
+            cache,
+            run,
+            config,
+            resume=mode,
+            ranks=ranks,
+            device=chosen,
+            say=say,
+            evaluate=evaluate,
+            others=others,
         )
         if ranks.is_main:
             _print_result(result, run, write_run_report(run), _advice(run, mode))

@@ -134,6 +134,27 @@ def measure_overhead(bench: Workbench) -> Iterator[Figure]:
     yield Figure("ratio.decode_to_overhead", [fastest], "x", title)
 
 
+def measure_teachers(bench: Workbench) -> Iterator[Figure]:
+    """Yield the stream's core time per sample with one cache, two, and one that holds as much as the two.
+
+    What two cost beyond the last is the join of caches; crops are read and decoded once.
+    """
+    if bench.options.cache:  # for which there is no other cache of the same views
+        return
+    two, twice = bench.two_teachers()
+    jobs = {"one": bench.read_job, "two": two, "twice": twice}
+    window, _ = first_chunks(bench.read_job)
+    readers = {name: WindowReader(job.cache, job.spec) for name, job in jobs.items()}
+    timed = {name: partial(core_seconds, partial(one.read, 0, window)) for name, one in readers.items()}
+    found = take_turns(timed, bench.options.short_rounds)
+    one, both, same = ([seconds / window.size * 1e6 for seconds in found[name]] for name in jobs)
+    yield Figure("stream.one_cache", one, "us/sample", "stream, one cache, one core")
+    yield Figure("stream.two_caches", both, "us/sample", "stream, two caches, one core")
+    yield Figure("stream.twice_the_levels", same, "us/sample", "stream, one cache with twice the levels")
+    title = "two caches / one with as many bytes, fastest rounds"
+    yield Figure("ratio.two_caches_to_one", [min(both) / min(same)], "x", title)
+
+
 def _read_chunk(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> bytes:
     """Read what a chunk's samples need: rows of the arrays, and the range of the crops, which is returned."""
     index = cache.read_chunk(commit, chunk, names)["index"]

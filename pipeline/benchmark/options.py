@@ -15,6 +15,7 @@ PARTS = (
     "loader",
     "reads",
     "overhead",
+    "teachers",
     "decode",
     "teacher",
     "extraction",

@@ -27,6 +27,7 @@ _MEASURES: dict[str, Callable[[Workbench], Iterator[Figure]]] = {
     "loader": feeding.measure_loader,
     "reads": feeding.measure_reads,
     "overhead": feeding.measure_overhead,
+    "teachers": feeding.measure_teachers,
     "decode": stage_one.measure_decoding,
     "teacher": stage_one.measure_teacher,
     "extraction": stage_one.measure_extraction,

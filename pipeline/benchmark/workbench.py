@@ -75,8 +75,30 @@ class Workbench:
         plain = build_schema(self.extraction_options(), self.teacher)
         large = plain.teacher.model_copy(update={"width": 768, "depth": 12})
         schema = plain.model_copy(update={"teacher": large, "levels": tuple(range(7, 12))})
-        tars = self.tars if self.options.shards else self._drawn("few-images", _CHUNK_IMAGES, 1)
-        return self._synthetic("reads.cache", schema, tars[:1])
+        return self._synthetic("reads.cache", schema, self._few_tars)
+
+    @cached_property
+    def _few_tars(self) -> list[SourceTar]:
+        """The tars of `read_cache`."""
+        if self.options.recipe != "tiny":
+            return self.tars
+        return (self.tars if self.options.shards else self._drawn("few-images", _CHUNK_IMAGES, 1))[:1]
+
+    def two_teachers(self) -> tuple[TrainingJob, TrainingJob]:
+        """Return trainings that read the same bytes: from `read_cache` and another one, and from one alone.
+
+        The second has one cache with twice the levels.
+        """
+        schema, batch = self.read_cache.schema, self.read_job.spec.batch_size
+        other = self._synthetic("other.cache", schema, self._few_tars)
+        levels = 2 * len(schema.levels)
+        teacher = schema.teacher.model_copy(update={"depth": max(levels, schema.teacher.depth)})
+        twice = schema.model_copy(update={"teacher": teacher, "levels": tuple(range(levels))})
+        whole = self._synthetic("twice.cache", twice, self._few_tars)
+        return (
+            self._build_job(self.config, self.read_cache, batch, [other]),
+            self._build_job(self.config, whole, batch),
+        )
 
     @cached_property
     def job(self) -> TrainingJob:
@@ -93,10 +115,13 @@ class Workbench:
         changed = {**self.config.model_dump(mode="json"), "objective": dict(objective), "mask": {}}
         return self._build_job(parse_config(RunConfig, changed), self.cache, batch)
 
-    def _build_job(self, config: RunConfig, cache: Cache, batch: int) -> TrainingJob:
+    def _build_job(
+        self, config: RunConfig, cache: Cache, batch: int, others: Sequence[Cache] = ()
+    ) -> TrainingJob:
         train = config.train.model_copy(update={"global_batch": batch})
         config = config.model_copy(update={"train": train})
-        return build_job(config, cache, self.folder / "no-run", Ranks(), self.options.device)
+        ranks, device = Ranks(), self.options.device
+        return build_job(config, cache, self.folder / "no-run", ranks, device, others=others)
 
     @property
     def config(self) -> RunConfig:

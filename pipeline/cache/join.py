@@ -16,16 +16,23 @@ from pipeline.seeding import key_hash
 from pipeline.views.codec import VIEW_EXTENSION, Pixels, decode_view
 from pipeline.views.view_tars import read_sample
 
+_FROM_ONE = "make the one from the other with --views-from"
+Beside = tuple[Cache, Commit, list[str]]  # another cache, its commit of the unit, and the arrays to read
+
 
 @dataclass(frozen=True)
 class JoinedChunk:
-    """The samples of one chunk: keys, encoded crops, rows of the chosen arrays, and where they come from."""
+    """The samples of one chunk: keys, encoded crops, rows of the chosen arrays, and where they come from.
+
+    `beside` has the rows of the same samples in other caches.
+    """
 
     keys: list[str]
     crops: list[bytes]
     arrays: dict[str, Values]
     commit: Commit
     first_row: int
+    beside: Sequence[dict[str, Values]] = ()
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -34,15 +41,35 @@ class JoinedChunk:
         return labels  # NO_LABEL, 2^64 - 1, has become -1
 
 
-def read_joined(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> JoinedChunk:
-    """Read one chunk whole; raises CacheError that names unit and row where crop and target do not match."""
+def read_joined(
+    cache: Cache, commit: Commit, chunk: int, names: list[str], others: Sequence[Beside] = ()
+) -> JoinedChunk:
+    """Read one chunk whole, and the rows of its samples in other caches of the same views.
+
+    Crops are read from the first cache alone. Raises CacheError that names unit and row where crop and
+    target, or two caches, do not match.
+    """
     arrays = cache.read_chunk(commit, chunk, ["index", *names])
     keys, crops = [], []
     for key, crop, _ in read_rows(cache, commit, chunk, arrays["index"]):
         keys.append(key)
         crops.append(crop)
     first, _ = chunk_range(chunk, commit.rows)
-    return JoinedChunk(keys, crops, arrays, commit, first)
+    beside = []
+    for other, theirs, wanted in others:
+        rows = other.read_chunk(theirs, chunk, ["index", *wanted])
+        if fault := other_crop(arrays["index"], rows["index"], first):
+            raise CacheError(
+                f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {_FROM_ONE}"
+            )
+        beside.append(rows)
+    return JoinedChunk(keys, crops, arrays, commit, first, beside)
+
+
+def other_crop(ours: NDArray[np.uint64], theirs: NDArray[np.uint64], first: int) -> str:
+    """Return which is the first row of two arrays `index` (n, 5) that is not of one crop, or nothing."""
+    same = (ours[:, [KEY_HASH, CRC]] == theirs[:, [KEY_HASH, CRC]]).all(axis=1)
+    return "" if same.all() else f"row {first + int(same.argmin())}: the crops differ"
 
 
 def read_rows(

@@ -23,7 +23,7 @@ from pipeline.student.config import STUDENT_FILE
 from pipeline.student.encoder import build_encoder
 from pipeline.teacher.request import LOCAL
 from pipeline.training.config import RunConfig
-from pipeline.training.job import seed_initial_weights
+from pipeline.training.initial import seed_initial_weights
 from pipeline.training.run_folder import read_run
 from pipeline.weights import weights_sha256
 

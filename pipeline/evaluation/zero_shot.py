@@ -26,8 +26,8 @@ from pipeline.student.patches import cut_patches
 from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
-from pipeline.training.job import initial_objective
-from pipeline.training.run_folder import read_run
+from pipeline.training.initial import initial_objective
+from pipeline.training.run_folder import caches_of, read_run
 from pipeline.weights import weights_sha256
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
@@ -136,12 +136,13 @@ def _of_student(task: Task) -> Embed:
     assert task.run is not None, "a student is of a run"
     described = read_run(task.run)
     config = parse_config(RunConfig, described["config"])
-    if config.objective.needs.visible == "none":
+    if config.objective.needs.visible == "none" or config.objective.standardises:
+        what = "with balance 'phi-s' " * config.objective.standardises
         raise ConfigError(
-            f"objective {config.objective.name!r} does not predict the teacher's CLS, which zero-shot "
+            f"objective {config.objective.name!r} {what}does not predict the teacher's CLS, which zero-shot "
             "compares with texts: evaluate the run of another objective, such as 'maskalign'"
         )
-    cache = Cache(described["cache"]["path"])
+    cache, *others = (Cache(each["path"]) for each in caches_of(described))
     output, schema = cache.teacher_output(), cache.schema
     missing = [name for name in ("post_norm", "projection") if name not in output]
     if missing:
@@ -162,7 +163,7 @@ def _of_student(task: Task) -> Embed:
             f"the head that predicts the teacher is for views of {schema.view.image_size} pixels, not "
             f"{task.subject.image_size}: leave --image-size out"
         )
-    objective = initial_objective(config, cache)
+    objective = initial_objective(config, cache, others)
     chosen = choose_checkpoint(task.run / "checkpoints")
     if chosen is None:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The options of an extraction and their defaults, for command, schema and benchmark; imports little."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -107,6 +107,34 @@ class ExtractionOptions:
         """Return those units of a cache that this run covers."""
         names = {tar.name for tar in self.tars}
         return [unit for unit in units if unit.source in names and unit.view < self.views]
+
+
+def source_options(
+    shards: "Sequence[str]", cache: str, views_from: str | None, given: "Container[str]"
+) -> dict[str, Any]:
+    """Return the tars of an extraction and, with `views_from`, the options that its views decide.
+
+    `given` names the options that were chosen. Raises ConfigError for those that the views decide.
+    """
+    from pipeline.cache.reader import Cache
+    from pipeline.storage.address import absolute
+    from pipeline.views.source_tars import resolve_tars
+
+    if views_from is None:
+        if not shards:
+            raise ConfigError("no source tars are named: give SHARDS, or --views-from CACHE")
+        return {"shards": resolve_tars(shards)}
+    if absolute(views_from) == absolute(cache):
+        raise ConfigError(f"--cache and --views-from are both {cache!r}: give a new --cache")
+    found = options_of_views(Cache(views_from))
+    decided = [name for name in found if name in given and name not in ("shards", "patch_size")]
+    if decided or shards:
+        names = [*(["SHARDS"] if shards else []), *(f"--{name.replace('_', '-')}" for name in decided)]
+        raise ConfigError(
+            f"{' and '.join(names)} cannot be given with --views-from, whose cache decides the views: leave "
+            f"{'them' if len(names) > 1 else 'it'} out"
+        )
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def options_of_views(cache: "Cache") -> dict[str, Any]:

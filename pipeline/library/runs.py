@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import parse_config, read_settings
 from pipeline.errors import ConfigError, SourceError
-from pipeline.extraction.options import Compile, ExtractionOptions, Precision, options_of_views
+from pipeline.extraction.options import Compile, ExtractionOptions, Precision, source_options
 from pipeline.library.cache import Cache
 from pipeline.runtime.launch import share_of_work, this_process, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
@@ -49,43 +49,35 @@ class ExtractionChoices(TypedDict, total=False):
     compile: Compile
     max_bad: float
     limit: int
+    views_from: str
 
 
 def run_extraction(
-    shards: Place | Sequence[Place] | None,
+    shards: Place | Sequence[Place],
     cache: Place,
     teacher: "str | ModuleTeacher",
     *,
-    views_from: Place | None = None,
     device: str | torch.device = "auto",
     **options: Unpack[ExtractionChoices],
 ) -> Cache:
-    """Run a teacher over source tars and return the cache, as extract-teacher does.
+    """Run a teacher over source tars, or with `views_from` over a cache's views; return the new cache.
 
-    With `views_from`, another cache, and None for `shards` the teacher runs on the views of that cache. The
-    same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
+    The same call again continues an unfinished cache, with more tars or views it extends it. Under torchrun
     or srun each process takes its share, so units may be missing when it returns. Raises SourceError that
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
-    from pipeline.views.source_tars import resolve_tars
 
-    if (shards is None) == (views_from is None):
-        raise ConfigError("give run_extraction either shards or views_from")
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
         raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
-    fixed = {} if views_from is None else options_of_views(Cache(views_from))
-    if clash := sorted(fixed.keys() & options.keys()):
-        raise ConfigError(f"{clash[0]} cannot be given with views_from: that cache decides it; leave it out")
-    given: dict[str, Any] = {"workers": usable_cores(), **options, **fixed}
+    given: dict[str, Any] = {"workers": usable_cores(), **options}
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    if shards is not None:
-        given["shards"] = resolve_tars(_addresses(shards) or [])
+    places = [str(place) for place in ([shards] if isinstance(shards, Place) else shards)]
+    given |= source_options(places, str(cache), options.get("views_from"), options)
     checked = ExtractionOptions(
-        views_from=None if views_from is None else str(views_from),
         cache=str(cache),
         teacher=teacher,
         device=chosen_device(device),
@@ -104,7 +96,7 @@ def run_extraction(
 
 
 def run_training(
-    cache: Cache | Place,
+    cache: Cache | Place | Sequence[Cache | Place],
     run: Place,
     recipe: "Place | Settings | RunConfig | None" = None,
     settings: Settings | None = None,
@@ -115,6 +107,7 @@ def run_training(
 ) -> "Result":
     """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
 
+    Several caches of the same views are several teachers; the first gives order, crops and masks.
     `recipe` is a TOML file, its values, or a configuration; None is the paper's recipe for B. `settings`
     change keys as --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets
     messages for a person. Under torchrun every process makes the same call. Raises MaskAlignError.
@@ -125,7 +118,8 @@ def run_training(
     from pipeline.training.distributed import joined_ranks
     from pipeline.training.run import run_training as train
 
-    opened = cache if isinstance(cache, Cache) else Cache(cache)
+    given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
     folder, where = Path(run), chosen_device(device)
 
     def read_config() -> RunConfig:
@@ -145,9 +139,8 @@ def run_training(
             if config.evaluate.every_epochs and ranks.is_main:
                 side = opened.schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
-        result = train(
-            opened, folder, config, resume=resume, ranks=ranks, device=where, say=say, evaluate=evaluate
-        )
+        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": where, "others": others}
+        result = train(opened, folder, config, **choices, say=say, evaluate=evaluate)
         if ranks.is_main:
             write_run_report(folder)
     return result

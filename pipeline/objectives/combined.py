@@ -63,7 +63,7 @@ class CombinedObjective(MaskAlignObjective):
         assert view.hidden is not None
         count = view.visible.shape[1]
         outputs = list(self.encoder.blocks(self.encoder.embed(view.patches[:, :count], view.visible)))
-        alignment = self.align(outputs, targets).mean()
+        alignment = self.balanced(self.align(outputs, targets))
         tokens = self.encoder.vit.norm(outputs[-1].detach() if self.stop_gradient else outputs[-1])
         prediction = self.decoder(self.decoder.placed(tokens, view.visible), view.hidden)
         if self.pixels:

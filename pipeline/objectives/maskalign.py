@@ -35,11 +35,22 @@ class Alignment(ObjectiveConfig):
 
 
 class MaskAlign(Alignment):
-    """Alignment of the visible tokens alone. The defaults of all sections are its published recipe."""
+    """Alignment of the visible tokens alone. The defaults of all sections are its published recipe.
+
+    Several teachers count equally. `balance` phi-s also gives all channels of a teacher the same variance,
+    see pipeline/training/phi_s.py.
+    """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {}}
+    several: ClassVar[bool] = True
 
     name: Literal["maskalign"] = "maskalign"
+    balance: Literal["equal", "phi-s"] = "equal"
+
+    @property
+    def standardises(self) -> bool:
+        """Whether targets are standardised by PHI-S."""
+        return self.balance == "phi-s"
 
     @property
     def needs(self) -> Needs:
@@ -54,6 +65,7 @@ class MaskAlign(Alignment):
 class MaskAlignObjective(Objective):
     """Encoder, dynamic alignment and loss. Blocks after the last that a level reads are frozen, not run.
 
+    The levels of several teachers are aligned side by side, each at its depth within its own teacher.
     `reads_norm`: whether the final norm is read, and so trained.
     """
 
@@ -61,41 +73,73 @@ class MaskAlignObjective(Objective):
 
     def __init__(self, config: Alignment, student: StudentConfig, setting: Setting) -> None:
         encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=self.reads_norm)
-        parts = tuple(f"level {level}" for level in setting.levels)
-        super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
-        matched = matched_blocks(setting.levels, setting.teacher_depth, encoder.depth)
-        sizes = (encoder.depth, encoder.width, setting.target_width(config.target))
-        self.alignment = DynamicAlignment(config.mode, config.head, matched, *sizes)
+        teachers, names = setting.teachers, teacher_names(setting)
+        parts = [
+            f"{name} level {level}".strip()
+            for name, teacher in zip(names, teachers, strict=True)
+            for level in teacher.levels
+        ]
+        super().__init__(encoder, config.needs, tuple(parts), setting.teacher_has_cls)
+        # For each teacher its name and number of levels, and for each level whether its target has CLS.
+        self.teachers = [(name, len(one.levels)) for name, one in zip(names, teachers, strict=True)]
+        self.has_cls = [one.teacher_has_cls for one in teachers for _ in one.levels]
+        matched = [
+            block
+            for one in teachers
+            for block in matched_blocks(one.levels, one.teacher_depth, encoder.depth)
+        ]
+        widths = [one.target_width(config.target) for one in teachers for _ in one.levels]
+        self.alignment = DynamicAlignment(
+            config.mode, config.head, matched, encoder.depth, encoder.width, widths
+        )
         self.loss: LossKind = config.loss
         for block in encoder.vit.blocks[self.alignment.last_block + 1 :]:
             block.requires_grad_(False)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Return the loss (), the equally weighted mean of its parts at each level (M,).
+        """Return the loss (), the mean over teachers of that over each one's levels, and its parts (M,).
 
         CLS counts as a token where student and teacher have one; otherwise the loss covers the patches.
         """
         per_level = self.align(self.encoder.blocks(self.encoder.embed(view.patches, view.visible)), targets)
-        return per_level.mean(), per_level.detach()
+        return self.balanced(per_level), per_level.detach()
+
+    def balanced(self, per_level: Tensor) -> Tensor:
+        """Return the mean () over teachers of the mean over each one's levels, of (M,)."""
+        of_teachers = per_level.split([levels for _, levels in self.teachers])  # type: ignore[no-untyped-call]
+        return torch.stack([losses.mean() for losses in of_teachers]).mean()
 
     def align(self, block_outputs: Iterable[Tensor], targets: Targets) -> Tensor:
         """Return the loss of each level (M,), given block outputs (B, prefix + K, C)."""
         losses = [
-            distance(self.with_target(prediction), self.with_token(target), self.loss)
-            for prediction, target in zip(self.alignment(block_outputs), targets.visible, strict=True)
+            distance(self.with_target(prediction, has_cls), self.with_token(target, has_cls), self.loss)
+            for prediction, target, has_cls in zip(
+                self.alignment(block_outputs), targets.visible, self.has_cls, strict=True
+            )
         ]
         return torch.stack(losses)
 
     def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Predict the last of the chosen levels (B, T, D) for whole images."""
+        """Predict the last of the first teacher's chosen levels (B, T, D) for whole images."""
+        last = self.teachers[0][1] - 1
         return self.with_target(
-            self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[-1]
+            self.alignment(self.encoder.blocks(self.encoder.embed(patches, positions)))[last]
         )
 
     def figures(self) -> dict[str, list[list[float]]]:
-        """Return the mixture (M, L)."""
-        weights: list[list[float]] = self.alignment.weights.detach().float().tolist()
-        return {"alignment": weights}
+        """Return the mixture (M, L) of each teacher."""
+        weights = self.alignment.weights.detach().float()
+        of_teachers = weights.split([levels for _, levels in self.teachers])  # type: ignore[no-untyped-call]
+        return {
+            f"alignment {name}".strip(): rows.tolist()
+            for (name, _), rows in zip(self.teachers, of_teachers, strict=True)
+        }
+
+
+def teacher_names(setting: Setting) -> list[str]:
+    """Return how messages and tables tell teachers apart: a single one has no name, equal ones numbers."""
+    names = [one.teacher_name for one in setting.teachers] if setting.others else [""]
+    return [f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]
 
 
 def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:
@@ -156,12 +200,13 @@ class DynamicAlignment(nn.Module):
         matched: Sequence[int],
         student_depth: int,
         student_width: int,
-        teacher_width: int,
+        widths: Sequence[int],
     ) -> None:
+        """Take the matched student block and the width of each level."""
         super().__init__()
         weights = initial_weights(mode, matched, student_depth)
         self.weights = nn.Parameter(weights, requires_grad=mode == "dynamic")
-        self.heads = nn.ModuleList(build_head(head, student_width, teacher_width) for _ in matched)
+        self.heads = nn.ModuleList(build_head(head, student_width, width) for width in widths)
         # For each student block the levels that read it: zeros cost nothing, and the compiler sees constants.
         self.readers = [row.nonzero().flatten().tolist() for row in weights.T]
         self.last_block = max(block for block, levels in enumerate(self.readers) if levels)

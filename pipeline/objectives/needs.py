@@ -14,8 +14,8 @@ class Needs:
     A batch has these tensors: `patches` (B, K, P) uint8, or (B, N, P) with the visible ones first where
     `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is
     set; `visible_codes` (B, M, T, W) and `visible_stats` (B, M, T, 2 + G) of CLS, if the teacher has one, and
-    the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches. The step decodes them to the
-    form `target`.
+    the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches. Those of a second teacher
+    end in _1, and so on. The step decodes them to the form `target`.
     """
 
     visible: Levels = "chosen"
@@ -37,6 +37,11 @@ class Needs:
     def hides(self) -> bool:
         """Whether the objective means nothing without hidden patches."""
         return self.hidden != "none" or self.positions
+
+
+def target_field(part: str, what: str, teacher: int = 0) -> str:
+    """Return the name in a batch of the `codes` or `stats` of a teacher, the second being number 1."""
+    return f"{part}_{what}" + (f"_{teacher}" if teacher else "")
 
 
 @dataclass(frozen=True)

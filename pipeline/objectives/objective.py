@@ -27,7 +27,10 @@ class MaskedView:
 
 @dataclass(frozen=True)
 class Targets:
-    """One tensor per level: `visible` (B, T, D), CLS first if the teacher has one, and `hidden` (B, U, D)."""
+    """One tensor per level: `visible` (B, T, D), CLS first if the teacher has one, and `hidden` (B, U, D).
+
+    Of several teachers the levels follow one another, teacher by teacher, each with its own T and D.
+    """
 
     visible: list[Tensor]
     hidden: list[Tensor]
@@ -39,7 +42,7 @@ class Setting:
 
     Sizes, the teacher's blocks (M,), depth, width D and CLS, the width E of its projection if there is
     one, and, for objectives that predict codes, the tokenizer: a frozen module from values (B, U, D') to
-    codes (B, U) int64.
+    codes (B, U) int64. Each further teacher of the same student has a setting of its own in `others`.
     """
 
     image_size: int
@@ -50,6 +53,13 @@ class Setting:
     teacher_has_cls: bool
     projected_width: int | None = None
     tokenizer: nn.Module | None = None
+    teacher_name: str = ""
+    others: tuple["Setting", ...] = ()
+
+    @property
+    def teachers(self) -> tuple["Setting", ...]:
+        """The settings of all teachers; an objective for one teacher reads only this one."""
+        return (self, *self.others)
 
     def target_width(self, kind: TargetKind) -> int:
         """Return the channels of a target: E if it is projected, otherwise D."""
@@ -100,29 +110,33 @@ class Objective(nn.Module):
         """Return tables that the log and the report show, by name."""
         return {}
 
-    def with_target(self, tokens: Tensor) -> Tensor:
+    def with_target(self, tokens: Tensor, teacher_has_cls: bool | None = None) -> Tensor:
         """Keep the tokens (B, prefix + K, C) that have a target: CLS where both have one, and the patches."""
-        prefix, has_cls = self.encoder.prefix_tokens, self._teacher_has_cls and self.encoder.has_cls
+        of_teacher = self._teacher_has_cls if teacher_has_cls is None else teacher_has_cls
+        prefix, has_cls = self.encoder.prefix_tokens, of_teacher and self.encoder.has_cls
         if has_cls and prefix == 1:
             return tokens
         patches = tokens[:, prefix:]
         return torch.cat([tokens[:, :1], patches], dim=1) if has_cls else patches
 
-    def with_token(self, target: Tensor) -> Tensor:
+    def with_token(self, target: Tensor, teacher_has_cls: bool | None = None) -> Tensor:
         """Keep the part of a target (B, T, D) that the student has tokens for: no CLS if it has none."""
-        return target[:, 1:] if self._teacher_has_cls and not self.encoder.has_cls else target
+        of_teacher = self._teacher_has_cls if teacher_has_cls is None else teacher_has_cls
+        return target[:, 1:] if of_teacher and not self.encoder.has_cls else target
 
 
 class ObjectiveConfig(Section):
     """The section [objective].
 
     `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all; `presets`: for each name
-    of `objective.preset`, values of keys such as "optim.clip_grad".
+    of `objective.preset`, values of keys such as "optim.clip_grad"; `several`: whether it can learn from
+    several teachers.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {}
     masked: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    several: ClassVar[bool] = False
 
     name: str
 
@@ -130,6 +144,11 @@ class ObjectiveConfig(Section):
     def needs(self) -> Needs:
         """What the stream must deliver."""
         raise NotImplementedError
+
+    @property
+    def standardises(self) -> bool:
+        """Whether targets are standardised by PHI-S."""
+        return False
 
     @property
     def codebook_request(self) -> CodebookRequest | None:

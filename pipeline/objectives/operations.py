@@ -33,14 +33,16 @@ def training_operations(objective: Objective, setting: Setting, visible: int) ->
 def _one_image(objective: Objective, setting: Setting, visible: int) -> tuple[MaskedView, Targets]:
     """Return stand-ins of what the stream delivers for one image."""
     needs, patches = objective.needs, (setting.image_size // setting.patch_size) ** 2
-    tokens = {"visible": visible + int(setting.teacher_has_cls), "hidden": patches - visible}
-    width, pixels = setting.target_width(needs.target), 3 * setting.patch_size**2
+    pixels = 3 * setting.patch_size**2
     found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
-    for part, levels in needs.targets(setting.levels).items():
-        found[part] = [torch.empty(1, tokens[part], width, device="meta") for _ in levels]
+    for teacher in setting.teachers:
+        tokens = {"visible": visible + int(teacher.teacher_has_cls), "hidden": patches - visible}
+        width = teacher.target_width(needs.target)
+        for part, levels in needs.targets(teacher.levels).items():
+            found[part] += [torch.empty(1, tokens[part], width, device="meta") for _ in levels]
     shown, hidden = visible if needs.pixels == "visible" else patches, None
     if needs.positions:
-        hidden = torch.empty(1, tokens["hidden"], dtype=torch.int64, device="meta")
+        hidden = torch.empty(1, patches - visible, dtype=torch.int64, device="meta")
     view = MaskedView(
         torch.empty(1, shown, pixels, dtype=torch.uint8, device="meta"),
         torch.empty(1, visible, dtype=torch.int64, device="meta"),

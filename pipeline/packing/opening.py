@@ -44,16 +44,16 @@ def _in_folder(folder: Path, options: PackingOptions) -> Source:
         splits = sorted(one.parent.name for one in folder.glob("*/dataset_info.json"))
         ways = " or ".join(repr(str(folder / split)) for split in splits)
         raise ConfigError(f"{shown} holds a data set of several splits: give one of them, {ways}")
+    if tar := next(iter(sorted(folder.glob("*.tar"))), None):
+        raise ConfigError(
+            f"{shown} holds tars, such as {str(tar)!r}: give them to extract-teacher as they are"
+        )
     if (folder / "dataset_info.json").is_file():
         return _tables(folder, _saved_files(folder), options)
     if tables := sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet")):
         return _tables(folder, tables, options)
     if tables := sorted(folder.glob("*.arrow")):
         return _tables(folder, tables, options)
-    if tar := next(iter(sorted(folder.glob("*.tar"))), None):
-        raise ConfigError(
-            f"{shown} holds tars, such as {str(tar)!r}: give them to extract-teacher as they are"
-        )
     return folder_source(folder)
 
 

@@ -9,27 +9,44 @@ import numpy as np
 from pipeline.report import plots
 from pipeline.report.page import PageSection
 
+_TABLE = "alignment"  # the name of a teacher's table begins with it
+
 
 def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
-    """Return the last alignment matrix (M levels, L blocks), and each level's mean block over the steps."""
-    tables = {line["step"]: line.get("figures", {}).get("alignment") for line in metrics}
-    found = {step: np.array(table) for step, table in tables.items() if table}
-    if not found:
-        return PageSection("Alignment", "")
-    last = list(found.values())[-1]
-    terms = list(metrics[-1].get("loss_terms", {}))
-    names = terms if len(terms) == len(last) else [f"level {index}" for index in range(len(last))]
+    """Return the last alignment matrix (M levels, L blocks), and each level's mean block over the steps.
+
+    Each of several teachers has its own.
+    """
+    figures = [line.get("figures", {}) for line in metrics]
+    teachers = dict.fromkeys(name for each in figures for name in each if name.startswith(_TABLE))
+    terms, start, body = list(metrics[-1].get("loss_terms", {})), 0, ""
+    for name in teachers:
+        tables = {line["step"]: each.get(name) for line, each in zip(metrics, figures, strict=True)}
+        found = {step: np.array(table) for step, table in tables.items() if table}
+        if not found:
+            continue
+        count = len(list(found.values())[-1])
+        names = terms[start : start + count] if len(teachers) > 1 or len(terms) == count else []
+        start += count
+        heading = f"<h3>{html.escape(name.removeprefix(_TABLE).strip())}</h3>" if len(teachers) > 1 else ""
+        names = names or [f"level {index}" for index in range(count)]
+        body += f'{heading}<div class="grid">{_cards(found, names)}</div>'
     text = (
         "Each row is a level of the teacher, each column a block of the student: the weight with which the "
         "block takes part in that level's prediction. The largest of a row is framed."
     )
-    cards = f'<div class="card wide" tabindex="0">{_matrix(last, names)}</div>'
+    return PageSection("Alignment", f"<p>{text}</p>{body}" if body else "")
+
+
+def _cards(found: Mapping[int, np.ndarray[Any, Any]], names: Sequence[str]) -> str:
+    """Return the last matrix of a teacher, and how it came about if there are several."""
+    cards = f'<div class="card wide" tabindex="0">{_matrix(list(found.values())[-1], names)}</div>'
     if len(found) > 1:
         course = plots.course_chart(list(found), np.stack(list(found.values())), names)
         cards += (
             f'<div class="card"><h3>Mean student block that a level draws on, by weight</h3>{course}</div>'
         )
-    return PageSection("Alignment", f'<p>{text}</p><div class="grid">{cards}</div>')
+    return cards
 
 
 def _matrix(weights: np.ndarray[Any, Any], names: Sequence[str]) -> str:

@@ -154,7 +154,7 @@ def read_compared(folder: Path) -> ComparedRun:
         seed=config["train"]["seed"],
         settings=settings,
         facts={
-            "cache": run["pinned"]["cache"],
+            "cache": "+".join([run["pinned"]["cache"], *run["pinned"].get("other caches", ())]),
             "units": run["pinned"].get("units", ""),
             "initial_encoder": run.get("initial_encoder", ""),
         },

@@ -13,12 +13,14 @@ from PIL import Image
 
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.reader import Cache
+from pipeline.cache.several import same_units
 from pipeline.config import parse_config
 from pipeline.errors import MaskAlignError
 from pipeline.report.attention_plots import Pixels, heat_panel
 from pipeline.report.page import PageSection
 from pipeline.stream.masks import MaskSource
 from pipeline.training.config import RunConfig
+from pipeline.training.run_folder import caches_of
 
 _HATCH = ((46, 40, 82), (124, 112, 190))  # ground and lines, RGB
 _SHOWN = 6  # images of a run
@@ -99,12 +101,17 @@ def image_section(run: Mapping[str, Any]) -> PageSection:
 def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
     """Yield the first images of a run with the masks of epoch 0; raises CacheError without its cache."""
     config = parse_config(RunConfig, run["config"])
-    cache = Cache(run["cache"]["path"])
-    (unit, *_) = cache.pinned(run["units"][:1])
-    schema, commit = cache.schema, cache.pinned_commit(unit)
-    masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs)
+    cache, *others = (Cache(each["path"]) for each in caches_of(run))
+    units = cache.pinned(run["units"][:1])
+    schema, commit = cache.schema, cache.pinned_commit(units[0])
+    schemas = [other.schema for other in others]
+    masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs, schemas)
     importance = ["attention"] if schema.teacher.has_importance else []
-    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays, *importance}))
+    beside = [
+        (other, other.pinned_commit(same_units(cache, units, other)[0]), list(arrays))
+        for other, arrays in zip(others, masks.arrays[1:], strict=True)
+    ]
+    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays[0], *importance}), beside)
     visible = masks.draw(chunk, epoch=0).visible
     for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
         weights = chunk.arrays["attention"][row] if importance else None

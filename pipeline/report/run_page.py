@@ -21,7 +21,13 @@ from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import flat_config, read_evaluations, read_metrics, read_run
+from pipeline.training.run_folder import (
+    caches_of,
+    flat_config,
+    read_evaluations,
+    read_metrics,
+    read_run,
+)
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
@@ -37,10 +43,10 @@ def write_run_report(folder: Path) -> Path:
     done = metrics[-1]["step"] if metrics else 0
     end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
     state = f"{done:,} of {run['steps']:,} steps, {end}"
-    teacher = run["cache"]["teacher"]
+    teachers = (f"{each['teacher']['library']} {each['teacher']['name']}" for each in caches_of(run))
     page = render_page(
         ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])]),
-        f"{run['config']['student']['model']} taught by {teacher['library']} {teacher['name']}: {state}",
+        f"{run['config']['student']['model']} taught by {' and '.join(teachers)}: {state}",
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder), folder / PLOTS),
@@ -146,12 +152,16 @@ def _while_training(run: Run, evaluations: Sequence[Mapping[str, Any]]) -> PageS
 
 
 def _facts(run: Run) -> PageSection:
-    teacher = run["cache"]["teacher"]
-    trained = "" if teacher.get("trained", True) else " (untrained)"
-    facts = {
-        "teacher": f"{teacher['library']} {teacher['name']}, {teacher['tag']}{trained}, "
-        f"weights {teacher['weights_sha256'][:12]}",
-        "cache": f"{run['cache']['path']}, digest {run['cache']['digest'][:12]}, {len(run['units'])} units",
+    facts = {}
+    for number, cache in enumerate(caches_of(run), 1):
+        teacher, which = cache["teacher"], f" {number}" if number > 1 else ""
+        trained = "" if teacher.get("trained", True) else " (untrained)"
+        facts[f"teacher{which}"] = (
+            f"{teacher['library']} {teacher['name']}, {teacher['tag']}{trained}, "
+            f"weights {teacher['weights_sha256'][:12]}"
+        )
+        facts[f"cache{which}"] = f"{cache['path']}, digest {cache['digest'][:12]}, {len(run['units'])} units"
+    facts |= {
         **({"damage": damage} if (damage := run.get("damage", {}).get("summary")) else {}),
         "device": ", ".join([run["device"], *(f"{k} {v}" for k, v in run.get("resolved", {}).items())]),
         **{name: run[name] for name in _ORIGIN if run.get(name)},

@@ -12,7 +12,8 @@ from pipeline.runtime.launch import this_process
 from pipeline.runtime.memory import allocate_shared, free_shared, refuse_too_little_shared, shared_buffer
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.stream.damage import DamagedChunk
-from pipeline.stream.samples import Arrays, StreamSpec, WindowReader, slot_layout
+from pipeline.stream.rows import Arrays
+from pipeline.stream.samples import StreamSpec, WindowReader, slot_layout
 from pipeline.stream.worker import run_worker
 
 SMALLER = "lower data.workers or data.window_blocks"

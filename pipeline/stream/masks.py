@@ -1,6 +1,6 @@
 """Masks of samples: the visible patches, and the places of their tokens in a stored row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from pipeline.cache.join import JoinedChunk
 from pipeline.cache.schema import CacheSchema
-from pipeline.errors import ConfigError
+from pipeline.cache.store import Values
+from pipeline.errors import CacheError, ConfigError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs
 from pipeline.seeding import generator, sample_keys
 from pipeline.views.masking import (
+    LEAST_IMPORTANCE,
     MaskConfig,
     draw_around_blocks,
     least_ratio,
@@ -24,37 +26,52 @@ from pipeline.views.masking import (
 class ChunkMasks:
     """Masks of n samples: patches `visible` (n, K) and `hidden` (n, U), both ascending.
 
-    `tokens` gives, for the "visible" (CLS first, if any) and the "hidden", their indices (n, T) in a stored
-    row. `shown` (n, K or N) are the patches with pixels in the batch, the visible ones first.
+    `tokens` gives for each cache, for the "visible" (CLS first, if any) and the "hidden", their indices
+    (n, T) in a stored row. `shown` (n, K or N) are the patches with pixels in the batch, visible ones first.
     """
 
     visible: NDArray[np.int64]
     hidden: NDArray[np.int64]
     shown: NDArray[np.int64]
-    tokens: Mapping[str, NDArray[np.int64]]
+    tokens: Sequence[Mapping[str, NDArray[np.int64]]]
 
 
 class MaskSource:
-    """Draws the masks of one configuration on one cache, for what an objective needs."""
+    """Draws the masks of one configuration on some caches of the same views, for what an objective needs.
+
+    `arrays` names, for each cache, those that masks are drawn from.
+    """
 
     def __init__(
-        self, schema: CacheSchema, mask: MaskConfig, seed: int, needs: Needs = VISIBLE_ALONE
+        self,
+        schema: CacheSchema,
+        mask: MaskConfig,
+        seed: int,
+        needs: Needs = VISIBLE_ALONE,
+        others: Sequence[CacheSchema] = (),
     ) -> None:
-        """Take the seed of redrawn masks; raises ConfigError for what the cache cannot serve."""
+        """Take the seed of redrawn masks; raises ConfigError for what the caches cannot serve."""
         self.count = mask.visible_count(schema.patches)
-        self._schema, self._strategy, self._seed, self._needs = schema, mask.strategy, seed, needs
-        # If the cache stores only some patches, the mask must show those, unless the objective uses no
+        self._schemas = (schema, *others)
+        self._strategy, self._seed, self._needs = mask.strategy, seed, needs
+        places = range(len(self._schemas))
+        # Where a cache stores only some patches, the mask must show those, unless the objective uses no
         # targets.
-        self._stored_alone = schema.keep < 1 and bool(needs.targets((0,)))
-        self._redraw = not self._stored_alone if mask.redraw == "auto" else mask.redraw
-        # the arrays of the cache that masks are drawn from
-        self.arrays: tuple[str, ...] = ("tokens",) if self._stored_alone else ()
-        if mask.strategy == "attention" and not self._stored_alone:
-            self.arrays = ("attention",)
-        if mask.strategy == "attention" and not schema.teacher.has_importance:
+        self._kept = [at for at in places if self._schemas[at].keep < 1 and needs.targets((0,))]
+        self._redraw = not self._kept if mask.redraw == "auto" else mask.redraw
+        ranks = mask.strategy == "attention"
+        of = _teachers_of(mask, len(places))
+        self._importance = of if ranks and not self._kept else []
+        self.arrays = [
+            ("tokens",) if at in self._kept else ("attention",) if at in self._importance else ()
+            for at in places
+        ]
+        if lacking := [at for at in of if ranks and not self._schemas[at].teacher.has_importance]:
+            which = f"cache {lacking[0]}" if others else "this cache"
             raise ConfigError(
-                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of this "
-                "cache has neither: set mask.strategy to 'random' or 'block'"
+                "mask.strategy 'attention' needs a teacher with CLS or a pooling query, and that of "
+                f"{which} has neither: set mask.strategy to 'random' or 'block'"
+                + (" or mask.teacher to another one" if others else "")
             )
         if mask.strategy == "block" and mask.redraw is False:
             raise ConfigError(
@@ -66,14 +83,20 @@ class MaskSource:
                 "the mask hides no patch, but the objective learns from hidden ones: "
                 "raise mask.ratio or mask.hidden"
             )
-        if self._stored_alone:
-            _refuse_unkept(schema, mask, needs)
+        for at in self._kept:
+            _refuse_unkept(self._schemas[at], mask, needs)
+            _refuse_other_ranking([self._schemas[at] for at in self._kept], at, of)
 
     def draw(self, chunk: JoinedChunk, epoch: int) -> ChunkMasks:
         """Draw the masks of a chunk's samples; it must have the rows of `arrays`."""
-        schema, needs, cls = self._schema, self._needs, int(self._schema.teacher.has_cls)
-        if self._stored_alone:
-            kept = chunk.arrays["tokens"][:, : self.count].astype(np.int64)
+        schema, needs, arrays = self._schemas[0], self._needs, [chunk.arrays, *chunk.beside]
+        if self._kept:
+            kept, *same = (arrays[at]["tokens"][:, : self.count].astype(np.int64) for at in self._kept)
+            if any(not np.array_equal(kept, each) for each in same):
+                raise CacheError(
+                    f"{chunk.commit.name}: the caches store other patches of the same view; extract them "
+                    "with --keep-rank random from the same views, or with --keep 1"
+                )
             rows = np.argsort(kept, axis=1)  # (n, K): which of the stored patches are visible
             visible = np.take_along_axis(kept, rows, axis=1)
         else:
@@ -87,7 +110,7 @@ class MaskSource:
                 visible = np.stack([draw_around_blocks(schema.grid, self.count, rng) for rng in draws])
             else:
                 arrivals = np.stack([rng.standard_exponential(schema.patches) for rng in draws])
-                ranking = rank_by_arrival(self._strategy, chunk.arrays.get("attention"), arrivals)
+                ranking = rank_by_arrival(self._strategy, self._importance_in(arrays), arrivals)
                 visible = np.sort(ranking[:, : self.count], axis=1)
             rows = visible
         hidden = np.empty((len(visible), 0), np.int64)
@@ -96,8 +119,53 @@ class MaskSource:
             np.put_along_axis(is_hidden, visible, False, axis=1)
             hidden = is_hidden.nonzero()[1].reshape(len(visible), -1)
         shown = visible if needs.pixels == "visible" else np.concatenate([visible, hidden], axis=1)
-        tokens = {"visible": np.pad(rows + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls}
+        tokens = []
+        for at, each in enumerate(self._schemas):
+            cls, stored = int(each.teacher.has_cls), rows if at in self._kept else visible
+            tokens.append({"visible": np.pad(stored + cls, ((0, 0), (cls, 0))), "hidden": hidden + cls})
         return ChunkMasks(visible, hidden, shown, tokens)
+
+    def _importance_in(self, arrays: Sequence[Mapping[str, Values]]) -> NDArray[np.float32] | None:
+        """Return the importance (n, N) of the patches: of one teacher, or the mean of their shares."""
+        found = [arrays[at]["attention"] for at in self._importance]
+        if len(found) < 2:
+            return found[0] if found else None
+        shares = [each / np.maximum(each.sum(axis=1, keepdims=True), LEAST_IMPORTANCE) for each in found]
+        mean: NDArray[np.float32] = np.mean(shares, axis=0)
+        return mean
+
+
+def _teachers_of(mask: MaskConfig, count: int) -> list[int]:
+    """Return the places of the caches with the attention of `mask.teacher`; raises ConfigError."""
+    if mask.teacher == "mean":
+        return list(range(count))
+    if mask.teacher >= count:
+        raise ConfigError(
+            f"mask.teacher {mask.teacher} is not one of {count} caches: give 0 to {count - 1} or 'mean'"
+            if count > 1
+            else f"mask.teacher {mask.teacher} needs several caches: give a --cache for each, or leave it out"
+        )
+    if mask.teacher and mask.strategy != "attention":
+        raise ConfigError(
+            f"mask.teacher {mask.teacher} is for mask.strategy 'attention', not {mask.strategy!r}: leave it "
+            "out"
+        )
+    return [mask.teacher]
+
+
+def _refuse_other_ranking(kept: Sequence[CacheSchema], at: int, of: Sequence[int]) -> None:
+    """Refuse caches that store the first patches of rankings that differ, or of another teacher's."""
+    by_attention = any(schema.keep_rank == "attention" for schema in kept)
+    if len(kept) > 1 and by_attention:
+        raise ConfigError(
+            f"{len(kept)} caches store only some patches, ranked by the attention of their own teachers: "
+            "extract them with --keep-rank random, or all but one with --keep 1"
+        )
+    if by_attention and list(of) != [at]:
+        raise ConfigError(
+            f"cache {at} stores only some patches, ranked by the attention of its own teacher: set "
+            f"mask.teacher={at}, or extract it with --keep 1"
+        )
 
 
 def _refuse_unkept(schema: CacheSchema, mask: MaskConfig, needs: Needs) -> None:

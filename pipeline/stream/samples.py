@@ -5,7 +5,7 @@ window of each of its lanes in use, and lanes need their next windows at about t
 slots for each lane or for each worker, whichever are more.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
@@ -15,19 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
-from pipeline.cache.layout import ArraySpec, array_specs, chunk_range, feature_array
-from pipeline.cache.reader import Cache
+from pipeline.cache.layout import ArraySpec, chunk_range
+from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.schema import CacheSchema
 from pipeline.errors import CacheError
-from pipeline.objectives.needs import VISIBLE_ALONE, Needs
+from pipeline.objectives.needs import VISIBLE_ALONE, Needs, target_field
 from pipeline.runtime.ordered import ordered_map
 from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
+from pipeline.stream.rows import Arrays, CacheRows
 from pipeline.student.patches import patches_at
 from pipeline.views.masking import MaskConfig
-
-Arrays = Mapping[str, NDArray[Any]]
 
 _MOST_AHEAD = 16  # chunks
 _BYTES_AHEAD = 256 << 20
@@ -36,10 +35,21 @@ _PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
+class OtherCache:
+    """A further cache of the same views, for its targets; `units` are those of the order, as it has them."""
+
+    cache: str
+    schema: CacheSchema
+    units: FinishedUnits
+    levels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StreamSpec:
     """All that determines the samples of one rank; picklable. `levels` are indices of the stored levels.
 
-    `batch_size` is the rank's, of which each of its lanes has an equal share. With `skip_damage`, samples of
+    The first cache gives order, crops and masks; `others` give only targets. `batch_size` is the rank's, of
+    which each of its lanes has an equal share. With `skip_damage`, samples of
     other chunks take the places of those in a damaged one.
     """
 
@@ -50,6 +60,8 @@ class StreamSpec:
     batch_size: int
     needs: Needs = VISIBLE_ALONE
     skip_damage: bool = False
+    others: tuple[OtherCache, ...] = ()
+    tier: tuple[str, int] | None = None  # a local folder for what is read, and its limit in bytes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,13 +80,15 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
     ]
     if needs.positions:
         fields.append(ArraySpec("hidden", numbers, (hidden,)))
-    tokens = {"visible": count + int(schema.teacher.has_cls), "hidden": hidden}
-    for part, levels in needs.targets(spec.levels).items():
-        shape = (len(levels), tokens[part])
-        fields += [
-            ArraySpec(f"{part}_codes", schema.code_format.dtype, (*shape, schema.stored_width)),
-            ArraySpec(f"{part}_stats", np.dtype(np.float16), (*shape, 2 + schema.groups)),
-        ]
+    teachers = [(schema, spec.levels), *((other.schema, other.levels) for other in spec.others)]
+    for at, (theirs, chosen) in enumerate(teachers):
+        tokens = {"visible": count + int(theirs.teacher.has_cls), "hidden": hidden}
+        for part, levels in needs.targets(chosen).items():
+            shape, codes = (len(levels), tokens[part]), theirs.code_format.dtype
+            fields += [
+                ArraySpec(target_field(part, "codes", at), codes, (*shape, theirs.stored_width)),
+                ArraySpec(target_field(part, "stats", at), np.dtype(np.float16), (*shape, 2 + theirs.groups)),
+            ]
     return {field.name: field for field in fields}
 
 
@@ -128,17 +142,19 @@ class WindowReader:
 
     def __init__(self, cache: Cache, spec: StreamSpec) -> None:
         """Take an open cache; nothing is read yet."""
-        schema = cache.schema
-        self._cache, self._spec, self._levels = cache, spec, spec.needs.targets(spec.levels)
-        self._masks = MaskSource(schema, spec.mask, spec.order.seed, spec.needs)
-        levels = sorted({level for levels in self._levels.values() for level in levels})
-        targets = [*(feature_array(schema.levels[level]) for level in levels), *(["stats"] if levels else [])]
-        self.arrays = [*targets, *self._masks.arrays]
+        schema, others = cache.schema, [other.schema for other in spec.others]
+        self._cache, self._spec = cache, spec
+        self._masks = MaskSource(schema, spec.mask, spec.order.seed, spec.needs, others)
+        sources = [(cache, spec.order.units, spec.levels)]
+        sources += [(Cache(other.cache), other.units, other.levels) for other in spec.others]
+        self._sources = [
+            CacheRows(*source, spec.needs, masks, spec.tier)
+            for source, masks in zip(sources, self._masks.arrays, strict=True)
+        ]
+        self.arrays = self._sources[0].arrays
         # Of the crops, the most that they can be, headers aside.
-        specs, crops = array_specs(schema), schema.block_rows * 3 * schema.view.image_size**2
-        self.chunk_bytes = crops + sum(
-            specs[name].bytes_of(schema.block_rows) for name in ("index", *self.arrays)
-        )
+        crops = schema.block_rows * 3 * schema.view.image_size**2
+        self.chunk_bytes = crops + sum(source.chunk_bytes for source in self._sources)
         self.most_ahead = max(2, min(_MOST_AHEAD, _BYTES_AHEAD // self.chunk_bytes))
         self.damage: list[DamagedChunk] = []
 
@@ -175,7 +191,7 @@ class WindowReader:
     def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
         pinned = self._spec.order.units[unit]
         try:
-            return read_joined(self._cache, self._cache.pinned_commit(pinned), chunk, self.arrays)
+            return self._joined(unit, chunk)
         except CacheError:  # names its place itself
             raise
         except Exception as error:
@@ -184,16 +200,27 @@ class WindowReader:
             error.add_note(f"in {where}, rows {first} to {end - 1}")
             raise
 
+    def _joined(self, unit: int, chunk: int) -> JoinedChunk:
+        for again in (True, False):
+            try:
+                (cache, commit, names), *others = (source.place(unit) for source in self._sources)
+                return read_joined(cache, commit, chunk, names, others)
+            except CacheError:
+                # Wrong bytes may have been kept: ask the stores themselves, from now on for all of the unit.
+                if not (again and any([source.distrust(unit) for source in self._sources])):
+                    raise
+        raise AssertionError("the second time raises")
+
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
-        stored, stats, row, parts = self._cache.schema.levels, chunk.arrays.get("stats"), None, []
+        row, parts = None, []
         try:
             masks = self._masks.draw(chunk, epoch)
-            for part, levels in self._levels.items():
-                features = [chunk.arrays[feature_array(stored[level])] for level in levels]
-                assert stats is not None
-                moments = stats if levels == tuple(range(len(stored))) else stats[:, list(levels)]
-                parts.append((f"{part}_codes", f"{part}_stats", features, moments, masks.tokens[part]))
+            for at, source in enumerate(self._sources):
+                stored = (chunk.arrays, *chunk.beside)[at]
+                for part, levels in source.levels.items():
+                    names = target_field(part, "codes", at), target_field(part, "stats", at)
+                    parts.append((*names, *source.values(stored, levels), masks.tokens[at][part]))
             for row in np.flatnonzero(targets >= 0).tolist():
                 target = targets[row]
                 for codes, of_stats, features, moments, tokens in parts:

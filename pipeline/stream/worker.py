@@ -11,7 +11,8 @@ from pipeline.runtime.memory import shared_buffer
 from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
 from pipeline.stream.order import WindowPart
-from pipeline.stream.samples import Arrays, SlotLayout, StreamSpec, WindowReader
+from pipeline.stream.rows import Arrays
+from pipeline.stream.samples import SlotLayout, StreamSpec, WindowReader
 
 
 def run_worker(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.cache.reader import Cache
@@ -16,12 +17,15 @@ def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if not (run.folder / RUN_FILE).exists() or run.config is None:
             continue
-        found = read_run(run.folder)["pinned"]["cache"]
-        if found != run.cache.digest:
-            raise ConfigError(
-                f"run {run.name!r} was trained on a cache with digest {found[:12]}, but "
-                f"{run.cache.address!r} has {run.cache.digest[:12]}: give the first cache, or a new --out"
-            )
+        pinned = read_run(run.folder)["pinned"]
+        caches, found = (run.cache, *run.others), [pinned["cache"], *pinned.get("other caches", ())]
+        for cache, digest in zip_longest(caches, found):
+            if cache is None or cache.digest != digest:
+                given = f"{cache.address!r} has {cache.digest[:12]}" if cache else "none is given"
+                raise ConfigError(
+                    f"run {run.name!r} was trained on a cache with digest {str(digest)[:12]}, but {given}: "
+                    "give the first cache, or a new --out"
+                )
         try:
             refuse_other_config(run.config, run.folder)
         except ConfigError as error:
@@ -40,7 +44,8 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
     first: dict[str, tuple[str, str]] = {}
     for planned, run in pairs:
         assert planned.config is not None
-        cache, view = planned.cache.address, planned.cache.schema.view
+        cache = "+".join(one.address for one in (planned.cache, *planned.others))
+        view = planned.cache.schema.view
         student = planned.config.student.model_dump(mode="json")
         start = [run.seed, student, [view.image_size, view.patch_size]]
         shared: list[tuple[str, Any, str]] = [  # what, the key of the runs that share it, this run's value

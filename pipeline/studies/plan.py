@@ -12,8 +12,9 @@ from pipeline.objectives.operations import training_operations
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
 from pipeline.studies.study import SEED, Row, Study, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
-from pipeline.training.job import initial_objective, objective_setting, stream_spec
+from pipeline.training.initial import initial_objective, objective_setting
 from pipeline.training.run_folder import METRICS_FILE, RUN_FILE, read_metrics, read_run
+from pipeline.training.streaming import stream_spec
 
 RUNS = "runs"
 
@@ -31,6 +32,7 @@ class PlannedRun:
     steps_per_epoch: int = 0
     operations: int | None = None  # of one image
     reason: str = ""
+    others: tuple[Cache, ...] = ()  # further caches of the same views
 
     @property
     def name(self) -> str:
@@ -78,15 +80,18 @@ class Plan:
 
     def _runs_of(self, row: Row) -> list[PlannedRun]:
         """Return the run of each seed; all of them have the same steps and operations."""
-        cache = self.caches[row.cache or next(iter(self.caches))]
+        cache, *others = (self.caches[name] for name in names_of(row) or [next(iter(self.caches))])
         folders = {seed: self.out / RUNS / f"{row.slug}-s{seed}" for seed in self.study.seeds}
         settings = {**self.study.base, **row.settings}
         try:
             settings["data.levels"] = _counted_levels(settings.get("data.levels"), cache)
+            if isinstance(lists := settings.get("data.other_levels"), list):
+                pairs = zip(lists, others, strict=False)
+                settings["data.other_levels"] = [_counted_levels(*pair) for pair in pairs]
             config = parse_config(RunConfig, nested(settings))
-            per_epoch = stream_spec(config, cache).steps_per_epoch
+            per_epoch = stream_spec(config, cache, others=others).steps_per_epoch
             steps = steps_of_run(config.optim, per_epoch)
-            operations = _operations(config, cache)
+            operations = _operations(config, cache, others)
             if self.budget:
                 count = self.budget.steps(per_epoch, config.train.global_batch, operations)
                 settings |= {"optim.steps": count, "optim.warmup_steps": scaled_warmup(count, steps)}
@@ -96,18 +101,21 @@ class Plan:
             reason = " ".join(str(error).split())
             return [PlannedRun(row, seed, folder, cache, reason=reason) for seed, folder in folders.items()]
         return [
-            PlannedRun(row, seed, folders[seed], cache, own, steps[0], per_epoch, operations)
+            PlannedRun(
+                row, seed, folders[seed], cache, own, steps[0], per_epoch, operations, others=tuple(others)
+            )
             for seed, own in configs.items()
         ]
 
 
-def _operations(config: RunConfig, cache: Cache) -> int | None:
+def _operations(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> int | None:
     """Return the operations (FLOP) of one image in training, None if they cannot be counted beforehand.
 
     Once a run has begun, run.json has them.
     """
     try:
-        objective, setting = initial_objective(config, cache), objective_setting(config, cache)
+        objective = initial_objective(config, cache, others)
+        setting = objective_setting(config, cache, others)
         return training_operations(objective, setting, config.mask.visible_count(cache.schema.patches))
     except (MaskAlignError, AssertionError, AttributeError):  # an objective of codes, before they are fitted
         return None
@@ -133,9 +141,14 @@ def make_plan(study: Study, caches: Sequence[str], out: Path, budget: str | None
     return Plan(study, rows, opened, out, read_budget(limit) if limit else None)
 
 
+def names_of(row: Row) -> list[str]:
+    """Return the names of a row's caches: one, or several with a plus sign between them."""
+    return row.cache.split("+") if row.cache else []
+
+
 def open_caches(rows: Sequence[Row], given: Sequence[str]) -> dict[str, Cache]:
     """Open the caches by the names that rows use, or the only one; raises ConfigError for other names."""
-    named = list(dict.fromkeys(row.cache for row in rows if row.cache))
+    named = list(dict.fromkeys(name for row in rows for name in names_of(row)))
     if not named:
         if len(given) > 1:
             raise ConfigError(

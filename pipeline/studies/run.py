@@ -111,6 +111,7 @@ class StudyRunner:
                 run.folder,
                 run.config,
                 resume="auto",
+                others=run.others,
                 device=self.device,
                 build=build,
                 say=lambda message: self.say(message) if message.startswith("warning:") else None,

@@ -37,8 +37,8 @@ Settings = Annotated[dict[str, Any], AfterValidator(flattened)]  # by "section.k
 class Row(Section):
     """A line of the table, trained once for each seed: its settings on top of the study's base.
 
-    `cache` is its cache, if there are several. With `teacher_in_the_loop` the teacher computes the targets
-    from the cached crops in every step.
+    `cache` is its cache, if there are several; "a+b" trains from caches a and b of the same views. With
+    `teacher_in_the_loop` the teacher computes the targets from the cached crops in every step.
     """
 
     label: str = Field(min_length=1)

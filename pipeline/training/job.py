@@ -5,12 +5,11 @@ The optimiser is AdamW with timm's parameter groups and timm's cosine schedule p
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -18,23 +17,23 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.cache.reader import Cache
-from pipeline.objectives.objective import Objective, Setting, TrainingStep
+from pipeline.cache.reader import Cache, FinishedUnits
+from pipeline.objectives.objective import Objective, TrainingStep
 from pipeline.objectives.operations import training_operations
-from pipeline.seeding import derived_seed
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
-from pipeline.stream.masks import MaskSource
-from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
-from pipeline.training.codebook import Codebook, unfitted_tokenizer
-from pipeline.training.config import RunConfig, batch_of_rank, steps_of_run
+from pipeline.training.codebook import Codebook
+from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
+from pipeline.training.initial import initial_objective, objective_setting
+from pipeline.training.phi_s import Standards
 from pipeline.training.precision import choose_compilation, choose_precision
 from pipeline.training.sections import OptimConfig
-from pipeline.training.targets import cached_targets, refuse_target
+from pipeline.training.streaming import stream_spec
+from pipeline.training.targets import CachedTargets, TargetsOfTeachers, cached_targets
 from pipeline.weights import weights_sha256
 
 # Compiled under DDP, a step is one graph for each bucket of gradients, so that exchange and backward pass
@@ -64,19 +63,29 @@ class TrainingJob:
     compiled: bool
     initial_encoder: str = ""  # SHA-256 of the encoder's weights before the first step
     codebook: Codebook | None = None
+    others: Sequence[Cache] = ()  # further caches of the same views
+    standards: Standards | None = None
     damage: DamageRecord | None = None  # if data.on_damage is "skip"
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """All caches, that of the order first."""
+        return (self.cache, *self.others)
 
     @property
     def pinned(self) -> dict[str, Any]:
         """The facts that a resumed run must find unchanged."""
-        units = hashlib.sha256(b"".join(self.spec.order.units["digest"].tolist())).hexdigest()
+        units, *others = map(_digest_of, (self.spec.order.units, *(each.units for each in self.spec.others)))
+        several = {"other caches": [cache.digest for cache in self.others], "other units": others}
         return {
             "cache": self.cache.digest,
-            "units": f"{len(self.spec.order.units)} with digest {units[:16]}",
+            "units": units,
+            **(several if self.others else {}),
             "lanes": self.spec.order.lanes,
             "train.global_batch": self.config.train.global_batch,
             "train.precision": self.precision,
             **({"codebook": self.codebook.digest} if self.codebook else {}),
+            **({"phi-s": self.standards.digest} if self.standards else {}),
         }
 
     @property
@@ -88,7 +97,8 @@ class TrainingJob:
     def operations(self) -> int:
         """The operations (FLOP) of one image in training, without a teacher in the loop."""
         visible = self.config.mask.visible_count(self.cache.schema.patches)
-        return training_operations(self.objective, objective_setting(self.config, self.cache), visible)
+        setting = objective_setting(self.config, self.cache, self.others)
+        return training_operations(self.objective, setting, visible)
 
     def save_checkpoint(self, step: int) -> None:
         """Save after `step` steps, on the main rank only; raises CheckpointError on all."""
@@ -100,11 +110,25 @@ class TrainingJob:
 
     def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""
-        targets = targets or cached_targets(self.cache, self.spec.levels, self.spec.needs.target)
+        targets = targets or TargetsOfTeachers(self.teacher_targets())
         model: nn.Module = TrainingStep(self.objective, targets.to(self.device))
         if self.compiled:
             model.compile(fullgraph=True, dynamic=False)
         return model if self.ranks.world_size == 1 else shared_by_ranks(model, self.device)
+
+    def teacher_targets(self) -> list[CachedTargets]:
+        """Return what decodes the targets of each teacher."""
+        levels = (self.spec.levels, *(other.levels for other in self.spec.others))
+        standards = self.standards.teachers if self.standards else [None] * len(levels)
+        return [
+            cached_targets(cache, levels[at], self.spec.needs.target, at, standards[at])
+            for at, cache in enumerate(self.caches)
+        ]
+
+
+def _digest_of(units: FinishedUnits) -> str:
+    digest = hashlib.sha256(b"".join(units["digest"].tolist())).hexdigest()
+    return f"{len(units)} with digest {digest[:16]}"
 
 
 def shared_by_ranks(model: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -128,16 +152,18 @@ def build_job(
     device: torch.device,
     units: Sequence[int] | None = None,
     lanes: int | None = None,
+    others: Sequence[Cache] = (),
     kind: Callable[..., TrainingJob] = TrainingJob,
 ) -> TrainingJob:
     """Build objective, optimiser and stream for one rank; raises ConfigError or CacheError.
 
-    A resumed run is pinned to `units` and `lanes`. `kind` makes the job of these parts.
+    A resumed run is pinned to `units` and `lanes`. `others` are caches of further teachers on the same views.
+    `kind` makes the job of these parts.
     """
-    spec = stream_spec(config, cache, ranks, units, lanes)
+    spec = stream_spec(config, cache, ranks, units, lanes, others)
     refuse_too_large_stream(cache, spec, config.data.workers)
     steps, warmup = steps_of_run(config.optim, spec.steps_per_epoch)
-    objective = initial_objective(config, cache).to(device)
+    objective = initial_objective(config, cache, others).to(device)
     undecayed, batch = objective.no_weight_decay(), config.train.global_batch
     optimiser = build_optimiser(objective, undecayed, config.optim, batch)
     precision = choose_precision(config.train, device)
@@ -146,33 +172,8 @@ def build_job(
     initial = weights_sha256(objective.encoder.vit)
     return kind(
         config, cache, spec, objective, optimiser, scaler, run, ranks, device, steps, warmup,
-        precision, compiled, initial,
+        precision, compiled, initial, others=others,
     )  # fmt: skip
-
-
-def stream_spec(
-    config: RunConfig,
-    cache: Cache,
-    ranks: Ranks | None = None,
-    units: Sequence[int] | None = None,
-    lanes: int | None = None,
-) -> StreamSpec:
-    """Return what determines one rank's samples; raises ConfigError if the cache cannot serve them."""
-    pinned = (
-        cache.finished(config.data.views, config.data.allow_partial) if units is None else cache.pinned(units)
-    )
-    ranks, views = ranks or Ranks(), config.data.views or tuple(np.unique(pinned["view"]).tolist())
-    needs = config.objective.needs
-    MaskSource(cache.schema, config.mask, config.train.seed, needs)  # refuses what this cache cannot serve
-    lanes = lanes or (ranks.world_size if config.data.lanes == "auto" else config.data.lanes)
-    own = lanes_of_rank(lanes, ranks.rank, ranks.world_size)
-    batch_size = batch_of_rank(config.train, ranks.world_size, lanes)
-    window = config.data.chunks_of_window(batch_size // len(own))
-    order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
-    levels = cache.level_indices(config.data.levels)
-    refuse_target(cache, levels, needs)
-    skip = config.data.on_damage == "skip"
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip)
 
 
 def build_optimiser(
@@ -198,44 +199,22 @@ def build_schedule(
     )
 
 
-def initial_objective(config: RunConfig, cache: Cache) -> Objective:
-    """Build the objective as it is before the first step: a function of configuration and cache."""
-    setting = objective_setting(config, cache)
-    seed_initial_weights(config)
-    return config.objective.build(config.student, setting)
-
-
-def objective_setting(config: RunConfig, cache: Cache) -> Setting:
-    """Return the facts that an objective is built from. A tokenizer has no codes yet."""
-    schema, request = cache.schema, config.objective.codebook_request
-    setting = Setting(
-        schema.view.image_size,
-        schema.view.patch_size,
-        tuple(schema.levels[level] for level in cache.level_indices(config.data.levels)),
-        schema.teacher.depth,
-        schema.teacher.width,
-        schema.teacher.has_cls,
-        schema.teacher.projection_width,
-    )
-    return replace(setting, tokenizer=unfitted_tokenizer(request, setting)) if request else setting
-
-
-def seed_initial_weights(config: RunConfig) -> None:
-    """Seed torch for the drawing of a run's initial weights, the encoder's first."""
-    torch.manual_seed(derived_seed(config.train.seed, "initial weights"))
-
-
 def describe_job(job: TrainingJob) -> dict[str, Any]:
     """Return what run.json says of the run itself; `operations` are the FLOP of one training image."""
     lanes = job.spec.order.lanes
+    caches = [
+        {
+            "path": absolute(cache.address),
+            "digest": cache.digest,
+            "teacher": cache.schema.teacher.model_dump(mode="json"),
+        }
+        for cache in job.caches
+    ]
     return {
         "config": job.config.model_dump(mode="json"),
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
-        "cache": {
-            "path": absolute(job.cache.address),
-            "digest": job.cache.digest,
-            "teacher": job.cache.schema.teacher.model_dump(mode="json"),
-        },
+        "cache": caches[0],
+        **({"other_caches": caches[1:]} if job.others else {}),
         "view": job.cache.schema.view.model_dump(mode="json"),
         "pinned": job.pinned,
         "initial_encoder": job.initial_encoder,

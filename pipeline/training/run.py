@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +12,22 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError, CheckpointError, ConfigError
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
 from pipeline.student.export import export_student
+from pipeline.training.begin import begin_or_continue, refuse_other_units
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.codebook import refuse_codebook, tokenizer_of
 from pipeline.training.codebook_fit import ready_codebook
 from pipeline.training.config import RunConfig
-from pipeline.training.damage import DamageRecord, lost_units, note_damage
+from pipeline.training.damage import DamageRecord, note_damage
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
+from pipeline.training.phi_s_fit import ready_standards
 from pipeline.training.run_folder import (
     RUN_FILE,
     MetricsLog,
@@ -37,7 +38,6 @@ from pipeline.training.run_folder import (
     read_metrics,
     read_run,
     refuse_differences,
-    refuse_other_config,
     storage_errors,
 )
 from pipeline.training.trainer import Metrics, Trainer
@@ -73,24 +73,25 @@ def run_training(
     say: Say = lambda _: None,
     evaluate: Evaluate | None = None,
     build: Callable[..., TrainingJob] = build_job,
+    others: Sequence[Cache] = (),
 ) -> Result:
     """Train a student, or continue its run, and export it; every rank calls this with the same arguments.
 
     `say` gets messages for a person, on the main rank only; a warning begins with "warning:". `evaluate`
     scores the encoder when `config.evaluate` says; the main rank needs it then. `build` makes the job, called
-    as `build_job` is. Raises MaskAlignError, the same on all ranks.
+    as `build_job` is. `others` are further teachers' caches. Raises MaskAlignError, the same on all ranks.
     """
     ranks, device = ranks or Ranks(), device or torch.device("cpu")
-    # One rank looks and decides: a cache may grow meanwhile, and on a network file system, other machines may
-    # see an older state of the folder.
-    resumed, units, lanes, lost = ranks.decide(lambda: _decide(cache, run, config, resume))
+    resumed, units, lanes, lost = ranks.decide(
+        lambda: begin_or_continue((cache, *others), run, config, resume)
+    )
     with ranks.together():
-        job = build(config, cache, run, ranks, device, units, lanes)
+        job = build(config, cache, run, ranks, device, units, lanes, others)
         if config.data.on_damage == "skip" or lost:
             job.damage = DamageRecord(cache, job.spec.order.units, config.data.max_damaged, lost)
             job.damage.refuse_too_much()
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
-            refuse_differences(read_run(run)["pinned"], {"units": job.pinned["units"]})
+            refuse_other_units(run, job.pinned)
         request = config.objective.codebook_request
         if request and not resumed and ranks.is_main:
             refuse_codebook(request, cache, job.spec, tokenizer_of(job.objective), device)
@@ -100,13 +101,13 @@ def run_training(
                 held.enter_context(held_run_folder(run))
                 continues(run, "always" if resumed else "never")  # another process may have been quicker
         job.codebook = ready_codebook(job, resumed, say)
+        job.standards = ready_standards(job, resumed, say)
         first = load_newest(job) if resumed else 0
         start = {**provenance(*_LIBRARIES), "ranks": ranks.world_size, "first_step": first}
-        messages: list[str] = []
         with ranks.together(), storage_errors(run):
             if ranks.is_main:
                 _write_start(job, start)
-                messages = describe_start(job, first)
+            messages = describe_start(job, first) if ranks.is_main else []
         for message in messages:
             say(message)
         begin = time.perf_counter()
@@ -120,31 +121,6 @@ def run_training(
     rate = (done - first) * config.train.global_batch / seconds
     damage = job.damage.summary if job.damage else ""
     return Result(done, job.steps, seconds, rate, logged[0]["loss"] if logged else None, stopped_by, damage)
-
-
-def _decide(
-    cache: Cache, run: Path, config: RunConfig, resume: Resume
-) -> tuple[bool, list[int], int | None, dict[str, Any]]:
-    """Return whether the run is continued, its units, its lanes if it has any yet, and its damage so far.
-
-    Raises MaskAlignError.
-    """
-    if not continues(run, resume):
-        damaged: dict[int, CacheError] | None = {} if config.data.on_damage == "skip" else None
-        units = cache.finished(config.data.views, config.data.allow_partial, damaged)["unit"].tolist()
-        return False, units, None, lost_units(cache, damaged or {})
-    refuse_other_config(config, run)
-    earlier = read_run(run)
-    if cache.digest != earlier["pinned"]["cache"]:
-        raise CheckpointError(
-            f"cannot resume: {cache.address!r} is not the cache that the run began with, "
-            f"{earlier['cache']['path']!r}: give that one, or a new --run"
-        )
-    pinned = earlier["pinned"]
-    lanes = pinned["lanes"] if "lanes" in pinned else pinned["ranks"]  # as runs from before lanes have
-    if config.data.lanes != "auto":
-        refuse_differences({"data.lanes": lanes}, {"data.lanes": config.data.lanes}, ConfigError)
-    return True, earlier["units"], lanes, earlier.get("damage", {})
 
 
 def load_newest(job: TrainingJob) -> int:
@@ -222,9 +198,11 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     begin = (
         f"continuing after step {first:,} of {job.steps:,}" if first else f"training for {job.steps:,} steps"
     )
+    names = [cache.schema.teacher.name for cache in job.caches]
+    teachers = f" from teachers {' and '.join(names)}" if job.others else ""
     description = (
         f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({millions:.3g} M "
-        f"parameters), objective {config.objective.name}, learning rate {rate:.3g}, "
+        f"parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
     found = job.damage.summary if job.damage else ""

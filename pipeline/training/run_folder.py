@@ -25,7 +25,14 @@ _DEFAULT_LOG = LogConfig()
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
 _NOT_PINNED = (
-    *("data.workers", "data.allow_partial", "data.lanes", "data.on_damage", "data.max_damaged"),
+    *(
+        "data.workers",
+        "data.allow_partial",
+        "data.lanes",
+        "data.on_damage",
+        "data.max_damaged",
+        "data.local_",
+    ),
     *("train.log_every", "train.checkpoint_every", "train.compile", "train.accumulate"),
     *("evaluate.", "log."),
 )
@@ -105,6 +112,11 @@ def read_run(run: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
         ) from None
+
+
+def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return path, digest and teacher of each cache of a run, that of the order first."""
+    return [run["cache"], *run.get("other_caches", ())]
 
 
 def refuse_other_config(config: Section, run: Path) -> None:

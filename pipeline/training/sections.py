@@ -21,14 +21,16 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig(Section):
     """Which part of the cache is used, and how it is read.
 
-    The samples of an epoch are dealt to `lanes`, and each step takes equally many of each: a run continues on
-    any number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many
-    chunks of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage`
-    "skip" a damaged chunk's places are filled with other samples, until more than the share `max_damaged` of
-    the samples is damaged.
+    `levels` are of the first cache, `other_levels` has a list for each further one; without them, all. The
+    samples of an epoch are dealt to `lanes`, and each step takes equally many of each: a run continues on any
+    number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many chunks
+    of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage` "skip" a
+    damaged chunk's places are filled with other samples, until more than the share `max_damaged` of the
+    samples is damaged. What is read is kept in the folder `local_tier`, at most `local_bytes`.
     """
 
     levels: tuple[int, ...] | None = None
+    other_levels: tuple[tuple[int, ...], ...] | None = None
     views: tuple[int, ...] | None = None
     workers: NonNegativeInt = 8
     lanes: PositiveInt | Literal["auto"] = "auto"
@@ -36,6 +38,8 @@ class DataConfig(Section):
     allow_partial: bool = False
     on_damage: OnDamage = "stop"
     max_damaged: float = Field(0.01, ge=0, le=1)
+    local_tier: str | None = None
+    local_bytes: PositiveInt | None = None
 
     @field_validator("levels", "views")
     @classmethod
@@ -45,6 +49,33 @@ class DataConfig(Section):
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise ValueError("name each only once")
         return chosen
+
+    @model_validator(mode="after")
+    def _bounded_tier(self) -> Self:
+        if (self.local_tier is None) != (self.local_bytes is None):
+            raise ValueError(
+                "local_tier and local_bytes belong together: name a folder and its limit in bytes, such as "
+                "data.local_tier=/scratch/tier data.local_bytes=500_000_000_000"
+            )
+        return self
+
+    @property
+    def tier(self) -> tuple[str, int] | None:
+        """Folder and limit of the local tier, if there is one."""
+        return (self.local_tier, self.local_bytes) if self.local_tier and self.local_bytes else None
+
+    @field_validator("other_levels")
+    @classmethod
+    def _each_list(cls, chosen: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
+        for levels in chosen or ():
+            cls._some_and_each_once(levels)
+        return chosen
+
+    def levels_of(self, teacher: int) -> tuple[int, ...] | None:
+        """Return the chosen levels of a teacher, by the place of its cache; None for all."""
+        if teacher == 0 or self.other_levels is None:
+            return None if teacher else self.levels
+        return self.other_levels[teacher - 1]
 
     def chunks_of_window(self, share: int) -> int:
         """Return how many chunks a window has if each step takes `share` samples of a lane."""

@@ -13,8 +13,9 @@ from pipeline.cache.encoding import WHITENING_EPS, TargetDecoder, normed, whiten
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.objectives.losses import exact
-from pipeline.objectives.needs import Needs, TargetKind
+from pipeline.objectives.needs import Needs, TargetKind, target_field
 from pipeline.objectives.objective import Batch, Targets
+from pipeline.training.phi_s import PhiStandardisation
 
 AFTER_THE_LAST_BLOCK: tuple[TargetKind, ...] = ("post_norm", "projected")
 
@@ -69,21 +70,47 @@ class CachedTargets(nn.Module):
     written to memory first.
     """
 
-    def __init__(self, decoder: TargetDecoder, kind: TargetKind, output: TeacherOutput | None = None) -> None:
-        """Take the decoder of the M chosen levels, and the tower's output where `kind` needs it."""
+    def __init__(
+        self,
+        decoder: TargetDecoder,
+        kind: TargetKind,
+        output: TeacherOutput | None = None,
+        teacher: int = 0,
+        standard: PhiStandardisation | None = None,
+    ) -> None:
+        """Take the decoder of the M chosen levels, and the tower's output where `kind` needs it.
+
+        `teacher` is the place of the teacher among several; `standard` is applied last.
+        """
         super().__init__()
         self.decoder, self.kind, self.output = decoder, kind, output
+        self.teacher, self.standard = teacher, standard
 
     def forward(self, batch: Batch) -> Targets:
         """Decode the targets of visible and hidden tokens that the batch has."""
         found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
         for part, targets in found.items():
-            if f"{part}_codes" in batch:
-                codes, stats = batch[f"{part}_codes"].unbind(1), batch[f"{part}_stats"].unbind(1)
-                first = len(self.decoder.channel_mean) - len(codes)
-                for level, stored in enumerate(zip(codes, stats, strict=True), first):
-                    targets.append(make_target(*self.decoder.level(level, *stored), self.kind, self.output))
+            names = (target_field(part, what, self.teacher) for what in ("codes", "stats"))
+            stored = [batch[name].unbind(1) for name in names if name in batch]
+            first = len(self.decoder.channel_mean) - len(stored[0]) if stored else 0
+            for level, of_level in enumerate(zip(*stored, strict=True), first):
+                target = make_target(*self.decoder.level(level, *of_level), self.kind, self.output)
+                targets.append(self.standard(level, target) if self.standard else target)
         return Targets(**found)
+
+
+class TargetsOfTeachers(nn.Module):
+    """The targets of each teacher, one after the other."""
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, batch: Batch) -> Targets:
+        """Decode the targets of all teachers."""
+        found = [teacher(batch) for teacher in self.teachers]
+        visible = [target for targets in found for target in targets.visible]
+        return Targets(visible, [target for targets in found for target in targets.hidden])
 
 
 class TeacherTargets(nn.Module):
@@ -120,11 +147,17 @@ class TeacherTargets(nn.Module):
         return Targets(**found)
 
 
-def cached_targets(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> CachedTargets:
+def cached_targets(
+    cache: Cache,
+    levels: tuple[int, ...],
+    target: TargetKind,
+    teacher: int = 0,
+    standard: PhiStandardisation | None = None,
+) -> CachedTargets:
     """Return what decodes targets of the chosen levels, which are indices of the stored ones."""
     mean, std = (torch.from_numpy(values[list(levels)]) for values in cache.calibration())
     decoder = TargetDecoder(mean, std, cache.schema.encoding)
-    return CachedTargets(decoder, target, teacher_output(cache, target))
+    return CachedTargets(decoder, target, teacher_output(cache, target), teacher, standard)
 
 
 def teacher_output(cache: Cache, target: TargetKind) -> TeacherOutput | None:

@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
@@ -31,13 +31,15 @@ class MaskConfig(Section):
     """How patches are chosen, how many are hidden, and whether each epoch draws again.
 
     `ratio` is a share of the patches, `hidden` their exact number instead. Without `redraw` all epochs show
-    what --keep would store; auto draws again if the cache has all patches.
+    what --keep would store; auto draws again if the cache has all patches. Of several teachers, `teacher` is
+    the one whose attention counts, by the place of its cache from 0 on, or the mean of all.
     """
 
     strategy: Strategy = "attention"
     ratio: float | None = 0.7
     hidden: int | None = Field(None, ge=0)
     redraw: bool | Literal["auto"] = "auto"
+    teacher: NonNegativeInt | Literal["mean"] = 0
 
     @field_validator("ratio")
     @classmethod

@@ -25,7 +25,7 @@ from pipeline.evaluation.knn import knn_predictions
 from pipeline.report.scores import read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
-from pipeline.training.job import initial_objective
+from pipeline.training.initial import initial_objective
 from pipeline.views.codec import decode_view
 from stages.evaluate_student import app
 from stages.train_student import train_student

@@ -3,6 +3,7 @@
 import re
 import shlex
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import open_clip
@@ -60,6 +61,10 @@ def value(words, option):
     return words[words.index(option) + 1]
 
 
+def values(words, option):
+    return [following for word, following in pairwise(words) if word == option]
+
+
 SETTINGS = [path for path in RECIPES if path.parent.name == "recipes" and comment(path, "cache")]
 
 
@@ -78,11 +83,16 @@ def test_the_recipe_for_b_is_the_default_but_for_lanes():
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():
-    assert len(SETTINGS) == 10
+    assert len(SETTINGS) == 12
     for recipe in SETTINGS:
         extract, train = commands(recipe)
         assert [refusal(words) for words in (extract, train)] == [None, None]
         assert value(extract, "--cache") == value(train, "--cache")
+        if second := comment(recipe, "second"):
+            words = without_torchrun(shlex.split(second))
+            assert refusal(words) is None
+            assert value(words, "--views-from") == value(extract, "--cache")
+            assert [value(extract, "--cache"), value(words, "--cache")] == values(train, "--cache")
         assert Path(value(train, "--config")).name == recipe.name
         config = load_config(RunConfig, recipe)
         amount = f"{config.optim.steps} steps" if config.optim.steps else f"{config.optim.epochs:g} epochs"
@@ -173,5 +183,15 @@ def test_a_recipe_runs_in_small(recipe, cache_of, tmp_path):
     cache = cache_of(recipe)
     assert len(Cache(cache).schema.levels) == 5
     changes = [part for one in SMALL_RUN for part in ("--set", one)]
-    run = ("--cache", cache, "--run", tmp_path / "run", "--config", recipe, "--device", "cpu")
+    run = ["--cache", cache, "--run", tmp_path / "run", "--config", recipe, "--device", "cpu"]
+    if second := comment(recipe, "second"):
+        words = without_torchrun(shlex.split(second))[1:]
+        changed = {
+            value(words, "--views-from"): cache,
+            value(words, "--cache"): tmp_path / "b.cache",
+            value(words, "--teacher"): STAND_INS[value(words, "--teacher")](tmp_path / "teacher"),
+        }
+        small = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
+        call(extract_teacher, *(changed.get(word, word) for word in words), *small)
+        run += ["--cache", tmp_path / "b.cache"]
     assert "2 of 2 steps done" in call(train_student, *run, *changes)

@@ -13,7 +13,7 @@ from pipeline.evaluation.subject import Subject, teacher_subject, untrained_subj
 from pipeline.report.scores import SubjectFacts
 from pipeline.student.encoder import build_encoder
 from pipeline.training.config import RunConfig
-from pipeline.training.job import seed_initial_weights
+from pipeline.training.initial import seed_initial_weights
 
 FACTS = SubjectFacts(kind="model", name="tiny", weights="00")
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}

@@ -110,22 +110,17 @@ def test_tars_that_fail_are_named(tmp_path):
         maskalign.run_extraction(tar, tmp_path / "cache", "timm:test_vit.random", image_size=64, workers=0)
 
 
-def test_another_teacher_runs_on_the_same_views(small_cache_path, tmp_path):
-    other = maskalign.run_extraction(
-        None, tmp_path / "b", "timm:test_vit2.random", views_from=small_cache_path, levels="1", workers=0
-    )
-    first = maskalign.Cache(small_cache_path)
-    assert other.keys(view=1) == first.keys(view=1)
-    assert np.array_equal(other.images([0, 99]), first.images([0, 99]))
-    with pytest.raises(ConfigError, match="give run_extraction either shards or views_from"):
-        maskalign.run_extraction(None, tmp_path / "c", "timm:test_vit.random")
-    with pytest.raises(ConfigError, match="seed cannot be given with views_from: that cache decides it"):
-        maskalign.run_extraction(
-            None, tmp_path / "c", "timm:test_vit.random", views_from=small_cache_path, seed=1
-        )
-
-
 def test_the_options_are_those_of_the_command():
     ours, theirs = ExtractionChoices.__annotations__, ExtractionOptions.__dataclass_fields__
-    given = {"shards", "cache", "teacher", "device", "rank", "processes", "views_from"}
+    given = {"shards", "cache", "teacher", "device", "rank", "processes"}
     assert list(ours) == [name for name in theirs if name not in given]
+
+
+def test_two_teachers_of_the_same_views_teach_one_student(small_cache_path, tmp_path):
+    other = {"views_from": str(small_cache_path), "workers": 0, "device": "cpu", "levels": "1"}
+    second = maskalign.run_extraction([], tmp_path / "b.cache", "timm:test_vit3.random", **other)
+    caches = [small_cache_path, second]
+    result = maskalign.run_training(caches, tmp_path / "run", settings=SETTINGS, device="cpu")
+    assert result.done == result.steps
+    with pytest.raises(ConfigError, match="--seed cannot be given with --views-from"):
+        maskalign.run_extraction([], tmp_path / "c.cache", "timm:test_vit3.random", seed=1, **other)

@@ -118,7 +118,7 @@ def test_levels_that_the_teacher_lacks_are_refused(levels):
 )
 def test_modes_begin_with_their_weights_and_dynamic_alone_learns(mode, expected):
     torch.testing.assert_close(initial_weights(mode, [1, 3], 4), torch.tensor(expected, dtype=torch.float32))
-    assert DynamicAlignment(mode, "linear", [1, 3], 4, 8, 6).weights.requires_grad == (mode == "dynamic")
+    assert DynamicAlignment(mode, "linear", [1, 3], 4, 8, [6, 6]).weights.requires_grad == (mode == "dynamic")
 
 
 def test_heads_are_what_they_are_called():

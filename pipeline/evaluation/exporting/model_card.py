@@ -13,7 +13,7 @@ from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Score, read_scores
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import read_run
+from pipeline.training.run_folder import caches_of, read_run
 
 _KINDS = {
     "run": "A vision transformer that MaskAlign pretrained on the features of a teacher.",
@@ -78,13 +78,15 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
     yield "weights, SHA-256", facts.weights
     if run is None:
         return
-    teacher, images = run["cache"]["teacher"], run["config"]["train"]["global_batch"]
-    untrained = "" if teacher.get("trained", True) else " (untrained)"
+    images = run["config"]["train"]["global_batch"]
     yield "steps", f"{facts.step or 0:,} of {run['steps']:,}, each of {images:,} images"
-    yield "teacher", f"{teacher['library']} {teacher['name']}, {teacher['tag']}{untrained}"
-    yield "teacher's weights, SHA-256", teacher["weights_sha256"]
-    yield "cache of the teacher's features", PurePosixPath(run["cache"]["path"]).name
-    yield "digest of the cache", run["cache"]["digest"]
+    for cache in caches_of(run):
+        teacher = cache["teacher"]
+        untrained = "" if teacher.get("trained", True) else " (untrained)"
+        yield "teacher", f"{teacher['library']} {teacher['name']}, {teacher['tag']}{untrained}"
+        yield "teacher's weights, SHA-256", teacher["weights_sha256"]
+        yield "cache of the teacher's features", PurePosixPath(cache["path"]).name
+        yield "digest of the cache", cache["digest"]
     if tars := _source_tars(run["cache"]):
         yield "images", tars
     made = [f"{name} {run[name]}" for name in ("maskalign", "commit") if run.get(name)]

@@ -1,0 +1,117 @@
+"""Fits PHI-S to a keyed sample of a run's caches before the first step, or loads what the run began with.
+
+As for a codebook, the main rank writes RUN/phi_s.safetensors and sends its bytes to all ranks.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.cache.layout import feature_array
+from pipeline.errors import CacheError, CheckpointError
+from pipeline.objectives.needs import target_field
+from pipeline.runtime.ordered import ordered_map
+from pipeline.storage.files import replace_file
+from pipeline.training.codebook import chunks_of
+from pipeline.training.codebook_sample import Pick, drawn_rows
+from pipeline.training.job import TrainingJob
+from pipeline.training.phi_s import Moments, PhiStandardisation, Standards, phi_s
+from pipeline.training.run_folder import read_run, refuse_differences, storage_errors
+from pipeline.training.targets import CachedTargets
+
+PHI_S_FILE = "phi_s.safetensors"
+_VIEWS = 2048  # of the caches, with about 200 tokens each: many more than the channels of any teacher
+_AT_ONCE = 2  # chunks that are read side by side
+
+
+def ready_standards(job: TrainingJob, resumed: bool, say: Callable[[str], None]) -> Standards | None:
+    """Return the standardisations of a run's teachers, if its objective asks for them, on all ranks."""
+    if not job.config.objective.standardises:
+        return None
+    file = job.run / PHI_S_FILE
+
+    def decide() -> bytes:
+        with storage_errors(job.run):
+            if not resumed:
+                say(f"fitting PHI-S to the targets of {len(job.caches)} teachers, before training")
+                replace_file(file, fit_standards(job))
+            elif not file.exists():
+                raise CheckpointError(
+                    f"run {str(job.run)!r} has lost {PHI_S_FILE}: restore it, or use a new --run"
+                )
+            return file.read_bytes()
+
+    data = job.ranks.decide(decide)
+    with job.ranks.together():
+        found = load_standards(data, len(job.caches))
+        if resumed and job.ranks.is_main:
+            refuse_differences(read_run(job.run)["pinned"], {"phi-s": found.digest})
+    return found
+
+
+def load_standards(data: bytes, teachers: int) -> Standards:
+    """Return the standardisations in the bytes of their file; raises CheckpointError if it is damaged."""
+    try:
+        tensors, found = load(data), []
+        for at in range(teachers):
+            mean, matrix = tensors[f"{at}.mean"], tensors[f"{at}.matrix"]
+            found.append(PhiStandardisation(*mean.shape))
+            found[-1].load_state_dict({"mean": mean, "matrix": matrix})
+    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{PHI_S_FILE} of this run is damaged ({str(error).partition(chr(10))[0]}): restore it, or use a "
+            "new --run"
+        ) from None
+    return Standards(found, hashlib.sha256(data).hexdigest())
+
+
+def fit_standards(job: TrainingJob) -> bytes:
+    """Fit every level of every teacher to the same views; return the bytes of their file.
+
+    Raises CacheError if a cache cannot be read, or its targets do not vary.
+    """
+    tensors: dict[str, Tensor] = {}
+    for at, targets in enumerate(job.teacher_targets()):
+        moments = _moments(job, at, targets.to(job.device))
+        maps = []
+        for level, each in enumerate(moments):
+            mean, covariance = each.result()
+            if not covariance.diagonal().sum() > 0:
+                raise CacheError(
+                    f"PHI-S cannot be fitted: level {level} of cache {job.caches[at].address!r} is the same "
+                    "for all tokens; set objective.balance=equal"
+                )
+            maps.append(phi_s(mean, covariance))
+        means, matrices = zip(*maps, strict=True)
+        tensors |= {f"{at}.mean": torch.stack(means), f"{at}.matrix": torch.stack(matrices)}
+    views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
+    facts = {"caches": [cache.digest for cache in job.caches], "views": views, "seed": job.config.train.seed}
+    return save(tensors, {"phi_s": json.dumps(facts)})
+
+
+def _moments(job: TrainingJob, at: int, targets: CachedTargets) -> list[Moments]:
+    """Return mean and covariance of the targets of each level of a teacher, all its stored tokens."""
+    cache, (units, chosen) = job.caches[at], (job.spec.order.units, job.spec.levels)
+    if at:
+        units, chosen = job.spec.others[at - 1].units, job.spec.others[at - 1].levels
+    names = [*(feature_array(cache.schema.levels[level]) for level in chosen), "stats"]
+    views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
+
+    def read(pick: Pick) -> dict[str, Tensor]:
+        (unit, chunk, _), rows = pick
+        arrays = cache.read_chunk(cache.pinned_commit(units[unit]), chunk, names)
+        *codes, stats = (torch.from_numpy(arrays[name][rows]) for name in names)
+        batch = {"codes": torch.stack(codes, dim=1), "stats": stats[:, list(chosen)]}
+        return {target_field("visible", what, at): values for what, values in batch.items()}
+
+    found = [Moments() for _ in chosen]
+    for batch in ordered_map(read, drawn_rows(job.spec, views, job.config.train.seed), _AT_ONCE):
+        on_device = {name: values.to(job.device) for name, values in batch.items()}
+        for moments, target in zip(found, targets(on_device).visible, strict=True):
+            moments.add(target.float().flatten(0, 1))
+    return found
