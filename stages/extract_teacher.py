@@ -12,9 +12,8 @@ from pipeline.runtime.launch import share_of_work, usable_cores
 from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
 
 if TYPE_CHECKING:
-    from pipeline.extraction.extractor import Extractor
     from pipeline.extraction.plan import RateForecast, SizeForecast
-    from pipeline.extraction.tally import Tally
+    from pipeline.extraction.tally import Extracted
 
 _SHOWN = 20  # skipped images; a damaged data set may have thousands
 
@@ -39,7 +38,7 @@ _VIEW_FORMAT = "Stored crops: jpeg (quality 95) or raw (lossless)."
 _PATCH_SIZE = "Side of the student's patches in pixels."
 _CROP_SCALE = "Least and greatest share of the image in a view; 1 1 is the centre view."
 _FLIP = "Probability that a view is mirrored."
-_WORKERS = "Decoding processes; default: one for each usable core."
+_WORKERS = "Decoding processes; default: one for each usable core (ray: of a GPU's share of its node)."
 _PRECISION = (
     "Arithmetic of the teacher: bfloat16, float16, float32, or auto: float32 on a CPU, "
     "bfloat16 on a GPU, float16 on a GPU before Ampere."
@@ -47,6 +46,9 @@ _PRECISION = (
 _COMPILE = "Compile the teacher: on, off, or auto: on a GPU, if that works."
 _MAX_BAD = "Share of undecodable images, at least 3, that a tar may have."
 _LIMIT = "Only the first N tars: a trial that a later run continues."
+_ENGINE = "local: this process, one of those that share the work; ray: actors of a running Ray cluster."
+_MIN_WORKERS = "Actors that must be ready before work begins; default: 1."
+_MAX_WORKERS = "Most actors, which come and go with the cluster; default: one for each GPU that is there now."
 _DRY_RUN = "Print what would be done and how long it takes; leave nothing behind."
 _DISK_SECONDS = (
     "Most seconds for which --dry-run writes to the disk of the cache to measure it; 0: not at all."
@@ -78,33 +80,40 @@ def extract_teacher(
     compile: Annotated[str, typer.Option(help=_COMPILE)] = Options.compile,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help=_MAX_BAD)] = Options.max_bad,
     limit: Annotated[int | None, typer.Option(min=1, help=_LIMIT)] = Options.limit,
+    engine: Annotated[str, typer.Option(help=_ENGINE)] = "local",
+    min_workers: Annotated[int | None, typer.Option(min=1, help=_MIN_WORKERS)] = None,
+    max_workers: Annotated[int | None, typer.Option(min=1, help=_MAX_WORKERS)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False,
     disk_seconds: Annotated[float, typer.Option(min=0, help=_DISK_SECONDS)] = 20.0,
 ) -> None:
     """Run a teacher over webdataset tars and write its features and the crops it saw to a cache.
 
     The same command again continues an unfinished cache; with more tars or views it extends it. Start it with
-    torchrun or a Slurm array to share the work among many GPUs.
+    torchrun or a Slurm array, or with --engine ray, to share the work among many GPUs.
     """
     given = dict(locals())
     with cli_errors():
-        options = _read_options(given)
+        from pipeline.extraction.engines import chosen_engine, extract
         from pipeline.runtime.workers import start_early
 
-        start_early("pipeline.views.decoding_worker")
-        from pipeline.extraction.job import plan_extraction, run_extraction
-
+        limits = chosen_engine(engine, min_workers, max_workers, workers, device, dry_run)
+        options = _read_options(given)
+        if limits is None:
+            options = replace(options, device=choose_device(device))
+            start_early("pipeline.views.decoding_worker")
         if dry_run:
+            from pipeline.extraction.job import plan_extraction
+
             _show_rates(options, plan_extraction(options, partial(_show_sizes, options), disk_seconds))
             return
-        extractor, missing = run_extraction(options)
-        _show_summary(options, extractor, missing)
-    if extractor.tally.failed:
+        made = extract(options, limits)
+        _show_summary(options, made)
+    if made.tally.failed:
         raise typer.Exit(1)
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    """Resolve shards, rank and device. Checks without torch come first: importing it takes seconds."""
+    """Resolve shards and rank. Checks without torch come first: importing it takes seconds."""
     from pipeline.cache.reader import Cache
     from pipeline.cache.writer import is_empty
     from pipeline.storage.address import open_folder
@@ -122,7 +131,7 @@ def _read_options(given: dict[str, Any]) -> Options:
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     if not is_empty(open_folder(options.cache)):
         Cache(options.cache)  # raises CacheError for a folder that is not a cache
-    return replace(options, device=choose_device(given["device"]))
+    return options
 
 
 def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
@@ -133,7 +142,7 @@ def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
     print_row("bytes a view", f"{sizes.target_bytes:,.0f} of targets and {sizes.crop_bytes:,.0f} of crop")
     print_row("cache", f"{sizes.total_bytes / 1e9:,.3f} GB in {sizes.files:,} files")
     if options.compressor != "none":
-        print_row("", "both before compression; inspect-cache plan measures it once a unit is there")
+        print_row("", "before compression, which inspect-cache plan measures once a unit is there")
     if sizes.linked_to:
         print_row("view tars", f"hard links to those of {sizes.linked_to!r}")
     if sizes.finished:
@@ -170,19 +179,18 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
     print_row("paid back", f"{epochs}, against running the teacher in each")
 
 
-def _show_summary(options: Options, extractor: "Extractor", missing: int) -> None:
-    tally, timing = extractor.tally, extractor.timing
-    if extractor.encoder.compiler_fault:
-        typer.echo(
-            f"the teacher ran without compiling, which failed ({extractor.encoder.compiler_fault}); "
-            "--compile off avoids the attempt",
-            err=True,
-        )
+def _show_summary(options: Options, made: "Extracted") -> None:
+    tally, timing = made.tally, made.timing
+    if fault := made.compiler_fault:
+        without = f"the teacher ran without compiling, which failed ({fault})"
+        typer.echo(f"{without}; --compile off avoids the attempt", err=True)
+    died = f"; {counted(made.lost_actors, 'actor')} died, and what they had not committed was done again"
+    lost = died if made.lost_actors else ""
     if tally.units:
         typer.echo(
             f"{counted(tally.units, 'unit')} made of {counted(tally.images, 'image')} "
             f"({counted(tally.views, 'view')}) in {timing.wall:.1f} s, "
-            f"{tally.views / timing.wall:.3g} views/s"
+            f"{tally.views / timing.wall:.3g} views/s{lost}"
         )
         parts = ", ".join(f"{part} {one:.1f} s" for part, one in timing.seconds.items() if one >= 0.05)
         slowest = max(timing.seconds, key=lambda part: timing.seconds[part])
@@ -201,10 +209,11 @@ def _show_summary(options: Options, extractor: "Extractor", missing: int) -> Non
         )
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
-    typer.echo(f"cache {options.cache!r}: {_state(missing, tally, options.views_from)}")
+    typer.echo(f"cache {options.cache!r}: {_state(made, options.views_from)}")
 
 
-def _state(missing: int, tally: "Tally", views_from: str | None) -> str:
+def _state(made: "Extracted", views_from: str | None) -> str:
+    missing, tally = made.missing, made.tally
     if not missing:
         return "complete"
     if tally.failed:

@@ -32,13 +32,14 @@ def stream_spec(
     world_size=1,
     lanes=None,
     skip_damage=False,
+    tier=None,
 ):
     """Describe one rank's samples; levels are places among the stored ones."""
     lanes = lanes or world_size
     own = lanes_of_rank(lanes, rank, world_size)
     order = SampleOrder(cache.finished(views, allow_partial=False), views, seed, own, lanes, window_blocks)
     mask = MaskConfig(strategy=strategy, ratio=ratio, hidden=hidden, redraw=redraw)
-    return StreamSpec(cache.address, order, levels, mask, batch_size, needs, skip_damage)
+    return StreamSpec(cache.address, order, levels, mask, batch_size, needs, skip_damage, tier=tier)
 
 
 def read_batches(path, count, *, workers=0, epoch=0, step=0, **changes):

@@ -52,6 +52,7 @@ DOORS = {
     "zarr": {"pipeline/cache"},
     "numcodecs": {"pipeline/cache"},
     "obstore": {"pipeline/storage"},
+    "ray": {"pipeline/extraction"},
     "webdataset": {"pipeline/views", "pipeline/stream"},
     "typer": {"stages"},
     "matplotlib": {"pipeline/report"},

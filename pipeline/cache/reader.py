@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ _CALIBRATION = ("channel_mean", "channel_std")
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
+Result = TypeVar("Result")
 FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a run pins
 
 
@@ -50,6 +52,12 @@ def read_metadata(folder: Folder, key: str) -> bytes:
                 raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
     made = "give a folder that extract-teacher made"
     raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
+
+
+def _read_if_there(read: Callable[[Unit], Result], unit: Unit) -> Result | None:
+    with suppress(FileNotFoundError):
+        return read(unit)
+    return None
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:
@@ -79,6 +87,10 @@ class Cache:
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
         self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
+
+    def use_folder(self, folder: Folder) -> None:
+        """Read from now on through a folder that has the same files."""
+        self.folder, self._shards = folder, ShardReader(folder)
 
     def commits(self) -> Iterator[Commit]:
         """Read the commits of the finished units, by number, one at a time."""
@@ -143,34 +155,27 @@ class Cache:
     def _table(self, units: Sequence[Unit], damaged: dict[int, CacheError] | None = None) -> FinishedUnits:
         def read(unit: Unit) -> CommitHead | None:
             try:
-                return self._present(self._head_of, unit)
+                return read_head(self.folder, unit, self.digest, CommitHead)
             except CacheError as error:
                 if damaged is None:
                     raise
                 damaged[unit.unit] = error
                 return None
 
-        heads = ordered_map(read, committed(self.folder, units), self.folder.parallel_reads)
-        rows = [(head.unit, head.view, head.rows, head.digest) for head in heads if head]
+        rows = [(head.unit, head.view, head.rows, head.digest) for head in self._read_all(units, read)]
         return np.array(rows, UNIT_DTYPE)
 
-    def _head_of(self, unit: Unit) -> CommitHead:
-        return read_head(self.folder, unit, self.digest, CommitHead)
-
-    def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part]) -> Iterator[Part]:
+    def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part | None]) -> Iterator[Part]:
+        """Yield what `read` returns for each unit that exists, without None."""
+        at_once = self.folder.parallel_reads
+        found: Iterator[Part | None]
         if self.folder.can_list:
-            existing = committed(self.folder, units)
-            return ordered_map(partial(self._present, read), existing, self.folder.parallel_reads)
-
-        def read_if_there(unit: Unit) -> Part | None:
-            with suppress(FileNotFoundError):
-                return read(unit)
-            return None
-
-        found = ordered_map(read_if_there, units, self.folder.parallel_reads)
+            found = ordered_map(partial(self._present, read), committed(self.folder, units), at_once)
+        else:  # one request for each unit tells whether it exists, and reads it
+            found = ordered_map(partial(_read_if_there, read), units, at_once)
         return (part for part in found if part is not None)
 
-    def _present(self, read: Callable[[Unit], Part], unit: Unit) -> Part:
+    def _present(self, read: Callable[[Unit], Result], unit: Unit) -> Result:
         try:
             return read(unit)
         except FileNotFoundError:

@@ -20,7 +20,6 @@ GROUP_CHANNELS: Final = 64
 _MOST = 2**16  # of whatever is counted: patches are numbered in 16 bits, and no tower is as deep or wide
 
 Encoding = Literal["int8", "int4", "float16"]
-Compressor = Literal["none", "zstd", "blosc"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ CODE_FORMATS: Final[dict[Encoding, CodeFormat]] = {
     "float16": CodeFormat(np.dtype("float16"), 1, None),
 }
 ENCODINGS: tuple[str, ...] = tuple(CODE_FORMATS)
+
+Compressor = Literal["none", "zstd", "blosc"]
 COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
 
 

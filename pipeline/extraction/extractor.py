@@ -20,7 +20,7 @@ from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.lane import Lane
 from pipeline.extraction.origin import Origin
-from pipeline.extraction.tally import Tally, Timing
+from pipeline.extraction.tally import Tally, Timing, show_progress
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
@@ -72,8 +72,9 @@ class Extractor:
         max_bad: float,
     ) -> None:
         """Take what gives views and features; `max_bad` is the share of a tar's images that may be bad."""
-        self._folder, self._schema, self._origin, self._max_bad = folder, schema, origin, max_bad
+        self.folder, self._schema, self._origin, self._max_bad = folder, schema, origin, max_bad
         self.encoder, self._decoder = encoder, decoder
+        self._decoded_before = decoder.busy_seconds  # for the calibration
         self._lanes: list[Lane] = []
         self._open: deque[_Tar] = deque()  # in the order in which they were begun
         self._read_images, self._read_bytes = 0, 0
@@ -82,15 +83,16 @@ class Extractor:
 
     def run(self, tars: Sequence[SourceTar], units: Sequence[Unit]) -> None:
         """Make the missing units, in the order of `tars`. A tar that fails is noted and left out."""
+        units = self._origin.ready(units)
         with (
-            self._folder.scratch() as scratch,
+            self.folder.scratch() as scratch,
             WriterThreads() as threads,
             ThreadPoolExecutor(1, "publish") as publisher,
             ProgressDisplay("extract-teacher", 0) as progress,
         ):
             try:
                 publishing, counted = deque[Future[None]](), time.monotonic()
-                new_unit = partial(UnitBuilder, self._folder, self._schema, scratch=scratch, threads=threads)
+                new_unit = partial(UnitBuilder, self.folder, self._schema, scratch=scratch, threads=threads)
                 for tar in self._encoded(self._groups(tars, units, new_unit)):
                     publishing.append(publisher.submit(self._publish, tar))
                     while len(publishing) > 1:
@@ -106,16 +108,18 @@ class Extractor:
                 for tar in self._open:
                     tar.held.close()
                 self.timing.seconds["write"] += max(threads.seconds)
-                self.timing.seconds["teacher"] += sum(lane.seconds for lane in self._lanes)
+                self.timing.seconds["teacher"] = sum(lane.seconds for lane in self._lanes)
+                decoding = self._decoder.busy_seconds - self._decoded_before
+                self.timing.seconds["decode"] = decoding / max(1, self._decoder.workers)
 
     def _groups(
         self, tars: Sequence[SourceTar], units: Sequence[Unit], new_unit: NewUnit
     ) -> Iterator[Group[_Tar]]:
         """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
         # one listing of all commits now: to claim a tar and look for its own takes several round trips
-        finished = {unit.unit for unit in committed(self._folder, units)}
+        finished = {unit.unit for unit in committed(self.folder, units)}
         missing: dict[str, list[Unit]] = {}
-        for unit in self._origin.ready(units):
+        for unit in units:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
         for source in tars:
@@ -128,10 +132,10 @@ class Extractor:
     def _begin(self, source: SourceTar, units: Sequence[Unit], new_unit: NewUnit) -> _Tar | None:
         """Claim a tar and begin its missing units; None if another process works on it or has made them."""
         with ExitStack() as held:
-            if not held.enter_context(self._folder.claimed(source.name)):
+            if not held.enter_context(self.folder.claimed(source.name)):
                 self.tally.elsewhere.append(source.name)
                 return None
-            missing = [unit for unit in units if not is_committed(self._folder, unit)]
+            missing = [unit for unit in units if not is_committed(self.folder, unit)]
             if not missing:
                 return None
             builders: list[UnitBuilder] = []
@@ -235,11 +239,5 @@ class Extractor:
         return self._origin.fault(tar.source)
 
     def _show(self, progress: ProgressDisplay, units: Sequence[Unit]) -> None:
-        """Show the progress of all processes in images, estimated from the bytes of finished tars."""
-        views = len({unit.view for unit in units}) or 1
-        finished = sum(unit.source_bytes for unit in committed(self._folder, units)) / views
-        total = sum(unit.source_bytes for unit in units) / views
-        image_bytes = self._read_bytes / self._read_images if self._read_images else total
-        notes = {"skipped": len(self.tally.skipped), "tars failed": len(self.tally.failed)}
-        text = ", ".join(f"{count} {name}" for name, count in notes.items() if count)
-        progress.update(round(finished / image_bytes), text, round(total / image_bytes))
+        image_bytes = self._read_bytes / self._read_images if self._read_images else 0.0
+        show_progress(progress, self.folder, units, image_bytes, self.tally)

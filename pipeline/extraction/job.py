@@ -50,6 +50,17 @@ _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "
 
 def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
     """Extract what is missing; return the extractor, with tally and timing, and how many units still are."""
+    with prepared_extraction(options) as (extractor, wanted):
+        # From this process's share on, so that processes begin at different tars. The rank may be any number.
+        tars, count = options.tars, len(options.tars)
+        start = count * options.rank // options.processes % count
+        extractor.run([*tars[start:], *tars[:start]], wanted)
+        return extractor, len(wanted) - len(committed(extractor.folder, wanted))
+
+
+@contextmanager
+def prepared_extraction(options: ExtractionOptions) -> Iterator[tuple[Extractor, list[Unit]]]:
+    """Create or extend the cache; yield an extractor, which can run several times, and the covered units."""
     origin = origin_of(options)
     teacher = build_teacher(options)
     of_view = len(teacher.levels) + 6  # stats, index, view, attention, tokens and the view tar
@@ -62,28 +73,17 @@ def run_extraction(options: ExtractionOptions) -> tuple[Extractor, int]:
             decoder.lock_pages()
         cache, units = prepare_cache(options, teacher, decoder, origin)
         encoder = FeatureEncoder(
-            teacher,
-            *cache.calibration(),
-            cache.schema,
-            options.device,
-            options.batch_size,
-            options.compile,
+            teacher, *cache.calibration(), cache.schema, options.device, options.batch_size, options.compile
         )
         wanted = options.covered(units)
         ready = origin.ready(wanted)
         if len(committed(cache.folder, ready)) < len(ready):
             encoder.prepare()
         extractor = Extractor(cache.folder, cache.schema, origin, encoder, decoder, options.max_bad)
-        decoded = decoder.busy_seconds  # for the calibration
-        # From this process's share on, so that processes begin at different tars. The rank may be any number.
-        tars, count = options.tars, len(options.tars)
-        start = count * options.rank // options.processes % count
         with _logged(options, cache.folder, extractor):
-            extractor.run([*tars[start:], *tars[:start]], ready)
+            yield extractor, wanted
     finally:
         decoder.close()
-    extractor.timing.seconds["decode"] = (decoder.busy_seconds - decoded) / max(1, options.workers)
-    return extractor, len(wanted) - len(committed(cache.folder, wanted))
 
 
 def plan_extraction(

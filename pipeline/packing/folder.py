@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.packing.source import FilePlaces, Source, fingerprint
+from pipeline.storage.address import name_fault
 from pipeline.views.sample import IMAGE_EXTENSIONS
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -31,6 +32,9 @@ def folder_source(folder: Path) -> Source:
     names.sort()
     labels = [name.partition("/")[0] if "/" in name else None for name in names]
     found = {label for label in labels if label}
+    for label in sorted(found):
+        if fault := name_fault(label):
+            raise ConfigError(f"class folder {str(folder / label)!r} has a name that {fault}: rename it")
     if found and {label.lower() for label in found} <= _SPLITS:
         first = str(folder / min(found))
         raise ConfigError(

@@ -90,7 +90,8 @@ class Source:
 
     def name(self, index: int) -> str:
         """Return what a message calls an image."""
-        return self.names[index] or f"row {index}"
+        name = self.names[index] or f"row {index}"
+        return name.encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
 
 
 def fingerprint(lines: Iterable[object]) -> str:

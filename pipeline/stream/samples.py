@@ -61,6 +61,7 @@ class StreamSpec:
     needs: Needs = VISIBLE_ALONE
     skip_damage: bool = False
     others: tuple[OtherCache, ...] = ()
+    tier: tuple[str, int] | None = None  # a local folder for what is read, and its limit in bytes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -147,7 +148,7 @@ class WindowReader:
         sources = [(cache, spec.order.units, spec.levels)]
         sources += [(Cache(other.cache), other.units, other.levels) for other in spec.others]
         self._sources = [
-            CacheRows(*source, spec.needs, masks)
+            CacheRows(*source, spec.needs, masks, spec.tier)
             for source, masks in zip(sources, self._masks.arrays, strict=True)
         ]
         self.arrays = self._sources[0].arrays
@@ -190,8 +191,7 @@ class WindowReader:
     def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
         pinned = self._spec.order.units[unit]
         try:
-            (cache, commit, names), *others = (source.place(unit) for source in self._sources)
-            return read_joined(cache, commit, chunk, names, others)
+            return self._joined(unit, chunk)
         except CacheError:  # names its place itself
             raise
         except Exception as error:
@@ -199,6 +199,17 @@ class WindowReader:
             where = self._cache.units[int(pinned["unit"])].name
             error.add_note(f"in {where}, rows {first} to {end - 1}")
             raise
+
+    def _joined(self, unit: int, chunk: int) -> JoinedChunk:
+        for again in (True, False):
+            try:
+                (cache, commit, names), *others = (source.place(unit) for source in self._sources)
+                return read_joined(cache, commit, chunk, names, others)
+            except CacheError:
+                # Wrong bytes may have been kept: ask the stores themselves, from now on for all of the unit.
+                if not (again and any([source.distrust(unit) for source in self._sources])):
+                    raise
+        raise AssertionError("the second time raises")
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.errors import ConfigError
 
 LIBRARIES = ("open_clip", "timm")
 RANDOM = "random"  # the tag of untrained weights
 LOCAL = "local"  # the tag of weights from a folder
+_LOCAL_FORM = "local-dir:"
 _FORMS = "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH"
 
 
@@ -18,6 +20,13 @@ def split_address(spec: str) -> tuple[str, str]:
         hint = "" if library in LIBRARIES else suggestion(library, LIBRARIES)
         raise ConfigError(f"teacher {spec!r} is not the address of a teacher: {hint}accepted is {_FORMS}")
     return library, name
+
+
+def absolute_teacher(spec: str) -> str:
+    """Return an address that means the same in any working folder; raises ConfigError as above."""
+    library, name = split_address(spec)
+    folder = name.removeprefix(_LOCAL_FORM)
+    return spec if folder == name else f"{library}:{_LOCAL_FORM}{Path(folder).resolve()}"
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:

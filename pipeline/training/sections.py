@@ -26,7 +26,7 @@ class DataConfig(Section):
     number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many chunks
     of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage` "skip" a
     damaged chunk's places are filled with other samples, until more than the share `max_damaged` of the
-    samples is damaged.
+    samples is damaged. What is read is kept in the folder `local_tier`, at most `local_bytes`.
     """
 
     levels: tuple[int, ...] | None = None
@@ -38,6 +38,8 @@ class DataConfig(Section):
     allow_partial: bool = False
     on_damage: OnDamage = "stop"
     max_damaged: float = Field(0.01, ge=0, le=1)
+    local_tier: str | None = None
+    local_bytes: PositiveInt | None = None
 
     @field_validator("levels", "views")
     @classmethod
@@ -47,6 +49,20 @@ class DataConfig(Section):
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise ValueError("name each only once")
         return chosen
+
+    @model_validator(mode="after")
+    def _bounded_tier(self) -> Self:
+        if (self.local_tier is None) != (self.local_bytes is None):
+            raise ValueError(
+                "local_tier and local_bytes belong together: name a folder and its limit in bytes, such as "
+                "data.local_tier=/scratch/tier data.local_bytes=500_000_000_000"
+            )
+        return self
+
+    @property
+    def tier(self) -> tuple[str, int] | None:
+        """Folder and limit of the local tier, if there is one."""
+        return (self.local_tier, self.local_bytes) if self.local_tier and self.local_bytes else None
 
     @field_validator("other_levels")
     @classmethod

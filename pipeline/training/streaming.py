@@ -1,6 +1,7 @@
 """What determines one rank's samples, and what the caches of a run must be able to serve."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.several import refuse_other_views, same_units
 from pipeline.errors import ConfigError
 from pipeline.storage.address import absolute
+from pipeline.storage.tier import LocalTier
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import OtherCache, StreamSpec
@@ -46,8 +48,10 @@ def stream_spec(
         chosen = other.level_indices(config.data.levels_of(at))
         refuse_target(other, chosen, needs)
         beside.append(OtherCache(other.address, other.schema, same_units(cache, pinned, other), chosen))
-    skip = config.data.on_damage == "skip"
-    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip, tuple(beside))
+    skip, tier = config.data.on_damage == "skip", config.data.tier
+    if tier:
+        LocalTier(Path(tier[0]), tier[1]).prepare()
+    return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip, tuple(beside), tier)
 
 
 def refuse_several(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> None:

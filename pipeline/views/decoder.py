@@ -55,7 +55,7 @@ class Decoder:
 
         A job is given up when its worker has sent nothing for `patience` seconds.
         """
-        self._patience = patience
+        self._patience, self.workers = patience, workers
         self._room = JobRoom(views, image_size)
         size = self._room.job_bytes * JOBS_AHEAD
         self._memories = allocate_shared(size, workers, "decoding", "lower --workers")

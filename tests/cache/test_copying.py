@@ -1,5 +1,6 @@
 """Copies of a cache and of parts of it: valid caches with the same values, checked, continued, refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,17 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(small_cache
     assert "(levels: [5] asked, [4] in the cache): repeat the --levels of the copy" in message
     with pytest.raises(ConfigError, match="cannot be copied to itself"):
         plan_copy(Cache(small_cache_path), str(small_cache_path))
+
+
+def test_a_copy_does_not_continue_what_another_schema_began(small_cache_path, tmp_path):
+    plan = plan_copy(Cache(small_cache_path), str(tmp_path / "b.cache"), levels=[3])
+    copied(small_cache_path, tmp_path / "b.cache", levels=[4])
+    (tmp_path / "b.cache" / "units.json").unlink()
+    shutil.rmtree(tmp_path / "b.cache" / "commits")
+    for name in ("copies", "views"):
+        shutil.rmtree(tmp_path / "b.cache" / name)
+    with pytest.raises(ConfigError, match=r"holds another cache \(levels: \[3\] asked, \[4\] in the cache\)"):
+        run_copy(plan, 2, print)
 
 
 def test_a_newer_cache_is_left_to_its_program(cache_copy, tmp_path):

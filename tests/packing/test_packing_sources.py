@@ -18,14 +18,15 @@ from packing_sources import (
     write_parquet,
     write_saved,
 )
-from tars import image
+from tars import image, source_tar
 
 from pipeline.classes import read_classes
 from pipeline.errors import ConfigError
-from pipeline.packing.job import run_packing
+from pipeline.packing.job import plan_packing, run_packing
 from pipeline.packing.options import PackingOptions
 from pipeline.packing.plan import make_plan, unique_keys
 from pipeline.views.codec import decode_image
+from pipeline.views.source import read_samples
 
 
 def pack(source, out, **options):
@@ -100,6 +101,28 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert (plan.images, plan.unlabelled, plan.class_names, plan.source.left_out) == (5, 5, (), 1)
     assert set(samples(pack(tmp_path, tmp_path / "out")).values()) == {None}
     assert not (tmp_path / "out" / "classes.json").exists()
+
+
+def test_file_names_may_have_any_bytes_but_class_names_not(tmp_path):
+    odd = write_folder(tmp_path / "odd", 4)
+    for name, data in (("caf\udce9.jpg", image(9)), ("\udce9.jpg", b"damaged"), ("line\nbreak.jpg", b"")):
+        (odd / "ant" / name).write_bytes(data)
+    packed = run_packing(plan_packing(PackingOptions(str(odd), str(tmp_path / "out"))))
+    assert samples(tmp_path / "out") == expected(4) | {image(9): 0}
+    assert sorted(one.name for one in packed.left_out) == ["ant/\\udce9.jpg", "ant/line\nbreak.jpg"]
+    (odd / "caf\udce9").mkdir()
+    (odd / "caf\udce9" / "1.jpg").write_bytes(image(5))
+    with pytest.raises(ConfigError, match=r"class folder '.*' has a name that is not UTF-8: rename it"):
+        plan_packing(PackingOptions(str(odd), str(tmp_path / "other")))
+
+
+def test_keys_with_accents_and_long_keys_are_read_again(tmp_path):
+    keys = ["größe_1", "n" * 150, "plain"]
+    for number, key in enumerate(keys):
+        (tmp_path / f"{key}.jpg").write_bytes(image(number))
+    out = pack(tmp_path, tmp_path / "out")
+    found = {sample.key: sample.image for sample in read_samples(source_tar(out / "out-000000.tar"))}
+    assert found == {key: image(number) for number, key in enumerate(keys)}
 
 
 def test_links_to_folders_and_images_are_followed_once(tmp_path):

@@ -1,0 +1,146 @@
+"""Actors of a local Ray cluster, of which some are killed, leave the bytes of a single process."""
+
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+from contextlib import contextmanager
+
+import pytest
+import ray
+import typer
+from cache_files import changed, contents
+from caches import IMAGE_SIZE, TEACHER, extract
+from tars import make_tars
+from typer.testing import CliRunner
+
+from stages.extract_teacher import extract_teacher
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(extract_teacher)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of this machine, with the path of its files short enough for sockets."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    try:
+        ray.init(
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 << 20,
+            _temp_dir=folder,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Sixteen small tars, and the cache that one process makes of them."""
+    folder = tmp_path_factory.mktemp("ray")
+    shards = make_tars(folder / "tars", tars=16, images_per_tar=9)
+    tally, missing = extract(folder / "alone.cache", shards)
+    assert (len(tally.failed), missing) == (0, 0)
+    return folder
+
+
+def run(folder, cache, *options):
+    """Run the command with the settings of `caches.extract`."""
+    words = [folder / "tars", "--cache", cache, "--teacher", TEACHER, "--levels", "3", "--views", "2"]
+    words += ["--image-size", IMAGE_SIZE, "--batch-size", "8", "--crop-scale", "0.4", "1.0"]
+    result = CliRunner().invoke(app, [str(word) for word in (*words, "--engine", "ray", *options)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def actors_of(cache):
+    """The process numbers of all actors that have opened a cache, from its logs."""
+    return {int(path.stem.rpartition("-")[2]) for path in (cache / "logs").glob("*Z-*.json")}
+
+
+@contextmanager
+def killer(cache, commits, chosen):
+    """Kill chosen actors, in a thread, each time that a cache has so many more commits."""
+    done, killed = threading.Event(), []
+
+    def watch():
+        for count in commits:
+            while len(list((cache / "commits").glob("*.json"))) < count:
+                if done.wait(0.005):
+                    return
+            living = sorted(actors_of(cache) - set(killed))
+            for victim in chosen(living):
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_actors_of_which_one_is_killed_make_the_same_bytes(data, tmp_path):
+    cache = tmp_path / "a.cache"
+    with killer(cache, [3], lambda living: living[:1]) as killed:
+        result = run(data, cache, "--min-workers", "2", "--max-workers", "2")
+    assert result.exit_code == 0, result.output
+    assert len(killed) == 1
+    assert "; 1 actor died, and what they had not committed was done again" in result.output
+    assert f"cache {str(cache)!r}: complete" in result.output
+    assert changed(contents(data / "alone.cache"), contents(cache)) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_of_an_actor_are_those_of_the_command(data, tmp_path):
+    cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
+    result = run(data, cache, "--seed", "7")
+    assert result.exit_code == 2
+    assert "was made with another configuration (view.seed" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min-workers", "3", "--max-workers", "2"], "--max-workers 2 is less than --min-workers 3"),
+        (["--device", "cuda:1"], "--device 'cuda:1': Ray chooses the GPU of an actor; give --device cuda"),
+        (["--dry-run"], "--dry-run measures this machine: leave out --engine ray"),
+        (["--engine", "local", "--max-workers", "2"], "need --engine ray: add it, or leave them out"),
+        (["--engine", "slurm"], "--engine 'slurm' is unknown; give local or ray"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_cluster_is_looked_for(data, tmp_path, options, message):
+    result = run(data, tmp_path / "a.cache", *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "a.cache").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("seed", range(3))
+def test_actors_killed_at_random_are_replaced(data, tmp_path, seed):
+    """Four actors, of which a random 30% are killed again and again."""
+    cache, rng = tmp_path / "a.cache", random.Random(seed)
+
+    def some(living):
+        return [actor for actor in living if rng.random() < 0.3]
+
+    with killer(cache, range(2, 32, 2), some) as killed:
+        result = run(data, cache, "--max-workers", "4")
+    assert result.exit_code == 0, result.output
+    assert killed
+    assert len(actors_of(cache)) > 2
+    assert changed(contents(data / "alone.cache"), contents(cache)) == []

@@ -1,0 +1,32 @@
+"""Runs with a local tier: the same losses, and settings that cannot work are refused at once."""
+
+import pytest
+from training_runs import losses, train, trained
+
+
+def test_a_run_keeps_what_it_reads_and_learns_the_same(small_cache_path, tmp_path):
+    keys = f"data.local_tier={tmp_path / 'tier'}", "data.local_bytes=100_000_000"
+    plain = trained(small_cache_path, tmp_path / "plain")
+    kept = trained(small_cache_path, tmp_path / "kept", *keys, "data.workers=2")
+    assert losses(plain) == losses(kept)
+    assert len(list((tmp_path / "tier").glob("??/*"))) > 10
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            ("data.local_tier=tier",),
+            "local_tier and local_bytes belong together: name a folder and its limit",
+        ),
+        (("data.local_bytes=10",), "local_tier and local_bytes belong together: name a folder and its limit"),
+        (
+            ("data.local_tier=/proc/tier", "data.local_bytes=10"),
+            "data.local_tier '/proc/tier' cannot be used",
+        ),
+    ],
+)
+def test_a_tier_without_limit_or_place_is_refused(small_cache_path, tmp_path, keys, words):
+    result = train(small_cache_path, tmp_path / "run", *keys)
+    assert (result.exit_code, words in result.output) == (2, True), result.output
+    assert not (tmp_path / "run").exists()
