@@ -78,7 +78,7 @@ ratio=0.6
 head=mlp
     unknown KEY 'head': did you mean 'objective.head'?
 zzz=1
-    unknown KEY 'zzz': known are objective, data, mask, student, optim, train, evaluate
+    unknown KEY 'zzz': known are objective, data, mask, student, optim, train, evaluate, log
 mask.ratio=much
     KEY 'mask.ratio' is 'much': input should be a valid number
 mask.ratio=

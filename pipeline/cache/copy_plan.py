@@ -59,12 +59,8 @@ def plan_copy(
         raise ConfigError(f"cache {source.address!r} cannot be copied to itself: give another destination")
     schema, constants = _schema_of_levels(source, levels)
     existing = None if is_empty(folder) else Cache(destination)
-    if existing and existing.digest != schema.digest:
-        differences = "; ".join(differing_keys(schema, existing.schema)) or "version or calibration"
-        raise ConfigError(
-            f"{destination!r} holds another cache ({differences}): repeat the --levels of the copy that is "
-            "there, or give another destination"
-        )
+    if existing:
+        refuse_another_cache(existing, schema)
     chosen = _chosen_units(source, views, tars)
     plan = CopyPlan(source, folder, schema, constants, committed(source.folder, chosen), 0)
     plan.unfinished = len(chosen) - len(plan.units)
@@ -85,6 +81,16 @@ def plan_copy(
             f"{free / 1e9:.3g} GB free: make room, or copy fewer --levels, --views or --tars"
         )
     return plan
+
+
+def refuse_another_cache(existing: Cache, schema: CacheSchema) -> None:
+    """Raise ConfigError if a cache is not of the schema that a copy has."""
+    if existing.digest != schema.digest:
+        differences = "; ".join(differing_keys(schema, existing.schema)) or "version or calibration"
+        raise ConfigError(
+            f"{existing.address!r} holds another cache ({differences}): repeat the --levels of the copy that "
+            "is there, or give another destination"
+        )
 
 
 def copied_arrays(plan: CopyPlan) -> list[ArraySpec]:

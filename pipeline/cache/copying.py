@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline.cache import layout
 from pipeline.cache.commit import Commit, FileRecord
-from pipeline.cache.copy_plan import CopyPlan, copied_arrays
+from pipeline.cache.copy_plan import CopyPlan, copied_arrays, refuse_another_cache
+from pipeline.cache.reader import Cache
 from pipeline.cache.shards import ShardWriter
 from pipeline.cache.store import unreadable
 from pipeline.cache.units import Unit, appended_units
@@ -51,6 +52,7 @@ def run_copy(plan: CopyPlan, workers: int, report: Callable[[str], None]) -> int
     """
     if is_empty(plan.folder):
         create_cache(plan.folder, plan.schema, plan.constants)
+    refuse_another_cache(Cache(plan.folder.address), plan.schema)  # which another process may have created
     with plan.folder.scratch() as scratch, ProgressDisplay("copy", len(plan.missing), unit="units") as shown:
         copier = _Copier(plan, scratch)
         for done, copied in enumerate(copier.units(workers), start=1):

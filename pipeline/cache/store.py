@@ -72,7 +72,7 @@ def array_metadata(spec: ArraySpec, units: int) -> bytes:
     return _written(array)
 
 
-def _written(array: zarr.Array[Any]) -> bytes:
+def _written(array: "zarr.Array[Any]") -> bytes:
     """Return an array's zarr.json as this version of zarr writes it."""
     buffers = array.metadata.to_buffer_dict(default_buffer_prototype())
     return _json(json.loads(buffers["zarr.json"].to_bytes()))

@@ -1,5 +1,6 @@
 """Copies of a cache and of parts of it: valid caches with the same values, checked, continued, refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,17 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(small_cache
         plan_copy(Cache(small_cache_path), str(small_cache_path))
 
 
+def test_a_copy_does_not_continue_what_another_schema_began(small_cache_path, tmp_path):
+    plan = plan_copy(Cache(small_cache_path), str(tmp_path / "b.cache"), levels=[3])
+    copied(small_cache_path, tmp_path / "b.cache", levels=[4])
+    (tmp_path / "b.cache" / "units.json").unlink()
+    shutil.rmtree(tmp_path / "b.cache" / "commits")
+    for name in ("copies", "views"):
+        shutil.rmtree(tmp_path / "b.cache" / name)
+    with pytest.raises(ConfigError, match=r"holds another cache \(levels: \[3\] asked, \[4\] in the cache\)"):
+        run_copy(plan, 2, print)
+
+
 def test_a_newer_cache_is_left_to_its_program(cache_copy, tmp_path):
     change_schema(cache_copy, lambda values: values.update(version="1.99", new=1))
     with pytest.raises(CacheError, match=r"has schema version 1\.99: copy it with a program of that version"):
@@ -157,7 +169,7 @@ def test_the_command_says_what_it_copies(cache_copy, tmp_path):
         [
             f"copying 1 of 1 unit, levels 3, 5, 0.001 GB, to '{target}'",
             "1 unit is not finished in the source and left out",
-            f"cache '{target}': every byte is what the source committed",
+            f"cache '{target}': every copied byte is what the source committed",
         ],
     )
     assert call(*options)[1].startswith("copying 0 of 1 unit, levels 3, 5")

@@ -258,7 +258,24 @@ def test_without_a_command_it_lists_them():
     assert "verify" in result.output
 
 
+def test_the_plan_has_requests_and_dollars_and_names_the_origin_of_prices(cache):
+    usual = call("plan", cache, "--rate", 6400).stdout
+    assert "\non a store   at most 8 GETs for 64 images, 800 a second,\n" in usual
+    assert (
+        "a month; computed, default prices: S3 Standard in us-east-1, as published in early 2025\n" in usual
+    )
+    given = call("plan", cache, "--levels", 3, "--price-put", 1e6, "--price-read", 0.09).stdout
+    assert "\non a store   at most 6 GETs for 64 images, " in given
+    puts = re.search(r"\n +about ([\d,]+) PUTs and POSTs to write it\n", given)[1]
+    assert f" an epoch, ${puts}.00 to write, $0.00 a month; computed, prices as given\n" in given
+    assert (
+        "$0.4 and $1e+06 for a million GETs and PUTs, $0.023 for a GB a month, $0.09 for a GB read" in given
+    )
+
+
 def test_a_cache_is_named_by_argument_or_option(cache):
     for command in ("info", "plan", "verify"):
-        assert call(command, cache).stdout == call(command, "--cache", cache).stdout
+        named = [call(command, *words).stdout for words in ([cache], ["--cache", cache])]
+        argument, option = (re.sub(r"\d+ us to read", "", text) for text in named)  # which is measured
+        assert argument == option
         assert call(command, "-h").stdout == call(command, "--help").stdout
