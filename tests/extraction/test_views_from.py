@@ -129,6 +129,7 @@ def test_skipped_images_are_skipped_again(tmp_path):
     assert changed(contents(tmp_path / "direct.cache"), contents(tmp_path / "b.cache")) == []
 
 
+@pytest.mark.faults
 def test_a_killed_extraction_is_continued(shards, direct, tmp_path):
     first, second = tmp_path / "a.cache", tmp_path / "b.cache"
     extract(first, shards)

@@ -25,6 +25,7 @@ from pipeline.cache.layout import array_specs, shard_key
 from pipeline.cache.reader import Cache
 from pipeline.cache.requests import gets_of_chunk
 from pipeline.errors import CacheError, ConfigError, StorageError
+from pipeline.extraction.options import options_of_views
 from pipeline.storage.address import open_folder
 from pipeline.storage.objects import ObjectFolder
 from pipeline.views.source_tars import resolve_tars
@@ -160,6 +161,22 @@ def test_a_cache_grows_by_tars_and_views_and_moves_freely(bucket, tars, local):
         key for key in expected if key.startswith("views/")
     }
     assert [commit.rows for commit in Cache(cache).commits()] == [66] * 6
+
+
+@pytest.mark.faults
+def test_another_teacher_follows_a_cache_to_and_from_a_bucket(bucket, copied, local, tmp_path):
+    made = []
+    for first, second in ((copied, str(tmp_path / "b.cache")), (local / "a.cache", f"s3://{bucket}/b.cache")):
+        views = options_of_views(Cache(first)) | {"limit": 1, "levels": "1", "batch_size": 66}
+        tally, missing = extract(second, teacher="timm:test_vit3.random", views_from=str(first), **views)
+        assert (tally.units, missing) == (2, 0)
+        made.append(contents(second))
+    assert made[0] == made[1]
+    tars = {
+        key: data for key, data in contents(local / "a.cache").items() if key.startswith("views/train-0000")
+    }
+    assert len(tars) == 2
+    assert {key: made[0][key] for key in tars} == tars
 
 
 @pytest.mark.faults

@@ -9,7 +9,7 @@ import torch
 from caches import extract, real
 from stream_parts import CPU, read_batches, stream_spec
 from tars import image, make_tars, source_tar, write_tar
-from training_runs import TINY, assert_same_runs, call, killed_after, losses, train, trained
+from training_runs import TINY, assert_same_runs, call, killed_after, losses, train
 from training_runs import settings as options_of
 
 import stages
@@ -174,21 +174,14 @@ def test_a_run_is_described_and_continues_exactly(small_cache_path, second, tmp_
     again = killed_after(run, 3, tmp_path / "again")
     two(again, resume=True, **caches)
     assert_same_runs(run, again, 6)
-
-
-def test_resuming_with_other_caches_is_refused(small_cache_path, second, tmp_path):
-    run = tmp_path / "run"
-    two(run, "optim.steps=3", first=small_cache_path, second=second)
     alone = train(small_cache_path, run, resume=True)
-    assert "the run began with 2 caches" in alone.stderr
-    swapped = train(second, run, resume=True)
-    assert swapped.exit_code == alone.exit_code == 1
-
-
-def test_a_lost_standardisation_is_refused(small_cache_path, tmp_path):
-    run = trained(small_cache_path, tmp_path / "run", "objective.balance=phi-s")
-    (run / PHI_S_FILE).unlink()
-    assert "has lost phi_s.safetensors" in train(small_cache_path, run, resume=True).stderr
+    assert "cannot resume: the run began with 2 caches" in alone.stderr
+    swapped = call("--cache", second, "--cache", small_cache_path, "--run", run, "--resume")
+    assert "b.cache' is not the cache that the run began with" in swapped.stderr
+    if balance == "phi-s":
+        (again / PHI_S_FILE).unlink()
+        lost = call("--cache", small_cache_path, "--cache", second, "--run", again, "--resume")
+        assert "has lost phi_s.safetensors" in lost.stderr
 
 
 def test_a_study_has_rows_of_one_and_of_two_caches(small_cache_path, second, tmp_path):
