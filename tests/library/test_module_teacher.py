@@ -22,7 +22,7 @@ from transformers import (
 
 import maskalign
 from pipeline.errors import ConfigError
-from pipeline.extraction.job import build_teacher
+from pipeline.extraction.job import build_schema, build_teacher
 from pipeline.teacher.attention import cls_importance, timm_attention
 
 HALF = (0.5, 0.5, 0.5)
@@ -135,5 +135,6 @@ def test_a_wrong_description_is_refused(vit):
         teacher_of(described(vit), levels="9")
     with pytest.raises(ConfigError, match="Linear is not a plain vision transformer of transformers"):
         maskalign.transformers_teacher(nn.Linear(2, 2), mean=HALF, std=HALF)
+    options = caches.extraction_options(shards=[], cache="unused", teacher=described(vit), keep=0.5)
     with pytest.raises(ConfigError, match=r"--keep-rank 'attention' needs .* 'module:own' has neither"):
-        maskalign.run_extraction([], "unused", described(vit), keep=0.5, image_size=64)
+        build_schema(options, build_teacher(options))
