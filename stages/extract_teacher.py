@@ -106,7 +106,7 @@ def extract_teacher(
 
             _show_rates(options, plan_extraction(options, partial(_show_sizes, options), disk_seconds))
             return
-        made = extract(options, limits)
+        made = extract(options, limits, typer.echo)
         _show_summary(options, made)
     if made.tally.failed:
         raise typer.Exit(1)

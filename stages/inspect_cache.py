@@ -205,8 +205,9 @@ def copy(
             units = counted(plan.unfinished, "unit is", "units are")
             typer.echo(f"{units} not finished in the source and left out")
         if elsewhere:
-            typer.echo(f"{counted(elsewhere, 'unit is', 'units are')} being copied by other processes")
-        typer.echo(f"cache {plan.folder.address!r}: every byte is what the source committed")
+            units = counted(elsewhere, "unit is", "units are")
+            typer.echo(f"{units} being copied by other processes; when they end, run the same command again")
+        typer.echo(f"cache {plan.folder.address!r}: every copied byte is what the source committed")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Where an extraction runs: in this process, one of any number, or on the actors of a Ray cluster."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
@@ -46,8 +47,13 @@ def chosen_engine(
     return limits
 
 
-def extract(options: ExtractionOptions, limits: RayLimits | None) -> Extracted:
-    """Extract what is missing on the chosen engine; raises MaskAlignError."""
+def extract(
+    options: ExtractionOptions, limits: RayLimits | None, say: Callable[[str], object] = lambda _: None
+) -> Extracted:
+    """Extract what is missing on the chosen engine; `say` gets one line for a person.
+
+    Raises MaskAlignError.
+    """
     if limits is None:
         from pipeline.extraction.job import run_extraction
 
@@ -59,4 +65,4 @@ def extract(options: ExtractionOptions, limits: RayLimits | None) -> Extracted:
         if error.name != "ray":
             raise
         raise ConfigError("--engine ray needs Ray: pip install 'maskalign[ray]'") from None
-    return extract_on_ray(options, limits)
+    return extract_on_ray(options, limits, say)

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -76,8 +76,8 @@ def joined_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def extract_on_ray(options: ExtractionOptions, limits: RayLimits) -> Extracted:
-    """Extract what is missing on the actors of a Ray cluster.
+def extract_on_ray(options: ExtractionOptions, limits: RayLimits, say: Callable[[str], object]) -> Extracted:
+    """Extract what is missing on the actors of a Ray cluster; `say` gets one line on it.
 
     Raises MaskAlignError: ConfigError without a cluster, what an actor raises, or that actors keep dying.
     """
@@ -100,6 +100,10 @@ def extract_on_ray(options: ExtractionOptions, limits: RayLimits) -> Extracted:
             shards=[replace(tar, address=absolute(tar.address)) for tar in options.shards],
         )
         most = limits.max_workers or max(limits.min_workers, gpus if on_gpu else len(nodes))
+        actors = f"{limits.min_workers} to {most}" if most > limits.min_workers else f"{most}"
+        cluster = f"{len(nodes)} {'nodes' if len(nodes) > 1 else 'node'} and {gpus} GPUs"
+        on = f"{actors} actors on {options.device.type} with {workers} decoding processes each"
+        say(f"on a Ray cluster of {cluster}: {on}")
         with ActorPool(options, int(on_gpu), limits.min_workers, most) as pool:
             pool.run()
         missing = len(pool.units) - len(pool.finished(pool.units))
@@ -219,8 +223,10 @@ class ActorPool:
         return committed(open_folder(self._options.cache), units)
 
     def _show(self, progress: ProgressDisplay) -> None:
+        if self._least:  # the rate counts from the first tar on
+            return
         actors = len(self._idle) + sum(bool(names) for _, names, _ in self._at.values())
-        notes = {f"of {self._least} actors" if self._least else "actors": actors}
+        notes = {"actors" if actors > 1 else "actor": actors}
         image_bytes = self._done_bytes / self.tally.images if self.tally.images else 0.0
         show_progress(progress, open_folder(self._options.cache), self.units, image_bytes, self.tally, notes)
 

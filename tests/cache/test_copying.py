@@ -169,7 +169,7 @@ def test_the_command_says_what_it_copies(cache_copy, tmp_path):
         [
             f"copying 1 of 1 unit, levels 3, 5, 0.001 GB, to '{target}'",
             "1 unit is not finished in the source and left out",
-            f"cache '{target}': every byte is what the source committed",
+            f"cache '{target}': every copied byte is what the source committed",
         ],
     )
     assert call(*options)[1].startswith("copying 0 of 1 unit, levels 3, 5")

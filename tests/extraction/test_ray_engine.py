@@ -97,11 +97,14 @@ def test_two_actors_of_which_one_is_killed_make_the_same_bytes(data, tmp_path):
         result = run(data, cache, "--min-workers", "2", "--max-workers", "2")
     assert result.exit_code == 0, result.output
     assert len(killed) == 1
+    line = "on a Ray cluster of 1 node and 0 GPUs: 2 actors on cpu with 0 decoding processes each\n"
+    assert result.output.startswith(line)
     assert "; 1 actor died, and what they had not committed was done again" in result.output
     assert f"cache {str(cache)!r}: complete" in result.output
     assert changed(contents(data / "alone.cache"), contents(cache)) == []
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("cluster")
 def test_errors_of_an_actor_are_those_of_the_command(data, tmp_path):
     cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
