@@ -1,6 +1,7 @@
 """A damaged cache in training: refused by default; with data.on_damage=skip replaced, named and counted."""
 
 import json
+import shutil
 
 import caches
 import pytest
@@ -26,10 +27,16 @@ def damage_of(run):
     return json.loads((run / "run.json").read_text()).get("damage")
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A cache of 4 units of 70 rows."""
+    return caches.real(tmp_path_factory.mktemp("sound"), tars=4, images_per_tar=70, views=1)
+
+
 @pytest.fixture
-def damaged(tmp_path):
+def damaged(sound, tmp_path):
     """A cache of 4 units of 70 rows: a bad byte in the first chunk of one, another without its tar."""
-    path = caches.real(tmp_path, tars=4, images_per_tar=70, views=1)
+    path = shutil.copytree(sound, tmp_path / "damaged.cache")
     cache = Cache(path)
     spoil(path / SHARD.format(0))
     (path / view_tar_key(cache.units[2])).unlink()

@@ -28,6 +28,7 @@ PAPER = {
     "train": {"global_batch": 1024, "accumulate": 1, "seed": 0, "precision": "auto", "compile": "auto"},
     "data": {"levels": None, "views": None, "allow_partial": False},
     "evaluate": {"every_epochs": None, "shards": ()},
+    "log": {},
 }
 
 
