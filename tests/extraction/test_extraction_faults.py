@@ -298,10 +298,10 @@ class SlowShard(ShardWriter):
     """A shard that is written slowly, or whose disk is full."""
 
     def append(self, rows):
-        if self._file.path.name.startswith("features"):
+        if self.file.path.name.startswith("features"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         time.sleep(0.1)
-        assert not self._file._file.closed
+        assert not self.file._file.closed
         super().append(rows)
 
 

@@ -120,7 +120,7 @@ def test_a_described_network_gives_the_same_cache_as_its_address(vit, tmp_path):
             assert np.array_equal(cache.read([name], view=view)[name], known.read([name], view=view)[name])
 
 
-def test_a_wrong_description_is_refused(vit):
+def test_a_wrong_description_is_refused(vit, tmp_path):
     wrong = {
         r"gives \(1, 17, 64\) .* expected \(1, 17 or more tokens, width 65\)": {"width": 65},
         r"gives \(1, 5, 64\) .* 32 pixels: expected \(1, 17 or more tokens, width 64\)": {"patch_size": 8},
@@ -135,6 +135,8 @@ def test_a_wrong_description_is_refused(vit):
         teacher_of(described(vit), levels="9")
     with pytest.raises(ConfigError, match="Linear is not a plain vision transformer of transformers"):
         maskalign.transformers_teacher(nn.Linear(2, 2), mean=HALF, std=HALF)
-    options = caches.extraction_options(shards=[], cache="unused", teacher=described(vit), keep=0.5)
+    options = caches.extraction_options(
+        shards=make_tars(tmp_path, 1, 4), cache="unused", teacher=described(vit), keep=0.5
+    )
     with pytest.raises(ConfigError, match=r"--keep-rank 'attention' needs .* 'module:own' has neither"):
         build_schema(options, build_teacher(options))

@@ -259,7 +259,7 @@ def test_a_compiler_that_fails_backward_leaves_an_eager_step(small_cache_path, t
         with pytest.raises(ConfigError, match=r"cannot be compiled as one graph .*BF16 is not supported"):
             run_job(refused, 0)
     assert (done, job.compiled) == (6, False)
-    assert resolved == [{"train.precision": "float32", "train.compile": False}]
+    assert resolved == [{"train.precision": "float32", "train.compile": False, "data.lanes": 1}]
     assert [message.partition(" (")[0] for message in messages] == [
         "warning: the training step cannot be compiled"
     ]

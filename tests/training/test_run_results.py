@@ -171,7 +171,7 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
 def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, options, message):
     program = (
         "import sys; from pathlib import Path, PosixPath; from stages.train_student import train_student\n"
-        f"try:\n  train_student('x', Path('x'), **{options!r})\n"
+        f"try:\n  train_student(['x'], Path('x'), **{options!r})\n"
         "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", program]

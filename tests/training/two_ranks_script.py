@@ -184,7 +184,7 @@ def main(folder, cache):
     run = folder / ("run" if ranks.is_main else "job")
     scores = ["evaluate.every_epochs=1", f"evaluate.shards={cache.parent / 'tars'}", "evaluate.images=40"]
     scores += ["evaluate.workers=0", "evaluate.evaluations=knn"]
-    train_student(cache, run, assignments=[*TINY, *scores], device="cpu")
+    train_student([cache], run, assignments=[*TINY, *scores], device="cpu")
 
 
 if __name__ == "__main__":
