@@ -23,7 +23,7 @@ SMALL = {
     "extract-teacher": SMALL_VIEW,
     "train-student": [word for change in SMALL_RUN for word in ("--set", change)],
     "evaluate-student": ("--workers", "0", "--device", "cpu"),
-    "run-study": ("--set", "train.global_batch=8"),
+    "run-study": ("--set", "train.global_batch=8", "--set", "data.lanes=1"),
     "inspect-cache": (),
 }
 QUICK = {"finetune": ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "batch=16"), "verify": ()}
