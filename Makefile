@@ -48,11 +48,11 @@ GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON))$(if $(wildcard 
 gpu-check: ## on a machine with a CUDA GPU: its tests and open figures in nine minutes (PYTHON=python3.12 OPTIONS='--only tests')
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m gpu $(OPTIONS)
 
-faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: within half an hour (OPTIONS="--faults-seed 1 -k disk")
+faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: in about an hour (OPTIONS="--faults-seed 1 -k disk")
 	$(BIN)/python -m pytest tests/faults -m faults $(OPTIONS)
 	$(BIN)/python -m pytest -m faults --ignore tests/faults
 
-faults-short: setup ## a few of each of these, within five minutes
+faults-short: setup ## a few of each of these, and the slowest tests: about eight minutes
 	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
 	$(BIN)/python -m pytest -m faults --ignore tests/faults --ignore tests/studies/test_study_kills.py
 

@@ -90,6 +90,7 @@ def killer(cache, commits, chosen):
         thread.join()
 
 
+@pytest.mark.faults  # too slow for every run
 @pytest.mark.usefixtures("cluster")
 def test_two_actors_of_which_one_is_killed_make_the_same_bytes(data, tmp_path):
     cache = tmp_path / "a.cache"

@@ -51,6 +51,7 @@ def starts(run):
     return json.loads((run / "run.json").read_text())["starts"]
 
 
+@pytest.mark.faults  # too slow for every run
 def test_every_turn_has_a_part_of_the_run(folder):
     found = [(start["ranks"], start["first_step"], start["last_step"]) for start in starts(folder / "run")]
     assert [ranks for ranks, _, _ in found] == [ranks for ranks, _, _ in TURNS]
@@ -60,6 +61,7 @@ def test_every_turn_has_a_part_of_the_run(folder):
     assert steps[-1] == STEPS
 
 
+@pytest.mark.faults  # too slow for every run
 def test_each_step_has_the_same_samples_in_the_same_order(folder, alone):
     joint = []
     for number, (ranks, _, _) in enumerate(TURNS):
@@ -70,6 +72,7 @@ def test_each_step_has_the_same_samples_in_the_same_order(folder, alone):
     assert [len(set(step)) for step in joint] == [BATCH] * STEPS
 
 
+@pytest.mark.faults  # too slow for every run
 def test_losses_agree_to_one_in_a_million(folder, alone):
     ours, theirs = ([line["loss"] for line in metrics(run)] for run in (folder / "run", alone[0]))
     assert len(ours) == STEPS
@@ -77,6 +80,7 @@ def test_losses_agree_to_one_in_a_million(folder, alone):
     assert len(set(theirs)) == STEPS
 
 
+@pytest.mark.faults  # too slow for every run
 def test_other_lanes_and_ranks_that_do_not_divide_them_are_refused(folder, alone, small_cache_path):
     result = train(small_cache_path, alone[0], "data.lanes=2", resume=True)
     assert result.exit_code == 2
