@@ -48,16 +48,14 @@ def block(tables: Mapping[str, Mapping[str, Any]], origin: str, with_figure: boo
 
 def _table(table: Mapping[str, Any]) -> str:
     columns = list(dict.fromkeys(name for line in table["lines"] for name in line["scores"]))
-    rows = [f"| | n | {' | '.join(columns)} | operations | seconds |", f"|{'---|' * (len(columns) + 4)}"]
-    for line in table["lines"]:
+    rows = [f"| | seeds | {' | '.join(columns)} | operations |", f"|{'---|' * (len(columns) + 3)}"]
+    for line in (line for line in table["lines"] if line["scores"]):
         scores = []
         for spread in (line["scores"].get(name) for name in columns):
             std = "" if spread is None or spread["std"] is None else f" ± {100 * spread['std']:.1f}"
             scores.append("" if spread is None else f"{100 * spread['mean']:.1f}{std}")
         operations = f"{line['operations']:.3g}" if line["operations"] else ""
-        seconds = [value for value in line["seconds"] if value]
-        mean = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""
-        rows.append(f"| {' | '.join([line['label'], str(len(line['seeds'])), *scores, operations, mean])} |")
+        rows.append(f"| {' | '.join([line['label'], str(len(line['seeds'])), *scores, operations])} |")
     return "\n".join(rows) + "\n"
 
 
@@ -67,12 +65,8 @@ def main() -> None:
     tables = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     if not tables:
         raise SystemExit(f"{FOLDER} has no tables: run make studies")
-    seconds = sum(sum(line["seconds"]) for table in tables.values() for line in table["lines"])
     commit = git_commit() or "unknown"
-    origin = (
-        f"Made by `make studies` on {utc_now()[:10]} (commit {commit[:7]}, {cpu_name()}),\n"
-        f"with {seconds / 3600:.1f} hours of training."
-    )
+    origin = f"Made by `make studies` on {utc_now()[:10]} (commit {commit[:7]}, {cpu_name()})."
     figure = FOLDER / FIGURE_OF / "figure.png"
     text = BLOCK.sub(lambda _: block(tables, origin, figure.exists()), PAGE.read_text("utf-8"))
     PAGE.write_text(text, encoding="utf-8")

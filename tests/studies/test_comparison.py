@@ -79,7 +79,7 @@ def test_seeds_become_a_line_and_what_is_not_shared_a_remark():
 def test_the_document_gets_a_table_of_each_study(comparison):
     text = study_figures.block({"masks": as_data(comparison)}, "An origin.", with_figure=True)
     assert "### A title" in text
-    assert "| first | 2 | 45.0 ± 7.1 | 22.5 ± 3.5 | 400 | 30 |" in text
+    assert "| first | 2 | 45.0 ± 7.1 | 22.5 ± 3.5 | 400 |" in text
     assert "- second <b>, seed 2: a | b" in text
     assert "(studies.png)" in text
     assert study_figures.BLOCK.search(study_figures.PAGE.read_text())
