@@ -44,7 +44,7 @@ def check_license(name: str) -> str:
 
 
 def make_card(cache: Cache, inventory: Inventory, license_name: str) -> str:
-    """Return the text of the card of a cache whose finished units have been counted."""
+    """Return the text of a cache's card, given what its finished units hold."""
     parts = (_front_matter(cache, inventory, license_name), _body(cache, inventory, license_name))
     return "\n".join(line for part in parts for line in part) + "\n"
 

@@ -1,7 +1,7 @@
 """Copies what a plan names. Every byte is checked against the commits of the source on its way.
 
 Shards and view tars are copied as they are. Only `stats` has all levels side by side: where levels are left
-out, its rows are written anew. The units of a copy are numbered from 0, and it has commits of its own. A unit
+out, its rows are written again. The units of a copy are numbered from 0, and it has its own commits. A unit
 appears in it like an extracted one: under temporary names first, the commit last.
 """
 

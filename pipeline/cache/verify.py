@@ -52,7 +52,7 @@ def verify_quickly(cache: Cache) -> Iterator[Finding]:
         cure = cure_of_constants(cache.schema, names) + ("" if old else "; else restore it")
         yield Finding(f"the {what} does not match its digest: {cure}")
     found: dict[int, tuple[int, int]] = {}  # sound units: rows, and bytes of the view tar
-    compressed: dict[str, int] = {}  # bytes of the shards whose size does not follow from the rows
+    compressed: dict[str, int] = {}  # bytes of compressed shards: their size does not follow from the rows
     yield from _verify_commits(cache, found, compressed)
     for name, spec in layout.row_arrays(cache.schema).items():
         shards = {}

@@ -131,7 +131,7 @@ def source_options(
     if decided or shards:
         names = [*(["SHARDS"] if shards else []), *(f"--{name.replace('_', '-')}" for name in decided)]
         raise ConfigError(
-            f"{' and '.join(names)} cannot be given with --views-from, whose cache decides the views: leave "
+            f"{' and '.join(names)} cannot be given with --views-from: that cache decides the views; leave "
             f"{'them' if len(names) > 1 else 'it'} out"
         )
     return {name: value for name, value in found.items() if name not in given}

@@ -27,7 +27,7 @@ class CodesConfig(ObjectiveConfig):
 
     `codebook_size` codes are fitted to about `codebook_tokens` tokens of the cache before the first step: on
     a CPU choose fewer of both. The tokens are in the memory of one device, as float32: 2 million of 768
-    channels take 6 GB. Other ranks wait for at most half an hour. `codebook` takes that of another run, by
+    channels take 6 GB. Other ranks wait for a day at most. `codebook` takes that of another run, by
     its folder or file.
     """
 

@@ -1,4 +1,4 @@
-"""Jobs in worker processes, each of which gets the next job when it has finished one."""
+"""Jobs in worker processes: each gets its next job when it has finished one."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack

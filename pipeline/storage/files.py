@@ -162,7 +162,7 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
     except OSError as error:
         if error.errno != errno.EXDEV or scratch is None:
             raise
-        # neither links nor renames leave a mount, be it of the same disk
+        # neither links nor renames leave a mount, even for another mount of the same disk
         return create_file_exclusively(path, data)
     finally:
         temporary.unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def _checksum(digest: bytes, data: bytes) -> bytes:
 
 
 class TieredFolder:
-    """A Folder of which some files are read through a tier; all else goes to the folder itself.
+    """A Folder that reads some files through a tier; all else goes to the folder itself.
 
     `version` returns what identifies the content of a file, None for one that is not kept. Neighbouring
     pieces of one size, such as the chunks of a shard, come in one request of up to 4 MiB.

@@ -30,7 +30,7 @@ class BatchStream:
     A batch is valid until the next one is requested; launch the work that uses it before that. It is on the
     device. `blocked_seconds` is how long the caller has waited for the feed in all; on a GPU the rest of
     `next` waits for the step that last used the batch. `damage` are the chunks that had to be replaced so
-    far; whoever notes them empties the list.
+    far; the caller that records them empties the list.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ _PATIENCE = 900.0  # seconds for a window, which needs less than one
 class FedPiece:
     """Consecutive samples of a window: the first `count` in its arrays, valid until the slot is released.
 
-    `damage` are the chunks of which other samples have the places.
+    `damage` are the damaged chunks that other samples replace.
     """
 
     arrays: Arrays

@@ -39,8 +39,8 @@ class Evaluating:
     def after(self, step: int, log: MetricsLog | None) -> float:
         """Evaluate after `step` steps if it is time; return the seconds it took. All ranks call this.
 
-        The other ranks wait on the network of the hosts, whose timeout is half an hour. The generators of
-        torch are left as they were, and a failure costs only a warning.
+        The other ranks wait for the main one, a day at most. The generators of torch are left as they were,
+        and a failure costs only a warning.
         """
         every, job = self.job.config.evaluate.every_epochs, self.job
         if not every or (step % (every * job.spec.steps_per_epoch) and step != job.steps):

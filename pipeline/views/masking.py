@@ -32,7 +32,7 @@ class MaskConfig(Section):
 
     `ratio` is a share of the patches, `hidden` their exact number instead. Without `redraw` all epochs show
     what --keep would store; auto draws again if the cache has all patches. Of several teachers, `teacher` is
-    the one whose attention counts, by the place of its cache from 0 on, or the mean of all.
+    the one to follow, by the place of its cache from 0 on, or the mean of all.
     """
 
     strategy: Strategy = "attention"

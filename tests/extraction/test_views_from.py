@@ -216,7 +216,7 @@ def test_a_dry_run_counts_no_linked_bytes_and_writes_nothing(finished, tmp_path)
     [
         (
             ["--seed", 3],
-            "--seed cannot be given with --views-from, whose cache decides the views: leave it out",
+            "--seed cannot be given with --views-from: that cache decides the views; leave it out",
         ),
         (
             ["--flip", 0.5, "--views", 2, "x.tar"],

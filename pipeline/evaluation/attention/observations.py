@@ -32,7 +32,7 @@ class Observations:
 def observe(subject: Subject, pixels: Tensor, found: Observations, at: tuple[float, float]) -> None:
     """Add what a network shows on pixels (B, S, S, 3) uint8.
 
-    `at` is the row and the column of the patch whose attention is kept, in shares of the image.
+    `at` is the row and the column of the one patch that keeps its attention, in shares of the image.
     """
     for index, tokens in enumerate(subject.hidden(pixels)):
         if index == subject.depth - 1:

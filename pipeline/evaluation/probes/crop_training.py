@@ -83,7 +83,7 @@ class CropPlan:
 
 
 def plan_crops(options: "Probe | Attentive", task: Task, bank: Features, *, hold_out: bool) -> CropPlan:
-    """Plan training on the images of the bank, of which a tenth may be held out.
+    """Plan training on the images of the bank; with `hold_out` a tenth of them is left out for choosing.
 
     Raises ConfigError for the views of a cache, and if none can be held out.
     """
