@@ -65,11 +65,6 @@ class DataConfig(Section):
             )
         return self
 
-    @property
-    def tier(self) -> tuple[str, int] | None:
-        """Folder and limit of the local tier, if there is one."""
-        return (self.local_tier, self.local_bytes) if self.local_tier and self.local_bytes else None
-
     def levels_of(self, teacher: int) -> tuple[int, ...] | None:
         """Return the chosen levels of a teacher, by the place of its cache; None for all."""
         if teacher == 0 or self.other_levels is None:
