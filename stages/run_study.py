@@ -58,6 +58,10 @@ def run_study(
     teacher: Annotated[
         str | None, typer.Option(help="Address of the teacher, for rows with the teacher in the loop.")
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of another study: its finished runs that equal one of this are copied."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs with their steps and operations, and stop.")
@@ -83,7 +87,7 @@ def run_study(
         if dry_run:
             _list(plan, part)
             return
-        whole = _run(plan, part, (shards or [], test_shards or []), teacher, workers, device)
+        whole = _run(plan, part, (shards or [], test_shards or []), teacher, reuse or [], workers, device)
     if not whole:
         raise typer.Exit(1)
 
@@ -102,6 +106,7 @@ def _run(
     part: slice,
     data: "tuple[Sequence[str], Sequence[str]]",
     teacher: str | None,
+    reuse: "Sequence[Path]",
     workers: int,
     device: str,
 ) -> bool:
@@ -113,9 +118,8 @@ def _run(
     chosen, cache = choose_device(device), next(iter(plan.caches.values()))
     with TemporaryDirectory(prefix="maskalign-study-") as scratch:
         judge = make_judge(plan.study, cache, *data, Path(scratch), workers)
-        runner = StudyRunner(
-            plan, judge, chosen, lambda text: typer.echo(text, err=text.startswith("warning:")), teacher
-        )
+        say = lambda text: typer.echo(text, err=text.startswith("warning:"))  # noqa: E731
+        runner = StudyRunner(plan, judge, chosen, say, teacher, reuse)
         here = runner.runs[part]
         share = f"; part {part.start + 1} of {part.step}" if part.step > 1 else ""
         typer.echo(
