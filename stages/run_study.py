@@ -46,21 +46,16 @@ def run_study(
     only: Annotated[
         str | None, typer.Option(metavar="N/M", help="Make every M-th run only, from number N on.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="How long each run trains: epochs=N, steps=N or flops=F.")
-    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Length of a run: epochs=N, steps=N or flops=F.")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Change a key of all runs, or of the study, such as seeds=[0]."
         ),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Address of the teacher, for rows with the teacher in the loop.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Its address, for rows with it in the loop.")] = None,
     reuse: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of another study: its finished runs that equal one of this are copied."),
+        list[Path] | None, typer.Option(help="Another study, of which equal finished runs are copied.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
     dry_run: Annotated[
