@@ -104,7 +104,7 @@ class StudyRunner:
             raise ConfigError(run.reason)
         studies = (self.plan.out, *self.reuse)
         if not run.folder.exists() and (equal := equal_run(run, studies, self.device)):
-            copy_run(equal, run.folder)
+            copy_run(equal, run)
             self.say(f"{run.name}: copied from the equal run {str(equal)!r}")
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
