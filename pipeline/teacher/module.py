@@ -1,7 +1,7 @@
 """Any network as a teacher, described in Python by its blocks, width, patch size and normalisation."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -101,13 +101,10 @@ def _outputs(
     """Run the network and return what hooks saw of the chosen blocks' outputs (B, T, D)."""
     found: dict[int, Tensor] = {}
 
-    def keep(block: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found[block] = output[0] if isinstance(output, tuple) else output
+    def keep(block: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        found[block] = output[0] if isinstance(output, tuple) else output
 
-        return hook
-
-    handles = [blocks[block].register_forward_hook(keep(block)) for block in dict.fromkeys(chosen)]
+    handles = [blocks[block].register_forward_hook(partial(keep, block)) for block in dict.fromkeys(chosen)]
     try:
         module(images, **arguments)
     finally:
