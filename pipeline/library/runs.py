@@ -49,7 +49,7 @@ class ExtractionChoices(TypedDict, total=False):
     compile: Compile
     max_bad: float
     limit: int
-    views_from: str
+    views_from: Place | Cache
 
 
 def run_extraction(
@@ -67,16 +67,24 @@ def run_extraction(
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
+    from pipeline.teacher.module import ModuleTeacher
 
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
         raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
     given: dict[str, Any] = {"workers": usable_cores(), **options}
+    if given.get("views_from") is not None:
+        given["views_from"] = str(getattr(given["views_from"], "address", given["views_from"]))
+    if not isinstance(teacher, str | ModuleTeacher):
+        raise ConfigError(
+            f"teacher is a {type(teacher).__name__}: give an address such as 'timm:MODEL', or describe a "
+            "network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
+        )
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
     places = [str(place) for place in ([shards] if isinstance(shards, Place) else shards)]
-    given |= source_options(places, str(cache), options.get("views_from"), options)
+    given |= source_options(places, str(cache), given.get("views_from"), options)
     checked = ExtractionOptions(
         cache=str(cache),
         teacher=teacher,
@@ -219,7 +227,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:N") from None
     if chosen.type != "cuda":
         return chosen
