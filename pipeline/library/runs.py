@@ -127,6 +127,8 @@ def run_training(
     from pipeline.training.run import run_training as train
 
     given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    if not given:
+        raise ConfigError("no cache is named: give one, or a list of them")
     opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
     folder, where = Path(run), chosen_device(device)
 

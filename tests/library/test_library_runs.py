@@ -100,6 +100,10 @@ def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
         maskalign.load_student(tmp_path)
     with pytest.raises(ConfigError, match="device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"):
         maskalign.run_training(small_cache_path, tmp_path / "run", device="gpu")
+    with pytest.raises(ConfigError, match="resume True is unknown: give one of never, always, auto"):
+        maskalign.run_training(small_cache_path, run, resume=True)
+    with pytest.raises(ConfigError, match="no cache is named: give one, or a list of them"):
+        maskalign.run_training([], run)
     with pytest.raises(ConfigError, match="run_extraction has no option 'view': known are levels"):
         maskalign.run_extraction([], tmp_path, "timm:test_vit.random", view=2)
     with pytest.raises(ConfigError, match="teacher is a Linear: give an address such as 'timm:MODEL', or"):
