@@ -7,6 +7,12 @@ class MaskAlignError(Exception):
     exit_code = 1
     printed_by_rank: int | None = None  # where all ranks raise it: the one that prints it
 
+    def __str__(self) -> str:
+        """Return the sentence without what may be secret in an address, such as a password."""
+        from pipeline.storage.address import printable
+
+        return printable(super().__str__())
+
 
 class ConfigError(MaskAlignError):
     """A wrong option, configuration or address."""
