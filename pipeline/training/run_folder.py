@@ -21,7 +21,6 @@ from pipeline.training.trackers import Trackers
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
-_DEFAULT_LOG = LogConfig()
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
 _NOT_PINNED = (
@@ -123,9 +122,13 @@ def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed, not compared as text: an older run may lack keys that exist today.
     earlier = parse_config(type(config), read_run(run)["config"])
-    before, now = (flat_config(each.model_dump(mode="json")) for each in (earlier, config))
-    pinned = {key: value for key, value in now.items() if not key.startswith(_NOT_PINNED)}
-    refuse_differences(before, pinned, ConfigError)
+    refuse_differences(flat_config(earlier.model_dump(mode="json")), pinned_settings(config), ConfigError)
+
+
+def pinned_settings(config: Section) -> dict[str, Any]:
+    """Return what a run learns by, with dotted names; how it is fed and logged is left out."""
+    flat = flat_config(config.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if not key.startswith(_NOT_PINNED)}
 
 
 def flat_config(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -170,8 +173,8 @@ class MetricsLog:
         run: Path,
         step: int,
         warn: Callable[[str], None],
-        log: LogConfig = _DEFAULT_LOG,
-        config: Mapping[str, Any] | None = None,
+        log: LogConfig,
+        config: Mapping[str, Any],
     ) -> None:
         """Continue after `step`: lines of later steps, which a killed process took, are removed.
 
@@ -181,7 +184,7 @@ class MetricsLog:
         replace_file(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = (run / METRICS_FILE).open("a", encoding="utf-8")
         self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-        self._trackers = Trackers(run, step, log, config or {}, warn)
+        self._trackers = Trackers(run, step, log, config, warn)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from networks import continued, png
+from networks import continued, named, png
 from PIL import Image
 from tars import write_tar
 from timm.models.vision_transformer import VisionTransformer
@@ -67,7 +67,7 @@ def subject():
 @pytest.fixture
 def scored(tmp_path):
     def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
-        sets = [open_images([str(spec)], tmp_path, names) for spec in (learnt, test)]
+        sets = [named(open_images([str(spec)], tmp_path), names) for spec in (learnt, test)]
         task = Task(
             subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "plots",
             batch_size=8, workers=workers, log=log,
