@@ -82,20 +82,17 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
             or dot <= file
             or not name.isascii()
         ):
-            return _read_by_webdataset(data, extension)
+            break
         keys.add(name[:dot])
         end = start + BLOCKSIZE + int(size, 8)
         if name[dot + 1 :].lower() == extension.encode():
             found.append(data[start + BLOCKSIZE : end])
         start = -(-end // BLOCKSIZE) * BLOCKSIZE
-    if start != len(data):
-        raise ValueError("the sample is cut")
-    if len(keys) != 1 or len(found) != 1:
-        return _read_by_webdataset(data, extension)
-    return keys.pop().decode(), found[0]
-
-
-def _read_by_webdataset(data: bytes, extension: str) -> tuple[str, bytes]:
+    else:
+        if start != len(data):
+            raise ValueError("the sample is cut")
+        if len(keys) == len(found) == 1:
+            return keys.pop().decode(), found[0]
     samples = list(parse_samples(data))
     if len(samples) != 1 or extension not in samples[0]:
         raise ValueError(f"{len(samples)} samples, or none with a member {extension!r}, in the place of one")
