@@ -9,7 +9,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline.storage.files import DigestedFile, LinkedFile, WrittenFile, link_or_new
+from pipeline.storage.files import DigestedFile, WrittenFile, link_or_new
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
 _END_MARKER = bytes(2 * BLOCKSIZE)
@@ -39,7 +39,7 @@ class ViewTarWriter:
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
         self._path, self._same_as = path, same_as
         # opened with the first sample: many tars may wait for their turn
-        self._file: DigestedFile | LinkedFile | None = None
+        self._file: DigestedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
