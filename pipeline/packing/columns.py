@@ -20,15 +20,15 @@ def has_field(kind: "pa.DataType", name: str) -> bool:
     return pa.types.is_struct(kind) and name in [field.name for field in kind]
 
 
-def _holds_images(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or has_field(kind, "bytes")
-
-
 def image_column_of(shown: str, schema: "pa.Schema", given: str | None) -> str:
     """Return the column of the images; raises ConfigError."""
-    fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
+    import pyarrow.types as pt
+
+    fitting: list[str] = [
+        one.name
+        for one in schema
+        if pt.is_binary(one.type) or pt.is_large_binary(one.type) or has_field(one.type, "bytes")
+    ]
     if given in schema.names and given not in fitting:
         kind = schema.field(given).type
         raise ConfigError(f"{shown} has a column {given!r} of {kind}: give one with the bytes of images")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classes import NamedClass, in_class_order, read_classes
+from pipeline.classes import in_class_order, read_classes
 from pipeline.errors import ConfigError
 from pipeline.packing.source import RawLabel, Source
 
@@ -64,24 +64,18 @@ def _by_file(source: Source, file: Path) -> tuple[NDArray[np.int64], tuple[str, 
                 )
     numbers: dict[RawLabel, int] = {}
     for label in set(source.labels) - {None}:
-        text = _text(label, source.class_names)
+        text, named = str(label), source.class_names
+        if isinstance(label, int) and 0 <= label < len(named):
+            text = named[label]
         found = _NUMBER.fullmatch(text)
         if text in meant:
             numbers[label] = meant[text]
         elif found and int(found[1]) < len(classes):
             numbers[label] = max(NO_NUMBER, int(found[1]))
         else:
+            first = ", ".join(repr(one.name) for one in classes[:3])
             raise ConfigError(
-                f"label {text!r} is not in --classes {str(file)!r}, which has {_some(classes)}: add it there"
+                f"label {text!r} is not in --classes {str(file)!r}, which has {len(classes)} classes such as "
+                f"{first}: add it there"
             )
     return _looked_up(source.labels, numbers), tuple(one.name for one in classes)
-
-
-def _text(label: RawLabel, names: Sequence[str]) -> str:
-    """Return the name that a source gives to a number, else the label itself."""
-    return names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
-
-
-def _some(classes: Sequence[NamedClass]) -> str:
-    first = ", ".join(repr(one.name) for one in classes[:3])
-    return f"{len(classes)} classes such as {first}"

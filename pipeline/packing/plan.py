@@ -115,11 +115,9 @@ def unique_keys(names: Sequence[str]) -> list[str]:
     stems = (os.path.splitext(name)[0] for name in names)  # noqa: PTH122  # a Path takes ten times as long
     paths = [_UNSAFE.sub("_", stem.lstrip("/")) for stem in stems]
     for keys in ([path.rpartition("/")[2] for path in paths], paths):
-        if len(set(keys)) == len(keys) and all(map(_is_key, keys)):
+        if len(set(keys)) == len(keys) and all(
+            len(key.encode()) <= _MOST_KEY_BYTES and key_of_member(TarInfo(f"{key}.jpg")) == (key, "jpg")
+            for key in keys
+        ):
             return keys
     return [f"{number:08d}" for number in range(len(names))]
-
-
-def _is_key(key: str) -> bool:
-    member = TarInfo(f"{key}.jpg")
-    return len(key.encode()) <= _MOST_KEY_BYTES and key_of_member(member) == (key, "jpg")
