@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.library.cache import Cache, open_in_worker
@@ -98,7 +98,14 @@ class CacheDataset(IterableDataset[Sample]):
             places = [(chunk, row) for chunk in chunks for row in range(len(chunk.keys))]
             order = self.order.permutation(epoch, window) if self._shuffle else np.arange(len(places))
             for number in order[:left].tolist():
-                yield self._sample(cache, *places[number])
+                held, row = places[number]
+                pixels = decode_crop(cache, held.crops[row], held.keys[row])
+                yield {
+                    "key": held.keys[row],
+                    "label": int(held.labels[row]),
+                    "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+                    **sample_fields(self._decoder, held.arrays, row, self._decoded),
+                }
             left -= min(left, len(places))
 
     def _windows(self, order: SampleOrder) -> list[Window]:
@@ -117,12 +124,3 @@ class CacheDataset(IterableDataset[Sample]):
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks
         ]
-
-    def _sample(self, cache: Cache, chunk: JoinedChunk, row: int) -> Sample:
-        pixels = decode_crop(cache, chunk.crops[row], chunk.keys[row])
-        return {
-            "key": chunk.keys[row],
-            "label": int(chunk.labels[row]),
-            "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-            **sample_fields(self._decoder, chunk.arrays, row, self._decoded),
-        }
