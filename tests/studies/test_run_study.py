@@ -6,7 +6,8 @@ import shutil
 import caches
 import pytest
 import torch
-from study_runs import BASE, TWO, call, study_file, without_times
+from calls import call
+from study_runs import BASE, TWO, study_file, without_times
 from training.training_runs import terminate_when
 
 from pipeline.cache.reader import Cache
