@@ -47,17 +47,16 @@ def run_study(
     only: Annotated[
         str | None, typer.Option(metavar="N/M", help="Make every M-th run only, from number N on.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="How long each run trains: epochs=N, steps=N or flops=F.")
-    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Length of a run: epochs=N, steps=N or flops=F.")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Change a key of all runs, or of the study, such as seeds=[0]."
         ),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Address of the teacher, for rows with the teacher in the loop.")
+    teacher: Annotated[str | None, typer.Option(help="Its address, for rows with it in the loop.")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Another study, of which equal finished runs are copied.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
     dry_run: Annotated[
@@ -84,7 +83,7 @@ def run_study(
         if dry_run:
             _list(plan, part)
             return
-        whole = _run(plan, part, (shards or [], test_shards or []), teacher, workers, device)
+        whole = _run(plan, part, (shards or [], test_shards or []), teacher, reuse or [], workers, device)
     if not whole:
         raise typer.Exit(1)
 
@@ -103,6 +102,7 @@ def _run(
     part: slice,
     data: "tuple[Sequence[str], Sequence[str]]",
     teacher: str | None,
+    reuse: "Sequence[Path]",
     workers: int,
     device: str,
 ) -> bool:
@@ -114,9 +114,8 @@ def _run(
     chosen, cache = choose_device(device), next(iter(plan.caches.values()))
     with TemporaryDirectory(prefix="maskalign-study-") as scratch:
         judge = make_judge(plan.study, cache, *data, Path(scratch), workers)
-        runner = StudyRunner(
-            plan, judge, chosen, lambda text: typer.echo(text, err=text.startswith("warning:")), teacher
-        )
+        say = lambda text: typer.echo(text, err=text.startswith("warning:"))  # noqa: E731
+        runner = StudyRunner(plan, judge, chosen, say, teacher, reuse)
         here = runner.runs[part]
         share = f"; part {part.start + 1} of {part.step}" if part.step > 1 else ""
         typer.echo(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.demo.dataset import TEST_SEED, TRAIN_SEED, write_images
+from pipeline.studies.reuse import STUDY_FILE
 
 ROOT = Path(__file__).parents[1]
 FOLDER, STUDIES = ROOT / "build" / "studies", ROOT / "stages" / "studies"
@@ -48,6 +49,8 @@ def _study(name: str, file: Path, options: list[str]) -> int:
     named = file.stem == "cache"
     caches = {each: f"{FOLDER / each}.cache" for each in (CACHES if named else ("int8",))}
     words = [word for each, path in caches.items() for word in ("--cache", f"{each}=" * named + path)]
+    others = sorted(file.parent for file in FOLDER.glob(f"*/{STUDY_FILE}") if file.parent.name != name)
+    words += [word for other in others for word in ("--reuse", str(other))]
     return _run("run_study", [str(file), *words, "--out", str(FOLDER / name), *options], (0, 1))
 
 

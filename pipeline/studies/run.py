@@ -24,25 +24,29 @@ from pipeline.storage.files import locked, replace_file
 from pipeline.studies.evaluate import Judge
 from pipeline.studies.fairness import refuse_unequal, refuse_unfit, remarks_on
 from pipeline.studies.plan import RUNS, Plan, PlannedRun
+from pipeline.studies.reuse import STUDY_FILE, copy_run, equal_run, refuse_other_folders
 from pipeline.studies.teacher_in_loop import InLoopJob, load_cached_teacher
 from pipeline.training.job import build_job
 from pipeline.training.run import run_training
 from pipeline.training.run_folder import RUN_FILE
 
-STUDY_FILE = "study.json"
 UNTRAINED = "untrained"
 Say = Callable[[str], None]
 
 
 @dataclass
 class StudyRunner:
-    """Makes the runs of a plan. `teacher` is the address for rows with the teacher in the loop."""
+    """Makes the runs of a plan, or copies equal ones, of this study and of those in the folders `reuse`.
+
+    `teacher` is the address for rows with the teacher in the loop.
+    """
 
     plan: Plan
     judge: Judge
     device: torch.device
     say: Say = lambda _: None
     teacher: str | None = None
+    reuse: Sequence[Path] = ()
     stopped_by: int = 0
     runs: list[PlannedRun] = field(init=False)
 
@@ -54,6 +58,7 @@ class StudyRunner:
                 "a row of the study has the teacher in the loop: give --teacher the address that the "
                 "cache was extracted with"
             )
+        refuse_other_folders(self.reuse)
         claim_folder(self.plan)
         refuse_unfit(self.runs)
 
@@ -97,6 +102,10 @@ class StudyRunner:
         """Train and evaluate; raises MaskAlignError."""
         if run.config is None:
             raise ConfigError(run.reason)
+        studies = (self.plan.out, *self.reuse)
+        if not run.folder.exists() and (equal := equal_run(run, studies, self.device)):
+            copy_run(equal, run.folder)
+            self.say(f"{run.name}: copied from the equal run {str(equal)!r}")
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
             build = build_job

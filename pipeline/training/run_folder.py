@@ -123,9 +123,13 @@ def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     # Parsed, not compared as text: an older run may lack keys that exist today.
     earlier = parse_config(type(config), read_run(run)["config"])
-    before, now = (flat_config(each.model_dump(mode="json")) for each in (earlier, config))
-    pinned = {key: value for key, value in now.items() if not key.startswith(_NOT_PINNED)}
-    refuse_differences(before, pinned, ConfigError)
+    refuse_differences(flat_config(earlier.model_dump(mode="json")), pinned_settings(config), ConfigError)
+
+
+def pinned_settings(config: Section) -> dict[str, Any]:
+    """Return what a run learns by, with dotted names; how it is fed and logged is left out."""
+    flat = flat_config(config.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if not key.startswith(_NOT_PINNED)}
 
 
 def flat_config(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

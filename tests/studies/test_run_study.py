@@ -7,6 +7,7 @@ import caches
 import pytest
 import torch
 from calls import call
+from safetensors.torch import load_file
 from study_runs import BASE, TWO, study_file, without_times
 from training.training_runs import terminate_when
 
@@ -59,6 +60,46 @@ def test_a_second_call_does_nothing_again(finished, small_cache_path, data):
     assert result.exit_code == 0, result.output
     assert "4 of them trained" in result.output
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.json")}
+
+
+def test_a_run_that_equals_a_finished_one_is_copied(finished, small_cache_path, data, tmp_path):
+    levels = list(Cache(str(small_cache_path)).schema.levels)
+    rows = {
+        "equal": {"data.levels": levels, "data.workers": 1, "train.checkpoint_every": 3},
+        "equal again": {"objective.name": "maskalign"},
+        "other mask": {"mask.ratio": 0.5},
+        "other level": {"data.levels": levels[-1:]},
+        "two lanes": {"data.lanes": 2},
+    }
+    text = 'title = "more"\nseeds = [1]\n' + BASE
+    for label, settings in rows.items():
+        values = "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in settings.items())
+        text += f'[[variants]]\nlabel = "{label}"\n[variants.settings]\n{values}'
+    study, out = study_file(tmp_path, text), tmp_path / "out"
+    words = (study, "--cache", small_cache_path, *data)
+    result = call(run_study, *words, "--out", out, "--reuse", finished)
+    assert result.exit_code == 0, result.output
+    source = finished / "runs" / "maskalign-s1"
+    for name in ("equal-s1", "equal-again-s1"):
+        assert f"{name}: copied from the equal run " in result.output
+        assert (out / "runs" / name / "student.safetensors").read_bytes() == (
+            source / "student.safetensors"
+        ).read_bytes()
+    assert result.output.count("copied from") == 2
+    assert json.loads((out / "runs/equal-s1/run.json").read_text())["copied_from"] == str(source.resolve())
+
+    trained = tmp_path / "trained"
+    result = call(run_study, *words, "--out", trained, "--only", "1/5")
+    assert "copied" not in result.output
+    ours, theirs = (load_file(folder / "runs/equal-s1/student.safetensors") for folder in (trained, out))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines(trained)["equal"]["scores"] == lines(out)["equal"]["scores"]
+
+    result = call(run_study, *words, "--out", out, "--reuse", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: --reuse {str(tmp_path)!r} holds no study: give the --out of a run-study\n"
+    )
 
 
 @pytest.mark.faults  # too slow for every run

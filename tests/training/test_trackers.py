@@ -4,7 +4,6 @@ import json
 import sqlite3
 import sys
 from contextlib import closing
-from importlib.util import find_spec
 
 import pytest
 from training_runs import killed_after, metrics, train, trained
@@ -84,15 +83,13 @@ def test_mlflow_gets_values_and_the_same_run(small_cache_path, tmp_path):
     assert_same_values(run, found)
 
 
-if find_spec("trackio"):  # an extra that the pinned Pillow rules out
-
-    def test_trackio_gets_values_and_the_same_run(small_cache_path, tmp_path, monkeypatch):
-        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-        run = tracked_and_resumed(small_cache_path, tmp_path, "trackio")
-        with closing(sqlite3.connect(tmp_path / "trackio/masks.db")) as base:
-            rows = base.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
-        assert {name for name, _, _ in rows} == {json.loads((run / "trackers.json").read_text())["trackio"]}
-        assert_same_values(run, {step: json.loads(values) for _, step, values in rows})
+def test_trackio_gets_values_and_the_same_run(small_cache_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run = tracked_and_resumed(small_cache_path, tmp_path, "trackio")
+    with closing(sqlite3.connect(tmp_path / "trackio/masks.db")) as base:
+        rows = base.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert {name for name, _, _ in rows} == {json.loads((run / "trackers.json").read_text())["trackio"]}
+    assert_same_values(run, {step: json.loads(values) for _, step, values in rows})
 
 
 def assert_same_values(run, found):
