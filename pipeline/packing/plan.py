@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.packing.labels import NO_NUMBER, numbered_labels
 from pipeline.packing.opening import open_source
 from pipeline.packing.options import PackingOptions
-from pipeline.packing.source import Place, Source
+from pipeline.packing.source import ImageFile, Source
+from pipeline.packing.tables import TableRow
 from pipeline.seeding import generator
 from pipeline.views.sample import key_of_member
 
@@ -29,7 +30,7 @@ class Entry:
     key: str
     name: str
     label: int
-    place: Place
+    place: ImageFile | TableRow
 
 
 @dataclass(frozen=True)
