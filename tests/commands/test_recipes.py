@@ -24,18 +24,8 @@ from stages.train_student import train_student
 
 RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
 SHAPE = {"embed_dim": 32, "depth": 6, "num_heads": 4, "num_classes": 0}
-SMALL_VIEW = (
-    "--image-size",
-    "32",
-    "--patch-size",
-    "8",
-    "--batch-size",
-    "16",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-)
+HERE = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
+SMALL_VIEW = ("--image-size", "32", "--patch-size", "8", *HERE)
 SMALL_RUN = (
     "student.options={depth=2, embed_dim=32, num_heads=2}",
     "data.workers=0",
@@ -182,7 +172,6 @@ def test_a_recipe_runs_in_small(recipe, cache_of, tmp_path):
             value(words, "--cache"): tmp_path / "b.cache",
             value(words, "--teacher"): STAND_INS[value(words, "--teacher")](tmp_path / "teacher"),
         }
-        small = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
-        call(extract_teacher, *(changed.get(word, word) for word in words), *small, code=0)
+        call(extract_teacher, *(changed.get(word, word) for word in words), *HERE, code=0)
         run += ["--cache", tmp_path / "b.cache"]
     assert "2 of 2 steps done" in call(train_student, *run, *changes, code=0).stdout
