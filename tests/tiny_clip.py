@@ -7,8 +7,10 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from pipeline.teacher.load import fit_teacher, load_teacher
+from pipeline.teacher.load import describe, load_teacher
 from pipeline.teacher.source import Source
+from pipeline.teacher.tower import build_tower
+from pipeline.weights import weights_sha256
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
@@ -46,4 +48,5 @@ def load_clip(folder: Path, image_size=32, patch_size=8, levels="3"):
 def own_teacher(model, grid=5, levels=(1, 2)):
     """Make a teacher of a timm model that was built here."""
     source = Source(model.eval(), "timm", "own", "random", (0.5,) * 3, (0.5,) * 3)
-    return fit_teacher(source, "timm:own", grid, levels)
+    digest = weights_sha256(source.module)
+    return describe(build_tower(source.module, "timm:own", grid), source, digest, grid, levels, "float32")

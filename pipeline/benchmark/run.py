@@ -13,12 +13,13 @@ import torch
 
 from pipeline.benchmark import feeding, stage_one
 from pipeline.benchmark.embedding import measure_embedding
-from pipeline.benchmark.measure import Figure, threads
+from pipeline.benchmark.measure import Figure
 from pipeline.benchmark.objectives import measure_objectives
 from pipeline.benchmark.options import STEPS, BenchOptions
 from pipeline.benchmark.steps import measure_steps
 from pipeline.benchmark.workbench import Workbench
 from pipeline.provenance import cpu_name, provenance
+from pipeline.runtime.device import threads
 from pipeline.training.config import RunConfig
 
 LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "zarr", "numpy", "webdataset", "simplejpeg")

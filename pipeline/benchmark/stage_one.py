@@ -8,11 +8,11 @@ from itertools import chain, islice
 
 import torch
 
-from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, threads, wall_seconds
+from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wall_seconds
 from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.workbench import Workbench
 from pipeline.extraction.encode import in_precision
-from pipeline.runtime.device import compiled
+from pipeline.runtime.device import compiled, threads
 from pipeline.storage.local import LocalFolder
 from pipeline.views.source import read_samples
 

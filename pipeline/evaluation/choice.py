@@ -134,15 +134,12 @@ class Choice:
         """The images to learn from and those to test with, where tars or folders are chosen."""
         learnt = open_images(self.shards, self.scratch) if self.shards else None
         known = learnt.class_names if learnt else ()  # so that folders of test images are numbered alike
-        test = open_images(self.test_shards, self.scratch, known=known) if self.test_shards else None
-        if names := _class_names(self.class_names or self._beside_the_tars()):
+        test = open_images(self.test_shards, self.scratch, known) if self.test_shards else None
+        # pack-images puts the names of its classes into the folder of tars.
+        beside = (Path(spec) / CLASSES_FILE for spec in (*(self.shards or ()), *(self.test_shards or ())))
+        if names := _class_names(self.class_names or next((one for one in beside if one.is_file()), None)):
             learnt, test = (one and replace(one, class_names=names) for one in (learnt, test))
         return learnt, test
-
-    def _beside_the_tars(self) -> Path | None:
-        """Return the file of class names that pack-images put into a folder of tars, if one is given."""
-        folders = (Path(spec) for spec in (*(self.shards or ()), *(self.test_shards or ())))
-        return next((one / CLASSES_FILE for one in folders if (one / CLASSES_FILE).is_file()), None)
 
     def task(self, device: "torch.device", batch_size: int, workers: int, **how: Any) -> "Task":
         """Load the network and gather what the evaluation is given."""

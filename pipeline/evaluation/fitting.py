@@ -55,14 +55,14 @@ def linear(steps: int, warmup: int = 0, first: float = 0.0) -> Factor:
     return factor
 
 
-def stepwise(steps: int, falls: Sequence[float], warmup: int = 0, first: float = 0.001) -> Factor:
-    """Return detectron2's factor: a linear rise from `first` in `warmup` steps, and falls to a tenth.
+def stepwise(steps: int, falls: Sequence[float], warmup: int) -> Factor:
+    """Return detectron2's factor: a linear rise from 0.001 in `warmup` steps, and falls to a tenth.
 
     `falls` are the shares of the steps at which it falls.
     """
 
     def factor(step: int) -> float:
-        risen = first + (1 - first) * step / warmup if step < warmup else 1.0
+        risen = 0.001 + 0.999 * step / warmup if step < warmup else 1.0
         return risen * 0.1 ** sum(step >= share * steps for share in falls)
 
     return factor

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -89,24 +89,19 @@ class ImageSet:
         return ImageSet(self.address, self.kind, tuple(self.images[i] for i in indices), self.class_names)
 
 
-def open_images(
-    specs: Sequence[str], scratch: Path, class_names: tuple[str, ...] = (), *, known: tuple[str, ...] = ()
-) -> ImageSet:
+def open_images(specs: Sequence[str], scratch: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """Index tars, or list an image folder with classes numbered as in `known`, see `folder_images`.
-
-    `class_names` name the classes in reports.
 
     Tars behind URLs are copied to the folder `scratch`. Raises ConfigError or SourceError.
     """
     folder = Path(specs[0])
     if len(specs) == 1 and folder.is_dir() and not any(folder.glob("*.tar")):
-        found = folder_images(folder, known)
-        return replace(found, class_names=class_names or found.class_names)
+        return folder_images(folder, known)
     if len(specs) == 1 and not (
         folder.suffix or folder.exists() or is_url(specs[0]) or {*specs[0]} & {*"*?[{"}
     ):
         raise ConfigError(f"{specs[0]!r} does not exist: give labelled tars, or an image folder")
-    return replace(tar_images(resolve_tars(specs), ", ".join(specs), scratch), class_names=class_names)
+    return tar_images(resolve_tars(specs), ", ".join(specs), scratch)
 
 
 def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageSet:

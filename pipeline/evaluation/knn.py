@@ -62,8 +62,9 @@ class Knn(Section):
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
         bank, queries = task.features(self.shared_keys)
-        groups, notes = self._groups(bank, queries), list[str]()
+        groups, notes = None, list[str]()  # groups are the images behind rows: a query's own must not vote
         if queries is bank:
+            groups = (bank.images, bank.images)
             of_image = torch.unique(torch.stack([bank.labels, bank.images]), dim=1)[0]
             classes, images = torch.unique(of_image, return_counts=True)
             if len(lonely := classes[images == 1]):
@@ -71,22 +72,12 @@ class Knn(Section):
                     f"{len(lonely)} classes have one image only, such as class {int(lonely[0])}: it cannot "
                     "be right"
                 )
+        elif self.shared_keys == "exclude":
+            numbers = {key: number for number, key in enumerate(dict.fromkeys([*bank.keys, *queries.keys]))}
+            learnt, asked = (torch.tensor([numbers[key] for key in one.keys]) for one in (bank, queries))
+            groups = (learnt, asked)
         names = available(self.representations, bank.names, "representations" in self.model_fields_set)
         return [self._score(name, bank, queries, groups, tuple(notes), task.subject.device) for name in names]
-
-    def _groups(self, bank: Features, queries: Features) -> Groups | None:
-        """Number the images behind bank (n,) and queries (m,), where a query's own image must not vote."""
-        if queries is bank:
-            images = bank.images
-            return images, images
-        if self.shared_keys != "exclude":
-            return None
-        numbers: dict[str, int] = {}
-        learnt, asked = (
-            torch.tensor([numbers.setdefault(key, len(numbers)) for key in one.keys])
-            for one in (bank, queries)
-        )
-        return learnt, asked
 
     def _score(
         self, name: str, bank: Features, queries: Features, groups: Groups | None, notes: tuple[str, ...],
@@ -118,23 +109,6 @@ class Knn(Section):
                 **({"top-1 of each draw": shares[options[0]]} if len(found) > 1 else {}),
             },
         )  # fmt: skip
-
-
-def knn_predictions(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    groups: Groups | None = None,
-) -> Tensor:
-    """Classify `queries` (m, C) by the k most similar of `bank` (n, C) with its `labels` (n,): labels (m,).
-
-    Groups as in `nearest`. Raises ConfigError for a k of more than the entries that may vote.
-    """
-    found = nearest([bank], len(bank), queries, k, groups)
-    return rank_by_votes(found, bank_labels.cpu(), [(k, temperature)])[k, temperature][:, 0]
 
 
 def nearest(

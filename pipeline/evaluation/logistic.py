@@ -4,12 +4,13 @@ Minimised is the mean loss + |W|^2 / (2 C n), scikit-learn's objective divided b
 W / s, where s standardises the gradient by the spread of each channel: the optimum stays, the steps are few.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pipeline.runtime.device import threads
 
 C_GRID = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))  # DINOv2's 10^linspace(-6, 5, 45)
 _TOLERANCE, _ROUGH = 1e-12, 1e-8  # of a step's loss: of the fit that counts, and of those that choose C
@@ -66,20 +67,11 @@ def fit_logistic(
         weight.grad = gradient * scale
         return loss
 
-    with _threads_for(features.numel() * classes), torch.no_grad():
+    # With one thread where a step is short: threads that wait for each other cost ten times more.
+    short = features.numel() * classes <= _WORTH_THREADS
+    with threads(1 if short else torch.get_num_threads()), torch.no_grad():
         search.step(closure)  # type: ignore[no-untyped-call]
         return Logistic(weight * scale, bias.detach(), mean, float(closure()))
-
-
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """Compute with one thread where a step is short: threads that wait for each other cost ten times more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if products > _WORTH_THREADS else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def objective(

@@ -65,8 +65,13 @@ class Robustness(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score clean images and each corruption at each severity."""
-        self._check(task)
-        assert task.test is not None, "checked"
+        unknown = sorted(set(self.corruptions) - set(CORRUPTIONS))
+        if unknown or not self.corruptions:
+            raise ConfigError(f"corruptions {unknown} are unknown: give some of {', '.join(CORRUPTIONS)}")
+        if not self.severities or not set(self.severities) <= set(SEVERITIES):
+            raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
+        if task.test is None:
+            raise ConfigError("robustness corrupts the images to test with: give --test-shards")
         bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
@@ -89,15 +94,6 @@ class Robustness(Section):
         shares = {"relative to clean": corrupted / max(accuracy, 1e-12), "corrupted top-1": corrupted}
         metrics = {**shares, "clean top-1": accuracy}
         return [outcome.model_copy(update={"metrics": metrics, "intervals": {}, "chance": 0.0})]
-
-    def _check(self, task: Task) -> None:
-        unknown = sorted(set(self.corruptions) - set(CORRUPTIONS))
-        if unknown or not self.corruptions:
-            raise ConfigError(f"corruptions {unknown} are unknown: give some of {', '.join(CORRUPTIONS)}")
-        if not self.severities or not set(self.severities) <= set(SEVERITIES):
-            raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
-        if task.test is None:
-            raise ConfigError("robustness corrupts the images to test with: give --test-shards")
 
     def _known(self, bank: Features) -> torch.Tensor:
         classes = torch.unique(bank.labels)

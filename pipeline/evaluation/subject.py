@@ -147,15 +147,9 @@ class Subject:
                 return self.split(self.normed(tokens))
         raise AssertionError("a block modulo the depth is found")
 
-    def attention(self, pixels: Tensor, block: int = -1) -> Tensor:
-        """Return a block's attention (B, heads, T, T) float32, T = prefix + N: query by key."""
-        chosen = block % self.depth
-        inputs = next(tokens for index, tokens in enumerate(self.hidden(pixels)) if index == chosen)
-        return block_attention(self.vit.blocks[chosen], inputs)
-
 
 def block_attention(block: nn.Module, tokens: Tensor) -> Tensor:
-    """Return a timm block's softmax attention (B, heads, T, T) float32 from its input (B, T, C)."""
+    """Return a timm block's softmax attention (B, heads, T, T) float32, query by key, of input (B, T, C)."""
     layer = block.attn
     with torch.autocast(tokens.device.type, enabled=False):
         queries, keys, _ = (

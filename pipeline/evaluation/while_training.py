@@ -90,7 +90,7 @@ def _sets(config: EvaluateConfig, scratch: Path) -> tuple[ImageSet, ImageSet]:
     """Return the images to learn from and to test on, drawn by a fixed seed; raises ConfigError."""
     learnt = open_images(config.shards, scratch)
     if config.test_shards:
-        test = open_images(config.test_shards, scratch, known=learnt.class_names)
+        test = open_images(config.test_shards, scratch, learnt.class_names)
         sizes = {one.key: one.image.size for one in learnt.images}
         shared = [one.key for one in test.images if sizes.get(one.key) == one.image.size]
         if shared:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.cache.commit import committed
-from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_sizes
+from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
@@ -151,7 +151,7 @@ def _forecast(
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)
     files = len(row_arrays(schema)) + 2  # shards, view tar and commit
-    target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
+    target_bytes = sum(shard_bytes(spec, count) for spec in row_arrays(schema).values() for count in rows)
     chunks = sum(chunk_count(count) for count in rows)
     commit_bytes = files * (_COMMIT_BYTES_A_FILE * len(rows) + _COMMIT_BYTES_A_CHUNK * chunks)
     linked_to = origin.linked_to(options.cache)

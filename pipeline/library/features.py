@@ -1,6 +1,7 @@
 """Targets of chosen levels for users' own code: which arrays they come from, and how a row is decoded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,17 @@ from pipeline.training.targets import AFTER_THE_LAST_BLOCK, cached_targets
 Levels = int | Sequence[int] | None
 
 
+def whole_numbers(name: str, given: object) -> tuple[int, ...]:
+    """Return a number, or those of a list or array, as ints; raises ConfigError for others and for none."""
+    try:
+        numbers = tuple(map(index, given if isinstance(given, Iterable) else [given]))
+    except TypeError:
+        raise ConfigError(f"{name} {given!r} are not whole numbers: give one, or a list of them") from None
+    if not numbers:
+        raise ConfigError(f"{name} is empty: give at least 1, or leave it out")
+    return numbers
+
+
 class FeatureDecoder(nn.Module):
     """Turns the stored codes and stats of chosen levels into features, on whatever device it is moved to.
 
@@ -25,8 +37,8 @@ class FeatureDecoder(nn.Module):
     def __init__(self, cache: Cache, levels: Levels = None, target: TargetKind = "whiten") -> None:
         """Choose levels (None: all) and the form of `objective.target`; raises ConfigError."""
         super().__init__()
-        self.levels = (levels,) if isinstance(levels, int) else tuple(levels or cache.schema.levels)
-        self.single = isinstance(levels, int)
+        self.levels = cache.schema.levels if levels is None else whole_numbers("levels", levels)
+        self.single = not isinstance(levels, Iterable | None)
         self.indices = cache.level_indices(self.levels)
         teacher = cache.schema.teacher
         if target not in get_args(TargetKind):
@@ -60,8 +72,20 @@ class FeatureDecoder(nn.Module):
     def forward(self, codes: Tensor, stats: Tensor) -> Tensor:
         """Decode codes (B[, M], T, W) and stats (B[, M], T, 2 + G) to features (B[, M], T, D), CLS first.
 
-        The result is float32, or float16 as it is stored.
+        The result is float32, or float16 as it is stored. Raises ConfigError for codes and stats of other
+        shapes, which are those of other levels.
         """
+        axes = codes.shape[1:2] if self.single else codes.shape[1:3]
+        if (
+            codes.ndim != len(axes) + 2
+            or codes.shape[:-1] != stats.shape[:-1]
+            or (not self.single and axes[0] != len(self.levels))
+        ):
+            batch = f"({'B' if self.single else f'B, {len(self.levels)}'}, T, ...)"
+            raise ConfigError(
+                f"codes {tuple(codes.shape)} and stats {tuple(stats.shape)} are not a batch of levels "
+                f"{list(self.levels)}: give {batch} of both"
+            )
         if self.single:
             codes, stats = codes[:, None], stats[:, None]
         levels = self._targets({"visible_codes": codes, "visible_stats": stats}).visible

@@ -73,7 +73,10 @@ class MaskAlignObjective(Objective):
 
     def __init__(self, config: Alignment, student: StudentConfig, setting: Setting) -> None:
         encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=self.reads_norm)
-        teachers, names = setting.teachers, teacher_names(setting)
+        teachers = setting.teachers
+        # A single teacher has no name in messages and tables, and equal names get numbers.
+        known = [one.teacher_name for one in teachers] if setting.others else [""]
+        names = [f"{name} ({at})" if known.count(name) > 1 else name for at, name in enumerate(known, 1)]
         parts = [
             f"{name} level {level}".strip()
             for name, teacher in zip(names, teachers, strict=True)
@@ -134,12 +137,6 @@ class MaskAlignObjective(Objective):
             f"alignment {name}".strip(): rows.tolist()
             for (name, _), rows in zip(self.teachers, of_teachers, strict=True)
         }
-
-
-def teacher_names(setting: Setting) -> list[str]:
-    """Return how messages and tables tell teachers apart: a single one has no name, equal ones numbers."""
-    names = [one.teacher_name for one in setting.teachers] if setting.others else [""]
-    return [f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]
 
 
 def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ def numbered_labels(source: Source, classes: Path | None) -> tuple[NDArray[np.in
 
     A file of classes decides if it is given, then the names that the source gives to its numbers. Else
     numbers stay what they are, also negative ones, which mean no label, and names are numbered in order.
-    Class folders are names. Raises ConfigError for a label without a class.
+    Class folders are names. Raises ConfigError for a label without a class, and for numbers beside names.
     """
     if classes:
         return _by_file(source, classes)
@@ -32,9 +32,23 @@ def numbered_labels(source: Source, classes: Path | None) -> tuple[NDArray[np.in
                 "classes: correct its names, or give --classes FILE"
             )
         return numbers, source.class_names
-    names = in_class_order(str(label) for label in source.labels if label is not None)
-    by_name: dict[RawLabel, int] = {name: number for number, name in enumerate(names)}
-    return _looked_up(source.labels, by_name), tuple(names)
+    distinct = set(source.labels) - {None}
+    if source.kind != "folder":
+        _refuse_mixture(source, distinct)
+    names = in_class_order(map(str, distinct))
+    by_name = {name: number for number, name in enumerate(names)}
+    return _looked_up(source.labels, {label: by_name[str(label)] for label in distinct}), tuple(names)
+
+
+def _refuse_mixture(source: Source, distinct: set[RawLabel]) -> None:
+    """Raise ConfigError for numbers beside names: as names in order, the numbers would become others."""
+    texts = sorted(map(str, distinct))
+    if number := next(filter(_NUMBER.fullmatch, texts), None):
+        name = next(text for text in texts if not _NUMBER.fullmatch(text))
+        raise ConfigError(
+            f"{source.kind} {source.address!r} has labels that are whole numbers, such as {number!r}, and "
+            f"others, such as {name!r}: correct them, or give --classes FILE with the names of all classes"
+        )
 
 
 def _all_numbers(labels: Sequence[RawLabel]) -> NDArray[np.int64] | None:

@@ -76,6 +76,9 @@ class Output:
     def refuse_other(self, pinned: Mapping[str, Any]) -> None:
         """Raise ConfigError if the folder holds something else, or tars of another plan."""
         record, plan = self.folder / RECORD, self.work / "plan.json"
+        at = next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
+        if not at.is_dir():
+            raise ConfigError(f"OUT {str(self.folder)!r}: {str(at)!r} is a file; give a new or empty folder")
         if record.is_file():
             found: Mapping[str, Any] = _parsed(PackingRecord, record).plan
         elif plan.is_file():

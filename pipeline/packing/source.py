@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.views.source import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class Source:
         """Return what a message calls an image."""
         name = self.names[index] or f"row {index}"
         return name.encode(errors="backslashreplace").decode()  # a file name need not be UTF-8
+
+
+def refuse_twice(shown: str, columns: Sequence[str]) -> None:
+    """Raise ConfigError if two columns have one name: which of them is meant cannot be said."""
+    if twice := next((column for column in columns if column and columns.count(column) > 1), ""):
+        raise ConfigError(f"{shown} has two columns called {twice!r}: rename one")
 
 
 def fingerprint(lines: Iterable[object]) -> str:

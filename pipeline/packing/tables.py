@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.packing.columns import has_field, image_column_of, label_column_of
+from pipeline.packing.columns import has_field, image_column_of, label_column_of, refuse_other_labels
 from pipeline.packing.source import ImageFile, RawLabel, Source, checked_bytes, fingerprint
 from pipeline.storage.files import flush_to_disk
 
@@ -124,6 +124,10 @@ def table_source(
                 label, class_names = label_column_of(shown, schema, label_column, file.parent)
             elif missing := {image, label} - {"", *schema.names}:
                 raise ConfigError(f"{shown} has no column {min(missing)!r}, as {str(files[0])!r} has")
+            else:
+                image_column_of(shown, schema, image)
+                if label:
+                    refuse_other_labels(shown, schema, label)
             paths, found = read(image, label)
         except (pa.ArrowException, OSError) as error:
             cure = "download or make it again"
@@ -135,7 +139,7 @@ def table_source(
         raise ConfigError(f"{address!r} has no rows: give a data set with images")
     places = TablePlaces(tuple(files), image, np.cumsum(rows))
     sizes = [(file.name, file.stat().st_size, count) for file, count in zip(files, rows[1:], strict=True)]
-    mark = fingerprint([*sizes, image, label])
+    mark = fingerprint([*sizes, image, label, *labels])
     return Source(kind, address, places, names, labels, mark, class_names)
 
 

@@ -4,8 +4,8 @@ On a CPU every operation is done when its call returns, so there is nothing to w
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -70,3 +70,14 @@ def to_host(values: Tensor) -> Tensor:
         return values
     copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return copy.copy_(values, non_blocking=True)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Set torch's number of threads on the CPU inside this context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

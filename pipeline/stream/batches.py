@@ -77,7 +77,13 @@ class BatchStream:
             for lane in range(lanes):
                 end = filled + share
                 while filled < end:
-                    piece, taken = in_use.pop(lane) if lane in in_use else (self._next_of(pieces), 0)
+                    if lane in in_use:
+                        piece, taken = in_use.pop(lane)
+                    else:
+                        begin = time.perf_counter()
+                        piece, taken = next(pieces), 0
+                        self.blocked_seconds += time.perf_counter() - begin
+                        self.damage += piece.damage
                     count = min(piece.count - taken, end - filled)
                     self._copier.copy(piece, taken, self._buffers[turn], filled, count)
                     filled, taken = filled + count, taken + count
@@ -89,13 +95,6 @@ class BatchStream:
             yield self._buffers[turn]
             self._copier.used(turn)
             turn = 1 - turn
-
-    def _next_of(self, pieces: Iterator[FedPiece]) -> FedPiece:
-        begin = time.perf_counter()
-        piece = next(pieces)
-        self.blocked_seconds += time.perf_counter() - begin
-        self.damage += piece.damage
-        return piece
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class CacheRows:
-    """An open cache of a stream: the order's units, the levels of each part, and the arrays that are read."""
+    """An open cache of a stream: the order's units, the levels of each part, and the arrays that are read.
+
+    A chunk of these arrays has `chunk_bytes`.
+    """
 
     def __init__(
         self,
@@ -33,13 +36,9 @@ class CacheRows:
         used = sorted({level for part in self.levels.values() for level in part})
         targets = [*(feature_array(self._stored[level]) for level in used), *(["stats"] if used else [])]
         self.arrays = [*targets, *masks]
+        specs, rows = array_specs(cache.schema), cache.schema.block_rows
+        self.chunk_bytes = sum(specs[name].bytes_of(rows) for name in ("index", *self.arrays))
         self._tiered = read_through(cache, units, LocalTier(Path(tier[0]), tier[1])) if tier else None
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a chunk of the arrays."""
-        specs, rows = array_specs(self._cache.schema), self._cache.schema.block_rows
-        return sum(specs[name].bytes_of(rows) for name in ("index", *self.arrays))
 
     def place(self, unit: int) -> tuple[Cache, Commit, list[str]]:
         """Return what `read_joined` takes for a unit of the order."""

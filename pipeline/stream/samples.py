@@ -170,10 +170,14 @@ class WindowReader:
     ) -> Iterator[WindowPart]:
         """Yield each part once its samples are in the arrays that `empty` gave for it."""
         ours, theirs = tee(parts)
-        chunks = ((part.epoch, chunk) for part in theirs for chunk in part.window.chunks.tolist())
+        chunks = ((part.epoch, place) for part in theirs for place in part.window.chunks.tolist())
+
+        def read_place(found: tuple[int, list[int]]) -> tuple[JoinedChunk, list[DamagedChunk]]:
+            return read_sound(self._read_joined, self._spec.order, *found, self._spec.skip_damage)
+
         # From an object store a second chunk hides the waiting between one and the next.
         at_once = min(2, self._cache.folder.parallel_reads)
-        with closing(ordered_map(self._read_chunk, chunks, at_once, self.most_ahead)) as read:
+        with closing(ordered_map(read_place, chunks, at_once, self.most_ahead)) as read:
             for part in ours:
                 arrays, window, self.damage = empty(part), part.window, []
                 targets = np.argsort(self._spec.order.permutation(part.epoch, window)) - part.first
@@ -184,31 +188,21 @@ class WindowReader:
                     self.damage += damage
                 yield part
 
-    def _read_chunk(self, found: tuple[int, list[int]]) -> tuple[JoinedChunk, list[DamagedChunk]]:
-        epoch, place = found
-        return read_sound(self._read_joined, self._spec.order, epoch, place, self._spec.skip_damage)
-
     def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
-        pinned = self._spec.order.units[unit]
-        try:
-            return self._joined(unit, chunk)
-        except CacheError:  # names its place itself
-            raise
-        except Exception as error:
-            first, end = chunk_range(chunk, int(pinned["rows"]))
-            where = self._cache.units[int(pinned["unit"])].name
-            error.add_note(f"in {where}, rows {first} to {end - 1}")
-            raise
-
-    def _joined(self, unit: int, chunk: int) -> JoinedChunk:
         for again in (True, False):
             try:
                 (cache, commit, names), *others = (source.place(unit) for source in self._sources)
                 return read_joined(cache, commit, chunk, names, others)
-            except CacheError:
+            except CacheError:  # names its place itself
                 # Wrong bytes may have been kept: ask the stores themselves, from now on for all of the unit.
                 if not (again and any([source.distrust(unit) for source in self._sources])):
                     raise
+            except Exception as error:
+                pinned = self._spec.order.units[unit]
+                first, end = chunk_range(chunk, int(pinned["rows"]))
+                where = self._cache.units[int(pinned["unit"])].name
+                error.add_note(f"in {where}, rows {first} to {end - 1}")
+                raise
         raise AssertionError("the second time raises")
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:

@@ -87,7 +87,7 @@ def make_judge(
     size = cache.schema.view.image_size
     learnt = open_images(list(shards), scratch) if shards else None
     known = learnt.class_names if learnt else ()
-    test = open_images(list(test_shards), scratch, known=known) if test_shards else None
+    test = open_images(list(test_shards), scratch, known) if test_shards else None
     bank: Data = CacheViews(cache, test.class_names if test else ())
     if learnt:
         bank = _kept(LabelledImages(learnt, workers), size, scratch / "learnt.views")

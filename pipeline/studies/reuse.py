@@ -68,14 +68,16 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
     return None
 
 
-def copy_run(source: Path, target: Path) -> None:
+def copy_run(source: Path, run: PlannedRun) -> None:
     """Copy a finished run with its scores, but without its checkpoints; run.json says where it comes from."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    assert run.config is not None
+    temporary = run.folder.with_name(f".{run.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    record = {**read_run(source), "copied_from": str(source.resolve())}
+    config = run.config.model_dump(mode="json")  # levels may be named in one and left out in the other
+    record = {**read_run(source), "config": config, "copied_from": str(source.resolve())}
     replace_file(temporary / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
-    temporary.rename(target)
+    temporary.rename(run.folder)
 
 
 def _settings(config: RunConfig, cache: Cache) -> dict[str, Any]:

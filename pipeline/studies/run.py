@@ -76,8 +76,16 @@ class StudyRunner:
                     self.write()
             if self.stopped_by:
                 return False
-        if self.plan.study.untrained and self.judge.settings:
-            self._score_untrained()
+        untrained = self.plan.study.untrained and self.judge.settings
+        for seed in self.plan.study.seeds if untrained else ():
+            # The encoder of the first possible row, before its first step.
+            first = next(run for run in self.runs if run.seed == seed and run.config)
+            assert first.config is not None
+            view, folder = first.cache.schema.view, self.plan.out / UNTRAINED / f"s{seed}"
+            subject = untrained_subject(first.config, view.image_size, view.patch_size, self.device)
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / ".lock"):
+                self.judge.score(subject, folder, self.say)
         return self.write()
 
     def _attempt(self, run: PlannedRun) -> bool:
@@ -104,7 +112,7 @@ class StudyRunner:
             raise ConfigError(run.reason)
         studies = (self.plan.out, *self.reuse)
         if not run.folder.exists() and (equal := equal_run(run, studies, self.device)):
-            copy_run(equal, run.folder)
+            copy_run(equal, run)
             self.say(f"{run.name}: copied from the equal run {str(equal)!r}")
         if not run.is_trained:
             self.say(f"{run.name}: {run.steps:,} steps of {run.config.train.global_batch} images")
@@ -137,18 +145,6 @@ class StudyRunner:
             self.judge.score(student_subject(run.folder, self.device), run.folder, self.say)
         write_run_report(run.folder)
 
-    def _score_untrained(self) -> None:
-        """Score the encoder of the first possible row before its first step, once for each seed."""
-        for seed in self.plan.study.seeds:
-            run = next(run for run in self.runs if run.seed == seed and run.config)
-            assert run.config is not None
-            view = run.cache.schema.view
-            subject = untrained_subject(run.config, view.image_size, view.patch_size, self.device)
-            folder = self._untrained_folder(seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / ".lock"):
-                self.judge.score(subject, folder, self.say)
-
     def write(self) -> bool:
         """Write table and page of the finished runs; return whether these are all runs, without a failure.
 
@@ -166,7 +162,7 @@ class StudyRunner:
             failures = [(run.seed, reason) for run in ours if (reason := self._failure(run)) is not None]
             there = [found[run.name] for run in ours if run.name in found]
             lines.append(Line(row.label, there, failures, waiting=len(ours) - len(there) - len(failures)))
-        folders = [(seed, self._untrained_folder(seed)) for seed in self.plan.study.seeds]
+        folders = [(seed, self.plan.out / UNTRAINED / f"s{seed}") for seed in self.plan.study.seeds]
         untrained = [
             ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores)
             for seed, folder in folders
@@ -192,9 +188,6 @@ class StudyRunner:
             f"{there} of {len(self.runs)} runs, {seeds} seed{'s' * (seeds > 1)}, {caches} of "
             f"{teacher.library} {teacher.name}"
         )
-
-    def _untrained_folder(self, seed: int) -> Path:
-        return self.plan.out / UNTRAINED / f"s{seed}"
 
     def _failure_file(self, run: PlannedRun) -> Path:
         return run.folder.with_name(f"{run.name}.failed")

@@ -29,13 +29,7 @@ def load_teacher(
     """
     grid = student_grid(image_size, patch_size)
     library, name = split_address(spec)
-    return fit_teacher(_LOADERS[library](spec, name), spec, grid, levels, precision)
-
-
-def fit_teacher(
-    source: Source, spec: str, grid: int, levels: str | tuple[int, ...], precision: str = "float32"
-) -> Teacher:
-    """Fit a loaded tower to a grid and write down its facts; raises ConfigError."""
+    source = _LOADERS[library](spec, name)
     digest = weights_sha256(source.module)  # first: fitting replaces the positions
     return describe(build_tower(source.module, spec, grid), source, digest, grid, levels, precision)
 

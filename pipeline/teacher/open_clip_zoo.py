@@ -78,16 +78,14 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
         )
     remedy = f"the weights must be those of the model in {_CONFIG_FILE}, as open_clip saves them"
     create = partial(open_clip.create_model, name, require_pretrained=True, pretrained_text=False)
-    return _source(build(spec, remedy, create), _local_name(config), LOCAL)
-
-
-def _local_name(config: Config) -> str:
-    """Name a model by its vision configuration, such as activation and heads, whatever its folder."""
+    # Whatever its folder, a model is named by its vision configuration, such as activation and heads.
     vision = config["vision_cfg"]
     keys = [key for key in ("patch_size", "width", "layers") if key in vision]
     shape = "".join(f"-{key.removesuffix('_size')}{vision[key]}" for key in keys)
-    told = json.dumps([vision, config.get("embed_dim"), bool(config.get("quick_gelu"))], sort_keys=True)
-    return f"{vision.get('timm_model_name', 'ViT')}{shape}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    facts = json.dumps([vision, config.get("embed_dim"), bool(config.get("quick_gelu"))], sort_keys=True)
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+    model_name = f"{vision.get('timm_model_name', 'ViT')}{shape}-{digest}"
+    return _source(build(spec, remedy, create), model_name, LOCAL)
 
 
 def _source(model: nn.Module, name: str, tag: str) -> Source:

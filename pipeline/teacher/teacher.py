@@ -43,17 +43,12 @@ class Teacher:
     @torch.no_grad()  # not inference_mode: a loss may have to keep the targets for its backward pass
     def features(self, pixels: Tensor) -> TeacherFeatures:
         """Run the tower on uint8 pixels (B, H, W, 3) of any size, under the surrounding autocast."""
-        importance = self.tower.importance
+        importance, prefix, cls = self.tower.importance, self.tower.prefix, int(self.facts.has_cls)
         blocks = sorted({*self.levels, *([importance.block] if importance else [])})
         images = teacher_images(pixels, self.facts.input_size, self.facts.mean, self.facts.std)
         outputs = dict(zip(blocks, self.tower.outputs(images, blocks), strict=True))
-        hidden = tuple(self._stored(outputs[level]) for level in self.levels)
-        return TeacherFeatures(hidden, importance.of(outputs[importance.block]) if importance else None)
-
-    def _stored(self, tokens: Tensor) -> Tensor:
-        """Remove registers and distillation tokens: (B, prefix + N, D) to (B, T, D)."""
-        prefix = self.tower.prefix
-        if prefix == int(self.facts.has_cls):
-            return tokens
-        patches = tokens[:, prefix:]
-        return torch.cat([tokens[:, :1], patches], dim=1) if self.facts.has_cls else patches
+        hidden = [outputs[level] for level in self.levels]
+        if prefix > cls:  # there are registers or a distillation token, which no student has
+            hidden = [torch.cat([tokens[:, :cls], tokens[:, prefix:]], dim=1) for tokens in hidden]
+        ranked = importance.of(outputs[importance.block]) if importance else None
+        return TeacherFeatures(tuple(hidden), ranked)

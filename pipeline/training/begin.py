@@ -1,13 +1,15 @@
 """Whether a run begins or continues, and what it must find again if it continues."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError, CheckpointError, ConfigError
+from pipeline.storage.files import replace_file
 from pipeline.training.config import RunConfig
 from pipeline.training.damage import lost_units
+from pipeline.training.distributed import Ranks
 from pipeline.training.run_folder import (
     Resume,
     caches_of,
@@ -15,6 +17,7 @@ from pipeline.training.run_folder import (
     read_run,
     refuse_differences,
     refuse_other_config,
+    storage_errors,
 )
 
 
@@ -59,3 +62,23 @@ def refuse_other_units(run: Path, pinned: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless a continued run has the units that it began with, of every cache."""
     found = {key: value for key, value in pinned.items() if key in ("units", "other units")}
     refuse_differences(read_run(run)["pinned"], found)
+
+
+def kept_file(file: Path, resumed: bool, ranks: Ranks, make: Callable[[], bytes]) -> bytes:
+    """Return, on all ranks, the bytes that a new run makes and keeps in its folder, and a resumed one reads.
+
+    The main rank sends them, since other ranks may not yet see the file on a network file system. Raises
+    CheckpointError for a file that is lost, StorageError, and what `make` raises.
+    """
+
+    def decide() -> bytes:
+        with storage_errors(file.parent):
+            if not resumed:
+                replace_file(file, make())
+            elif not file.exists():
+                raise CheckpointError(
+                    f"run {str(file.parent)!r} has lost {file.name}: restore it, or use a new --run"
+                )
+            return file.read_bytes()
+
+    return ranks.decide(decide)

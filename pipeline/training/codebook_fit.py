@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from pipeline.errors import CheckpointError
 from pipeline.objectives.needs import CodebookRequest
 from pipeline.seeding import generator
-from pipeline.storage.files import replace_file
+from pipeline.training.begin import kept_file
 from pipeline.training.codebook import (
     CODEBOOK_FILE,
     Codebook,
@@ -22,7 +21,7 @@ from pipeline.training.codebook import (
 from pipeline.training.codebook_sample import sample_tokens
 from pipeline.training.job import TrainingJob
 from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
-from pipeline.training.run_folder import read_run, refuse_differences, storage_errors
+from pipeline.training.run_folder import read_run, refuse_differences
 from pipeline.training.vqkd import fit_vqkd
 
 _VIEWS_AT_ONCE = 256
@@ -33,26 +32,14 @@ def ready_codebook(job: TrainingJob, resumed: bool, say: Callable[[str], None]) 
     request = job.config.objective.codebook_request
     if request is None:
         return None
-    file = job.run / CODEBOOK_FILE
 
-    def decide() -> bytes:
-        with storage_errors(job.run):
-            if resumed and not file.exists():
-                raise CheckpointError(
-                    f"run {str(job.run)!r} has lost {CODEBOOK_FILE}: restore it, or use a new --run"
-                )
-            if resumed:
-                return file.read_bytes()
-            if request.path is not None:
-                data = read_codebook(request.path)[1]
-            else:
-                say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
-                data = make_codebook(job, request, say)
-            replace_file(file, data)
-            return data
+    def make() -> bytes:
+        if request.path is not None:
+            return read_codebook(request.path)[1]
+        say(f"fitting {request.size:,} codes ({request.kind} of {request.source}), before training")
+        return make_codebook(job, request, say)
 
-    # The main rank sends the bytes, since other ranks may not yet see the file on a network file system.
-    data = job.ranks.decide(decide)
+    data = kept_file(job.run / CODEBOOK_FILE, resumed, job.ranks, make)
     if job.device.type == "cuda":  # the sample must not count as peak memory of a step
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(job.device)

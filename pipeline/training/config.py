@@ -46,17 +46,6 @@ def objective_kinds() -> dict[str, type[ObjectiveConfig]]:
     return {tag.tag: kind for kind, tag in members}
 
 
-def merged_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sections of plain values; `defaults`, by "section.key", fill the keys that are not set."""
-    found = dict(values)
-    for name, value in defaults.items():
-        section, _, key = name.partition(".")
-        keys = found.get(section, {})
-        if isinstance(keys, Mapping) and not (name == "mask.ratio" and "hidden" in keys):
-            found[section] = {key: value, **keys}
-    return found
-
-
 class RunConfig(Sections):
     """Everything that a run depends on but the cache. What [mask] leaves unset comes from the objective."""
 
@@ -78,8 +67,13 @@ class RunConfig(Sections):
                 f"configuration key 'objective.preset' is {preset!r}: objective {name!r} has "
                 f"{', '.join(map(repr, presets))}"
             )
-        rest = {key: value for key, value in given.items() if key != "preset"}
-        return merged_defaults({**values, "objective": rest}, presets.get(str(preset), {}))
+        found = {**values, "objective": {key: value for key, value in given.items() if key != "preset"}}
+        for key_of_section, value in presets.get(str(preset), {}).items():
+            section, _, key = key_of_section.partition(".")
+            keys = found.get(section, {})
+            if isinstance(keys, Mapping) and not (key_of_section == "mask.ratio" and "hidden" in keys):
+                found[section] = {key: value, **keys}
+        return found
 
     @model_validator(mode="after")
     def _fit_the_objective(self) -> Self:

@@ -9,13 +9,15 @@ from pipeline.errors import CacheError
 from pipeline.stream.damage import DamagedChunk
 from pipeline.training.distributed import Ranks
 
+_TAIL = f": {REMEDY}"  # of a reason; run.json has the part before it
+
 
 def lost_units(cache: Cache, damaged: Mapping[int, CacheError]) -> dict[str, Any]:
     """Return the record of a run that begins without some units, empty if there are none."""
     if not damaged:
         return {}
-    reasons = [(cache.units[unit].name, error) for unit, error in sorted(damaged.items())]
-    return {"units": [{"unit": name, "reason": _shortened(str(error))} for name, error in reasons]}
+    reasons = {cache.units[unit].name: str(damaged[unit]) for unit in sorted(damaged)}
+    return {"units": [{"unit": name, "reason": reasons[name].removesuffix(_TAIL)} for name in reasons]}
 
 
 class DamageRecord:
@@ -30,9 +32,10 @@ class DamageRecord:
     @property
     def values(self) -> dict[str, Any]:
         """What run.json states: damaged samples, those of units left out estimated, and where they are."""
+        samples, share = self._extent()
         return {
-            "samples": self._samples,
-            "share": self._share,
+            "samples": samples,
+            "share": share,
             "summary": self.summary,
             "units": self._lost,
             "chunks": self._chunks,
@@ -45,8 +48,8 @@ class DamageRecord:
         parts = [f"{units} damaged unit{'s' * (units > 1)} left out"] if units else []
         if chunks:
             parts.append(f"{chunks} damaged chunk{'s' * (chunks > 1)} replaced by other samples")
-        found = ", ".join(parts)
-        return found and f"{found} ({self._samples:,} samples, {100 * self._share:.2g}% of the run's)"
+        found, (samples, share) = ", ".join(parts), self._extent()
+        return found and f"{found} ({samples:,} samples, {100 * share:.2g}% of the run's)"
 
     def add(self, found: Iterable[DamagedChunk]) -> str:
         """Add damaged chunks; return a message on those that are new, "" if there are none."""
@@ -59,7 +62,7 @@ class DamageRecord:
                 continue
             known.add((name, damaged.chunk))
             first, end = chunk_range(damaged.chunk, int(pinned["rows"]))
-            reason = _shortened(damaged.reason)
+            reason = damaged.reason.removesuffix(_TAIL)
             new.append({"unit": name, "chunk": damaged.chunk, "rows": [first, end - 1], "reason": reason})
         self._chunks += new
         if not new:
@@ -71,21 +74,18 @@ class DamageRecord:
 
     def refuse_too_much(self) -> None:
         """Raise CacheError if more is damaged than the run may live with."""
-        if self._share > self._most:
+        if self._extent()[1] > self._most:
             raise CacheError(
                 f"cache {self._cache.address!r} has {self.summary}, more than data.max_damaged "
                 f"{self._most:g}: {REMEDY}; then continue with --resume, or raise data.max_damaged"
             )
 
-    @property
-    def _samples(self) -> int:
+    def _extent(self) -> tuple[int, float]:
+        """Return the damaged samples, those of units left out estimated, and their share of the run's."""
         rows: int = sum(last + 1 - first for first, last in (chunk["rows"] for chunk in self._chunks))
-        return rows + round(len(self._lost) * float(self._units["rows"].mean()))
-
-    @property
-    def _share(self) -> float:
         mean = float(self._units["rows"].mean())
-        return self._samples / (mean * (len(self._units) + len(self._lost)))
+        samples = rows + round(len(self._lost) * mean)
+        return samples, samples / (mean * (len(self._units) + len(self._lost)))
 
 
 def note_damage(
@@ -108,7 +108,3 @@ def note_damage(
             say(message)
             record.refuse_too_much()
     return sum(chunk.rows for chunk in everything)
-
-
-def _shortened(reason: str) -> str:
-    return reason.removesuffix(f": {REMEDY}")

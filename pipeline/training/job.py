@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from pipeline.cache.reader import Cache, FinishedUnits
+from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, TrainingStep
 from pipeline.objectives.operations import training_operations
 from pipeline.storage.address import absolute
@@ -75,7 +75,10 @@ class TrainingJob:
     @property
     def pinned(self) -> dict[str, Any]:
         """The facts that a resumed run must find unchanged."""
-        units, *others = map(_digest_of, (self.spec.order.units, *(each.units for each in self.spec.others)))
+        units, *others = (
+            f"{len(each)} with digest {hashlib.sha256(b''.join(each['digest'].tolist())).hexdigest()[:16]}"
+            for each in (self.spec.order.units, *(other.units for other in self.spec.others))
+        )
         several = {"other caches": [cache.digest for cache in self.others], "other units": others}
         return {
             "cache": self.cache.digest,
@@ -124,11 +127,6 @@ class TrainingJob:
             cached_targets(cache, levels[at], self.spec.needs.target, at, standards[at])
             for at, cache in enumerate(self.caches)
         ]
-
-
-def _digest_of(units: FinishedUnits) -> str:
-    digest = hashlib.sha256(b"".join(units["digest"].tolist())).hexdigest()
-    return f"{len(units)} with digest {digest[:16]}"
 
 
 def shared_by_ranks(model: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -78,7 +78,14 @@ def hadamard_matrix(size: int) -> Tensor:
     Sylvester's doubling of Paley's first construction. Raises ConfigError as `paley_order` does.
     """
     order = paley_order(size)
-    matrix = torch.ones(1, 1, dtype=torch.float64) if order == 1 else _paley(order - 1)
+    matrix = torch.ones(order, order, dtype=torch.float64)
+    if order > 1:  # Paley's, for the prime q = order - 1: squares modulo q have the character 1, others -1
+        numbers = torch.arange(order - 1)
+        character = -torch.ones(order - 1, dtype=torch.float64)
+        character[numbers.square() % (order - 1)] = 1
+        character[0] = 0
+        matrix[1:, 0], matrix[1:, 1:] = -1, character[(numbers[:, None] - numbers) % (order - 1)]
+        matrix[1:, 1:] += torch.eye(order - 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix / math.sqrt(size)
@@ -101,15 +108,3 @@ def paley_order(size: int) -> int:
                 "none is known here: set objective.balance=equal"
             )
         order //= 2
-
-
-def _paley(prime: int) -> Tensor:
-    """Return Paley's Hadamard matrix (q + 1, q + 1) of 1 and -1 for a prime q = 3 mod 4."""
-    numbers = torch.arange(prime)
-    character = -torch.ones(prime, dtype=torch.float64)
-    character[numbers.square() % prime] = 1
-    character[0] = 0
-    core = character[(numbers[:, None] - numbers) % prime]
-    skew = torch.zeros(prime + 1, prime + 1, dtype=torch.float64)
-    skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, core
-    return skew + torch.eye(prime + 1, dtype=torch.float64)

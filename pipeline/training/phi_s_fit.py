@@ -16,12 +16,12 @@ from pipeline.cache.layout import feature_array
 from pipeline.errors import CacheError, CheckpointError
 from pipeline.objectives.needs import target_field
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.files import replace_file
+from pipeline.training.begin import kept_file
 from pipeline.training.codebook import chunks_of
 from pipeline.training.codebook_sample import Pick, drawn_rows
 from pipeline.training.job import TrainingJob
 from pipeline.training.phi_s import Moments, PhiStandardisation, Standards, phi_s
-from pipeline.training.run_folder import read_run, refuse_differences, storage_errors
+from pipeline.training.run_folder import read_run, refuse_differences
 from pipeline.training.targets import CachedTargets
 
 PHI_S_FILE = "phi_s.safetensors"
@@ -33,20 +33,12 @@ def ready_standards(job: TrainingJob, resumed: bool, say: Callable[[str], None])
     """Return the standardisations of a run's teachers, if its objective asks for them, on all ranks."""
     if not job.config.objective.standardises:
         return None
-    file = job.run / PHI_S_FILE
 
-    def decide() -> bytes:
-        with storage_errors(job.run):
-            if not resumed:
-                say(f"fitting PHI-S to the targets of {len(job.caches)} teachers, before training")
-                replace_file(file, fit_standards(job))
-            elif not file.exists():
-                raise CheckpointError(
-                    f"run {str(job.run)!r} has lost {PHI_S_FILE}: restore it, or use a new --run"
-                )
-            return file.read_bytes()
+    def make() -> bytes:
+        say(f"fitting PHI-S to the targets of {len(job.caches)} teachers, before training")
+        return fit_standards(job)
 
-    data = job.ranks.decide(decide)
+    data = kept_file(job.run / PHI_S_FILE, resumed, job.ranks, make)
     with job.ranks.together():
         found = load_standards(data, len(job.caches))
         if resumed and job.ranks.is_main:

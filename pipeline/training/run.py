@@ -155,7 +155,9 @@ def run_job(
         display = metrics = None
         with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
-                metrics = MetricsLog(job.run, first, say, job.config.log, tracked_config(job))
+                cache = {"cache.path": job.cache.address, "cache.digest": job.cache.digest}
+                tracked = {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
+                metrics = MetricsLog(job.run, first, say, job.config.log, tracked)
                 stack.callback(metrics.close)
                 display = stack.enter_context(
                     ProgressDisplay("train-student", job.steps * images, first * images)
@@ -179,12 +181,6 @@ def run_job(
         evaluate(first)  # the untrained encoder, or what a killed run did not come to
         done = trainer.run(iter(batches), first, job.steps)
     return done, trainer.stopped_by
-
-
-def tracked_config(job: TrainingJob) -> dict[str, Any]:
-    """Return what a tracker shows of a run: all keys by their dotted names, and the cache."""
-    cache = {"cache.path": job.cache.address, "cache.digest": job.cache.digest}
-    return {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
 
 
 def describe_start(job: TrainingJob, first: int) -> list[str]:

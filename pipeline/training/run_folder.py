@@ -21,7 +21,6 @@ from pipeline.training.trackers import Trackers
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
-_DEFAULT_LOG = LogConfig()
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
 _NOT_PINNED = (
@@ -174,8 +173,8 @@ class MetricsLog:
         run: Path,
         step: int,
         warn: Callable[[str], None],
-        log: LogConfig = _DEFAULT_LOG,
-        config: Mapping[str, Any] | None = None,
+        log: LogConfig,
+        config: Mapping[str, Any],
     ) -> None:
         """Continue after `step`: lines of later steps, which a killed process took, are removed.
 
@@ -185,7 +184,7 @@ class MetricsLog:
         replace_file(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: IO[str] = (run / METRICS_FILE).open("a", encoding="utf-8")
         self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-        self._trackers = Trackers(run, step, log, config or {}, warn)
+        self._trackers = Trackers(run, step, log, config, warn)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line; `step` is among the values."""

@@ -6,7 +6,7 @@ Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887).
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.config import Section
@@ -16,6 +16,11 @@ from pipeline.views.masking import MaskConfig
 
 _LEAST_WINDOW = 8  # chunks
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _as_list(value: Any) -> Any:
+    """Return a single text as a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class DataConfig(Section):
@@ -41,13 +46,14 @@ class DataConfig(Section):
     local_tier: str | None = None
     local_bytes: PositiveInt | None = None
 
-    @field_validator("levels", "views")
+    @field_validator("levels", "views", "other_levels")
     @classmethod
-    def _some_and_each_once(cls, chosen: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if chosen == ():
-            raise ValueError("name at least one, or leave the key out for all")
-        if chosen is not None and len(set(chosen)) < len(chosen):
-            raise ValueError("name each only once")
+    def _some_and_each_once(cls, chosen: tuple[Any, ...] | None, info: ValidationInfo) -> Any:
+        for numbers in (chosen or ()) if info.field_name == "other_levels" else (chosen,):
+            if numbers == ():
+                raise ValueError("name at least one, or leave the key out for all")
+            if numbers is not None and len(set(numbers)) < len(numbers):
+                raise ValueError("name each only once")
         return chosen
 
     @model_validator(mode="after")
@@ -58,18 +64,6 @@ class DataConfig(Section):
                 "data.local_tier=/scratch/tier data.local_bytes=500_000_000_000"
             )
         return self
-
-    @property
-    def tier(self) -> tuple[str, int] | None:
-        """Folder and limit of the local tier, if there is one."""
-        return (self.local_tier, self.local_bytes) if self.local_tier and self.local_bytes else None
-
-    @field_validator("other_levels")
-    @classmethod
-    def _each_list(cls, chosen: tuple[tuple[int, ...], ...] | None) -> tuple[tuple[int, ...], ...] | None:
-        for levels in chosen or ():
-            cls._some_and_each_once(levels)
-        return chosen
 
     def levels_of(self, teacher: int) -> tuple[int, ...] | None:
         """Return the chosen levels of a teacher, by the place of its cache; None for all."""
@@ -128,11 +122,7 @@ class EvaluateConfig(Section):
     k: PositiveInt = 20
     workers: NonNegativeInt = 4
 
-    @field_validator("shards", "test_shards", "evaluations", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    _lists = field_validator("shards", "test_shards", "evaluations", mode="before")(_as_list)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -156,11 +146,7 @@ class LogConfig(Section):
     project: str = Field("maskalign", min_length=1)
     name: str | None = Field(None, min_length=1)
 
-    @field_validator("to", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        """A single value is a list of one."""
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    _lists = field_validator("to", mode="before")(_as_list)
 
 
 class Sections(Section):

@@ -48,8 +48,9 @@ def stream_spec(
         chosen = other.level_indices(config.data.levels_of(at))
         refuse_target(other, chosen, needs)
         beside.append(OtherCache(other.address, other.schema, same_units(cache, pinned, other), chosen))
-    skip, tier = config.data.on_damage == "skip", config.data.tier
-    if tier:
+    skip, tier = config.data.on_damage == "skip", None
+    if config.data.local_tier and config.data.local_bytes:
+        tier = (config.data.local_tier, config.data.local_bytes)
         LocalTier(Path(tier[0]), tier[1]).prepare()
     return StreamSpec(cache.address, order, levels, config.mask, batch_size, needs, skip, tuple(beside), tier)
 

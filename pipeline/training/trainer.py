@@ -191,6 +191,7 @@ class Trainer:
             raise DivergedError(
                 f"the loss is {loss} somewhere in steps {interval.first_step + 1} to {step}: {_CURE}"
             )
+        norm = math.nan if self.gradient_norm is None else self.gradient_norm.item()
         seconds, waited = time.perf_counter() - interval.begin, waited - interval.waited_before
         line = {
             "step": step,
@@ -198,7 +199,8 @@ class Trainer:
             "epoch": step / job.spec.steps_per_epoch,
             "loss": loss,
             "loss_terms": dict(zip(job.objective.parts, terms, strict=True)),
-            "gradient_norm": None if self.gradient_norm is None else _finite(self.gradient_norm.item()),
+            # JSON has no infinity, which the gradients of a step that float16 skips reach
+            "gradient_norm": norm if math.isfinite(norm) else None,
             "learning_rate": job.optimiser.param_groups[0]["lr"],
             "images_per_second": (step - interval.first_step) * job.config.train.global_batch / seconds,
             "wait_share": waited / seconds,
@@ -218,11 +220,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)  # the allocator's own count: the device is not asked
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _finite(value: float) -> float | None:
-    """Return a value that JSON has; a step that float16 skips has gradients that are not finite."""
-    return value if math.isfinite(value) else None
 
 
 def is_compiler_failure(error: Exception) -> bool:

@@ -66,7 +66,14 @@ def fit_vqkd(
         tokenizer.codes.copy_(spherical_kmeans(points, random_start(points, size, rng)))
     parameters = [*tokenizer.encode.parameters(), *decoder.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_RATE, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share_of_rate(step, request.steps))
+    warmup = max(1, round(_WARMUP * request.steps))
+
+    def share_of_rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return float(0.5 + 0.5 * np.cos(np.pi * (step - warmup) / max(1, request.steps - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share_of_rate)
     for step in range(request.steps):
         rng = generator(seed, "vqkd batch", step)
         views = rng.choice(len(values), min(BATCH, len(values)), replace=False)
@@ -96,11 +103,3 @@ def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> t
     moved = F.normalize(torch.lerp(means, tokenizer.codes, _DECAY), dim=-1)
     tokenizer.codes.copy_(torch.where(taken[:, None], moved, tokenizer.codes))
     return cosine, distance
-
-
-def _share_of_rate(step: int, steps: int) -> float:
-    """A linear warm-up over a tenth of the steps, then a cosine to zero."""
-    warmup = max(1, round(_WARMUP * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return float(0.5 + 0.5 * np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))

@@ -14,13 +14,13 @@ import timm
 import torch
 from caches import TEACHER
 from calls import call
+from neighbour_votes import knn_predictions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tars import image, write_tar
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.evaluation.knn import knn_predictions
 from pipeline.report.scores import read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig

@@ -1,7 +1,7 @@
 """Tiny networks, images and stored features for tests of evaluations."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -60,6 +60,11 @@ def squares(path, seed, count, classes=3):
         }
     write_tar(path, {}, members=members)
     return LabelledImages(open_images([str(path)], path.parent))
+
+
+def named(images, names):
+    """Images with other names of their classes, if any are given."""
+    return replace(images, class_names=names) if names else images
 
 
 def task(folder, subject, data, test=None, **changes):

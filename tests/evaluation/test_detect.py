@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from networks import continued
+from networks import continued, named
 from PIL import Image
 from squares import squares, tar_of
 from timm.models.vision_transformer import VisionTransformer
@@ -49,7 +49,7 @@ def three(tmp_path_factory):
 @pytest.fixture
 def evaluated(tmp_path):
     def run(bank, test, subject=None, names=(), log=lambda _line: None, **options):
-        sets = [LabelledImages(open_images([str(one)], tmp_path, names)) for one in (bank, test)]
+        sets = [LabelledImages(named(open_images([str(one)], tmp_path), names)) for one in (bank, test)]
         task = Task(subject or tiny_subject(), *sets, tmp_path / "features", tmp_path / "plots", log=log)
         (score,) = run_evaluation(Detect(**(QUICK | options)), task)
         return score
@@ -113,9 +113,9 @@ def test_layers_of_a_trained_encoder_learn_more_slowly_the_deeper_they_lie():
 
 
 def test_the_rate_rises_linearly_and_falls_twice():
-    factor = stepwise(27, (8 / 9, 26 / 27), warmup=4, first=0.2)
+    factor = stepwise(27, (8 / 9, 26 / 27), warmup=3)
     found = [factor(step) for step in range(27)]
-    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1] * 20, 0.1, 0.1, 0.01])
+    assert found == pytest.approx([0.001, 0.334, 0.667, *[1] * 21, 0.1, 0.1, 0.01])
 
 
 def test_a_frozen_tiny_model_learns_three_images_by_heart(three, evaluated):

@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neighbour_votes import knn_predictions
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import knn
 from pipeline.evaluation.crops import ViewBatch
-from pipeline.evaluation.knn import Knn, knn_predictions
+from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task

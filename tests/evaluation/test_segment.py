@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from networks import continued, png, tiny_subject
+from networks import continued, named, png, tiny_subject
 from PIL import Image
 from tars import write_tar
 
@@ -53,7 +53,7 @@ def members(count, seed=0, change=lambda _number, mask: mask):
 @pytest.fixture
 def scored(tmp_path):
     def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
-        sets = [open_images([str(spec)], tmp_path, names) for spec in (learnt, test)]
+        sets = [named(open_images([str(spec)], tmp_path), names) for spec in (learnt, test)]
         task = Task(
             tiny_subject(3, SIDE), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "plots",
             batch_size=8, workers=workers, log=log,

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_clip import PREPROCESS, load_clip, peaky, write_clip
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.subject import Subject, teacher_subject, untrained_subject
+from pipeline.evaluation.subject import Subject, block_attention, teacher_subject, untrained_subject
 from pipeline.report.scores import SubjectFacts
 from pipeline.student.encoder import build_encoder
 from pipeline.training.config import RunConfig
@@ -108,7 +108,7 @@ def test_attention_sums_to_1_and_gives_the_blocks_output(options):
     for index, block in enumerate(subject.vit.blocks):
         with torch.no_grad():
             inputs, output = list(subject.hidden(pixels()))[index : index + 2]
-            weights = subject.attention(pixels(), index)
+            weights = block_attention(block, inputs)
             value = block.attn.qkv(block.norm1(inputs))[..., 64:].unflatten(-1, (4, 8)).transpose(1, 2)
             mixed = (weights @ value).transpose(1, 2).flatten(2)
             half = inputs + block.attn.proj(mixed)

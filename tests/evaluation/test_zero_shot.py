@@ -1,6 +1,7 @@
 """Zero-shot: the demo's CLIP knows its classes by name, and what has no place in its space is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import caches
@@ -28,7 +29,7 @@ CLIP = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline' / 'demo' / 
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "test"
     write_images(folder, 11, 60)
-    return LabelledImages(open_images([str(folder)], folder, CLASSES))
+    return LabelledImages(replace(open_images([str(folder)], folder), class_names=CLASSES))
 
 
 def test_a_clip_finds_its_classes_by_name(drawn, tmp_path):
@@ -76,7 +77,7 @@ def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     refused(drawn, tmp_path, "needs a CLIP with a text tower, not 'timm:test_vit'", teacher="timm:test_vit")
     nameless = LabelledImages(drawn.of.subset(range(3)).__class__("a", "tars", drawn.of.images))
     refused(nameless, tmp_path, "give --class-names FILE", teacher=CLIP)
-    few = LabelledImages(open_images([str(drawn.of.address)], tmp_path, CLASSES[:3]))
+    few = LabelledImages(replace(drawn.of, class_names=CLASSES[:3]))
     refused(few, tmp_path, "has 3 names, but there are images of class 17", teacher=CLIP)
     wrong = ZeroShot(templates=("a photo",))
     refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)

@@ -88,6 +88,10 @@ def test_a_run_that_equals_a_finished_one_is_copied(finished, small_cache_path, 
     assert result.output.count("copied from") == 2
     assert json.loads((out / "runs/equal-s1/run.json").read_text())["copied_from"] == str(source.resolve())
 
+    result = call(run_study, *words, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "5 of them trained" in result.output
+
     trained = tmp_path / "trained"
     result = call(run_study, *words, "--out", trained, "--only", "1/5")
     assert "copied" not in result.output

@@ -24,6 +24,7 @@ from pipeline.config import load_config
 from pipeline.training.config import RunConfig
 from pipeline.training.run import load_newest, run_training
 from pipeline.training.run_folder import MetricsLog
+from pipeline.training.sections import LogConfig
 from pipeline.views.source_tars import SourceTar
 
 BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
@@ -147,7 +148,7 @@ def test_tensorboard_that_fails_in_any_way_costs_a_warning(small_cache_path, tmp
 @pytest.mark.skipif(not BOARD, reason="TensorBoard is an extra")
 def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
     messages = []
-    log = MetricsLog(tmp_path, 0, messages.append)
+    log = MetricsLog(tmp_path, 0, messages.append, LogConfig(), {})
 
     def fail(*_):
         raise OSError(28, "No space left on device")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,12 +39,18 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         f"{height} x {width} pixels in patches of {subject.vit.patch_embed.patch_size[0]}. It has no "
         "classifier."
     )
+    recipe = []
+    if run:  # without the section that does not change the result
+        sections = dump_toml(parse_config(RunConfig, run["config"])).split("\n\n")
+        toml = "\n\n".join(one.strip() for one in sections if not one.startswith("[evaluate]"))
+        summary = "<summary>Recipe of train-student</summary>"
+        recipe = [f"<details>{summary}\n\n```toml\n{toml}\n```\n\n</details>"]
     parts = [
         _head(written.library, license_name, datasets),
         f"# {title}\n\n{_KINDS[subject.facts.kind]} {sizes}",
         f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
         f"## Origin\n\n{_table(('', ''), tuple(_origin(subject, run)))}",
-        *([_recipe(run["config"])] if run else []),
+        *recipe,
         f"## Scores\n\n{_scores(current)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -87,29 +94,16 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
         yield "teacher's weights, SHA-256", teacher["weights_sha256"]
         yield "cache of the teacher's features", PurePosixPath(cache["path"]).name
         yield "digest of the cache", cache["digest"]
-    if tars := _source_tars(run["cache"]):
-        yield "images", tars
+    names: list[str] = []  # of the source tars
+    with suppress(MaskAlignError):  # the cache may be gone
+        opened = Cache(run["cache"]["path"])
+        if opened.digest == run["cache"]["digest"]:
+            names = sorted({unit.source for unit in opened.units})
+    if names:
+        many = f"{names[0]} to {names[-1]} ({len(names):,} tars)"
+        yield "images", many if len(names) > 2 else ", ".join(names)
     made = [f"{name} {run[name]}" for name in ("maskalign", "commit") if run.get(name)]
     yield "trained by", ", ".join(made) or "train-student"
-
-
-def _source_tars(cache: Mapping[str, Any]) -> str:
-    """Return the names of the tars that a cache was made from, or nothing if it is not there any more."""
-    try:
-        opened = Cache(cache["path"])
-    except MaskAlignError:
-        return ""
-    names = sorted({unit.source for unit in opened.units}) if opened.digest == cache["digest"] else []
-    if len(names) < 3:
-        return ", ".join(names)
-    return f"{names[0]} to {names[-1]} ({len(names):,} tars)"
-
-
-def _recipe(config: Mapping[str, Any]) -> str:
-    """Return the configuration of the run as TOML, without what does not change the result."""
-    sections = dump_toml(parse_config(RunConfig, config)).split("\n\n")
-    kept = "\n\n".join(one.strip() for one in sections if not one.startswith("[evaluate]"))
-    return f"<details><summary>Recipe of train-student</summary>\n\n```toml\n{kept}\n```\n\n</details>"
 
 
 def _scores(scores: Sequence[Score]) -> str:

@@ -1,6 +1,6 @@
 """The weights of a timm ViT for libraries whose ViT is plainer, and what such a ViT cannot express."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import Mlp
@@ -28,30 +28,27 @@ def require_plain_vit(
     vit: VisionTransformer, target: str, activations: Sequence[str] = ("gelu",), needs_cls: bool = True
 ) -> None:
     """Raise ConfigError for parts that `target`, such as "torchvision's VisionTransformer", does not have."""
-    faults = list(_faults(vit, activations, needs_cls))
+    block, (rows, columns) = vit.blocks[0], vit.patch_embed.grid_size
+    if (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
+        faults = [f"has other blocks ({type(block).__name__}, {type(block.mlp).__name__})"]
+    else:
+        registers = vit.num_prefix_tokens - (vit.cls_token is not None)
+        possible = {
+            f"has {registers} registers": vit.reg_token is not None,
+            "has no CLS token": needs_cls and vit.cls_token is None,
+            "normalises queries and keys (qk_norm)": _is_layer(block.attn.q_norm),
+            "has norms inside attention or MLP": _is_layer(block.attn.norm) or _is_layer(block.mlp.norm),
+            "has a norm before its first block": _is_layer(vit.norm_pre) or _is_layer(vit.patch_embed.norm),
+            "has no final norm": not _is_layer(vit.norm) and not _is_layer(vit.fc_norm),
+            f"has activation {activation(vit)}": activation(vit) not in activations,
+            f"takes images of {rows} x {columns} patches": rows != columns,
+        }
+        faults = [fault for fault, is_there in possible.items() if is_there]
     if faults:
         raise ConfigError(
             f"this network {' and '.join(faults)}, which {target} cannot express: "
             "give --set format=timm or --set format=onnx"
         )
-
-
-def _faults(vit: VisionTransformer, activations: Sequence[str], needs_cls: bool) -> Iterator[str]:
-    block, (rows, columns) = vit.blocks[0], vit.patch_embed.grid_size
-    if (type(block), type(block.attn), type(block.mlp)) != (Block, Attention, Mlp):
-        yield f"has other blocks ({type(block).__name__}, {type(block.mlp).__name__})"
-        return
-    found = {
-        f"has {vit.num_prefix_tokens - (vit.cls_token is not None)} registers": vit.reg_token is not None,
-        "has no CLS token": needs_cls and vit.cls_token is None,
-        "normalises queries and keys (qk_norm)": _is_layer(block.attn.q_norm),
-        "has norms inside attention or MLP": _is_layer(block.attn.norm) or _is_layer(block.mlp.norm),
-        "has a norm before its first block": _is_layer(vit.norm_pre) or _is_layer(vit.patch_embed.norm),
-        "has no final norm": not _is_layer(vit.norm) and not _is_layer(vit.fc_norm),
-        f"has activation {activation(vit)}": activation(vit) not in activations,
-        f"takes images of {rows} x {columns} patches": rows != columns,
-    }
-    yield from (fault for fault, is_there in found.items() if is_there)
 
 
 def _is_layer(part: nn.Module) -> bool:
