@@ -25,7 +25,7 @@ def read_classes(file: Path, option: str) -> tuple[NamedClass, ...]:
     """
     named = f"{option} {str(file)!r}"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{named} cannot be read: {error}") from None

@@ -1,7 +1,7 @@
 """What compressors would save of a cache's features and cost in time, measured on some of its chunks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +42,15 @@ def measure_compressors(cache: Cache, levels: Sequence[int]) -> list[CompressorC
 
     Seconds are those of this thread, so that a busy machine does not count. Raises CacheError.
     """
-    chunks = list(_sample(cache, levels))
+    names, units = list(map(feature_array, levels)), cache.finished(None, allow_partial=True)
+    chunks: list[NDArray[np.generic]] = []
+    for place in sorted({place * len(units) // _CHUNKS for place in range(_CHUNKS)}):
+        chunks += cache.read_chunk(cache.pinned_commit(units[place]), 0, names).values()
     views = sum(map(len, chunks)) / len(levels)
     plain = sum(values.nbytes for values in chunks) / views
     found = [CompressorCost("none", plain, plain)]
     for compressor in COMPRESSORS[1:]:
-        packed, compressing = [b""] * len(chunks), []
-        decompressing = []
+        packed, compressing, decompressing = [b""] * len(chunks), [], []
         for _ in range(_ROUNDS):
             begin = time.thread_time()
             packed = [compress(compressor, values) for values in chunks]
@@ -62,10 +64,3 @@ def measure_compressors(cache: Cache, levels: Sequence[int]) -> list[CompressorC
         seconds = (min(compressing) / views, min(decompressing) / views)
         found.append(CompressorCost(compressor, plain, size, *seconds))
     return found
-
-
-def _sample(cache: Cache, levels: Sequence[int]) -> Iterator[NDArray[np.generic]]:
-    names = [feature_array(level) for level in levels]
-    units = cache.finished(None, allow_partial=True)
-    for place in sorted({place * len(units) // _CHUNKS for place in range(_CHUNKS)}):
-        yield from cache.read_chunk(cache.pinned_commit(units[place]), 0, names).values()

@@ -1,7 +1,7 @@
 """A cache for one's own code: the images of a view by number, as NumPy arrays or tensors. Needs no torch."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -93,7 +93,12 @@ class Cache(reader.Cache):
         """Return the keys of images. On a disk only a name of each is read, otherwise the whole crops."""
         numbers, found = self._numbers(rows, view).reshape(-1), dict[int, str]()
         for part in self._parts(numbers, view):
-            keys = self._keys_of(part)
+            if self.folder.parallel_reads > 1:  # a request for each name would cost more than the crops
+                chunk = read_joined(self, part.commit, part.chunk, [])
+                keys = [chunk.keys[row] for row in part.rows.tolist()]
+            else:
+                index = self.read_chunk(part.commit, part.chunk, ["index"])["index"][part.rows]
+                keys = [self._key_at(part.commit, row) for row in index.tolist()]
             found |= dict(zip(part.places.tolist(), keys, strict=True))
         return [found[place] for place in range(len(numbers))]
 
@@ -105,7 +110,7 @@ class Cache(reader.Cache):
     def row_of(self, key: str, view: int = 0) -> int:
         """Return the first row with a key; raises KeyError. Reads the index of the view, 40 bytes a row."""
         hashes = self.read(["index"], None, view)["index"][:, KEY_HASH]
-        rows = np.flatnonzero(hashes == np.uint64(key_hash(key)))
+        rows = np.flatnonzero(hashes == np.uint64(key_hash(key))) if isinstance(key, str) else ()
         if not len(rows):
             raise KeyError(f"view {view} of cache {self.address!r} has no image with the key {key!r}")
         return int(rows[0])
@@ -180,7 +185,8 @@ class Cache(reader.Cache):
             features = decoded.new_empty(numbers.size, *decoded.shape[1:]) if features is None else features
             features[torch.from_numpy(part.places)] = decoded
         if features is None:
-            return self.features(levels, [0], view, target=target)[:0]
+            one = self.features(levels, [0], view, target=target, device=device or "cpu")[:0]
+            return one.numpy() if device is None else one
         features = features.reshape(*numbers.shape, *features.shape[1:])
         return features.numpy() if device is None else features
 
@@ -193,6 +199,10 @@ class Cache(reader.Cache):
     def read(self, names: Sequence[str], rows: Rows = None, view: int = 0) -> dict[str, Values]:
         """Return rows (n, ...) of arrays as they are stored, by the names of cache_schema.md."""
         specs, numbers = array_specs(self.schema), self._numbers(rows, view)
+        if unknown := [name for name in names if name not in specs]:
+            raise ConfigError(
+                f"cache {self.address!r} has no array {unknown[0]!r}: give a list of {', '.join(specs)}"
+            )
         found = {name: np.empty((numbers.size, *specs[name].item_shape), specs[name].dtype) for name in names}
         for part in self._parts(numbers.reshape(-1), view):
             for name, values in self.read_chunk(part.commit, part.chunk, names).items():
@@ -202,12 +212,12 @@ class Cache(reader.Cache):
     def _numbers(self, rows: Rows, view: int) -> NDArray[np.int64]:
         """Return the row numbers that `rows` means, of any shape."""
         count = self.count(view)
-        chosen = np.asarray(rows) if isinstance(rows, Sequence) else slice(None) if rows is None else rows
-        if isinstance(chosen, np.ndarray) and not chosen.size:
-            return np.empty(0, np.int64)
         try:
+            chosen = np.asarray(rows) if isinstance(rows, Sequence) else slice(None) if rows is None else rows
+            if isinstance(chosen, np.ndarray) and not chosen.size:
+                return np.empty(0, np.int64)
             return np.asarray(np.arange(count)[chosen])
-        except IndexError:
+        except (IndexError, ValueError):  # of lists that are no array
             raise IndexError(
                 f"rows {rows!r} are not in view {view} of cache {self.address!r}: it has {count} rows"
             ) from None
@@ -224,13 +234,6 @@ class Cache(reader.Cache):
         for places in np.split(order, starts) if len(order) else ():
             unit, chunk = int(units[places[0]]), int(within[places[0]] // BLOCK_ROWS)
             yield _Found(self.pinned_commit(table[unit]), chunk, within[places] % BLOCK_ROWS, places)
-
-    def _keys_of(self, part: _Found) -> Iterable[str]:
-        if self.folder.parallel_reads > 1:  # a request for each name would cost more than the crops
-            chunk = read_joined(self, part.commit, part.chunk, [])
-            return [chunk.keys[row] for row in part.rows.tolist()]
-        index = self.read_chunk(part.commit, part.chunk, ["index"])["index"][part.rows]
-        return [self._key_at(part.commit, row) for row in index.tolist()]
 
     def _key_at(self, commit: Commit, row: Sequence[int]) -> str:
         """Return the key of a row of `index`: from the name in the tar, which its hash must confirm."""

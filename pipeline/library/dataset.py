@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.library.cache import Cache, open_in_worker
-from pipeline.library.features import Levels, sample_arrays, sample_fields
+from pipeline.library.features import Levels, sample_arrays, sample_fields, whole_numbers
 from pipeline.objectives.needs import TargetKind
 from pipeline.stream.order import SampleOrder, Window
 
@@ -58,11 +59,11 @@ class CacheDataset(IterableDataset[Sample]):
         world_size = world_size or (dist.get_world_size() if joined else 1)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size}: give 0 to {world_size - 1}")
-        if views == () or window_chunks < 1:
-            wrong = "views is empty" if views == () else f"window_chunks is {window_chunks}"
-            raise ConfigError(f"{wrong}: give at least 1, or leave it out")
+        if window_chunks < 1:
+            raise ConfigError(f"window_chunks is {window_chunks}: give at least 1, or leave it out")
+        views = None if views is None else whole_numbers("views", views)
         pinned = opened.finished(views, allow_partial)
-        views = tuple(np.unique(pinned["view"]).tolist()) if views is None else tuple(views)
+        views = tuple(np.unique(pinned["view"]).tolist()) if views is None else views
         self.order = SampleOrder(pinned, views, seed, (rank,), world_size, window_chunks)
         chunks = min(len(self.order.chunks(view)) for view in views)
         if chunks < world_size:
@@ -77,7 +78,7 @@ class CacheDataset(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the view of the next epoch."""
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(index(epoch))
 
     def __len__(self) -> int:
         """Return the samples of a rank in the next epoch, the fewest of all ranks."""
@@ -98,7 +99,14 @@ class CacheDataset(IterableDataset[Sample]):
             places = [(chunk, row) for chunk in chunks for row in range(len(chunk.keys))]
             order = self.order.permutation(epoch, window) if self._shuffle else np.arange(len(places))
             for number in order[:left].tolist():
-                yield self._sample(cache, *places[number])
+                held, row = places[number]
+                pixels = decode_crop(cache, held.crops[row], held.keys[row])
+                yield {
+                    "key": held.keys[row],
+                    "label": int(held.labels[row]),
+                    "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+                    **sample_fields(self._decoder, held.arrays, row, self._decoded),
+                }
             left -= min(left, len(places))
 
     def _windows(self, order: SampleOrder) -> list[Window]:
@@ -117,12 +125,3 @@ class CacheDataset(IterableDataset[Sample]):
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks
         ]
-
-    def _sample(self, cache: Cache, chunk: JoinedChunk, row: int) -> Sample:
-        pixels = decode_crop(cache, chunk.crops[row], chunk.keys[row])
-        return {
-            "key": chunk.keys[row],
-            "label": int(chunk.labels[row]),
-            "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-            **sample_fields(self._decoder, chunk.arrays, row, self._decoded),
-        }

@@ -1,6 +1,7 @@
 """Targets of chosen levels for users' own code: which arrays they come from, and how a row is decoded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,17 @@ from pipeline.training.targets import AFTER_THE_LAST_BLOCK, cached_targets
 Levels = int | Sequence[int] | None
 
 
+def whole_numbers(name: str, given: object) -> tuple[int, ...]:
+    """Return a number, or those of a list or array, as ints; raises ConfigError for others and for none."""
+    try:
+        numbers = tuple(map(index, given if isinstance(given, Iterable) else [given]))
+    except TypeError:
+        raise ConfigError(f"{name} {given!r} are not whole numbers: give one, or a list of them") from None
+    if not numbers:
+        raise ConfigError(f"{name} is empty: give at least 1, or leave it out")
+    return numbers
+
+
 class FeatureDecoder(nn.Module):
     """Turns the stored codes and stats of chosen levels into features, on whatever device it is moved to.
 
@@ -25,10 +37,25 @@ class FeatureDecoder(nn.Module):
     def __init__(self, cache: Cache, levels: Levels = None, target: TargetKind = "whiten") -> None:
         """Choose levels (None: all) and the form of `objective.target`; raises ConfigError."""
         super().__init__()
-        self.levels = (levels,) if isinstance(levels, int) else tuple(levels or cache.schema.levels)
-        self.single = isinstance(levels, int)
+        self.levels = cache.schema.levels if levels is None else whole_numbers("levels", levels)
+        self.single = not isinstance(levels, Iterable | None)
         self.indices = cache.level_indices(self.levels)
-        _refuse_target(cache, self.levels, target)
+        teacher = cache.schema.teacher
+        if target not in get_args(TargetKind):
+            raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
+        lacking = "final norm" if teacher.post_norm_eps is None else ""
+        if target == "projected" and teacher.projection_width is None:
+            lacking = lacking or "projection"
+        if target in AFTER_THE_LAST_BLOCK and lacking:
+            raise ConfigError(
+                f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not "
+                "have: give target='whiten', 'none' or 'l2'"
+            )
+        if target in AFTER_THE_LAST_BLOCK and self.levels != (teacher.depth - 1,):
+            raise ConfigError(
+                f"target {target!r} follows the teacher's last block {teacher.depth - 1}, not levels "
+                f"{list(self.levels)}: give levels={teacher.depth - 1}"
+            )
         self._targets = cached_targets(cache, self.indices, target)
 
     @property
@@ -45,41 +72,24 @@ class FeatureDecoder(nn.Module):
     def forward(self, codes: Tensor, stats: Tensor) -> Tensor:
         """Decode codes (B[, M], T, W) and stats (B[, M], T, 2 + G) to features (B[, M], T, D), CLS first.
 
-        The result is float32, or float16 as it is stored.
+        The result is float32, or float16 as it is stored. Raises ConfigError for codes and stats of other
+        shapes, which are those of other levels.
         """
+        axes = codes.shape[1:2] if self.single else codes.shape[1:3]
+        if (
+            codes.ndim != len(axes) + 2
+            or codes.shape[:-1] != stats.shape[:-1]
+            or (not self.single and axes[0] != len(self.levels))
+        ):
+            batch = f"({'B' if self.single else f'B, {len(self.levels)}'}, T, ...)"
+            raise ConfigError(
+                f"codes {tuple(codes.shape)} and stats {tuple(stats.shape)} are not a batch of levels "
+                f"{list(self.levels)}: give {batch} of both"
+            )
         if self.single:
             codes, stats = codes[:, None], stats[:, None]
         levels = self._targets({"visible_codes": codes, "visible_stats": stats}).visible
         return levels[0] if self.single else torch.stack(levels, dim=1)
-
-    def fields(self, arrays: Mapping[str, Values], row: int, decoded: bool) -> dict[str, Tensor]:
-        """Return what a sample has of its features: `features`, or without `decoded` `codes` and `stats`."""
-        stored = self.stored(arrays, row)
-        if not decoded:
-            return stored
-        features: Tensor = self(stored["codes"][None], stored["stats"][None])
-        return {"features": features[0]}
-
-
-def _refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
-    """Raise ConfigError if a target needs what the cache or the level does not have."""
-    teacher = cache.schema.teacher
-    if target not in get_args(TargetKind):
-        raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
-    if target not in AFTER_THE_LAST_BLOCK:
-        return
-    lacks_norm = teacher.post_norm_eps is None
-    if lacks_norm or (target == "projected" and teacher.projection_width is None):
-        lacking = "final norm" if lacks_norm else "projection"
-        raise ConfigError(
-            f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not have: "
-            "give target='whiten', 'none' or 'l2'"
-        )
-    if levels != (teacher.depth - 1,):
-        raise ConfigError(
-            f"target {target!r} follows the teacher's last block {teacher.depth - 1}, not levels "
-            f"{list(levels)}: give levels={teacher.depth - 1}"
-        )
 
 
 def sample_arrays(cache: Cache, decoder: FeatureDecoder) -> list[str]:
@@ -91,8 +101,10 @@ def sample_arrays(cache: Cache, decoder: FeatureDecoder) -> list[str]:
 def sample_fields(
     decoder: FeatureDecoder, arrays: Mapping[str, Values], row: int, decoded: bool
 ) -> dict[str, Any]:
-    """Return the fields of a sample that come from its row, as tensors."""
-    fields = decoder.fields(arrays, row, decoded)
+    """Return the fields of a sample that come from its row; `codes` and `stats` unless `decoded`."""
+    fields = decoder.stored(arrays, row)
+    if decoded:
+        fields = {"features": decoder(fields["codes"][None], fields["stats"][None])[0]}
     if "attention" in arrays:
         fields["attention"] = torch.from_numpy(arrays["attention"][row])
     if "tokens" in arrays:

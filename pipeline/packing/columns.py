@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.packing.listing import LABEL_NAMES, chosen_column
+from pipeline.packing.source import refuse_twice
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,15 +21,17 @@ def has_field(kind: "pa.DataType", name: str) -> bool:
     return pa.types.is_struct(kind) and name in [field.name for field in kind]
 
 
-def _holds_images(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or has_field(kind, "bytes")
-
-
 def image_column_of(shown: str, schema: "pa.Schema", given: str | None) -> str:
     """Return the column of the images; raises ConfigError."""
-    fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
+    import pyarrow.types as pt
+
+    refuse_twice(shown, schema.names)
+    plain = (pt.is_binary, pt.is_large_binary, pt.is_binary_view)
+    fitting: list[str] = [
+        one.name
+        for one in schema
+        if any(is_kind(one.type) for is_kind in plain) or has_field(one.type, "bytes")
+    ]
     if given in schema.names and given not in fitting:
         kind = schema.field(given).type
         raise ConfigError(f"{shown} has a column {given!r} of {kind}: give one with the bytes of images")
@@ -46,8 +49,6 @@ def label_column_of(
     shown: str, schema: "pa.Schema", given: str | None, folder: Path
 ) -> tuple[str, tuple[str, ...]]:
     """Return the column of the labels, "" for none, and the names of the classes if `datasets` gave them."""
-    import pyarrow as pa
-
     features = _features(schema, folder)
     named = [
         name for name, one in features.items() if one.get("_type") == "ClassLabel" and name in schema.names
@@ -56,11 +57,28 @@ def label_column_of(
     label = chosen_column(shown, schema.names, label or None, "--label-column", LABEL_NAMES, required=False)
     if not label:
         return "", ()
+    refuse_other_labels(shown, schema, label)
+    return label, tuple(features.get(label, {}).get("names") or ())
+
+
+def refuse_other_labels(shown: str, schema: "pa.Schema", label: str) -> None:
+    """Raise ConfigError if the labels are neither whole numbers nor texts; a column of nulls has none."""
+    import pyarrow as pa
+
     kind = schema.field(label).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ConfigError(f"{shown} has labels of {kind} in column {label!r}: give numbers or names")
-    return label, tuple(features.get(label, {}).get("names") or ())
+    accepted = (
+        pa.types.is_integer,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_null,
+    )
+    if not any(is_kind(kind) for is_kind in accepted):
+        raise ConfigError(
+            f"{shown} has labels of {kind} in column {label!r}: give whole numbers or names, in this or, "
+            "with --label-column, in another column"
+        )
 
 
 def _features(schema: "pa.Schema", folder: Path) -> dict[str, dict[str, Any]]:

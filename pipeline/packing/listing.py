@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.packing.source import FilePlaces, Source, fingerprint
+from pipeline.packing.source import FilePlaces, Source, fingerprint, refuse_twice
 
 PATH_NAMES = ("path", "image_path", "file_name", "filename", "file_path", "filepath", "file", "image")
 LABEL_NAMES = (
@@ -29,8 +29,12 @@ def listed_source(file: Path, path_column: str | None, label_column: str | None)
     shown = f"list {str(file)!r}"
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, "excel-tab" if file.suffix.lower() == ".tsv" else "excel")
-            columns = next(reader, [])
+            dialect = "excel-tab" if file.suffix.lower() == ".tsv" else "excel"
+            reader = csv.reader(lines, dialect, skipinitialspace=True)  # a space after a comma is not data
+            columns = [column.strip() for column in next(reader, [])]
+            if not any(columns):
+                raise ConfigError(f"{shown} has no names of columns in line 1: put path,label there")
+            refuse_twice(shown, columns)
             path_at = columns.index(chosen_column(shown, columns, path_column, "--path-column", PATH_NAMES))
             named = chosen_column(shown, columns, label_column, "--label-column", LABEL_NAMES, required=False)
             label_at = columns.index(named) if named else None

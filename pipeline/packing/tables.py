@@ -6,16 +6,16 @@ batch, into Arrow files, in which each row has its place. Arrow files are mapped
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.packing.columns import has_field, image_column_of, label_column_of
+from pipeline.packing.columns import has_field, image_column_of, label_column_of, refuse_other_labels
 from pipeline.packing.source import ImageFile, RawLabel, Source, checked_bytes, fingerprint
 from pipeline.storage.files import flush_to_disk
 
@@ -38,7 +38,7 @@ class TableRow:
 
     def read(self) -> bytes:
         """Return the bytes; raises SourceError."""
-        value = _opened(self.file, self.column).value(self.row)
+        value = _opened(self.file, self.column)[self.row].as_py()
         if isinstance(value, dict):
             path, value = value.get("path"), value.get("bytes")
             if value is None and path:
@@ -68,27 +68,10 @@ class TablePlaces:
         row = index - int(self.starts[number])
         return TableRow(str(file), self.column, row, str(self.files[number].parent))
 
-    def unpacked_to(self, folder: Path) -> "TablePlaces":
-        """Return the same rows in Arrow files in a folder."""
-        return replace(self, unpacked=tuple(folder / f"{i:06d}.arrow" for i in range(len(self.files))))
-
-
-class _Column:
-    """A column of an Arrow file that is mapped into memory."""
-
-    def __init__(self, column: "pa.ChunkedArray") -> None:
-        self._chunks = column.chunks
-        self._starts = np.cumsum([0, *map(len, self._chunks)])
-
-    def value(self, row: int) -> Any:
-        """Return a copy of the value in a row."""
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._chunks[chunk][row - int(self._starts[chunk])].as_py()
-
 
 @lru_cache(_MOST_OPEN)
-def _opened(file: str, column: str) -> _Column:
-    return _Column(_mapped(Path(file))[column])
+def _opened(file: str, column: str) -> "pa.ChunkedArray":
+    return _mapped(Path(file))[column]  # pyarrow finds the chunk of a row by bisection
 
 
 def _mapped(file: Path) -> "pa.Table":
@@ -141,6 +124,10 @@ def table_source(
                 label, class_names = label_column_of(shown, schema, label_column, file.parent)
             elif missing := {image, label} - {"", *schema.names}:
                 raise ConfigError(f"{shown} has no column {min(missing)!r}, as {str(files[0])!r} has")
+            else:
+                image_column_of(shown, schema, image)
+                if label:
+                    refuse_other_labels(shown, schema, label)
             paths, found = read(image, label)
         except (pa.ArrowException, OSError) as error:
             cure = "download or make it again"
@@ -152,7 +139,7 @@ def table_source(
         raise ConfigError(f"{address!r} has no rows: give a data set with images")
     places = TablePlaces(tuple(files), image, np.cumsum(rows))
     sizes = [(file.name, file.stat().st_size, count) for file, count in zip(files, rows[1:], strict=True)]
-    mark = fingerprint([*sizes, image, label])
+    mark = fingerprint([*sizes, image, label, *labels])
     return Source(kind, address, places, names, labels, mark, class_names)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.teacher.description import refuse_description, refuse_tokens
 from pipeline.teacher.load import describe
 from pipeline.teacher.request import LOCAL, student_grid
 from pipeline.teacher.source import Source, freeze
@@ -39,8 +40,8 @@ class ModuleTeacher:
     blocks: Sequence[nn.Module]
     width: int
     patch_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
     has_cls: bool = True
     final_norm: nn.Module | None = None
     importance: Importance | None = None
@@ -55,15 +56,14 @@ def fit_module(
 ) -> Teacher:
     """Fit a network to the grid of a student; raises ConfigError if its tokens are not as described."""
     grid, spec = student_grid(image_size, patch_size), f"teacher {given!r}"
-    if len(given.blocks) < 2:
-        raise ConfigError(f"{spec} has {len(given.blocks)} block: give at least 2 in `blocks`")
-    module = freeze(given.module)
+    refuse_description(given, spec)
+    module, depth = freeze(given.module), len(given.blocks)
     outputs = partial(_outputs, module, list(given.blocks), given.arguments)
     side = grid * given.patch_size
     weight = next(iter(module.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():
-            tokens = outputs(torch.zeros(1, 3, side, side, device=weight.device), [0, len(given.blocks) - 1])
+            tokens = outputs(torch.zeros(1, 3, side, side, device=weight.device), list(range(depth)))
     except ConfigError:
         raise
     except Exception as error:  # of whatever the network does with images of a size that it does not take
@@ -72,16 +72,10 @@ def fit_module(
             f"{spec} cannot see images of {side} x {side} pixels ({reason}): choose another image_size, or "
             "give in `arguments` what makes it resize its positions"
         ) from error
-    least = grid**2 + int(given.has_cls)
-    for block, found in zip((0, len(given.blocks) - 1), tokens, strict=True):
-        if found.ndim != 3 or found.shape[2] != given.width or found.shape[1] < least:
-            raise ConfigError(
-                f"block {block} of {spec} gives {tuple(found.shape)} for an image of {side} pixels: expected "
-                f"(1, {least} or more tokens, width {given.width}); check blocks, width and patch_size"
-            )
+    refuse_tokens(given, spec, tokens, grid)
     tower = Tower(
         module=module,
-        depth=len(given.blocks),
+        depth=depth,
         width=given.width,
         patch_size=given.patch_size,
         prefix=tokens[0].shape[1] - grid**2,
@@ -92,7 +86,8 @@ def fit_module(
         outputs=outputs,
         importance=given.importance,
     )
-    source = Source(module, LIBRARY, given.name, LOCAL, given.mean, given.std)
+    mean, std = (tuple(map(float, values)) for values in (given.mean, given.std))
+    source = Source(module, LIBRARY, given.name, LOCAL, mean, std)
     return describe(tower, source, weights_sha256(module), grid, levels, precision)
 
 
@@ -119,6 +114,8 @@ def _outputs(
         raise ConfigError(
             f"block {missing[0]} of `blocks` did not run: give submodules that the network calls"
         )
+    if list(found) != sorted(found):  # in the order of the first calls
+        raise ConfigError(f"`blocks` ran in the order {list(found)}: give them in the order of the network")
     return [found[block] for block in chosen]
 
 
@@ -126,8 +123,8 @@ def transformers_teacher(
     model: nn.Module,
     name: str = "",
     *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
     importance: Importance | None = None,
 ) -> ModuleTeacher:
     """Describe a plain vision transformer of Hugging Face transformers by its configuration.

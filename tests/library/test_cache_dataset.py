@@ -1,6 +1,7 @@
 """The dataset: each image once, whatever the workers; equal shares on all ranks; the fields of the cache."""
 
 import pickle
+import re
 from collections import Counter
 
 import numpy as np
@@ -58,6 +59,22 @@ def test_stored_codes_are_decoded_later(cache, levels):
     assert np.array_equal(decoder(batch["codes"], batch["stats"]), cache.features(levels, [0, 1, 2], view=1))
 
 
+def test_codes_of_other_levels_are_not_decoded(cache):
+    dataset = maskalign.CacheDataset(cache, [4, 5], views=np.array([1]), decoded=False)
+    batch = default_collate([sample for sample, _ in zip(dataset, range(3), strict=False)])
+    codes, stats = batch["codes"], batch["stats"]
+    one = (
+        f"codes (3, 2, 17, 64) and stats {tuple(stats.shape)} are not a batch of levels [5]: give (B, T, ...)"
+    )
+    with pytest.raises(ConfigError, match=re.escape(one)):
+        cache.decoder(5)(codes, stats)
+    with pytest.raises(ConfigError, match=r"of levels \[3, 4, 5\]: give \(B, 3, T, ...\) of both"):
+        cache.decoder()(codes, stats)
+    for wrong in ((codes[:, :1], stats[:, :1]), (codes[0], stats[0]), (codes, stats[:1])):
+        with pytest.raises(ConfigError, match=r"are not a batch of levels \[4, 5\]: give \(B, 2, T, "):
+            cache.decoder([4, 5])(*wrong)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ranks_share_an_epoch_in_equal_parts(cache, workers):
     parts = [maskalign.CacheDataset(cache, 5, window_chunks=1, rank=rank, world_size=2) for rank in range(2)]
@@ -89,6 +106,10 @@ def test_more_ranks_than_chunks_are_refused(cache):
     with pytest.raises(ConfigError, match="window_chunks is 0: give at least 1"):
         maskalign.CacheDataset(cache, 5, views=(0,), window_chunks=0)
     with pytest.raises(ConfigError, match="views is empty"):
-        maskalign.CacheDataset(cache, 5, views=())
+        maskalign.CacheDataset(cache, 5, views=[])
+    with pytest.raises(ConfigError, match="views '01' are not whole numbers"):
+        maskalign.CacheDataset(cache, 5, views="01")
+    with pytest.raises(TypeError, match="float"):
+        maskalign.CacheDataset(cache, 5).set_epoch(0.5)
     with pytest.raises(ConfigError, match="rank 2 is not one of 2"):
         maskalign.CacheDataset(cache, 5, rank=2, world_size=2)

@@ -65,6 +65,13 @@ def test_features_come_as_tensors_where_they_are_wanted(cache):
     assert isinstance(found, torch.Tensor)
     assert found.shape == (2, 2, 17, 64)
     assert np.array_equal(found[:, 1].numpy(), cache.features(3, [0, 7]))
+    assert isinstance(cache.features(5, [], device="cpu"), torch.Tensor)
+
+
+@pytest.mark.parametrize("levels", [np.int64(5), torch.tensor([3, 5]), np.array([5]), (3, 5), range(4, 6)])
+def test_levels_may_be_any_whole_numbers(cache, levels):
+    chosen = np.asarray(levels).tolist()
+    assert np.array_equal(cache.features(levels, [0, 7]), cache.features(chosen, [0, 7]))
 
 
 def test_targets_are_those_of_the_training(cache):
@@ -109,6 +116,16 @@ def test_what_is_not_there_is_named(cache):
         cache.features(5, target="raw")
     with pytest.raises(ConfigError, match=r"levels \[9\] are not in cache .* it holds \[3, 4, 5\]"):
         cache.features(9)
+    with pytest.raises(ConfigError, match=r"levels '45' are not whole numbers: give one, or a list of them"):
+        cache.features("45")
+    with pytest.raises(ConfigError, match="levels is empty: give at least 1, or leave it out"):
+        cache.features([])
+    with pytest.raises(IndexError, match=r"rows \[\[1, 2\], \[3\]\] are not in view 0"):
+        cache.labels([[1, 2], [3]])
+    with pytest.raises(KeyError, match="has no image with the key 7"):
+        cache.row_of(7)
+    with pytest.raises(ConfigError, match="has no array 'labels': give a list of features/block_03"):
+        cache.read(["labels"])
     with pytest.raises(ConfigError, match=r"last block 5, not levels \[3, 4, 5\]: give levels=5"):
         cache.features(target="post_norm")
     with pytest.raises(ConfigError, match="needs the teacher's projection, which cache"):

@@ -80,9 +80,8 @@ def described(vit, **changes):
         "blocks": vit.blocks,
         "width": 64,
         "patch_size": 16,
-        "mean": tuple(vit.pretrained_cfg["mean"]),
-        "std": tuple(vit.pretrained_cfg["std"]),
-        "final_norm": vit.norm,
+        "mean": HALF,
+        "std": list(HALF),
     }
     return maskalign.ModuleTeacher(**(given | changes))
 
@@ -105,7 +104,13 @@ def test_a_described_network_gives_the_same_cache_as_its_address(vit, tmp_path):
     cache = maskalign.run_extraction(
         tmp_path / "tars",
         tmp_path / "described",
-        described(vit, importance=importance),
+        described(
+            vit,
+            importance=importance,
+            mean=vit.pretrained_cfg["mean"],
+            std=vit.pretrained_cfg["std"],
+            final_norm=vit.norm,
+        ),
         device="cpu",
         levels="3",
         views=2,
@@ -127,6 +132,23 @@ def test_a_wrong_description_is_refused(vit, tmp_path):
         "block 1 of `blocks` did not run": {"blocks": [vit.blocks[0], nn.Identity()]},
         r"teacher 'module:own' has 1 block: give at least 2": {"blocks": vit.blocks[:1]},
         r"cannot see images of 64 x 64 pixels \(TypeError": {"arguments": {"nothing": 1}},
+        r"ran in the order \[1, 0\]: give them in the order of the network": {"blocks": vit.blocks[1::-1]},
+        "has a module twice in `blocks`": {"blocks": [*vit.blocks, vit.blocks[0]]},
+        "has 'blocks.0' in `blocks`: give submodules of `module`": {"blocks": ["blocks.0", "blocks.1"]},
+        "has a function as `module`: give an nn.Module": {"module": vit.forward.__func__},
+        "has the patch_size 16.0: give a whole number from 1 on": {"patch_size": 16.0},
+        r"has the mean \(123.7, 116.3, 103.5\): give three numbers in \[0, 1\]": {
+            "mean": (123.7, 116.3, 103.5)
+        },
+        r"has the std \[0.2\]: give three numbers in \[0, 1\]": {"std": [0.2]},
+        r"has the std \(0.2, 0.2, 0\): give three numbers above 0": {"std": (0.2, 0.2, 0)},
+        r"has the name 'a\\nb': give a text in one line": {"name": "a\nb"},
+        r"has a `final_norm` over \(7,\): give one over the width 64": {"final_norm": nn.LayerNorm(7)},
+        "has a str as `final_norm`": {"final_norm": "norm"},
+        "has `importance` of block 6: give 0 to 5": {"importance": maskalign.Importance(6, torch.relu)},
+        r"`importance` of .* gives \(1, 17, 64\) for one image: expected \(1, 16\)": {
+            "importance": maskalign.Importance(5, torch.relu)
+        },
     }
     for message, changes in wrong.items():
         with pytest.raises(ConfigError, match=message):
@@ -140,3 +162,50 @@ def test_a_wrong_description_is_refused(vit, tmp_path):
     )
     with pytest.raises(ConfigError, match=r"--keep-rank 'attention' needs .* 'module:own' has neither"):
         build_schema(options, build_teacher(options))
+
+
+class Blocks(nn.Module):
+    """Patches of 16 pixels with no CLS, and three blocks with outputs of any form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 16, 16)
+        self.blocks = nn.ModuleList(nn.Identity() for _ in range(3))
+        self.form = form
+
+    def forward(self, images):
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        for number, block in enumerate(self.blocks):
+            block(self.form(tokens, number))
+
+
+@pytest.mark.parametrize(
+    ("form", "patch_size", "message"),
+    [
+        (lambda tokens, _: {"tokens": tokens}, 16, "gives a dict: expected floats"),
+        (lambda tokens, _: tokens.long(), 16, "gives torch.int64: expected floats"),
+        (lambda tokens, _: tokens.transpose(0, 1), 16, r"gives \(16, 1, 8\) for an image of 64 pixels"),
+        (
+            lambda tokens, block: tokens[:, :4] if block == 1 else tokens,
+            16,
+            r"block 1 of .* gives \(1, 4, 8\)",
+        ),
+        (lambda tokens, block: tokens[..., :4] if block == 1 else tokens, 16, r"block 1 of .*\(1, 16, 4\)"),
+        (
+            lambda tokens, block: torch.cat([tokens[:, block:], tokens], 1),
+            16,
+            r"the blocks of .* give \[32, 31, 30\] tokens",
+        ),
+        (
+            lambda tokens, _: tokens,
+            32,
+            "64 tokens for an image of 128 pixels, 48 more than 4 x 4 patches:",
+        ),
+        (lambda tokens, _: tokens[:, :25], 32, "25 tokens for an image of 128 pixels, 9 more than 4 x 4"),
+    ],
+)
+def test_outputs_that_are_no_tokens_of_the_grid_are_refused(form, patch_size, message):
+    network = Blocks(form)
+    given = described(network, width=8, patch_size=patch_size, has_cls=False, mean=HALF, std=HALF)
+    with pytest.raises(ConfigError, match=message):
+        teacher_of(given)

@@ -36,6 +36,23 @@ def pack(source, out, **options):
     return out
 
 
+def write_mixed_list(folder):
+    """Two images with the labels 7 and x in a list."""
+    folder.mkdir()
+    for number in (0, 1):
+        (folder / f"{number}.jpg").write_bytes(image(number))
+    (folder / "a.csv").write_text("path,label\n0.jpg,7\n1.jpg,x\n")
+    return folder / "a.csv"
+
+
+def write_mixed_tables(folder):
+    """The same in two parquet files, one with numbers."""
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [image(0)], "label": [7]}), folder / "a.parquet")
+    pq.write_table(pa.table({"image": [image(1)], "label": ["x"]}), folder / "b.parquet")
+    return folder
+
+
 @pytest.mark.parametrize("write", [write_folder, write_list, write_parquet, write_saved])
 def test_every_source_gives_the_same_images_and_labels(write, tmp_path):
     out = pack(write(tmp_path / "source"), tmp_path / "out", images_per_tar=8)
@@ -141,17 +158,54 @@ def test_links_to_folders_and_images_are_followed_once(tmp_path):
         (["b", "a", "", "b"], [1, 0, None, 1], ("a", "b")),
         (["7", "0", "", "-1"], [7, 0, None, None], ()),
         (["3.0", "1.0", "", "2.0"], [3, 1, None, 2], ()),  # as pandas writes whole numbers beside a gap
-        (["3", "x", "", "3"], [0, 1, None, 0], ("3", "x")),
     ],
 )
 def test_labels_of_a_list_are_names_or_numbers(labels, numbers, names, tmp_path):
-    lines = [f"{number}.jpg,{label}" for number, label in enumerate(labels)]
+    lines = [f"{number}.jpg, {label}" for number, label in enumerate(labels)]
     for number in range(len(labels)):
         (tmp_path / f"{number}.jpg").write_bytes(image(number))
-    (tmp_path / "a.csv").write_text("\n".join(["File,Target", *lines]) + "\n")
+    (tmp_path / "a.csv").write_text("\n".join(["File, Target", *lines]) + "\n")
     out = pack(tmp_path / "a.csv", tmp_path / "out", path_column="File", label_column="Target")
     assert samples(out) == {image(number): label for number, label in enumerate(numbers)}
     assert make_plan(PackingOptions(str(tmp_path / "a.csv"), "o", path_column="File")).class_names == names
+
+
+@pytest.mark.parametrize("write", [write_mixed_list, write_mixed_tables])
+def test_numbers_beside_names_need_a_file_of_classes(write, tmp_path):
+    source = write(tmp_path / "source")
+    match = "whole numbers, such as '7', and others, such as 'x': correct them, or give --classes FILE"
+    with pytest.raises(ConfigError, match=match):
+        make_plan(PackingOptions(str(source), "out"))
+    (tmp_path / "classes.txt").write_text("x\n7\n", encoding="utf-8-sig")
+    out = pack(source, tmp_path / "out", classes=tmp_path / "classes.txt")
+    assert samples(out) == {image(0): 1, image(1): 0}
+
+
+def test_other_labels_are_another_packing(tmp_path):
+    def plan(labels):
+        table = pa.table({"image": [image(0), image(1)], "label": pa.array(labels, pa.int64())})
+        pq.write_table(table, tmp_path / "a.parquet")
+        return plan_packing(PackingOptions(str(tmp_path / "a.parquet"), str(tmp_path / "out")))
+
+    run_packing(plan([3, 4]))
+    with pytest.raises(ConfigError, match="packed with other options or images \\(source_sha256"):
+        plan([4, 3])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": pa.array([image(0)]).cast(pa.binary_view()), "label": pa.array(["a"]).cast("string_view")},
+        {"image": [image(0)], "label": pa.nulls(1)},
+    ],
+)
+def test_views_and_columns_of_nulls_are_read(columns, tmp_path):
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink:
+        table = pa.table(columns)
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    label = None if pa.types.is_null(table.schema.field("label").type) else 0
+    assert samples(pack(tmp_path / "a.arrow", tmp_path / "out")) == {image(0): label}
 
 
 def test_class_folders_with_numbers_are_ordered_by_value(tmp_path):
@@ -220,17 +274,35 @@ REFUSED = {
     "ragged.csv": "has 3 values where line 1 names 2 columns in line 3: correct it there",
     "gone.csv": "names 'gone.jpg' first, and '{tmp}/gone.jpg' does not exist: paths are relative",
     "only.csv": "names no images",
+    "nothing.csv": "has no names of columns in line 1: put path,label there",
+    "twice.csv": "has two columns called 'path': rename one",
+    "twice.parquet": "has two columns called 'image': rename one",
+    "floats.parquet": "has labels of double in column 'label': give whole numbers or names, in this or",
+    "kinds": "'{tmp}/kinds/b.parquet' has a column 'image' of int64: give one with the bytes of images",
     "latin.csv": "cannot be read (",
     "s3://bucket/x": "SOURCE 's3://bucket/x' is a URL: pack from and to a disk",
 }
 
 
 def test_what_is_refused_says_what_it_is(tmp_path):
-    for folder in ("empty", "splits/train/a", "splits/test/a", "tarred", "dict/train", "hub", "lacks"):
+    for folder in (
+        "empty",
+        "splits/train/a",
+        "splits/test/a",
+        "tarred",
+        "dict/train",
+        "hub",
+        "lacks",
+        "kinds",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     table = {"text": ["a"]}
     pq.write_table(pa.table(table), tmp_path / "texts.parquet")
     pq.write_table(pa.table({"left": [b"a"], "right": [b"b"]}), tmp_path / "two.parquet")
+    pq.write_table(pa.table([[b"a"], [b"b"]], ["image", "image"]), tmp_path / "twice.parquet")
+    pq.write_table(pa.table({"image": [b"a"], "label": [1.5]}), tmp_path / "floats.parquet")
+    pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "kinds" / "a.parquet")
+    pq.write_table(pa.table({"image": [1]}), tmp_path / "kinds" / "b.parquet")
     for name, data in {
         "splits/train/a/1.jpg": b"x",
         "splits/test/a/1.jpg": b"x",
@@ -248,6 +320,8 @@ def test_what_is_refused_says_what_it_is(tmp_path):
         "ragged.csv": b"path,label\nimage.jpg,1\nimage.jpg,1,2\n",
         "gone.csv": b"path,label\ngone.jpg,1\n",
         "only.csv": b"path,label\n",
+        "nothing.csv": b"",
+        "twice.csv": b"path,label,path\nimage.jpg,1,2\n",
         "two.csv": b"path,label\n",
         "latin.csv": b"path,label\n\xff.jpg,1\n",
     }.items():
@@ -283,6 +357,14 @@ def test_wrong_options_are_refused(options, text, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "source", 8)
     with pytest.raises(ConfigError, match=text):
         make_plan(PackingOptions(str(folder), "out", **options))
+
+
+@pytest.mark.parametrize("out", ["file", "file/out"])
+def test_a_file_in_the_place_of_out_is_refused(out, tmp_path):
+    (tmp_path / "file").touch()
+    options = PackingOptions(str(write_folder(tmp_path / "source", 4)), str(tmp_path / out))
+    with pytest.raises(ConfigError, match="/file' is a file; give a new or empty folder"):
+        plan_packing(options)
 
 
 def test_a_label_beyond_the_names_is_refused(tmp_path):
