@@ -1,5 +1,6 @@
 """compare-runs: one table and one page of existing runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +37,7 @@ def compare_runs(
         typer.echo(f"page: {page}")
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(compare_runs)
+main = partial(run_command, compare_runs)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,9 +219,7 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
         write_run_report(choice.noted)
 
 
-def main() -> None:
-    """Entry point."""
-    run_app(app)
+main = partial(run_app, app)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,7 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
         print_row("disk", f"{disk.sustained / 1e6:,.3g} MB/s sustained, {first} ({how})")
     print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
     if rates.limit == "disk":
-        alone = min(rate for part, rate in rates.image_rates.items() if part != "disk")
-        others = duration(3600 * rates.hours_at(alone))
+        others = duration(3600 * replace(rates, disk=None).hours)
         print_row("limit", f"the disk: teacher and decoding alone would take {others}")
     else:
         print_row("limit", f"the {rates.limit}")

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from stages.console import (
     print_row,
     run_app,
 )
-
-if TYPE_CHECKING:
-    from pipeline.cache.reader import Cache
 
 _LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
 _TEACHER = "Run the teacher again on a sample of crops and compare."
@@ -103,7 +100,8 @@ def plan(
         opened = Cache(_address(cache, cache_option))
         inventory = take_inventory(opened)
         whole = finished_bytes(opened, inventory)
-        chosen = _levels(opened, levels)
+        chosen = _numbers("--levels", levels) or list(opened.schema.levels)
+        opened.level_indices(chosen)  # raises ConfigError for one that it does not have
         crop = inventory.stored["crops"] / inventory.views
         reading = stored_bytes(opened, inventory, chosen) + crop
         images = inventory.views * whole / inventory.stored.total()
@@ -129,14 +127,6 @@ def plan(
             pays = f"pays below {cost.worth_below / 1e6:,.0f} MB/s a core" if cost.saved > 0 else "never pays"
             times = f"{cost.saved:.1%} less, {1e6 * cost.decompress_seconds:,.0f} us to read: {pays}"
             typer.echo(size if cost.compressor == "none" else f"{size}, {times}")
-
-
-def _levels(cache: "Cache", text: str | None) -> list[int]:
-    chosen = _numbers("--levels", text)
-    if chosen is None:
-        return list(cache.schema.levels)
-    cache.level_indices(chosen)
-    return chosen
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,9 +119,7 @@ def _show_result(plan: "Plan", packed: "Packed", seconds: float) -> None:
         )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(pack_images)
+main = partial(run_command, pack_images)
 
 
 if __name__ == "__main__":

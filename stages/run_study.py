@@ -1,6 +1,7 @@
 """run-study: train and evaluate many runs on one cache, and compare them in one table."""
 
 import re
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -156,9 +157,7 @@ def _list(plan: "Plan", part: slice) -> None:
     )
 
 
-def main() -> None:
-    """Entry point."""
-    run_command(run_study)
+main = partial(run_command, run_study)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,11 +19,7 @@ from stages.console import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pipeline.cache.reader import Cache
     from pipeline.training.config import RunConfig
-    from pipeline.training.evaluating import Evaluate
     from pipeline.training.run import Result
     from pipeline.training.run_folder import Resume
 
@@ -117,59 +112,34 @@ def _train(
 
     if process.world_size == 1:  # a key without its section may be one of [objective], which needs torch
         parse_config(Sections, {name: keys for name, keys in read().items() if isinstance(keys, dict)})
-    cache, *others = map(Cache, addresses)
+    caches = [*map(Cache, addresses)]
     start_early("pipeline.stream.worker")
-    from pipeline.report.run_page import write_run_report
+    from pipeline.library.runs import train_and_report
     from pipeline.training.config import RunConfig, with_preset
     from pipeline.training.distributed import joined_ranks
-    from pipeline.training.run import run_training
 
     def say(message: str) -> None:
         typer.echo(message, err=message.startswith("warning:"))
 
     chosen = choose_device(device)
     guard = ending_alone(lambda: _advice(run, mode)) if process.world_size > 1 else nullcontext()
-    with guard, joined_ranks(chosen) as ranks, TemporaryDirectory(prefix="maskalign-views-") as scratch:
-        # The main rank reads: on a network file system, other machines may see an older state of the folder.
-        config = ranks.decide(read_config)
-        with ranks.together():
-            evaluate = _evaluation(config, cache, Path(scratch), say) if ranks.is_main else None
-        result = run_training(
-            cache,
-            run,
-            config,
-            resume=mode,
-            ranks=ranks,
-            device=chosen,
-            say=say,
-            evaluate=evaluate,
-            others=others,
-        )
+    with guard, joined_ranks(chosen) as ranks:
+        result = train_and_report(caches, run, read_config, resume=mode, ranks=ranks, device=chosen, say=say)
         if ranks.is_main:
-            _print_result(result, run, write_run_report(run), _advice(run, mode))
+            _print_result(result, run, _advice(run, mode))
     return result
 
 
-def _evaluation(
-    config: "RunConfig", cache: "Cache", scratch: Path, say: "Callable[[str], None]"
-) -> "Evaluate | None":
-    """Return what scores the encoder during the run, None unless asked for; raises MaskAlignError."""
-    if not config.evaluate.every_epochs:
-        return None
-    from pipeline.evaluation.while_training import training_evaluation
-
-    return training_evaluation(config.evaluate, cache.schema.view.image_size, scratch, say)
-
-
-def _print_result(result: "Result", run: Path, report: Path, advice: str) -> None:
+def _print_result(result: "Result", run: Path, advice: str) -> None:
     from pipeline.progress import duration
+    from pipeline.report.run_page import REPORT_FILE
     from pipeline.student.config import STUDENT_FOLDER
 
     figures = [] if result.loss is None else [f"loss {result.loss:.4f}"]
     if result.images_per_second:
         figures.append(f"{result.images_per_second:,.0f} images/s in {duration(result.seconds)}")
     done = f"{result.done:,} of {result.steps:,} steps done: {', '.join(figures)}"
-    typer.echo(f"{done}; student: {run / STUDENT_FOLDER}, report: {report}")
+    typer.echo(f"{done}; student: {run / STUDENT_FOLDER}, report: {run / REPORT_FILE}")
     if result.damage:
         typer.echo(
             f"cache: {result.damage}; {run / 'run.json'} names them, inspect-cache verify finds all", err=True

@@ -6,7 +6,7 @@ Markdown. A string of JSON is one of YAML, too.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.cache.description import describe_cache
 from pipeline.cache.reader import Cache
@@ -15,21 +15,78 @@ from pipeline.errors import ConfigError
 from pipeline.storage.address import is_url, printable
 
 UNKNOWN_LICENSE = "unknown"
-_TAGS = ("maskalign", "webdataset", "zarr", "knowledge-distillation")
-_INTRODUCTION = """\
+_CARD = """\
+---
+license: {license}
+pretty_name: {pretty_name}
+task_categories:
+- image-feature-extraction
+tags:
+- maskalign
+- webdataset
+- zarr
+- knowledge-distillation
+size_categories:
+- {size_category}
+configs:{configs}
+maskalign:
+  digest: {digest}
+  units: {units}
+  teacher: {teacher}
+  weights_sha256: {weights}
+---
+# {title}
+
 A cache of [MaskAlign](https://arxiv.org/abs/2211.08887): crops of images, and for each crop what a vision
 transformer computed from exactly these pixels. A student learns from it without the teacher and without the
 source images. Made by `extract-teacher` of the project maskalign.
+
+## What is in it
+
+{content}
+
+## Sizes
+
+{sizes}
+
+## How to use it
+
+{served}```
+inspect-cache info {where}
+inspect-cache copy {where} part.cache --levels {level} --views {view}
+inspect-cache verify part.cache --full
+train-student --cache {where} --run runs/student
+```
+
+```python
+import maskalign
+
+cache = maskalign.Cache("{where}")
+images = cache.images(slice(0, 8), view={view})
+features = cache.features({level}, slice(0, 8), view={view})
+```
+
+The format is zarr v3 and webdataset tars. Its specification, cache_schema.md of the project, is enough to
+read it without the project. A unit of the cache exists if its file in `commits/` does. That file has the
+size and SHA-256 of every other file of the unit.
+"""
+_CONFIG = """
+- config_name: view-{view}
+  data_files:
+  - split: train
+    path: "views/*.v{view:02d}.tar\""""
+_SERVED = """\
+`URL` is where this folder is served, such as
+`https://huggingface.co/datasets/OWNER/NAME/resolve/main`, or the path of a copy of it.
+A server must serve ranges of bytes and need not list folders.
+
 """
 _NO_LICENSE = """
 ## Licence
 
 Not stated. Crops are derived from the source images and features from the teacher's weights, so the terms of
-both apply. Fill in `license` above, or write the card again with `--license`."""
-_FORMAT = """\
-The format is zarr v3 and webdataset tars. Its specification, cache_schema.md of the project, is enough to
-read it without the project. A unit of the cache exists if its file in `commits/` does. That file has the
-size and SHA-256 of every other file of the unit."""
+both apply. Fill in `license` above, or write the card again with `--license`.
+"""
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
@@ -45,38 +102,31 @@ def check_license(name: str) -> str:
 
 def make_card(cache: Cache, inventory: Inventory, license_name: str) -> str:
     """Return the text of a cache's card, given what its finished units hold."""
-    parts = (_front_matter(cache, inventory, license_name), _body(cache, inventory, license_name))
-    return "\n".join(line for part in parts for line in part) + "\n"
-
-
-def _front_matter(cache: Cache, inventory: Inventory, license_name: str) -> Iterator[str]:
     teacher = cache.schema.teacher
-    yield "---"
-    yield f"license: {json.dumps(license_name)}"
-    yield f"pretty_name: {json.dumps(_title(cache))}"
-    yield from ("task_categories:", "- image-feature-extraction")
-    yield from (
-        "tags:",
-        *(f"- {tag}" for tag in ("maskalign", "webdataset", "zarr", "knowledge-distillation")),
+    title = f"Features of {teacher.address(teacher.tag)} and the image crops it saw"
+    configs = [_CONFIG.format(view=view) for view in sorted(inventory.rows)]
+    configs[:1] = [f"{config}\n  default: true" for config in configs[:1]]
+    stored = [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]
+    sizes = [(name, f"{size:,}", f"{size / max(1, inventory.views):,.0f}") for name, size in stored]
+    address = printable(cache.address) if is_url(cache.address) else None
+    card = _CARD.format(
+        license=json.dumps(license_name),
+        pretty_name=json.dumps(title),
+        size_category=json.dumps(size_category(inventory.views)),
+        configs="".join(configs),
+        digest=json.dumps(cache.digest),
+        units=json.dumps(inventory.digest),
+        teacher=json.dumps(teacher.address(teacher.tag)),
+        weights=json.dumps(teacher.weights_sha256),
+        title=title,
+        content=_table(("", ""), _rows(cache, inventory, license_name)),
+        sizes=_table(("part", "bytes", "bytes a view"), sizes),
+        served="" if address else _SERVED,
+        where=address or "URL",
+        level=cache.schema.levels[-1],
+        view=min(unit.view for unit in cache.units),
     )
-    yield from ("size_categories:", f"- {json.dumps(size_category(inventory.views))}")
-    yield "configs:"
-    for place, view in enumerate(sorted(inventory.rows)):
-        yield f"- config_name: view-{view}"
-        yield from ("  data_files:", "  - split: train", f'    path: "views/*.v{view:02d}.tar"')
-        if not place:
-            yield "  default: true"
-    yield "maskalign:"
-    yield f"  digest: {json.dumps(cache.digest)}"
-    yield f"  units: {json.dumps(inventory.digest)}"
-    yield f"  teacher: {json.dumps(teacher.address(teacher.tag))}"
-    yield f"  weights_sha256: {json.dumps(teacher.weights_sha256)}"
-    yield "---"
-
-
-def _title(cache: Cache) -> str:
-    teacher = cache.schema.teacher
-    return f"Features of {teacher.address(teacher.tag)} and the image crops it saw"
+    return card + (_NO_LICENSE if license_name == UNKNOWN_LICENSE else "")
 
 
 def size_category(rows: int) -> str:
@@ -85,20 +135,6 @@ def size_category(rows: int) -> str:
     if place == 0:
         return f"n<{_SIZES[0]}"
     return f"n>{_SIZES[-1]}" if place == len(_SIZES) else f"{_SIZES[place - 1]}<n<{_SIZES[place]}"
-
-
-def _body(cache: Cache, inventory: Inventory, license_name: str) -> Iterator[str]:
-    yield from (f"# {_title(cache)}", "")
-    yield _INTRODUCTION
-    yield from ("## What is in it", "")
-    yield from _table(("", ""), _rows(cache, inventory, license_name))
-    yield from ("", "## Sizes", "")
-    stored = [*sorted(inventory.stored.items()), ("in all", inventory.stored.total())]
-    sizes = [(name, f"{size:,}", f"{size / max(1, inventory.views):,.0f}") for name, size in stored]
-    yield from _table(("part", "bytes", "bytes a view"), sizes)
-    yield from ("", *_usage(cache))
-    if license_name == UNKNOWN_LICENSE:
-        yield _NO_LICENSE
 
 
 def _rows(cache: Cache, inventory: Inventory, license_name: str) -> Iterator[tuple[str, str]]:
@@ -122,27 +158,7 @@ def _rows(cache: Cache, inventory: Inventory, license_name: str) -> Iterator[tup
     yield "weights", f"SHA-256 of the teacher's vision tower `{cache.schema.teacher.weights_sha256}`"
 
 
-def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
-
-
-def _usage(cache: Cache) -> Iterator[str]:
-    level, view = cache.schema.levels[-1], min(unit.view for unit in cache.units)
-    where = printable(cache.address) if is_url(cache.address) else "URL"
-    yield from ("## How to use it", "")
-    if where == "URL":
-        yield "`URL` is where this folder is served, such as"
-        yield "`https://huggingface.co/datasets/OWNER/NAME/resolve/main`, or the path of a copy of it."
-        yield "A server must serve ranges of bytes and need not list folders."
-        yield ""
-    yield from ("```", f"inspect-cache info {where}")
-    yield f"inspect-cache copy {where} part.cache --levels {level} --views {view}"
-    yield "inspect-cache verify part.cache --full"
-    yield f"train-student --cache {where} --run runs/student"
-    yield from ("```", "", "```python", "import maskalign", "")
-    yield f'cache = maskalign.Cache("{where}")'
-    yield f"images = cache.images(slice(0, 8), view={view})"
-    yield f"features = cache.features({level}, slice(0, 8), view={view})"
-    yield from ("```", "")
-    yield _FORMAT
+def _table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table of Markdown."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,7 +1,7 @@
-"""What compressors would save of a cache's features and cost in time, measured on some of its chunks."""
+"""What compressors would save of a cache's features and cost a reader in time, measured on some chunks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class CompressorCost:
-    """Bytes of features of a view, and seconds of one core to compress and to decompress them."""
+    """Bytes of features of a view, and seconds of one core to decompress them."""
 
     compressor: Compressor
     plain_bytes: float
     bytes: float
-    compress_seconds: float = 0.0
     decompress_seconds: float = 0.0
 
     @property
@@ -42,30 +41,21 @@ def measure_compressors(cache: Cache, levels: Sequence[int]) -> list[CompressorC
 
     Seconds are those of this thread, so that a busy machine does not count. Raises CacheError.
     """
-    chunks = list(_sample(cache, levels))
+    names, units = list(map(feature_array, levels)), cache.finished(None, allow_partial=True)
+    chunks: list[NDArray[np.generic]] = []
+    for place in sorted({place * len(units) // _CHUNKS for place in range(_CHUNKS)}):
+        chunks += cache.read_chunk(cache.pinned_commit(units[place]), 0, names).values()
     views = sum(map(len, chunks)) / len(levels)
     plain = sum(values.nbytes for values in chunks) / views
     found = [CompressorCost("none", plain, plain)]
     for compressor in COMPRESSORS[1:]:
-        packed, compressing = [b""] * len(chunks), []
-        decompressing = []
+        packed, seconds = [compress(compressor, values) for values in chunks], []
         for _ in range(_ROUNDS):
-            begin = time.thread_time()
-            packed = [compress(compressor, values) for values in chunks]
-            compressing.append(time.thread_time() - begin)
             buffers = [np.empty(values.nbytes, np.uint8) for values in chunks]
             begin = time.thread_time()
             for data, buffer in zip(packed, buffers, strict=True):
                 decompress(compressor, np.frombuffer(data, np.uint8), buffer)
-            decompressing.append(time.thread_time() - begin)
+            seconds.append(time.thread_time() - begin)
         size = sum(map(len, packed)) / views
-        seconds = (min(compressing) / views, min(decompressing) / views)
-        found.append(CompressorCost(compressor, plain, size, *seconds))
+        found.append(CompressorCost(compressor, plain, size, min(seconds) / views))
     return found
-
-
-def _sample(cache: Cache, levels: Sequence[int]) -> Iterator[NDArray[np.generic]]:
-    names = [feature_array(level) for level in levels]
-    units = cache.finished(None, allow_partial=True)
-    for place in sorted({place * len(units) // _CHUNKS for place in range(_CHUNKS)}):
-        yield from cache.read_chunk(cache.pinned_commit(units[place]), 0, names).values()

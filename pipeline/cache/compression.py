@@ -50,8 +50,3 @@ def decompress(compressor: Compressor, data: NDArray[np.uint8], out: NDArray[np.
         _codec(compressor, 1).decode(data, out)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"its bytes cannot be decompressed ({error})") from None
-
-
-def most_compressed_bytes(size: int) -> int:
-    """Return a bound of the compressed bytes of `size` bytes, which may be a little more than these."""
-    return size + size // 128 + 4096

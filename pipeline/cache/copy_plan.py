@@ -10,7 +10,6 @@ from braceexpand import braceexpand
 from pipeline.cache import layout
 from pipeline.cache.commit import Commit, committed
 from pipeline.cache.digests import digest_of_arrays
-from pipeline.cache.layout import ArraySpec
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.store import Constants
@@ -95,12 +94,6 @@ def refuse_another_cache(existing: Cache, schema: CacheSchema) -> None:
         )
 
 
-def copied_arrays(plan: CopyPlan) -> list[ArraySpec]:
-    """Return the arrays with equal rows in source and copy: all but `stats` of fewer levels."""
-    ours, theirs = layout.row_arrays(plan.schema), layout.row_arrays(plan.source.schema)
-    return [spec for name, spec in ours.items() if spec == theirs[name]]
-
-
 def _schema_of_levels(source: Cache, levels: Sequence[int] | None) -> tuple[CacheSchema, Constants]:
     """Return the schema of a copy with some levels, and its arrays without rows."""
     if source.schema.is_newer:
@@ -128,7 +121,10 @@ def _chosen_units(source: Cache, views: Sequence[int] | None, tars: Sequence[str
     names = {unit.source for unit in source.units}
     kept = names if not tars else set()
     for pattern in tars:
-        found = _matches(names, pattern)
+        found: set[str] = set()
+        with suppress(ValueError):  # an unclosed brace matches nothing
+            for part in braceexpand(pattern):
+                found |= {part} & names or {name for name in names if fnmatchcase(name, part)}
         if not found:
             example = min(names, default="none")
             raise ConfigError(
@@ -137,15 +133,6 @@ def _chosen_units(source: Cache, views: Sequence[int] | None, tars: Sequence[str
             )
         kept = kept | found
     return [unit for unit in source.units if unit.source in kept and unit.view in (views or stored)]
-
-
-def _matches(names: set[str], pattern: str) -> set[str]:
-    """Return the names that a name, wildcard or brace pattern stands for; none for an unclosed brace."""
-    found: set[str] = set()
-    with suppress(ValueError):
-        for part in braceexpand(pattern):
-            found |= {part} & names or {name for name in names if fnmatchcase(name, part)}
-    return found
 
 
 def _commits(source: Cache, units: Sequence[Unit]) -> Iterator[tuple[Unit, Commit | CacheError]]:

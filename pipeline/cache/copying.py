@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.cache import layout
 from pipeline.cache.commit import Commit, FileRecord
-from pipeline.cache.copy_plan import CopyPlan, copied_arrays, refuse_another_cache
+from pipeline.cache.copy_plan import CopyPlan, refuse_another_cache
 from pipeline.cache.reader import Cache
 from pipeline.cache.shards import ShardWriter
 from pipeline.cache.store import unreadable
@@ -75,7 +75,9 @@ class _Copier:
         self._plan, self._scratch = plan, scratch
         units = change_units(plan.folder, plan.schema, lambda units, _: appended_units(units, plan.missing))
         self._places = {(unit.source, unit.view): unit for unit in units}
-        self._same = {spec.name for spec in copied_arrays(plan)}
+        self._specs, theirs = layout.row_arrays(plan.schema), layout.row_arrays(plan.source.schema)
+        # the arrays with equal rows in source and copy: all but `stats` of fewer levels
+        self._same = {name for name, spec in self._specs.items() if spec == theirs[name]}
 
     def units(self, workers: int) -> Iterator[int]:
         """Copy and publish the units; yield, after each, the bytes that have been copied in all."""
@@ -87,7 +89,11 @@ class _Copier:
                 if copy.fault:
                     self.damaged.append(f"{copy.commit.name}: {copy.fault}")
                 else:
-                    self._publish(copy)
+                    blocks = {name: copy.blocks[name] for name in self._specs}
+                    content = UnitContent(copy.commit.rows, copy.files, blocks, copy.commit.skipped)
+                    self.elsewhere += not publish_files(
+                        self._plan.folder, self._plan.schema, copy.unit, content, claim=copy.unit.stem
+                    )
                 copied += sum(file.size for file in copy.files.values())
                 shutil.rmtree(copy.scratch)
                 copy.claim.close()
@@ -102,35 +108,36 @@ class _Copier:
                 continue
             copy = _UnitCopy(self._plan.source.commit_of(unit), place, self._scratch / place.stem, claim)
             copy.scratch.mkdir()
-            for name in layout.row_arrays(self._plan.schema):
+            for name in self._specs:
                 yield copy, name
             yield copy, _VIEW_TAR
 
     def _copy_part(self, part: tuple[_UnitCopy, str]) -> tuple[_UnitCopy, str]:
         copy, name = part
-        path, is_tar = copy.scratch / name.replace("/", "."), name == _VIEW_TAR
+        path = copy.scratch / name.replace("/", ".")
         try:
-            if is_tar or name in self._same:
-                theirs = self._plan.source.units[copy.commit.unit]
-                source = layout.view_tar_key(theirs) if is_tar else self._key(name, theirs)
+            if name == _VIEW_TAR or name in self._same:
+                source = self._key(name, self._plan.source.units[copy.commit.unit])
                 file = _copy_file(self._plan.source.folder, source, copy.commit.files[source], path)
             else:
                 file, copy.blocks[name] = self._copy_levels(copy.commit, path)
             if name in self._same:
                 copy.blocks[name] = copy.commit.blocks[name]
-            copy.files[layout.view_tar_key(copy.unit) if is_tar else self._key(name, copy.unit)] = file
+            copy.files[self._key(name, copy.unit)] = file
         except CacheError as error:
             copy.fault = str(error)
         return copy, name
 
     def _key(self, name: str, unit: Unit) -> str:
-        return layout.shard_key(layout.row_arrays(self._plan.schema)[name], unit.unit)
+        if name == _VIEW_TAR:
+            return layout.view_tar_key(unit)
+        return layout.shard_key(self._specs[name], unit.unit)
 
     def _copy_levels(self, commit: Commit, path: Path) -> tuple[WrittenFile, tuple[int, ...]]:
         """Write `stats` (n, M, T, 2 + G) of the chosen levels; return the shard and the CRC of each chunk."""
         source, schema = self._plan.source, self._plan.schema
         places = list(source.level_indices(schema.levels))
-        writer = ShardWriter(path, layout.row_arrays(schema)[_STATS])
+        writer = ShardWriter(path, self._specs[_STATS])
         try:
             for chunk in range(layout.chunk_count(commit.rows)):
                 writer.append(source.read_chunk(commit, chunk, [_STATS])[_STATS][:, places])
@@ -138,12 +145,6 @@ class _Copier:
             writer.file.discard()
             raise
         return writer.close(), tuple(writer.checksums)
-
-    def _publish(self, copy: _UnitCopy) -> None:
-        blocks = {name: copy.blocks[name] for name in layout.row_arrays(self._plan.schema)}
-        content = UnitContent(copy.commit.rows, copy.files, blocks, copy.commit.skipped)
-        if not publish_files(self._plan.folder, self._plan.schema, copy.unit, content, claim=copy.unit.stem):
-            self.elsewhere += 1
 
 
 def _copy_file(folder: Folder, key: str, record: FileRecord, path: Path) -> WrittenFile:

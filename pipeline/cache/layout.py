@@ -136,11 +136,6 @@ def view_tar_key(unit: Unit) -> str:
     return f"{VIEWS}/{unit.stem}.tar"
 
 
-def shard_sizes(schema: CacheSchema, unit: int, rows: int) -> dict[str, int]:
-    """Return the size of each shard of a unit with so many rows, by key; exact without compression."""
-    return {shard_key(spec, unit): shard_bytes(spec, rows) for spec in row_arrays(schema).values()}
-
-
 def index_rows(
     keys: Iterable[str], ranges: Iterable[tuple[int, int, int]], labels: Iterable[int]
 ) -> NDArray[np.uint64]:

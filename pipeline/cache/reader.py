@@ -54,12 +54,6 @@ def read_metadata(folder: Folder, key: str) -> bytes:
     raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
 
 
-def _read_if_there(read: Callable[[Unit], Result], unit: Unit) -> Result | None:
-    with suppress(FileNotFoundError):
-        return read(unit)
-    return None
-
-
 def read_units(folder: Folder) -> tuple[Unit, ...]:
     """Read units.json; raises CacheError if it is damaged or missing."""
     return parse_units(read_metadata(folder, UNITS_FILE), folder.address)
@@ -167,12 +161,17 @@ class Cache:
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part | None]) -> Iterator[Part]:
         """Yield what `read` returns for each unit that exists, without None."""
+
+        def read_if_there(unit: Unit) -> Part | None:
+            with suppress(FileNotFoundError):
+                return read(unit)
+            return None
+
         at_once = self.folder.parallel_reads
-        found: Iterator[Part | None]
         if self.folder.can_list:
             found = ordered_map(partial(self._present, read), committed(self.folder, units), at_once)
         else:  # one request for each unit tells whether it exists, and reads it
-            found = ordered_map(partial(_read_if_there, read), units, at_once)
+            found = ordered_map(read_if_there, units, at_once)
         return (part for part in found if part is not None)
 
     def _present(self, read: Callable[[Unit], Result], unit: Unit) -> Result:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.cache.layout import feature_array
 from pipeline.cache.prices import ORIGIN_OF_PRICES, Prices
 from pipeline.cache.schema import BLOCK_ROWS, CacheSchema
-from pipeline.cache.sizes import Inventory
+from pipeline.cache.sizes import Inventory, arrays_beside
 from pipeline.storage.folder import PART_BYTES
 
 
@@ -15,36 +15,14 @@ class StoreForecast:
     """A finished cache on an object store. `gets` are those of a chunk of 64 images."""
 
     prices: Prices
-    stored_bytes: float
     puts: float
     gets: int
-    epoch_images: float
     image_bytes: float
-
-    @property
-    def epoch_gets(self) -> float:
-        """GETs of an epoch, which shows each image in one view."""
-        return self.epoch_images / BLOCK_ROWS * self.gets
-
-    @property
-    def epoch_dollars(self) -> float:
-        """Dollars for an epoch: its requests, and its bytes if those have a price."""
-        read = self.epoch_images * self.image_bytes / 1e9 * self.prices.read
-        return self.epoch_gets / 1e6 * self.prices.get + read
-
-    @property
-    def write_dollars(self) -> float:
-        """Dollars for the requests that write the cache once."""
-        return self.puts / 1e6 * self.prices.put
-
-    @property
-    def month_dollars(self) -> float:
-        """Dollars for keeping the cache for a month."""
-        return self.stored_bytes / 1e9 * self.prices.month
-
-    def gets_a_second(self, images_per_second: float) -> float:
-        """GETs a second at a rate of images."""
-        return images_per_second / BLOCK_ROWS * self.gets
+    epoch_images: float  # an epoch shows each image in one view
+    epoch_gets: float
+    epoch_dollars: float  # for its requests, and for its bytes if those have a price
+    write_dollars: float  # for the requests that write the cache once
+    month_dollars: float  # for keeping it
 
 
 def forecast_store(
@@ -54,15 +32,26 @@ def forecast_store(
     scale = stored_bytes / inventory.stored.total()
     mean = (size / inventory.units for size in inventory.stored.values())  # of a file of each kind
     puts = inventory.units * scale * sum(puts_of_file(size) for size in mean)
-    images, views = inventory.views * scale / len(inventory.rows), inventory.views
     read = {*(feature_array(level) for level in levels), *arrays_beside(schema), "crops"}
-    image_bytes = sum(inventory.stored[name] for name in read) / views
-    return StoreForecast(prices, stored_bytes, puts, gets_of_chunk(schema, levels), images, image_bytes)
+    image_bytes = sum(inventory.stored[name] for name in read) / inventory.views
+    images, gets = inventory.views * scale / len(inventory.rows), gets_of_chunk(schema, levels)
+    epoch_gets = images / BLOCK_ROWS * gets
+    return StoreForecast(
+        prices=prices,
+        puts=puts,
+        gets=gets,
+        image_bytes=image_bytes,
+        epoch_images=images,
+        epoch_gets=epoch_gets,
+        epoch_dollars=epoch_gets / 1e6 * prices.get + images * image_bytes / 1e9 * prices.read,
+        write_dollars=puts / 1e6 * prices.put,
+        month_dollars=stored_bytes / 1e9 * prices.month,
+    )
 
 
 def describe_store(store: StoreForecast, images_per_second: float) -> Iterator[tuple[str, str]]:
     """Yield the forecast as rows of a table: name, value."""
-    prices, rate = store.prices, store.gets_a_second(images_per_second)
+    prices, rate = store.prices, images_per_second / BLOCK_ROWS * store.gets
     origin = f"default prices: {ORIGIN_OF_PRICES}" if prices == Prices() else "prices as given"
     dollars = f"${store.epoch_dollars:,.2f} an epoch, ${store.write_dollars:,.2f} to write"
     requests = f"${prices.get:g} and ${prices.put:g} for a million GETs and PUTs"
@@ -77,12 +66,6 @@ def gets_of_chunk(schema: CacheSchema, levels: Sequence[int]) -> int:
     """Return the GETs of a chunk at most: one for each array, for the crops, and for the unit's commit."""
     indexes = 0 if schema.compressor == "none" else len(levels)  # of shards with chunks of any size
     return len(levels) + len(arrays_beside(schema)) + 2 + indexes
-
-
-def arrays_beside(schema: CacheSchema) -> list[str]:
-    """Return the arrays that training reads beside its levels, with a mask that follows the attention."""
-    masks = ["tokens"] if schema.keep < 1 else ["attention"] if schema.teacher.has_importance else []
-    return ["stats", "index", *masks]
 
 
 def puts_of_file(size: float) -> int:

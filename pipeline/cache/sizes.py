@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.cache.commit import commit_bytes
-from pipeline.cache.layout import GROUP, INDEX_BYTES, array_specs, feature_array, row_arrays
+from pipeline.cache.layout import GROUP, INDEX_BYTES, feature_array, row_arrays
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS, CacheSchema
 from pipeline.errors import CacheError
@@ -67,21 +67,23 @@ def finished_bytes(cache: Cache, inventory: Inventory) -> float:
     return inventory.stored.total() * sum(unit.source_bytes for unit in cache.units) / inventory.source_bytes
 
 
-def read_bytes(schema: CacheSchema, levels: Sequence[int], attention: bool) -> int:
-    """Return the bytes of targets that training reads for a view: chosen levels, stats, index, masks."""
-    masks = "tokens" if schema.keep < 1 else "attention" if attention else ""
-    names = {*(feature_array(level) for level in levels), "stats", "index", masks}
-    return sum(spec.bytes_of(1) for name, spec in array_specs(schema).items() if name in names)
+def arrays_beside(schema: CacheSchema) -> list[str]:
+    """Return the arrays that training reads beside its levels, with a mask that follows the attention."""
+    masks = ["tokens"] if schema.keep < 1 else ["attention"] if schema.teacher.has_importance else []
+    return ["stats", "index", *masks]
 
 
 def stored_bytes(cache: Cache, inventory: Inventory, levels: Sequence[int]) -> float:
-    """Return the bytes of targets that training reads for a view as they are stored, maybe compressed."""
-    plain = read_bytes(cache.schema, levels, attention=True)
-    if cache.schema.compressor == "none":
-        return plain
+    """Return the bytes of targets that training reads for a view: chosen levels, stats, index, masks.
+
+    They are counted as they are stored, maybe compressed.
+    """
     names, specs = [feature_array(level) for level in levels], row_arrays(cache.schema)
+    beside = sum(specs[name].bytes_of(1) for name in arrays_beside(cache.schema))
+    if cache.schema.compressor == "none":
+        return beside + sum(specs[name].bytes_of(1) for name in names)
     chunks = sum(inventory.stored[name] - inventory.units * INDEX_BYTES for name in names)
-    return plain - sum(specs[name].bytes_of(1) for name in names) + chunks / inventory.views
+    return beside + chunks / inventory.views
 
 
 def view_bytes(schema: CacheSchema) -> int:

@@ -47,9 +47,7 @@ def chosen_engine(
     return limits
 
 
-def extract(
-    options: ExtractionOptions, limits: RayLimits | None, say: Callable[[str], object] = lambda _: None
-) -> Extracted:
+def extract(options: ExtractionOptions, limits: RayLimits | None, say: Callable[[str], object]) -> Extracted:
     """Extract what is missing on the chosen engine; `say` gets one line for a person.
 
     Raises MaskAlignError.

@@ -18,8 +18,8 @@ from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_committed
 from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.encode import FeatureEncoder
+from pipeline.extraction.from_views import Origin
 from pipeline.extraction.lane import Lane
-from pipeline.extraction.origin import Origin
 from pipeline.extraction.tally import Tally, Timing, show_progress
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay

@@ -16,7 +16,7 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.units import Unit, followed_units
 from pipeline.errors import CacheError, ConfigError, SourceError
 from pipeline.extraction.options import ExtractionOptions, options_of_views
-from pipeline.extraction.origin import StoredTar
+from pipeline.extraction.origin import FromTars, StoredTar
 from pipeline.storage.address import is_url
 from pipeline.views.sample import SkippedImage, SourceSample
 from pipeline.views.source_tars import SourceTar
@@ -123,3 +123,11 @@ class FromViews:
             raise SourceError(f"{unit.name} of cache {self._cache.address!r} has been removed") from None
         except CacheError as error:
             raise SourceError(str(error)) from None
+
+
+Origin = FromTars | FromViews  # where the samples of tars and their views come from: the same methods
+
+
+def origin_of(options: ExtractionOptions) -> Origin:
+    """Return where the views come from; raises CacheError or ConfigError."""
+    return FromViews(options) if options.views_from else FromTars(options)

@@ -23,9 +23,8 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
-from pipeline.extraction.from_views import FromViews
+from pipeline.extraction.from_views import Origin, origin_of
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.extraction.origin import FromTars, Origin
 from pipeline.extraction.plan import (
     RateForecast,
     SizeForecast,
@@ -116,11 +115,6 @@ def build_teacher(options: ExtractionOptions) -> Teacher:
     if isinstance(options.teacher, str):
         return load_teacher(options.teacher, **given).to(options.device)
     return fit_module(options.teacher, **given).to(options.device)
-
-
-def origin_of(options: ExtractionOptions) -> Origin:
-    """Return where the views come from; raises CacheError or ConfigError."""
-    return FromViews(options) if options.views_from else FromTars(options)
 
 
 def build_schema(options: ExtractionOptions, teacher: Teacher, origin: Origin | None = None) -> CacheSchema:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.cache.commit import FileRecord
 from pipeline.cache.schema import ViewSchema
@@ -15,7 +14,6 @@ from pipeline.views.crop import RESIZE
 from pipeline.views.sample import SkippedImage, SourceSample
 from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
-from pipeline.views.stored import Maker
 
 
 @dataclass(frozen=True)
@@ -27,47 +25,12 @@ class StoredTar:
     name: str
 
 
-class Origin(Protocol):
-    """Gives the samples of tars, each with its chosen views."""
-
-    @property
-    def view(self) -> ViewSchema:
-        """How the views were made."""
-
-    def units(self, units: tuple[Unit, ...], finished: set[int]) -> tuple[Unit, ...]:
-        """Return the longer list of a cache's units; raises ConfigError."""
-
-    def ready(self, units: Iterable[Unit]) -> list[Unit]:
-        """Return the units that can be made now."""
-
-    def views(self, source: str) -> tuple[int, ...]:
-        """Return the views of a source tar that can be made now."""
-
-    def maker(self, views: tuple[int, ...], source: str | None) -> Maker:
-        """Return what makes views of the samples of a tar, `source` being the name that keys draws."""
-
-    def samples(self, tar: SourceTar, views: tuple[int, ...]) -> Iterator[SourceSample]:
-        """Yield the samples of a tar with what some of its views need; raises SourceError."""
-
-    def skipped(self, source: str) -> list[SkippedImage]:
-        """Return the samples of a tar that are known to have no views; raises SourceError."""
-
-    def view_tar(self, unit: Unit) -> StoredTar | None:
-        """Return the view tar of a unit if there is one; raises SourceError."""
-
-    def linked_to(self, cache: str) -> str:
-        """Return which cache's view tars become hard links in `cache`, or nothing if they take bytes."""
-
-    def fault(self, tar: SourceTar) -> str:
-        """Return what has happened to a tar while it was read."""
-
-
 class FromTars:
     """Views are cut from the images of source tars."""
 
     def __init__(self, options: ExtractionOptions) -> None:
         self._options = options
-        self.maker = options.maker
+        self.maker = options.maker  # makes views of the samples of a tar
 
     @property
     def view(self) -> ViewSchema:
@@ -85,33 +48,33 @@ class FromTars:
         )
 
     def units(self, units: tuple[Unit, ...], finished: set[int]) -> tuple[Unit, ...]:
-        """Append the units of new tars and views."""
+        """Return a cache's list of units with those of new tars and views; raises ConfigError."""
         present = [(tar.name, tar.size) for tar in self._options.shards]
         covered = present[: self._options.limit]
         return extended_units(units, covered, self._options.views, present, finished)
 
     def ready(self, units: Iterable[Unit]) -> list[Unit]:
-        """Return all of them."""
+        """Return the units that can be made now: all."""
         return list(units)
 
     def views(self, _: str) -> tuple[int, ...]:
-        """Return all of them."""
+        """Return the views of a source tar that can be made now: all."""
         return tuple(range(self._options.views))
 
     def samples(self, tar: SourceTar, _: tuple[int, ...]) -> Iterator[SourceSample]:
-        """Yield the samples of a source tar."""
+        """Yield the samples of a source tar; raises SourceError."""
         return read_samples(tar)
 
     def skipped(self, _: str) -> list[SkippedImage]:
-        """Return none: which images cannot be decoded is not known yet."""
+        """Return the samples that are known to have no views: none yet."""
         return []
 
     def view_tar(self, _: Unit) -> None:
-        """Return None: view tars are made."""
+        """Return the view tar of a unit if there is one: it is made."""
         return
 
     def linked_to(self, _: str) -> str:
-        """Return nothing."""
+        """Return the cache whose view tars become hard links: none."""
         return ""
 
     def fault(self, tar: SourceTar) -> str:

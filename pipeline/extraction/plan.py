@@ -1,30 +1,29 @@
 """The forecast of an extraction: what it writes, how long it takes, and when it has paid for itself."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pipeline.cache.commit import committed
-from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_sizes
+from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
 from pipeline.extraction.encode import run_teacher
+from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.extraction.origin import Origin
 from pipeline.storage.address import is_url, open_folder
 from pipeline.storage.write_rate import WriteRate, measure_write_rate
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
-from pipeline.views.sample import SourceSample
-from pipeline.views.source_tars import SourceTar
 from pipeline.views.view_tars import tar_bytes
 
 _BATCHES_HELD = 5  # two at the teacher, three that are written or wait for it
@@ -108,12 +107,8 @@ class RateForecast:
     @property
     def hours(self) -> float:
         """Hours for what is missing."""
-        return self.hours_at(self.image_rate)
-
-    def hours_at(self, image_rate: float) -> float:
-        """Hours for what is missing at so many images a second."""
         missing = 1 - self.sizes.finished / self.sizes.units
-        return self.sizes.images * missing / image_rate / 3600
+        return self.sizes.images * missing / self.image_rate / 3600
 
     @property
     def paid_after_epochs(self) -> float:
@@ -148,17 +143,15 @@ def _forecast(
     finished: int,
     origin: Origin,
 ) -> SizeForecast:
-    def samples(tar: SourceTar) -> Iterator[SourceSample]:
-        return whole_samples(tar, read=lambda tar: origin.samples(tar, origin.views(tar.name)[:1]))
-
     tars, views = options.tars, options.views
     sampled = tars[:: max(1, len(tars) // _SAMPLED_TARS)]
-    rows = [max(1, sum(1 for _ in samples(tar))) for tar in sampled]
+    of_one_view = partial(whole_samples, read=lambda tar: origin.samples(tar, origin.views(tar.name)[:1]))
+    rows = [max(1, sum(1 for _ in of_one_view(tar))) for tar in sampled]
     scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)
     files = len(row_arrays(schema)) + 2  # shards, view tar and commit
-    target_bytes = sum(sum(shard_sizes(schema, 0, count).values()) for count in rows)
+    target_bytes = sum(shard_bytes(spec, count) for spec in row_arrays(schema).values() for count in rows)
     chunks = sum(chunk_count(count) for count in rows)
     commit_bytes = files * (_COMMIT_BYTES_A_FILE * len(rows) + _COMMIT_BYTES_A_CHUNK * chunks)
     linked_to = origin.linked_to(options.cache)

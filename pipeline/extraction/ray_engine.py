@@ -132,8 +132,11 @@ class ActorPool:
         """Give out the tars until each is done, failed or with a process of someone else."""
         counted = 0.0
         with ProgressDisplay("extract-teacher", 0) as progress:
-            while self._waiting or any(names for _, names, _ in self._at.values()):
-                self._begin_actors()
+            while unfinished := len(self._waiting) + sum(len(names) for _, names, _ in self._at.values()):
+                # those that find no room in the cluster begin when there is some
+                while len(self._idle) + len(self._at) < min(self._most, unfinished):
+                    actor = self._actor.remote(self._options)
+                    self._at[actor.prepare.remote()] = (actor, [], time.monotonic())
                 self._give_out()
                 if self._at:
                     ready, _ = ray.wait(list(self._at), timeout=_SECONDS_BETWEEN_LOOKS)
@@ -148,13 +151,6 @@ class ActorPool:
         for seconds in self._seconds.values():
             for part, busy in seconds.items():
                 self.timing.seconds[part] += busy / len(self._seconds)
-
-    def _begin_actors(self) -> None:
-        """Ask for actors; those that find no room in the cluster begin when there is some."""
-        unfinished = len(self._waiting) + sum(len(names) for _, names, _ in self._at.values())
-        while len(self._idle) + len(self._at) < min(self._most, unfinished):
-            actor = self._actor.remote(self._options)
-            self._at[actor.prepare.remote()] = (actor, [], time.monotonic())
 
     def _give_out(self) -> None:
         """Give each idle actor a share of the tars, once as many as needed were ready at the same time."""

@@ -1,7 +1,7 @@
 """A cache for one's own code: the images of a view by number, as NumPy arrays or tensors. Needs no torch."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -93,7 +93,12 @@ class Cache(reader.Cache):
         """Return the keys of images. On a disk only a name of each is read, otherwise the whole crops."""
         numbers, found = self._numbers(rows, view).reshape(-1), dict[int, str]()
         for part in self._parts(numbers, view):
-            keys = self._keys_of(part)
+            if self.folder.parallel_reads > 1:  # a request for each name would cost more than the crops
+                chunk = read_joined(self, part.commit, part.chunk, [])
+                keys = [chunk.keys[row] for row in part.rows.tolist()]
+            else:
+                index = self.read_chunk(part.commit, part.chunk, ["index"])["index"][part.rows]
+                keys = [self._key_at(part.commit, row) for row in index.tolist()]
             found |= dict(zip(part.places.tolist(), keys, strict=True))
         return [found[place] for place in range(len(numbers))]
 
@@ -229,13 +234,6 @@ class Cache(reader.Cache):
         for places in np.split(order, starts) if len(order) else ():
             unit, chunk = int(units[places[0]]), int(within[places[0]] // BLOCK_ROWS)
             yield _Found(self.pinned_commit(table[unit]), chunk, within[places] % BLOCK_ROWS, places)
-
-    def _keys_of(self, part: _Found) -> Iterable[str]:
-        if self.folder.parallel_reads > 1:  # a request for each name would cost more than the crops
-            chunk = read_joined(self, part.commit, part.chunk, [])
-            return [chunk.keys[row] for row in part.rows.tolist()]
-        index = self.read_chunk(part.commit, part.chunk, ["index"])["index"][part.rows]
-        return [self._key_at(part.commit, row) for row in index.tolist()]
 
     def _key_at(self, commit: Commit, row: Sequence[int]) -> str:
         """Return the key of a row of `index`: from the name in the tar, which its hash must confirm."""

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.cache.join import JoinedChunk, decode_crop, read_joined
+from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.schema import BLOCK_ROWS
 from pipeline.errors import ConfigError
 from pipeline.library.cache import Cache, open_in_worker
@@ -99,14 +99,21 @@ class CacheDataset(IterableDataset[Sample]):
             places = [(chunk, row) for chunk in chunks for row in range(len(chunk.keys))]
             order = self.order.permutation(epoch, window) if self._shuffle else np.arange(len(places))
             for number in order[:left].tolist():
-                yield self._sample(cache, *places[number])
+                held, row = places[number]
+                pixels = decode_crop(cache, held.crops[row], held.keys[row])
+                yield {
+                    "key": held.keys[row],
+                    "label": int(held.labels[row]),
+                    "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
+                    **sample_fields(self._decoder, held.arrays, row, self._decoded),
+                }
             left -= min(left, len(places))
 
     def _windows(self, order: SampleOrder) -> list[Window]:
         """Return a rank's windows of the next epoch: shuffled, or single chunks in the order of the tars."""
         epoch = int(self._epoch)
         if self._shuffle:
-            return list(order.windows(epoch)[0])
+            return order.windows(epoch)[0]
         (rank,) = order.own
         chunks = order.chunks(order.views[epoch % len(order.views)])[rank :: order.lanes]
         return [Window(rank, number, number, chunks[number : number + 1]) for number in range(len(chunks))]
@@ -118,12 +125,3 @@ class CacheDataset(IterableDataset[Sample]):
             [sum(window.size for window in windows[worker::workers]) for worker in range(workers)]
             for windows in ranks
         ]
-
-    def _sample(self, cache: Cache, chunk: JoinedChunk, row: int) -> Sample:
-        pixels = decode_crop(cache, chunk.crops[row], chunk.keys[row])
-        return {
-            "key": chunk.keys[row],
-            "label": int(chunk.labels[row]),
-            "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous(),
-            **sample_fields(self._decoder, chunk.arrays, row, self._decoded),
-        }

@@ -40,7 +40,22 @@ class FeatureDecoder(nn.Module):
         self.levels = cache.schema.levels if levels is None else whole_numbers("levels", levels)
         self.single = not isinstance(levels, Iterable | None)
         self.indices = cache.level_indices(self.levels)
-        _refuse_target(cache, self.levels, target)
+        teacher = cache.schema.teacher
+        if target not in get_args(TargetKind):
+            raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
+        lacking = "final norm" if teacher.post_norm_eps is None else ""
+        if target == "projected" and teacher.projection_width is None:
+            lacking = lacking or "projection"
+        if target in AFTER_THE_LAST_BLOCK and lacking:
+            raise ConfigError(
+                f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not "
+                "have: give target='whiten', 'none' or 'l2'"
+            )
+        if target in AFTER_THE_LAST_BLOCK and self.levels != (teacher.depth - 1,):
+            raise ConfigError(
+                f"target {target!r} follows the teacher's last block {teacher.depth - 1}, not levels "
+                f"{list(self.levels)}: give levels={teacher.depth - 1}"
+            )
         self._targets = cached_targets(cache, self.indices, target)
 
     @property
@@ -76,35 +91,6 @@ class FeatureDecoder(nn.Module):
         levels = self._targets({"visible_codes": codes, "visible_stats": stats}).visible
         return levels[0] if self.single else torch.stack(levels, dim=1)
 
-    def fields(self, arrays: Mapping[str, Values], row: int, decoded: bool) -> dict[str, Tensor]:
-        """Return what a sample has of its features: `features`, or without `decoded` `codes` and `stats`."""
-        stored = self.stored(arrays, row)
-        if not decoded:
-            return stored
-        features: Tensor = self(stored["codes"][None], stored["stats"][None])
-        return {"features": features[0]}
-
-
-def _refuse_target(cache: Cache, levels: tuple[int, ...], target: TargetKind) -> None:
-    """Raise ConfigError if a target needs what the cache or the level does not have."""
-    teacher = cache.schema.teacher
-    if target not in get_args(TargetKind):
-        raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
-    if target not in AFTER_THE_LAST_BLOCK:
-        return
-    lacks_norm = teacher.post_norm_eps is None
-    if lacks_norm or (target == "projected" and teacher.projection_width is None):
-        lacking = "final norm" if lacks_norm else "projection"
-        raise ConfigError(
-            f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not have: "
-            "give target='whiten', 'none' or 'l2'"
-        )
-    if levels != (teacher.depth - 1,):
-        raise ConfigError(
-            f"target {target!r} follows the teacher's last block {teacher.depth - 1}, not levels "
-            f"{list(levels)}: give levels={teacher.depth - 1}"
-        )
-
 
 def sample_arrays(cache: Cache, decoder: FeatureDecoder) -> list[str]:
     """Return the names of the arrays that a sample is made of."""
@@ -115,8 +101,10 @@ def sample_arrays(cache: Cache, decoder: FeatureDecoder) -> list[str]:
 def sample_fields(
     decoder: FeatureDecoder, arrays: Mapping[str, Values], row: int, decoded: bool
 ) -> dict[str, Any]:
-    """Return the fields of a sample that come from its row, as tensors."""
-    fields = decoder.fields(arrays, row, decoded)
+    """Return the fields of a sample that come from its row; `codes` and `stats` unless `decoded`."""
+    fields = decoder.stored(arrays, row)
+    if decoded:
+        fields = {"features": decoder(fields["codes"][None], fields["stats"][None])[0]}
     if "attention" in arrays:
         fields["attention"] = torch.from_numpy(arrays["attention"][row])
     if "tokens" in arrays:

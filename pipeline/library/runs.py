@@ -15,10 +15,12 @@ from pipeline.runtime.launch import share_of_work, this_process, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
 
 if TYPE_CHECKING:
+    from pipeline.cache import reader
     from pipeline.cache.schema import Compressor, Encoding
     from pipeline.report.scores import Score
     from pipeline.teacher.module import ModuleTeacher
     from pipeline.training.config import RunConfig
+    from pipeline.training.distributed import Ranks
     from pipeline.training.run import Result
     from pipeline.views.codec import ViewFormat
     from pipeline.views.masking import RankStrategy
@@ -83,8 +85,7 @@ def run_extraction(
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    places = [str(place) for place in ([shards] if isinstance(shards, Place) else shards)]
-    given |= source_options(places, str(cache), given.get("views_from"), options)
+    given |= source_options(_addresses(shards), str(cache), given.get("views_from"), options)
     checked = ExtractionOptions(
         cache=str(cache),
         teacher=teacher,
@@ -120,16 +121,13 @@ def run_training(
     change keys as --set does: {"optim.epochs": 100}. `resume` is "never", "always" or "auto". `say` gets
     messages for a person. Under torchrun every process makes the same call. Raises MaskAlignError.
     """
-    from pipeline.evaluation.while_training import training_evaluation
-    from pipeline.report.run_page import write_run_report
     from pipeline.training.config import RunConfig
     from pipeline.training.distributed import joined_ranks
-    from pipeline.training.run import run_training as train
 
     given = [cache] if isinstance(cache, Cache | str | Path) else cache
     if not given:
         raise ConfigError("no cache is named: give one, or a list of them")
-    opened, *others = (each if isinstance(each, Cache) else Cache(each) for each in given)
+    caches = [each if isinstance(each, Cache) else Cache(each) for each in given]
     folder, where = Path(run), chosen_device(device)
 
     def read_config() -> RunConfig:
@@ -142,17 +140,42 @@ def run_training(
             values = read_settings(None if recipe is None else Path(recipe), base=earlier)
         return parse_config(RunConfig, with_settings(values, settings or {}))
 
-    with joined_ranks(where) as ranks, tempfile.TemporaryDirectory(prefix="maskalign-views-") as scratch:
-        config = ranks.decide(read_config)
+    with joined_ranks(where) as ranks:
+        return train_and_report(
+            caches, folder, read_config, resume=resume, ranks=ranks, device=where, say=say
+        )
+
+
+def train_and_report(
+    caches: "Sequence[reader.Cache]",
+    run: Path,
+    read_config: "Callable[[], RunConfig]",
+    *,
+    resume: Resume,
+    ranks: "Ranks",
+    device: torch.device,
+    say: Say,
+) -> "Result":
+    """Train on caches, with evaluations on the way where the configuration asks for them; write the report.
+
+    The main rank reads the configuration: on a network file system, other machines may see an older state of
+    the folder. Raises MaskAlignError.
+    """
+    from pipeline.report.run_page import write_run_report
+    from pipeline.training.run import run_training as train
+
+    with tempfile.TemporaryDirectory(prefix="maskalign-views-") as scratch:
+        config, evaluate = ranks.decide(read_config), None
         with ranks.together():
-            evaluate = None
             if config.evaluate.every_epochs and ranks.is_main:
-                side = opened.schema.view.image_size
+                from pipeline.evaluation.while_training import training_evaluation
+
+                side = caches[0].schema.view.image_size
                 evaluate = training_evaluation(config.evaluate, side, Path(scratch), say)
-        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": where, "others": others}
-        result = train(opened, folder, config, **choices, say=say, evaluate=evaluate)
+        choices: dict[str, Any] = {"resume": resume, "ranks": ranks, "device": device, "others": caches[1:]}
+        result = train(caches[0], run, config, **choices, say=say, evaluate=evaluate)
         if ranks.is_main:
-            write_run_report(folder)
+            write_run_report(run)
     return result
 
 
@@ -194,8 +217,8 @@ def run_evaluation(
             teacher=teacher,
             model=model,
             cache=None if cache is None else str(cache),
-            shards=_addresses(shards),
-            test_shards=_addresses(test_shards),
+            shards=None if shards is None else _addresses(shards),
+            test_shards=None if test_shards is None else _addresses(test_shards),
         )
         choice.check(needs_data=evaluation != "export")
         choice.refuse_unused([chosen])
@@ -241,7 +264,5 @@ def chosen_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _addresses(places: Place | Sequence[Place] | None) -> list[str] | None:
-    if places is None:
-        return None
+def _addresses(places: Place | Sequence[Place]) -> list[str]:
     return [str(place) for place in ([places] if isinstance(places, Place) else places)]

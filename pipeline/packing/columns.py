@@ -21,17 +21,17 @@ def has_field(kind: "pa.DataType", name: str) -> bool:
     return pa.types.is_struct(kind) and name in [field.name for field in kind]
 
 
-def _holds_images(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    return plain or has_field(kind, "bytes")
-
-
 def image_column_of(shown: str, schema: "pa.Schema", given: str | None) -> str:
     """Return the column of the images; raises ConfigError."""
+    import pyarrow.types as pt
+
     refuse_twice(shown, schema.names)
-    fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
+    plain = (pt.is_binary, pt.is_large_binary, pt.is_binary_view)
+    fitting: list[str] = [
+        one.name
+        for one in schema
+        if any(is_kind(one.type) for is_kind in plain) or has_field(one.type, "bytes")
+    ]
     if given in schema.names and given not in fitting:
         kind = schema.field(given).type
         raise ConfigError(f"{shown} has a column {given!r} of {kind}: give one with the bytes of images")

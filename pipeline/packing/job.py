@@ -64,9 +64,9 @@ def run_packing(plan: Plan) -> Packed:
 
 def _unpacked(plan: Plan, places: TablePlaces, output: Output) -> Plan:
     """Unpack the parquet files that are not yet; the plan then reads the Arrow files."""
-    unpacked = places.unpacked_to(output.rows)
+    targets = tuple(output.rows / f"{number:06d}.arrow" for number in range(len(places.files)))
     jobs, done = [], 0
-    for number, (source, target) in enumerate(zip(places.files, unpacked.unpacked, strict=True)):
+    for number, (source, target) in enumerate(zip(places.files, targets, strict=True)):
         if target.exists():
             done += int(places.starts[number + 1] - places.starts[number])
         else:
@@ -80,21 +80,19 @@ def _unpacked(plan: Plan, places: TablePlaces, output: Output) -> Plan:
     for _, ended in _run(plan, jobs, "pack-images: unpacking", done):
         if isinstance(ended.error, Exception):
             raise ended.error
-    return replace(plan, source=replace(plan.source, places=unpacked))
+    return replace(plan, source=replace(plan.source, places=replace(places, unpacked=targets)))
 
 
 def _pack(plan: Plan, missing: list[int], records: dict[str, TarRecord], output: Output) -> Packed:
     """Write the missing tars and add their records; a tar that fails is noted and left out."""
-    options, packed = plan.options, Packed()
-
-    def job(number: int) -> TarJob:
-        name = plan.tar_names[number]
-        places = output.folder / name, output.record_of(name), output.new
-        how = options.shorter_side, options.quality, options.max_bad
-        return TarJob(*places, plan.entries(number), *how)
-
+    packed, names = Packed(), plan.tar_names
+    how = plan.options.shorter_side, plan.options.quality, plan.options.max_bad
+    jobs = (
+        TarJob(output.folder / names[i], output.record_of(names[i]), output.new, plan.entries(i), *how)
+        for i in missing
+    )
     begun = plan.images - sum(end - begin for begin, end in map(plan.bounds, missing))
-    for done, ended in _run(plan, map(job, missing), "pack-images", begun):
+    for done, ended in _run(plan, jobs, "pack-images", begun):
         if ended.result:
             assert isinstance(done, TarJob)
             records[done.target.name] = ended.result

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.classes import NamedClass, in_class_order, read_classes
+from pipeline.classes import in_class_order, read_classes
 from pipeline.errors import ConfigError
 from pipeline.packing.source import RawLabel, Source
 
@@ -24,41 +24,27 @@ def numbered_labels(source: Source, classes: Path | None) -> tuple[NDArray[np.in
     """
     if classes:
         return _by_file(source, classes)
-    numbers = None if source.kind == "folder" else _all_numbers(source.labels)
-    if numbers is not None:
-        if source.class_names and (beyond := numbers.max(initial=-1)) >= len(source.class_names):
+    distinct = set(source.labels) - {None}
+    matches = {label: _NUMBER.fullmatch(str(label)) for label in distinct if source.kind != "folder"}
+    if source.kind != "folder" and all(matches.values()):
+        numbers = {label: max(NO_NUMBER, int(match[1])) for label, match in matches.items() if match}
+        beyond = max(numbers.values(), default=NO_NUMBER)
+        if source.class_names and beyond >= len(source.class_names):
             raise ConfigError(
                 f"{source.address!r} has the label {beyond}, but names only {len(source.class_names)} "
                 "classes: correct its names, or give --classes FILE"
             )
-        return numbers, source.class_names
-    distinct = set(source.labels) - {None}
-    if source.kind != "folder":
-        _refuse_mixture(source, distinct)
-    names = in_class_order(map(str, distinct))
-    by_name = {name: number for number, name in enumerate(names)}
-    return _looked_up(source.labels, {label: by_name[str(label)] for label in distinct}), tuple(names)
-
-
-def _refuse_mixture(source: Source, distinct: set[RawLabel]) -> None:
-    """Raise ConfigError for numbers beside names: as names in order, the numbers would become others."""
-    texts = sorted(map(str, distinct))
-    if number := next(filter(_NUMBER.fullmatch, texts), None):
-        name = next(text for text in texts if not _NUMBER.fullmatch(text))
+        return _looked_up(source.labels, numbers), source.class_names
+    if any(matches.values()):  # as names in order, the numbers would become others
+        number = min(str(label) for label, match in matches.items() if match)
+        name = min(str(label) for label, match in matches.items() if not match)
         raise ConfigError(
             f"{source.kind} {source.address!r} has labels that are whole numbers, such as {number!r}, and "
             f"others, such as {name!r}: correct them, or give --classes FILE with the names of all classes"
         )
-
-
-def _all_numbers(labels: Sequence[RawLabel]) -> NDArray[np.int64] | None:
-    """Return the labels as numbers, None if one of them is not a number."""
-    numbers: dict[RawLabel, int] = {}
-    for label in set(labels) - {None}:
-        if not (found := _NUMBER.fullmatch(str(label))):
-            return None
-        numbers[label] = max(NO_NUMBER, int(found[1]))
-    return _looked_up(labels, numbers)
+    names = in_class_order(map(str, distinct))
+    by_name = {name: number for number, name in enumerate(names)}
+    return _looked_up(source.labels, {label: by_name[str(label)] for label in distinct}), tuple(names)
 
 
 def _looked_up(labels: Sequence[RawLabel], numbers: dict[RawLabel, int]) -> NDArray[np.int64]:
@@ -78,24 +64,18 @@ def _by_file(source: Source, file: Path) -> tuple[NDArray[np.int64], tuple[str, 
                 )
     numbers: dict[RawLabel, int] = {}
     for label in set(source.labels) - {None}:
-        text = _text(label, source.class_names)
+        text, named = str(label), source.class_names
+        if isinstance(label, int) and 0 <= label < len(named):
+            text = named[label]
         found = _NUMBER.fullmatch(text)
         if text in meant:
             numbers[label] = meant[text]
         elif found and int(found[1]) < len(classes):
             numbers[label] = max(NO_NUMBER, int(found[1]))
         else:
+            first = ", ".join(repr(one.name) for one in classes[:3])
             raise ConfigError(
-                f"label {text!r} is not in --classes {str(file)!r}, which has {_some(classes)}: add it there"
+                f"label {text!r} is not in --classes {str(file)!r}, which has {len(classes)} classes such as "
+                f"{first}: add it there"
             )
     return _looked_up(source.labels, numbers), tuple(one.name for one in classes)
-
-
-def _text(label: RawLabel, names: Sequence[str]) -> str:
-    """Return the name that a source gives to a number, else the label itself."""
-    return names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
-
-
-def _some(classes: Sequence[NamedClass]) -> str:
-    first = ", ".join(repr(one.name) for one in classes[:3])
-    return f"{len(classes)} classes such as {first}"

@@ -19,6 +19,10 @@ _ACCEPTED = (
     "give a folder of class folders or of images, a CSV with the columns path and label, parquet files "
     "(a folder or a pattern such as 'data/train-*.parquet'), or a folder of save_to_disk"
 )
+_UNUSED = {  # options without effect, by kind of source
+    "folder": ("path_column", "label_column", "image_column"),
+    "list": ("image_column",),
+}
 # as the Hugging Face hub and `datasets` name files
 _SPLIT = re.compile(r"(?P<split>.+?)-\d+-of-\d+.*\.(?:parquet|arrow)")
 
@@ -33,8 +37,15 @@ def open_source(options: PackingOptions) -> Source:
     elif path.is_file():
         source = _tables(path, [path], options)
     else:
-        source = _matching(path, options)
-    _refuse_unused(source, options)
+        found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207  # Path.glob refuses some patterns
+        files = sorted(file for file in found if file.is_file())
+        if not files:
+            raise ConfigError(f"SOURCE {options.source!r} does not exist: {_ACCEPTED}")
+        source = _tables(path, files, options)
+    for name in _UNUSED.get(source.kind, ()):
+        if (value := getattr(options, name)) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {value!r} has no effect on a {source.kind}: leave it out")
     return source
 
 
@@ -75,15 +86,6 @@ def _saved_files(folder: Path) -> list[Path]:
     return files
 
 
-def _matching(pattern: Path, options: PackingOptions) -> Source:
-    """Return the tables that a pattern names."""
-    found = map(Path, glob.glob(str(pattern), recursive=True))  # noqa: PTH207  # Path.glob refuses some patterns
-    files = sorted(file for file in found if file.is_file())
-    if not files:
-        raise ConfigError(f"SOURCE {options.source!r} does not exist: {_ACCEPTED}")
-    return _tables(pattern, files, options)
-
-
 def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> Source:
     kinds = {file.suffix.lower() for file in files}
     if kinds == {".tar"}:
@@ -110,16 +112,3 @@ def _tables(address: Path, files: Sequence[Path], options: PackingOptions) -> So
         raise ConfigError("--path-column is for a CSV: give --image-column for the column of the images")
     kind: Literal["parquet", "arrow"] = "parquet" if kinds == {".parquet"} else "arrow"
     return table_source(kind, str(address), files, options.image_column, options.label_column)
-
-
-def _refuse_unused(source: Source, options: PackingOptions) -> None:
-    """Raise ConfigError for an option that another kind of source has."""
-    if source.kind == "folder":
-        unused = {"--path-column": options.path_column, "--label-column": options.label_column}
-    else:
-        unused = {}
-    if source.kind in ("folder", "list"):
-        unused["--image-column"] = options.image_column
-    for option, value in unused.items():
-        if value is not None:
-            raise ConfigError(f"{option} {value!r} has no effect on a {source.kind}: leave it out")

@@ -119,7 +119,8 @@ class Output:
         for tar in tars:
             if (file := self.record_of(tar)).is_file():
                 found[tar] = _parsed(TarRecord, file)
-        return {tar: one for tar, one in found.items() if _size(self.folder / tar) == one.bytes}
+        files = ((self.folder / tar, tar, one) for tar, one in found.items())
+        return {tar: one for file, tar, one in files if file.is_file() and file.stat().st_size == one.bytes}
 
     def finish(self, plan: Mapping[str, Any], tars: dict[str, TarRecord]) -> None:
         """Write the record of all tars, and remove what was under way."""
@@ -127,10 +128,6 @@ class Output:
         replace_file(self.folder / RECORD, (packing.model_dump_json(indent=1) + "\n").encode())
         _parsed(PackingRecord, self.folder / RECORD)
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1
 
 
 def _short(value: object) -> str:

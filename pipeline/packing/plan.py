@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.packing.labels import NO_NUMBER, numbered_labels
 from pipeline.packing.opening import open_source
 from pipeline.packing.options import PackingOptions
-from pipeline.packing.source import Place, Source
+from pipeline.packing.source import ImageFile, Source
+from pipeline.packing.tables import TableRow
 from pipeline.seeding import generator
 from pipeline.views.sample import key_of_member
 
@@ -29,7 +30,7 @@ class Entry:
     key: str
     name: str
     label: int
-    place: Place
+    place: ImageFile | TableRow
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,9 @@ def unique_keys(names: Sequence[str]) -> list[str]:
     stems = (os.path.splitext(name)[0] for name in names)  # noqa: PTH122  # a Path takes ten times as long
     paths = [_UNSAFE.sub("_", stem.lstrip("/")) for stem in stems]
     for keys in ([path.rpartition("/")[2] for path in paths], paths):
-        if len(set(keys)) == len(keys) and all(map(_is_key, keys)):
+        if len(set(keys)) == len(keys) and all(
+            len(key.encode()) <= _MOST_KEY_BYTES and key_of_member(TarInfo(f"{key}.jpg")) == (key, "jpg")
+            for key in keys
+        ):
             return keys
     return [f"{number:08d}" for number in range(len(names))]
-
-
-def _is_key(key: str) -> bool:
-    member = TarInfo(f"{key}.jpg")
-    return len(key.encode()) <= _MOST_KEY_BYTES and key_of_member(member) == (key, "jpg")

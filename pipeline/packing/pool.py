@@ -16,33 +16,27 @@ def run_jobs(
 
     Raises MaskAlignError if a worker dies.
     """
+    if not workers:
+        yield from ((job, run_job(job, advance)) for job in jobs)
+        return
+    waiting, busy = iter(jobs), dict[Worker, Job]()
     try:
-        if workers:
-            yield from _in_workers(iter(jobs), workers, advance)
-        else:
-            yield from ((job, run_job(job, advance)) for job in jobs)
+        with ExitStack() as running:
+            for number, job in enumerate(islice(waiting, workers)):
+                worker = Worker(f"pack-{number}", serve_packing)
+                running.callback(worker.end)
+                worker.send(job)
+                busy[worker] = job
+            while busy:
+                for worker in ready_workers(list(busy)):
+                    answer = worker.receive()
+                    if not isinstance(answer, Ended):
+                        advance(answer)
+                        continue
+                    yield busy.pop(worker), answer
+                    for job in islice(waiting, 1):
+                        worker.send(job)
+                        busy[worker] = job
     except WorkerDiedError as error:
         cure = "lower --workers and run" if error.lacks_memory else "run"
         raise MaskAlignError(f"a packing worker {error}: {cure} the same command again") from None
-
-
-def _in_workers(
-    jobs: Iterator[Job], workers: int, advance: Callable[[int], None]
-) -> Iterator[tuple[Job, Ended]]:
-    busy: dict[Worker, Job] = {}
-    with ExitStack() as running:
-        for number, job in enumerate(islice(jobs, workers)):
-            worker = Worker(f"pack-{number}", serve_packing)
-            running.callback(worker.end)
-            worker.send(job)
-            busy[worker] = job
-        while busy:
-            for worker in ready_workers(list(busy)):
-                answer = worker.receive()
-                if not isinstance(answer, Ended):
-                    advance(answer)
-                    continue
-                yield busy.pop(worker), answer
-                for job in islice(jobs, 1):
-                    worker.send(job)
-                    busy[worker] = job

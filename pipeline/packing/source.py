@@ -5,20 +5,17 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.views.source import MAX_IMAGE_BYTES
 
+if TYPE_CHECKING:
+    from pipeline.packing.tables import TablePlaces
+
+
 Kind = Literal["folder", "list", "parquet", "arrow"]
 RawLabel = int | str | None  # None: the image has no label
-
-
-class Place(Protocol):
-    """Where the bytes of one image are; picklable."""
-
-    def read(self) -> bytes:
-        """Return the bytes; raises SourceError."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +43,6 @@ def checked_bytes(data: bytes) -> bytes:
     return data
 
 
-class Places(Protocol):
-    """The places of all images."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def __getitem__(self, index: int, /) -> Place:
-        """Return the place of image `index`."""
-
-
 @dataclass(frozen=True)
 class FilePlaces:
     """Files, named by paths below a folder."""
@@ -81,7 +68,7 @@ class Source:
 
     kind: Kind
     address: str
-    places: Places
+    places: "FilePlaces | TablePlaces"
     names: Sequence[str]
     labels: Sequence[RawLabel]
     fingerprint: str  # SHA-256 of what decides the order, the names and the labels

@@ -6,10 +6,10 @@ batch, into Arrow files, in which each row has its place. Arrow files are mapped
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class TableRow:
 
     def read(self) -> bytes:
         """Return the bytes; raises SourceError."""
-        value = _opened(self.file, self.column).value(self.row)
+        value = _opened(self.file, self.column)[self.row].as_py()
         if isinstance(value, dict):
             path, value = value.get("path"), value.get("bytes")
             if value is None and path:
@@ -68,27 +68,10 @@ class TablePlaces:
         row = index - int(self.starts[number])
         return TableRow(str(file), self.column, row, str(self.files[number].parent))
 
-    def unpacked_to(self, folder: Path) -> "TablePlaces":
-        """Return the same rows in Arrow files in a folder."""
-        return replace(self, unpacked=tuple(folder / f"{i:06d}.arrow" for i in range(len(self.files))))
-
-
-class _Column:
-    """A column of an Arrow file that is mapped into memory."""
-
-    def __init__(self, column: "pa.ChunkedArray") -> None:
-        self._chunks = column.chunks
-        self._starts = np.cumsum([0, *map(len, self._chunks)])
-
-    def value(self, row: int) -> Any:
-        """Return a copy of the value in a row."""
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._chunks[chunk][row - int(self._starts[chunk])].as_py()
-
 
 @lru_cache(_MOST_OPEN)
-def _opened(file: str, column: str) -> _Column:
-    return _Column(_mapped(Path(file))[column])
+def _opened(file: str, column: str) -> "pa.ChunkedArray":
+    return _mapped(Path(file))[column]  # pyarrow finds the chunk of a row by bisection
 
 
 def _mapped(file: Path) -> "pa.Table":

@@ -77,7 +77,12 @@ class TarJob:
             except SourceError as error:
                 left_out.append(LeftOut(name=entry.name, reason=str(error)))
                 if len(left_out) > allowed or len(left_out) == total:
-                    raise SourceError(self._fault(left_out, count)) from None
+                    raise SourceError(
+                        f"{len(left_out)} of its first {count} images are bad, more than "
+                        f"max({_LEAST_BAD_ALLOWED}, --max-bad {self.max_bad:g}) of {total}; the first: "
+                        f"{left_out[0].name!r} {left_out[0].reason}; restore them, leave them out of the "
+                        "source, or raise --max-bad"
+                    ) from None
             else:
                 file.write(_member(f"{entry.key}.{extension}", data))
                 if entry.label >= 0:
@@ -86,14 +91,6 @@ class TarJob:
                 advance((count - 1) % _IMAGES_BETWEEN_MESSAGES + 1)
         file.write(bytes(tar_bytes(file.size) - file.size))
         return left_out
-
-    def _fault(self, left_out: Sequence[LeftOut], count: int) -> str:
-        first, total = left_out[0], len(self.entries)
-        return (
-            f"{len(left_out)} of its first {count} images are bad, more than max({_LEAST_BAD_ALLOWED}, "
-            f"--max-bad {self.max_bad:g}) of {total}; the first: {first.name!r} {first.reason}; restore "
-            "them, leave them out of the source, or raise --max-bad"
-        )
 
 
 Job = UnpackJob | TarJob

@@ -30,23 +30,19 @@ def alignment_section(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
         start += count
         heading = f"<h3>{html.escape(name.removeprefix(_TABLE).strip())}</h3>" if len(teachers) > 1 else ""
         names = names or [f"level {index}" for index in range(count)]
-        body += f'{heading}<div class="grid">{_cards(found, names)}</div>'
+        cards = f'<div class="card wide" tabindex="0">{_matrix(list(found.values())[-1], names)}</div>'
+        if len(found) > 1:  # how the last matrix came about
+            course = plots.course_chart(list(found), np.stack(list(found.values())), names)
+            cards += (
+                '<div class="card"><h3>Mean student block that a level draws on, by weight</h3>'
+                f"{course}</div>"
+            )
+        body += f'{heading}<div class="grid">{cards}</div>'
     text = (
         "Each row is a level of the teacher, each column a block of the student: the weight with which the "
         "block takes part in that level's prediction. The largest of a row is framed."
     )
     return PageSection("Alignment", f"<p>{text}</p>{body}" if body else "")
-
-
-def _cards(found: Mapping[int, np.ndarray[Any, Any]], names: Sequence[str]) -> str:
-    """Return the last matrix of a teacher, and how it came about if there are several."""
-    cards = f'<div class="card wide" tabindex="0">{_matrix(list(found.values())[-1], names)}</div>'
-    if len(found) > 1:
-        course = plots.course_chart(list(found), np.stack(list(found.values())), names)
-        cards += (
-            f'<div class="card"><h3>Mean student block that a level draws on, by weight</h3>{course}</div>'
-        )
-    return cards
 
 
 def _matrix(weights: np.ndarray[Any, Any], names: Sequence[str]) -> str:

@@ -82,8 +82,13 @@ class Worker:
                 end.setsockopt(socket.SOL_SOCKET, direction, timeout)
         self._pipe: Connection = pipe
         self._process = context.Process(target=_run, args=(serve, theirs, *arguments), daemon=True, name=name)
-        with _without_main_module():
+        # multiprocessing would run the main script again in every worker, which needs nothing of it. Without
+        # a main guard that starts workers within workers, and fails; with one it costs the script's imports.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
             self._process.start()
+        finally:
+            sys.modules["__main__"] = main
         theirs.close()
         # Hangs up and kills the process, which has nothing to save. Runs also when no one calls it: at its
         # exit Python waits for daemons, and these ignore its SIGTERM.
@@ -165,21 +170,6 @@ def _helper_starting() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep a process that starts here from importing the main script, which no worker needs.
-
-    multiprocessing would run the script again in every worker. Without a main guard that starts workers
-    within workers, and fails; with one it costs the time of the script's imports.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _run(serve: Callable[..., None], pipe: Connection, *arguments: object) -> None:

@@ -14,17 +14,9 @@ PART_BYTES = 8 << 20  # of an upload to an object store in parts, which larger f
 class Folder(Protocol):
     """A folder that holds files by key; picklable through its address."""
 
-    @property
-    def address(self) -> str:
-        """The path or URL, from which `open_folder` makes this folder again."""
-
-    @property
-    def parallel_reads(self) -> int:
-        """The number of reads to keep in flight: 1 on a disk, more where each costs a round trip."""
-
-    @property
-    def can_list(self) -> bool:
-        """Whether `names` and `sizes` work; a web server knows a file only by its name."""
+    address: str  # the path or URL, from which `open_folder` makes this folder again
+    parallel_reads: int  # reads to keep in flight: 1 on a disk, more where each costs a round trip
+    can_list: bool  # whether `names` and `sizes` work; a web server knows a file only by its name
 
     def exists(self, key: str) -> bool:
         """Return whether a file is there."""

@@ -1,6 +1,5 @@
 """A folder on a plain web server as a Folder: files are read by their names; nothing is listed or written."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Never
 
@@ -14,25 +13,13 @@ class WebFolder(RemoteFiles):
 
     can_list = False
 
-    def names(self, prefix: str = "") -> set[str]:
+    def names(self, prefix: str = "") -> Never:
         self._refuse(f"list {prefix or 'a folder'}")
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        self._refuse(f"list {prefix or 'a folder'}")
-
-    def replace(self, key: str, data: bytes) -> None:  # noqa: ARG002
+    def replace(self, key: str, *_: object, **__: object) -> Never:
         self._refuse(f"write {key}")
 
-    def create(self, key: str, data: bytes) -> bool:  # noqa: ARG002
-        self._refuse(f"write {key}")
-
-    def take(self, source: Path, key: str, still: Callable[[], bool] = lambda: True) -> bool:  # noqa: ARG002
-        self._refuse(f"write {key}")
-
-    def take_tree(self, source: Path, key: str, marker: str) -> bool:  # noqa: ARG002
-        self._refuse(f"write {key}")
-
-    def update(self, key: str, change: Callable[[bytes], bytes]) -> None:  # noqa: ARG002
+    def take(self, source: Path, key: str, *_: object, **__: object) -> Never:  # noqa: ARG002
         self._refuse(f"write {key}")
 
     def remove(self, key: str) -> None:
@@ -47,8 +34,10 @@ class WebFolder(RemoteFiles):
     def moving(self) -> Never:
         self._refuse("take new files")
 
-    def scratch(self) -> Never:
-        self._refuse("take new files")
+    sizes = names
+    create = update = replace
+    take_tree = take
+    scratch = moving
 
     def free_bytes(self) -> int:
         return 0

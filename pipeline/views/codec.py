@@ -169,6 +169,7 @@ def _has_strange_end(data: bytes, scan_end: int, pixels: Pixels, with_junk: byte
 
 
 def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
+    """Return a writable copy in 8 bits; torch needs writable arrays."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
@@ -176,7 +177,14 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
         ):
             _refuse_bomb(image.height, image.width)
             with _silent_stderr() if image.format == "TIFF" else nullcontext():
-                return _rgb(image)
+                if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+                    grey = (np.asarray(image) >> 8).astype(np.uint8)  # convert() would clip it at 255
+                    return np.repeat(grey[..., None], 3, axis=2)
+                if image.mode in ("I", "F"):
+                    raise SourceError(
+                        "has 32 bits a channel, whose range is not known: at most 16 are accepted"
+                    )
+                return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except UnidentifiedImageError:  # its own text has the address of an object
         reason = jpeg_reason if data.startswith(b"\xff\xd8") else "no image of a known format"
         raise SourceError(f"cannot be decoded ({reason})") from None
@@ -186,17 +194,6 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
         raise
     except Exception as error:  # on hostile files Pillow raises almost anything
         raise SourceError(f"cannot be decoded ({type(error).__name__}: {error})") from None
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Return a writable copy in 8 bits; torch needs writable arrays."""
-    is_grey_ppm = (image.mode, image.format) == ("I", "PPM")
-    if image.mode.startswith("I;16") or is_grey_ppm:  # which convert() clips at 255
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise SourceError("has 32 bits a channel, whose range is not known: at most 16 are accepted")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextmanager

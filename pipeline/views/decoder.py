@@ -80,8 +80,17 @@ class Decoder:
 
         Raises MaskAlignError if a worker dies or stands still, which is not the fault of a tar.
         """
+        if not self._workers:
+            for of, maker, samples in groups:
+                begin = time.perf_counter()
+                results = [maker(sample) for sample in samples]
+                self.busy_seconds += time.perf_counter() - begin
+                good = [one.pixels for one in results if isinstance(one, SampleViews)]
+                pixels = np.stack(good, axis=1) if good else np.empty((len(maker.views), 0), np.uint8)
+                yield DecodedJob(of, results, pixels)
+            return
         try:
-            yield from self._from_workers(groups) if self._workers else map(self._made_here, groups)
+            yield from self._from_workers(groups)
         except WorkerDiedError as error:
             self.close()
             cure = "lower --workers and run" if error.lacks_memory else "run"
@@ -110,15 +119,6 @@ class Decoder:
             for memory in self._memories:
                 free_shared(memory)
             self._memories, self._locked, self._copies = [], [], {}
-
-    def _made_here(self, group: Group[Of]) -> DecodedJob[Of]:
-        of, maker, samples = group
-        begin = time.perf_counter()
-        results = [maker(sample) for sample in samples]
-        self.busy_seconds += time.perf_counter() - begin
-        good = [one.pixels for one in results if isinstance(one, SampleViews)]
-        pixels = np.stack(good, axis=1) if good else np.empty((len(maker.views), 0), np.uint8)
-        return DecodedJob(of, results, pixels)
 
     def _from_workers(self, groups: Iterable[Group[Of]]) -> Iterator[DecodedJob[Of]]:
         while self._answered < self._asked:  # jobs of a pass that was not followed to its end

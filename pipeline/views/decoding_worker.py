@@ -75,28 +75,29 @@ class JobResult:
 
 
 def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
-    """Do jobs (slot, maker, samples) until the owner closes the pipe."""
+    """Do jobs (slot, maker, samples) until the owner closes the pipe.
+
+    Images come in the arena of the job, and the crops then take their place.
+    """
     torch.set_num_threads(1)
     memory = SharedMemory(memory_name)
+    maker: Maker
+    samples: Sequence[SourceSample]
     while True:
         slot, maker, samples = owner.receive()
+        begin = time.perf_counter()
         try:
-            owner.send(_make_views(maker, samples, *room.parts(shared_buffer(memory), slot)))
+            pixels, arena = room.parts(shared_buffer(memory), slot)
+            samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]
+            results: list[SampleViews | SkippedImage] = []
+            good = 0
+            for made in map(maker, samples):
+                if isinstance(made, SampleViews):
+                    pixels[: len(made.pixels), good] = made.pixels
+                    good += 1
+                    crops = tuple(map(arena.put, made.tar_samples))
+                    made = replace(made, pixels=np.empty(0, np.uint8), tar_samples=crops)
+                results.append(made)
+            owner.send(JobResult(time.perf_counter() - begin, results))
         except Exception:
             owner.send(JobResult(failure=traceback.format_exc()))
-
-
-def _make_views(maker: Maker, samples: Sequence[SourceSample], pixels: Pixels, arena: Arena) -> JobResult:
-    """Make the views of samples from the arena, then put the crops into the arena in their place."""
-    begin = time.perf_counter()
-    samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]
-    results: list[SampleViews | SkippedImage] = []
-    good = 0
-    for made in map(maker, samples):
-        if isinstance(made, SampleViews):
-            pixels[: len(made.pixels), good] = made.pixels
-            good += 1
-            crops = tuple(map(arena.put, made.tar_samples))
-            made = replace(made, pixels=np.empty(0, np.uint8), tar_samples=crops)
-        results.append(made)
-    return JobResult(time.perf_counter() - begin, results)

@@ -51,23 +51,18 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
     Without `cls` it is the whole number `label` in member `json`, as some public ImageNet tars have it.
     """
     if "cls" not in sample.members:
-        label = _noted_label(sample.members.get("json", b""))
-        return label, sample.label_fault if label == NO_LABEL else ""
+        try:
+            label = json.loads(sample.members.get("json", b""))["label"]
+        except (ValueError, KeyError, TypeError):  # such notes may be about anything
+            label = None
+        if type(label) is int and 0 <= label < 10**_LABEL_DIGITS:
+            return label, ""
+        return NO_LABEL, sample.label_fault
     text = sample.members["cls"].strip()
     if text.isdigit() and len(text) <= _LABEL_DIGITS:
         return int(text), ""
     shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"
-
-
-def _noted_label(notes: bytes) -> int:
-    """Return the label in a JSON object, NO_LABEL if there is none: such notes may be about anything."""
-    try:
-        label = json.loads(notes)["label"]
-    except (ValueError, KeyError, TypeError):
-        return NO_LABEL
-    is_index = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 10**_LABEL_DIGITS
-    return label if is_index else NO_LABEL
 
 
 def key_of_member(info: TarInfo) -> tuple[str, str] | None:

@@ -50,7 +50,7 @@ def read_samples(shard: SourceTar) -> Iterator[SourceSample]:
     with opened as file:
         seen: set[str] = set()
         try:
-            for key, members in groupby(_members(shard, _TarStream(file)), attrgetter("key")):
+            for key, members in groupby(_members(shard, TarStream(file)), attrgetter("key")):
                 if key in seen:
                     raise SourceError(f"holds the key {key!r} twice, not side by side")
                 seen.add(key)
@@ -65,7 +65,7 @@ def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
         raise StorageError(f"tar {printable(shard.address)!r} cannot be read: {error.strerror}") from None
 
 
-def _members(shard: SourceTar, stream: "_TarStream") -> Iterator[_Member]:
+def _members(shard: SourceTar, stream: "TarStream") -> Iterator[_Member]:
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8") as tar:
             for info in iter(tar.next, None):
@@ -115,16 +115,17 @@ def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
     return SourceSample(key, image.data, carried, image.fault, label_fault)
 
 
-class _TarStream:
+class TarStream:
     """Guards the reads of tarfile: not to the end of the file, nor far beyond the current member."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._size = 0
+    def __init__(self, file: IO[bytes], start: int = 0) -> None:
+        """Take an open tar, which has been read up to byte `start`."""
+        self._file, self._size = file, start
         self._content = 0  # up to the last byte that is not zero
         self.limit = _MAX_HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, at least one; raises SourceError at the end of the file."""
         if self._size > self.limit:
             raise SourceError(f"has a header of more than {_MAX_HEADER_BYTES} bytes")
         data = self._read(size)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from pathlib import Path
 from tarfile import is_tarfile
@@ -60,7 +60,8 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
     ConfigError that names the tar or the pattern, OSError if a URL does not answer.
     """
     specs = [specs] if isinstance(specs, str) else specs
-    addresses = list(dict.fromkeys(address for spec in specs for address in _expand(spec)))
+    found = (_remote_matches(spec) if is_url(spec) else _local_matches(Path(spec)) for spec in specs)
+    addresses = list(dict.fromkeys(chain.from_iterable(found)))
     for address in addresses:  # a cache must be able to name its files after them
         name, shown = tar_name(address), printable(address)
         if not name.endswith(".tar") or name == ".tar":
@@ -78,18 +79,6 @@ def resolve_tars(specs: str | Sequence[str]) -> list[SourceTar]:
                 "name, by which a cache knows them: rename one"
             )
     return tars
-
-
-def _expand(spec: str) -> list[str]:
-    """Return the addresses that a spec stands for, at least one."""
-    if is_url(spec):
-        if _PATTERN.search(spec) and spec.startswith(STORE_SCHEMES):
-            with suppress(FileNotFoundError):  # what looks like a pattern may be the very name of an object
-                tar_size(spec)
-                return [spec]
-        return [tar for url in _braces(spec) for tar in _remote_matches(url)]
-    path = Path(spec)
-    return _local_matches(path if _is_there(path) else _at_home(path))
 
 
 def _at_home(path: Path) -> Path:
@@ -118,6 +107,7 @@ def _braces(spec: str) -> list[str]:
 
 def _local_matches(path: Path) -> list[str]:
     """Return the tars of a path. Braces and brackets in the names of existing folders are not patterns."""
+    path = path if _is_there(path) else _at_home(path)
     if _is_there(path):
         if path.is_dir():
             return _in_folder(path)
@@ -137,21 +127,28 @@ def _local_matches(path: Path) -> list[str]:
     return found
 
 
-def _remote_matches(url: str) -> list[str]:
-    """Return the tars of a URL without braces: of a folder, of a pattern in the last part, or itself."""
-    parent, _, name = url.rpartition("/")
-    try:
+def _remote_matches(spec: str) -> list[str]:
+    """Return the tars of a URL: of a folder, of a pattern in the last part or with braces, or itself."""
+    if _PATTERN.search(spec) and spec.startswith(STORE_SCHEMES):
+        with suppress(FileNotFoundError):  # what looks like a pattern may be the very name of an object
+            tar_size(spec)
+            return [spec]
+    tars: list[str] = []
+    for url in _braces(spec):
+        parent, _, name = url.rpartition("/")
         if _WILDCARD.search(parent):
             raise _refusal(url, "have a wildcard in the folder part of a URL")
-        if _WILDCARD.search(name):
-            found = [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
-        else:
-            found = [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
-    except FileNotFoundError as error:
-        raise _refusal(url, f"cannot be listed ({error.strerror})") from None
-    if not found:
-        raise _refusal(url, _NO_MATCH)
-    return found
+        try:
+            if _WILDCARD.search(name):
+                found = [tar for tar in list_tars(f"{parent}/") if fnmatchcase(tar_name(tar), name)]
+            else:
+                found = [url] if name.endswith(".tar") else list_tars(f"{url.rstrip('/')}/")
+        except FileNotFoundError as error:
+            raise _refusal(url, f"cannot be listed ({error.strerror})") from None
+        if not found:
+            raise _refusal(url, _NO_MATCH)
+        tars += found
+    return tars
 
 
 def _tars(files: Iterable[Path]) -> list[str]:

@@ -14,7 +14,8 @@ from pipeline.cache.layout import (
     commit_key,
     constant_arrays,
     row_arrays,
-    shard_sizes,
+    shard_bytes,
+    shard_key,
     view_tar_key,
 )
 from pipeline.cache.writer import create_cache, extend_cache, with_digests
@@ -43,7 +44,9 @@ def made_up_commit(schema, unit, rows):
     """The commit of a unit; digests, checksums and the size of the view tar are invented."""
     chunks = chunk_count(rows)
     digest = hashlib.sha256(str(unit.unit).encode()).hexdigest()
-    files = shard_sizes(schema, unit.unit, rows) | {view_tar_key(unit): 30_000_000}
+    specs = row_arrays(schema).values()
+    files = {shard_key(spec, unit.unit): shard_bytes(spec, rows) for spec in specs}
+    files[view_tar_key(unit)] = 30_000_000
     return Commit(
         unit=unit.unit,
         source=unit.source,

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-import typer
 from caches import TEACHER
+from calls import call
 from neighbour_votes import knn_predictions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tars import image, write_tar
-from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -54,22 +53,19 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(cache, recipe):
     """A run of two steps."""
-    training = typer.Typer(pretty_exceptions_enable=False)
-    training.command()(train_student)
     folder = recipe.parent / "run"
-    arguments = ["--cache", cache, "--run", folder, "--config", recipe, "--device", "cpu"]
-    result = CliRunner().invoke(training, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    words = ["--cache", cache, "--run", folder, "--config", recipe, "--device", "cpu"]
+    call(train_student, *words, code=0)
     return folder
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, ["knn", *map(str, (*arguments, *SETTINGS))], catch_exceptions=False)
+def knn(*arguments):
+    return call(app, "knn", *arguments, *SETTINGS)
 
 
 def judged(tmp_path, *arguments):
     """Return images in bank and test, and the accuracies, of an evaluation, compared with what it prints."""
-    result = call(*arguments, "--out", tmp_path / "result.json")
+    result = knn(*arguments, "--out", tmp_path / "result.json")
     assert (result.exit_code, result.stderr) == (0, "")
     scores = json.loads((tmp_path / "result.json").read_text())
     found = {score["representation"]: score["metrics"]["top-1"] for score in scores}
@@ -201,17 +197,17 @@ def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
 def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
     arguments = ("--cache", cache, "--test-shards", test_tar)
-    call("--run", copy, *arguments)
-    call("--teacher", TEACHER, *arguments, "--report", copy)
+    knn("--run", copy, *arguments)
+    knn("--teacher", TEACHER, *arguments, "--report", copy)
     scores = read_scores(copy)
     assert [(score.subject.kind, score.representation) for score in scores] == [
         ("run", "cls"), ("run", "mean"), ("teacher", "cls"), ("teacher", "mean"),
     ]  # fmt: skip
     assert (scores[0].subject.step, scores[0].subject.weights) == (2, student_digest(copy))
     assert len({score.conditions for score in scores}) == 1
-    call("--run", copy, *arguments)
+    knn("--run", copy, *arguments)
     assert len(read_scores(copy)) == 4
-    call("--run", copy, *arguments, "--set", "shared_keys=allow")
+    knn("--run", copy, *arguments, "--set", "shared_keys=allow")
     assert len(read_scores(copy)) == 6
     assert "student, step 2" in (copy / "report.html").read_text(encoding="utf-8")
 
@@ -219,7 +215,7 @@ def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, 
 def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
     images = {f"{n}": image(n) for n in range(8)} | {"bad": b"no image"}
     tar = write_tar(tmp_path / "a.tar", images, {f"{n}": n % 4 for n in range(6)} | {"bad": 0})
-    result = call("--run", run, "--cache", cache, "--test-shards", tar)
+    result = knn("--run", run, "--cache", cache, "--test-shards", tar)
     assert result.exit_code == 0
     assert "6 images of 4 classes, 48 to learn from" in result.stdout
     assert (
@@ -267,8 +263,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
 )
 def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, arguments, part):
     arguments = [argument.format(run=run, recipe=recipe, tars=tars) for argument in arguments]
-    result = CliRunner().invoke(app, ["knn", "--set", "k=3", *arguments, "--cache", str(cache)])
-    assert result.exit_code == 2
+    result = call(app, "knn", "--set", "k=3", *arguments, "--cache", cache, code=2)
     assert result.stderr.startswith("error: ")
     assert part in result.stderr
 
@@ -306,8 +301,7 @@ def test_options_without_effect_are_refused_by_name(run, tars, tmp_path, name, a
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\n")
     given = [{"T": str(tars), "N": str(names)}.get(argument, argument) for argument in arguments]
-    result = CliRunner().invoke(app, [name, "--run", str(run), "--device", "cpu", *given])
-    assert result.exit_code == 2
+    result = call(app, name, "--run", run, "--device", "cpu", *given, code=2)
     assert part in result.stderr
 
 
@@ -317,8 +311,7 @@ def test_weights_that_are_not_finite_are_refused(run, tars, tmp_path, name):
     weights = load_file(copy / "student.safetensors")
     save_file(weights | {"blocks.1.norm1.weight": torch.full((32,), torch.nan)}, copy / "student.safetensors")
     data = ("--run", copy, "--shards", tars, *(("--test-shards", tars) if name == "segment" else ()))
-    result = CliRunner().invoke(app, [name, *map(str, data), "--device", "cpu"])
-    assert result.exit_code == 1
+    result = call(app, name, *data, "--device", "cpu", code=1)
     assert "the weights 'blocks.1.norm1.weight' of 'student' are not finite" in result.stderr
 
 
@@ -326,14 +319,13 @@ def test_weights_that_are_not_finite_are_refused(run, tars, tmp_path, name):
 def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
     file = tmp_path / "names.json"
     file.write_text(text)
-    result = call("--run", run, "--cache", cache, "--class-names", file)
+    result = knn("--run", run, "--cache", cache, "--class-names", file)
     assert result.exit_code == 2
     assert "has no name for class 1: give one for each from 0 on" in result.stderr
 
 
 def test_an_unknown_evaluation_names_those_there_are():
-    result = CliRunner().invoke(app, ["kn", "--print-config"])
-    assert result.exit_code == 2
+    result = call(app, "kn", "--print-config", code=2)
     assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of ")
     assert {"knn", "attention"} <= set(result.stderr.strip().partition("give one of ")[2].split(", "))
 
@@ -343,15 +335,11 @@ def test_several_evaluations_in_one_command(cache, run, test_tar, tmp_path):
     own = ("knn.k=3", "robustness.k=3", "robustness.severities=[1]", 'robustness.corruptions=["blur"]')
     arguments = [word for one in own for word in ("--set", one)]
     data = ("--run", run, "--cache", cache, "--test-shards", test_tar, "--report", run, "--workers", 0)
-    result = CliRunner().invoke(
-        app, [names, *map(str, (*data, *arguments, "--device", "cpu", "--out", tmp_path / "a.json"))]
-    )
-    assert result.exit_code == 0, result.output
+    call(app, names, *data, *arguments, "--device", "cpu", "--out", tmp_path / "a.json", code=0)
     scores = json.loads((tmp_path / "a.json").read_text())
     assert [score["evaluation"] for score in scores] == ["knn", "knn", "robustness"]
     assert (tmp_path / "a.html").exists()
-    wrong = CliRunner().invoke(app, [names, "--run", str(run), "--print-config", "--set", "k=3"])
-    assert wrong.exit_code == 2
+    wrong = call(app, names, "--run", run, "--print-config", "--set", "k=3", code=2)
     assert (
         "--set 'k=3' does not say which of knn, robustness it is for: give it as --set knn.k=3"
         in wrong.stderr
@@ -374,9 +362,7 @@ def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path,
     data = ["--cache", cache] if "few=2" in options else ["--shards", tars]
     result_file = tmp_path / "result.json"
     arguments = [*data, "--test-shards", test_tar, "--out", result_file, *settings, *SETTINGS[2:]]
-    command = list(map(str, [evaluation, "--run", run, *arguments]))
-    result = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    call(app, evaluation, "--run", run, *arguments, code=0)
     scores = json.loads(result_file.read_text())
     assert [score["representation"] for score in scores] == names
     assert {score["test"]["images"] for score in scores} == {9}
@@ -387,24 +373,23 @@ def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path,
 def test_heads_on_crops_refuse_the_views_of_a_cache(cache, run, test_tar):
     for evaluation, option in (("probe", "kind=grid"), ("attentive", "epochs=1")):
         arguments = ["--run", run, "--cache", cache, "--test-shards", test_tar, "--set", option]
-        result = CliRunner().invoke(app, [evaluation, *map(str, arguments)])
-        assert result.exit_code == 2
+        result = call(app, evaluation, *arguments, code=2)
         assert result.stderr.startswith(f"error: {evaluation} cuts its own crops, which views of a cache do")
 
 
 def test_print_config_prints_the_keys_of_an_evaluation():
-    result = CliRunner().invoke(app, ["knn", "--print-config", "--set", "k=5"])
+    result = call(app, "knn", "--print-config", "--set", "k=5")
     assert result.stdout.startswith('k = [5]\ntemperature = [0.07]\nrepresentations = ["cls", "mean"]\n')
 
 
 def test_data_to_learn_from_must_be_given(run):
-    result = call("--run", run)
+    result = knn("--run", run)
     assert result.exit_code == 2
     assert "give the data to learn from either as --cache DIR or as --shards SHARDS" in result.stderr
 
 
 def refused(*arguments):
-    result = call(*arguments)
+    result = knn(*arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -425,7 +410,7 @@ def test_a_run_that_is_missing_or_unfinished_exits_1(cache, run, tmp_path):
 
 def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
     other = caches.real(tmp_path, tars=1, images_per_tar=4, image_size=32, patch_size=8, views=1)
-    result = call("--run", run, "--cache", other)
+    result = knn("--run", run, "--cache", other)
     assert result.exit_code == 2
     assert "views of 64 pixels in patches of 16 are needed, but cache " in result.stderr
     assert "has 32 in 8: give a cache of these sizes, or --shards" in result.stderr
@@ -434,7 +419,7 @@ def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
 def test_an_evaluation_of_one_process_is_refused_under_torchrun(run, test_tar, monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    result = call("--run", run, "--shards", test_tar)
+    result = knn("--run", run, "--shards", test_tar)
     assert result.exit_code == 2
     assert result.stderr == (
         "error: evaluation 'knn' runs in one process, not in 2: start it without torchrun, srun or mpirun\n"

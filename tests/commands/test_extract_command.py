@@ -8,16 +8,12 @@ import subprocess
 import sys
 
 import pytest
-import typer
 from caches import TEACHER
+from calls import call
 from tars import image, write_tar
-from typer.testing import CliRunner
 
 from pipeline.cache.digests import digest_of
 from stages.extract_teacher import extract_teacher
-
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(extract_teacher)
 
 VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8")
 VIEW += ("--workers", "0", "--device", "cpu")
@@ -26,8 +22,7 @@ CACHE_VIEW = (*VIEW, "--views", "2", "--crop-scale", "0.4", "1.0")
 
 def run(shards, cache, *options, teacher=TEACHER, view=VIEW):
     """Run the command in this process."""
-    arguments = [str(shards), "--cache", str(cache), "--teacher", teacher, *view, *map(str, options)]
-    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return call(extract_teacher, shards, "--cache", cache, "--teacher", teacher, *view, *options)
 
 
 def entries(folder):
@@ -49,8 +44,7 @@ def test_makes_a_cache_and_continues_it(tars, tmp_path):
 
 def test_several_arguments_name_the_tars(tars, tmp_path):
     first, second = sorted(tars.glob("*.tar"))
-    arguments = [first, second, "--cache", tmp_path / "a.cache", "--teacher", TEACHER, *VIEW]
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    result = run(first, tmp_path / "a.cache", second)
     assert result.stdout.startswith("2 units made of 24 images")
 
 

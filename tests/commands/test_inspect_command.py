@@ -2,12 +2,13 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import caches
 import pytest
+from calls import call
 from tars import make_tars
-from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from stages.inspect_cache import app
@@ -19,15 +20,12 @@ NO_CACHE = "' is not a cache (no units.json): give a folder that extract-teacher
 AGAIN = "damaged units are removed; the same extract-teacher command makes them again"
 
 
-def call(*arguments):
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert "Traceback" not in result.output
-    return result
+inspect = partial(call, app)
 
 
 def verify(cache, *options, code=0):
     """Return the lines of a verification and what it says on stderr."""
-    result = call("verify", cache, "--workers", 1, "--device", "cpu", *options)
+    result = inspect("verify", cache, "--workers", 1, "--device", "cpu", *options)
     assert result.exit_code == code, result.output
     return result.stdout.splitlines(), re.sub(r"\r?verify: .*?units\n?", "", result.stderr)
 
@@ -45,7 +43,7 @@ def flip(file, place):
 
 def test_info_says_what_is_in_a_cache(cache):
     opened = Cache(cache)
-    result = call("info", cache)
+    result = inspect("info", cache)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     said = [(line[:13].strip(), line[13:]) for line in lines[:13]]
@@ -87,7 +85,7 @@ def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_image(tmp_path):
     Path(shards[0].address).write_bytes(data[:start] + bytes(400) + data[start + 400 :])
     path = caches.real(tmp_path, shards=shards, keep=0.5, keep_rank="random", encoding="int4", levels="3,")
     (path / "commits/train-0001.v00.json").unlink()
-    lines = call("info", path).stdout.splitlines()
+    lines = inspect("info", path).stdout.splitlines()
     assert "patches      8 of 16 a view, the first of a ranking by random (--keep 0.5), and CLS" in lines
     assert "units        3 of 4 (unfinished)" in lines
     assert lines[lines.index("skipped      1 image") + 1].startswith(
@@ -98,7 +96,7 @@ def test_info_of_an_unfinished_cache_of_some_patches_with_a_bad_image(tmp_path):
 
 def test_info_of_a_damaged_commit_exits_1(copy):
     flip(copy / "commits/train-0000.v01.json", 9)
-    result = call("info", "--cache", copy)
+    result = inspect("info", "--cache", copy)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.endswith(
         ".v01.json' is damaged: inspect-cache verify --repair removes it, "
@@ -245,26 +243,26 @@ def test_the_teacher_agrees(cache):
 )
 def test_misuse(cache, tmp_path, arguments, code, part):
     (tmp_path / "file").touch()
-    result = call(*(argument.format(tmp=tmp_path, cache=cache) for argument in arguments))
+    result = inspect(*(argument.format(tmp=tmp_path, cache=cache) for argument in arguments))
     assert (result.exit_code, result.stdout) == (code, "")
     assert part in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_without_a_command_it_lists_them():
-    result = call()
+    result = inspect()
     assert result.exit_code == 2
     assert "info" in result.output
     assert "verify" in result.output
 
 
 def test_the_plan_has_requests_and_dollars_and_names_the_origin_of_prices(cache):
-    usual = call("plan", cache, "--rate", 6400).stdout
+    usual = inspect("plan", cache, "--rate", 6400).stdout
     assert "\non a store   at most 8 GETs for 64 images, 800 a second,\n" in usual
     assert (
         "a month; computed, default prices: S3 Standard in us-east-1, as published in early 2025\n" in usual
     )
-    given = call("plan", cache, "--levels", 3, "--price-put", 1e6, "--price-read", 0.09).stdout
+    given = inspect("plan", cache, "--levels", 3, "--price-put", 1e6, "--price-read", 0.09).stdout
     assert "\non a store   at most 6 GETs for 64 images, " in given
     puts = re.search(r"\n +about ([\d,]+) PUTs and POSTs to write it\n", given)[1]
     assert f" an epoch, ${puts}.00 to write, $0.00 a month; computed, prices as given\n" in given
@@ -275,7 +273,7 @@ def test_the_plan_has_requests_and_dollars_and_names_the_origin_of_prices(cache)
 
 def test_a_cache_is_named_by_argument_or_option(cache):
     for command in ("info", "plan", "verify"):
-        named = [call(command, *words).stdout for words in ([cache], ["--cache", cache])]
+        named = [inspect(command, *words).stdout for words in ([cache], ["--cache", cache])]
         argument, option = (re.sub(r"\d+ us to read", "", text) for text in named)  # which is measured
         assert argument == option
-        assert call(command, "-h").stdout == call(command, "--help").stdout
+        assert inspect(command, "-h").stdout == inspect(command, "--help").stdout

@@ -10,24 +10,19 @@ from pathlib import Path
 
 import pytest
 import simplejpeg
-import typer
+from calls import call
 from packing_sources import members
 from PIL import Image
 from tars import image
-from typer.testing import CliRunner
 
 from pipeline.packing.output import Output
 from pipeline.storage.files import locked
 from stages.pack_images import pack_images
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(pack_images)
-
 
 def run(source, out, *options, workers=0):
     """Run the command in this process."""
-    arguments = [source, out, "--workers", workers, *options]
-    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    return call(pack_images, source, out, "--workers", workers, *options)
 
 
 def class_folders(folder, images):

@@ -9,11 +9,10 @@ from pathlib import Path
 import open_clip
 import pytest
 import timm
-import typer
 from caches import TEACHER
+from calls import call
 from test_documents import refusal, without_torchrun
 from tiny_clip import peaky, write_clip
-from typer.testing import CliRunner
 
 import stages
 from pipeline.cache.reader import Cache
@@ -25,18 +24,8 @@ from stages.train_student import train_student
 
 RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
 SHAPE = {"embed_dim": 32, "depth": 6, "num_heads": 4, "num_classes": 0}
-SMALL_VIEW = (
-    "--image-size",
-    "32",
-    "--patch-size",
-    "8",
-    "--batch-size",
-    "16",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-)
+HERE = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
+SMALL_VIEW = ("--image-size", "32", "--patch-size", "8", *HERE)
 SMALL_RUN = (
     "student.options={depth=2, embed_dim=32, num_heads=2}",
     "data.workers=0",
@@ -144,15 +133,6 @@ STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and
 }
 
 
-def call(function, *arguments):
-    """Call a command; returns what it printed."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(function)
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def cache_of(tars, tmp_path_factory):
     """Make the cache of a recipe in small, once for those with the same command; return its path."""
@@ -169,9 +149,10 @@ def cache_of(tars, tmp_path_factory):
                 teacher: STAND_INS[teacher](folder / "teacher"),
             }
             arguments = [changed.get(word, word) for word in words[1:]]
-            assert "\nextraction " in call(extract_teacher, *arguments, *SMALL_VIEW, "--dry-run")
+            forecast = call(extract_teacher, *arguments, *SMALL_VIEW, "--dry-run", code=0)
+            assert "\nextraction " in forecast.stdout
             assert not (folder / "a.cache").exists()
-            call(extract_teacher, *arguments, *SMALL_VIEW)
+            call(extract_teacher, *arguments, *SMALL_VIEW, code=0)
             made[known] = folder / "a.cache"
         return made[known]
 
@@ -191,7 +172,6 @@ def test_a_recipe_runs_in_small(recipe, cache_of, tmp_path):
             value(words, "--cache"): tmp_path / "b.cache",
             value(words, "--teacher"): STAND_INS[value(words, "--teacher")](tmp_path / "teacher"),
         }
-        small = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
-        call(extract_teacher, *(changed.get(word, word) for word in words), *small)
+        call(extract_teacher, *(changed.get(word, word) for word in words), *HERE, code=0)
         run += ["--cache", tmp_path / "b.cache"]
-    assert "2 of 2 steps done" in call(train_student, *run, *changes)
+    assert "2 of 2 steps done" in call(train_student, *run, *changes, code=0).stdout

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from calls import call
 from huggingface_hub import ModelCard
 from networks import task, tiny_subject
 from PIL import Image
@@ -18,7 +19,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VisionTransformer
 from transformers import AutoImageProcessor, ViTModel
-from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -246,16 +246,14 @@ def run(small_cache_path, tmp_path_factory):
     return folder
 
 
-def call(*arguments):
-    result = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def evaluate(*arguments):
+    return call(app, *arguments, "--device", "cpu", code=0).stdout
 
 
 @pytest.mark.parametrize("format", ["timm", "transformers", "torchvision"])
 def test_the_code_of_a_card_loads_a_student(run, small_cache_path, format):
     folder = run / "evaluation" / format
-    assert f"wrote {folder / 'README.md'}" in call("export", "--run", run, "--set", f"format={format}")
+    assert f"wrote {folder / 'README.md'}" in evaluate("export", "--run", run, "--set", f"format={format}")
     side = Cache(small_cache_path).schema.view.image_size
     given = run_code(folder, image=Image.new("RGB", (80, 70)), images=images(2, side))
     assert given["cls" if "cls" in given else "tokens"].shape[-1] == 32
@@ -263,11 +261,11 @@ def test_the_code_of_a_card_loads_a_student(run, small_cache_path, format):
 
 def test_a_card_has_the_scores_of_these_weights_and_the_origin(run, small_cache_path, tmp_path):
     run = shutil.copytree(run, tmp_path / "run", symlinks=True)
-    call("knn", "--run", run, "--cache", small_cache_path, "--set", "k=5", "--workers", "0")
+    evaluate("knn", "--run", run, "--cache", small_cache_path, "--set", "k=5", "--workers", "0")
     current = read_scores(run)
     old = current[0].subject.model_copy(update={"weights": "f" * 64})
     add_scores(run, [current[0].model_copy(update={"subject": old, "metrics": {"old metric": 0.5}})])
-    call("export", "--run", run, "--set", "license=mit", "--set", 'datasets=["imagenet-1k"]')
+    evaluate("export", "--run", run, "--set", "license=mit", "--set", 'datasets=["imagenet-1k"]')
     card = ModelCard.load(run / "evaluation/timm/README.md")
     assert (card.data.license, card.data.library_name, card.data.datasets) == ("mit", "timm", ["imagenet-1k"])
     assert "maskalign" in card.data.tags
@@ -287,7 +285,7 @@ def test_a_card_has_the_scores_of_these_weights_and_the_origin(run, small_cache_
 
 def test_an_untrained_student_says_so(run, tmp_path):
     folder = tmp_path / "untrained"
-    call("export", "--untrained", "--run", run, "--set", f"folder={folder}")
+    evaluate("export", "--untrained", "--run", run, "--set", f"folder={folder}")
     card = (folder / "README.md").read_text()
     assert "before its first step: it has learnt nothing" in card
     assert "No evaluation of these weights is recorded." in card

@@ -4,18 +4,15 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from calls import call, under_torchrun
 from safetensors.torch import load_file
 from tars import image, write_tar
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
-from typer.testing import CliRunner
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DivergedError, SourceError
@@ -36,7 +33,6 @@ from pipeline.runtime.signals import StoppedError, polite_signals
 from pipeline.training.distributed import Ranks
 from stages.evaluate_student import app
 
-TESTS = Path(__file__).parents[1]
 SIDE, PATCH, DEPTH = 32, 16, 2
 SCRATCH = {"layer_decay": 1.0, "drop_path": 0.0, "smoothing": 0.0, "warmup_epochs": 0.0, "head_epochs": 0}
 PLAIN = {**SCRATCH, "augment": "", "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "lr": (0.02,)}
@@ -493,38 +489,15 @@ def test_two_ranks_learn_what_one_process_learns(sets, tmp_path):
         "--test-shards", sets[1].address, "--device", "cpu", "--workers", "0",
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     ]  # fmt: skip
-    alone, output = invoked([*arguments, "--out", tmp_path / "alone.json"])
-    together, output = under_torchrun([*arguments, "--out", tmp_path / "together.json"])
+    files = tmp_path / "alone.json", tmp_path / "together.json"
+    call(app, *arguments, "--out", files[0], code=0)
+    output = under_torchrun("-m", "stages.evaluate_student", *arguments, "--out", files[1])
+    alone, together = (json.loads(file.read_text())[0] for file in files)
     losses = [[row["loss"] for row in each["details"]["epochs"]] for each in (alone, together)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert together["test"] == alone["test"]
     assert together["metrics"]["top-1"] == pytest.approx(alone["metrics"]["top-1"], abs=0.1)
     assert output.count("images of 4 classes, 40 to learn from") == 1  # only the main rank prints
-
-
-def invoked(arguments):
-    """Run the command here; returns its score and what it prints."""
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(arguments[-1].read_text())[0], result.output
-
-
-def under_torchrun(arguments):
-    """Run the command as two processes; returns its score and what it prints."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "stages.evaluate_student", *arguments,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.terminate()  # if it hangs: torchrun then ends its ranks
-    assert process.returncode == 0, output
-    return json.loads(arguments[-1].read_text())[0], output
 
 
 def test_a_small_set_is_pooled_as_the_network_was_pretrained():

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
-from networks import continued, named, png
+from networks import continued, named, png, tiny_subject
 from PIL import Image
 from tars import write_tar
-from timm.models.vision_transformer import VisionTransformer
 
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError
@@ -14,9 +12,7 @@ from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.segmentation.segment import Segment
-from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
-from pipeline.report.scores import SubjectFacts
 
 SIDE, PATCH = 48, 8
 SMALL = {"size": SIDE, "scale": (1.0, 1.0), "distort": False, "batch": 8, "lr": 0.02, "plots": 0}
@@ -54,22 +50,12 @@ def members(count, seed=0, change=lambda _number, mask: mask):
     return found
 
 
-def subject():
-    torch.manual_seed(3)
-    vit = VisionTransformer(
-        img_size=SIDE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=2, num_classes=0,
-        global_pool="token",
-    )  # fmt: skip
-    facts = SubjectFacts(kind="model", name="tiny", weights="00")
-    return Subject(facts, vit.eval(), PATCH, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
 @pytest.fixture
 def scored(tmp_path):
     def run(learnt, test, names=(), workers=0, log=lambda _line: None, **settings):
         sets = [named(open_images([str(spec)], tmp_path), names) for spec in (learnt, test)]
         task = Task(
-            subject(), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "plots",
+            tiny_subject(3, SIDE), *map(LabelledImages, sets), tmp_path / "features", tmp_path / "plots",
             batch_size=8, workers=workers, log=log,
         )  # fmt: skip
         return run_evaluation(Segment(**settings), task)
@@ -273,7 +259,7 @@ def test_views_of_a_cache_and_missing_test_images_are_refused(tars, tmp_path):
         (None, learnt, "segment cuts its own crops, which views of a cache do not allow: give --shards"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run_evaluation(Segment(), Task(subject(), data, test, tmp_path, tmp_path))
+            run_evaluation(Segment(), Task(tiny_subject(3, SIDE), data, test, tmp_path, tmp_path))
 
 
 def settings_of(*assignments):

@@ -2,25 +2,14 @@
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from networks import tiny_subject
 from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet
 
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, UperNetSegmenter, pixel_loss
 from pipeline.evaluation.segmentation.upernet import FCNHead, UperNetHead, pyramid_blocks
-from pipeline.evaluation.subject import Subject
-from pipeline.report.scores import SubjectFacts
 
 WIDTHS, CHANNELS, CLASSES = (8, 12, 16, 20), 24, 5
-
-
-def subject(depth=4):
-    torch.manual_seed(0)
-    vit = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=depth, num_heads=2, num_classes=0, global_pool="token"
-    )
-    facts = SubjectFacts(kind="model", name="tiny", weights="00")
-    return Subject(facts, vit.eval(), 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def copy_weights(ours, theirs):
@@ -80,7 +69,7 @@ def test_blocks_are_at_the_same_shares_of_any_depth():
 
 def upernet(frozen, **options):
     settings = {"frozen": frozen, "drop_path": 0.0, "layer_decay": 0.65} | options
-    return UperNetSegmenter(subject(), CLASSES, 16, **settings)
+    return UperNetSegmenter(tiny_subject(depth=4), CLASSES, 16, **settings)
 
 
 def test_learning_rates_fall_with_distance_from_the_head():
@@ -117,7 +106,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_another_learns(frozen):
 
 
 def test_the_linear_head_sees_the_patches_after_the_final_norm():
-    model = LinearSegmenter(subject(), CLASSES, dropout=0.1).eval()
+    model = LinearSegmenter(tiny_subject(depth=4), CLASSES, dropout=0.1).eval()
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     tokens = model.subject.vit.forward_features(model.subject.images(pixels))[:, 1:]
     weights = model.classify.weight[:, :, 0, 0]

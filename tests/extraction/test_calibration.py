@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from caches import extract, extraction_options
-from tars import image, make_tars, write_tar
+from tars import image, make_tars, source_tar, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
 from pipeline.cache.reader import Cache
@@ -20,11 +20,6 @@ from pipeline.views.decoder import Decoder
 from pipeline.views.source_tars import SourceTar
 
 CPU = torch.device("cpu")
-
-
-def tar_of(path, images):
-    write_tar(path, images)
-    return SourceTar(path, path.stat().st_size)
 
 
 def spread(tars, workers=0, **limits):
@@ -44,8 +39,8 @@ def test_images_are_spread_evenly_over_tars(tmp_path):
 
 
 def test_what_a_tar_lacks_the_next_ones_give(tmp_path):
-    few = tar_of(tmp_path / "few.tar", {"a": image(0)})
-    bad = tar_of(tmp_path / "bad.tar", {f"b{number}": b"no image" for number in range(40)})
+    few = source_tar(write_tar(tmp_path / "few.tar", {"a": image(0)}))
+    bad = source_tar(write_tar(tmp_path / "bad.tar", {f"b{number}": b"no image" for number in range(40)}))
     many = make_tars(tmp_path, tars=1, images_per_tar=20)[0]
     assert len(spread([few, bad, many], limit=12)) == 12
     assert len(spread([few, bad, many])) == 21
@@ -63,13 +58,13 @@ def test_a_cut_tar_gives_its_whole_samples(shards, tmp_path, workers):
 
 def test_a_tar_that_cannot_be_read_alone_is_reported_with_its_reason(tmp_path):
     packed = tmp_path / "packed.tar"
-    packed.write_bytes(gzip.compress(Path(tar_of(tmp_path / "a.tar", {"a": image(0)}).address).read_bytes()))
+    packed.write_bytes(gzip.compress(write_tar(tmp_path / "a.tar", {"a": image(0)}).read_bytes()))
     with pytest.raises(SourceError, match=r"tar 'packed\.tar' is compressed, where only plain tars are read"):
         extract(tmp_path / "a.cache", [SourceTar(packed, packed.stat().st_size)])
 
 
 def test_no_image_at_all_is_reported_with_a_reason(tmp_path):
-    tars = [tar_of(tmp_path / f"{name}.tar", {f"x{name}": b"no image"}) for name in "ab"]
+    tars = [source_tar(write_tar(tmp_path / f"{name}.tar", {f"x{name}": b"no image"})) for name in "ab"]
     refused = (
         r"none of the 2 tars holds an image that can be decoded, the first is .*a.tar' \(the first sample: "
         r"'xa' cannot be decoded \(no image of a known format\)\); check SHARDS"

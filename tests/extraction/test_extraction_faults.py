@@ -18,7 +18,7 @@ from caches import extract, extraction_options
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import save_file
-from tars import image, make_tars, write_tar
+from tars import image, make_tars, source_tar, write_tar
 
 from pipeline.cache import writer
 from pipeline.cache.encoding import encode_level
@@ -37,9 +37,8 @@ from pipeline.views.sample import NO_LABEL, SkippedImage
 from pipeline.views.source_tars import SourceTar
 
 
-def tar_of(path, images, *args, **kwargs):
-    write_tar(path, images, *args, **kwargs)
-    return SourceTar(path, path.stat().st_size)
+def tar_of(path, *contents, **members):
+    return source_tar(write_tar(path, *contents, **members))
 
 
 def good(count):

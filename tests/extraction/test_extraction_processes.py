@@ -8,32 +8,9 @@ from pathlib import Path
 import pytest
 from cache_files import changed, contents
 from caches import TEACHER
+from calls import under_torchrun
 
-TESTS = Path(__file__).parents[1]
-
-
-def started(*command, **variables):
-    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "extraction")))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=TESTS.parent,
-    )
-
-
-def outputs(*processes):
-    """Wait for processes that must succeed; return what they printed."""
-    try:
-        printed = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), printed
-    return printed
+ROOT = Path(__file__).parents[2]
 
 
 def asked(shards, cache):
@@ -45,14 +22,29 @@ def asked(shards, cache):
 
 @pytest.mark.faults
 def test_torchrun_makes_the_same_bytes(finished, shards, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stages.extract_teacher"]
-    outputs(started(*launcher, *asked(shards, tmp_path / "a.cache")))
+    under_torchrun("-m", "stages.extract_teacher", *asked(shards, tmp_path / "a.cache"))
     assert changed(contents(finished), contents(tmp_path / "a.cache")) == []
 
 
 @pytest.mark.faults
 def test_array_tasks_that_know_only_their_number_share_by_claims(finished, shards, tmp_path):
-    words = ["-m", "stages.extract_teacher", *asked(shards, tmp_path / "a.cache")]
-    tasks = [started(*words, SLURM_ARRAY_TASK_ID=number) for number in ("0", "1")]
-    assert any(output.endswith(": complete\n") for output in outputs(*tasks))
+    words = [sys.executable, "-m", "stages.extract_teacher", *asked(shards, tmp_path / "a.cache")]
+    tasks = [
+        subprocess.Popen(
+            [*map(str, words)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "SLURM_ARRAY_TASK_ID": number},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        for number in ("0", "1")
+    ]
+    try:
+        printed = [task.communicate(timeout=120)[0] for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    assert any(output.endswith(": complete\n") for output in printed)
     assert changed(contents(finished), contents(tmp_path / "a.cache")) == []

@@ -10,16 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 import ray
-import typer
 from cache_files import changed, contents
 from caches import IMAGE_SIZE, TEACHER, extract
+from calls import call
 from tars import make_tars
-from typer.testing import CliRunner
 
 from stages.extract_teacher import extract_teacher
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(extract_teacher)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +51,7 @@ def run(folder, cache, *options):
     """Run the command with the settings of `caches.extract`."""
     words = [folder / "tars", "--cache", cache, "--teacher", TEACHER, "--levels", "3", "--views", "2"]
     words += ["--image-size", IMAGE_SIZE, "--batch-size", "8", "--crop-scale", "0.4", "1.0"]
-    result = CliRunner().invoke(app, [str(word) for word in (*words, "--engine", "ray", *options)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return call(extract_teacher, *words, "--engine", "ray", *options)
 
 
 def actors_of(cache):

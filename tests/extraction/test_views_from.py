@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from cache_files import changed, contents
 from caches import extract, extraction_options
+from calls import call
 from tars import image, make_tars, source_tar, write_tar
-from typer.testing import CliRunner
 
 from pipeline.cache.layout import CRC, KEY_HASH
 from pipeline.cache.reader import Cache
@@ -28,9 +27,6 @@ OTHER = "timm:test_vit3.random"  # 9 blocks of 96 channels without CLS, patches 
 HERE = ("--levels", "3", "--batch-size", "8", "--workers", "0", "--device", "cpu")
 TESTS = Path(__file__).parents[1]
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(extract_teacher)
-
 
 def followed(views_from, cache, **changes):
     """Extract the other teacher from the views of a cache; return the tally and what is missing."""
@@ -39,8 +35,7 @@ def followed(views_from, cache, **changes):
 
 
 def command(cache, *options, teacher=OTHER):
-    arguments = ["--cache", cache, "--teacher", teacher, *HERE, *options]
-    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    return call(extract_teacher, "--cache", cache, "--teacher", teacher, *HERE, *options)
 
 
 @pytest.fixture(scope="module")

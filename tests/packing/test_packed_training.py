@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import typer
 from caches import TEACHER, extract
+from calls import call
 from packing_sources import CLASS_NAMES, images, write_folder
 from tars import image, source_tar, write_tar
-from typer.testing import CliRunner
+from training.training_runs import train
 
 from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
@@ -15,26 +15,8 @@ from pipeline.evaluation.choice import Choice
 from pipeline.evaluation.images import open_images
 from stages.extract_teacher import extract_teacher
 from stages.pack_images import pack_images
-from stages.train_student import train_student
 
 VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8", "--workers", "0")
-STUDENT = (
-    "student.model=vit_tiny_patch16_224",
-    "student.options={depth=2, embed_dim=32, num_heads=2}",
-    "data.workers=0",
-    "optim.steps=2",
-    "optim.warmup_steps=1",
-    "train.global_batch=8",
-)
-
-
-def call(function, *arguments):
-    """Call a command; returns what it printed."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(function)
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def labels_of(cache):
@@ -48,15 +30,13 @@ def labels_of(cache):
 
 def test_a_folder_becomes_a_student(tmp_path):
     folder, packed, path = write_folder(tmp_path / "photos", 24), tmp_path / "packed", tmp_path / "a.cache"
-    call(pack_images, folder, packed, "--images-per-tar", 12, "--workers", 0)
-    call(extract_teacher, packed, "--cache", path, "--teacher", TEACHER, *VIEW, "--device", "cpu")
+    call(pack_images, folder, packed, "--images-per-tar", 12, "--workers", 0, code=0)
+    call(extract_teacher, packed, "--cache", path, "--teacher", TEACHER, *VIEW, "--device", "cpu", code=0)
     assert labels_of(Cache(path)) == {
         name.partition("/")[2].removesuffix(".jpg"): CLASS_NAMES.index(name.partition("/")[0])
         for name in images(24)
     }
-    changes = [part for one in STUDENT for part in ("--set", one)]
-    done = call(train_student, "--cache", path, "--run", tmp_path / "run", "--device", "cpu", *changes)
-    assert "2 of 2 steps done" in done
+    assert "6 of 6 steps done" in train(path, tmp_path / "run").stdout
     learnt, test = Choice(tmp_path, shards=[str(packed)], test_shards=[str(folder)]).images
     assert learnt.class_names == test.class_names == CLASS_NAMES
 

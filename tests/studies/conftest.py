@@ -1,7 +1,8 @@
 """Labelled images, and a finished tiny study."""
 
 import pytest
-from study_runs import call, study_file
+from calls import call
+from study_runs import study_file
 from tars import image, write_tar
 
 from stages.run_study import run_study

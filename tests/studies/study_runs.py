@@ -1,12 +1,6 @@
-"""Tiny studies: files, data and calls of the command."""
+"""Tiny studies: files and data."""
 
 import json
-
-import typer
-from typer.testing import CliRunner
-
-from stages.compare_runs import compare_runs
-from stages.run_study import run_study
 
 BASE = """
 [base]
@@ -25,23 +19,6 @@ BASE = """
 k = 3
 """
 TWO = 'title = "tiny"\nseeds = [0, 1]\n[axes]\n"objective.name" = ["maskalign", "fd"]\n' + BASE
-
-
-def app_of(function):
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(function)
-    return app
-
-
-APPS = {function: app_of(function) for function in (run_study, compare_runs)}
-
-
-def call(function, *arguments):
-    """Call a command; an exception that it does not report in one sentence is raised here."""
-    result = CliRunner().invoke(APPS[function], [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def study_file(folder, text=TWO, name="study.toml"):

@@ -6,8 +6,9 @@ import shutil
 import caches
 import pytest
 import torch
+from calls import call
 from safetensors.torch import load_file
-from study_runs import BASE, TWO, call, study_file, without_times
+from study_runs import BASE, TWO, study_file, without_times
 from training.training_runs import terminate_when
 
 from pipeline.cache.reader import Cache

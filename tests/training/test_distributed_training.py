@@ -1,13 +1,11 @@
 """Two ranks under torchrun on the CPU: the same gradients as one process, and one result for all ranks."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from calls import under_torchrun
 from safetensors.torch import load_file
 from training_runs import assert_same_bits, killed_after, losses, metrics, saved_steps, train
 from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
@@ -15,7 +13,6 @@ from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 from pipeline.training.distributed import Ranks
 from pipeline.training.run_folder import read_evaluations
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "two_ranks_script.py"
 TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 
@@ -24,21 +21,7 @@ TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 def folder(small_cache_path, tmp_path_factory):
     """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, SCRIPT, folder, small_cache_path]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, SCRIPT.parent])),
-    }
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.terminate()  # if it hangs: torchrun then ends its ranks
-    assert process.returncode == 0, output
+    output = under_torchrun(SCRIPT, folder, small_cache_path)
     assert "FutureWarning" not in output
     return folder
 

@@ -1,20 +1,17 @@
 """One run on 1, 2, 4 and 2 ranks in turn has the samples and losses of a run on one."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from calls import under_torchrun
 from elastic_script import BATCH, LANES, STEPS, TURNS, take_turn
 from training_runs import assert_same_runs, checkpoint, killed_after, metrics, saved_steps, train, trained
 
 from pipeline.training.distributed import Ranks
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parent / "elastic_script.py"
 
 
@@ -25,18 +22,7 @@ def folder(small_cache_path, tmp_path_factory):
     with ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in TURNS]
         ports = [each.getsockname()[1] for each in free]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", max(TURNS)[0]]
-    command = [sys.executable, *launcher, SCRIPT, folder, small_cache_path, *ports]
-    paths = os.pathsep.join(map(str, [TESTS.parent, TESTS, SCRIPT.parent]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.terminate()  # if it hangs: torchrun then ends its ranks
-    assert process.returncode == 0, output
+    under_torchrun(SCRIPT, folder, small_cache_path, *ports, ranks=max(TURNS)[0])
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import calls
 import pytest
 import torch
 from tars import image, write_tar
@@ -18,7 +19,6 @@ from training_runs import (
     train,
     trained,
 )
-from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -98,8 +98,7 @@ def test_the_last_scores_are_those_of_evaluate_student(runs, data, tmp_path, nam
     out = tmp_path / "scores.json"
     more = ["--set", "k=3" if name == "knn" else "c=[0.01, 0.1, 1.0, 10.0]"]
     arguments = [name, "--run", runs[1], *options, *more, "--out", out, "--features", tmp_path / "features"]
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    calls.call(app, *arguments, code=0)
     wanted = {one["representation"]: one["metrics"]["top-1"] for one in json.loads(out.read_text())}
     last = read_evaluations(runs[1])[-1]["evaluations"]
     assert {one["representation"]: one["value"] for one in last if one["evaluation"] == name} == wanted

@@ -6,11 +6,11 @@ import shutil
 import signal
 import threading
 import time
+from functools import partial
 
+import calls
 import torch
-import typer
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -35,16 +35,7 @@ TINY = (
 )
 DROP_PATH = "student.drop_path=0.5"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(train_student)
-
-
-def call(*arguments):
-    """Call the command; an exception that it should have told in one sentence is raised here."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+call = partial(calls.call, train_student)
 
 
 def settings(*changes, tiny=TINY):

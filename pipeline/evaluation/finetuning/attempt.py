@@ -139,8 +139,8 @@ class Try:
 
     def _tried(self, predictions: Predictions, training: Training, table: list[dict[str, float]]) -> Tried:
         """Return the result of the try with what a reader must know about it."""
-        settings, faults, lr = self.settings, training.history.faults, self.recipe.lr
-        used = [one for index, one in enumerate(training.images) if index not in faults]
+        settings, history, lr = self.settings, training.history, self.recipe.lr
+        used = [one for index, one in enumerate(training.images) if index not in history.faults]
         epochs = {"last": "the last", "train": f"{_A_TENTH}, not trained on", "test": "the test set"}
         notes = []
         if settings.select == "test":
@@ -152,10 +152,22 @@ class Try:
             self.known,
             training.plan.pool,
             [(one.source, one.key, one.label or 0) for one in used],
-            {training.images[index].name: fault for index, fault in sorted(faults.items())},
+            {training.images[index].name: fault for index, fault in sorted(history.faults.items())},
             f"lr: {_A_TENTH if len(lr) > 1 else 'given'}; epoch: {epochs[settings.select]}",
             tuple(notes),
-            self._details(training, table),
+            details={
+                "preset": choose_preset(settings.preset, self.pretrained, len(self.bank.images)),
+                "recipe": self.recipe.model_dump(mode="json"),
+                "lr": training.plan.lr,
+                "sweep": table,
+                "epochs": [
+                    {"epoch": epoch, "loss": loss, "accuracy": history.accuracies.get(epoch)}
+                    for epoch, loss in enumerate(history.losses, 1)
+                ],
+                "tested epoch": history.best or self.recipe.epochs,
+                "steps": training.steps,
+                "weights": f"{training.folder.name}/{WEIGHTS}",
+            },
         )
 
     @property
@@ -210,22 +222,6 @@ class Try:
             watch=watch if watched else None,
             keep_best=case.keep_best,
         )  # fmt: skip
-
-    def _details(self, training: Training, table: list[dict[str, float]]) -> dict[str, Any]:
-        settings, history = self.settings, training.history
-        return {
-            "preset": choose_preset(settings.preset, self.pretrained, len(self.bank.images)),
-            "recipe": self.recipe.model_dump(mode="json"),
-            "lr": training.plan.lr,
-            "sweep": table,
-            "epochs": [
-                {"epoch": epoch, "loss": loss, "accuracy": history.accuracies.get(epoch)}
-                for epoch, loss in enumerate(history.losses, 1)
-            ],
-            "tested epoch": history.best or self.recipe.epochs,
-            "steps": training.steps,
-            "weights": f"{training.folder.name}/{WEIGHTS}",
-        }
 
 
 def labels_of(images: ImageSet) -> Tensor:

@@ -32,12 +32,12 @@ class Confusion:
         pairs = truth[seen].long() * classes + predicted[seen].long()
         counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes).cpu()
         self.matrix += counts
-        self._images.append(_of_classes(counts))
+        self._images.append(torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)]))
 
     @property
     def miou(self) -> float:
         """Mean IoU of all images."""
-        return float(mask_metrics(_of_classes(self.matrix))["mIoU"])
+        return float(mask_metrics(self.images.sum(0))["mIoU"])
 
     @property
     def images(self) -> Tensor:
@@ -59,10 +59,6 @@ def count_predictions(
         if index in chosen:
             shown.append((index, truth.numpy(), found.to(torch.uint8).cpu().numpy()))
     return confusion, shown
-
-
-def _of_classes(matrix: Tensor) -> Tensor:
-    return torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
 
 
 def class_iou(counts: Tensor) -> Tensor:
@@ -113,7 +109,7 @@ def mask_outcome(
 ) -> Outcome:
     """Return the outcome of a test set; chance is the most frequent class everywhere."""
     images, matrix = confusion.images, confusion.matrix
-    counts = _of_classes(matrix)
+    counts = images.sum(0)
     iou, true = class_iou(counts), counts[1]
     shown = torch.nonzero(~iou.isnan())[:, 0].tolist()
     largest = int(true.max()) / int(true.sum())

@@ -54,24 +54,19 @@ class PatchBank:
         distances = dict.fromkeys(distance for _, distance in options)
         for batch, distance in product(in_order(len(images), _QUERY_IMAGES), distances):
             asked = queries.standardised(queries.rows(images[batch]), self.patches.statistics)
-            found = self._nearest(asked.to(self.device), largest, distance)
+            asked = asked.to(self.device)
+            bank = (
+                self.patches.standardised(part, self.patches.statistics).to(self.device)
+                for part in torch.split(self.rows, _BANK_PART)
+            )
+            if distance == "l2":  # the largest q.b - |b|^2 / 2 is the smallest distance
+                asked = torch.cat([asked, torch.ones_like(asked[:, :1])], dim=1)
+                bank = (torch.cat([part, -part.square().sum(1, keepdim=True) / 2], 1) for part in bank)
+            found = nearest(bank, len(self.rows), asked, largest, normalise=distance == "cosine")[1]
             for number, image in enumerate(images[batch].tolist()):
                 own = self.rows[found[number * queries.per_image :][: queries.per_image]]
                 for k in (k for k, other in options if other == distance):
                     yield image, (k, distance), join_tiles(self._vote(own[:, :k]), queries.grid)[0]
-
-    def _nearest(self, asked: Tensor, k: int, distance: Distance) -> Tensor:
-        """Return the nearest (q, k) of standardised tokens (q, C), as indices into `rows`."""
-        parts = (
-            self.patches.standardised(part, self.patches.statistics).to(self.device)
-            for part in torch.split(self.rows, _BANK_PART)
-        )
-        if distance == "cosine":
-            return nearest(parts, len(self.rows), asked, k)[1]
-        # The largest q.b - |b|^2 / 2 is the smallest distance.
-        asked = torch.cat([asked, torch.ones_like(asked[:, :1])], dim=1)
-        longer = (torch.cat([part, -part.square().sum(1, keepdim=True) / 2], dim=1) for part in parts)
-        return nearest(longer, len(self.rows), asked, k, normalise=False)[1]
 
     def _vote(self, neighbours: Tensor) -> Tensor:
         """Return the most frequent class (q, t) of each pixel of the tiles of rows (q, k)."""

@@ -1,11 +1,11 @@
 """CAPI's cheap segmentation: nearest patches and logistic regression, chosen on a tenth, at one size."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,26 +23,6 @@ from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
 
 _SHARE = 10  # of so many images, one is held out to choose with
-
-Option = TypeVar("Option")
-
-
-class PatchClassifier(Protocol[Option]):
-    """What learns from some rows of patches, and predicts whole images."""
-
-    name: ClassVar[str]
-
-    def __init__(self, patches: Patches, rows: Tensor, classes: int, device: torch.device) -> None:
-        """Take the patches to learn from."""
-
-    def predict(
-        self, queries: Patches, images: Tensor, options: Sequence[Option]
-    ) -> Iterator[tuple[int, Option, Tensor]]:
-        """Yield images with options and the predicted classes (S, S)."""
-
-    @staticmethod
-    def describe(option: Option) -> str:
-        """Return the names and values of an option."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +56,10 @@ class PatchTask:
 
     def _score(
         self,
-        kind: type[PatchClassifier[Option]],
+        kind: type[PatchBank | PatchRegression],
         learnt: Patches,
         test: Patches,
-        options: list[Option],
+        options: list[Any],
         most: int | None,
         log: Callable[[str], None],
     ) -> Outcome:

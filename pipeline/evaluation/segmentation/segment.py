@@ -149,12 +149,13 @@ class Segment(SectionOfKinds):
         test = find_masks(sets[1], self.reduce_zero, task.workers, task.log, LeftOut())
         known = self.classes or len(sets[0].class_names or sets[1].class_names) or None
         classes = count_classes(learnt, test, known)
-        notes = mask_notes(learnt, test)
+        notes = tuple(mask_notes(learnt, test))
+        digests = (each.facts(self.size).digest for each in (learnt, test))
+        file = task.file(f"segment-{self.kind}", self, *digests)
         if self.kind == "knn":
-            files = self._file(task, learnt, test)
-            patches = PatchTask(subject, learnt, test, classes, tuple(notes), self.seed, self.plots, files)
+            patches = PatchTask(subject, learnt, test, classes, notes, self.seed, self.plots, file)
             return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
-        return [self._trained(task, subject, learnt, test, classes, tuple(notes))]
+        return [self._trained(task, subject, learnt, test, classes, notes, file)]
 
     def _trained(
         self,
@@ -164,14 +165,19 @@ class Segment(SectionOfKinds):
         test: MaskedImages,
         classes: int,
         notes: tuple[str, ...],
+        file: Path,
     ) -> Outcome:
         """Train a head and test it after the last step."""
         transform = training_transform(self.size, self.crop, self.scale, flip=self.flip, distort=self.distort)
+        build: Callable[[], Segmenter] = partial(LinearSegmenter, subject, classes, self.dropout)
         falling = cosine(self.steps, self.warmup)
         if self.kind == "upernet":
+            build = partial(
+                UperNetSegmenter, subject, classes, self.channels or subject.width,
+                frozen=self.frozen, drop_path=self.drop_path, layer_decay=self.layer_decay,
+            )  # fmt: skip
             falling = linear(self.steps, self.warmup, first=1e-6)
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
-        build, file = partial(self._segmenter, subject, classes), self._file(task, learnt, test)
         model, losses = train_segmenter(build, how, learnt, transform, task, file)
         predicted = predict_masks(model, test, task, self.size, self.crop, self.stride)
         confusion, shown = count_predictions(predicted, len(test.images), classes, self.plots)
@@ -181,19 +187,3 @@ class Segment(SectionOfKinds):
             selection="none: the head after the last step", seed=self.seed, notes=notes,
             details={"losses": losses}, plots=plots,
         )  # fmt: skip
-
-    def _file(self, task: Task, learnt: MaskedImages, test: MaskedImages) -> Path:
-        digests = (each.facts(self.size).digest for each in (learnt, test))
-        return task.file(f"segment-{self.kind}", self, *digests)
-
-    def _segmenter(self, subject: Subject, classes: int) -> Segmenter:
-        if self.kind == "linear":
-            return LinearSegmenter(subject, classes, self.dropout)
-        return UperNetSegmenter(
-            subject,
-            classes,
-            self.channels or subject.width,
-            frozen=self.frozen,
-            drop_path=self.drop_path,
-            layer_decay=self.layer_decay,
-        )

@@ -30,46 +30,24 @@ def slide(
 
     Images that are smaller than a window are padded by 0 at the right and bottom.
     """
-    padded = [
-        F.pad(image, (0, max(0, window[1] - image.shape[2]), 0, max(0, window[0] - image.shape[1])))
-        for image in images
-    ]
-    places = [
-        [(top, left) for top in tops for left in lefts]
-        for tops, lefts in (
-            [window_starts(side, *each) for side, *each in zip(image.shape[1:], window, stride, strict=True)]
-            for image in padded
-        )
-    ]
-    cuts = [
-        image[:, top : top + window[0], left : left + window[1]]
-        for image, of_image in zip(padded, places, strict=True)
-        for top, left in of_image
-    ]
-    found = torch.cat(
-        [
-            logits_of(torch.stack(cuts[start : start + batch_size]).permute(0, 2, 3, 1).to(device)).float()
-            for start in range(0, len(cuts), batch_size)
-        ]
-    )
-    first = 0
-    for image, whole, of_image in zip(images, padded, places, strict=True):
-        logits = _averaged(found[first : first + len(of_image)], of_image, window, tuple(whole.shape[1:]))
-        yield logits[:, : image.shape[1], : image.shape[2]]
-        first += len(of_image)
-
-
-def _averaged(
-    logits: Tensor, places: Sequence[tuple[int, int]], window: tuple[int, int], size: tuple[int, ...]
-) -> Tensor:
-    """Average the logits (w, K, h', w') of windows at their places in an image of some size: (K, H, W)."""
-    total = logits.new_zeros(logits.shape[1], *size)
-    count = logits.new_zeros(size)
-    for one, (top, left) in zip(logits, places, strict=True):  # one at a time, which bounds the memory
-        here = (slice(top, top + window[0]), slice(left, left + window[1]))
-        total[:, *here] += F.interpolate(one[None], window, mode="bilinear", align_corners=False)[0]
-        count[here] += 1
-    return total / count
+    padded, places = list[Tensor](), list[list[tuple[slice, slice]]]()
+    for image in images:
+        missing = [max(0, length - side) for length, side in zip(window, image.shape[1:], strict=True)]
+        whole = F.pad(image, (0, missing[1], 0, missing[0]))
+        tops, lefts = (window_starts(*each) for each in zip(whole.shape[1:], window, stride, strict=True))
+        padded.append(whole)
+        places.append([(slice(y, y + window[0]), slice(x, x + window[1])) for y in tops for x in lefts])
+    cuts = [whole[:, *here] for whole, own in zip(padded, places, strict=True) for here in own]
+    batches = (torch.stack(cuts[start : start + batch_size]) for start in range(0, len(cuts), batch_size))
+    found = torch.cat([logits_of(batch.permute(0, 2, 3, 1).to(device)).float() for batch in batches])
+    logits = iter(found)
+    for image, whole, own in zip(images, padded, places, strict=True):
+        total, count = found.new_zeros(found.shape[1], *whole.shape[1:]), found.new_zeros(whole.shape[1:])
+        for here in own:  # one at a time, which bounds the memory
+            one = next(logits)[None]
+            total[:, *here] += F.interpolate(one, window, mode="bilinear", align_corners=False)[0]
+            count[here] += 1
+        yield (total / count)[:, : image.shape[1], : image.shape[2]]
 
 
 def best_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
