@@ -166,10 +166,10 @@ class TieredFolder:
         size, version = len(buffer), self._version(key)
         if version is None or version in self._distrusted:
             return self._folder.read_into(key, start, buffer)
-        segment = max(1, _SEGMENT_BYTES // size) * size
-        if start % size:  # a piece of another kind
-            segment = size
-        first = start - start % segment if start % size == 0 else start
+        first, segment = start, size
+        if start % size == 0:  # else it is a piece of another kind
+            segment = max(1, _SEGMENT_BYTES // size) * size
+            first = start - start % segment
         data = self.read(key, first, first + segment)[start - first : start - first + size]
         buffer[: len(data)] = data
         return len(data)
