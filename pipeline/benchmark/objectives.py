@@ -55,11 +55,10 @@ def _plain(bench: Workbench, batch: int, count: int) -> Callable[[], float]:
     vit.to(bench.options.device)
     images = torch.randn(batch, 3, view.image_size, view.image_size, device=bench.options.device)
 
-    def take(count: int) -> float:
-        seconds = wall_seconds(
-            lambda: [vit(images).mean().backward() for _ in range(count)], bench.options.device
-        )
+    def take() -> float:
+        passes = range(count)
+        seconds = wall_seconds(lambda: [vit(images).mean().backward() for _ in passes], bench.options.device)
         return count * batch / seconds
 
-    take(1)
-    return lambda: take(count)
+    vit(images).mean().backward()
+    return take
