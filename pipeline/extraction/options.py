@@ -98,6 +98,8 @@ class ExtractionOptions:
         parse_levels(self.levels)
         if isinstance(self.teacher, str):
             split_address(self.teacher)
+        else:
+            _refuse_undescribed(self.teacher)
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(
@@ -146,6 +148,16 @@ class ExtractionOptions:
         """Return those units of a cache that this run covers."""
         names = {tar.name for tar in self.tars}
         return [unit for unit in units if unit.source in names and unit.view < self.views]
+
+
+def _refuse_undescribed(teacher: object) -> None:
+    from pipeline.teacher.module import ModuleTeacher
+
+    if not isinstance(teacher, ModuleTeacher):
+        raise ConfigError(
+            f"teacher is a {type(teacher).__name__}: give an address such as 'timm:MODEL', or describe a "
+            "network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
+        )
 
 
 def source_options(

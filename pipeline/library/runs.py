@@ -69,31 +69,19 @@ def run_extraction(
     names the tars that failed, after all others are done; ConfigError for options that do not fit.
     """
     from pipeline.extraction.job import run_extraction as extract
-    from pipeline.teacher.module import ModuleTeacher
 
     if unknown := sorted(set(options) - set(ExtractionChoices.__annotations__)):
         known = ", ".join(ExtractionChoices.__annotations__)
         raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
     given: dict[str, Any] = {"workers": usable_cores(), **options}
-    if given.get("views_from") is not None:
-        given["views_from"] = str(getattr(given["views_from"], "address", given["views_from"]))
-    if not isinstance(teacher, str | ModuleTeacher):
-        raise ConfigError(
-            f"teacher is a {type(teacher).__name__}: give an address such as 'timm:MODEL', or describe a "
-            "network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
-        )
+    if (other := given.get("views_from")) is not None:
+        given["views_from"] = other.address if isinstance(other, Cache) else str(other)
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
     given |= source_options(_addresses(shards), str(cache), given.get("views_from"), options)
-    checked = ExtractionOptions(
-        cache=str(cache),
-        teacher=teacher,
-        device=chosen_device(device),
-        rank=rank,
-        processes=processes,
-        **given,
-    )
+    given |= {"device": chosen_device(device), "rank": rank, "processes": processes}
+    checked = ExtractionOptions(cache=str(cache), teacher=teacher, **given)
     extractor, _ = extract(checked)
     for source, reason in extractor.tally.failed.items():
         count = len(extractor.tally.failed)

@@ -107,7 +107,7 @@ def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
     with pytest.raises(ConfigError, match="run_extraction has no option 'view': known are levels"):
         maskalign.run_extraction([], tmp_path, "timm:test_vit.random", view=2)
     with pytest.raises(ConfigError, match="teacher is a Linear: give an address such as 'timm:MODEL', or"):
-        maskalign.run_extraction([], tmp_path, torch.nn.Linear(1, 1))
+        maskalign.run_extraction(make_tars(tmp_path, 1, 1)[0].address, tmp_path, torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize(
