@@ -16,7 +16,7 @@ def packed_class_names(tars: Sequence[SourceTar]) -> tuple[str, ...]:
 
     Raises ConfigError for folders with tars that number their classes otherwise.
     """
-    names, first = (), Path()
+    names, first = tuple[str, ...](), Path()
     for folder in dict.fromkeys(Path(tar.address).parent for tar in tars if not is_url(tar.address)):
         if (folder / _RECORD).is_file() and (file := folder / CLASSES_FILE).is_file():
             found = tuple(one.name for one in read_classes(file, "--class-names"))

@@ -90,6 +90,9 @@ def test_scores_are_returned_and_noted_in_the_run(run, small_cache_path):
 def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
     with pytest.raises(ConfigError, match="evaluation 'nn' is unknown: give one of knn"):
         maskalign.run_evaluation("nn", run=run, cache=small_cache_path)
+    for load, accepted in ({"batch_size": 0}, "from 1 on"), ({"workers": "2"}, "from 0 on"):
+        with pytest.raises(ConfigError, match=f"is not accepted: give a whole number {accepted}"):
+            maskalign.run_evaluation("knn", {"k": 5}, run=run, cache=small_cache_path, **load)
     with pytest.raises(ConfigError, match="give the data to learn from"):
         maskalign.run_evaluation("knn", run=run)
     with pytest.raises(CheckpointError, match=r"has no student \(no student/config.json\)"):
