@@ -1,8 +1,10 @@
 """The options of an extraction and their defaults, for command, schema and benchmark; imports little."""
 
 import math
+import shlex
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.errors import CacheError, ConfigError
@@ -169,12 +171,19 @@ def source_options(
     """
     from pipeline.cache.reader import Cache
     from pipeline.storage.address import absolute
-    from pipeline.views.source_tars import resolve_tars
+    from pipeline.views.source_tars import is_cache, resolve_tars
 
     if views_from is None:
         if not shards:
             raise ConfigError("no source tars are named: give SHARDS, or --views-from CACHE")
-        return {"shards": resolve_tars(shards)}
+        tars = resolve_tars(shards)
+        for folder in dict.fromkeys(Path(tar.address).parent for tar in tars):
+            if folder.name == "views" and is_cache(folder.parent):
+                raise ConfigError(
+                    f"the tars of {str(folder)!r} are the views of a cache, crops of images: give "
+                    f"--views-from {shlex.quote(str(folder.parent))} for another teacher, or the source tars"
+                )
+        return {"shards": tars}
     if absolute(views_from) == absolute(cache):
         raise ConfigError(f"--cache and --views-from are both {cache!r}: give a new --cache")
     found = options_of_views(Cache(views_from))

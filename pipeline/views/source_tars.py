@@ -161,6 +161,11 @@ def _in_folder(path: Path) -> list[str]:
         raise ConfigError(f"folder {str(path)!r} is not packed to its end: run pack-images again first")
     if tars := _tars(path.iterdir()):
         return tars
+    if is_cache(path):
+        raise ConfigError(
+            f"folder {str(path)!r} is a cache, not source tars: give it as --views-from to extract-teacher, "
+            "as --cache to other commands"
+        )
     held = list(islice(path.rglob("*"), _LOOKED_AT))
     if deeper := next((file for file in held if file.suffix == ".tar"), None):
         raise ConfigError(
@@ -174,6 +179,11 @@ def _in_folder(path: Path) -> list[str]:
     if any(file.suffix in _TABLES for file in held):
         raise ConfigError(f"folder {str(path)!r} holds a data set, but no .tar file: {_pack(path)}")
     raise _refusal(path, _NO_MATCH)
+
+
+def is_cache(folder: Path) -> bool:
+    """Return whether a folder is a cache: its view tars hold crops of images."""
+    return all((folder / name).exists() for name in ("units.json", "commits", "views"))
 
 
 def _pack(path: Path) -> str:

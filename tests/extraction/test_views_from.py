@@ -231,6 +231,10 @@ def test_options_of_the_views_are_refused_by_name(finished, tmp_path, options, t
 def test_what_cannot_be_followed_is_refused(finished, tmp_path):
     assert "give SHARDS, or --views-from CACHE" in command(tmp_path / "b.cache").stderr
     assert "are both" in command(finished, "--views-from", finished).stderr
+    told = command(tmp_path / "b.cache", finished).stderr
+    assert f"folder {str(finished)!r} is a cache, not source tars: give it as --views-from" in told
+    told = command(tmp_path / "b.cache", finished / "views").stderr
+    assert f"are the views of a cache, crops of images: give --views-from {finished}" in told
     assert "is not a cache" in command(tmp_path / "b.cache", "--views-from", tmp_path / "none").stderr
     others = make_tars(tmp_path / "others", tars=1, images_per_tar=3)
     renamed = [source_tar(Path(others[0].address).rename(tmp_path / "others" / "z.tar"))]
