@@ -59,7 +59,7 @@ def array_names(job: TrainingJob) -> list[str]:
 def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
     """Return the first part of an epoch's first window, and its chunks."""
     order = job.spec.order
-    whole = next(order.windows(0)[0])
+    whole = order.windows(0)[0][0]
     window = replace(whole, chunks=whole.chunks[:_MOST_CHUNKS])
     chunks = window.chunks[:, :2].tolist()
     return window, [(job.cache.pinned_commit(order.units[unit]), chunk) for unit, chunk in chunks]

@@ -4,16 +4,19 @@ Rows may be views of images: `images` (n,) numbers the image of each row, by def
 views of an image are drawn, or held out, together.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pipeline.seeding import generator
 
 
-def check_tries(few: float | None, tries: int) -> None:
-    """Raise ValueError for several tries without `few`, which would all learn from the same images."""
-    if tries > 1 and few is None:
-        raise ValueError(f"tries is {tries}, but all would learn from the same images: give few too")
+def check_tries(options: Any) -> Any:
+    """Refuse several `tries` without `few`, as a validator: all would learn from the same images."""
+    if options.tries > 1 and options.few is None:
+        raise ValueError(f"tries is {options.tries}, but all would learn from the same images: give few too")
+    return options
 
 
 def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None) -> Tensor:

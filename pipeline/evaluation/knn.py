@@ -54,10 +54,7 @@ class Knn(Section):
             raise ValueError("numbers greater than 0 are needed, such as 20 or [10, 20]")
         return values
 
-    @model_validator(mode="after")
-    def _tries_of_few(self) -> "Knn":
-        check_tries(self.few, self.tries)
-        return self
+    _tries = model_validator(mode="after")(check_tries)
 
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""

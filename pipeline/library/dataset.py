@@ -113,7 +113,7 @@ class CacheDataset(IterableDataset[Sample]):
         """Return a rank's windows of the next epoch: shuffled, or single chunks in the order of the tars."""
         epoch = int(self._epoch)
         if self._shuffle:
-            return list(order.windows(epoch)[0])
+            return order.windows(epoch)[0]
         (rank,) = order.own
         chunks = order.chunks(order.views[epoch % len(order.views)])[rank :: order.lanes]
         return [Window(rank, number, number, chunks[number : number + 1]) for number in range(len(chunks))]

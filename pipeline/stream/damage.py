@@ -4,9 +4,8 @@ Which chunk stands in follows from seed, epoch and the damaged chunk alone. So e
 run chooses the same one without asking, no batch changes its size, and an epoch keeps its steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, TypeVar
 
 from pipeline.cache.reader import REMEDY
@@ -39,7 +38,9 @@ def read_sound(
     too many substitutes are damaged, too, and for a unit that was made again with other content.
     """
     damage: list[DamagedChunk] = []
-    for unit, chunk, rows in chain([place], _substitutes(order, epoch, place)):
+    places = [place]
+    while places:
+        unit, chunk, rows = places.pop(0)
         try:
             return read(unit, chunk), damage
         except ChangedUnitError:
@@ -47,17 +48,13 @@ def read_sound(
         except CacheError as error:
             if not skip:
                 raise
+            if not damage:  # other chunks of the same view with as many rows, drawn for this one and epoch
+                chunks = order.chunks(int(order.units[unit]["view"]))
+                chunks = chunks[(chunks[:, 2] >= rows) & ((chunks[:, 0] != unit) | (chunks[:, 1] != chunk))]
+                rng = generator(order.seed, "substitute", epoch, unit, chunk)
+                places = rng.permutation(chunks)[:_MOST_TRIES].tolist()
             damage.append(DamagedChunk(unit, chunk, rows, str(error)))
     raise CacheError(
         f"{len(damage)} chunks in a row are damaged, so data.on_damage 'skip' finds no other samples; the "
         f"first: {damage[0].reason.removesuffix(f': {REMEDY}')}: check the disk; {REMEDY}"
     )
-
-
-def _substitutes(order: SampleOrder, epoch: int, place: Sequence[int]) -> Iterator[list[int]]:
-    """Yield other chunks of the same view with as many rows, drawn for this chunk and epoch."""
-    unit, chunk, rows = place
-    chunks = order.chunks(int(order.units[unit]["view"]))
-    chunks = chunks[(chunks[:, 2] >= rows) & ((chunks[:, 0] != unit) | (chunks[:, 1] != chunk))]
-    rng = generator(order.seed, "substitute", epoch, unit, chunk)
-    yield from rng.permutation(chunks)[:_MOST_TRIES].tolist()

@@ -72,7 +72,7 @@ class SampleOrder:
     lanes: int
     window_blocks: int
 
-    def windows(self, epoch: int) -> list[Iterator[Window]]:
+    def windows(self, epoch: int) -> list[list[Window]]:
         """Return each own lane's windows of an epoch, in order; epochs show the views in turn."""
         rng = generator(self.seed, "blocks", epoch, self.lanes)
         chunks = _by_size(rng.permutation(self.chunks(self.views[epoch % len(self.views)])))
@@ -80,15 +80,15 @@ class SampleOrder:
         for lane in self.own:
             rng.bit_generator.state = state  # each lane draws as if it were alone
             dealt = chunks[lane :: self.lanes]
-            found.append(self._windows_of(lane, dealt[rng.permutation(len(dealt))]))
+            dealt = dealt[rng.permutation(len(dealt))]
+            starts, firsts = np.cumsum(dealt[:, 2]) - dealt[:, 2], range(0, len(dealt), self.window_blocks)
+            found.append(
+                [
+                    Window(lane, number, int(starts[first]), dealt[first : first + self.window_blocks])
+                    for number, first in enumerate(firsts)
+                ]
+            )
         return found
-
-    def _windows_of(self, lane: int, chunks: NDArray[np.int64]) -> Iterator[Window]:
-        start = 0
-        for number, first in enumerate(range(0, len(chunks), self.window_blocks)):
-            window = Window(lane, number, start, chunks[first : first + self.window_blocks])
-            yield window
-            start += window.size
 
     def parts(self, batch_size: int, epoch: int, step: int) -> Iterator[WindowPart]:
         """Yield without end the parts that make the rank's batches, from a step of an epoch on.
@@ -98,7 +98,7 @@ class SampleOrder:
         share = batch_size // len(self.own)
         last = self.steps_per_epoch(batch_size) * share
 
-        def cut(windows: Iterator[Window], first: int, epoch: int) -> Iterator[WindowPart]:
+        def cut(windows: Sequence[Window], first: int, epoch: int) -> Iterator[WindowPart]:
             for window in windows:
                 begin, end = max(0, first - window.start), min(window.size, last - window.start)
                 if begin < end:

@@ -6,7 +6,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.cache.commit import Commit
 from pipeline.cache.layout import array_specs, feature_array
 from pipeline.cache.reader import Cache, FinishedUnits
 from pipeline.cache.tier import read_through
@@ -31,7 +30,7 @@ class CacheRows:
         masks: tuple[str, ...],
         tier: tuple[str, int] | None = None,
     ) -> None:
-        self._cache, self._units, self.levels = cache, units, needs.targets(levels)
+        self.cache, self.units, self.levels = cache, units, needs.targets(levels)
         self._stored = cache.schema.levels
         used = sorted({level for part in self.levels.values() for level in part})
         targets = [*(feature_array(self._stored[level]) for level in used), *(["stats"] if used else [])]
@@ -40,13 +39,9 @@ class CacheRows:
         self.chunk_bytes = sum(specs[name].bytes_of(rows) for name in ("index", *self.arrays))
         self._tiered = read_through(cache, units, LocalTier(Path(tier[0]), tier[1])) if tier else None
 
-    def place(self, unit: int) -> tuple[Cache, Commit, list[str]]:
-        """Return what `read_joined` takes for a unit of the order."""
-        return self._cache, self._cache.pinned_commit(self._units[unit]), self.arrays
-
     def distrust(self, unit: int) -> bool:
         """Read a unit without the local tier from now on; return whether that is new."""
-        return self._tiered is not None and self._tiered.distrust(self._units[unit]["digest"].decode())
+        return self._tiered is not None and self._tiered.distrust(self.units[unit]["digest"].decode())
 
     def values(self, rows: Arrays, levels: tuple[int, ...]) -> tuple[list[NDArray[Any]], NDArray[Any]]:
         """Return codes (n, T, W) of each level and stats (n, M, T, 2 + G) in the rows of a chunk."""

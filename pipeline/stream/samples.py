@@ -191,7 +191,9 @@ class WindowReader:
     def _read_joined(self, unit: int, chunk: int) -> JoinedChunk:
         for again in (True, False):
             try:
-                (cache, commit, names), *others = (source.place(unit) for source in self._sources)
+                (cache, commit, names), *others = (
+                    (one.cache, one.cache.pinned_commit(one.units[unit]), one.arrays) for one in self._sources
+                )
                 return read_joined(cache, commit, chunk, names, others)
             except CacheError:  # names its place itself
                 # Wrong bytes may have been kept: ask the stores themselves, from now on for all of the unit.

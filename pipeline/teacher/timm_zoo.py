@@ -23,7 +23,20 @@ def load_timm(spec: str, name: str) -> Source:
         require_plain(module, spec)
         model_name, tag = str(module.pretrained_cfg["architecture"]), LOCAL
     else:
-        model_name, tag = _resolve(spec, name)
+        model_name, dot, tag = name.partition(".")
+        if model_name not in (known := timm.list_models()):
+            raise ConfigError(
+                f"teacher {spec!r} is not a model of timm; {suggestion(model_name, known)}"
+                "timm.list_models() has all names"
+            )
+        tags = [entry.partition(".")[2] for entry in timm.list_pretrained(model_name)]
+        if not dot and tags:
+            tag = get_pretrained_cfg(model_name).tag
+        elif tag not in (*tags, RANDOM):
+            accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
+            raise ConfigError(
+                f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
+            )
         require_plain_timm(spec, model_name, tag)
         remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
         trained = tag != RANDOM
@@ -50,22 +63,3 @@ def require_plain_timm(spec: str, model_name: str, tag: str = RANDOM) -> None:
             f"teacher {spec!r} has the wrong activation, its weights need {'Quick' if native else ''}GELU; "
             f"give 'timm:{model_name.replace(*names)}.{tag}'"
         )
-
-
-def _resolve(spec: str, name: str) -> tuple[str, str]:
-    """Split into a model that timm has and a tag of it."""
-    model_name, dot, tag = name.partition(".")
-    if model_name not in (known := timm.list_models()):
-        raise ConfigError(
-            f"teacher {spec!r} is not a model of timm; {suggestion(model_name, known)}"
-            "timm.list_models() has all names"
-        )
-    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(model_name)]
-    if not dot and tags:
-        return model_name, get_pretrained_cfg(model_name).tag
-    if tag not in (*tags, RANDOM):
-        accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
-        raise ConfigError(
-            f"teacher {spec!r} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}"
-        )
-    return model_name, tag

@@ -68,8 +68,9 @@ def fit_standards(job: TrainingJob) -> bytes:
     Raises CacheError if a cache cannot be read, or its targets do not vary.
     """
     tensors: dict[str, Tensor] = {}
+    views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
     for at, targets in enumerate(job.teacher_targets()):
-        moments = _moments(job, at, targets.to(job.device))
+        moments = _moments(job, at, targets.to(job.device), views)
         maps = []
         for level, each in enumerate(moments):
             mean, covariance = each.result()
@@ -81,18 +82,16 @@ def fit_standards(job: TrainingJob) -> bytes:
             maps.append(phi_s(mean, covariance))
         means, matrices = zip(*maps, strict=True)
         tensors |= {f"{at}.mean": torch.stack(means), f"{at}.matrix": torch.stack(matrices)}
-    views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
     facts = {"caches": [cache.digest for cache in job.caches], "views": views, "seed": job.config.train.seed}
     return save(tensors, {"phi_s": json.dumps(facts)})
 
 
-def _moments(job: TrainingJob, at: int, targets: CachedTargets) -> list[Moments]:
-    """Return mean and covariance of the targets of each level of a teacher, all its stored tokens."""
+def _moments(job: TrainingJob, at: int, targets: CachedTargets, views: int) -> list[Moments]:
+    """Return mean and covariance of a teacher's targets, for each level, over all tokens of `views`."""
     cache, (units, chosen) = job.caches[at], (job.spec.order.units, job.spec.levels)
     if at:
         units, chosen = job.spec.others[at - 1].units, job.spec.others[at - 1].levels
     names = [*(feature_array(cache.schema.levels[level]) for level in chosen), "stats"]
-    views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
 
     def read(pick: Pick) -> dict[str, Tensor]:
         (unit, chunk, _), rows = pick

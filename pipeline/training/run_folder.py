@@ -24,17 +24,9 @@ Resume = Literal["never", "always", "auto"]
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
 _NOT_PINNED = (
-    *(
-        "data.workers",
-        "data.allow_partial",
-        "data.lanes",
-        "data.on_damage",
-        "data.max_damaged",
-        "data.local_",
-    ),
-    *("train.log_every", "train.checkpoint_every", "train.compile", "train.accumulate"),
-    *("evaluate.", "log."),
-)
+    "data.workers", "data.allow_partial", "data.lanes", "data.on_damage", "data.max_damaged", "data.local_",
+    "train.log_every", "train.checkpoint_every", "train.compile", "train.accumulate", "evaluate.", "log.",
+)  # fmt: skip
 
 
 def continues(run: Path, resume: Resume) -> bool:

@@ -164,14 +164,18 @@ class Trackers:
         """Open those that `log.to` names; None is TensorBoard, and no warning if that is not installed."""
         self._warn, self._by_default = warn, log.to is None
         self._open: dict[str, Tracker] = {}
-        identities = read_identities(run)
+        try:
+            found = json.loads((run / IDENTITIES_FILE).read_bytes())
+            known = {name: value for name, value in found.items() if isinstance(value, str)}
+        except (OSError, ValueError, AttributeError):  # there are none, or the file is damaged
+            known = {}
         for name in ("tensorboard",) if log.to is None else log.to:
-            known = identities.get(name, "")
-            tracked = TrackedRun(run, step, log.project, log.name or run.absolute().name, known, config)
+            title, identity = log.name or run.absolute().name, known.get(name, "")
+            tracked = TrackedRun(run, step, log.project, title, identity, config)
             with self._optional(name):
                 self._open[name] = TRACKERS[name](tracked)
-        identities |= {name: tracker.identity for name, tracker in self._open.items() if tracker.identity}
-        if identities != read_identities(run):
+        own = {name: tracker.identity for name, tracker in self._open.items() if tracker.identity}
+        if (identities := known | own) != known:
             replace_file(run / IDENTITIES_FILE, (json.dumps(identities, indent=2) + "\n").encode())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -201,12 +205,3 @@ class Trackers:
                 f"warning: log.to {name!r} does not work and is left out ({reason}); metrics.jsonl has the "
                 "same values"
             )
-
-
-def read_identities(run: Path) -> dict[str, str]:
-    """Return the identities of a run's trackers by name; nothing if there are none or the file is damaged."""
-    try:
-        found = json.loads((run / IDENTITIES_FILE).read_bytes())
-        return {name: value for name, value in found.items() if isinstance(value, str)}
-    except (OSError, ValueError, AttributeError):
-        return {}

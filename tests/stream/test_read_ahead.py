@@ -64,7 +64,7 @@ def test_the_memory_of_a_stream_is_known_beforehand(small_cache_path):
     cache = Cache(small_cache_path)
     spec = stream_spec(cache, window_blocks=8)
     slots, reader_ = slot_layout(cache.schema, spec, 2), WindowReader(cache, spec)
-    window = next(spec.order.windows(0)[0])
+    window = spec.order.windows(0)[0][0]
     assert window.size == spec.order.largest_window == 140  # a view has fewer than eight whole chunks
     samples = reader_.read(0, window)
     assert 0 <= slots.slot_bytes - sum(array.nbytes for array in samples.values()) < 4096 * len(samples)

@@ -88,8 +88,15 @@ def _evaluated(truth: Sequence[Objects], found: Sequence[Detections], classes: i
     """Match detections with objects."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    known = COCO(_dataset(truth, classes, kind))
-    detected = [one for image, each in enumerate(found, 1) for one in _results(image, each, kind)]
+    known, detected = COCO(_dataset(truth, classes, kind)), []
+    for image, each in enumerate(found, 1):
+        for index, (label, score) in enumerate(zip(each.labels.tolist(), each.scores.tolist(), strict=True)):
+            one: dict[str, Any] = {"image_id": image, "category_id": label, "score": score}
+            if kind == "box":
+                one["bbox"] = _xywh(each.boxes[index])
+            else:  # without a box, which would give its area
+                one["segmentation"] = (each.regions or [])[index]
+            detected.append(one)
     # loadRes refuses an empty list
     results = (
         known.loadRes(detected) if detected else COCO(_dataset(truth, classes, kind) | {"annotations": []})
@@ -118,7 +125,7 @@ def _dataset(truth: Sequence[Objects], classes: int, kind: Kind) -> dict[str, An
                 "id": len(annotations) + 1,  # 0 would mean "not matched"
                 "image_id": image,
                 "category_id": int(one.labels[index]),
-                "bbox": [*box[:2], *(box[2:] - box[:2])],
+                "bbox": _xywh(box),
                 "area": one.areas[index],
                 "iscrowd": int(one.crowd[index]),
             }
@@ -129,18 +136,9 @@ def _dataset(truth: Sequence[Objects], classes: int, kind: Kind) -> dict[str, An
     return {"images": images, "annotations": annotations, "categories": [{"id": i} for i in range(classes)]}
 
 
-def _results(image: int, found: Detections, kind: Kind) -> list[dict[str, Any]]:
-    """Return detections in COCO's form; those of masks have no box, which would give their area."""
-    results = []
-    for index, (label, score) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), strict=True)):
-        result = {"image_id": image, "category_id": label, "score": score}
-        if kind == "box":
-            box = found.boxes[index]
-            result["bbox"] = [*box[:2], *(box[2:] - box[:2])]
-        else:
-            result["segmentation"] = (found.regions or [])[index]
-        results.append(result)
-    return results
+def _xywh(box: NDArray[np.float64]) -> list[float]:
+    """Return a box (4,) as COCO has it: corner, width and height."""
+    return [*box[:2], *(box[2:] - box[:2])]
 
 
 def _accumulated(evaluator: Any, kind: Kind) -> tuple[dict[str, float], NDArray[np.float64]]:

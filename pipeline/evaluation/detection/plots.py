@@ -28,25 +28,25 @@ def draw_some(found: Sequence[Found], count: int, names: Sequence[str], file: Pa
         {len(found) * (2 * number + 1) // (2 * count) for number in range(count)} if found else ()
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    return tuple(_plot(found[index], names, file.with_name(f"{file.name}-{index}.png")) for index in chosen)
-
-
-def _plot(one: Found, names: Sequence[str], file: Path) -> Plot:
-    """Draw an image with its objects, beside the image with what was found."""
-    pixels = torch.from_numpy(np.array(open_image(one.image))).permute(2, 0, 1)
-    objects, found = one.objects, one.detections
-    shown = found.scores >= SHOWN
-    regions: Sequence[Region | None] = found.regions or [None] * len(shown)
-    truth = _draw(pixels, objects.boxes, objects.regions, objects.labels.tolist(), names)
-    chosen = [region for region, wanted in zip(regions, shown, strict=True) if wanted]
-    guess = _draw(pixels, found.boxes[shown], chosen, found.labels[shown].tolist(), names)
-    drawn = Image.new("RGBA", (2 * truth.shape[2] + _GAP, truth.shape[1]))
-    for left, part in ((0, truth), (truth.shape[2] + _GAP, guess)):
-        drawn.paste(Image.fromarray(part.permute(1, 2, 0).numpy()), (left, 0))
-    drawn.thumbnail((_WIDEST, _WIDEST))
-    drawn.save(file)
-    counts = f"true objects {len(objects.labels)}, found with a score of {SHOWN} or more {int(shown.sum())}"
-    return Plot(file=file.name, caption=f"{one.image.name}: {counts}")
+    plots = []
+    for index in chosen:
+        image, objects, detections = found[index].image, found[index].objects, found[index].detections
+        pixels = torch.from_numpy(np.array(open_image(image))).permute(2, 0, 1)
+        truth = _draw(pixels, objects.boxes, objects.regions, objects.labels.tolist(), names)
+        shown = detections.scores >= SHOWN
+        masks: Sequence[Region | None] = detections.regions or [None] * len(shown)
+        regions = [region for region, wanted in zip(masks, shown, strict=True) if wanted]
+        labels = detections.labels[shown].tolist()
+        guess = _draw(pixels, detections.boxes[shown], regions, labels, names)
+        drawn = Image.new("RGBA", (2 * truth.shape[2] + _GAP, truth.shape[1]))
+        for left, part in ((0, truth), (truth.shape[2] + _GAP, guess)):
+            drawn.paste(Image.fromarray(part.permute(1, 2, 0).numpy()), (left, 0))
+        drawn.thumbnail((_WIDEST, _WIDEST))
+        name = f"{file.name}-{index}.png"
+        drawn.save(file.with_name(name))
+        counts = f"true objects {len(objects.labels)}, found with a score of {SHOWN} or more {len(labels)}"
+        plots.append(Plot(file=name, caption=f"{image.name}: {counts}"))
+    return tuple(plots)
 
 
 def _draw(

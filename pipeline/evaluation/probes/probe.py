@@ -63,7 +63,7 @@ class Probe(SectionOfKinds):
 
     @model_validator(mode="after")
     def _one_rate(self) -> "Probe":
-        check_tries(self.few, self.tries)
+        check_tries(self)
         if self.kind == "published" and len(self.lr) > 1:
             raise ValueError("lr is a list: kind published has one, such as 0.025, or 0.1 as MAE")
         return self

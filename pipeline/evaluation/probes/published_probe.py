@@ -52,14 +52,21 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     per_epoch: dict[str, list[Tensor]] = {name: [] for name in names}
 
     @torch.no_grad()
-    def after_epoch(last: bool) -> None:
-        if options.select == "test" or last:
-            for name, head in heads.items():
-                head.eval()
-                parts = (part.to(task.subject.device) for part in test.chunks(name))
-                ranked = torch.cat([rank_classes(head(part)) for part in parts])
-                head.train()
-                per_epoch[name].append(plan.classes[ranked])
+    def rank() -> None:
+        for name, head in heads.items():
+            head.eval()
+            parts = (part.to(task.subject.device) for part in test.chunks(name))
+            ranked = torch.cat([rank_classes(head(part)) for part in parts])
+            head.train()
+            per_epoch[name].append(plan.classes[ranked])
+
+    def steps(first: int) -> Iterator[Iterator[Crops]]:
+        for done, step in enumerate(plan.batches(task, task.subject.image_size, first), first):
+            # After an epoch, just before the next step, since a state is written right after a step.
+            if done and done % max(1, len(plan.images) // plan.batch) == 0 and options.select == "test":
+                rank()
+            yield step
+        rank()
 
     def loss_of(step: Iterator[Crops]) -> Tensor:
         found, targets = represented(task.subject, step, names)
@@ -70,25 +77,12 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     file = task.file("probe-published", options, bank.facts.digest, test.facts.digest)
     resuming = Resuming(file, modules, optimiser, per_epoch)
     losses = fit(
-        loss_of, _with_epochs(plan, task, resuming.step, after_epoch), optimiser,
+        loss_of, steps(resuming.step), optimiser,
         cosine(plan.steps, math.ceil(WARMUP * plan.steps)), plan.steps, task.log, resuming,
     )  # fmt: skip
     details = {"batch": plan.batch, "steps": plan.steps, "lr": options.lr[0], "loss": losses}
     notes = short_way(plan.steps, lr, "take kind logistic")
     return [_outcome(options, name, per_epoch[name], bank, test, plan, details, notes) for name in names]
-
-
-def _with_epochs(plan: CropPlan, task: Task, first: int, after_epoch: Any) -> Iterator[Iterator[Crops]]:
-    """Yield the steps from `first` on; call `after_epoch` after each epoch, and after the last step.
-
-    It is called just before the next step, since a state is written right after a step.
-    """
-    per_epoch = max(1, len(plan.images) // plan.batch)
-    for done, step in enumerate(plan.batches(task, task.subject.image_size, first), first):
-        if done and done % per_epoch == 0:
-            after_epoch(False)
-        yield step
-    after_epoch(True)
 
 
 def _outcome(
