@@ -150,9 +150,14 @@ def card(
         from pipeline.cache.layout import CARD_FILE
         from pipeline.cache.reader import Cache
         from pipeline.cache.sizes import take_inventory
+        from pipeline.storage.address import printable
         from pipeline.storage.files import replace_file
 
         check_license(license_name)
+        if out is not None and out.is_dir():
+            raise ConfigError(
+                f"--out {str(out)!r} is a folder: give a file, such as {str(out / 'README.md')!r}"
+            )
         opened = Cache(_address(cache, cache_option))
         if out is None and not opened.folder.can_list:
             raise ConfigError(
@@ -163,7 +168,7 @@ def card(
             opened.folder.replace(CARD_FILE, text)
         else:
             replace_file(out, text)
-        typer.echo(f"card of cache {opened.address!r}: {out or f'{opened.address}/{CARD_FILE}'}")
+        typer.echo(f"card of cache {printable(opened.address)!r}: {out or f'{opened.address}/{CARD_FILE}'}")
         if license_name == "unknown":
             typer.echo("its licence is unknown: images and teacher have terms; give --license ID")
 

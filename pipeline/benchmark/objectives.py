@@ -4,7 +4,7 @@ The plain pass is timm's, forward and backward without an optimiser. No change o
 or slower, so a ratio that falls means an objective that has become slower.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -27,7 +27,19 @@ def measure_objectives(bench: Workbench) -> Iterator[Figure]:
     """Yield the rate of each objective's step, and its ratio to the plain pass, round by round."""
     options = bench.options
     batch, count = min(options.batch_size, _LARGEST_BATCH), max(1, options.steps // _FEWER)
-    variants = {"plain": _plain(bench, batch, count)}
+    student, view = bench.config.student, bench.cache.schema.view
+    vit = create_backbone(student.model, student.options, student.drop_path, view.image_size, view.patch_size)
+    initialise(vit)
+    vit.to(options.device)
+    images = torch.randn(batch, 3, view.image_size, view.image_size, device=options.device)
+
+    def plain() -> float:
+        passes = range(count)
+        seconds = wall_seconds(lambda: [vit(images).mean().backward() for _ in passes], options.device)
+        return count * batch / seconds
+
+    vit(images).mean().backward()
+    variants = {"plain": plain}
     for name in OBJECTIVES:
         decoder = _SMALL_DECODER if options.recipe == "tiny" and name in ("mae", "milan") else {}
         try:
@@ -42,24 +54,6 @@ def measure_objectives(bench: Workbench) -> Iterator[Figure]:
         for name, values in take_turns(variants, options.rounds, warm_up=False).items()
     }
     yield from rates.values()
-    plain = rates.pop("plain")
+    of_plain = rates.pop("plain")
     for name, rate in rates.items():
-        yield ratio(f"ratio.{name}_to_plain", rate, plain, f"{name} / plain ViT")
-
-
-def _plain(bench: Workbench, batch: int, count: int) -> Callable[[], float]:
-    """Return a function that runs `count` passes of timm's ViT over a batch and returns their rate."""
-    student, view = bench.config.student, bench.cache.schema.view
-    vit = create_backbone(student.model, student.options, student.drop_path, view.image_size, view.patch_size)
-    initialise(vit)
-    vit.to(bench.options.device)
-    images = torch.randn(batch, 3, view.image_size, view.image_size, device=bench.options.device)
-
-    def take(count: int) -> float:
-        seconds = wall_seconds(
-            lambda: [vit(images).mean().backward() for _ in range(count)], bench.options.device
-        )
-        return count * batch / seconds
-
-    take(1)
-    return lambda: take(count)
+        yield ratio(f"ratio.{name}_to_plain", rate, of_plain, f"{name} / plain ViT")

@@ -1,4 +1,4 @@
-"""What compressors would save of a cache's features and cost in time, measured on some of its chunks."""
+"""What compressors would save of a cache's features and cost a reader in time, measured on some chunks."""
 
 import time
 from collections.abc import Sequence
@@ -18,12 +18,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class CompressorCost:
-    """Bytes of features of a view, and seconds of one core to compress and to decompress them."""
+    """Bytes of features of a view, and seconds of one core to decompress them."""
 
     compressor: Compressor
     plain_bytes: float
     bytes: float
-    compress_seconds: float = 0.0
     decompress_seconds: float = 0.0
 
     @property
@@ -50,17 +49,13 @@ def measure_compressors(cache: Cache, levels: Sequence[int]) -> list[CompressorC
     plain = sum(values.nbytes for values in chunks) / views
     found = [CompressorCost("none", plain, plain)]
     for compressor in COMPRESSORS[1:]:
-        packed, compressing, decompressing = [b""] * len(chunks), [], []
+        packed, seconds = [compress(compressor, values) for values in chunks], []
         for _ in range(_ROUNDS):
-            begin = time.thread_time()
-            packed = [compress(compressor, values) for values in chunks]
-            compressing.append(time.thread_time() - begin)
             buffers = [np.empty(values.nbytes, np.uint8) for values in chunks]
             begin = time.thread_time()
             for data, buffer in zip(packed, buffers, strict=True):
                 decompress(compressor, np.frombuffer(data, np.uint8), buffer)
-            decompressing.append(time.thread_time() - begin)
+            seconds.append(time.thread_time() - begin)
         size = sum(map(len, packed)) / views
-        seconds = (min(compressing) / views, min(decompressing) / views)
-        found.append(CompressorCost(compressor, plain, size, *seconds))
+        found.append(CompressorCost(compressor, plain, size, min(seconds) / views))
     return found

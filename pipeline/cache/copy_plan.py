@@ -56,6 +56,8 @@ def plan_copy(
     folder = open_folder(destination)
     if absolute(folder.address) == absolute(source.address):
         raise ConfigError(f"cache {source.address!r} cannot be copied to itself: give another destination")
+    if f"{absolute(folder.address)}/".startswith(f"{absolute(source.address)}/"):
+        raise ConfigError(f"{destination!r} is within cache {source.address!r}: give another destination")
     schema, constants = _schema_of_levels(source, levels)
     existing = None if is_empty(folder) else Cache(destination)
     if existing:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.cache.reader import Cache
+from pipeline.storage.address import printable
 
 
 def describe_cache(cache: Cache) -> Iterator[tuple[str, str]]:
@@ -16,7 +17,7 @@ def describe_cache(cache: Cache) -> Iterator[tuple[str, str]]:
     rank = ""
     if schema.keep < 1:
         rank = f", the first of a ranking by {schema.keep_rank} (--keep {schema.keep:g})"
-    yield "cache", f"{cache.address} (schema {schema.version}, digest {cache.digest[:16]})"
+    yield "cache", f"{printable(cache.address)} (schema {schema.version}, digest {cache.digest[:16]})"
     yield "teacher", f"{teacher.address(teacher.tag)}{trained}, weights {teacher.weights_sha256[:16]}"
     pixels = f"patches of {teacher.patch_size} in {teacher.input_size} pixels"
     yield "", f"{teacher.depth} blocks of width {teacher.width}, {pixels}"

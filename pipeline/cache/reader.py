@@ -213,8 +213,19 @@ class Cache:
 
     def read_chunk(self, commit: Commit, chunk: int, names: Iterable[str]) -> dict[str, store.Values]:
         """Read one chunk of some arrays; a CacheError names unit, array and rows with a wrong byte."""
-        wanted = list(names)
-        read = partial(self._read_rows, commit, chunk)
+        wanted, (first, end) = list(names), layout.chunk_range(chunk, commit.rows)
+
+        def read(name: str) -> store.Values:
+            self._check_array(name)
+            where = f"array {name!r} of {commit.name}, rows {first} to {end - 1}"
+            try:
+                values, crc = self._shards.read(self._specs[name], commit, chunk)
+            except (ValueError, OSError) as error:
+                raise store.unreadable(where, error, REMEDY) from None
+            if crc != commit.blocks[name][chunk]:
+                raise CacheError(f"{where} is not what was committed: {REMEDY}")
+            return values[: end - first]
+
         return dict(zip(wanted, ordered_map(read, wanted, self.folder.parallel_reads), strict=True))
 
     def read_crops(self, commit: Commit, start: int, end: int) -> bytes:
@@ -224,18 +235,6 @@ class Cache:
             return self.folder.read(key, start, end)
         except OSError as error:
             raise store.unreadable(f"view tar {f'{self.address}/{key}'!r}", error, REMEDY) from None
-
-    def _read_rows(self, commit: Commit, chunk: int, name: str) -> store.Values:
-        self._check_array(name)
-        first, end = layout.chunk_range(chunk, commit.rows)
-        where = f"array {name!r} of {commit.name}, rows {first} to {end - 1}"
-        try:
-            values, crc = self._shards.read(self._specs[name], commit, chunk)
-        except (ValueError, OSError) as error:
-            raise store.unreadable(where, error, REMEDY) from None
-        if crc != commit.blocks[name][chunk]:
-            raise CacheError(f"{where} is not what was committed: {REMEDY}")
-        return values[: end - first]
 
     def _read_constants(self, what: str, names: Sequence[str], digest: str) -> list[NDArray[np.float32]]:
         found, cure = [], cure_of_constants(self.schema, names)

@@ -10,7 +10,7 @@ from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import CacheError
 from pipeline.progress import ProgressDisplay
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import open_folder, printable
 
 
 def verify_cache(
@@ -73,17 +73,20 @@ def _verify_fully(
 
 def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool, repaired: bool) -> str:
     """Return the sentence to report; raises CacheError if something is damaged and stays so."""
+    shown = printable(cache.address)
     left = [finding for finding in findings if not (repaired and (finding.unit or finding.metadata))]
     if left:
         cure = ": add --repair to remove what is damaged, then run the same extract-teacher command"
-        if repaired:
+        if not cache.folder.can_list:
+            cure = ": repair it where it is stored, or see whether the server sends other bytes"
+        elif repaired:
             cure = " that --repair cannot fix; the lines above say what to do about each"
         raise CacheError(f"cache {cache.address!r} has {len(left)} problem{'s' * (len(left) > 1)}{cure}")
     if any(finding.unit for finding in findings):
         cure = "the same extract-teacher command makes them again"
-        return f"cache {cache.address!r}: damaged units are removed; {cure}"
+        return f"cache {shown!r}: damaged units are removed; {cure}"
     if findings or restored:
-        return f"cache {cache.address!r}: its metadata is written again, and no unit had to be removed"
+        return f"cache {shown!r}: its metadata is written again, and no unit had to be removed"
     units = f"{len(committed(cache.folder, cache.units)):,} of {len(cache.units):,} units"
     what = "every byte is" if full else "names, sizes and metadata are"
-    return f"cache {cache.address!r}, {units}: {what} what was committed"
+    return f"cache {shown!r}, {units}: {what} what was committed"

@@ -146,6 +146,9 @@ class Choice:
         from pipeline.evaluation.data import CacheViews, Data, LabelledImages
         from pipeline.evaluation.task import Task
 
+        for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if not isinstance(number, int) or number < least:
+                raise ConfigError(f"{name} {number!r} is not accepted: give a whole number from {least} on")
         learnt, test = self.images[0] or _NOTHING, self.images[1]
         data: Data = LabelledImages(learnt, workers)
         if self.opened:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
+from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
 from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
@@ -92,7 +93,8 @@ class ImageSet:
 def open_images(specs: Sequence[str], scratch: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """Index tars, or list an image folder with classes numbered as in `known`, see `folder_images`.
 
-    Tars behind URLs are copied to the folder `scratch`. Raises ConfigError or SourceError.
+    Tars behind URLs are copied to the folder `scratch`. Raises ConfigError, also for tars that pack-images
+    has numbered otherwise than `known`, or SourceError.
     """
     folder = Path(specs[0])
     if len(specs) == 1 and folder.is_dir() and not any(folder.glob("*.tar")):
@@ -101,7 +103,10 @@ def open_images(specs: Sequence[str], scratch: Path, known: tuple[str, ...] = ()
         folder.suffix or folder.exists() or is_url(specs[0]) or {*specs[0]} & {*"*?[{"}
     ):
         raise ConfigError(f"{specs[0]!r} does not exist: give labelled tars, or an image folder")
-    return tar_images(resolve_tars(specs), ", ".join(specs), scratch)
+    tars, address = resolve_tars(specs), ", ".join(specs)
+    names = packed_class_names(tars)
+    refuse_other_numbers(known, "the images to learn from", names, repr(address))
+    return replace(tar_images(tars, address, scratch), class_names=names)
 
 
 def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageSet:

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from pipeline.views.masking import RankStrategy
     from pipeline.views.source_tars import SourceTar
 
+MOST_VIEWS = 100
+_SHARES = ("keep", "flip", "max_bad")
+_RANGES: dict[str, tuple[float, float]] = {
+    "views": (1, MOST_VIEWS),
+    "image_size": (1, math.inf),
+    "patch_size": (1, math.inf),
+    "seed": (-math.inf, math.inf),
+    "batch_size": (1, math.inf),
+    "workers": (0, math.inf),
+    "limit": (1, math.inf),
+    "keep": (-math.inf, math.inf),
+    "flip": (0, 1),
+    "max_bad": (0, 1),
+}
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 Compile = Literal["auto", "on", "off"]
 
@@ -54,7 +68,7 @@ class ExtractionOptions:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        """Check what typer cannot."""
+        """Check what typer cannot, and what it has checked for the command."""
         from pipeline.cache.schema import COMPRESSORS, ENCODINGS
         from pipeline.teacher.request import parse_levels, split_address, student_grid
         from pipeline.views.codec import VIEW_FORMATS
@@ -71,6 +85,7 @@ class ExtractionOptions:
             if value not in accepted:
                 *others, last = accepted
                 raise ConfigError(f"{option} {value!r} is unknown; give {', '.join(others)} or {last}")
+        self._check_numbers()
         least, most = self.crop_scale
         if not 0 < least <= most <= 1:
             raise ConfigError(
@@ -83,12 +98,38 @@ class ExtractionOptions:
         parse_levels(self.levels)
         if isinstance(self.teacher, str):
             split_address(self.teacher)
+        else:
+            _refuse_undescribed(self.teacher)
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(
                 f"--keep {self.keep:g} leaves 0 of {patches} patches; "
                 f"give {math.ceil(1e4 / patches) / 1e4:g} to 1"
             )
+
+    def _check_numbers(self) -> None:
+        """Raise ConfigError for a value of another type or out of range; a crop scale may be a list."""
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            whole = name not in _SHARES
+            if name == "limit" and value is None:
+                continue
+            if not isinstance(value, int if whole else int | float) or not least <= value <= most:
+                accepted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {value!r} is not accepted: give a {'whole ' * whole}number"
+                    f"{f' {accepted}' * (name != 'seed')}"
+                )
+        if not isinstance(self.levels, str):
+            raise ConfigError(
+                f"--levels {self.levels!r} is not a text: give '5' for the last 5 blocks, '5,' for "
+                "block 5, or '7,9,11'"
+            )
+        try:
+            least, most = map(float, self.crop_scale)
+        except (TypeError, ValueError):
+            raise ConfigError(f"--crop-scale {self.crop_scale!r} is not two shares: give 0.2, 1.0") from None
+        object.__setattr__(self, "crop_scale", (least, most))
 
     def maker(self, views: tuple[int, ...] = (0,), source: str | None = None) -> "ViewMaker":
         """Return the maker of views of a source tar, as `ViewMaker` takes them."""
@@ -107,6 +148,16 @@ class ExtractionOptions:
         """Return those units of a cache that this run covers."""
         names = {tar.name for tar in self.tars}
         return [unit for unit in units if unit.source in names and unit.view < self.views]
+
+
+def _refuse_undescribed(teacher: object) -> None:
+    from pipeline.teacher.module import ModuleTeacher
+
+    if not isinstance(teacher, ModuleTeacher):
+        raise ConfigError(
+            f"teacher is a {type(teacher).__name__}: give an address such as 'timm:MODEL', or describe a "
+            "network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
+        )
 
 
 def source_options(

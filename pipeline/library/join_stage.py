@@ -62,7 +62,8 @@ class TargetStage:
         """Yield the samples with their targets."""
         join = _Join(open_in_worker(self.address), self)
         for sample in samples:
-            yield {**sample, **join.fields(sample)}
+            fields = join.fields(sample)
+            yield {**sample, **fields}
 
 
 class _Join:
@@ -77,6 +78,11 @@ class _Join:
 
     def fields(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the targets of a sample; raises CacheError or ConfigError."""
+        if not isinstance(sample, dict) or not sample.keys() >= {"__url__", "__key__"}:
+            raise ConfigError(
+                f"a sample is a {type(sample).__name__} without __url__ and __key__: put with_targets right "
+                "behind wds.WebDataset"
+            )
         tar, key = str(sample["__url__"]).rpartition("/")[2], sample["__key__"]
         if tar not in self._units:
             raise ConfigError(

@@ -51,7 +51,7 @@ class ExtractionChoices(TypedDict, total=False):
     compile: Compile
     max_bad: float
     limit: int
-    views_from: str
+    views_from: Place | Cache
 
 
 def run_extraction(
@@ -74,18 +74,14 @@ def run_extraction(
         known = ", ".join(ExtractionChoices.__annotations__)
         raise ConfigError(f"run_extraction has no option {unknown[0]!r}: known are {known}")
     given: dict[str, Any] = {"workers": usable_cores(), **options}
+    if (other := given.get("views_from")) is not None:
+        given["views_from"] = other.address if isinstance(other, Cache) else str(other)
     if not isinstance(teacher, str):
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
-    given |= source_options(_addresses(shards), str(cache), options.get("views_from"), options)
-    checked = ExtractionOptions(
-        cache=str(cache),
-        teacher=teacher,
-        device=chosen_device(device),
-        rank=rank,
-        processes=processes,
-        **given,
-    )
+    given |= source_options(_addresses(shards), str(cache), given.get("views_from"), options)
+    given |= {"device": chosen_device(device), "rank": rank, "processes": processes}
+    checked = ExtractionOptions(cache=str(cache), teacher=teacher, **given)
     extractor, _ = extract(checked)
     for source, reason in extractor.tally.failed.items():
         count = len(extractor.tally.failed)
@@ -117,6 +113,8 @@ def run_training(
     from pipeline.training.distributed import joined_ranks
 
     given = [cache] if isinstance(cache, Cache | str | Path) else cache
+    if not given:
+        raise ConfigError("no cache is named: give one, or a list of them")
     caches = [each if isinstance(each, Cache) else Cache(each) for each in given]
     folder, where = Path(run), chosen_device(device)
 
@@ -242,7 +240,7 @@ def chosen_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:N") from None
     if chosen.type != "cuda":
         return chosen

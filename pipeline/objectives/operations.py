@@ -23,29 +23,23 @@ def training_operations(objective: Objective, setting: Setting, visible: int) ->
         name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
         for name, tensor in (*objective.named_parameters(), *objective.named_buffers())
     }
-    # On some devices the counter misses fused attention; it counts MATH attention on all.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss: Tensor = functional_call(objective, stand_ins, _one_image(objective, setting, visible))[0]
-        loss.backward()  # type: ignore[no-untyped-call]
-    return int(counter.get_total_flops())
-
-
-def _one_image(objective: Objective, setting: Setting, visible: int) -> tuple[MaskedView, Targets]:
-    """Return stand-ins of what the stream delivers for one image."""
+    # What the stream delivers for one image, on the meta device too.
     needs, patches = objective.needs, (setting.image_size // setting.patch_size) ** 2
-    pixels = 3 * setting.patch_size**2
     found: dict[str, list[Tensor]] = {"visible": [], "hidden": []}
     for teacher in setting.teachers:
         tokens = {"visible": visible + int(teacher.teacher_has_cls), "hidden": patches - visible}
         width = teacher.target_width(needs.target)
         for part, levels in needs.targets(teacher.levels).items():
             found[part] += [torch.empty(1, tokens[part], width, device="meta") for _ in levels]
-    shown, hidden = visible if needs.pixels == "visible" else patches, None
-    if needs.positions:
-        hidden = torch.empty(1, patches - visible, dtype=torch.int64, device="meta")
+    shape = (1, visible if needs.pixels == "visible" else patches, 3 * setting.patch_size**2)
+    hidden = torch.empty(1, patches - visible, dtype=torch.int64, device="meta")
     view = MaskedView(
-        torch.empty(1, shown, pixels, dtype=torch.uint8, device="meta"),
+        torch.empty(shape, dtype=torch.uint8, device="meta"),
         torch.empty(1, visible, dtype=torch.int64, device="meta"),
-        hidden,
+        hidden if needs.positions else None,
     )
-    return view, Targets(**found)
+    # On some devices the counter misses fused attention; it counts MATH attention on all.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss: Tensor = functional_call(objective, stand_ins, (view, Targets(**found)))[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops())

@@ -18,6 +18,7 @@ from pipeline.report.images import image_section
 from pipeline.report.page import PageSection, data_table, folded, name_table, numbers, render_page
 from pipeline.report.score_sections import score_section
 from pipeline.report.scores import PLOTS, read_scores, student_digest
+from pipeline.storage.address import printable
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig
@@ -160,7 +161,9 @@ def _facts(run: Run) -> PageSection:
             f"{teacher['library']} {teacher['name']}, {teacher['tag']}{trained}, "
             f"weights {teacher['weights_sha256'][:12]}"
         )
-        facts[f"cache{which}"] = f"{cache['path']}, digest {cache['digest'][:12]}, {len(run['units'])} units"
+        facts[f"cache{which}"] = (
+            f"{printable(cache['path'])}, digest {cache['digest'][:12]}, {len(run['units'])} units"
+        )
     facts |= {
         **({"damage": damage} if (damage := run.get("damage", {}).get("summary")) else {}),
         "device": ", ".join([run["device"], *(f"{k} {v}" for k, v in run.get("resolved", {}).items())]),

@@ -11,16 +11,12 @@ import torch
 from pipeline.runtime.memory import shared_buffer
 
 
-def cuda_runtime() -> Any:
-    """Return the CUDA runtime that torch uses."""
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
-
-
-def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> list[int]:
+def lock_pages(memories: Sequence[SharedMemory], cure: str) -> list[int]:
     """Page-lock shared memory and return the addresses.
 
     Where the driver refuses, copies are slower but right; one warning says so and what the user may do.
     """
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     locked: list[int] = []
     for memory in memories:
         tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
@@ -41,7 +37,7 @@ def lock_pages(memories: Sequence[SharedMemory], runtime: Any, cure: str) -> lis
     return locked
 
 
-def unlock_pages(locked: Sequence[int], runtime: Any) -> None:
+def unlock_pages(locked: Sequence[int]) -> None:
     """Unlock what `lock_pages` has locked."""
     for address in locked:
-        runtime.cudaHostUnregister(address)
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from pipeline import errors
 from pipeline.errors import ConfigError
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
@@ -11,10 +12,8 @@ STORE_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
 _MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
-_USER = re.compile(r"(?<=://)[^/\s\"]*@")  # with a password, which may have an @ and a single quote
-# All after the question mark of a web address, and key=value after one of any address: elsewhere it is a
-# wildcard. The quote after an address is not part of it.
-_QUERY = re.compile(r"(?P<web>https?://[^?\s\"']*\?)[^\s\"']+|(?<=\?)[\w.%~-]+=[^\s\"']*")
+
+printable = errors.printable  # which errors need too
 
 
 def is_url(address: str | Path) -> bool:
@@ -30,13 +29,6 @@ def is_web(address: str | Path) -> bool:
 def absolute(address: str) -> str:
     """Return an address that means the same in any working folder."""
     return address if is_url(address) else str(Path(address).resolve())
-
-
-def printable(address: str) -> str:
-    """Return an address, or a text with some, without the secret parts: user, password and query."""
-    if "://" not in address:
-        return address
-    return _QUERY.sub(r"\g<web>", _USER.sub("", address))
 
 
 def name_fault(name: str) -> str:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from pipeline.errors import StorageError
@@ -31,10 +32,12 @@ class WrittenFile:
 class DigestedFile:
     """A new file written from front to back; it computes its digest while it writes."""
 
+    _mode = "xb"
+
     def __init__(self, path: Path) -> None:
-        self.path, self.size = path, 0
+        self.path, self.size = path, 0  # bytes so far
         self._digest = hashlib.sha256()
-        self._file = path.open("xb", buffering=0)
+        self._file = FileIO(path, self._mode)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -46,8 +49,9 @@ class DigestedFile:
 
     def close(self) -> WrittenFile:
         """Finish the file; it may not be on the disk yet."""
+        size = os.fstat(self._file.fileno()).st_size
         self._file.close()
-        return WrittenFile(self.path, self.size, self._digest.hexdigest())
+        return WrittenFile(self.path, size, self._digest.hexdigest())
 
     def discard(self) -> None:
         """Close and remove the file, even if the disk is too full to finish it."""
@@ -56,35 +60,21 @@ class DigestedFile:
         self.path.unlink(missing_ok=True)
 
 
-class LinkedFile:
+class LinkedFile(DigestedFile):
     """A second name of a file that exists. Nothing is written: as many bytes of it are read and digested.
 
     So `close` tells what the file holds, for the caller to compare with what it should.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, 0
-        self._digest = hashlib.sha256()
-        self._file = path.open("rb", buffering=0)
+    _mode = "rb"
 
     def write(self, data: bytes | memoryview) -> None:
         """Read as many bytes."""
         self.size += len(data)
         self._digest.update(self._file.read(len(data)))
 
-    def close(self) -> WrittenFile:
-        """Return the file as it is."""
-        size = os.fstat(self._file.fileno()).st_size
-        self._file.close()
-        return WrittenFile(self.path, size, self._digest.hexdigest())
 
-    def discard(self) -> None:
-        """Close and remove the second name."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-def link_or_new(path: Path, source: Path | None) -> LinkedFile | DigestedFile:
+def link_or_new(path: Path, source: Path | None) -> DigestedFile:
     """Make `path` a hard link of `source`; where the disk is another one or has no links, a new file.
 
     Raises FileNotFoundError if `source` is not there.

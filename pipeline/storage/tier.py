@@ -7,6 +7,7 @@ entry is flushed: the checksum finds what a power failure has cut.
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,6 +24,7 @@ _CRC_BYTES = 4
 _LOCKS = 1024  # two entries rarely share one
 _SHARE_KEPT = 0.9  # of the limit, by an eviction: each looks at all entries
 _UNFINISHED = ".unfinished"
+_ENTRY = re.compile(rf"[0-9a-f]{{2}}/[0-9a-f]{{62}}({_UNFINISHED})?")
 _SEGMENT_BYTES = 4 << 20
 
 
@@ -53,6 +55,9 @@ class LocalTier:
                 f"data.local_bytes {self._most:,} is more than the disk of data.local_tier "
                 f"{str(self._folder)!r} can hold, {free + there:,}: lower it, or use another disk"
             )
+        if there > self._most:  # of a run with a higher limit
+            with suppress(OSError), locked(self._folder / "size"):
+                (self._folder / "size").write_text(str(self._evict(self._most)))
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
         """Return the entry of a name; what is not there is fetched, by one thread of one process only."""
@@ -93,10 +98,15 @@ class LocalTier:
             return self._evict(self._most)
 
     def _evict(self, most: int) -> int:
-        """Remove the least recently used entries until `most` bytes are left; return the bytes left."""
+        """Remove the least recently used entries until `most` bytes are left; return the bytes left.
+
+        Only what has the name of an entry is one: the folder may hold other files of its owner.
+        """
         found, left = [], 0
         for folder in os.scandir(self._folder):
-            for entry in os.scandir(folder) if folder.is_dir() and len(folder.name) == 2 else ():
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if not _ENTRY.fullmatch(f"{folder.name}/{entry.name}"):
+                    continue
                 if entry.name.endswith(_UNFINISHED):  # of a killed process: this one holds the lock
                     Path(entry.path).unlink(missing_ok=True)
                     continue
@@ -166,10 +176,10 @@ class TieredFolder:
         size, version = len(buffer), self._version(key)
         if version is None or version in self._distrusted:
             return self._folder.read_into(key, start, buffer)
-        segment = max(1, _SEGMENT_BYTES // size) * size
-        if start % size:  # a piece of another kind
-            segment = size
-        first = start - start % segment if start % size == 0 else start
+        first, segment = start, size
+        if start % size == 0:  # else it is a piece of another kind
+            segment = max(1, _SEGMENT_BYTES // size) * size
+            first = start - start % segment
         data = self.read(key, first, first + segment)[start - first : start - first + size]
         buffer[: len(data)] = data
         return len(data)

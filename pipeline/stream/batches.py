@@ -10,7 +10,7 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
-from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
+from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.feed import SMALLER, FedPiece, WorkerFeed, inline_pieces
 from pipeline.stream.samples import StreamSpec, sample_fields
@@ -123,7 +123,7 @@ class _Copier:
         self._pending: deque[tuple[torch.cuda.Event, tuple[int, int]]] = deque()
         self._locked = []
         if self._copies and workers:
-            self._locked = lock_pages(workers.memories, cuda_runtime(), SMALLER)
+            self._locked = lock_pages(workers.memories, SMALLER)
 
     def begin(self, turn: int) -> None:
         """Make copies into batch `turn` wait for the step that last used it."""
@@ -173,5 +173,4 @@ class _Copier:
         """Unlock the pages once no copy reads them."""
         if self._copies:
             self._copies.synchronize()
-        if self._locked:
-            unlock_pages(self._locked, cuda_runtime())
+        unlock_pages(self._locked)

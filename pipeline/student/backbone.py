@@ -58,6 +58,8 @@ def create_backbone(
         _refuse(model, f"timm makes a {type(vit).__name__} of it")
     if vit.pos_embed is None:
         _refuse(model, "it has no added position embedding")
+    if not len(vit.blocks):
+        raise ConfigError(f"student.options {dict(options)} leave no block: give a depth of at least 1")
     if vit.embed_dim % 4:
         raise ConfigError(
             f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4"

@@ -39,13 +39,6 @@ def spherical_kmeans(points: Tensor, start: Tensor, rounds: int = ROUNDS) -> Ten
     return codes
 
 
-def mean_directions(points: Tensor, numbers: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the mean direction (size, W) of each code's points (T, W), and which codes have any (size,)."""
-    sums = torch.zeros(size, points.shape[-1], dtype=torch.float64, device=points.device)
-    sums.index_put_((numbers,), points.double(), accumulate=True)  # deterministic on a GPU too
-    return F.normalize(sums, dim=-1).to(points.dtype), torch.bincount(numbers, minlength=size) > 0
-
-
 def use_of_codes(codes: Tensor, size: int) -> dict[str, float]:
     """Return the share of `size` codes that occur in `codes` (...) int64, and the perplexity of their use."""
     shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()

@@ -14,6 +14,7 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
+from pipeline.storage.address import printable
 from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class
@@ -155,7 +156,7 @@ def run_job(
         display = metrics = None
         with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
-                cache = {"cache.path": job.cache.address, "cache.digest": job.cache.digest}
+                cache = {"cache.path": printable(job.cache.address), "cache.digest": job.cache.digest}
                 tracked = {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
                 metrics = MetricsLog(job.run, first, say, job.config.log, tracked)
                 stack.callback(metrics.close)
@@ -206,8 +207,8 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     if not is_sorted_by_class(job.cache, order, job.spec.skip_damage):
         return [*warnings, description]
     warning = (
-        f"warning: neighbours in cache {job.cache.address!r} are often of one class, and a batch comes from "
-        f"data.window_blocks={order.window_blocks} chunks of neighbours: shuffle the images among "
+        f"warning: neighbours in cache {printable(job.cache.address)!r} are often of one class, and a batch "
+        f"comes from data.window_blocks={order.window_blocks} chunks of neighbours: shuffle the images among "
         "the source tars, or raise data.window_blocks"
     )
     return [*warnings, warning, description]

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
+from pipeline.cache.layout import UNITS_FILE
 from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
 from pipeline.storage.files import replace_file
+from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER
 from pipeline.training.sections import LogConfig
 from pipeline.training.trackers import Trackers
 
@@ -32,9 +34,11 @@ _NOT_PINNED = (
 def continues(run: Path, resume: Resume) -> bool:
     """Return whether a start continues the run of a folder.
 
-    Raises ConfigError for a new run where there is one or checkpoints of one, a resumed one where there is
-    none, and a read-only folder.
+    Raises ConfigError for a new run where there is one, or checkpoints or a student of one, a resumed one
+    where there is none, a cache, and a read-only folder.
     """
+    if resume not in get_args(Resume):
+        raise ConfigError(f"resume {resume!r} is unknown: give one of {', '.join(get_args(Resume))}")
     if run.parts and run.parts[0].endswith(":"):
         raise ConfigError(
             f"--run {str(run)!r} is on an object store: give a folder on a disk, and copy it there when the "
@@ -49,11 +53,17 @@ def continues(run: Path, resume: Resume) -> bool:
         raise ConfigError(
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
         )
-    if not exists and any(run.glob("checkpoints/step_*.pt")):
+    kept = {
+        "checkpoints": any(run.glob("checkpoints/step_*.pt")),
+        "a student": (run / STUDENT_FOLDER).exists() or (run / STUDENT_FILE).exists(),
+    }
+    if found := not exists and [what for what, there in kept.items() if there]:
         raise ConfigError(
-            f"run folder {str(run)!r} holds checkpoints but no {RUN_FILE}: restore it and add --resume, or "
-            "use a new --run"
+            f"run folder {str(run)!r} holds {' and '.join(found)} but no {RUN_FILE}: restore it and add "
+            "--resume, or use a new --run"
         )
+    if (run / UNITS_FILE).exists():
+        raise ConfigError(f"run folder {str(run)!r} is a cache: use another --run")
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(

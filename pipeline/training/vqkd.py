@@ -18,7 +18,7 @@ from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.needs import CodebookRequest
 from pipeline.seeding import derived_seed, generator
 from pipeline.student.initialise import initialise_layer
-from pipeline.training.kmeans import mean_directions, random_start, spherical_kmeans
+from pipeline.training.kmeans import random_start, spherical_kmeans
 
 BATCH = 64  # views
 _DECAY = 0.99
@@ -99,7 +99,11 @@ def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> t
     passed = points + (codes - points).detach()  # straight-through: the choice of a code has the gradient 1
     cosine = 1 - F.cosine_similarity(decoder(passed), features, dim=-1).mean()
     distance = (points - codes).square().mean()
-    means, taken = mean_directions(points.detach().flatten(0, 1), numbers.flatten(), len(tokenizer.codes))
+    taken, tokens = numbers.flatten(), points.detach().flatten(0, 1)
+    sums = torch.zeros(tokenizer.codes.shape, dtype=torch.float64, device=tokens.device)
+    sums.index_put_((taken,), tokens.double(), accumulate=True)  # deterministic on a GPU too
+    means = F.normalize(sums, dim=-1).to(tokens.dtype)
     moved = F.normalize(torch.lerp(means, tokenizer.codes, _DECAY), dim=-1)
-    tokenizer.codes.copy_(torch.where(taken[:, None], moved, tokenizer.codes))
+    used = torch.bincount(taken, minlength=len(tokenizer.codes)) > 0
+    tokenizer.codes.copy_(torch.where(used[:, None], moved, tokenizer.codes))
     return cosine, distance

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.errors import MaskAlignError
 from pipeline.runtime.device import DeviceEvent
 from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
-from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
+from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.runtime.workers import Worker, WorkerDiedError, WorkerStalledError
 from pipeline.views.codec import Pixels
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB, JobResult, JobRoom, serve_jobs
@@ -104,7 +104,7 @@ class Decoder:
 
     def lock_pages(self) -> None:
         """Page-lock the workers' memory, for a GPU that copies pixels from it."""
-        self._locked = lock_pages(self._memories, cuda_runtime(), "lower --workers")
+        self._locked = lock_pages(self._memories, "lower --workers")
 
     def close(self) -> None:
         """End the workers, which have nothing to save, and free their memory once no copy reads it."""
@@ -113,8 +113,7 @@ class Decoder:
         try:
             for copy in chain.from_iterable(self._copies.values()):
                 copy.wait()
-            if self._locked:
-                unlock_pages(self._locked, cuda_runtime())
+            unlock_pages(self._locked)
         finally:
             for memory in self._memories:
                 free_shared(memory)

@@ -9,7 +9,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline.storage.files import DigestedFile, LinkedFile, WrittenFile, link_or_new
+from pipeline.storage.files import DigestedFile, WrittenFile, link_or_new
 from pipeline.views.codec import VIEW_EXTENSION, ViewFormat
 
 _END_MARKER = bytes(2 * BLOCKSIZE)
@@ -39,7 +39,7 @@ class ViewTarWriter:
         self.ranges: list[tuple[int, int, int]] = []  # offset, length and crc32c of each sample
         self._path, self._same_as = path, same_as
         # opened with the first sample: many tars may wait for their turn
-        self._file: DigestedFile | LinkedFile | None = None
+        self._file: DigestedFile | None = None
 
     def append(self, sample: bytes) -> None:
         """Append a sample as `tar_sample` gives it."""
@@ -82,20 +82,17 @@ def read_sample(data: bytes, extension: str) -> tuple[str, bytes]:
             or dot <= file
             or not name.isascii()
         ):
-            return _read_by_webdataset(data, extension)
+            break
         keys.add(name[:dot])
         end = start + BLOCKSIZE + int(size, 8)
         if name[dot + 1 :].lower() == extension.encode():
             found.append(data[start + BLOCKSIZE : end])
         start = -(-end // BLOCKSIZE) * BLOCKSIZE
-    if start != len(data):
-        raise ValueError("the sample is cut")
-    if len(keys) != 1 or len(found) != 1:
-        return _read_by_webdataset(data, extension)
-    return keys.pop().decode(), found[0]
-
-
-def _read_by_webdataset(data: bytes, extension: str) -> tuple[str, bytes]:
+    else:
+        if start != len(data):
+            raise ValueError("the sample is cut")
+        if len(keys) == len(found) == 1:
+            return keys.pop().decode(), found[0]
     samples = list(parse_samples(data))
     if len(samples) != 1 or extension not in samples[0]:
         raise ValueError(f"{len(samples)} samples, or none with a member {extension!r}, in the place of one")

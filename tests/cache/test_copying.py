@@ -136,6 +136,8 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_written(small_cache
     assert "(levels: [5] asked, [4] in the cache): repeat the --levels of the copy" in message
     with pytest.raises(ConfigError, match="cannot be copied to itself"):
         plan_copy(Cache(small_cache_path), str(small_cache_path))
+    with pytest.raises(ConfigError, match=r"part' is within cache .*: give another destination"):
+        plan_copy(Cache(small_cache_path), str(small_cache_path / "part"))
 
 
 def test_a_copy_does_not_continue_what_another_schema_began(small_cache_path, tmp_path):

@@ -10,7 +10,7 @@ from stream_parts import CPU, stream_spec
 from pipeline.cache.reader import Cache
 from pipeline.runtime.device import DeviceEvent, SideStream, to_host
 from pipeline.runtime.memory import allocate_shared, free_shared, shared_buffer
-from pipeline.runtime.page_lock import cuda_runtime, lock_pages, unlock_pages
+from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream.batches import BatchStream
 
 CYCLES = 100_000_000  # about 50 ms of a GPU
@@ -68,11 +68,11 @@ def test_shared_memory_is_page_locked_and_unlocked(capsys):
     (memory,) = allocate_shared(8 << 20, 1, "a test", "free some")
     try:
         tensor = torch.frombuffer(shared_buffer(memory), dtype=torch.uint8)
-        locked = lock_pages([memory], cuda_runtime(), "none")
+        locked = lock_pages([memory], "none")
         assert tensor.is_pinned()
         on_gpu = tensor.to("cuda", non_blocking=True)
         torch.cuda.synchronize()
-        unlock_pages(locked, cuda_runtime())
+        unlock_pages(locked)
         assert not tensor.is_pinned()
         assert torch.equal(on_gpu.cpu(), tensor)
         assert capsys.readouterr().err == ""

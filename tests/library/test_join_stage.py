@@ -100,6 +100,10 @@ def test_changed_members_need_the_check_switched_off(cache):
     decoded = reader(tars).decode("rgb8")
     with pytest.raises(ConfigError, match="is decoded already: put with_targets before"):
         next(iter(decoded.compose(maskalign.with_targets(cache))))
+    with pytest.raises(
+        ConfigError, match="a sample is a tuple without __url__ and __key__: put with_targets"
+    ):
+        next(iter(maskalign.with_targets(cache)([(b"a tuple of jpg",)])))
     images = reader(tars, select_files=lambda name: name.endswith(".jpg"))
     with pytest.raises(CacheError, match="selects or renames members, give check_crops=False"):
         next(iter(images.compose(maskalign.with_targets(cache))))

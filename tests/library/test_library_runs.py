@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from tars import make_tars
 from training.training_runs import TINY, assert_same_bits, trained
 
 import maskalign
@@ -89,6 +90,9 @@ def test_scores_are_returned_and_noted_in_the_run(run, small_cache_path):
 def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
     with pytest.raises(ConfigError, match="evaluation 'nn' is unknown: give one of knn"):
         maskalign.run_evaluation("nn", run=run, cache=small_cache_path)
+    for load, accepted in ({"batch_size": 0}, "from 1 on"), ({"workers": "2"}, "from 0 on"):
+        with pytest.raises(ConfigError, match=f"is not accepted: give a whole number {accepted}"):
+            maskalign.run_evaluation("knn", {"k": 5}, run=run, cache=small_cache_path, **load)
     with pytest.raises(ConfigError, match="give the data to learn from"):
         maskalign.run_evaluation("knn", run=run)
     with pytest.raises(CheckpointError, match=r"has no student \(no student/config.json\)"):
@@ -99,8 +103,41 @@ def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
         maskalign.load_student(tmp_path)
     with pytest.raises(ConfigError, match="device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"):
         maskalign.run_training(small_cache_path, tmp_path / "run", device="gpu")
+    with pytest.raises(ConfigError, match="resume True is unknown: give one of never, always, auto"):
+        maskalign.run_training(small_cache_path, run, resume=True)
+    with pytest.raises(ConfigError, match="no cache is named: give one, or a list of them"):
+        maskalign.run_training([], run)
     with pytest.raises(ConfigError, match="run_extraction has no option 'view': known are levels"):
         maskalign.run_extraction([], tmp_path, "timm:test_vit.random", view=2)
+    with pytest.raises(ConfigError, match="teacher is a Linear: give an address such as 'timm:MODEL', or"):
+        maskalign.run_extraction(make_tars(tmp_path, 1, 1)[0].address, tmp_path, torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"views": 0}, "--views 0 is not accepted: give a whole number from 1 to 100"),
+        ({"views": "2"}, "--views '2' is not accepted"),
+        ({"image_size": 64.0}, "--image-size 64.0 is not accepted: give a whole number from 1 on"),
+        ({"batch_size": 0}, "--batch-size 0 is not accepted"),
+        ({"workers": -1}, "--workers -1 is not accepted: give a whole number from 0 on"),
+        ({"limit": -1}, "--limit -1 is not accepted"),
+        ({"seed": None}, "--seed None is not accepted: give a whole number$"),
+        ({"flip": 2}, "--flip 2 is not accepted: give a number from 0 to 1"),
+        ({"max_bad": -0.1}, "--max-bad -0.1 is not accepted"),
+        ({"keep": "0.3"}, "--keep '0.3' is not accepted: give a number"),
+        ({"levels": 2}, "--levels 2 is not a text: give '5' for the last 5 blocks, '5,' for block 5"),
+        ({"crop_scale": 0.2}, "--crop-scale 0.2 is not two shares: give 0.2, 1.0"),
+        ({"crop_scale": (1,)}, r"--crop-scale \(1,\) is not two shares"),
+    ],
+)
+def test_options_out_of_range_leave_nothing_behind(option, text, tmp_path):
+    tar, cache = make_tars(tmp_path, 1, 4), tmp_path / "cache"
+    with pytest.raises(ConfigError, match=text):
+        maskalign.run_extraction(
+            [tar[0].address], cache, "timm:test_vit.random", **{"image_size": 64} | option
+        )
+    assert not cache.exists()
 
 
 def test_tars_that_fail_are_named(tmp_path):
@@ -117,7 +154,7 @@ def test_the_options_are_those_of_the_command():
 
 
 def test_two_teachers_of_the_same_views_teach_one_student(small_cache_path, tmp_path):
-    other = {"views_from": str(small_cache_path), "workers": 0, "device": "cpu", "levels": "1"}
+    other = {"views_from": small_cache_path, "workers": 0, "device": "cpu", "levels": "1"}
     second = maskalign.run_extraction([], tmp_path / "b.cache", "timm:test_vit3.random", **other)
     caches = [small_cache_path, second]
     result = maskalign.run_training(caches, tmp_path / "run", settings=SETTINGS, device="cpu")

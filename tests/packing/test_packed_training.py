@@ -11,6 +11,7 @@ from training.training_runs import train
 
 from pipeline.cache.join import read_joined
 from pipeline.cache.reader import Cache
+from pipeline.errors import ConfigError
 from pipeline.evaluation.choice import Choice
 from pipeline.evaluation.images import open_images
 from stages.extract_teacher import extract_teacher
@@ -39,6 +40,33 @@ def test_a_folder_becomes_a_student(tmp_path):
     assert "6 of 6 steps done" in train(path, tmp_path / "run").stdout
     learnt, test = Choice(tmp_path, shards=[str(packed)], test_shards=[str(folder)]).images
     assert learnt.class_names == test.class_names == CLASS_NAMES
+
+
+def test_packed_test_images_must_have_the_numbers_of_those_to_learn_from(tmp_path):
+    for name, classes in {"learn": ("ant", "bee", "cow"), "some": ("bee", "cow")}.items():
+        for number, one in enumerate(classes):
+            (tmp_path / name / one).mkdir(parents=True)
+            (tmp_path / name / one / f"{name}.jpg").write_bytes(image(number))
+    call(pack_images, tmp_path / "learn", tmp_path / "train", "--workers", 0, code=0)
+    call(pack_images, tmp_path / "some", tmp_path / "odd", "--workers", 0, code=0)
+    classes = tmp_path / "train/classes.json"
+    call(pack_images, tmp_path / "some", tmp_path / "val", "--workers", 0, "--classes", classes, code=0)
+
+    def of(learn, test):
+        return Choice(tmp_path, shards=[str(tmp_path / learn)], test_shards=[str(tmp_path / test)]).images
+
+    for learn in ("train", "train/train-*.tar", "learn"):
+        with pytest.raises(
+            ConfigError, match=r"class 0 is 'ant' in the images to learn from and 'bee' in .*odd"
+        ):
+            of(learn, "odd/odd-000000.tar")
+        for test in ("val", "some"):
+            found = of(learn, test)[1]
+            assert sorted(one.label for one in found.images) == [1, 2]
+            assert found.class_names == ("ant", "bee", "cow")
+    both = [str(tmp_path / "train"), str(tmp_path / "odd")]
+    with pytest.raises(ConfigError, match=r"class 0 is 'ant' in '.*train' and 'bee' in '.*odd'"):
+        open_images(both, tmp_path)
 
 
 PUBLIC = {  # extensions of the members of a sample, and which of them says the class

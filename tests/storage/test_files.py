@@ -53,13 +53,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("file_system")
-def test_an_exclusive_file_is_created_once(tmp_path):
-    assert create_file_exclusively(tmp_path / "a", b"first")
-    assert not create_file_exclusively(tmp_path / "a", b"second")
-    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"first")
-
-
-@pytest.mark.usefixtures("file_system")
 def test_of_many_creators_at_once_one_wins_with_a_whole_file(tmp_path):
     def create(number):
         return create_file_exclusively(tmp_path / "a", b"%d" % number * 5000)
@@ -153,16 +146,6 @@ def test_what_file_systems_and_desktops_add_is_not_there(tmp_path):
     assert folder.names() == {"views"}
     assert folder.names("views") == {"a.tar"}
     assert folder.sizes() == {"views/a.tar": 1}
-
-
-def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
-    with locked(tmp_path / "lock"):
-        with locked(tmp_path / "lock", wait=False) as free:
-            assert not free
-        with locked(tmp_path / "other", wait=False) as free:
-            assert free
-    with locked(tmp_path / "lock", wait=False) as free:
-        assert free
 
 
 def test_a_lock_ends_with_its_holder(tmp_path):

@@ -71,6 +71,26 @@ def test_the_least_recently_used_go_first(tmp_path):
     assert len(log) == 12
 
 
+def test_a_lower_limit_holds_from_the_start(tmp_path):
+    for name in "abc":
+        LocalTier(tmp_path, 1000).get(name, lambda: b"x" * 96)
+    LocalTier(tmp_path, 200).prepare()
+    assert (tmp_path / "size").read_text() == "200"
+    assert len(list(tmp_path.glob("??/*"))) == 2
+
+
+def test_files_that_are_no_entries_are_left_alone(tmp_path):
+    for name in ("de/words.txt", "ab/0123", f"ab/{62 * 'g'}", f"{64 * '0'}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(500))
+    tier = LocalTier(tmp_path, 150)
+    tier.prepare()
+    for name in "abc":
+        tier.get(name, lambda: b"x" * 96)
+    assert {path.stat().st_size for path in tmp_path.glob("??/*")} == {100, 500}
+    assert len([path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 500]) == 4
+
+
 def test_what_is_larger_than_the_limit_is_not_kept(tmp_path):
     tier, log = LocalTier(tmp_path, SIZE - 1), []
     assert [tier.get("a", fetcher(DATA, log)) for _ in range(2)] == [DATA] * 2
@@ -82,7 +102,7 @@ def test_a_count_that_was_lost_is_made_again(tmp_path):
     for number in range(3):
         tier.get(str(number), fetcher(DATA, log))
     (tmp_path / "size").write_text("")
-    (entries(tmp_path)[0].parent / "dead.unfinished").write_bytes(DATA)
+    entries(tmp_path)[0].with_suffix(".unfinished").write_bytes(DATA)
     tier.get("3", fetcher(DATA, log))
     assert sum(path.stat().st_size for path in entries(tmp_path)) <= 3 * SIZE
 

@@ -122,6 +122,38 @@ def test_commands_read_from_the_web_and_refuse_to_write_there(server, served, lo
     assert {method for method, _ in server.log} == {"GET"}
 
 
+def test_a_password_of_a_cache_is_used_but_never_printed(served, tmp_path):
+    secret = served.replace("://", "://user:pass-word@")
+    texts = [
+        str(error)
+        for error in (CacheError(f"cache {secret!r} is gone"), ConfigError(f"{secret}?a=pass-word"))
+    ]
+    for words in (
+        ("info", secret),
+        ("verify", secret),
+        ("card", secret, "--out", str(tmp_path / "card.md")),
+        ("info", f"{secret}/nothing"),
+        ("copy", secret, str(tmp_path / "copy"), "--levels", "99"),
+    ):
+        result = CliRunner().invoke(inspect_app, list(words), catch_exceptions=False)
+        texts.append(result.output)
+    texts.append((tmp_path / "card.md").read_text())
+    settings = [word for key in TINY for word in ("--set", key)]
+    run = ("--run", tmp_path / "run", "--device", "cpu")
+    code, output = called(train_student, "--cache", secret, *run, *settings)
+    assert (code, "pass-word" in output) == (0, False)
+    texts.append((tmp_path / "run/report.html").read_text())
+    assert [text for text in texts if "pass-word" in text or "127.0.0.1" not in text] == []
+
+
+def test_damage_behind_the_web_is_repaired_elsewhere(bucket, served):
+    folder, key = ObjectFolder(f"s3://{bucket}/a b/small.cache"), "targets.zarr/stats/c/1/0/0/0"
+    folder.replace(key, folder.read(key)[:-1])
+    result = CliRunner().invoke(inspect_app, ["verify", served], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "has 1 problem: repair it where it is stored, or see whether the server" in result.output
+
+
 def test_a_server_without_ranges_is_named(local, monkeypatch):
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     handler = partial(SimpleHTTPRequestHandler, directory=str(local.parent))

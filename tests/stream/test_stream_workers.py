@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import caches
 import pytest
+import torch
 from stored_samples import KEYS, republish
 from stream_parts import CPU, digest, digests, stream_spec
 
@@ -271,12 +272,13 @@ def memories():
         free_shared(memory)
 
 
-def test_a_driver_that_does_not_lock_pages_is_reported_once(memories, capfd):
+def test_a_driver_that_does_not_lock_pages_is_reported_once(memories, capfd, monkeypatch):
     for refuses, unlocked in ((3, 0), (1, 2 << 20), (0, 3 << 20)):
         driver = Driver(refuses)
-        locked = lock_pages(memories, driver, "lower data.workers")
+        monkeypatch.setattr(torch.cuda, "cudart", lambda driver=driver: driver)
+        locked = lock_pages(memories, "lower data.workers")
         assert locked == driver.locked
-        unlock_pages(locked, driver)
+        unlock_pages(locked)
         assert driver.locked == []
         size = f"{unlocked / 1e6:.0f} MB"
         said = f"warning: the driver does not page-lock {size} of shared memory (CUDA error 2), so copies"

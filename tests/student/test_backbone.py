@@ -72,6 +72,7 @@ def test_what_is_not_a_plain_vit_is_refused_by_name(model, options):
         ({"class_token": False}, "Token pooling needs the class token"),
         ({"img_size": 64, "drop_path_rate": 0.1}, "sets 'drop_path_rate', 'img_size', which pretraining"),
         ({"checkpoint_path": "somewhere"}, "sets 'checkpoint_path'"),
+        ({"depth": 0}, "student.options {'depth': 0} leave no block: give a depth of at least 1"),
         ({"depth": 1, "embed_dim": 42, "num_heads": 3}, "width 42 .* choose a multiple of 4"),
     ],
 )

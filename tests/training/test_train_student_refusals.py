@@ -80,6 +80,18 @@ def test_a_folder_with_checkpoints_but_no_run_file(small_cache_path, tmp_path):
     assert sorted((tmp_path / "run").rglob("*")) == [checkpoint.parent, checkpoint]
 
 
+def test_folders_of_a_cache_or_a_student_stay_as_they_are(small_cache_path, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/model.safetensors").write_bytes(b"of an earlier run")
+    for run, text in [
+        (tmp_path, "holds a student but no run.json: restore it and add --resume, or use a new --run"),
+        (small_cache_path, "is a cache: use another --run"),
+    ]:
+        before = sorted(run.rglob("*"))
+        assert f"run folder {str(run)!r} {text}" in refusal(train(small_cache_path, run), 2)
+        assert sorted(run.rglob("*")) == before
+
+
 def test_a_read_only_place_for_a_run(small_cache_path, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write wherever modes forbid it
     message = refusal(train(small_cache_path, tmp_path / "a/b"), 2)

@@ -73,7 +73,14 @@ def average_precision(
         for label in range(classes)
         if (of_class := precision[:, :, label, 0]).min() > -1
     }
-    drawn = _resampled(evaluator, len(truth), classes, kind, resamples, seed)
+    # Draws of the images with replacement, from the matches by class, size and image: none is made again.
+    matches = np.empty(classes * len(_AREAS) * len(truth), dtype=object)
+    matches[:] = evaluator._evalImgs_cpp
+    by_image, drawn = matches.reshape(-1, len(truth)), []
+    for draw in range(resamples):
+        chosen = generator(seed, "average precision", draw).integers(len(truth), size=len(truth))
+        evaluator._evalImgs_cpp = by_image[:, chosen].reshape(-1).tolist()
+        drawn.append(_accumulated(evaluator, kind)[0])
     share = (1 - LEVEL) / 2
     intervals = {
         name: (float(low), float(high))
@@ -154,18 +161,3 @@ def _accumulated(evaluator: Any, kind: Kind) -> tuple[dict[str, float], NDArray[
     values |= {f"{kind} AP{name}": precision[..., area] for area, name in enumerate(_AREAS) if name}
     metrics = {name: float(each[each > -1].mean()) for name, each in values.items() if (each > -1).any()}
     return metrics, precision
-
-
-def _resampled(
-    evaluator: Any, images: int, classes: int, kind: Kind, resamples: int, seed: int
-) -> list[dict[str, float]]:
-    """Return the metrics of `resamples` draws of the images with replacement; matching is not repeated."""
-    matches = np.empty(classes * len(_AREAS) * images, dtype=object)
-    matches[:] = evaluator._evalImgs_cpp  # by class, size and image
-    by_image = matches.reshape(-1, images)
-    found = []
-    for draw in range(resamples):
-        chosen = generator(seed, "average precision", draw).integers(images, size=images)
-        evaluator._evalImgs_cpp = by_image[:, chosen].reshape(-1).tolist()
-        found.append(_accumulated(evaluator, kind)[0])
-    return found

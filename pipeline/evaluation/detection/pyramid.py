@@ -89,8 +89,37 @@ class Detector(nn.Module):
         self.subject, self.frozen = subject, frozen
         self.encoder = subject.vit
         self.pyramid = SimplePyramid(subject.width, sizes.channels)
-        self.rpn = _proposals(subject.patch_size, sizes)
-        self.heads = _heads(classes + 1, masks, sizes)
+        strides = [subject.patch_size * scale // 4 for scale in (1, 2, 4, 8, 16)]
+        sides = tuple((_ANCHOR_STRIDES * stride,) for stride in strides)
+        self.rpn = RegionProposalNetwork(
+            AnchorGenerator(sides, (_RATIOS,) * len(strides)),
+            RPNHead(sizes.channels, len(_RATIOS), conv_depth=2),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 2000, "testing": 1000},
+            nms_thresh=_NMS_OF_PROPOSALS,
+        )
+        channels, layers = sizes.channels, [sizes.channels] * sizes.convolutions
+        self.heads = RoIHeads(
+            MultiScaleRoIAlign(list(_POOLED), output_size=7, sampling_ratio=2),
+            FastRCNNConvFCHead((channels, 7, 7), layers, [sizes.hidden], norm_layer=LayerNorm2d),
+            FastRCNNPredictor(sizes.hidden, classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=sizes.rois,
+            positive_fraction=0.25,
+            bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+            score_thresh=_SCORE,
+            nms_thresh=_NMS,
+            detections_per_img=_MOST,
+        )
+        if masks:
+            self.heads.mask_roi_pool = MultiScaleRoIAlign(list(_POOLED), output_size=14, sampling_ratio=2)
+            self.heads.mask_head = MaskRCNNHeads(channels, layers, 1, norm_layer=LayerNorm2d)
+            self.heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
 
     def train(self, mode: bool = True) -> "Detector":
         """Set the mode of all parts but a frozen encoder."""
@@ -131,43 +160,3 @@ class Detector(nn.Module):
         # torchvision decodes boxes in the precision of the heads: bfloat16 would move them by whole pixels
         levels = {name: level.float() for name, level in levels.items()}
         return ImageList(pixels.permute(0, 3, 1, 2), list(sizes)), levels
-
-
-def _proposals(patch_size: int, sizes: HeadSizes) -> RegionProposalNetwork:
-    strides = [patch_size * scale // 4 for scale in (1, 2, 4, 8, 16)]
-    anchors = AnchorGenerator(
-        tuple((_ANCHOR_STRIDES * stride,) for stride in strides), (_RATIOS,) * len(strides)
-    )
-    return RegionProposalNetwork(
-        anchors,
-        RPNHead(sizes.channels, len(_RATIOS), conv_depth=2),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 2000, "testing": 1000},
-        nms_thresh=_NMS_OF_PROPOSALS,
-    )
-
-
-def _heads(outputs: int, masks: bool, sizes: HeadSizes) -> RoIHeads:
-    channels, layers = sizes.channels, [sizes.channels] * sizes.convolutions
-    heads = RoIHeads(
-        MultiScaleRoIAlign(list(_POOLED), output_size=7, sampling_ratio=2),
-        FastRCNNConvFCHead((channels, 7, 7), layers, [sizes.hidden], norm_layer=LayerNorm2d),
-        FastRCNNPredictor(sizes.hidden, outputs),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=sizes.rois,
-        positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-        score_thresh=_SCORE,
-        nms_thresh=_NMS,
-        detections_per_img=_MOST,
-    )
-    if masks:
-        heads.mask_roi_pool = MultiScaleRoIAlign(list(_POOLED), output_size=14, sampling_ratio=2)
-        heads.mask_head = MaskRCNNHeads(channels, layers, 1, norm_layer=LayerNorm2d)
-        heads.mask_predictor = MaskRCNNPredictor(channels, channels, outputs)
-    return heads

@@ -50,10 +50,14 @@ def notes_on(
         yield f"{shared} test images have the key of an image to learn from: this may measure memory"
     if wanted and not masks:
         yield "the images to learn from have no polygons: there is no mask head and no mask AP"
-    for what, of in (("images to learn from", bank), ("test images", asked)):
-        yield from _faults(what, of)
-    if masks:
-        yield from _without_polygon(bank, asked)
+    yield from _faults("images to learn from", bank)
+    yield from _faults("test images", asked)
+    for what, of, then in (
+        ("objects to learn from", bank, "their box is their mask"),
+        ("test objects", asked, "mask AP ignores what is found there"),
+    ):
+        if masks and of.masked < of.objects:
+            yield f"{of.objects - of.masked} of {of.objects} {what} have no polygon: {then}"
     if bank.crowds:
         yield f"{bank.crowds} crowds are not learnt from"
     if asked.without_area:
@@ -64,15 +68,6 @@ def notes_on(
     if unseen := sorted(set(asked.classes) - set(bank.classes)):
         first = names[unseen[0]] if names else unseen[0]
         yield f"{len(unseen)} classes of the test images have no object to learn from, such as {first}"
-
-
-def _without_polygon(bank: Survey, asked: Survey) -> Iterator[str]:
-    if missing := bank.objects - bank.masked:
-        yield f"{missing} of {bank.objects} objects to learn from have no polygon: their box is their mask"
-    if missing := asked.objects - asked.masked:
-        yield (
-            f"{missing} of {asked.objects} test objects have no polygon: mask AP ignores what is found there"
-        )
 
 
 def _faults(what: str, of: Survey) -> Iterator[str]:

@@ -60,15 +60,13 @@ def write_onnx(subject: Subject, folder: Path) -> Written:
         found = session.run(names, {"images": images.numpy()})
         return torch.from_numpy(np.concatenate([each.reshape(2, -1, subject.width) for each in found], 1))
 
-    def expected(tokens: Tensor) -> Tensor:
-        return torch.cat([tokens[:, : int(subject.has_cls)], tokens[:, subject.prefix :]], dim=1)
-
-    compare(subject, read, expected, "onnxruntime")
+    cls, first = int(subject.has_cls), subject.prefix
+    compare(subject, read, lambda all_: torch.cat([all_[:, :cls], all_[:, first:]], dim=1), "onnxruntime")
     code = f"""\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
 {", ".join(names)}{"" if subject.has_cls else ","} = session.run({names}, {{"images": images}})"""
     patches = f"`patches` (B, {subject.grid[0] * subject.grid[1]}, {subject.width})"
-    cls = f"`cls` (B, {subject.width}) and " if subject.has_cls else ""
-    return Written("onnx", code, f"{cls}{patches} are float32, after the final norm; B may be any number.")
+    beside = f"`cls` (B, {subject.width}) and " if subject.has_cls else ""
+    return Written("onnx", code, f"{beside}{patches} are float32, after the final norm; B may be any number.")
