@@ -27,6 +27,19 @@ def call(command, *arguments, code=None):
     return result
 
 
+def call_alone(module, *words, **how):
+    """Run a command of `stages` in a new process; return how it ended, its output, errors and imports."""
+    program = (
+        f"import sys; from stages.{module} import main\n"
+        f"sys.argv = {[module.replace('_', '-'), *map(str, words)]!r}\n"
+        "try: main()\n"
+        "finally: print(*[name for name in sys.modules if '.' not in name])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **how)
+    *output, modules = result.stdout.splitlines()
+    return result.returncode, output, result.stderr, {*modules.split()}
+
+
 def under_torchrun(*words, ranks=2):
     """Run a script, or -m MODULE, as ranks on this machine; return what they print."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]

@@ -20,17 +20,14 @@ from pipeline.errors import CacheError, SourceError
 from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.from_views import Origin
 from pipeline.extraction.lane import Lane
-from pipeline.extraction.tally import Tally, Timing, show_progress
+from pipeline.extraction.tally import SECONDS_BETWEEN_COUNTS, Tally, Timing, show_progress
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
-from pipeline.views.sample import SkippedImage, SourceSample
+from pipeline.views.sample import LEAST_BAD_ALLOWED, SkippedImage, SourceSample
 from pipeline.views.source_tars import SourceTar
-
-_LEAST_BAD_ALLOWED = 3
-_SECONDS_BETWEEN_COUNTS = 5.0
 
 NewUnit = Callable[..., UnitBuilder]
 
@@ -97,7 +94,7 @@ class Extractor:
                     publishing.append(publisher.submit(self._publish, tar))
                     while len(publishing) > 1:
                         publishing.popleft().result()
-                    if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:  # one listing of all commits
+                    if time.monotonic() - counted > SECONDS_BETWEEN_COUNTS:
                         self._show(progress, units)
                         counted = time.monotonic()
                 while publishing:
@@ -231,9 +228,9 @@ class Extractor:
         if not tar.images:
             held = f"holds no image that can be decoded (0 of {total} samples, {first})"
             return f"tar {name!r} {held}; leave it out or make it again"
-        if bad > max(_LEAST_BAD_ALLOWED, self._max_bad * total):
+        if bad > max(LEAST_BAD_ALLOWED, self._max_bad * total):
             return (
-                f"tar {name!r} has {bad} bad images of {total}, more than max({_LEAST_BAD_ALLOWED}, "
+                f"tar {name!r} has {bad} bad images of {total}, more than max({LEAST_BAD_ALLOWED}, "
                 f"--max-bad {self._max_bad:g}); {first}; make the tar again or raise --max-bad"
             )
         return self._origin.fault(tar.source)

@@ -27,7 +27,7 @@ from pipeline.cache.units import Unit
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.extraction.engines import RayLimits
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.extraction.tally import Extracted, Tally, Timing, show_progress
+from pipeline.extraction.tally import SECONDS_BETWEEN_COUNTS, Extracted, Tally, Timing, show_progress
 from pipeline.extraction.tar_actor import Outcome, TarActor
 from pipeline.progress import ProgressDisplay
 from pipeline.runtime.signals import POLITE
@@ -36,7 +36,6 @@ from pipeline.teacher.request import absolute_teacher
 
 _SECONDS_OF_A_SHARE = 120.0  # of tars: long enough that the start and end of the pipeline do not count
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_BETWEEN_COUNTS = 5.0  # each count lists all commits
 _SECONDS_OF_A_CLAIM = 660.0  # a dead actor's claim on an object store ends after ten minutes
 _DEATHS_OF_A_TAR = 5  # so many actors that die at it are its own fault
 _DEATHS_IN_A_ROW = 8  # of actors, without any that finishes something
@@ -144,7 +143,7 @@ class ActorPool:
                         self._take(call, *self._at.pop(call))
                 else:  # only tars that a dead actor still seems to hold
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
-                if time.monotonic() - counted > _SECONDS_BETWEEN_COUNTS:
+                if time.monotonic() - counted > SECONDS_BETWEEN_COUNTS:
                     self._show(progress)
                     counted = time.monotonic()
             self._show(progress)

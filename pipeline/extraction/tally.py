@@ -11,6 +11,8 @@ from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
 from pipeline.views.sample import SkippedImage
 
+SECONDS_BETWEEN_COUNTS = 5.0  # of progress: each lists all commits
+
 
 @dataclass
 class Tally:

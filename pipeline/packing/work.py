@@ -14,9 +14,9 @@ from pipeline.packing.plan import Entry
 from pipeline.packing.tables import unpack_parquet
 from pipeline.runtime.workers import Owner
 from pipeline.storage.files import DigestedFile, flush_to_disk, move_file, replace_file
+from pipeline.views.sample import LEAST_BAD_ALLOWED
 from pipeline.views.view_tars import tar_bytes
 
-_LEAST_BAD_ALLOWED = 3
 _IMAGES_BETWEEN_MESSAGES = 16
 
 Advance = Callable[[int], None]
@@ -69,7 +69,7 @@ class TarJob:
 
     def _fill(self, file: DigestedFile, advance: Advance) -> list[LeftOut]:
         """Write all images that are whole and return the others."""
-        allowed, total = max(_LEAST_BAD_ALLOWED, self.max_bad * len(self.entries)), len(self.entries)
+        allowed, total = max(LEAST_BAD_ALLOWED, self.max_bad * len(self.entries)), len(self.entries)
         left_out: list[LeftOut] = []
         for count, entry in enumerate(self.entries, 1):
             try:
@@ -79,7 +79,7 @@ class TarJob:
                 if len(left_out) > allowed or len(left_out) == total:
                     raise SourceError(
                         f"{len(left_out)} of its first {count} images are bad, more than "
-                        f"max({_LEAST_BAD_ALLOWED}, --max-bad {self.max_bad:g}) of {total}; the first: "
+                        f"max({LEAST_BAD_ALLOWED}, --max-bad {self.max_bad:g}) of {total}; the first: "
                         f"{left_out[0].name!r} {left_out[0].reason}; restore them, leave them out of the "
                         "source, or raise --max-bad"
                     ) from None

@@ -4,7 +4,6 @@ import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.report.page import data_table, folded, name_table
 from pipeline.report.scores import Score
@@ -23,7 +22,18 @@ def score_details(score: Score, who: str, plots: Path | None, opened: bool) -> s
     parts = [folded(f"Plots of {who}, {score.representation}", shown, opened)] if shown else []
     if score.confused:
         parts.append(folded(f"Confusions of {who}, {score.representation}", _confusions(score)))
-    tables = "".join(_detail(name, value) for name, value in score.details.items())
+    tables = ""
+    for name, value in score.details.items():  # rows become a table, anything else stands beside its name
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            rows = [[row.get(key) for key in value[0]] for row in value]
+            tables += f"<h3>{html.escape(name)}</h3>{data_table(list(value[0]), rows)}"
+        elif isinstance(value, dict):
+            tables += f"<h3>{html.escape(name)}</h3>{name_table(value)}"
+        elif isinstance(value, list):
+            listed = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in value)
+            tables += name_table({name: ", ".join(listed)})
+        else:
+            tables += name_table({name: value})
     if tables:
         parts.append(folded(f"Details of {who}, {score.representation}", tables))
     return "".join(parts)
@@ -86,19 +96,3 @@ def _confusions(score: Score) -> str:
         f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
         "</table></div>"
     )
-
-
-def _detail(name: str, value: Any) -> str:
-    """Return a list of rows as a table, and anything else beside its name."""
-    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        head = list(value[0])
-        rows = [[row.get(key) for key in head] for row in value]
-        return f"<h3>{html.escape(name)}</h3>{data_table(head, rows)}"
-    if isinstance(value, dict):
-        return f"<h3>{html.escape(name)}</h3>{name_table(value)}"
-    shown = (
-        ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in value)
-        if isinstance(value, list)
-        else value
-    )
-    return name_table({name: shown})

@@ -11,6 +11,7 @@ from pipeline.errors import SourceError
 from pipeline.storage.address import name_fault
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
+LEAST_BAD_ALLOWED = 3  # images of a tar that cannot be decoded, whatever --max-bad is
 # of several, the first is the image
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 _LABEL_DIGITS = 18  # so that a label is an int64

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from caches import TEACHER
-from calls import call
+from calls import call, call_alone
 from neighbour_votes import knn_predictions
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -434,15 +434,10 @@ def test_scores_that_cannot_be_read_are_refused_before_any_work(cache, run, tmp_
 
 
 def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
-    program = (
-        "import sys\nfrom stages.evaluate_student import app\n"
-        "try:\n    app(sys.argv[1:])\nfinally:\n    assert 'torch' not in sys.modules"
-    )
     for wrong in (("--shards", "none"), ("--shards", tmp_path, "--out", "none/a.json"), ("--run", "none")):
-        command = [sys.executable, "-c", program, "knn", "--model", "test_vit.random", *map(str, wrong)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith("error: ")
+        words = ("knn", "--model", "test_vit.random", *wrong)
+        code, _, errors, modules = call_alone("evaluate_student", *words)
+        assert (code, errors[:7], "torch" in modules) == (2, "error: ", False)
 
 
 def test_a_stop_says_whether_the_command_can_continue(test_tar, tmp_path):

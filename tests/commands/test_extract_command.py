@@ -4,12 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from caches import TEACHER
-from calls import call
+from calls import call, call_alone
 from tars import image, write_tar
 
 from pipeline.cache.digests import digest_of
@@ -121,14 +119,10 @@ def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
 )
 def test_a_wrong_option_is_answered_without_torch(tars, tmp_path, options, reported):
     options = [option.format(tars=tars) for option in options]
-    code = (
-        "import sys; from stages.extract_teacher import main\n"
-        f"sys.argv = ['extract-teacher', *{options!r}, '--cache', 'x', '--teacher', {TEACHER!r}]\n"
-        "try: main()\nfinally: print('torch' in sys.modules, 'timm' in sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "False False\n")
-    assert reported in result.stderr
+    words = [*options, "--cache", "x", "--teacher", TEACHER]
+    code, output, errors, modules = call_alone("extract_teacher", *words, cwd=tmp_path)
+    assert (code, output, modules & {"torch", "timm"}) == (2, [], set())
+    assert reported in errors
 
 
 def test_a_dry_run_refuses_another_configuration(tars, cache):

@@ -28,6 +28,8 @@ from pipeline.report.scores import Outcome
 Kind = Literal["linear", "knn", "upernet"]
 Sides = tuple[int, int]
 
+_CS = tuple(10 ** (-6 + 11 * step / 7) for step in range(8))  # 1e-6 to 1e5
+
 
 def _trained(linear: Any, upernet: Any = None) -> dict[str, Any]:
     """Return the defaults of an option that only the trained kinds have."""
@@ -61,7 +63,7 @@ _KINDS: dict[str, dict[str, Any]] = {  # the options that depend on the kind, an
     "drop_path": {"upernet": 0.1},
     "k": {"knn": (1, 3, 10, 30)},
     "distance": {"knn": ("cosine", "l2")},
-    "c": {"knn": tuple(10 ** (-6 + 11 * step / 7) for step in range(8))},
+    "c": {"knn": _CS},
     "logistic_patches": {"knn": 500_000},
 }
 
@@ -102,7 +104,7 @@ class Segment(SectionOfKinds):
     drop_path: float = Field(0.1, ge=0, lt=1)
     k: tuple[int, ...] = (1, 3, 10, 30)
     distance: tuple[Literal["cosine", "l2"], ...] = ("cosine", "l2")
-    c: tuple[float, ...] = tuple(10 ** (-6 + 11 * step / 7) for step in range(8))
+    c: tuple[float, ...] = _CS
     logistic_patches: int = Field(500_000, ge=0)
     classes: int | None = Field(None, ge=2, le=255)
     reduce_zero: bool = False
