@@ -1,5 +1,6 @@
 """A cache as a dataset of torch.utils.data: shuffled by chunks, shared among ranks and workers."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import index
@@ -55,6 +56,12 @@ class CacheDataset(IterableDataset[Sample]):
         super().__init__()
         opened = cache if isinstance(cache, Cache) else Cache(cache)
         joined = dist.is_available() and dist.is_initialized()
+        started = world_size or int(os.environ.get("WORLD_SIZE", "1"))
+        if rank is None and not joined and started > 1:
+            raise ConfigError(
+                f"this process is one of {started}, but not which: without that each would read the same "
+                "images; call torch.distributed.init_process_group first, or give rank and world_size"
+            )
         rank = rank if rank is not None else dist.get_rank() if joined else 0
         world_size = world_size or (dist.get_world_size() if joined else 1)
         if not 0 <= rank < world_size:

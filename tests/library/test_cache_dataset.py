@@ -100,9 +100,19 @@ def test_a_data_set_can_be_sent_to_a_new_process(cache):
     assert keys(pickle.loads(pickle.dumps(dataset)), 2) == keys(dataset, 2)
 
 
+def test_a_rank_that_is_not_known_is_refused(cache, monkeypatch):
+    message = "this process is one of 2, but not which: .* call torch.distributed.init_process_group first"
+    with pytest.raises(ConfigError, match=message):
+        maskalign.CacheDataset(cache, 5, world_size=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=message):
+        maskalign.CacheDataset(cache, 5)
+    assert len(maskalign.CacheDataset(cache, 5, rank=0, world_size=1)) == 140
+
+
 def test_more_ranks_than_chunks_are_refused(cache):
     with pytest.raises(ConfigError, match="has 4 chunks of 64 images, fewer than 5 ranks: use at most 4"):
-        maskalign.CacheDataset(cache, 5, world_size=5)
+        maskalign.CacheDataset(cache, 5, rank=0, world_size=5)
     with pytest.raises(ConfigError, match="window_chunks is 0: give at least 1"):
         maskalign.CacheDataset(cache, 5, views=(0,), window_chunks=0)
     with pytest.raises(ConfigError, match="views is empty"):
