@@ -90,7 +90,8 @@ def _show_plan(plan: "Plan") -> None:
     elif plan.unlabelled:
         typer.echo(f"{counted(plan.unlabelled, 'image')} without a label", err=True)
     if source.left_out:
-        typer.echo(f"{counted(source.left_out, 'file')} of other kinds are passed over", err=True)
+        others = counted(source.left_out, "file of another kind is", "files of other kinds are")
+        typer.echo(f"{others} passed over", err=True)
 
 
 def _show_result(plan: "Plan", packed: "Packed", seconds: float) -> None:
