@@ -57,13 +57,25 @@ def label_column_of(
     label = chosen_column(shown, schema.names, label or None, "--label-column", LABEL_NAMES, required=False)
     if not label:
         return "", ()
-    refuse_other_labels(shown, schema, label)
+    refuse_other_labels(shown, schema, label, (), folder)
     return label, tuple(features.get(label, {}).get("names") or ())
 
 
-def refuse_other_labels(shown: str, schema: "pa.Schema", label: str) -> None:
-    """Raise ConfigError if the labels are neither whole numbers nor texts; a column of nulls has none."""
+def refuse_other_labels(
+    shown: str, schema: "pa.Schema", label: str, names: tuple[str, ...], folder: Path
+) -> None:
+    """Raise ConfigError if the labels are neither whole numbers nor texts, or the numbers mean other `names`.
+
+    A column of nulls has no labels.
+    """
     import pyarrow as pa
+
+    found = tuple(_features(schema, folder).get(label, {}).get("names") or ())
+    if found and names and found != names:
+        raise ConfigError(
+            f"{shown} has other names for the numbers of its labels than the first file: pack each into its "
+            "own tars, with one --classes FILE"
+        )
 
     kind = schema.field(label).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -127,7 +127,7 @@ def table_source(
             else:
                 image_column_of(shown, schema, image)
                 if label:
-                    refuse_other_labels(shown, schema, label)
+                    refuse_other_labels(shown, schema, label, class_names, file.parent)
             paths, found = read(image, label)
         except (pa.ArrowException, OSError) as error:
             cure = "download or make it again"

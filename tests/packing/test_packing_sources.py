@@ -367,6 +367,19 @@ def test_a_file_in_the_place_of_out_is_refused(out, tmp_path):
         plan_packing(options)
 
 
+def test_files_whose_numbers_mean_other_classes_are_refused(tmp_path):
+    table = hugging_face_table(8)
+    text = table.schema.metadata[b"huggingface"].decode()
+    other = text.replace('"ant", "bee"', '"bee", "ant"')
+    assert other != text
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.replace_schema_metadata({"huggingface": other}), tmp_path / "b.parquet")
+    with pytest.raises(
+        ConfigError, match=r"b.parquet' has other names for the numbers of its labels than the"
+    ):
+        make_plan(PackingOptions(str(tmp_path), "out"))
+
+
 def test_a_label_beyond_the_names_is_refused(tmp_path):
     table = hugging_face_table(8)
     wrong = table.set_column(1, "label", pa.array([0, 1, 2, 9] * 2)).replace_schema_metadata(
