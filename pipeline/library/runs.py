@@ -218,16 +218,20 @@ def run_evaluation(
 
 
 def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return nested values, changed by settings with dotted names; raises ConfigError."""
-    changed = {name: dict(one) if isinstance(one, Mapping) else one for name, one in values.items()}
+    """Return nested values, changed by settings with dotted names or by section; raises ConfigError.
+
+    A section's other keys stay, but for those of the objective, which depend on its name.
+    """
+    changed = dict(values)
     for name, value in settings.items():
         *sections, key = name.split(".")
         table = changed
         for section in sections:
-            table = table.setdefault(section, {})
-            if not isinstance(table, dict):
+            if not isinstance(inner := table.get(section, {}), Mapping):
                 raise ConfigError(f"setting {name!r}: {section!r} is a value, not a section")
-        table[key] = value
+            table[section] = table = dict(inner)  # a copy: the caller keeps what it gave
+        kept = table.get(key) if not sections and key != "objective" else None
+        table[key] = {**kept, **value} if isinstance(kept, Mapping) and isinstance(value, Mapping) else value
     return changed
 
 

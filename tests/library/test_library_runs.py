@@ -13,7 +13,7 @@ import maskalign
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.library.runs import ExtractionChoices
+from pipeline.library.runs import ExtractionChoices, with_settings
 from pipeline.training.config import RunConfig
 
 SETTINGS = {
@@ -85,6 +85,21 @@ def test_scores_are_returned_and_noted_in_the_run(run, small_cache_path):
     assert 0 < first.metrics["top-1"] <= 1
     noted = json.loads((run / "scores.json").read_text())
     assert any(one["evaluation"] == "knn" for one in (noted if isinstance(noted, list) else noted["scores"]))
+
+
+def test_settings_change_a_section_key_by_key():
+    recipe = {
+        "optim": {"epochs": 5, "eps": 1e-6},
+        "student": {"options": {"depth": 3}},
+        "objective": {"a": 1},
+    }
+    given = {"optim": {"epochs": 7}, "optim.min_lr": 0.1, "student.options.heads": 2, "objective": {"b": 2}}
+    assert with_settings(recipe, given) == {
+        "optim": {"epochs": 7, "eps": 1e-6, "min_lr": 0.1},
+        "student": {"options": {"depth": 3, "heads": 2}},
+        "objective": {"b": 2},
+    }
+    assert (recipe["student"], given["optim"]) == ({"options": {"depth": 3}}, {"epochs": 7})
 
 
 def test_wrong_calls_are_refused_by_name(run, small_cache_path, tmp_path):
