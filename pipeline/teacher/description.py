@@ -13,6 +13,7 @@ from pipeline.teacher.tower import Importance
 if TYPE_CHECKING:
     from pipeline.teacher.module import ModuleTeacher
 
+PROBED = 2  # images: a network may mix those of a batch up
 _MOST_OTHERS = 16  # tokens that are neither CLS nor patches; known networks have up to 8 registers
 
 
@@ -70,7 +71,7 @@ def _parts_fault(given: "ModuleTeacher") -> str:
 
 
 def refuse_tokens(given: "ModuleTeacher", spec: str, tokens: Sequence[object], grid: int) -> None:
-    """Raise ConfigError if the blocks' outputs for one image are not tokens of grid x grid patches.
+    """Raise ConfigError if the blocks' outputs for two images are not tokens of grid x grid patches.
 
     A network with smaller patches than described gives more tokens, of which the last would pass for patches.
     """
@@ -82,10 +83,10 @@ def refuse_tokens(given: "ModuleTeacher", spec: str, tokens: Sequence[object], g
             kind = found.dtype if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise ConfigError(f"{shown} {kind}: expected floats (B, T, D), or a tuple that begins with them")
         shape = tuple(found.shape)
-        if len(shape) != 3 or shape[0] != 1 or shape[2] != given.width or shape[1] < least:
+        if len(shape) != 3 or shape[0] != PROBED or shape[2] != given.width or shape[1] < least:
             raise ConfigError(
-                f"{shown} {shape} for an image of {side} pixels: expected "
-                f"(1, {least} or more tokens, width {given.width}); check blocks, width and patch_size"
+                f"{shown} {shape} for {PROBED} images of {side} pixels: expected "
+                f"({PROBED}, {least} or more tokens, width {given.width}); check blocks, width and patch_size"
             )
         counts.append(shape[1])
     others, patches = counts[0] - least, counts[0] - int(given.has_cls)
@@ -99,8 +100,8 @@ def refuse_tokens(given: "ModuleTeacher", spec: str, tokens: Sequence[object], g
     if importance := given.importance:
         ranked: Any = importance.of(tokens[importance.block])  # type: ignore[arg-type]
         shape = tuple(ranked.shape) if isinstance(ranked, Tensor) else ()
-        if shape != (1, grid**2):
+        if shape != (PROBED, grid**2):
             raise ConfigError(
-                f"`importance` of {spec} gives {shape or type(ranked).__name__} for one image: expected "
-                f"(1, {grid**2}), a number for each patch without CLS and other tokens"
+                f"`importance` of {spec} gives {shape or type(ranked).__name__} for {PROBED} images: "
+                f"expected ({PROBED}, {grid**2}), a number for each patch without CLS and other tokens"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.description import refuse_description, refuse_tokens
+from pipeline.teacher.description import PROBED, refuse_description, refuse_tokens
 from pipeline.teacher.load import describe
 from pipeline.teacher.request import LOCAL, student_grid
 from pipeline.teacher.source import Source, freeze
@@ -63,7 +63,7 @@ def fit_module(
     weight = next(iter(module.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():
-            tokens = outputs(torch.zeros(1, 3, side, side, device=weight.device), list(range(depth)))
+            tokens = outputs(torch.zeros(PROBED, 3, side, side, device=weight.device), list(range(depth)))
     except ConfigError:
         raise
     except Exception as error:  # of whatever the network does with images of a size that it does not take

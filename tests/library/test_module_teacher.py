@@ -127,8 +127,8 @@ def test_a_described_network_gives_the_same_cache_as_its_address(vit, tmp_path):
 
 def test_a_wrong_description_is_refused(vit, tmp_path):
     wrong = {
-        r"gives \(1, 17, 64\) .* expected \(1, 17 or more tokens, width 65\)": {"width": 65},
-        r"gives \(1, 5, 64\) .* 32 pixels: expected \(1, 17 or more tokens, width 64\)": {"patch_size": 8},
+        r"gives \(2, 17, 64\) .* expected \(2, 17 or more tokens, width 65\)": {"width": 65},
+        r"gives \(2, 5, 64\) .* 32 pixels: expected \(2, 17 or more tokens, width 64\)": {"patch_size": 8},
         "block 1 of `blocks` did not run": {"blocks": [vit.blocks[0], nn.Identity()]},
         r"teacher 'module:own' has 1 block: give at least 2": {"blocks": vit.blocks[:1]},
         r"cannot see images of 64 x 64 pixels \(TypeError": {"arguments": {"nothing": 1}},
@@ -146,7 +146,7 @@ def test_a_wrong_description_is_refused(vit, tmp_path):
         r"has a `final_norm` over \(7,\): give one over the width 64": {"final_norm": nn.LayerNorm(7)},
         "has a str as `final_norm`": {"final_norm": "norm"},
         "has `importance` of block 6: give 0 to 5": {"importance": maskalign.Importance(6, torch.relu)},
-        r"`importance` of .* gives \(1, 17, 64\) for one image: expected \(1, 16\)": {
+        r"`importance` of .* gives \(2, 17, 64\) for 2 images: expected \(2, 16\)": {
             "importance": maskalign.Importance(5, torch.relu)
         },
     }
@@ -183,14 +183,15 @@ class Blocks(nn.Module):
     ("form", "patch_size", "message"),
     [
         (lambda tokens, _: {"tokens": tokens}, 16, "gives a dict: expected floats"),
+        (lambda tokens, _: tokens.reshape(1, -1, 8), 16, r"gives \(1, 32, 8\) for 2 images of 64 pixels"),
         (lambda tokens, _: tokens.long(), 16, "gives torch.int64: expected floats"),
-        (lambda tokens, _: tokens.transpose(0, 1), 16, r"gives \(16, 1, 8\) for an image of 64 pixels"),
+        (lambda tokens, _: tokens.transpose(0, 1), 16, r"gives \(16, 2, 8\) for 2 images of 64 pixels"),
         (
             lambda tokens, block: tokens[:, :4] if block == 1 else tokens,
             16,
-            r"block 1 of .* gives \(1, 4, 8\)",
+            r"block 1 of .* gives \(2, 4, 8\)",
         ),
-        (lambda tokens, block: tokens[..., :4] if block == 1 else tokens, 16, r"block 1 of .*\(1, 16, 4\)"),
+        (lambda tokens, block: tokens[..., :4] if block == 1 else tokens, 16, r"block 1 of .*\(2, 16, 4\)"),
         (
             lambda tokens, block: torch.cat([tokens[:, block:], tokens], 1),
             16,
