@@ -146,7 +146,7 @@ def card(
 ) -> None:
     """Write README.md, a data set card in Hugging Face's form: content, sizes, digests, how to use it."""
     with cli_errors():
-        from pipeline.cache.card import check_license, make_card
+        from pipeline.cache.card import check_license, is_edited, make_card
         from pipeline.cache.layout import CARD_FILE
         from pipeline.cache.reader import Cache
         from pipeline.cache.sizes import take_inventory
@@ -163,12 +163,18 @@ def card(
             raise ConfigError(
                 f"cache {opened.address!r} is on a web server, which takes no file: give --out FILE"
             )
+        place = str(out or f"{printable(opened.address)}/{CARD_FILE}")
+        there = opened.folder.exists(CARD_FILE) if out is None else out.exists()
+        if there and is_edited(
+            (opened.folder.read(CARD_FILE) if out is None else out.read_bytes()).decode(errors="replace")
+        ):
+            raise ConfigError(f"{place!r} was edited by hand: remove it, or give --out FILE for another card")
         text = make_card(opened, take_inventory(opened), license_name).encode()
         if out is None:
             opened.folder.replace(CARD_FILE, text)
         else:
             replace_file(out, text)
-        typer.echo(f"card of cache {printable(opened.address)!r}: {out or f'{opened.address}/{CARD_FILE}'}")
+        typer.echo(f"card of cache {printable(opened.address)!r}: {place}")
         if license_name == "unknown":
             typer.echo("its licence is unknown: images and teacher have terms; give --license ID")
 

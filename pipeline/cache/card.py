@@ -4,6 +4,7 @@ The form is that of https://huggingface.co/docs/hub/datasets-cards: YAML between
 Markdown. A string of JSON is one of YAML, too.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,6 +88,7 @@ _NO_LICENSE = """
 Not stated. Crops are derived from the source images and features from the teacher's weights, so the terms of
 both apply. Fill in `license` above, or write the card again with `--license`.
 """
+_MADE = "\n<!-- made by inspect-cache card, text "  # an invisible line with the digest of what is above it
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
@@ -126,7 +128,18 @@ def make_card(cache: Cache, inventory: Inventory, license_name: str) -> str:
         level=cache.schema.levels[-1],
         view=min(unit.view for unit in cache.units),
     )
-    return card + (_NO_LICENSE if license_name == UNKNOWN_LICENSE else "")
+    text = card + (_NO_LICENSE if license_name == UNKNOWN_LICENSE else "")
+    return f"{text}{_MADE}{_short_digest(text)} -->\n"
+
+
+def is_edited(card: str) -> bool:
+    """Return whether a card is not as `make_card` has made it, so that its words would be lost."""
+    text, _, end = card.rpartition(_MADE)
+    return end != f"{_short_digest(text)} -->\n"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def size_category(rows: int) -> str:

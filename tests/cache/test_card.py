@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,22 @@ def test_a_card_goes_where_it_is_asked_to(small_cache_path, tmp_path):
         "error: --license 'free: for all' is not an identifier of a licence: give one such as cc-by-4.0, "
         "mit, other or unknown\n",
     )
+
+
+def test_a_card_that_was_edited_by_hand_is_kept(cache_copy, tmp_path):
+    for out in ([], ["--out", str(tmp_path / "card.md")]):
+        card = Path(out[1]) if out else cache_copy / "README.md"
+        for license_name in ("unknown", "mit"):  # what the command itself has written may be replaced
+            assert call("card", cache_copy, *out, "--license", license_name).exit_code == 0
+        assert 'license: "mit"' in card.read_text()
+        edited = card.read_text().replace("mit", "cc0-1.0")
+        card.write_text(edited)
+        result = call("card", cache_copy, *out, "--license", "mit")
+        assert (result.exit_code, result.stderr) == (
+            2,
+            f"error: {str(card)!r} was edited by hand: remove it, or give --out FILE for another card\n",
+        )
+        assert card.read_text() == edited
 
 
 @pytest.mark.parametrize(
