@@ -56,7 +56,7 @@ def run_study(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Its address, for rows with it in the loop.")] = None,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="Another study, of which equal finished runs are copied.")
+        list[Path] | None, typer.Option(help="Another study: finished runs that are equal are copied.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for labelled tars.")] = 2,
     dry_run: Annotated[

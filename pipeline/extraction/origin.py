@@ -74,7 +74,7 @@ class FromTars:
         return
 
     def linked_to(self, _: str) -> str:
-        """Return the cache whose view tars become hard links: none."""
+        """Return None: no other cache has view tars to link to."""
         return ""
 
     def fault(self, tar: SourceTar) -> str:

@@ -217,7 +217,7 @@ class Cache(reader.Cache):
             if isinstance(chosen, np.ndarray) and not chosen.size:
                 return np.empty(0, np.int64)
             return np.asarray(np.arange(count)[chosen])
-        except (IndexError, ValueError):  # of lists that are no array
+        except (IndexError, ValueError):  # a list that cannot become an array
             raise IndexError(
                 f"rows {rows!r} are not in view {view} of cache {self.address!r}: it has {count} rows"
             ) from None

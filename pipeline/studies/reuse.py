@@ -48,19 +48,20 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
         device.type == "cpu",
         None,
     ]
-    for file in sorted(file for study in studies for file in (study / RUNS).glob(f"*/{RUN_FILE}")):
+    # not .NAME.tmp, which a killed process was copying
+    for file in sorted(file for study in studies for file in (study / RUNS).glob(f"[!.]*/{RUN_FILE}")):
         try:
             record = read_run(file.parent)
             config = parse_config(RunConfig, record["config"])
         except MaskAlignError:  # damaged, or of a newer version
             continue
-        pinned = record["pinned"]
+        pinned = record.get("pinned", {})
         found = [
             _settings(config, run.cache),
-            record["units"],
-            [pinned["cache"], *pinned.get("other caches", ())],
+            record.get("units"),
+            [pinned.get("cache"), *pinned.get("other caches", ())],
             pinned.get("targets"),
-            record["device"] == "cpu",
+            record.get("device") == "cpu",
             record.get("damage"),
         ]
         if found == wanted and record["starts"][-1].get("last_step") == record["steps"]:

@@ -182,7 +182,7 @@ def _decode_by_pillow(data: bytes, jpeg_reason: str) -> Pixels:
                     return np.repeat(grey[..., None], 3, axis=2)
                 if image.mode in ("I", "F"):
                     raise SourceError(
-                        "has 32 bits a channel, whose range is not known: at most 16 are accepted"
+                        "has 32 bits a channel, and their range is not known: at most 16 are accepted"
                     )
                 return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except UnidentifiedImageError:  # its own text has the address of an object

@@ -64,7 +64,10 @@ HOSTILE = {
         {"jpg": claiming(JPEG, 65_500, 65_500)},
         "has 65500 x 65500 pixels, more than the 100000000 that are accepted",
     ),
-    "floats": ({"tif": floats()}, "has 32 bits a channel, whose range is not known: at most 16 are accepted"),
+    "floats": (
+        {"tif": floats()},
+        "has 32 bits a channel, and their range is not known: at most 16 are accepted",
+    ),
     "no image": ({"cls": b"1", "npy": b"x"}, "has no image among its members"),
     "link": (
         {"jpg": None, "cls": b"1"},

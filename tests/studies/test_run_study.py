@@ -93,6 +93,10 @@ def test_a_run_that_equals_a_finished_one_is_copied(finished, small_cache_path, 
     assert "5 of them trained" in result.output
 
     trained = tmp_path / "trained"
+    half = trained / "runs/.equal-again-s1.tmp"  # what a killed process leaves of a copy
+    half.mkdir(parents=True)
+    shutil.copy(out / "study.json", trained)
+    shutil.copy(finished / "runs/maskalign-s1/run.json", half)
     result = call(run_study, *words, "--out", trained, "--only", "1/5")
     assert "copied" not in result.output
     ours, theirs = (load_file(folder / "runs/equal-s1/student.safetensors") for folder in (trained, out))

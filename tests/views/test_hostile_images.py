@@ -66,7 +66,7 @@ def test_sixteen_bits_a_channel_become_their_upper_eight(colour, channels):
 
 @pytest.mark.parametrize("values", [GREY16.astype(np.float32), GREY16.astype(np.int32)], ids=["float", "int"])
 def test_thirty_two_bits_a_channel_are_refused(values):
-    message = r"has 32 bits a channel, whose range is not known: at most 16 are accepted"
+    message = r"has 32 bits a channel, and their range is not known: at most 16 are accepted"
     with pytest.raises(SourceError, match=message):
         decode_image(saved(values, "TIFF"))
 
