@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.runtime.workers import resource_tracker_started
 
 _FOLDER = Path("/dev/shm")
+_open: list[SharedMemory] = []
 
 
 def refuse_too_little_shared(size: int, purpose: str, cure: str) -> None:
@@ -44,6 +45,12 @@ def shared_buffer(memory: SharedMemory) -> memoryview:
     """Return the bytes of open shared memory."""
     assert memory.buf is not None
     return memory.buf
+
+
+def open_shared(name: str) -> memoryview:
+    """Return the bytes of memory that another process allocated, open until this process ends."""
+    _open.append(SharedMemory(name))  # its __del__ would complain of the arrays that still use the memory
+    return shared_buffer(_open[-1])
 
 
 def free_shared(memory: SharedMemory) -> None:

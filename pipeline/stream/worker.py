@@ -3,11 +3,10 @@
 import traceback
 from collections.abc import Sequence
 from itertools import islice
-from multiprocessing.shared_memory import SharedMemory
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import MaskAlignError, StreamError
-from pipeline.runtime.memory import shared_buffer
+from pipeline.runtime.memory import open_shared
 from pipeline.runtime.workers import Owner
 from pipeline.storage.address import is_url
 from pipeline.stream.order import WindowPart
@@ -30,11 +29,11 @@ def run_worker(
     `names` are the segments of the slots. Receives empty slots, each as (segment, slot); sends (samples,
     damage) for each, or the exception that the trainer raises.
     """
-    memories = [SharedMemory(name) for name in names]
+    memories = [open_shared(name) for name in names]
 
     def next_arrays(_: WindowPart) -> Arrays:
         segment, slot = owner.receive()
-        return layout.arrays(shared_buffer(memories[segment]), slot)
+        return layout.arrays(memories[segment], slot)
 
     try:
         parts = spec.order.parts(spec.batch_size, epoch, step)

@@ -8,13 +8,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.runtime.memory import shared_buffer
+from pipeline.runtime.memory import open_shared
 from pipeline.runtime.workers import Owner
 from pipeline.views.codec import Pixels
 from pipeline.views.maker import SampleViews
@@ -80,14 +79,14 @@ def serve_jobs(owner: Owner, memory_name: str, room: JobRoom) -> None:
     Images come in the arena of the job, and the crops then take their place.
     """
     torch.set_num_threads(1)
-    memory = SharedMemory(memory_name)
+    memory = open_shared(memory_name)
     maker: Maker
     samples: Sequence[SourceSample]
     while True:
         slot, maker, samples = owner.receive()
         begin = time.perf_counter()
         try:
-            pixels, arena = room.parts(shared_buffer(memory), slot)
+            pixels, arena = room.parts(memory, slot)
             samples = [replace(sample, image=arena.get(sample.image)) for sample in samples]
             results: list[SampleViews | SkippedImage] = []
             good = 0

@@ -125,17 +125,20 @@ if __name__ == "__main__":
 
 
 @pytest.mark.faults
-def test_workers_end_with_a_killed_owner(tmp_path):
+def test_workers_of_a_killed_owner_end_without_a_word(tmp_path):
     (tmp_path / "owner.py").write_text(OWNER)
-    with subprocess.Popen(
-        [sys.executable, tmp_path / "owner.py"], stdout=subprocess.PIPE, text=True
-    ) as owner:
+    command = [sys.executable, tmp_path / "owner.py"]
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as owner,
+    ):
         workers = [int(number) for number in owner.stdout.readline().split()]
         assert workers
         assert all(is_running(worker) for worker in workers)
         os.kill(owner.pid, signal.SIGKILL)
     while any(map(is_running, workers)):  # until the test times out
         time.sleep(0.05)
+    assert "Exception" not in (tmp_path / "said").read_text()  # the resource tracker reports the memory
 
 
 def is_running(process):
