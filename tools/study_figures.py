@@ -5,12 +5,14 @@ Tables are written between two markers; the text around them is kept.
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.provenance import cpu_name, git_commit, utc_now
+from pipeline.report.compared import Comparison, Line, read_compared
+from pipeline.report.comparison_plot import comparison_png
+from pipeline.studies.study import Row
 
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md", ROOT / "docs" / "studies.png"
@@ -59,6 +61,19 @@ def _table(table: Mapping[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> bytes:
+    """Draw the trained rows of a study in `folder` with this ending in their label, and name them without it.
+
+    Those of both presets lie so close together that their labels would cover each other.
+    """
+    lines = []
+    for line in (line for line in table["lines"] if line["operations"] and line["label"].endswith(ending)):
+        names = (f"{Row(label=line['label']).slug}-s{seed}" for seed in line["seeds"])
+        runs = [read_compared(folder / "runs" / name) for name in names]
+        lines.append(Line(line["label"].removesuffix(ending), runs))
+    return comparison_png(Comparison(table["title"], lines))
+
+
 def main() -> None:
     """Update the documents from build/studies."""
     files = {name: FOLDER / name / "table.json" for name in ORDER}
@@ -67,12 +82,12 @@ def main() -> None:
         raise SystemExit(f"{FOLDER} has no tables: run make studies")
     commit = git_commit() or "unknown"
     origin = f"Made by `make studies` on {utc_now()[:10]} (commit {commit[:7]}, {cpu_name()})."
-    figure = FOLDER / FIGURE_OF / "figure.png"
-    text = BLOCK.sub(lambda _: block(tables, origin, figure.exists()), PAGE.read_text("utf-8"))
+    drawn = FIGURE_OF in tables
+    text = BLOCK.sub(lambda _: block(tables, origin, drawn), PAGE.read_text("utf-8"))
     PAGE.write_text(text, encoding="utf-8")
-    if figure.exists():
-        shutil.copyfile(figure, FIGURE)
-    print(f"wrote docs/{PAGE.name} with {len(tables)} tables" + f" and docs/{FIGURE.name}" * figure.exists())
+    if drawn:
+        FIGURE.write_bytes(figure(FOLDER / FIGURE_OF, tables[FIGURE_OF]))
+    print(f"wrote docs/{PAGE.name} with {len(tables)} tables" + f" and docs/{FIGURE.name}" * drawn)
 
 
 if __name__ == "__main__":

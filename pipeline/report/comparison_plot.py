@@ -100,12 +100,17 @@ def _draw(
 
 
 def _label(axes: Axes, points: Sequence[Point], ink: str) -> None:
-    """Write each point's name where it covers no other name and no point."""
+    """Write each point's name where it covers no other name, no point and no bar of one."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     frame, scale = axes.get_window_extent(), axes.figure.dpi / 72
     height = 1.2 * _FONT * scale
     at = [axes.transData.transform((x, value)) for _, x, value, _ in points]
-    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    bars = [
+        [axes.transData.transform((x, value + end))[1] for end in (-std, std)] for _, x, value, std in points
+    ]
+    taken: list[Box] = [
+        (x - 5, low - 5, x + 5, high + 5) for (x, _), (low, high) in zip(at, bars, strict=True)
+    ]
     for (name, x, value, _), (left, bottom) in sorted(
         zip(points, at, strict=True), key=lambda one: one[1][1]
     ):

@@ -5,6 +5,7 @@ import shutil
 
 import caches
 import pytest
+import study_figures
 import torch
 from calls import call
 from safetensors.torch import load_file
@@ -51,6 +52,14 @@ def test_runs_of_a_seed_share_start_order_and_cache(finished):
         assert pair[0].facts == pair[1].facts
         assert pair[0].facts["initial_encoder"]
     assert found["fd-s0"].facts["initial_encoder"] != found["fd-s1"].facts["initial_encoder"]
+
+
+def test_the_figure_of_the_document_shows_the_rows_of_one_ending(finished):
+    table = json.loads((finished / "table.json").read_text())
+    every, one = (study_figures.figure(finished, table, ending) for ending in ("", "fd"))
+    assert every.startswith(b"\x89PNG")
+    assert one not in (b"", every)
+    assert study_figures.figure(finished, table) == b""
 
 
 def test_a_second_call_does_nothing_again(finished, small_cache_path, data):
