@@ -50,11 +50,11 @@ gpu-check: ## on a machine with a CUDA GPU: its tests and open figures in nine m
 
 faults: setup ## kill, stop, fill up and damage extractions, trainings and caches: in about an hour (OPTIONS="--faults-seed 1 -k disk")
 	$(BIN)/python -m pytest tests/faults -m faults $(OPTIONS)
-	$(BIN)/python -m pytest -m faults --ignore tests/faults
+	$(BIN)/python -m pytest -n 2 -m faults --ignore tests/faults
 
 faults-short: setup ## a few of each of these, and the slowest tests: about eight minutes
 	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
-	$(BIN)/python -m pytest -m faults --ignore tests/faults --ignore tests/studies/test_study_kills.py
+	$(BIN)/python -m pytest -n 2 -m faults --ignore tests/faults --ignore tests/studies/test_study_kills.py
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .

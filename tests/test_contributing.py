@@ -53,6 +53,7 @@ def test_the_examples_keep_the_style(changed):
         assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.faults  # too slow for every run
 def test_both_stages_run_with_all_examples(changed, tmp_path):
     command = [sys.executable, "-c", PROGRAM, tmp_path]
     paths = {"PYTHONPATH": f"{changed}:{changed / 'tests'}", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}

@@ -35,6 +35,7 @@ def test_raw_reads_are_of_the_bytes_that_the_cache_gives(bench):
                 start += length
 
 
+@pytest.mark.faults  # too slow for every run
 def test_the_figures_of_reading_are_there(bench):
     measures = (measure_reads, measure_overhead, measure_loader)
     figures = {figure.name: figure for measure in measures for figure in measure(bench)}

@@ -440,6 +440,7 @@ def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
         assert (code, errors[:7], "torch" in modules) == (2, "error: ", False)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_stop_says_whether_the_command_can_continue(test_tar, tmp_path):
     """Without a place that stays, a repeated command starts again."""
     command = [

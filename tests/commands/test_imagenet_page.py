@@ -100,6 +100,7 @@ def test_the_lines_of_the_page_run_in_order(here, job):
     }
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_training_job_saves_before_its_end_and_requeues_itself(job, cache, tmp_path):
     words = ["--cache", cache, "--run", tmp_path / "run", "--device", "cpu", *SMALL["train-student"]]
     words += ["--set", "optim.steps=100000", "--set", "train.log_every=1"]

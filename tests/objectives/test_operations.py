@@ -66,6 +66,7 @@ def of_maskalign():
     return counted("maskalign")
 
 
+@pytest.mark.faults  # too slow for every run
 @pytest.mark.parametrize("name", FORMULAS)
 def test_counted_operations_are_the_formulas(name, of_maskalign):
     forward, relative = FORMULAS[name]

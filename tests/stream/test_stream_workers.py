@@ -88,6 +88,7 @@ def test_a_worker_that_is_killed_is_named_at_once(small_cache_path):
             list(islice(batches, ENDLESS))
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_worker_that_is_suspended_is_named_with_what_may_be_the_cause(small_cache_path, monkeypatch):
     monkeypatch.setattr(feed, "_PATIENCE", 10.0)
     cache = Cache(small_cache_path)

@@ -71,6 +71,7 @@ def test_a_second_call_does_nothing_again(finished, small_cache_path, data):
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.json")}
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_run_that_equals_a_finished_one_is_copied(finished, small_cache_path, data, tmp_path):
     levels = list(Cache(str(small_cache_path)).schema.levels)
     rows = {
@@ -140,6 +141,7 @@ def test_stopped_at_three_moments_it_ends_with_the_same_table(finished, small_ca
     assert without_times(out) == without_times(finished)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_the_parts_of_a_study_add_up(finished, small_cache_path, data, tmp_path):
     out = tmp_path / "out"
     words = (study_file(tmp_path), "--cache", small_cache_path, "--out", out, *data)
@@ -166,6 +168,7 @@ def test_a_dry_run_lists_steps_and_operations_and_writes_nothing(small_cache_pat
     assert result.output.startswith("fd-s0: 16 steps (2 epochs")
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_failing_run_is_in_the_table_and_stops_no_other(small_cache_path, data, tmp_path):
     text = (
         'title = "t"\nseeds = [0]\nuntrained = false\n'
@@ -240,6 +243,7 @@ def test_misuse_of_the_command_is_one_sentence(finished, small_cache_path, data,
     assert "give --teacher the address" in refused(in_loop, *cache, *new, *data)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_caches_may_be_an_axis(small_cache_path, data, tmp_path):
     other = caches.real(tmp_path, encoding="float16")  # of equal tars
     text = 'title = "t"\nseeds = [0]\n[axes]\ncache = ["int8", "float16"]\n' + BASE
@@ -261,6 +265,7 @@ def test_views_are_put_together_from_patches():
     assert torch.equal(whole_views(shuffled, order, 8), views)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_the_teacher_in_the_loop_has_the_losses_of_a_cache(tmp_path):
     """A float16 cache stores the teacher's own output but for rounding, so the loss curves agree."""
     cache = caches.real(tmp_path, tars=1, encoding="float16")

@@ -167,6 +167,7 @@ def _one_rank():
     distributed.destroy_process_group()
 
 
+@pytest.mark.faults  # too slow for every run
 @pytest.mark.usefixtures("_one_rank")
 @pytest.mark.parametrize("name", ["beit", "cae"])
 def test_codes_compile_under_ddp_with_an_eager_steps_gradients(name):
@@ -242,6 +243,7 @@ def test_a_step_that_cannot_be_one_graph_is_refused_with_the_remedy(small_cache_
         run_job(job, 0)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_compiler_that_fails_backward_leaves_an_eager_step(small_cache_path, tmp_path):
     """As Inductor does for bfloat16 before Ampere, when it first sees the backward graph."""
 

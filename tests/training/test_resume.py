@@ -110,6 +110,7 @@ def test_a_polite_signal_saves_and_the_resumed_run_is_the_undisturbed_one(small_
         assert_same_runs(trained(small_cache_path, tmp_path / "undisturbed", DROP_PATH, LONG), run, 80)
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_signal_to_all_processes_and_its_repetition_cost_no_checkpoint(small_cache_path, tmp_path):
     """As Slurm and systemd send them, and torchrun again: helpers and workers of the run get them too."""
     run = tmp_path / "run"

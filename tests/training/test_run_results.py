@@ -129,6 +129,7 @@ def test_training_is_a_library_call_that_prints_nothing(small_cache_path, tmp_pa
     assert not (tmp_path / "run/report.html").exists()
 
 
+@pytest.mark.faults  # too slow for every run
 def test_tensorboard_that_fails_in_any_way_costs_a_warning(small_cache_path, tmp_path):
     """It is imported in a process of its own, since a failed import may leave parts of itself behind."""
     (tmp_path / "tensorboard").mkdir()

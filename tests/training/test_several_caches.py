@@ -184,6 +184,7 @@ def test_a_run_is_described_and_continues_exactly(small_cache_path, second, tmp_
         assert "has lost phi_s.safetensors" in lost.stderr
 
 
+@pytest.mark.faults  # too slow for every run
 def test_a_study_has_rows_of_one_and_of_two_caches(small_cache_path, second, tmp_path):
     study = read_study(
         Path(stages.__file__).parent / "studies" / "teachers.toml", ["seeds=[0]", "evaluations={}"]

@@ -48,6 +48,7 @@ def wandb_records(path):
             parts = b""
 
 
+@pytest.mark.faults  # too slow for every run
 @pytest.mark.usefixtures("offline")
 def test_wandb_gets_values_and_the_same_run(small_cache_path, tmp_path):
     run = tracked_and_resumed(small_cache_path, tmp_path, "wandb")
@@ -66,6 +67,7 @@ def test_wandb_gets_values_and_the_same_run(small_cache_path, tmp_path):
     assert_same_values(run, found)
 
 
+@pytest.mark.faults  # too slow for every run
 @pytest.mark.usefixtures("offline")
 def test_mlflow_gets_values_and_the_same_run(small_cache_path, tmp_path):
     from mlflow.tracking import MlflowClient
