@@ -50,10 +50,10 @@ def write_photographs(folder: Path, count: int, tars: int) -> None:
 
 
 def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], maker: ViewMaker) -> Cache:
-    """Make a finished cache: a unit for each tar, with the crops of the first and random features."""
+    """Make a finished cache of one view: a unit for each tar, the first tar's crops and random features."""
     folder = open_folder(path)
-    constants = {  # a calibration that changes nothing
-        name: np.full(spec.item_shape, name == "channel_std", np.float32)
+    constants = {  # a calibration that changes nothing: mean 0, std 1
+        name: np.full(spec.item_shape, 1.0 if name == "channel_std" else 0.0, np.float32)
         for name, spec in constant_arrays(plain).items()
     }
     schema = with_digests(plain, constants, 0)

@@ -147,6 +147,8 @@ class Cache:
         return commit
 
     def _table(self, units: Sequence[Unit], damaged: dict[int, CacheError] | None = None) -> FinishedUnits:
+        """Return the committed ones; a damaged commit raises CacheError, or goes into `damaged` by unit."""
+
         def read(unit: Unit) -> CommitHead | None:
             try:
                 return read_head(self.folder, unit, self.digest, CommitHead)
@@ -160,7 +162,7 @@ class Cache:
         return np.array(rows, UNIT_DTYPE)
 
     def _read_all(self, units: Iterable[Unit], read: Callable[[Unit], Part | None]) -> Iterator[Part]:
-        """Yield what `read` returns for each unit that exists, without None."""
+        """Yield what `read` returns for each unit that exists; None leaves it out."""
 
         def read_if_there(unit: Unit) -> Part | None:
             with suppress(FileNotFoundError):

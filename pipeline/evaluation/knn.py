@@ -59,15 +59,16 @@ class Knn(Section):
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
         bank, queries = task.features(self.shared_keys)
-        groups, notes = None, list[str]()  # groups are the images behind rows: a query's own must not vote
+        notes = list[str]()
+        groups = None  # the image behind each row of bank and queries: a query's own image must not vote
         if queries is bank:
             groups = (bank.images, bank.images)
-            of_image = torch.unique(torch.stack([bank.labels, bank.images]), dim=1)[0]
-            classes, images = torch.unique(of_image, return_counts=True)
+            label_of_image = torch.unique(torch.stack([bank.labels, bank.images]), dim=1)[0]
+            classes, images = torch.unique(label_of_image, return_counts=True)
             if len(lonely := classes[images == 1]):
                 notes.append(
-                    f"{len(lonely)} classes have one image only, such as class {int(lonely[0])}: it cannot "
-                    "be right"
+                    f"classes with only one image: {len(lonely)}, such as class {int(lonely[0])}; no "
+                    "other of its class can vote for it, so it counts as wrong"
                 )
         elif self.shared_keys == "exclude":
             numbers = {key: number for number, key in enumerate(dict.fromkeys([*bank.keys, *queries.keys]))}

@@ -106,7 +106,7 @@ class Robustness(Section):
         return torch.as_tensor(classes)
 
     def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> tuple[torch.Tensor, float]:
-        """Return the best classes of each image (m, up to 5) by k-NN, and the share that is right."""
+        """Return the best classes of each image (m, 5), -1 where fewer have votes, and the top-1 accuracy."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
         parts = (part.to(task.subject.device) for part in bank.chunks(name, rows))
         found = nearest(parts, len(rows), queries.whole(name).to(task.subject.device), self.k)

@@ -37,6 +37,7 @@ from pipeline.teacher.request import absolute_teacher
 _SECONDS_OF_A_SHARE = 120.0  # of tars: long enough that the start and end of the pipeline do not count
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_A_CLAIM = 660.0  # a dead actor's claim on an object store ends after ten minutes
+_SECONDS_BETWEEN_TRIES = 15.0  # of tars with such a claim
 _DEATHS_OF_A_TAR = 5  # so many actors that die at it are its own fault
 _DEATHS_IN_A_ROW = 8  # of actors, without any that finishes something
 _SECONDS_OF_AN_ANSWER = 10.0  # of the cluster
@@ -117,6 +118,7 @@ class ActorPool:
         self._options, self._least, self._most = options, least, most
         self._actor: Any = ray.remote(TarActor).options(num_gpus=gpus, num_cpus=max(1, options.workers))
         self._waiting = deque(tar.name for tar in options.tars)
+        self._blocked, self._again_at = list[str](), 0.0  # tars that a dead actor still seems to hold
         self._bytes = {tar.name: tar.size for tar in options.tars}
         self._at: dict[Any, tuple[Any, list[str], float]] = {}  # by call: actor, its tars, since when
         self._idle: list[Any] = []
@@ -131,7 +133,7 @@ class ActorPool:
         """Give out the tars until each is done, failed or with a process of someone else."""
         counted = 0.0
         with ProgressDisplay("extract-teacher", 0) as progress:
-            while unfinished := len(self._waiting) + sum(len(names) for _, names, _ in self._at.values()):
+            while unfinished := self._unfinished():
                 # those that find no room in the cluster begin when there is some
                 while len(self._idle) + len(self._at) < min(self._most, unfinished):
                     actor = self._actor.remote(self._options)
@@ -141,7 +143,7 @@ class ActorPool:
                     ready, _ = ray.wait(list(self._at), timeout=_SECONDS_BETWEEN_LOOKS)
                     for call in ready:
                         self._take(call, *self._at.pop(call))
-                else:  # only tars that a dead actor still seems to hold
+                else:  # all tars that are left are blocked
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
                 if time.monotonic() - counted > SECONDS_BETWEEN_COUNTS:
                     self._show(progress)
@@ -151,8 +153,15 @@ class ActorPool:
             for part, busy in seconds.items():
                 self.timing.seconds[part] += busy / len(self._seconds)
 
+    def _unfinished(self) -> int:
+        given_out = sum(len(names) for _, names, _ in self._at.values())
+        return len(self._waiting) + len(self._blocked) + given_out
+
     def _give_out(self) -> None:
         """Give each idle actor a share of the tars, once as many as needed were ready at the same time."""
+        if time.monotonic() > self._again_at:
+            self._waiting.extend(self._blocked)
+            self._blocked.clear()
         if len(self._idle) < min(self._least, len(self._waiting)):
             return
         self._least = 0
@@ -165,7 +174,7 @@ class ActorPool:
             self._at[actor.extract.remote(names)] = (actor, names, time.monotonic())
 
     def _take(self, call: Any, actor: Any, names: list[str], since: float) -> None:
-        """Take what has come of a call."""
+        """Take the outcome of `prepare` (no names) or of `extract` on some tars."""
         try:
             outcome: Outcome = ray.get(call)
         except RayTaskError:  # a fault of ours, with its traceback
@@ -178,16 +187,20 @@ class ActorPool:
         self._idle.append(actor)
         if not self.units:
             self.units = self._options.covered(Cache(self._options.cache).units)
+        if tried := len(names) - len(outcome.tally.elsewhere):
+            self._deaths_in_a_row = 0
+            self._seconds_of_a_tar = (time.monotonic() - since) / tried
         if not names:
             return
-        self._deaths_in_a_row = 0
-        self._seconds_of_a_tar = (time.monotonic() - since) / len(names)
         self._seconds[actor] = outcome.seconds
         self.compiler_fault = outcome.compiler_fault
-        patient = time.monotonic() - self._died_at < _SECONDS_OF_A_CLAIM
-        held = [name for name in outcome.tally.elsewhere if self._deaths[name] and patient]
-        outcome.tally.elsewhere = [name for name in outcome.tally.elsewhere if name not in held]
-        self._waiting.extend(held)
+        # "Elsewhere" may mean the claim of an actor that has died, which lasts for minutes.
+        claims_last = time.monotonic() - self._died_at < _SECONDS_OF_A_CLAIM
+        blocked = [name for name in outcome.tally.elsewhere if self._deaths[name] and claims_last]
+        if blocked:
+            self._blocked += blocked
+            self._again_at = time.monotonic() + _SECONDS_BETWEEN_TRIES
+        outcome.tally.elsewhere = [name for name in outcome.tally.elsewhere if name not in blocked]
         self.tally.add(outcome.tally)
         self._done_bytes += sum(self._bytes[name] for name in names) if outcome.tally.images else 0
 

@@ -22,8 +22,8 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Yield function(item) for each item in order, `at_once` of them in threads; 1 means in this thread.
 
-    With `most`, `at_once` doubles up to it as often as the caller waits: quick work needs no thread and the
-    least memory.
+    With `most`, that is only the beginning: `at_once` doubles, up to `most`, whenever the caller has waited
+    for too much of the time. So quick work keeps to few threads and little memory.
     """
     if at_once == 1 and most is None:
         yield from map(function, items)
@@ -43,6 +43,7 @@ def ordered_map(
             begin = time.perf_counter()
             result = waiting.popleft().result()
             pace.waited += time.perf_counter() - begin
+            # before the yield: the work goes on while the caller uses the result
             waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
             yield result
             pace.look()

@@ -77,27 +77,30 @@ def fit_vqkd(
     for step in range(request.steps):
         rng = generator(seed, "vqkd batch", step)
         views = rng.choice(len(values), min(BATCH, len(values)), replace=False)
-        cosine, distance = vqkd_losses(tokenizer, decoder, values[torch.from_numpy(views).to(values.device)])
-        (cosine + distance).backward()  # type: ignore[no-untyped-call]
+        features = values[torch.from_numpy(views).to(values.device)]
+        one_minus_cosine, distance = losses_and_moved_codes(tokenizer, decoder, features)
+        (one_minus_cosine + distance).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
         if (step + 1) % max(1, request.steps // 5) == 0:
-            log(f"codebook: step {step + 1:,} of {request.steps:,}, 1 - cosine {cosine.item():.3f}")
+            log(f"codebook: step {step + 1:,} of {request.steps:,}, 1 - cosine {one_minus_cosine.item():.3f}")
     tokenizer.requires_grad_(False)
-    return {"steps": request.steps, "blocks": request.blocks, "one_minus_cosine": cosine.item()}
+    return {"steps": request.steps, "blocks": request.blocks, "one_minus_cosine": one_minus_cosine.item()}
 
 
-def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+def losses_and_moved_codes(
+    tokenizer: Tokenizer, decoder: nn.Module, features: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return 1 - cosine () of reconstructed features (B, N, D) and the squared distance () to the codes.
 
-    The codes then move towards the mean direction of their tokens.
+    Then move the tokenizer's codes towards the mean direction of their tokens; no optimiser has them.
     """
     points = tokenizer.points(features)  # (B, N, 32), unit length
     numbers = tokenizer.nearest(points.detach())
     codes = tokenizer.codes[numbers]
     passed = points + (codes - points).detach()  # straight-through: the choice of a code has the gradient 1
-    cosine = 1 - F.cosine_similarity(decoder(passed), features, dim=-1).mean()
+    one_minus_cosine = 1 - F.cosine_similarity(decoder(passed), features, dim=-1).mean()
     distance = (points - codes).square().mean()
     taken, tokens = numbers.flatten(), points.detach().flatten(0, 1)
     sums = torch.zeros(tokenizer.codes.shape, dtype=torch.float64, device=tokens.device)
@@ -106,4 +109,4 @@ def vqkd_losses(tokenizer: Tokenizer, decoder: nn.Module, features: Tensor) -> t
     moved = F.normalize(torch.lerp(means, tokenizer.codes, _DECAY), dim=-1)
     used = torch.bincount(taken, minlength=len(tokenizer.codes)) > 0
     tokenizer.codes.copy_(torch.where(used[:, None], moved, tokenizer.codes))
-    return cosine, distance
+    return one_minus_cosine, distance

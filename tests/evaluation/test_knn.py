@@ -212,7 +212,10 @@ def test_without_test_data_no_image_is_its_own_neighbour(scored):
     assert scored(BANK).metrics["top-1"] == 1.0
     alone = scored(Points({"a": (0, 0), "b": (10, 0), "c": (5, 1)}))
     assert alone.metrics["top-1"] == 0.0
-    assert alone.notes == ("1 classes have one image only, such as class 1: it cannot be right",)
+    assert alone.notes == (
+        "classes with only one image: 1, such as class 1; no other of its class can vote for it, so it "
+        "counts as wrong",
+    )
 
 
 def test_equal_keys_of_two_tars_are_two_images(scored):

@@ -6,15 +6,18 @@ import shutil
 import signal
 import tempfile
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import ray
 from cache_files import changed, contents
-from caches import IMAGE_SIZE, TEACHER, extract
+from caches import IMAGE_SIZE, TEACHER, extract, extraction_options
 from calls import call
-from tars import make_tars
+from tars import make_tars, source_tar
 
+from pipeline.extraction.ray_engine import ActorPool
+from pipeline.storage.address import open_folder
 from stages.extract_teacher import extract_teacher
 
 
@@ -96,6 +99,36 @@ def test_two_actors_of_which_one_is_killed_make_the_same_bytes(data, tmp_path):
     assert "; 1 actor died, and what they had not committed was done again" in result.output
     assert f"cache {str(cache)!r}: complete" in result.output
     assert changed(contents(data / "alone.cache"), contents(cache)) == []
+
+
+class CountingPool(ActorPool):
+    """Counts what its actors report."""
+
+    outcomes = 0
+
+    def _take(self, *call):
+        self.outcomes += 1
+        super()._take(*call)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("cluster")
+def test_a_tar_that_a_dead_actor_seems_to_hold_is_tried_again_with_pauses(data, tmp_path, monkeypatch):
+    """This process holds the claim for three seconds, as another machine would for a dead actor."""
+    monkeypatch.setattr("pipeline.extraction.ray_engine._SECONDS_BETWEEN_TRIES", 1.0)
+    tars = [source_tar(path) for path in sorted((data / "tars").iterdir())[:2]]
+    extract(tmp_path / "a.cache", tars[:1])
+    options = extraction_options(cache=tmp_path / "a.cache", shards=tars)
+    claim, pool = ExitStack(), CountingPool(options, 0, 1, 1)
+    assert claim.enter_context(open_folder(options.cache).claimed(tars[1].name))
+    with pool:
+        pool._deaths[tars[1].name], pool._died_at = 1, time.monotonic()
+        release = threading.Timer(3.0, claim.close)
+        release.start()
+        pool.run()
+        release.join()
+    assert (len(pool.finished(pool.units)), pool.tally.elsewhere) == (4, [])
+    assert pool.outcomes < 10
 
 
 @pytest.mark.faults

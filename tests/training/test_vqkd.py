@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.needs import CodebookRequest
-from pipeline.training.vqkd import Decoder, fit_vqkd, vqkd_losses
+from pipeline.training.vqkd import Decoder, fit_vqkd, losses_and_moved_codes
 
 
 def tiny(dtype=torch.float64):
@@ -29,7 +29,7 @@ def test_losses_gradients_and_moved_codes_are_the_plain_ones():
     found = decoder(points - points.detach() + chosen)
     cosine = (found * features).sum(-1) / (found.norm(dim=-1) * features.norm(dim=-1))
     plain = (1 - cosine).mean(), ((points - chosen) ** 2).mean()
-    ours = vqkd_losses(tokenizer, decoder, features)
+    ours = losses_and_moved_codes(tokenizer, decoder, features)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
     for mine, theirs in zip(
