@@ -217,9 +217,9 @@ class ActorPool:
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row == self._most_in_a_row:
             raise MaskAlignError(
-                f"{self._most_in_a_row} Ray actors have died since the last unit was finished ({reason}): look "
-                "into Ray's logs, check that each node has this project, the tars and the cache, and run the "
-                "same command again"
+                f"{self._most_in_a_row} Ray actors have died since the last unit was finished ({reason}): "
+                "look into Ray's logs, check that each node has this project, the tars and the cache, and "
+                "run the same command again"
             )
         for name in names:
             if all(unit.unit in finished for unit in self.units if unit.source == name):

@@ -136,7 +136,7 @@ def test_a_tar_that_a_dead_actor_seems_to_hold_is_tried_again_with_pauses(data, 
 @pytest.mark.faults
 @pytest.mark.usefixtures("cluster")
 def test_a_lost_node_with_all_actors_does_not_end_the_command(data, tmp_path):
-    """Eight actors, which wait for GPUs, die at one moment; only twice as many without a commit are too many."""
+    """Eight actors, which wait for GPUs, die at once; only twice as many without a commit are too many."""
     cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
     commit = sorted((cache / "commits").iterdir())[0]
     away = commit.rename(tmp_path / "away")
