@@ -109,7 +109,7 @@ def read_run(run: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((run / RUN_FILE).read_bytes())
         values["config"]["train"]
         return values
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise CheckpointError(
             f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
         ) from None

@@ -50,7 +50,10 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
     (tmp_path / "damaged/run.json").write_text('{"config": ')
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/run.json").write_text("{}")
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested/run.json").write_text("[" * 60_000)
     for options, code, message in [
+        (["--run", tmp_path / "nested", "--resume"], 1, "is not a run folder (no readable run.json): give"),
         (["--run", existing], 2, f"{str(existing)!r} already holds a run: add --resume to continue it, or"),
         (["--run", tmp_path, "--resume"], 2, "holds no run to resume: leave out --resume to start one, or"),
         (["--run", tmp_path / "damaged", "--resume"], 1, "is not a run folder (no readable run.json): give"),
