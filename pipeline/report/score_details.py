@@ -75,6 +75,7 @@ def _plot(file: Path, caption: str) -> str:
 def _confusions(score: Score) -> str:
     """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
     unit = "pixels" if score.evaluation == "segment" else "images"
+    of_try = " of the first try" if len(score.seeds) > 1 else ""
     labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
     if len(labels) > _MOST_CLASSES:
         wrong = [row for row in score.confused if row[0] != row[1]][:_MOST_PAIRS]
@@ -93,7 +94,7 @@ def _confusions(score: Score) -> str:
             cells += f"<td{share}>{count or ''}</td>"
         body += f'<tr><th scope="row">{html.escape(class_name(score, true))}</th>{cells}</tr>'
     return (
-        f"<p>A row is a true class, a column a predicted one; numbers are {unit}.</p>"
+        f"<p>A row is a true class, a column a predicted one; numbers are {unit}{of_try}.</p>"
         f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
         "</table></div>"
     )
