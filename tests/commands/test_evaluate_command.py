@@ -23,7 +23,8 @@ from tars import image, write_tar
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.report.scores import read_scores, student_digest
+from pipeline.report.compared import read_compared
+from pipeline.report.scores import add_scores, read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
 from pipeline.training.initial import initial_objective
@@ -212,6 +213,19 @@ def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, 
     knn("--run", copy, *arguments, "--set", "shared_keys=allow")
     assert len(read_scores(copy)) == 6
     assert "student, step 2" in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
+    knn("--run", copy, "--cache", cache, "--test-shards", test_tar)
+    student, own = read_scores(copy), read_compared(copy).scores
+    assert len(own) == 2
+    for kind in ("teacher", "untrained"):  # as --report adds them, under the same conditions
+        who = student[0].subject.model_copy(update={"kind": kind, "weights": kind})
+        changes = {"subject": who, "metrics": {"top-1": 0.01}}
+        add_scores(copy, [score.model_copy(update=changes) for score in student])
+    assert len(read_scores(copy)) == 6
+    assert read_compared(copy).scores == own
 
 
 def test_images_that_are_left_out_are_reported(cache, run, tmp_path):

@@ -62,6 +62,13 @@ def test_the_figure_of_the_document_shows_the_rows_of_one_ending(finished):
     assert study_figures.figure(finished, table) == b""
 
 
+def test_the_document_states_when_its_runs_were_trained(finished):
+    starts = [json.loads((finished / "runs" / name / "run.json").read_text())["starts"][0] for name in RUNS]
+    text = study_figures.origin([finished])
+    assert starts[0]["began"][:10] in text
+    assert f"device cpu; commits {(starts[0]['commit'] or 'unknown')[:7]}" in text
+
+
 def test_a_second_call_does_nothing_again(finished, small_cache_path, data):
     before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*.json")}
     study = finished.parent / "study.toml"
