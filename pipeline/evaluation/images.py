@@ -144,9 +144,9 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
     files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
-    for file in files:
-        if fault := name_fault(str(file.relative_to(folder))):
-            raise ConfigError(f"image {str(file)!r} has a name that {fault}: rename it")
+    for kind, path in (("folder", folder), *(("image", file) for file in files)):
+        if fault := name_fault(str(path)):
+            raise ConfigError(f"{kind} {str(path)!r} has a name that {fault}: rename it")
     if not files:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
     # ADE20K's layout has the masks in annotations/NAME beside images/NAME.

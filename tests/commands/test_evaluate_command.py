@@ -257,6 +257,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--test-shards", "{tars}"], "24 keys are in the bank and in the test data"),
         (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
         (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
+        (["--run", "caf\udce9"], "--run 'caf\\udce9' has a name that is not UTF-8: rename it"),
+        (["--run", "{run}", "--out", "caf\udce9.json"], "caf\\udce9.json' has a name that is not UTF-8"),
+        (["--run", "{run}", "--features", "\udce9"], "--features '\\udce9' has a name that is not"),
+        (["--model", "local-dir:\udce9"], "teacher 'timm:local-dir:\\udce9' has a name that is not UTF-8"),
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
         (
