@@ -21,7 +21,7 @@ _NO_MATTER = (  # keys that do not change what is learnt
 class ComparedRun:
     """A run as its folder describes it. `operations` are the FLOP of one training image, None if unknown.
 
-    `scores` has the first metric of each (evaluation, representation, conditions).
+    `scores` has the first metric of its trained student for each (evaluation, representation, conditions).
     """
 
     name: str
@@ -143,7 +143,8 @@ def read_compared(folder: Path) -> ComparedRun:
     run = read_run(folder)
     metrics = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
     config, student = run["config"], student_digest(folder)
-    current = [score for score in read_scores(folder) if not is_outdated(score, student)]
+    # scores.json may also hold a teacher or an untrained network, for the report
+    own = [s for s in read_scores(folder) if s.subject.kind == "run" and not is_outdated(s, student)]
     settings = {key: value for key, value in flat_config(config).items() if not key.startswith(_NO_MATTER)}
     if settings.get("optim.steps") is not None:
         settings.pop("optim.epochs", None)
@@ -163,7 +164,7 @@ def read_compared(folder: Path) -> ComparedRun:
         batch=config["train"]["global_batch"],
         seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
         operations=run.get("operations"),
-        scores=first_metrics(current),
+        scores=first_metrics(own),
     )
 
 
