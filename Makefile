@@ -25,7 +25,7 @@ demo: setup ## run both stages on generated images, from teacher to report
 demo-figures: setup ## put the result of the last make demo into README, docs/demo.json and docs/demo.png
 	$(BIN)/python tools/demo_figures.py
 
-studies: setup ## run all study files on the demo's images, then study-figures; hours on two cores, continues where it was stopped
+studies: setup ## run the study files on the demo's images, then study-figures; hours on two cores, continues where it was stopped
 	$(BIN)/python tools/run_studies.py; code=$$?; $(BIN)/python tools/study_figures.py && exit $$code
 
 study-figures: setup ## put the tables of make studies into docs/studies.md, and its figure into docs/studies.png

@@ -27,7 +27,7 @@ def read_classes(file: Path, option: str) -> tuple[NamedClass, ...]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         found = json.loads(text) if file.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{named} cannot be read: {error}") from None
     if not isinstance(found, list) or not found:
         raise ConfigError(f"{named} is not a list of names: give one name for each class")

@@ -58,7 +58,7 @@ def read_settings(
             raise ConfigError(f"{name} does not exist: {remedy}") from None
         except OSError as error:
             raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{name} is not valid TOML ({error}): correct it there") from None
     for assignment in assignments:
         _assign(values, assignment)
@@ -101,7 +101,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
     *sections, key = name.strip().split(".")
     for section in sections:

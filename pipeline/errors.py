@@ -40,8 +40,8 @@ class CacheError(MaskAlignError):
     """A cache that is damaged, incomplete or not the one that was asked for."""
 
 
-class ChangedUnitError(CacheError):
-    """A unit that was made again with other content while it is read: sound, but not what was pinned."""
+class OtherContentError(CacheError):
+    """Sound content that does not belong here, such as a unit that was made again: never taken for damage."""
 
 
 class StorageError(MaskAlignError):

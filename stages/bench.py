@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import usable_cores
-from stages.console import choose_device, cli_errors, run_command
+from stages.console import cli_errors, run_command
 
 _TEACHER = "Teacher as for extract-teacher; default: an untrained one of the recipe's shape."
 _WORKERS = "Processes that read and decode; default: from the number of cores."

@@ -1,22 +1,18 @@
-"""The parts that all commands share: -h, --version, errors in one sentence, stop requests, the device."""
+"""The parts that all commands share: -h, --version, errors in one sentence, stop requests."""
 
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.errors import MaskAlignError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.signals import StoppedError, polite_signals
-
-if TYPE_CHECKING:
-    import torch
 
 
 @contextmanager
@@ -118,53 +114,3 @@ def run_command(command: Callable[..., None]) -> None:
     app = new_app()
     app.command(epilog="--version prints the version.")(command)
     run_app(app)
-
-
-def check_device_name(name: str) -> None:
-    """Raise ConfigError for a name that no machine has; torch is not needed to know."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
-
-
-def choose_device(name: str) -> "torch.device":
-    """Return the device of this process: the GPU of its local rank, or the only one that it sees.
-
-    Raises ConfigError for a device that is not there, or that other processes of the group have too. If
-    CUDA_VISIBLE_DEVICES is set, the one GPU that a process sees may be another for each, as srun sets it;
-    else all processes of a machine see the same.
-    """
-    check_device_name(name)
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    count, process = torch.cuda.device_count(), this_process()
-    if ":" in name:
-        index = int(name.partition(":")[2])
-        if process.local_world_size > 1 and count > 1:
-            raise ConfigError(
-                f"--device {name!r} would put all {process.local_world_size} processes of this machine on "
-                "one GPU: give --device cuda, and each takes its own"
-            )
-    else:
-        index = 0 if count == 1 else process.local_rank
-    each_has_its_own = count == 1 and bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if 0 < count < process.local_world_size and not each_has_its_own:
-        raise ConfigError(
-            f"{process.local_world_size} processes use {counted(count, 'GPU')} on this machine: "
-            f"start at most {count}, or set CUDA_VISIBLE_DEVICES for each process"
-        )
-    if process.world_size > 1 and count > 1 and not process.placed and ":" not in name:
-        raise ConfigError(
-            f"this process is one of {process.world_size} and sees {count} GPUs, but not which is its own: "
-            "set LOCAL_RANK to its number on this machine, from 0 on, or start with torchrun, srun or mpirun"
-        )
-    if index >= count:
-        raise ConfigError(
-            f"--device {name!r} needs GPU {index}, but this process sees {count} GPUs: "
-            f"give {f'cuda:0 to cuda:{count - 1}' if count else '--device cpu'}"
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)

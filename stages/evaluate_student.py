@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import this_process
-from stages.console import choose_device, cli_errors, ending_alone, new_app, run_app
+from stages.console import cli_errors, ending_alone, new_app, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice

@@ -8,8 +8,9 @@ import typer
 
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.extraction.options import source_options
+from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import share_of_work, usable_cores
-from stages.console import check_device_name, choose_device, cli_errors, counted, print_row, run_command
+from stages.console import cli_errors, counted, print_row, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.plan import RateForecast, SizeForecast

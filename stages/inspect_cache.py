@@ -8,10 +8,9 @@ import typer
 
 from pipeline.cache.prices import Prices
 from pipeline.errors import ConfigError
+from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import usable_cores
 from stages.console import (
-    check_device_name,
-    choose_device,
     cli_errors,
     counted,
     new_app,

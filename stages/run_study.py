@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import this_process
 from stages.console import (
-    check_device_name,
-    choose_device,
     cli_errors,
     counted,
     describe_signal,

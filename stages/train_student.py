@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import meeting_point, this_process
 from stages.console import (
-    check_device_name,
-    choose_device,
     cli_errors,
     describe_signal,
     ending_alone,

@@ -188,7 +188,9 @@ def test_each_wrong_key_has_a_line_of_its_own():
         (None, "configuration file '{file}' does not exist: give the path of a TOML recipe"),
         (b"[mask\nratio = 1", "configuration file '{file}' is not valid TOML (Expected ']'"),
         (b"ratio = \xff", "configuration file '{file}' is not valid TOML ("),
+        (b"ratio = " + b"[" * 60_000, "configuration file '{file}' is not valid TOML ("),
     ],
+    ids=["missing", "cut", "latin", "nested"],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, content, message):
     file = tmp_path / "recipe.toml"

@@ -1,6 +1,8 @@
-"""Run all study files on the demo's images: draws images, extracts caches once, and makes missing runs.
+"""Run the study files on the demo's images: draws images, extracts caches once, and makes missing runs.
 
     make studies        hours on two cores; continues where it was stopped
+
+teachers.toml is left out, since it needs a second teacher.
 
 tools/study_figures.py puts the results into docs/studies.md.
 """
@@ -16,6 +18,7 @@ from pipeline.studies.reuse import STUDY_FILE
 
 ROOT = Path(__file__).parents[1]
 FOLDER, STUDIES = ROOT / "build" / "studies", ROOT / "stages" / "studies"
+FILES = [file for file in sorted(STUDIES.glob("*.toml")) if file.stem != "teachers"]
 TEACHER = f"open_clip:local-dir:{ROOT / 'pipeline' / 'demo' / 'teacher'}"
 EXTRACTION = "--views 4 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --patch-size 8"
 CACHES = {"int8": "", "float16": "--encoding float16", "int4": "--encoding int4", "keep": "--keep 0.3"}
@@ -37,7 +40,7 @@ def main() -> None:
         _run("extract_teacher", [str(tars), *words])
     labelled = [word for tar in sorted(tars.iterdir())[:LABELLED_TARS] for word in ("--shards", str(tar))]
     data = [*labelled, "--test-shards", str(drawn.parent / "test"), "--teacher", TEACHER]
-    codes = [_study(file.stem, file, data) for file in sorted(STUDIES.glob("*.toml"))]
+    codes = [_study(file.stem, file, data) for file in FILES]
     title = "Paradigms at equal operations: cheap objectives train longer"
     equal = ["--budget", f"flops={OPERATIONS}", "--set", f"title={title}"]
     codes.append(_study("paradigms-at-equal-operations", STUDIES / "paradigms.toml", [*data, *equal]))
@@ -46,12 +49,17 @@ def main() -> None:
 
 def _study(name: str, file: Path, options: list[str]) -> int:
     """Run a study file; return its exit code. A failed row does not stop the next study."""
-    named = file.stem == "cache"
-    caches = {each: f"{FOLDER / each}.cache" for each in (CACHES if named else ("int8",))}
-    words = [word for each, path in caches.items() for word in ("--cache", f"{each}=" * named + path)]
+    words = [word for cache in caches_of(file) for word in ("--cache", cache)]
     others = sorted(file.parent for file in FOLDER.glob(f"*/{STUDY_FILE}") if file.parent.name != name)
     words += [word for other in others for word in ("--reuse", str(other))]
     return _run("run_study", [str(file), *words, "--out", str(FOLDER / name), *options], (0, 1))
+
+
+def caches_of(file: Path) -> list[str]:
+    """Return the values of --cache for a study file: all caches by name, or int8 alone."""
+    if file.stem == "cache":
+        return [f"{name}={FOLDER / name}.cache" for name in CACHES]
+    return [f"{FOLDER / 'int8'}.cache"]
 
 
 def _run(stage: str, words: list[str], fine: Iterable[int] = (0,)) -> int:

@@ -5,14 +5,14 @@ Tables are written between two markers; the text around them is kept.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.provenance import cpu_name, git_commit, utc_now
 from pipeline.report.compared import Comparison, Line, read_compared
 from pipeline.report.comparison_plot import comparison_png
 from pipeline.studies.study import Row
+from pipeline.training.run_folder import RUN_FILE, read_run
 
 ROOT = Path(__file__).parents[1]
 FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md", ROOT / "docs" / "studies.png"
@@ -74,17 +74,27 @@ def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> 
     return comparison_png(Comparison(table["title"], lines))
 
 
+def origin(folders: Iterable[Path]) -> str:
+    """State the devices, days and commits of the finished runs of studies, as their run.json have them."""
+    runs = [read_run(file.parent) for folder in folders for file in folder.glob(f"runs/[!.]*/{RUN_FILE}")]
+    starts = [start for run in runs for start in run["starts"] if "last_step" in run["starts"][-1]]
+    days = sorted(start["began"][:10] for start in starts)
+    found = [start["commit"] or "unknown" for start in sorted(starts, key=lambda start: start["began"])]
+    commits = dict.fromkeys(commit[:7] + "-dirty" * commit.endswith("-dirty") for commit in found)
+    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    return f"Trained by `make studies` on {when} (device {devices}; commits {', '.join(commits)})."
+
+
 def main() -> None:
     """Update the documents from build/studies."""
     files = {name: FOLDER / name / "table.json" for name in ORDER}
     tables = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
     if not tables:
         raise SystemExit(f"{FOLDER} has no tables: run make studies")
-    commit = git_commit() or "unknown"
-    origin = f"Made by `make studies` on {utc_now()[:10]} (commit {commit[:7]}, {cpu_name()})."
     drawn = FIGURE_OF in tables
-    text = BLOCK.sub(lambda _: block(tables, origin, drawn), PAGE.read_text("utf-8"))
-    PAGE.write_text(text, encoding="utf-8")
+    found = block(tables, origin(FOLDER / name for name in tables), drawn)
+    PAGE.write_text(BLOCK.sub(lambda _: found, PAGE.read_text("utf-8")), encoding="utf-8")
     if drawn:
         FIGURE.write_bytes(figure(FOLDER / FIGURE_OF, tables[FIGURE_OF]))
     print(f"wrote docs/{PAGE.name} with {len(tables)} tables" + f" and docs/{FIGURE.name}" * drawn)

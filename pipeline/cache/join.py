@@ -11,7 +11,7 @@ from pipeline.cache.commit import Commit
 from pipeline.cache.layout import CRC, KEY_HASH, LABEL, LENGTH, OFFSET, chunk_range
 from pipeline.cache.reader import REMEDY, Cache
 from pipeline.cache.store import Values
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, OtherContentError
 from pipeline.seeding import key_hash
 from pipeline.views.codec import VIEW_EXTENSION, Pixels, decode_view
 from pipeline.views.view_tars import read_sample
@@ -47,7 +47,7 @@ def read_joined(
     """Read one chunk whole, and the rows of its samples in other caches of the same views.
 
     Crops are read from the first cache alone. Raises CacheError that names unit and row where crop and
-    target, or two caches, do not match.
+    target do not match, and OtherContentError where two caches do not.
     """
     arrays = cache.read_chunk(commit, chunk, ["index", *names])
     keys, crops = [], []
@@ -59,7 +59,7 @@ def read_joined(
     for other, theirs, wanted in others:
         rows = other.read_chunk(theirs, chunk, ["index", *wanted])
         if fault := other_crop(arrays["index"], rows["index"], first):
-            raise CacheError(
+            raise OtherContentError(
                 f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {_FROM_ONE}"
             )
         beside.append(rows)

@@ -16,7 +16,7 @@ from pipeline.cache.layout import COMMITS, COPY_OF, GROUP_FILE, UNITS_FILE
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.shards import ShardReader
 from pipeline.cache.units import Unit, parse_units
-from pipeline.errors import CacheError, ChangedUnitError, ConfigError
+from pipeline.errors import CacheError, ConfigError, OtherContentError
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
@@ -140,7 +140,7 @@ class Cache:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
         commit = self._held_commit(self.units[int(pinned["unit"])])
         if commit.digest.encode() != pinned["digest"]:
-            raise ChangedUnitError(
+            raise OtherContentError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
                 "start another run"
             )

@@ -202,7 +202,7 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             of_image["polygons"].append(one.get("segmentation"))
             of_image["area"].append(one.get("area"))
             of_image["iscrowd"].append(one.get("iscrowd", 0))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"

@@ -15,7 +15,7 @@ from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.features import Features, available, extract_features
 from pipeline.evaluation.knn import nearest, rank_by_votes
-from pipeline.evaluation.metrics import classification_outcome
+from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, mean_interval
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
@@ -75,14 +75,17 @@ class Robustness(Section):
         bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
-        ranked, accuracy = self._ranked(bank, queries, name, task)
-        table: list[dict[str, Any]] = []
+        ranked = self._ranked(bank, queries, name, task)
+        clean, per_image = (ranked[:, 0] == queries.labels).double(), list[torch.Tensor]()
+        accuracy, table = float(clean.mean()), list[dict[str, Any]]()
         for corruption in self.corruptions:
             row: dict[str, Any] = {"corruption": corruption}
             for severity in self.severities:
                 views = CorruptedViews(task.test, corruption, severity, self.seed)
                 changed = extract_features(task.subject, views, task.batch_size, task.store)
-                row[f"severity {severity}"] = self._ranked(bank, changed, name, task)[1]
+                found = self._ranked(bank, changed, name, task)
+                per_image.append((found[:, 0] == changed.labels).double())
+                row[f"severity {severity}"] = float(per_image[-1].mean())
             row["mean"] = float(np.mean([row[f"severity {severity}"] for severity in self.severities]))
             table.append(row)
             task.log(f"{corruption}: {row['mean']:.1%} of images right on average, clean {accuracy:.1%}")
@@ -90,10 +93,20 @@ class Robustness(Section):
             name, ranked, queries.labels, bank.facts, queries.facts, known=self._known(bank),
             selection="none: k and temperature are given", seeds=(self.seed,), details={"top-1": table},
         )  # fmt: skip
-        corrupted = float(np.mean([row["mean"] for row in table]))
-        shares = {"relative to clean": corrupted / max(accuracy, 1e-12), "corrupted top-1": corrupted}
-        metrics = {**shares, "clean top-1": accuracy}
-        return [outcome.model_copy(update={"metrics": metrics, "intervals": {}, "chance": 0.0})]
+        corrupted = torch.stack(per_image).mean(0)  # of each image
+        metrics = {
+            "relative to clean": float(corrupted.mean()) / max(accuracy, 1e-12),
+            "corrupted top-1": float(corrupted.mean()),
+            "clean top-1": accuracy,
+        }
+        intervals = {
+            "relative to clean": bootstrap_interval(
+                len(clean), lambda drawn: corrupted[drawn].mean() / clean[drawn].mean().clamp(min=1e-12)
+            ),
+            "corrupted top-1": mean_interval(corrupted),
+            "clean top-1": outcome.intervals["top-1"],
+        }
+        return [outcome.model_copy(update={"metrics": metrics, "intervals": intervals, "chance": 0.0})]
 
     def _known(self, bank: Features) -> torch.Tensor:
         classes = torch.unique(bank.labels)
@@ -105,11 +118,10 @@ class Robustness(Section):
                 )
         return torch.as_tensor(classes)
 
-    def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> tuple[torch.Tensor, float]:
-        """Return the best classes of each image (m, 5), -1 where fewer have votes, and the top-1 accuracy."""
+    def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> torch.Tensor:
+        """Return the best classes of each image (m, 5), -1 where fewer have votes."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
         parts = (part.to(task.subject.device) for part in bank.chunks(name, rows))
         found = nearest(parts, len(rows), queries.whole(name).to(task.subject.device), self.k)
         option = (self.k, self.temperature)
-        ranked = rank_by_votes(found, bank.labels[rows], [option])[option]
-        return ranked, float((ranked[:, 0] == queries.labels).double().mean())
+        return rank_by_votes(found, bank.labels[rows], [option])[option]

@@ -22,6 +22,7 @@ from pipeline.evaluation.metrics import classification_outcome, rank_classes
 from pipeline.evaluation.subject import Subject, recorded_teacher
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
+from pipeline.student.config import STUDENT_FILE
 from pipeline.student.patches import cut_patches
 from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
@@ -171,6 +172,11 @@ def _of_student(task: Task) -> Embed:
             "zero-shot is not possible without it"
         )
     objective.load_state_dict(load_checkpoint(chosen).student)
+    if weights_sha256(objective.encoder.vit) != weights_sha256(task.subject.vit):
+        raise ConfigError(
+            f"checkpoint {str(chosen[0])!r} has other weights than {str(task.run / STUDENT_FILE)!r}: finish "
+            "the run with train-student --resume, then evaluate it"
+        )
     device = task.subject.device
     objective.eval().to(device)
     norm, projection = (torch.from_numpy(output[name]).to(device) for name in ("post_norm", "projection"))
@@ -179,9 +185,15 @@ def _of_student(task: Task) -> Embed:
     def embed(pixels: Tensor) -> Tensor:
         everything = torch.arange(count, device=device).expand(len(pixels), -1)
         cls = objective.predict_last(cut_patches(pixels, patch), everything)[:, 0].float()
-        if target == "projected":
-            return cls
-        points: Tensor = (F.layer_norm(cls, cls.shape[-1:]) * norm[0] + norm[1]) @ projection
-        return points
+        return cls if target == "projected" else among_texts(cls, norm, projection)
 
     return embed
+
+
+def among_texts(cls: Tensor, norm: Tensor, projection: Tensor) -> Tensor:
+    """Return points (B, E) of CLS after the teacher's last block (B, D), raw, whitened or of unit length.
+
+    `norm` (2, D) is gamma and beta of the teacher's final norm, `projection` (D, E) follows it.
+    """
+    points: Tensor = F.layer_norm(cls, cls.shape[-1:], *norm) @ projection
+    return points

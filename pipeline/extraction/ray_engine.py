@@ -39,7 +39,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_A_CLAIM = 660.0  # a dead actor's claim on an object store ends after ten minutes
 _SECONDS_BETWEEN_TRIES = 15.0  # of tars with such a claim
 _DEATHS_OF_A_TAR = 5  # so many actors that die at it are its own fault
-_DEATHS_IN_A_ROW = 8  # of actors, without any that finishes something
+_LEAST_DEATHS_IN_A_ROW = 8  # of actors, while nothing is finished; a large node or cluster has more at once
 _SECONDS_OF_AN_ANSWER = 10.0  # of the cluster
 _SECONDS_OF_AN_END = 20.0  # of an actor
 _CORES = 8  # for an actor on a node that is still to come
@@ -123,7 +123,8 @@ class ActorPool:
         self._at: dict[Any, tuple[Any, list[str], float]] = {}  # by call: actor, its tars, since when
         self._idle: list[Any] = []
         self._deaths, self._died_at = Counter[str](), 0.0
-        self._deaths_in_a_row, self._seconds_of_a_tar, self._done_bytes = 0, math.inf, 0
+        self._deaths_in_a_row, self._most_in_a_row = 0, max(_LEAST_DEATHS_IN_A_ROW, 2 * most)
+        self._finished, self._seconds_of_a_tar, self._done_bytes = 0, math.inf, 0
         self._seconds: dict[Any, dict[str, float]] = {}  # by actor
         self.units: list[Unit] = []
         self.tally, self.timing, self.compiler_fault = Tally(), Timing(), ""
@@ -209,14 +210,17 @@ class ActorPool:
         with suppress(RayError):
             ray.kill(actor)  # it may only be out of reach
         self.lost += 1
-        self._deaths_in_a_row += 1
         self._died_at = time.monotonic()
-        if self._deaths_in_a_row == _DEATHS_IN_A_ROW:
-            raise MaskAlignError(
-                f"{_DEATHS_IN_A_ROW} Ray actors in a row have died ({reason}): look into Ray's logs, check "
-                "that each node has this project, the tars and the cache, and run the same command again"
-            )
         finished = {unit.unit for unit in self.finished(self.units)}
+        if len(finished) > self._finished:
+            self._deaths_in_a_row, self._finished = 0, len(finished)
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row == self._most_in_a_row:
+            raise MaskAlignError(
+                f"{self._most_in_a_row} Ray actors have died since the last unit was finished ({reason}): "
+                "look into Ray's logs, check that each node has this project, the tars and the cache, and "
+                "run the same command again"
+            )
         for name in names:
             if all(unit.unit in finished for unit in self.units if unit.source == name):
                 continue

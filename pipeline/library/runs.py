@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import torch
-
 from pipeline.config import parse_config, read_settings
 from pipeline.errors import ConfigError, SourceError
 from pipeline.extraction.options import Compile, ExtractionOptions, Precision, source_options
 from pipeline.library.cache import Cache
-from pipeline.runtime.launch import share_of_work, this_process, usable_cores
+from pipeline.runtime.device_choice import choose_device
+from pipeline.runtime.launch import share_of_work, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.cache import reader
     from pipeline.cache.schema import Compressor, Encoding
     from pipeline.report.scores import Score
@@ -59,7 +60,7 @@ def run_extraction(
     cache: Place,
     teacher: "str | ModuleTeacher",
     *,
-    device: str | torch.device = "auto",
+    device: "str | torch.device" = "auto",
     **options: Unpack[ExtractionChoices],
 ) -> Cache:
     """Run a teacher over source tars, or with `views_from` over a cache's views; return the new cache.
@@ -80,7 +81,7 @@ def run_extraction(
         given.setdefault("compile", "off")  # of an unknown network
     rank, processes = share_of_work()
     given |= source_options(_addresses(shards), str(cache), given.get("views_from"), options)
-    given |= {"device": chosen_device(device), "rank": rank, "processes": processes}
+    given |= {"device": choose_device(device), "rank": rank, "processes": processes}
     checked = ExtractionOptions(cache=str(cache), teacher=teacher, **given)
     extractor, _ = extract(checked)
     for source, reason in extractor.tally.failed.items():
@@ -99,7 +100,7 @@ def run_training(
     settings: Settings | None = None,
     *,
     resume: Resume = "never",
-    device: str | torch.device = "auto",
+    device: "str | torch.device" = "auto",
     say: Say = lambda _: None,
 ) -> "Result":
     """Train a student on a cache, export it to `run`/student and write the report, as train-student does.
@@ -116,7 +117,7 @@ def run_training(
     if not given:
         raise ConfigError("no cache is named: give one, or a list of them")
     caches = [each if isinstance(each, Cache) else Cache(each) for each in given]
-    folder, where = Path(run), chosen_device(device)
+    folder, where = Path(run), choose_device(device)
 
     def read_config() -> RunConfig:
         if isinstance(recipe, RunConfig):
@@ -141,7 +142,7 @@ def train_and_report(
     *,
     resume: Resume,
     ranks: "Ranks",
-    device: torch.device,
+    device: "torch.device",
     say: Say,
 ) -> "Result":
     """Train on caches, with evaluations on the way where the configuration asks for them; write the report.
@@ -180,7 +181,7 @@ def run_evaluation(
     test_shards: Place | Sequence[Place] | None = None,
     batch_size: int = 128,
     workers: int = 2,
-    device: str | torch.device = "auto",
+    device: "str | torch.device" = "auto",
     say: Say = lambda _: None,
 ) -> "list[Score]":
     """Evaluate a student (`run`), a teacher or a timm model on labelled images, as evaluate-student does.
@@ -210,7 +211,7 @@ def run_evaluation(
         )
         choice.check(needs_data=evaluation != "export")
         choice.refuse_unused([chosen])
-        scores = evaluate(chosen, choice.task(chosen_device(device), batch_size, workers, log=say))
+        scores = evaluate(chosen, choice.task(choose_device(device), batch_size, workers, log=say))
         if choice.noted and scores:
             add_scores(choice.noted, scores)
             write_run_report(choice.noted)
@@ -233,27 +234,6 @@ def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, An
         kept = table.get(key) if not sections and key != "objective" else None
         table[key] = {**kept, **value} if isinstance(kept, Mapping) and isinstance(value, Mapping) else value
     return changed
-
-
-def chosen_device(device: str | torch.device) -> torch.device:
-    """Return the device: "auto" is the GPU of this process's local rank, or the CPU without one.
-
-    Raises ConfigError for one that is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device {device!r} is unknown: give auto, cpu, cuda or cuda:N") from None
-    if chosen.type != "cuda":
-        return chosen
-    count, process = torch.cuda.device_count(), this_process()
-    index = chosen.index if chosen.index is not None else process.local_rank if count > 1 else 0
-    if index >= count:
-        raise ConfigError(f"device {device!r} needs GPU {index}, but this process sees {count}: give 'cpu'")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def _addresses(places: Place | Sequence[Place]) -> list[str]:

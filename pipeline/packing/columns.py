@@ -101,7 +101,7 @@ def _features(schema: "pa.Schema", folder: Path) -> dict[str, dict[str, Any]]:
     for text in texts:
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         features = found.get("info", found).get("features") if isinstance(found, dict) else None
         if isinstance(features, dict):

@@ -75,7 +75,7 @@ def _saved_files(folder: Path) -> list[Path]:
         files = [folder / one["filename"] for one in state["_data_files"]]
     except FileNotFoundError:  # a folder of the cache of `datasets` has only its files
         files = sorted(folder.glob("*.arrow"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{str(folder / 'state.json')!r} is damaged ({error}): save the data set again"
         ) from None

@@ -1,4 +1,4 @@
-"""This process's place in its job, started by torchrun, mpirun, srun, a Slurm array or a person.
+"""This process's place in its job, started by torchrun, mpirun, flux, srun, a Slurm array or a person.
 
 Both stages read one table of environment variables. The processes of a group start and end together. The
 tasks of a Slurm array are on their own and only share out independent work.
@@ -13,13 +13,24 @@ from pipeline.errors import ConfigError
 
 Environment = Mapping[str, str]
 
-# Name, rank, world size, local rank, local world size. mpirun comes before srun, which it starts agents with.
-_MPI = "OMPI_COMM_WORLD"
+# Name, rank, world size, local rank, local world size. mpirun and flux come before srun, which they start
+# agents with. srun comes before the rows of PMI alone, whose variables it may set too.
+_OMPI, _MVAPICH = "OMPI_COMM_WORLD", "MV2_COMM_WORLD"
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    ("mpirun", f"{_MPI}_RANK", f"{_MPI}_SIZE", f"{_MPI}_LOCAL_RANK", f"{_MPI}_LOCAL_SIZE"),
+    (
+        "mpirun",
+        f"{_OMPI}_RANK",
+        f"{_OMPI}_SIZE",
+        f"{_OMPI}_LOCAL_RANK",
+        f"{_OMPI}_LOCAL_SIZE",
+    ),
+    ("mpirun", f"{_MVAPICH}_RANK", f"{_MVAPICH}_SIZE", f"{_MVAPICH}_LOCAL_RANK", f"{_MVAPICH}_LOCAL_SIZE"),
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_NNODES"),
     ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("mpiexec", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    ("mpiexec", "PMI_RANK", "PMI_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # a person may set the last two
 )
 
 
@@ -41,7 +52,7 @@ class Process:
 def this_process(environment: Environment = os.environ) -> Process:
     """Return what the launcher says about this process; raises ConfigError if its variables contradict."""
     for launcher, *names in _LAUNCHERS:
-        required = names if launcher == "mpiexec" else names[:2]
+        required = names if launcher == "mpiexec" and names[2] != "LOCAL_RANK" else names[:2]
         if any(not environment.get(name) for name in required):
             continue
         if launcher == "srun" and _is_batch_script(environment):
@@ -54,7 +65,7 @@ def this_process(environment: Environment = os.environ) -> Process:
                 names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
     for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
-        if environment.get(name, harmless) != harmless:
+        if (environment.get(name) or harmless) != harmless:
             missing = "RANK" if name == "WORLD_SIZE" else "WORLD_SIZE"
             raise ConfigError(
                 f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
@@ -117,11 +128,13 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
     if launcher == "srun":  # a step may have fewer tasks than its job
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS", world_size)
     local_rank, placed = _number(environment, names[2], 0), bool(environment.get(names[2]))
-    local_world_size = (
-        _tasks_of_node(world_size, environment)
-        if names[2] == "SLURM_LOCALID"
-        else _number(environment, names[3], 0) or local_rank + 1
-    )
+    if names[2] == "SLURM_LOCALID":
+        local_world_size = _tasks_of_node(world_size, environment)
+    elif launcher == "flux":  # gives the machines, over which it spreads tasks evenly
+        evenly = -(-world_size // max(1, _number(environment, names[3], 1)))
+        local_world_size = max(local_rank + 1, evenly)
+    else:
+        local_world_size = _number(environment, names[3], 0) or local_rank + 1
     if not (rank < world_size and local_rank < local_world_size <= world_size):
         values = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise ConfigError(

@@ -100,6 +100,6 @@ def _is_of_dead_process(data: bytes) -> bool:
         os.kill(int(values["process"]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return False
     return False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from pipeline.cache.reader import REMEDY
-from pipeline.errors import CacheError, ChangedUnitError
+from pipeline.errors import CacheError, OtherContentError
 from pipeline.seeding import generator
 from pipeline.stream.order import SampleOrder
 
@@ -35,7 +35,7 @@ def read_sound(
     """Read a chunk, `place` is (index of the unit, chunk, rows), or with `skip` one that stands in for it.
 
     A substitute has at least as many rows. Also returns what is damaged. Raises CacheError without `skip`, if
-    too many substitutes are damaged, too, and for a unit that was made again with other content.
+    too many substitutes are damaged, too, and for content that is sound but does not belong to this run.
     """
     damage: list[DamagedChunk] = []
     places = [place]
@@ -43,7 +43,7 @@ def read_sound(
         unit, chunk, rows = places.pop(0)
         try:
             return read(unit, chunk), damage
-        except ChangedUnitError:
+        except OtherContentError:
             raise
         except CacheError as error:
             if not skip:

@@ -60,7 +60,7 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
         raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
     try:
         values = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}"
         ) from None

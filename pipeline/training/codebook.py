@@ -114,7 +114,7 @@ def read_codebook(where: str) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()
         facts, _ = parse_codebook(data)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"objective.codebook {str(path)!r} is not a codebook ({reason}): "

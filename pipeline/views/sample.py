@@ -54,7 +54,7 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
     if "cls" not in sample.members:
         try:
             label = json.loads(sample.members.get("json", b""))["label"]
-        except (ValueError, KeyError, TypeError):  # such notes may be about anything
+        except (ValueError, KeyError, TypeError, RecursionError):  # such notes may be about anything
             label = None
         if type(label) is int and 0 <= label < 10**_LABEL_DIGITS:
             return label, ""

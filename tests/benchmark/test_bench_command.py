@@ -75,7 +75,7 @@ def test_a_users_mistake_is_one_sentence():
     for arguments, text in (
         (["--recipe", "huge"], "--recipe 'huge' is unknown: give tiny, s, b, l"),
         (["--only", "all"], "--only 'all' is not a part: give step, in-loop"),
-        (["--device", "tpu"], "--device 'tpu' is unknown"),
+        (["--device", "tpu"], "device 'tpu' is unknown"),
         (["--only", "decode", "--shards", "/nowhere/a.tar"], "'/nowhere/a.tar' does not exist"),
         (["--only", "teacher", "--teacher", "timm:no_vit"], "teacher 'timm:no_vit' is not a model of timm"),
     ):

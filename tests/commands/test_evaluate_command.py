@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,8 @@ from tars import image, write_tar
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.report.scores import read_scores, student_digest
+from pipeline.report.compared import read_compared
+from pipeline.report.scores import add_scores, read_scores, student_digest
 from pipeline.teacher.load import load_teacher
 from pipeline.training.config import RunConfig
 from pipeline.training.initial import initial_objective
@@ -210,6 +213,19 @@ def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, 
     knn("--run", copy, *arguments, "--set", "shared_keys=allow")
     assert len(read_scores(copy)) == 6
     assert "student, step 2" in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
+    knn("--run", copy, "--cache", cache, "--test-shards", test_tar)
+    student, own = read_scores(copy), read_compared(copy).scores
+    assert len(own) == 2
+    for kind in ("teacher", "untrained"):  # as --report adds them, under the same conditions
+        who = student[0].subject.model_copy(update={"kind": kind, "weights": kind})
+        changes = {"subject": who, "metrics": {"top-1": 0.01}}
+        add_scores(copy, [score.model_copy(update=changes) for score in student])
+    assert len(read_scores(copy)) == 6
+    assert read_compared(copy).scores == own
 
 
 def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
@@ -438,6 +454,25 @@ def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
         words = ("knn", "--model", "test_vit.random", *wrong)
         code, _, errors, modules = call_alone("evaluate_student", *words)
         assert (code, errors[:7], "torch" in modules) == (2, "error: ", False)
+
+
+@pytest.mark.faults  # too slow for every run
+def test_worker_processes_bear_a_long_tmpdir_and_few_open_files(tmp_path):
+    temporary = tmp_path / ("t" * 100)
+    temporary.mkdir()
+    write_tar(tmp_path / "a.tar", {str(number): image(number % 9, 32, 32) for number in range(300)})
+    images = tmp_path / "a.tar"
+    words = ["--shards", images, "--test-shards", images, "--model", "test_vit.random", "--image-size", 64]
+    sets = ["knn.shared_keys=allow", "finetune.shared_keys=allow", "finetune.epochs=1", "finetune.lr=0.001"]
+    code, output, errors, _ = call_alone(
+        *("evaluate_student", "knn,finetune", *words, *("--batch-size", 300, "--workers", 1)),
+        *("--device", "cpu", *(word for one in sets for word in ("--set", one))),
+        env=os.environ | {"TMPDIR": str(temporary)},
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)),
+    )
+    assert code == 0, errors
+    assert sum("300 images of 4 classes" in line for line in output) == 2
 
 
 @pytest.mark.faults  # too slow for every run

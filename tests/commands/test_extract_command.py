@@ -188,9 +188,9 @@ MISTAKES = {
     "no such GPU": (
         ["--device", "cuda:99"],
         {},
-        ["--device 'cuda:99' needs GPU 99", "give --device cpu"],
+        ["device 'cuda:99' needs GPU 99", "give cpu"],
     ),
-    "device": (["--device", "gpu"], {}, ["--device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"]),
+    "device": (["--device", "gpu"], {}, ["device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"]),
 }
 
 

@@ -227,7 +227,7 @@ def test_the_teacher_agrees(cache):
         (
             ["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"],
             2,
-            "error: --device 'gpu' is unknown: give auto, cpu, cuda",
+            "error: device 'gpu' is unknown: give auto, cpu, cuda",
         ),
         (
             ["verify", "--cache", "{cache}", "--teacher-spec", "clip:x"],

@@ -97,6 +97,7 @@ def test_a_survey_counts_images_and_objects(tmp_path):
         "empty": (data, {"boxes": [], "labels": []}),
         "none": (data, None),
         "broken": (data, b"{"),
+        "nested": (data, b"[" * 60_000),
         "uneven": (data, {"boxes": [[1, 2, 3, 4]], "labels": []}),
         "damaged": (b"no image", notes),
     }
@@ -104,7 +105,7 @@ def test_a_survey_counts_images_and_objects(tmp_path):
     assert [one.key for one in found.images] == ["a", "empty"]
     assert (found.objects, found.crowds, found.masked) == (1, 1, 1)
     assert (found.negatives, found.without_area, found.classes) == (1, 1, {0: 1})
-    assert dict(found.left_out.counts) == {"unlabelled": 3, "damaged": 1}
+    assert dict(found.left_out.counts) == {"unlabelled": 4, "damaged": 1}
     assert found.left_out.first["unlabelled"] == (
         "a.tar/none has no .json member, nor an entry in the annotations"
     )

@@ -223,10 +223,10 @@ def test_boxes_lie_beside_images_as_in_coco(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        *("[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]})),
+        *("[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]}), "[" * 60_000),
         json.dumps(COCO | {"categories": [{"id": 3}, {"id": 7}]}),
     ],
-    ids=["cut", "list", "image", "names"],
+    ids=["cut", "list", "image", "nested", "names"],
 )
 def test_a_file_that_is_not_cocos_is_refused(tmp_path, content):
     write_images(tmp_path / "val", ["a.jpg"])
@@ -249,7 +249,11 @@ def test_class_names_are_a_list_of_objects_or_lines(tmp_path, name, text, names)
     assert choice._class_names(tmp_path / name) == names
 
 
-@pytest.mark.parametrize(("text", "part"), [("{}", "is not a list of names"), ("[", "cannot be read: ")])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("{}", "is not a list of names"), ("[", "cannot be read: "), ("[" * 60_000, "cannot be read: ")],
+    ids=["object", "cut", "nested"],
+)
 def test_class_names_of_another_form_are_refused(tmp_path, text, part):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ConfigError, match=f"--class-names .*a.json' {part}"):

@@ -32,6 +32,9 @@ def test_corrupted_accuracy_is_relative_to_clean(tmp_path):
     corrupted = np.mean([row[f"severity {severity}"] for row in rows for severity in (1, 5)])
     assert score.metrics["corrupted top-1"] == pytest.approx(corrupted)
     assert score.metrics["relative to clean"] == pytest.approx(corrupted / score.metrics["clean top-1"])
+    for name, value in score.metrics.items():
+        low, high = score.intervals[name]
+        assert low <= value <= high
     again = run_evaluation(settings, task(tmp_path / "again", tiny_subject(), bank, test))
     assert again[0].metrics == score.metrics
 

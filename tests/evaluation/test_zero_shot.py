@@ -7,20 +7,28 @@ from pathlib import Path
 import caches
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import task, tiny_subject
 from training.training_runs import losses, trained
 
+from pipeline.cache.encoding import whiten
+from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.demo.dataset import write_images
 from pipeline.demo.forms import CLASSES
 from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
 from pipeline.evaluation.subject import student_subject, teacher_subject
-from pipeline.evaluation.zero_shot import ZeroShot
+from pipeline.evaluation.zero_shot import ZeroShot, among_texts
+from pipeline.teacher.geometry import teacher_images
+from pipeline.teacher.load import load_teacher
+from pipeline.teacher.text import load_clip
 from pipeline.training.config import RunConfig
 from pipeline.training.run_folder import RUN_FILE, read_run
+from pipeline.training.targets import make_target
 
 CLIP = f"open_clip:local-dir:{Path(__file__).parents[2] / 'pipeline' / 'demo' / 'teacher'}"
 
@@ -63,6 +71,32 @@ def test_a_student_of_projected_tokens_is_among_texts_already(drawn, milan, tmp_
     subject = student_subject(milan, torch.device("cpu"))
     (score,) = run_evaluation(ZeroShot(), task(tmp_path, subject, drawn, run=milan, teacher=CLIP))
     assert 0 <= score.metrics["top-1"] < 0.5
+
+
+def test_a_student_is_scored_with_the_head_of_its_own_steps_alone(drawn, milan, tmp_path):
+    """A run that was continued and killed has a checkpoint of other steps than its student."""
+    run = trained(milan.parent / "small.cache", tmp_path / "run")
+    subject = student_subject(run, torch.device("cpu"))
+    (score,) = run_evaluation(ZeroShot(), task(tmp_path, subject, drawn, run=run, teacher=CLIP))
+    assert 0 <= score.metrics["top-1"] < 0.5
+    max(run.glob("checkpoints/step_*.pt")).unlink()
+    message = r"step_00000003.pt' has other weights than '.*student.safetensors'.*--resume"
+    refused(drawn, tmp_path, message, subject, run=run, teacher=CLIP)
+
+
+@pytest.mark.parametrize("target", ["whiten", "none", "l2"])
+def test_a_perfect_prediction_is_where_clip_puts_the_image(drawn, milan, target):
+    output = Cache(milan.parent / "small.cache").teacher_output()
+    norm, projection = (torch.from_numpy(output[name]) for name in ("post_norm", "projection"))
+    teacher = load_teacher(CLIP, image_size=64, patch_size=8, levels="1")
+    pixels = next(drawn.views(64, 8, LeftOut())).pixels
+    (hidden,) = teacher.features(pixels).hidden
+    found = among_texts(make_target(*whiten(hidden), target)[:, 0], norm, projection)
+    images = teacher_images(pixels, 64, teacher.facts.mean, teacher.facts.std)
+    with torch.no_grad():
+        own = load_clip(CLIP).model.encode_image(images)
+    torch.testing.assert_close(F.normalize(found), F.normalize(own), rtol=0, atol=2e-3)
+    assert (found.argmax(1) != found.argmax(1)[0]).any()  # images at different places, or equality is cheap
 
 
 def test_a_student_that_predicts_no_cls_is_refused(drawn, milan, tmp_path):

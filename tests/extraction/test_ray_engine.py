@@ -16,6 +16,8 @@ from caches import IMAGE_SIZE, TEACHER, extract, extraction_options
 from calls import call
 from tars import make_tars, source_tar
 
+from pipeline.cache.reader import Cache
+from pipeline.errors import MaskAlignError
 from pipeline.extraction.ray_engine import ActorPool
 from pipeline.storage.address import open_folder
 from stages.extract_teacher import extract_teacher
@@ -129,6 +131,29 @@ def test_a_tar_that_a_dead_actor_seems_to_hold_is_tried_again_with_pauses(data, 
         release.join()
     assert (len(pool.finished(pool.units)), pool.tally.elsewhere) == (4, [])
     assert pool.outcomes < 10
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("cluster")
+def test_a_lost_node_with_all_actors_does_not_end_the_command(data, tmp_path):
+    """Eight actors, which wait for GPUs, die at once; only twice as many without a commit are too many."""
+    cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
+    commit = sorted((cache / "commits").iterdir())[0]
+    away = commit.rename(tmp_path / "away")
+    tars = [source_tar(path) for path in sorted((data / "tars").iterdir())]
+    options = extraction_options(cache=cache, shards=tars)
+    pool = ActorPool(options, 1, 1, 8)
+    pool.units = options.covered(Cache(str(cache)).units)
+
+    def lose(actors):
+        for _ in range(actors):
+            pool._bury(pool._actor.remote(options), [], "the node is gone")
+
+    lose(15)
+    away.rename(commit)
+    lose(15)
+    with pytest.raises(MaskAlignError, match="16 Ray actors have died since the last unit was finished"):
+        lose(1)
 
 
 @pytest.mark.faults

@@ -261,6 +261,7 @@ REFUSED = {
     "dict": "holds a data set of several splits: give one of them, '{tmp}/dict/train'",
     "hub": "holds the splits test, train: pack each into its own tars, such as pack-images",
     "lacks": "lacks 'b.arrow': copy the data set whole",
+    "nested": "'{tmp}/nested/state.json' is damaged (",
     "broken.parquet": "file '{tmp}/broken.parquet' cannot be read (",
     "texts.parquet": "has no column with the bytes of images, only text (string): save the images too",
     "two.parquet": "has no column called image, img, ",
@@ -293,6 +294,7 @@ def test_what_is_refused_says_what_it_is(tmp_path):
         "dict/train",
         "hub",
         "lacks",
+        "nested",
         "kinds",
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -314,6 +316,8 @@ def test_what_is_refused_says_what_it_is(tmp_path):
         "hub/test-00000-of-00001-abc.parquet": b"x",
         "lacks/dataset_info.json": b"{}",
         "lacks/state.json": b'{"_data_files": [{"filename": "b.arrow"}]}',
+        "nested/dataset_info.json": b"[" * 60_000,
+        "nested/state.json": b"[" * 60_000,
         "broken.parquet": b"PAR1 no",
         "image.jpg": b"x",
         "no_path.csv": b"name,label\na,1\n",

@@ -18,12 +18,29 @@ MPIRUN = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
 }
 HYDRA = {"PMI_RANK": "11", "PMI_SIZE": "16", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "8"}
+MVAPICH = {
+    "MV2_COMM_WORLD_RANK": "11",
+    "MV2_COMM_WORLD_SIZE": "16",
+    "MV2_COMM_WORLD_LOCAL_RANK": "3",
+    "MV2_COMM_WORLD_LOCAL_SIZE": "8",
+}
+PMI = {"PMI_RANK": "11", "PMI_SIZE": "16"}
+PALS = PMI | {"PMI_LOCAL_RANK": "3", "PMI_LOCAL_SIZE": "8"}
+FLUX = {"FLUX_TASK_RANK": "11", "FLUX_JOB_SIZE": "16", "FLUX_TASK_LOCAL_ID": "3", "FLUX_JOB_NNODES": "2"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "6"}
 
 
 @pytest.mark.parametrize(
     ("launcher", "environment"),
-    [("torchrun", TORCHRUN), ("srun", SRUN), ("mpirun", MPIRUN), ("mpiexec", HYDRA)],
+    [
+        ("torchrun", TORCHRUN),
+        ("srun", SRUN),
+        ("mpirun", MPIRUN),
+        ("mpirun", MVAPICH | PMI),
+        ("mpiexec", HYDRA),
+        ("mpiexec", PALS),
+        ("flux", FLUX | PMI),
+    ],
 )
 def test_each_launcher_gives_all_four_numbers(launcher, environment):
     assert this_process(environment) == Process(11, 16, 3, 8, launcher)
@@ -34,6 +51,11 @@ def test_each_launcher_gives_all_four_numbers(launcher, environment):
     [
         ({}, Process()),
         ({"WORLD_SIZE": "1"}, Process()),
+        ({"WORLD_SIZE": "", "RANK": ""}, Process()),
+        (PMI, Process(11, 16, 0, 1, "mpiexec", placed=False)),
+        (PMI | {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}, Process(11, 16, 3, 8, "mpiexec")),
+        (SRUN | PMI, Process(11, 16, 3, 8, "srun")),  # --mpi=pmi2
+        (FLUX | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Process(11, 16, 3, 8, "flux")),
         ({"RANK": "1", "WORLD_SIZE": "4"}, Process(1, 4, 0, 1, "torchrun", placed=False)),
         (SRUN | BY_HAND, Process(11, 16, 3, 8, "torchrun")),
         (SRUN | BY_HAND | {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}, Process(11, 16, 2, 4, "torchrun")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.cache.reader import UNIT_DTYPE
-from pipeline.errors import CacheError, ChangedUnitError
+from pipeline.errors import CacheError, OtherContentError
 from pipeline.stream.damage import read_sound
 from pipeline.stream.order import SampleOrder
 
@@ -70,5 +70,5 @@ def test_damaged_substitutes_are_passed_over_and_named():
 def test_without_skip_and_for_another_content_the_error_is_raised():
     with pytest.raises(CacheError, match="chunk 1 of 3: broken"):
         read_sound(reading({(3, 1)}), order(), 0, [3, 1, 64], skip=False)
-    with pytest.raises(ChangedUnitError, match="chunk 1 of 3: broken"):
-        read_sound(reading({(3, 1)}, ChangedUnitError), order(), 0, [3, 1, 64], skip=True)
+    with pytest.raises(OtherContentError, match="chunk 1 of 3: broken"):
+        read_sound(reading({(3, 1)}, OtherContentError), order(), 0, [3, 1, 64], skip=True)

@@ -4,11 +4,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import run_studies
 from study_runs import BASE, TWO, study_file
 
 import stages
 from pipeline.errors import ConfigError
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
+from pipeline.studies.plan import make_plan
 from pipeline.studies.study import read_study, rows_of
 
 STUDIES = sorted((Path(stages.__file__).parent / "studies").glob("*.toml"))
@@ -104,3 +106,12 @@ def test_every_study_file_has_a_title_and_a_recipe(file):
     assert (file.parent / values["recipe"]).is_file()
     assert read_study(file).seeds == (0, 1, 2)
     assert len(rows_of(read_study(file))) > 3
+
+
+def test_make_studies_gives_each_study_the_caches_of_its_rows(small_cache_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_studies, "FOLDER", tmp_path)
+    for name in run_studies.CACHES:
+        (tmp_path / f"{name}.cache").symlink_to(small_cache_path)
+    for file in run_studies.FILES:
+        assert make_plan(read_study(file), run_studies.caches_of(file), tmp_path / file.stem).rows
+    assert [file.stem for file in STUDIES if file not in run_studies.FILES] == ["teachers"]

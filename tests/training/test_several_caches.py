@@ -1,6 +1,7 @@
 """Training from two caches of the same views: the stream, what it refuses, and runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import stages
 from pipeline.cache.reader import Cache
 from pipeline.cache.several import same_units
 from pipeline.config import load_config
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError, OtherContentError
 from pipeline.extraction.options import options_of_views
 from pipeline.objectives.needs import Needs
 from pipeline.stream.batches import BatchStream
@@ -120,8 +121,26 @@ def test_a_crop_that_differs_later_ends_the_stream_with_its_row(small_cache_path
         for tar, each in enumerate(keys)
     ]
     other = real(tmp_path, name="other.cache", shards=shards)
-    with pytest.raises(CacheError, match=r"unit 0 \(train-0000.tar, view 0\), row 66: the crops differ in"):
-        batches_of(small_cache_path, other, count=8)
+    for skip in (False, True):  # skipping damage does not hide it
+        with pytest.raises(
+            OtherContentError, match=r"\(train-0000.tar, view 0\), row 66: the crops differ in"
+        ):
+            batches_of(small_cache_path, other, count=8, skip_damage=skip)
+
+
+def test_damage_in_the_second_cache_is_skipped_and_named(small_cache_path, second, tmp_path):
+    damaged = shutil.copytree(second, tmp_path / "damaged.cache")
+    shard = next((damaged / "targets.zarr/features").glob("*/c/0/0/0"))
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    cache, spec = spec_of(small_cache_path, damaged, skip_damage=True)
+    with BatchStream(cache, spec, CPU, 0) as stream:
+        for _ in range(16):  # all chunks
+            next(stream)
+        found = stream.damage
+    assert {(one.unit, one.chunk) for one in found} == {(0, 0)}
+    assert f"array 'features/{shard.parents[3].name}' of unit 0" in found[0].reason
 
 
 @pytest.mark.parametrize(

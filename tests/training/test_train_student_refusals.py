@@ -50,7 +50,10 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
     (tmp_path / "damaged/run.json").write_text('{"config": ')
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/run.json").write_text("{}")
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested/run.json").write_text("[" * 60_000)
     for options, code, message in [
+        (["--run", tmp_path / "nested", "--resume"], 1, "is not a run folder (no readable run.json): give"),
         (["--run", existing], 2, f"{str(existing)!r} already holds a run: add --resume to continue it, or"),
         (["--run", tmp_path, "--resume"], 2, "holds no run to resume: leave out --resume to start one, or"),
         (["--run", tmp_path / "damaged", "--resume"], 1, "is not a run folder (no readable run.json): give"),
@@ -59,9 +62,9 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
         (["--run", "s3://bucket/run"], 2, "--run 's3:/bucket/run' is on an object store: give a folder on"),
         (["--cache", tmp_path], 1, f"{str(tmp_path)!r} is not a cache (no units.json): give a folder that"),
         (["--config", tmp_path / "no.toml"], 2, "no.toml' does not exist: give the path of a TOML recipe"),
-        (["--device", "cuda:99"], 2, "--device 'cuda:99' needs GPU 99, but this process sees"),
-        (["--device", "gpu"], 2, "--device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"),
-        (["--device", "cuda:x"], 2, "--device 'cuda:x' is unknown"),
+        (["--device", "cuda:99"], 2, "device 'cuda:99' needs GPU 99, but this process sees"),
+        (["--device", "gpu"], 2, "device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:x"], 2, "device 'cuda:x' is unknown"),
     ]:
         before = sorted(tmp_path.rglob("*"))
         base = ["--cache", small_cache_path, "--run", tmp_path / "run", "--device", "cpu"]

@@ -11,6 +11,7 @@ from fuzzing import memory
 from tars import add_member
 
 from pipeline.errors import SourceError
+from pipeline.views.sample import NO_LABEL, label_of
 from pipeline.views.source import MAX_CARRIED_BYTES, MAX_IMAGE_BYTES, read_samples
 from pipeline.views.source_tars import SourceTar
 
@@ -130,6 +131,11 @@ def test_a_label_of_many_bytes_costs_no_image(tmp_path):
     (sample,) = read(tmp_path, packed(("a.jpg", b"1"), ("a.cls", b"1" * (MAX_CARRIED_BYTES + 1))))
     size = f"has a cls of {MAX_CARRIED_BYTES + 1} bytes, more than the {MAX_CARRIED_BYTES} that are accepted"
     assert (sample.image, sample.members, sample.label_fault) == (b"1", {}, size)
+
+
+def test_deeply_nested_notes_are_not_a_label(tmp_path):
+    (sample,) = read(tmp_path, packed(("a.jpg", b"1"), ("a.json", b"[" * 60_000)))
+    assert label_of(sample) == (NO_LABEL, "")
 
 
 def peak(tmp_path, data):

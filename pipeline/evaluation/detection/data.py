@@ -116,7 +116,7 @@ def read_notes(image: LabelledImage) -> Mapping[str, Any]:
         raise SourceError("has no .json member, nor an entry in the annotations")
     try:
         notes = json.loads(image.members[NOTES].read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"has a .json member that cannot be read ({error})") from None
     boxes, labels = (notes.get(name) if isinstance(notes, dict) else None for name in ("boxes", "labels"))
     if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):

@@ -63,20 +63,18 @@ class Finetune(TrySettings):
         first, size = found[0], task.subject.image_size
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
-        accuracies = [one.predictions.accuracy for one in found]
-        spread = {"std": float(torch.tensor(accuracies).std())} if len(found) > 1 else {}
         test_names = first.predictions.names
         return classification_outcome(
             first.pool,
-            torch.cat([one.predictions.ranked for one in found]),
-            torch.cat([one.predictions.truth for one in found]),
+            torch.stack([one.predictions.ranked for one in found]),
+            first.predictions.truth,
             describe_data(bank, size, first.names, left_out),
             describe_data(tested, size, test_names, first.predictions.left_out),
             selection=first.selection,
             known=first.known,
             notes=first.notes,
             seeds=tuple(range(self.seed, self.seed + self.tries)),
-            details=first.details | {"tries": accuracies} | spread,
+            details=first.details | {"tries": [one.predictions.accuracy for one in found]},
         )
 
 

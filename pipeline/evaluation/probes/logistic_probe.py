@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.evaluation.draws import draw_few, stratified_folds
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.logistic import fit_logistic, rate_c
-from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, rank_classes
+from pipeline.evaluation.metrics import classification_outcome, mean_interval, rank_classes
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 
@@ -46,17 +46,14 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         details["tries"].append({"seed": seed, "C": c, "top-1": share, "loss": model.loss})
         details["C"] += [{"seed": seed, **one} for one in rated]
         task.log(f"{name}: C {c:.3g}, top-1 {share:.1%}")
-    tries, shares = len(ranked), torch.tensor([one["top-1"] for one in details["tries"]])
-    if tries > 1:
-        details["standard deviation of top-1"] = [float(shares.std())]
     outcome = classification_outcome(
-        name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
-        known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
+        name, torch.stack(ranked), test.labels, bank.facts, test.facts, selection=how, known=classes,
+        seeds=tuple(range(options.seed, options.seed + len(ranked))), details=details,
     )  # fmt: skip
     if nearest:  # the score of the nearest class mean needs no choice of C
-        right = torch.cat(nearest) == test.labels.repeat(tries)
-        metrics = outcome.metrics | {_NEAREST: float(right.double().mean())}
-        intervals = outcome.intervals | {_NEAREST: bootstrap_interval(right.float())}
+        right = (torch.stack(nearest) == test.labels).double().mean(0)
+        metrics = outcome.metrics | {_NEAREST: float(right.mean())}
+        intervals = outcome.intervals | {_NEAREST: mean_interval(right)}
         outcome = outcome.model_copy(update={"metrics": metrics, "intervals": intervals})
     return outcome
 
