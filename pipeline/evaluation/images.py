@@ -186,7 +186,9 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        numbers = {one["id"]: i for i, one in enumerate(sorted(content["categories"], key=itemgetter("id")))}
+        categories = sorted(content["categories"], key=itemgetter("id"))
+        numbers = {one["id"]: number for number, one in enumerate(categories)}
+        class_names = tuple(one["name"] for one in categories)
         names = {one["id"]: one["file_name"] for one in content["images"]}
         found: dict[str, dict[str, Any]] = {
             name: {"boxes": [], "labels": [], "polygons": [], "area": [], "iscrowd": []}
@@ -205,4 +207,4 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"
         ) from None
-    return found, tuple(one["name"] for one in sorted(content["categories"], key=itemgetter("id")))
+    return found, class_names

@@ -124,9 +124,21 @@ def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
+    record = read_run(run)["config"]
     # Parsed, not compared as text: an older run may lack keys that exist today.
-    earlier = parse_config(type(config), read_run(run)["config"])
+    earlier = parse_config(type(config), record)
+    refuse_former(record)
     refuse_differences(flat_config(earlier.model_dump(mode="json")), pinned_settings(config), ConfigError)
+
+
+def refuse_former(record: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the configuration in a run.json means something else today."""
+    objective = record.get("objective", {})
+    if objective.get("align") == "teacher" and "codes" not in objective:
+        raise ConfigError(
+            "cannot resume: objective.align 'teacher' had no codes when the run began, and now has them: use "
+            "the version of that time, or a new --run"
+        )
 
 
 def pinned_settings(config: Section) -> dict[str, Any]:

@@ -227,8 +227,11 @@ def test_boxes_lie_beside_images_as_in_coco(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]}), "[" * 60_000],
-    ids=["cut", "list", "image", "nested"],
+    [
+        *("[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]}), "[" * 60_000),
+        json.dumps(COCO | {"categories": [{"id": 3}, {"id": 7}]}),
+    ],
+    ids=["cut", "list", "image", "nested", "names"],
 )
 def test_a_file_that_is_not_cocos_is_refused(tmp_path, content):
     write_images(tmp_path / "val", ["a.jpg"])
