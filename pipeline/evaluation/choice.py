@@ -12,6 +12,7 @@ from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.report.scores import PLOTS, read_scores
+from pipeline.storage.address import check_path
 from pipeline.training.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class Choice:
 
     def _check_places(self) -> None:
         """Raise ConfigError for places that cannot be written, CheckpointError for unreadable scores."""
+        for option in ("run", "report", "out", "features"):
+            if path := getattr(self, option):
+                check_path(f"--{option}", path)
         if self.noted and self.noted.is_dir():
             read_scores(self.noted)
         if self.out and self.out.suffix != ".json":

@@ -25,8 +25,9 @@ def score_details(score: Score, who: str, plots: Path | None, opened: bool) -> s
     tables = ""
     for name, value in score.details.items():  # rows become a table, anything else stands beside its name
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            rows = [[row.get(key) for key in value[0]] for row in value]
-            tables += f"<h3>{html.escape(name)}</h3>{data_table(list(value[0]), rows)}"
+            head = list(dict.fromkeys(key for row in value for key in row))  # rows may lack some
+            rows = [[row.get(key) for key in head] for row in value]
+            tables += f"<h3>{html.escape(name)}</h3>{data_table(head, rows)}"
         elif isinstance(value, dict):
             tables += f"<h3>{html.escape(name)}</h3>{name_table(value)}"
         elif isinstance(value, list):
