@@ -5,6 +5,8 @@ is cut out. Training crops of frozen probes are random: 0.08 to 1 of the area, r
 them are flipped.
 """
 
+import io
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +24,7 @@ from torchvision.transforms import v2
 from pipeline.errors import MaskAlignError, SourceError
 from pipeline.evaluation.images import LabelledImage
 from pipeline.runtime.signals import blocked_signals
+from pipeline.runtime.workers import choose_socket_folder
 from pipeline.seeding import derived_seed
 from pipeline.views.codec import decode_image
 
@@ -137,21 +140,44 @@ def drawn_by_key(
             random.setstate(python)
 
 
+class _ByValue(pickle.Pickler):
+    """Pickles the bytes of tensors. multiprocessing's own pickler sends a file descriptor for each tensor."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
+def _as_bytes(items: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    _ByValue(buffer, protocol=5).dump(items)
+    return buffer.getvalue()
+
+
 def load(
-    dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int, collate: Callable[..., Any] = list
+    dataset: Dataset[Any],
+    batches: Iterable[Sequence[Any]],
+    workers: int,
+    collate: Callable[..., Any] | None = None,
 ) -> Iterator[Any]:
-    """Yield batches of a dataset in order; raises MaskAlignError if a worker process dies."""
+    """Yield batches of a dataset in order: lists, or what `collate` makes of these, which is one tensor.
+
+    A list has many tensors, so that a large batch would exceed the limit of open files: it is sent as bytes.
+    Raises MaskAlignError if a worker process dies.
+    """
+    sent_as_bytes = workers > 0 and collate is None
+    choose_socket_folder()
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_bytes if sent_as_bytes else collate or list,
         generator=torch.Generator(),  # or it would draw from the global one
     )
     try:
         with blocked_signals():  # a launcher signals all processes, but the main one decides when to end
             loaded = iter(loader)
-        yield from loaded
+        for batch in loaded:
+            yield pickle.loads(batch) if sent_as_bytes else batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

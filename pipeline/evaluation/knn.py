@@ -98,10 +98,9 @@ class Knn(Section):
         }
         table = [{"k": k, "temperature": t, "top-1": sum(shares[k, t]) / len(found)} for k, t in options]
         return classification_outcome(
-            name, torch.cat([each[options[0]] for each in found]), queries.labels.repeat(len(found)),
-            bank.facts, queries.facts, selection="none: k and temperature are given",
-            known=torch.unique(bank.labels), notes=notes,
-            seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
+            name, torch.stack([each[options[0]] for each in found]), queries.labels, bank.facts,
+            queries.facts, selection="none: k and temperature are given", known=torch.unique(bank.labels),
+            notes=notes, seeds=tuple(range(self.seed, self.seed + len(found))) if self.few else (),
             details={
                 **({"k and temperature": table} if len(options) > 1 else {}),
                 **({"top-1 of each draw": shares[options[0]]} if len(found) > 1 else {}),

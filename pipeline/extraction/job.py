@@ -62,10 +62,7 @@ def prepared_extraction(options: ExtractionOptions) -> Iterator[tuple[Extractor,
     """Create or extend the cache; yield an extractor, which can run several times, and the covered units."""
     origin = origin_of(options)
     teacher = build_teacher(options)
-    of_view = len(teacher.levels) + 6  # stats, index, view, attention, tokens and the view tar
-    of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
-    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
-    allow_open_files(of_tars + locks + 8 * options.workers + 200, "lower --views or --workers")
+    _allow_open_tars(options, len(teacher.levels))
     decoder = Decoder(options.workers, options.image_size, options.views)
     try:
         if options.device.type == "cuda":
@@ -95,6 +92,7 @@ def plan_extraction(
     """
     origin = origin_of(options)
     teacher = build_teacher(options)
+    _allow_open_tars(options, len(teacher.levels))
     schema = build_schema(options, teacher, origin)
     if cache := open_existing(options, schema):  # refuse what the extraction itself would refuse
         finished = {unit.unit for unit in committed(cache.folder, cache.units)}
@@ -102,6 +100,13 @@ def plan_extraction(
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
     return forecast_rates(options, teacher, sizes, decode_seconds, disk_seconds)
+
+
+def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:
+    of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
+    of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
+    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    allow_open_files(of_tars + locks + 8 * options.workers + 200, "lower --views or --workers")
 
 
 def build_teacher(options: ExtractionOptions) -> Teacher:

@@ -6,15 +6,13 @@ pixels, normalised as MAE's target, is closer to the original's low-level codes 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from pipeline.objectives.codes import CodesConfig, code_loss
-from pipeline.objectives.decoder import pixel_target
+from pipeline.objectives.codes import CodesConfig, code_loss, values_to_code
 from pipeline.objectives.inpainting import BEIT_OPTIM, BEIT_RATIO, Inpainting
-from pipeline.objectives.needs import CodebookRequest, Needs
+from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Setting, Targets
 from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import initialise_layer
@@ -34,7 +32,6 @@ class Beit(CodesConfig):
     }
 
     name: Literal["beit"] = "beit"
-    codes: Literal["features", "pixels"] = "features"
 
     @property
     def needs(self) -> Needs:
@@ -42,11 +39,6 @@ class Beit(CodesConfig):
         if self.codes == "pixels":
             return Needs(visible="none", pixels="all", positions=True)
         return Needs(visible="none", hidden="last", positions=True)
-
-    @property
-    def codebook_request(self) -> CodebookRequest:
-        """K-means of what is coded."""
-        return replace(super().codebook_request, source=self.codes)
 
     def build(self, student: StudentConfig, setting: Setting) -> "BeitObjective":
         """Return an untrained encoder with its head; raises ConfigError."""
@@ -59,14 +51,12 @@ class BeitObjective(Inpainting):
     def __init__(self, config: Beit, student: StudentConfig, setting: Setting) -> None:
         super().__init__(student, config.needs, setting)
         assert setting.tokenizer is not None
-        self.tokenizer = setting.tokenizer
+        self.tokenizer, self.codes = setting.tokenizer, config.codes
         self.head = nn.Linear(self.encoder.width, config.codebook_size).apply(initialise_layer)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss (), which has no terms (0,)."""
         tokens = self.encoder.vit.blocks(self.embed(view))
-        unseen = view.patches[:, view.visible.shape[1] :]
-        values = targets.hidden[0] if targets.hidden else pixel_target(self.encoder, unseen, per_patch=True)
-        codes = self.tokenizer(values)
+        codes = self.tokenizer(values_to_code(self.codes, self.encoder, view, targets))
         loss = code_loss(self.head, self.hidden_of(tokens, view), codes)
         return loss, loss.new_empty(0)

@@ -43,6 +43,7 @@ class Beit2(CodesConfig):
     }
 
     name: Literal["beit2"] = "beit2"
+    codes: Literal["features"] = "features"
     target: Literal["whiten", "projected"] = "whiten"
     tokenizer: Literal["kmeans", "vqkd"] = "kmeans"
     vqkd_steps: PositiveInt = 5000

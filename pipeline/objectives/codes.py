@@ -7,7 +7,7 @@ thousand tokens at a time.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from pipeline.objectives.decoder import pixel_target
 from pipeline.objectives.losses import exact
 from pipeline.objectives.needs import CodebookRequest
-from pipeline.objectives.objective import ObjectiveConfig
+from pipeline.objectives.objective import MaskedView, ObjectiveConfig, Targets
+from pipeline.student.encoder import MaskedEncoder
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
 
@@ -25,22 +27,32 @@ _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
 class CodesConfig(ObjectiveConfig):
     """What objectives that predict codes share.
 
-    `codebook_size` codes are fitted to about `codebook_tokens` tokens of the cache before the first step: on
-    a CPU choose fewer of both. The tokens are in the memory of one device, as float32: 2 million of 768
-    channels take 6 GB. Other ranks wait for a day at most. `codebook` takes that of another run, by
-    its folder or file.
+    `codes` are of the teacher's features at the last level, or of pixels. `codebook_size` of them are fitted
+    to about `codebook_tokens` tokens of the cache before the first step: on a CPU choose fewer of both. The
+    tokens are in the memory of one device, as float32: 2 million of 768 channels take 6 GB. Other ranks wait
+    for a day at most. `codebook` takes that of another run, by its folder or file.
     """
 
+    codes: Literal["features", "pixels"] = "features"
     codebook_size: int = Field(8192, ge=2)
     codebook_tokens: int = Field(2_000_000, ge=2)
     codebook: str | None = None
 
     @property
     def codebook_request(self) -> CodebookRequest:
-        """K-means of the last level, in the form that is delivered."""
+        """K-means of what is coded, features in the form that is delivered."""
         return CodebookRequest(
-            "features", "kmeans", self.codebook_size, self.needs.target, self.codebook_tokens, self.codebook
+            self.codes, "kmeans", self.codebook_size, self.needs.target, self.codebook_tokens, self.codebook
         )
+
+
+def values_to_code(
+    codes: Literal["features", "pixels"], encoder: MaskedEncoder, view: MaskedView, targets: Targets
+) -> Tensor:
+    """Return what is coded of hidden patches: features (B, U, D'), or pixels (B, U, P) as MAE's target."""
+    if codes == "features":
+        return targets.hidden[0]
+    return pixel_target(encoder, view.patches[:, view.visible.shape[1] :], per_patch=True)
 
 
 class Tokenizer(nn.Module):

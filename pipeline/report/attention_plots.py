@@ -1,10 +1,12 @@
-"""A gallery of attention: a row for each image, a column for each map of each network, as one PNG."""
+"""Plots of attention: a gallery of images and maps, and numbers of each head and block."""
 
 import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,6 +18,7 @@ _HEAD = 36
 _FONT_SIZE = 13
 TEXT_COLOUR = "#7a8594"  # legible on light and dark pages, since plots have no background
 _HEAT = 0.65
+_COLOURS = ("#3f7fe8", "#e07b39", "#35a57c")  # of networks
 
 
 def heat_panel(
@@ -52,4 +55,28 @@ def gallery(rows: Sequence[Mapping[str, Pixels]]) -> bytes:
             sheet.paste(panel, (column * (_CELL + _GAP), _HEAD + row * (_CELL + _GAP)))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def head_plot(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> bytes:
+    """Return a PNG with a panel for each measure: a dot for each head, a line for the mean, by block.
+
+    `panels` has, by the name of the measure and of the network, the values of each block and head.
+    """
+    figure = Figure(figsize=(9.6, 3.2), dpi=100, facecolor="none", layout="constrained")
+    for axes, (what, networks) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for number, ((name, blocks), colour) in enumerate(zip(networks.items(), _COLOURS, strict=False)):
+            places = np.arange(len(blocks)) + 0.12 * (number - (len(networks) - 1) / 2)
+            axes.plot(places, [np.mean(heads) for heads in blocks], color=colour, linewidth=1.2, label=name)
+            for place, heads in zip(places, blocks, strict=True):
+                axes.plot([place] * len(heads), heads, ".", color=colour, markersize=5, alpha=0.6)
+        axes.set(xlabel="block", ylabel=what, facecolor="none")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(colors=TEXT_COLOUR)
+        axes.spines[["top", "right"]].set_visible(False)
+        for part in (axes.xaxis.label, axes.yaxis.label, *axes.spines.values()):
+            part.set_color(TEXT_COLOUR)
+    figure.axes[0].legend(frameon=False, labelcolor=TEXT_COLOUR)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -11,6 +11,8 @@ from pipeline.report.scores import Score, is_outdated, read_scores, student_dige
 from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
 
 _SEED = "train.seed"
+# What the order of samples depends on besides the seed.
+ORDER = ("data.lanes", "data.window_blocks", "train.global_batch")
 _NO_MATTER = (  # keys that do not change what is learnt
     *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
     *("train.compile", "optim.warmup_epochs", _SEED),
@@ -27,7 +29,7 @@ class ComparedRun:
     name: str
     seed: int
     settings: Mapping[str, Any]
-    facts: Mapping[str, str]  # cache, units, initial_encoder: what runs of a table should share
+    facts: Mapping[str, str]  # cache, units, initial_encoder and those of ORDER: what runs should share
     steps: int
     done: int
     batch: int
@@ -143,21 +145,24 @@ def read_compared(folder: Path) -> ComparedRun:
     run = read_run(folder)
     metrics = read_metrics(folder) if (folder / METRICS_FILE).exists() else []
     config, student = run["config"], student_digest(folder)
+    pinned, flat = run["pinned"], flat_config(config)
+    order = {**flat, "data.lanes": pinned.get("lanes", pinned.get("ranks"))}  # "auto" resolved
     # scores.json may also hold a teacher or an untrained network, for the report
     own = [s for s in read_scores(folder) if s.subject.kind == "run" and not is_outdated(s, student)]
-    settings = {key: value for key, value in flat_config(config).items() if not key.startswith(_NO_MATTER)}
+    settings = {key: value for key, value in flat.items() if not key.startswith(_NO_MATTER)}
     if settings.get("optim.steps") is not None:
         settings.pop("optim.epochs", None)
-    if "teacher in the loop" in str(run["pinned"].get("targets", "")):
+    if "teacher in the loop" in str(pinned.get("targets", "")):
         settings["targets"] = "teacher in the loop"
     return ComparedRun(
         name=folder.resolve().name,
         seed=config["train"]["seed"],
         settings=settings,
         facts={
-            "cache": "+".join([run["pinned"]["cache"], *run["pinned"].get("other caches", ())]),
-            "units": run["pinned"].get("units", ""),
+            "cache": "+".join([pinned["cache"], *pinned.get("other caches", ())]),
+            "units": pinned.get("units", ""),
             "initial_encoder": run.get("initial_encoder", ""),
+            **{key: str(order.get(key)) for key in ORDER},
         },
         steps=run["steps"],
         done=int(metrics[-1]["step"]) if metrics else 0,

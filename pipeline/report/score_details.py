@@ -25,8 +25,9 @@ def score_details(score: Score, who: str, plots: Path | None, opened: bool) -> s
     tables = ""
     for name, value in score.details.items():  # rows become a table, anything else stands beside its name
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            rows = [[row.get(key) for key in value[0]] for row in value]
-            tables += f"<h3>{html.escape(name)}</h3>{data_table(list(value[0]), rows)}"
+            head = list(dict.fromkeys(key for row in value for key in row))  # rows may lack some
+            rows = [[row.get(key) for key in head] for row in value]
+            tables += f"<h3>{html.escape(name)}</h3>{data_table(head, rows)}"
         elif isinstance(value, dict):
             tables += f"<h3>{html.escape(name)}</h3>{name_table(value)}"
         elif isinstance(value, list):
@@ -74,6 +75,7 @@ def _plot(file: Path, caption: str) -> str:
 def _confusions(score: Score) -> str:
     """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
     unit = "pixels" if score.evaluation == "segment" else "images"
+    of_try = " of the first try" if len(score.seeds) > 1 else ""
     labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
     if len(labels) > _MOST_CLASSES:
         wrong = [row for row in score.confused if row[0] != row[1]][:_MOST_PAIRS]
@@ -92,7 +94,7 @@ def _confusions(score: Score) -> str:
             cells += f"<td{share}>{count or ''}</td>"
         body += f'<tr><th scope="row">{html.escape(class_name(score, true))}</th>{cells}</tr>'
     return (
-        f"<p>A row is a true class, a column a predicted one; numbers are {unit}.</p>"
+        f"<p>A row is a true class, a column a predicted one; numbers are {unit}{of_try}.</p>"
         f'<div class="card wide" tabindex="0"><table class="matrix confusion"><tr><th></th>{head}</tr>{body}'
         "</table></div>"
     )

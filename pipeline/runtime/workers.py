@@ -132,6 +132,17 @@ def worker_context(*modules: str) -> ForkServerContext:
 def start_early(*modules: str) -> None:
     """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
+    choose_socket_folder()
+    with _helper_starting():
+        forkserver.ensure_running()  # and the resource tracker
+
+
+def choose_socket_folder() -> None:
+    """Have multiprocessing put its sockets into a folder with a short path; raises ConfigError without one.
+
+    Tensors of a DataLoader's workers need it as well: they travel as file descriptors, which only such a
+    socket can carry.
+    """
     usual = tempfile.gettempdir()  # batch systems set a TMPDIR whose path is too long for a socket
     folders = (folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER)
     short = next((folder for folder in folders if os.access(folder, os.W_OK | os.X_OK)), None)
@@ -143,8 +154,6 @@ def start_early(*modules: str) -> None:
     tempfile.tempdir = short
     util.get_temp_dir()  # which remembers it
     tempfile.tempdir = usual
-    with _helper_starting():
-        forkserver.ensure_running()  # and the resource tracker
 
 
 def resource_tracker_started() -> None:

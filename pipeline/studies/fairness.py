@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.report.compared import ComparedRun
+from pipeline.report.compared import ORDER, ComparedRun
 from pipeline.studies.plan import PlannedRun
 from pipeline.training.run_folder import RUN_FILE, read_run, refuse_other_config
 
@@ -39,7 +39,7 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
     """Raise CheckpointError unless runs share what makes them comparable.
 
     For each cache and choice of views these are the cache's digest and the units. For each seed and student
-    they are the encoder's initial weights and the order of samples.
+    they are the encoder's initial weights, and what the order of samples depends on unless a row sets it.
     """
     first: dict[str, tuple[str, str]] = {}
     for planned, run in pairs:
@@ -52,7 +52,7 @@ def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
             ("cache digests", cache, run.facts["cache"]),
             ("units", [cache, planned.config.data.views], run.facts["units"]),
             ("initial encoder weights", start, run.facts["initial_encoder"]),
-            ("order seeds", [run.seed], str(planned.config.train.seed)),
+            *((key, [run.seed, planned.row.settings.get(key)], run.facts[key]) for key in ORDER),
         ]
         for what, key, value in shared:
             known, name = first.setdefault(json.dumps([what, key], sort_keys=True), (value, run.name))

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.storage.files import replace_file
 from pipeline.studies.plan import RUNS, PlannedRun
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import RUN_FILE, pinned_settings, read_run
+from pipeline.training.run_folder import RUN_FILE, pinned_settings, read_run, refuse_former
 
 STUDY_FILE = "study.json"
 _NOT_COPIED = (".*", "checkpoints", "report.html", "trackers.json", "wandb", "tensorboard")
@@ -53,7 +53,8 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
         try:
             record = read_run(file.parent)
             config = parse_config(RunConfig, record["config"])
-        except MaskAlignError:  # damaged, or of a newer version
+            refuse_former(record["config"])
+        except MaskAlignError:  # damaged, of a newer version, or of one in which a key meant something else
             continue
         pinned = record.get("pinned", {})
         found = [

@@ -7,13 +7,18 @@ from networks import png, square, squares, task, tiny_subject
 from PIL import Image
 from scipy.stats import spearmanr
 from tars import write_tar
+from training.training_runs import trained
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.attention import measures
 from pipeline.evaluation.attention.attention import Attention
+from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.run import run_evaluation
+from pipeline.evaluation.subject import block_attention, student_subject
+from pipeline.seeding import generator
+from pipeline.views.masking import draw_around_blocks
 
 
 @pytest.fixture
@@ -69,10 +74,13 @@ def test_artefacts_are_tokens_of_three_times_the_median_norm():
 
 def test_cka_is_one_up_to_rotation_and_scale_and_small_for_noise():
     random = np.random.default_rng(0)
-    features = torch.from_numpy(random.normal(size=(400, 6)))
+    features, noise = (torch.from_numpy(random.normal(size=(400, 6))) for _ in range(2))
     rotation = torch.from_numpy(np.linalg.qr(random.normal(size=(6, 6)))[0])
-    assert measures.linear_cka(features, features @ rotation * 3 + 1) == pytest.approx(1)
-    assert measures.linear_cka(features, torch.from_numpy(random.normal(size=(400, 6)))) < 0.1
+    found = measures.linear_cka([features, noise[:, :5]], [noise, features @ rotation * 3 + 1])
+    assert found.shape == (2, 2)
+    assert found[0, 1] == pytest.approx(1)
+    assert found[1, 0] > 0.5  # the same channels but one
+    assert max(found[0, 0], found[1, 1]) < 0.1
 
 
 def test_colours_separate_two_kinds_of_patches():
@@ -91,13 +99,60 @@ def test_networks_are_compared_on_the_same_images(tmp_path):
     (score,) = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
     assert score.test.images == 9
     assert 0 <= score.metrics["overlap of top 30% with the teacher"] <= 1
-    assert {row["network"] for row in score.details["heads of the last block"]} == {"model", "teacher"}
-    assert list(score.details["CKA with the teacher's last block"]) == ["block 0", "block 1"]
+    assert score.chance == 0.3
+    for table in ("attention distance in pixels", "entropy of CLS in nats"):
+        rows = score.details[f"{table}, by block and head"]
+        assert [row["block"] for row in rows] == [0, 1, *range(6)]  # of both networks
+        assert list(rows[0]) == ["network", "block", "head 0", "head 1"]
+    cka = score.details["CKA with the teacher's blocks"]
+    assert [list(row) for row in cka] == [["block", *(f"teacher's {block}" for block in range(6))]] * 2
     with Image.open(tmp_path / "evaluation" / score.plots[0].file) as plot:
         assert plot.width > 7 * 100
         assert plot.height > 3 * 100
     again = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
     assert again[0].metrics == score.metrics
+
+
+def test_heads_of_an_earlier_block_are_measured_on_its_own_input(tmp_path):
+    """One image, the first block: distance and entropy by hand."""
+    subject, data = tiny_subject(), squares(tmp_path / "a.tar", 0, 1)
+    (score,) = run_evaluation(Attention(), task(tmp_path, subject, data))
+    pixels = next(data.views(32, 1, LeftOut())).pixels
+    with torch.no_grad():
+        weights = block_attention(subject.vit.blocks[0], next(subject.hidden(pixels)))
+    of_cls = weights[0, :, 0, 1:] / weights[0, :, 0, 1:].sum(-1, keepdim=True)
+    entropies = -(of_cls * of_cls.log()).sum(-1)
+    first = score.details["entropy of CLS in nats, by block and head"][0]
+    assert [first["head 0"], first["head 1"]] == pytest.approx(entropies.tolist(), rel=1e-5)
+    ways = measures.attention_distance(weights, (4, 4), 1, 8)[0].tolist()
+    first = score.details["attention distance in pixels, by block and head"][0]
+    assert [first["head 0"], first["head 1"]] == pytest.approx(ways, rel=1e-5)
+
+
+def test_a_teacher_is_compared_with_another_under_its_own_name(tmp_path):
+    data, own = squares(tmp_path / "a.tar", 0, 4), tiny_subject(kind="teacher")
+    (alone,) = run_evaluation(Attention(), task(tmp_path, own, data))
+    (beside,) = run_evaluation(Attention(teacher="timm:test_vit.random"), task(tmp_path, own, data))
+    table = "entropy of CLS in nats, by block and head"
+    assert [row["network"] for row in beside.details[table]] == ["network"] * 2 + ["teacher"] * 6
+    assert [list(row.values())[1:] for row in beside.details[table][:2]] == [
+        list(row.values())[1:] for row in alone.details[table]
+    ]
+    assert (beside.chance, next(iter(beside.metrics))) == (0.3, "overlap of top 30% with the teacher")
+    assert next(iter(alone.metrics)) == "attention inside masks"
+    shares = [(square(index, index % 3)[1] > 0).mean() for index in range(4)]
+    assert alone.chance == pytest.approx(np.mean(shares), abs=0.05)
+
+
+def test_plots_show_the_patches_that_the_runs_own_mask_leaves(small_cache_path, tmp_path):
+    run = trained(small_cache_path, tmp_path / "run", "mask.strategy=block", "mask.ratio=0.8")
+    subject, data = student_subject(run, torch.device("cpu")), squares(tmp_path / "a.tar", 0, 1)
+    (score,) = run_evaluation(Attention(), task(tmp_path, subject, data, run=run))
+    with Image.open(tmp_path / "evaluation" / score.plots[0].file) as plot:
+        panel = np.asarray(plot.crop((116, 36, 228, 148)))[..., :3]
+    patches = panel.reshape(4, 28, 4, 28, 3).swapaxes(1, 2).reshape(16, -1)
+    expected = draw_around_blocks(4, 3, generator(0, "shown mask", "0_000"))
+    assert np.flatnonzero((patches != 120).any(1)).tolist() == expected.tolist()
 
 
 def test_attention_on_the_foreground_is_measured_where_there_are_masks(tmp_path):

@@ -357,7 +357,8 @@ def test_few_labels_are_drawn_by_seed(sets, tmp_path):
     found = score(sets, tmp_path, few=2, tries=2, seed=5, select="last", batch=8)
     assert (found.bank.images, found.test.images, found.seeds) == (8, 24, (5, 6))
     assert len(found.details["tries"]) == 2
-    assert found.details["std"] >= 0
+    assert found.details["standard deviation of top-1"] >= 0
+    assert sum(found.class_images.values()) == 24
 
 
 def test_frozen_blocks_do_not_change(sets, tmp_path):

@@ -8,6 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.knn import Knn
+from pipeline.evaluation.metrics import classification_outcome
+from pipeline.report.scores import DataFacts
 
 CLASSES, WIDTH = 8, 10
 
@@ -90,8 +92,28 @@ def test_few_labels_are_drawn_and_averaged(scored, few):
         rows = draw_few(BANK[1], few, seed)
         expected.append(shares(scikit_learns(3, 0.07, bank=(BANK[0][rows], BANK[1][rows])))[0])
     assert outcome.details["top-1 of each draw"] == pytest.approx(expected)
+    assert outcome.details["standard deviation of top-1"] == pytest.approx(np.std(expected, ddof=1))
+    assert sum(outcome.class_images.values()) == sum(row[2] for row in outcome.confused) == len(TEST[1])
     assert outcome.metrics["top-1"] == pytest.approx(np.mean(expected))
     assert outcome.seeds == (4, 5, 6)
+
+
+def test_equal_tries_have_the_intervals_and_counts_of_one():
+    random = torch.Generator().manual_seed(0)
+    truth = torch.arange(300) % CLASSES
+    ranked = torch.stack([torch.randperm(CLASSES, generator=random)[:5] for _ in truth])
+    ranked[:150, 0] = truth[:150]
+    facts = DataFacts(
+        address="a", kind="tars", image_size=8, images=300, classes=CLASSES, left_out={}, first_reasons={},
+        digest="a",
+    )  # fmt: skip
+    how = {"selection": "none", "known": torch.arange(CLASSES)}
+    one = classification_outcome("mean", ranked, truth, facts, facts, **how)
+    four = classification_outcome("mean", ranked.expand(4, -1, -1), truth, facts, facts, **how)
+    assert four == one.model_copy(update={"details": {"standard deviation of top-1": 0.0}})
+    for name, value in one.metrics.items():
+        low, high = one.intervals[name]
+        assert low < value < high < low + 0.15
 
 
 @pytest.mark.parametrize("options", [{}, {"centre": True}, {"few": 4, "tries": 2}])

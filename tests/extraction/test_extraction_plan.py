@@ -1,5 +1,6 @@
 """The forecast: near the truth, and nothing is written for it."""
 
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_memory_grows_with_views_and_workers_and_not_with_tars(tmp_path):
     )  # five batches of 8, three levels of 17 tokens
     assert memory(short, views=2) == 2 * memory(short, views=1)
     assert memory(short, views=1, workers=2) > memory(short, views=1) + 2 * 3 * 8 * 64 * 64 * 3
+
+
+def test_too_many_open_files_are_refused_as_in_the_extraction(shards, tmp_path, monkeypatch):
+    options = extraction_options(shards=shards, cache=tmp_path / "a.cache", views=100)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    with pytest.raises(ConfigError, match="open files, but the system allows 1024: lower --views or"):
+        plan_extraction(options, print)
 
 
 def test_nothing_is_written_where_a_cache_is_or_will_be(finished, shards, tmp_path):

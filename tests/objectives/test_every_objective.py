@@ -19,6 +19,7 @@ from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import Targets
 
 DECODER = {"decoder_depth": 2, "decoder_width": 32, "decoder_heads": 4}
+CAE = {"codebook_size": 30, "regressor_depth": 2, "decoder_depth": 2}
 ALIGNED = {mode: MaskAlign(mode=mode) for mode in ("dynamic", "layerwise", "uniform", "last")}
 ALIGNED |= {head: MaskAlign(head=head) for head in ("norm_linear", "mlp")}
 HIDING = {
@@ -29,8 +30,9 @@ HIDING = {
     "combined, control": Combined(**DECODER, stop_gradient=True),
     "combined, layerwise": Combined(**DECODER, mode="layerwise"),
     "combined, pixels": Combined(**DECODER, reconstruct="pixels"),
-    "cae": ContextAutoencoder(codebook_size=30, regressor_depth=2, decoder_depth=2),
-    "cae, teacher": ContextAutoencoder(align="teacher", regressor_depth=2),
+    "cae": ContextAutoencoder(**CAE),
+    "cae, pixels": ContextAutoencoder(**CAE, codes="pixels"),
+    "cae, teacher": ContextAutoencoder(**CAE, align="teacher"),
     "maskdistill": MaskDistill(),
     "maskdistill, cosine": MaskDistill(loss="cosine", target="projected"),
     "beit": Beit(codebook_size=30),

@@ -147,6 +147,13 @@ def test_the_loss_has_a_log_axis_unless_it_reaches_zero():
     assert decades(-0.5) == []
 
 
+@pytest.mark.parametrize("count", [6, 10])
+def test_a_chart_has_room_beside_long_names_of_terms(count):
+    terms = {f"vit_base_patch14_reg4_dinov2.lvd142m level {level}": 1.0 for level in range(count)}
+    chart = loss_chart([line(10, loss_terms=terms), line(20, loss_terms=terms)], 5)  # matplotlib warns if not
+    assert re.findall(r">\S+ level (\d)</text>", chart) == ["0", str(count - 1)]
+
+
 def test_the_warm_up_is_tinted_where_the_rate_is_shown(cache, tmp_path, text):
     assert text.count(">warm-up<") == 2
     without = run_folder(tmp_path / "run", cache, [line(10)], {"optim": {"warmup_steps": 0}})

@@ -218,14 +218,23 @@ def test_mixed_caches_are_refused(finished, small_cache_path, data, tmp_path):
     assert "2 caches are given" in refused(study, *two, "--out", tmp_path / "new", *data)
 
 
-def test_a_run_of_other_weights_is_not_put_into_the_table(finished, small_cache_path, data, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"initial_encoder": "0" * 64}, "their initial encoder weights differ"),
+        ({"lanes": 2}, "their data.lanes differ (1 and 2)"),
+    ],
+)
+def test_runs_that_do_not_share_weights_or_order_are_refused(
+    finished, small_cache_path, data, tmp_path, change, message
+):
     out = shutil.copytree(finished, tmp_path / "copy")
     file = out / "runs" / "fd-s0" / "run.json"
     described = json.loads(file.read_text())
-    file.write_text(json.dumps(described | {"initial_encoder": "0" * 64}))
+    file.write_text(json.dumps(described | change | {"pinned": described["pinned"] | change}))
     result = call(run_study, finished.parent / "study.toml", "--cache", small_cache_path, "--out", out, *data)
     assert result.exit_code == 1
-    assert "their initial encoder weights differ" in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
 
 
 def test_misuse_of_the_command_is_one_sentence(finished, small_cache_path, data, tmp_path):
@@ -316,6 +325,7 @@ def test_compare_runs_refuses_in_one_sentence(finished, tmp_path):
         ([run], "needs at least two runs"),
         ([run, run], "is given twice"),
         ([run, tmp_path], "is not a run folder"),
+        ([run, tmp_path / "caf\udce9"], "has a name that is not UTF-8: rename it"),
     ):
         result = call(compare_runs, *words, "--out", tmp_path / "out")
         assert result.exit_code in (1, 2)

@@ -111,7 +111,10 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
         (("objective.name=beit", CODES, "objective.codes=pixels", REGISTERS), {"has_cls": False}),
         (("objective.name=beit2", CODES, "objective.preset=published"), {}),
         (("objective.name=cae", "objective.regressor_depth=1", DECODER, CODES), {}),
-        (("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher"), {}),
+        (
+            ("objective.name=cae", "objective.regressor_depth=1", "objective.align=teacher", DECODER, CODES),
+            {},
+        ),
     ],
 )
 def test_every_step_is_one_graph(settings, cache):

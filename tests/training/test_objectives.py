@@ -1,5 +1,7 @@
 """Whole runs of objectives other than MaskAlign, which the other tests train."""
 
+import json
+
 import pytest
 import torch
 from record_steps import CACHE
@@ -20,6 +22,10 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import RunConfig
 
 FD = (*(setting for setting in TINY if not setting.startswith("mask.")), "objective.name=fd")
+CAE = (
+    *("objective.name=cae", "objective.codebook_size=24", "objective.regressor_depth=1"),
+    *("objective.decoder_depth=1", DROP_PATH, "optim.base_lr=0.01"),
+)
 
 
 @pytest.mark.parametrize("target", ["post_norm", "whiten"])
@@ -35,15 +41,26 @@ def test_feature_distillation_trains(small_cache_path, tmp_path, target):
     assert f"objective.target was {target!r} and is now {other!r}" in result.output
 
 
-@pytest.mark.parametrize("keys", [("codebook_size=24", "decoder_depth=1"), ("align=teacher",)], ids=str)
-def test_a_context_autoencoder_trains_and_resumes_bit_for_bit(small_cache_path, tmp_path, keys):
-    own = ("objective.name=cae", "objective.regressor_depth=1", *(f"objective.{key}" for key in keys))
-    run = trained(small_cache_path, tmp_path / "run", *own, DROP_PATH, "optim.base_lr=0.01")
+@pytest.mark.parametrize("key", ["align=own", "align=teacher", "codes=pixels"])
+def test_a_context_autoencoder_trains_and_resumes_bit_for_bit(small_cache_path, tmp_path, key):
+    run = trained(small_cache_path, tmp_path / "run", *CAE, f"objective.{key}")
     assert losses(run)[-1]["loss"] < losses(run)[0]["loss"]
-    assert list(metrics(run)[0]["loss_terms"]) == ([] if len(keys) == 1 else ["codes", "latents"])
+    assert list(metrics(run)[0]["loss_terms"]) == ["codes", "latents"]
     killed = killed_after(run, 3, tmp_path / "killed")
     assert train(small_cache_path, killed, resume=True).exit_code == 0
     assert_same_runs(run, killed, 6)
+
+
+def test_a_run_to_the_teacher_without_codes_is_not_continued(small_cache_path, tmp_path):
+    """As runs were that began before this alignment had codes: their run.json has no objective.codes."""
+    run = trained(small_cache_path, tmp_path / "run", *CAE, "objective.align=teacher")
+    file = run / "run.json"
+    described = json.loads(file.read_text())
+    del described["config"]["objective"]["codes"]
+    file.write_text(json.dumps(described))
+    result = train(small_cache_path, run, resume=True)
+    assert result.exit_code == 2
+    assert "objective.align 'teacher' had no codes when the run began, and now has them: use" in result.output
 
 
 def test_a_target_that_the_cache_cannot_give_offers_whiten(small_cache_path, tmp_path):

@@ -13,11 +13,12 @@ from torchvision.transforms import v2
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError, SourceError
-from pipeline.evaluation.attention.measures import principal_colours
+from pipeline.evaluation.attention.measures import TOP, principal_colours
 from pipeline.evaluation.attention.observations import (
     Observations,
     agreement_of,
     artefacts_by_block,
+    by_head,
     describe,
     inside_masks,
     observe,
@@ -35,20 +36,21 @@ from pipeline.evaluation.subject import (
     untrained_subject,
 )
 from pipeline.evaluation.task import Task
-from pipeline.report.attention_plots import gallery, heat_panel
+from pipeline.report.attention_plots import gallery, head_plot, heat_panel
 from pipeline.report.scores import Outcome, Plot
 from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
-from pipeline.views.masking import rank_by_arrival
+from pipeline.views.masking import Strategy, count_of_share, draw_around_blocks, rank_by_arrival
 
 
 class Attention(Section):
-    """Maps of the last block for `images` images; `shown` of them become plots.
+    """Maps of the last block for `images` images, `shown` of them in plots; heads of all blocks in numbers.
 
     `teacher` is compared with; the default is that of the run, unless it was loaded from a folder.
-    `row` and `column` choose the patch, in shares of the image; a plot shows its attention. `hidden` is the
-    share of patches that the attentive mask hides in the plots. `foreground` are the mask values that
-    count as foreground, all but 0 and 255 by default.
+    `row` and `column` choose the patch, in shares of the image; a plot shows its attention. Plots also show
+    the patches that the run's own mask leaves, or an attentive one that hides a share `hidden`, which is 0.7
+    where there is no run. `foreground` are the mask values that count as foreground, all but 0 and 255 by
+    default.
     """
 
     name: ClassVar[str] = "attention"
@@ -64,7 +66,7 @@ class Attention(Section):
     shown: int = Field(6, ge=1, le=24)
     row: float = Field(0.5, ge=0, lt=1)
     column: float = Field(0.5, ge=0, lt=1)
-    hidden: float = Field(0.7, ge=0, lt=1)
+    hidden: float | None = Field(None, ge=0, lt=1)
     foreground: tuple[int, ...] = ()
     seed: int = 0
 
@@ -89,44 +91,55 @@ class Attention(Section):
         names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
         facts = describe_data(data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())
-        plot = self._plot(task, networks, found, batches, facts.digest)
         who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")
+        teacher = None if teacher is own else teacher
         inside = {name: inside_masks(one, foreground) for name, one in found.items()} if foreground else {}
-        metrics = {}
-        if teacher and teacher is not own:
+        metrics, chance = {}, 0.0
+        if teacher:
             metrics["overlap of top 30% with the teacher"] = agreement_of(own, teacher)["overlap"]
+            chance = TOP
+        elif foreground:  # what equal attention has inside
+            chance = float(torch.stack([*foreground.values()]).mean())
         metrics |= inside.get(who, {})
+        last = list(artefacts_by_block(own).values())[-1]
         return [
             Outcome(
                 representation="last block", bank=facts, test=facts,
-                metrics=metrics or {"tokens without artefacts": 1 - artefacts_by_block(own)["last block"]},
-                per_class={}, class_images={}, chance=0.3 if teacher else 0.0,
+                metrics=metrics or {"tokens without artefacts": 1 - last},
+                per_class={}, class_images={}, chance=chance,
                 selection="none: nothing is chosen", seeds=(self.seed,),
-                details=describe(found, own, teacher, inside), plots=(plot,),
+                details=describe(found, own, teacher, inside),
+                plots=self._plots(task, networks, found, batches, facts.digest),
                 notes=(f"masks that do not fit were left out: {faults.reasons()}",) if faults.counts else (),
             )
         ]  # fmt: skip
 
     def _networks(self, task: Task) -> dict[str, Subject]:
-        """Return the network, and of a run its untrained student and its teacher."""
+        """Return the network, of a run its untrained student, and what is compared with, by name.
+
+        The latter is "teacher", also where the network is one itself.
+        """
         own, run = task.subject, task.run if task.subject.facts.kind == "run" else None
         sizes = (own.image_size, own.patch_size, own.device)
-        found: dict[str, Subject] = {"student" if run else own.facts.kind: own}
+        spec = self.teacher or (recorded_teacher(run) if run else None)
+        name = "network" if spec and own.facts.kind == "teacher" else own.facts.kind
+        found: dict[str, Subject] = {"student" if run else name: own}
         if run:
             config, trained = read_run_config(run)
             found["untrained"] = untrained_subject(config, *trained, own.device).resized(own.image_size)
-        if spec := self.teacher or (recorded_teacher(run) if run else None):
+        if spec:
             found["teacher"] = teacher_subject(spec, *sizes)
         return found
 
-    def _plot(
+    def _plots(
         self,
         task: Task,
         networks: Mapping[str, Subject],
         found: Mapping[str, Observations],
         batches: list[ViewBatch],
         digest: str,
-    ) -> Plot:
+    ) -> tuple[Plot, Plot]:
+        """Write the gallery and the numbers of heads."""
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
         keys = [key for batch in batches for key in batch.keys]
         teacher = found.get("teacher", next(iter(found.values())))
@@ -134,32 +147,54 @@ class Attention(Section):
             who: principal_colours(torch.cat(one.last)[: self.shown]).mul(255).round().byte().numpy()
             for who, one in found.items()
         }
+        strategy, count = self._mask(task)
         rows = []
         for i, image in enumerate(pixels):
-            hidden = self._masked(image, torch.cat(teacher.cls)[i].numpy(), keys[i], task.subject)
-            panels = {"image": image, "visible: to a student": hidden}
+            rng = generator(self.seed, "shown mask", keys[i])
+            importance = torch.cat(teacher.cls)[i].numpy()
+            if strategy == "block":
+                visible = draw_around_blocks(task.subject.grid[0], count, rng)
+            else:
+                ranking = rank_by_arrival(strategy, importance, rng.standard_exponential(importance.size))
+                visible = ranking[:count]
+            panels = {"image": image, f"visible: {strategy} mask": _masked(image, visible, task.subject)}
             for who, one in found.items():
                 for kind, maps in (("CLS", one.cls), ("patch", one.patch)):
                     weights = torch.cat(maps)[i].reshape(networks[who].grid)
                     panels[f"{who}: {kind}"] = heat_panel(image, weights.numpy())
                 panels[f"{who}: PCA"] = colours[who][i]
             rows.append(panels)
-        file = task.file(self.name, self, digest).name + ".png"
-        replace_file(task.folder / file, gallery(rows))
-        return Plot(file=file, caption="Last block: attention of CLS and of a patch, PCA of the patch tokens")
-
-    def _masked(
-        self, image: NDArray[np.uint8], importance: NDArray[np.float32], key: str, subject: Subject
-    ) -> NDArray[np.uint8]:
-        """Return the image with the patches hidden that an attentive mask hides, in grey."""
-        arrivals = generator(self.seed, "shown mask", key).standard_exponential(importance.size)
-        ranking = rank_by_arrival("attention", importance, arrivals)
-        seen = np.zeros(importance.size, bool)
-        seen[ranking[: max(1, int(importance.size * (1 - self.hidden)))]] = True
-        size = subject.patch_size
-        return np.where(
-            seen.reshape(subject.grid).repeat(size, 0).repeat(size, 1)[..., None], image, np.uint8(120)
+        file = task.file(self.name, self, digest).name
+        replace_file(task.folder / f"{file}.png", gallery(rows))
+        heads = {
+            "distance, pixels": {who: by_head(one.distance) for who, one in found.items()},
+            "entropy of CLS, nats": {who: by_head(one.entropy) for who, one in found.items()},
+        }
+        replace_file(task.folder / f"{file}-heads.png", head_plot(heads))
+        caption = "Last block: attention of CLS and of a patch, PCA of the patch tokens"
+        return (
+            Plot(file=f"{file}.png", caption=caption),
+            Plot(file=f"{file}-heads.png", caption="All blocks: a dot for each head, a line for the mean"),
         )
+
+    def _mask(self, task: Task) -> tuple[Strategy, int]:
+        """Return the strategy of the mask to show, and how many patches it leaves: a run's own by default."""
+        rows, columns = task.subject.grid
+        strategy: Strategy = "attention"
+        share = 1 - (0.7 if self.hidden is None else self.hidden)
+        if task.run and task.subject.facts.kind == "run" and self.hidden is None:
+            config, (size, patch) = read_run_config(task.run)
+            patches = (size // patch) ** 2
+            share, strategy = config.mask.visible_count(patches) / patches, config.mask.strategy
+        return strategy, max(1, count_of_share(rows * columns, share))
+
+
+def _masked(image: NDArray[np.uint8], visible: NDArray[np.int64], subject: Subject) -> NDArray[np.uint8]:
+    """Return the image (H, W, 3) with all patches but the visible ones (K,) in grey."""
+    seen = np.zeros(subject.grid, bool)
+    seen.flat[visible] = True
+    size = subject.patch_size
+    return np.where(seen.repeat(size, 0).repeat(size, 1)[..., None], image, np.uint8(120))
 
 
 def _first(data: Data, size: int, batch_size: int, count: int, left_out: LeftOut) -> Iterator[ViewBatch]:

@@ -1,12 +1,14 @@
 """Numbers on attention maps and tokens: distance, entropy, agreement, mass inside masks, artefacts, CKA."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 _EPSILON = 1e-12
 _ARTEFACT = 3.0  # times the median norm
 _MASS = 0.6  # of the attention that the mask of a map holds (DINO)
-_TOP = 0.3  # share of the patches that are compared
+TOP = 0.3  # share of the patches that are compared
 
 
 def patch_map(attention: Tensor, prefix: int, query: int | None) -> Tensor:
@@ -52,7 +54,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def top_overlap(a: Tensor, b: Tensor) -> Tensor:
     """Return the share of the top 30% of patches that maps (B, N) have in common: (B,)."""
-    count = max(1, round(_TOP * a.shape[-1]))
+    count = max(1, round(TOP * a.shape[-1]))
     chosen = [torch.zeros_like(one).scatter_(-1, one.topk(count, dim=-1).indices, 1.0) for one in (a, b)]
     return (chosen[0] * chosen[1]).sum(-1) / count
 
@@ -80,12 +82,15 @@ def artefact_share(patches: Tensor) -> Tensor:
     return share
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Return the linear CKA of features (n, C) and (n, D) (Kornblith et al. 2019, arXiv 1905.00414)."""
-    a, b = (values.double() - values.double().mean(0) for values in (a, b))
-    shared = (a.T @ b).square().sum()
-    own = (a.T @ a).norm() * (b.T @ b).norm()
-    return float(shared / own.clamp_min(_EPSILON))
+def linear_cka(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return the linear CKA (L, M) of L blocks' features (n, C) with M blocks' (n, D).
+
+    After Kornblith et al. 2019, arXiv 1905.00414.
+    """
+    a, b = ([values - values.mean(0) for values in blocks] for blocks in (a, b))
+    own = [torch.stack([(values.T @ values).norm() for values in blocks]) for blocks in (a, b)]
+    shared = torch.stack([(one.T @ other).square().sum() for one in a for other in b])
+    return shared.reshape(len(a), len(b)) / torch.outer(*own).clamp_min(_EPSILON)
 
 
 def principal_colours(tokens: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Finetune(TrySettings):
     name: ClassVar[str] = "finetune"
     protocol: ClassVar[str] = "fine-tuning, version 1"
     several_ranks: ClassVar[bool] = True
+    crops_fit: ClassVar[bool] = True  # crops have the size that the network computes
     unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
     few: float | None = Field(None, gt=0)
@@ -60,23 +61,21 @@ class Finetune(TrySettings):
     def _outcome(
         self, task: Task, found: list[Tried], bank: ImageSet, tested: ImageSet, left_out: LeftOut
     ) -> Outcome:
-        first, size = found[0], task.subject.image_size
+        first, size = found[0], task.subject.vit.patch_embed.img_size[0]
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
-        accuracies = [one.predictions.accuracy for one in found]
-        spread = {"std": float(torch.tensor(accuracies).std())} if len(found) > 1 else {}
         test_names = first.predictions.names
         return classification_outcome(
             first.pool,
-            torch.cat([one.predictions.ranked for one in found]),
-            torch.cat([one.predictions.truth for one in found]),
+            torch.stack([one.predictions.ranked for one in found]),
+            first.predictions.truth,
             describe_data(bank, size, first.names, left_out),
             describe_data(tested, size, test_names, first.predictions.left_out),
             selection=first.selection,
             known=first.known,
             notes=first.notes,
             seeds=tuple(range(self.seed, self.seed + self.tries)),
-            details=first.details | {"tries": accuracies} | spread,
+            details=first.details | {"tries": [one.predictions.accuracy for one in found]},
         )
 
 

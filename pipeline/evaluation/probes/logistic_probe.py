@@ -1,5 +1,6 @@
 """Logistic regression as a probe: C chosen inside the training set, a last fit on all, few labels."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from pipeline.evaluation.draws import draw_few, stratified_folds
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.logistic import fit_logistic, rate_c
-from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, rank_classes
+from pipeline.evaluation.metrics import classification_outcome, mean_interval, rank_classes
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 
@@ -33,10 +34,8 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         if options.few:
             rows = draw_few(bank.labels, options.few, seed, bank.images)
             known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
-        rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
-        # The highest accuracy, of several the lowest log loss.
-        best = max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})
-        c = best["c"]
+        rated, how = rate(options, seed, known, wanted, images, asked, test.labels, classes)
+        c = best_c(rated)
         model = fit_logistic(known, wanted, len(classes), c)
         rankings = [rank_classes(model.scores(part)) for part in torch.split(asked, 4096)]
         ranked.append(classes[torch.cat(rankings)])
@@ -46,26 +45,32 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         details["tries"].append({"seed": seed, "C": c, "top-1": share, "loss": model.loss})
         details["C"] += [{"seed": seed, **one} for one in rated]
         task.log(f"{name}: C {c:.3g}, top-1 {share:.1%}")
-    tries, shares = len(ranked), torch.tensor([one["top-1"] for one in details["tries"]])
-    if tries > 1:
-        details["standard deviation of top-1"] = [float(shares.std())]
     outcome = classification_outcome(
-        name, torch.cat(ranked), test.labels.repeat(tries), bank.facts, test.facts, selection=how,
-        known=classes, seeds=tuple(range(options.seed, options.seed + tries)), details=details,
+        name, torch.stack(ranked), test.labels, bank.facts, test.facts, selection=how, known=classes,
+        seeds=tuple(range(options.seed, options.seed + len(ranked))), details=details,
     )  # fmt: skip
     if nearest:  # the score of the nearest class mean needs no choice of C
-        right = torch.cat(nearest) == test.labels.repeat(tries)
-        metrics = outcome.metrics | {_NEAREST: float(right.double().mean())}
-        intervals = outcome.intervals | {_NEAREST: bootstrap_interval(right.float())}
+        right = (torch.stack(nearest) == test.labels).double().mean(0)
+        metrics = outcome.metrics | {_NEAREST: float(right.mean())}
+        intervals = outcome.intervals | {_NEAREST: mean_interval(right)}
         outcome = outcome.model_copy(update={"metrics": metrics, "intervals": intervals})
     return outcome
 
 
-def _rate(
+def best_c(rated: Sequence[Mapping[str, float]]) -> float:
+    """Return the C of the highest accuracy, of several that of the lowest log loss."""
+    return max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})["c"]
+
+
+def rate(
     options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
     classes: Tensor,
 ) -> tuple[list[dict[str, float]], str]:  # fmt: skip
-    """Return the ratings of each C, none where C is fixed, and what chose it."""
+    """Return the ratings of each C, none where C is fixed, and what chose it.
+
+    Features (n, C) to learn from have targets (n,) from 0 to K - 1, the places of their labels in `classes`
+    (K,), and `images` (n,) number the image of each. `asked` (m, C) and `truth` (m,) are the test set.
+    """
     device = known.device
     if options.select == "test":
         where = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)

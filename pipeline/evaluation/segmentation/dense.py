@@ -112,7 +112,7 @@ class DenseDataset(Dataset[tuple[Any, ...]]):
             return index, None, getattr(error, "kind", "damaged"), str(error)
         with drawn_by_key(self.seed, epoch, index):
             result = self.transform(sample)
-        if isinstance(result, dict):  # plain tensors cross from a worker process in shared memory
+        if isinstance(result, dict):  # plain tensors cross from a worker process
             result = {
                 name: value.as_subclass(Tensor) if isinstance(value, Tensor) else value
                 for name, value in result.items()
