@@ -122,6 +122,6 @@ class Robustness(Section):
         """Return the best classes of each image (m, 5), -1 where fewer have votes."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
         parts = (part.to(task.subject.device) for part in bank.chunks(name, rows))
-        found = nearest(parts, len(rows), queries.whole(name).to(task.subject.device), self.k)
+        found = nearest(parts, len(rows), queries.whole(name), self.k)
         option = (self.k, self.temperature)
         return rank_by_votes(found, bank.labels[rows], [option])[option]
