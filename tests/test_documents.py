@@ -9,6 +9,7 @@ import typer
 from test_architecture import ALLOWED, DOORS, FORBIDDEN
 from torch.distributed.run import get_args_parser
 
+from stages.bench import bench
 from stages.compare_runs import compare_runs
 from stages.evaluate_student import app as evaluate_student
 from stages.extract_teacher import extract_teacher
@@ -38,20 +39,24 @@ COMMANDS = {
     "inspect-cache": inspect_cache,
     "run-study": single_command(run_study),
     "compare-runs": single_command(compare_runs),
+    "stages.bench": single_command(bench),
 }
+PROGRAMS = {*COMMANDS, "torchrun", "python", "sbatch", "make", "pip", "docker"}
 
 
 def command_lines():
-    """(page, words) of every line of a code block that starts a command, alone or by torchrun."""
+    """(page, line) of every line of a code block that starts a program."""
     for page, text in PAGES.items():
-        for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
-            for words in map(shlex.split, re.findall(r"^(?:torchrun|[a-z]+-[a-z]+) .*", block, re.MULTILINE)):
-                if words[0] in {"torchrun", *COMMANDS}:
-                    yield page, words
+        for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL):
+            for line in re.findall(r"^[a-z]\S* .*", block, re.MULTILINE):
+                if line.partition(" ")[0] in PROGRAMS:
+                    yield page, line
 
 
 def without_torchrun(words):
-    """Return the command that torchrun starts."""
+    """Return the command that torchrun or `python -m` starts."""
+    if words[:2] == ["python", "-m"]:
+        return words[2:]
     if words[0] != "torchrun":
         return words
     parsed = get_args_parser().parse_args(words[1:])
@@ -72,7 +77,8 @@ def refusal(words):
 
 
 def test_commands_of_the_documents_are_accepted():
-    lines = [(page, without_torchrun(words)) for page, words in command_lines()]
+    lines = [(page, without_torchrun(shlex.split(line))) for page, line in command_lines()]
+    lines = [(page, words) for page, words in lines if words[0] in COMMANDS]
     assert {words[0] for _, words in lines} == set(COMMANDS)
     assert [(page, words, refusal(words)) for page, words in lines if refusal(words)] == []
 

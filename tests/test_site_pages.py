@@ -34,6 +34,11 @@ def test_links_lead_to_pages_of_the_site():
     assert [link for link in links if link[1] not in {*PAGES, *DOCS}] == []
 
 
+def test_the_navigation_has_each_page_once():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)) == sorted(PAGES)
+
+
 def test_files_that_are_not_pages_become_names_or_links():
     text = "See [the recipe](../stages/recipes/vit_b16.toml), [this](library.md#x) and [web](https://a.b/c)."
     plain = "See the recipe, [this](library.md#x) and [web](https://a.b/c)."

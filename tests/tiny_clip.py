@@ -27,9 +27,13 @@ def peaky(module):
     return module
 
 
-def write_clip(folder: Path, **changes):
-    """Write a CLIP with drawn weights; changes are made to its vision configuration."""
-    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VISION | changes, "text_cfg": TEXT}
+def write_clip(folder: Path, vocabulary: int = 16, **changes):
+    """Write a CLIP with drawn weights, which reads texts if it has 49,408 words.
+
+    Changes are made to its vision configuration.
+    """
+    text = TEXT | {"vocab_size": vocabulary}
+    config = {"embed_dim": 16, "quick_gelu": True, "vision_cfg": VISION | changes, "text_cfg": text}
     model = peaky(CLIP(**config))
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")

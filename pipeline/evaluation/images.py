@@ -144,9 +144,9 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
     files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
-    for file in files:
-        if fault := name_fault(str(file.relative_to(folder))):
-            raise ConfigError(f"image {str(file)!r} has a name that {fault}: rename it")
+    for kind, path in (("folder", folder), *(("image", file) for file in files)):
+        if fault := name_fault(str(path)):
+            raise ConfigError(f"{kind} {str(path)!r} has a name that {fault}: rename it")
     if not files:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
     # ADE20K's layout has the masks in annotations/NAME beside images/NAME.
@@ -186,7 +186,9 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        numbers = {one["id"]: i for i, one in enumerate(sorted(content["categories"], key=itemgetter("id")))}
+        categories = sorted(content["categories"], key=itemgetter("id"))
+        numbers = {one["id"]: number for number, one in enumerate(categories)}
+        class_names = tuple(one["name"] for one in categories)
         names = {one["id"]: one["file_name"] for one in content["images"]}
         found: dict[str, dict[str, Any]] = {
             name: {"boxes": [], "labels": [], "polygons": [], "area": [], "iscrowd": []}
@@ -205,4 +207,4 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"
         ) from None
-    return found, tuple(one["name"] for one in sorted(content["categories"], key=itemgetter("id")))
+    return found, class_names

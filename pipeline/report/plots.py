@@ -27,6 +27,7 @@ INK, MUTED, LINE, ACCENT, WARM = _CSS
 _HUE = "#0b0b{:02x}"  # the colour of one of several lines, by its index
 _MAX_POINTS = 400  # of a line; longer ones are averaged
 _MAX_LEGEND = 6
+_MAX_LABEL = 16  # letters: with longer names, a legend of three columns leaves no room for the axes
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -148,14 +149,17 @@ def _finish(axes: Axes, warmup: int = 0) -> None:
     """Tint the warm-up, and make a legend if there is something to name."""
     if warmup > 0:
         axes.axvspan(0, warmup, color=WARM, alpha=0.16, linewidth=0, label="warm-up")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), handlelength=1.2, columnspacing=1.4)
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = 3 if max(map(len, labels)) <= _MAX_LABEL else 1
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
+        axes.legend(ncols=columns, handlelength=1.2, columnspacing=1.4, **place)
 
 
 def _family(axes: Axes, lines: Mapping[str, tuple[Values, Values]], width: float, alpha: float = 1) -> None:
     """Draw lines of steps and values each in its own hue; a long legend names the first and the last."""
     for index, (name, (steps, values)) in enumerate(lines.items()):
-        named = len(lines) <= _MAX_LEGEND or index in (0, len(lines) - 1)
+        short = len(lines) <= _MAX_LEGEND and max(map(len, lines)) <= _MAX_LABEL
+        named = short or index in (0, len(lines) - 1)
         _line(axes, steps, values, _HUE.format(index), width, name if named else "_", alpha)
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, get_args
 from pipeline.cache.layout import UNITS_FILE
 from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
+from pipeline.storage.address import check_path
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER
 from pipeline.training.sections import LogConfig
@@ -44,6 +45,7 @@ def continues(run: Path, resume: Resume) -> bool:
             f"--run {str(run)!r} is on an object store: give a folder on a disk, and copy it there when the "
             "run is done"
         )
+    check_path("--run", run)
     exists = (run / RUN_FILE).exists()
     if exists and resume == "never":
         raise ConfigError(

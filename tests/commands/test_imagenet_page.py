@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -11,23 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from small_lines import SMALL, run_line
 from tars import image
-from test_documents import COMMANDS, ROOT, without_torchrun
-from test_recipes import SMALL_RUN, SMALL_VIEW, STAND_INS, value
-from typer.testing import CliRunner
+from test_documents import ROOT
 
 PAGE = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-SMALL = {
-    "pack-images": ("--workers", "0", "--images-per-tar", "20"),
-    "extract-teacher": SMALL_VIEW,
-    "train-student": [word for change in SMALL_RUN for word in ("--set", change)],
-    "evaluate-student": ("--workers", "0", "--device", "cpu"),
-    "run-study": ("--set", "train.global_batch=8", "--set", "data.lanes=1"),
-    "inspect-cache": (),
-}
-QUICK = {"finetune": ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "batch=16"), "verify": ()}
-JOBS = {"stages/slurm/extract.sbatch": "extract-teacher", "stages/slurm/train.sbatch": "train-student"}
 SRUN = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
 
 
@@ -62,36 +50,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def in_small(line, teachers):
-    """The words of a line with small sizes; `teachers` gets the stand-in of each cache's teacher."""
-    words = without_torchrun(shlex.split(line))
-    command = JOBS.get(words[1], words[0])
-    if command == "extract-teacher":
-        teacher, cache = value(words, "--teacher"), value(words, "--cache")
-        if cache not in teachers:
-            teachers[cache] = STAND_INS[teacher](Path(f"teacher-of-{cache}").absolute())
-        words[words.index(teacher)] = teachers[cache]
-    elif words[-1] == "--teacher":
-        words += ["--teacher-spec", teachers[words[2]]]
-    return command, [*words, *SMALL[command], *QUICK.get(words[1], ())]
-
-
-def run_line(line, job, teachers):
-    """Run a line of the page in small."""
-    command, words = in_small(line, teachers)
-    if words[0] == "sbatch":
-        result = subprocess.run(["bash", *words[1:]], env=job, capture_output=True, text=True)
-        assert result.returncode == 0, f"{line}\n{result.stderr}"
-    else:
-        result = CliRunner().invoke(COMMANDS[command], words[1:], catch_exceptions=False)
-        assert result.exit_code == 0, f"{line}\n{result.output}"
-
-
 @pytest.mark.faults  # too slow for every run
 def test_the_lines_of_the_page_run_in_order(here, job):
-    teachers = {}
     for line in LINES:
-        run_line(line, job, teachers)
+        run_line(line, here / "models", job)
     for run in ("b16", "l16", "nette"):
         assert (here / "runs" / run / "student").is_dir()
     assert {score["evaluation"] for score in json.loads((here / "runs/nette/scores.json").read_text())} == {

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import open_clip
@@ -11,29 +9,17 @@ import pytest
 import timm
 from caches import TEACHER
 from calls import call
+from small_lines import HERE, SMALL_RUN, SMALL_VIEW, STAND_INS, value, values
 from test_documents import refusal, without_torchrun
-from tiny_clip import peaky, write_clip
 
 import stages
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
-from pipeline.student.export import write_timm_folder
 from pipeline.training.config import RunConfig
 from stages.extract_teacher import extract_teacher
 from stages.train_student import train_student
 
 RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
-SHAPE = {"embed_dim": 32, "depth": 6, "num_heads": 4, "num_classes": 0}
-HERE = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
-SMALL_VIEW = ("--image-size", "32", "--patch-size", "8", *HERE)
-SMALL_RUN = (
-    "student.options={depth=2, embed_dim=32, num_heads=2}",
-    "data.workers=0",
-    "optim.steps=2",
-    "optim.warmup_steps=1",
-    "train.global_batch=8",
-    "data.lanes=1",
-)
 
 
 def comment(recipe, word):
@@ -44,14 +30,6 @@ def comment(recipe, word):
 def commands(recipe):
     """The words of the commands that make a recipe's cache and its run."""
     return [without_torchrun(shlex.split(comment(recipe, word))) for word in ("cache", "command")]
-
-
-def value(words, option):
-    return words[words.index(option) + 1]
-
-
-def values(words, option):
-    return [following for word, following in pairwise(words) if word == option]
 
 
 SETTINGS = [path for path in RECIPES if path.parent.name == "recipes" and comment(path, "cache")]
@@ -104,33 +82,6 @@ def test_teachers_of_the_recipes_exist():
             assert model in open_clip.list_models()
         else:
             assert name in [*timm.list_pretrained(), TEACHER.partition(":")[2]]
-
-
-def tiny_timm(architecture, folder, size, patch):
-    """Write a tiny model of an architecture of timm; return its address."""
-    options = SHAPE | {"img_size": size, "patch_size": patch}
-    write_timm_folder(peaky(timm.create_model(architecture, **options)), architecture, options, folder)
-    return f"timm:local-dir:{folder}"
-
-
-def tiny_open_clip(folder, **changes):
-    """Write a tiny CLIP; return its address."""
-    write_clip(folder, layers=6, **changes)
-    return f"open_clip:local-dir:{folder}"
-
-
-STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and 14
-    "open_clip:ViT-B-16-quickgelu/openai": tiny_open_clip,
-    "open_clip:ViT-L-14-quickgelu/openai": partial(tiny_open_clip, patch_size=7, image_size=28),
-    "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
-    "timm:vit_base_patch14_reg4_dinov2.lvd142m": partial(
-        tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7
-    ),
-    "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k": partial(
-        tiny_timm, "vit_tiny_patch16_224", size=32, patch=8
-    ),
-    TEACHER: lambda _folder: TEACHER,
-}
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,13 @@ def test_the_loss_has_a_log_axis_unless_it_reaches_zero():
     assert decades(-0.5) == []
 
 
+@pytest.mark.parametrize("count", [6, 10])
+def test_a_chart_has_room_beside_long_names_of_terms(count):
+    terms = {f"vit_base_patch14_reg4_dinov2.lvd142m level {level}": 1.0 for level in range(count)}
+    chart = loss_chart([line(10, loss_terms=terms), line(20, loss_terms=terms)], 5)  # matplotlib warns if not
+    assert re.findall(r">\S+ level (\d)</text>", chart) == ["0", str(count - 1)]
+
+
 def test_the_warm_up_is_tinted_where_the_rate_is_shown(cache, tmp_path, text):
     assert text.count(">warm-up<") == 2
     without = run_folder(tmp_path / "run", cache, [line(10)], {"optim": {"warmup_steps": 0}})
@@ -200,6 +207,14 @@ def test_configuration_marks_what_differs_and_hides_what_is_overridden(cache, tm
     assert "optim.epochs" not in words
     assert "optim.warmup_epochs" not in words
     assert "optim.base_lr" in words
+
+
+def test_configuration_has_the_defaults_of_the_objective(cache, tmp_path):
+    config = {"objective": {"name": "fd", "beta": 2.0}}
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config))
+    assert marked_rows(text) == [
+        ("objective.name", "fd", "default maskalign"), ("objective.beta", "2.0", "default 1.0"),
+    ]  # fmt: skip
 
 
 def test_memory_per_image_is_shown_where_it_was_measured(cache, tmp_path, text):
