@@ -59,8 +59,8 @@ def fit_vqkd(
 ) -> dict[str, float | int]:
     """Train a tokenizer of features (V, N, D) of views; return what its metadata state about it.
 
-    A decoder predicts `predicted` (V, N, D'), the same features in some form. One loop on one device, keyed by
-    the seed: each step draws 64 views.
+    A decoder predicts `predicted` (V, N, D'), the same features in some form. One loop on one device, keyed
+    by the seed: each step draws 64 views.
     """
     torch.manual_seed(derived_seed(seed, "vqkd"))
     sizes = tokenizer.codes.shape[1], tokenizer.width, values.shape[1], request.blocks
