@@ -100,6 +100,10 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
             f"--set {assignment!r} is not of the form section.key=value, such as --set mask.ratio=0.6"
         )
     try:
+        assignment.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"--set {assignment!r} is not UTF-8: give a value that is") from None
+    try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.storage.address import check_path
 from stages.console import cli_errors, counted, run_command
 
 
@@ -23,6 +24,8 @@ def compare_runs(
     with cli_errors(lambda: "run the same command again"):
         if len(runs) < 2:
             raise ConfigError("compare-runs needs at least two runs: give the folder of each")
+        for option, path in (("--out", out), *(("run", run) for run in runs)):
+            check_path(option, path)
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {str(out)!r} is a file: give a folder")
         if twice := [str(run) for run in runs if [each.resolve() for each in runs].count(run.resolve()) > 1]:

@@ -56,7 +56,10 @@ ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Side of a view; default: that of the run or the cache, else 224.")
 ]
 PatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Side of a patch; default: that of the run or the cache, else 16.")
+    int | None,
+    typer.Option(
+        min=1, help="Side of a patch; default: that of the run or the cache, else the network's own."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")]

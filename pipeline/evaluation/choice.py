@@ -12,6 +12,7 @@ from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
 from pipeline.report.scores import PLOTS, read_scores
+from pipeline.storage.address import check_path
 from pipeline.training.run_folder import read_run
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.task import Evaluation, Task
 
 _NOTHING = ImageSet("", "folder", ())
-_PATCH_SIZE = 16  # pixels, where nothing gives another
+_PATCH_SIZE = 16  # pixels, of an untrained student for which nothing gives another
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Choice:
 
     def _check_places(self) -> None:
         """Raise ConfigError for places that cannot be written, CheckpointError for unreadable scores."""
+        for option in ("run", "report", "out", "features"):
+            if path := getattr(self, option):
+                check_path(f"--{option}", path)
         if self.noted and self.noted.is_dir():
             read_scores(self.noted)
         if self.out and self.out.suffix != ".json":
@@ -109,13 +113,13 @@ class Choice:
         return Cache(self.cache) if self.cache else None
 
     @cached_property
-    def sizes(self) -> tuple[int, int]:
-        """Image and patch size: as asked, of the run, of the cache, or the default."""
+    def sizes(self) -> tuple[int, int | None]:
+        """Image size, and patch size unless it is the network's own: as asked, of the run or of the cache."""
         view: dict[str, Any] | None = read_run(self.run)["view"] if self.run else None
         stored = self.opened.schema.view if self.opened else None
         cached = (stored.image_size, stored.patch_size) if stored else None
         sizes = (view["image_size"], view["patch_size"]) if view else cached
-        image_size, patch_size = sizes or (224, self.patch_size or _PATCH_SIZE)
+        image_size, patch_size = sizes or (224, self.patch_size)
         if self.patch_size not in (None, patch_size):
             raise ConfigError(
                 f"--patch-size is {self.patch_size}, but the {'run' if view else 'cache'} has patches of "
@@ -186,7 +190,9 @@ class Choice:
         if self.run:
             config, own = subject.read_run_config(self.run)
             return subject.untrained_subject(config, *own, device).resized(self.sizes[0])
-        return subject.untrained_subject(load_config(RunConfig, self.config), *self.sizes, device)
+        image_size, patch_size = self.sizes
+        config = load_config(RunConfig, self.config)
+        return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:

@@ -81,7 +81,10 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of keys, labels and sizes."""
+        """SHA-256 of keys, labels and sizes.
+
+        Not of the bytes: reading them all takes as long as the pass over them that a store of features saves.
+        """
         lines = (f"{one.source} {one.key} {one.label} {one.image.size}\n" for one in self.images)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -144,9 +147,9 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
     files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
-    for file in files:
-        if fault := name_fault(str(file.relative_to(folder))):
-            raise ConfigError(f"image {str(file)!r} has a name that {fault}: rename it")
+    for kind, path in (("folder", folder), *(("image", file) for file in files)):
+        if fault := name_fault(str(path)):
+            raise ConfigError(f"{kind} {str(path)!r} has a name that {fault}: rename it")
     if not files:
         raise ConfigError(f"folder {str(folder)!r} holds no images: give tars, or a folder of images")
     # ADE20K's layout has the masks in annotations/NAME beside images/NAME.

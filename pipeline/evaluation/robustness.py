@@ -1,24 +1,35 @@
-"""Accuracy on corrupted images relative to clean ones, by k-NN among clean images to learn from."""
+"""Accuracy on corrupted images relative to clean ones, by a classifier of clean images to learn from."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from pipeline.evaluation.crops import LeftOut, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.features import Features, available, extract_features
+from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.knn import nearest, rank_by_votes
-from pipeline.evaluation.metrics import bootstrap_interval, classification_outcome, mean_interval
+from pipeline.evaluation.logistic import fit_logistic
+from pipeline.evaluation.metrics import (
+    bootstrap_interval,
+    classification_outcome,
+    mean_interval,
+    rank_classes,
+)
+from pipeline.evaluation.probes.logistic_probe import best_c, rate
+from pipeline.evaluation.probes.probe import Probe
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
+
+# Features of m images to their best classes (m, up to 5), best first, -1 where fewer have votes.
+Rank = Callable[[Features], torch.Tensor]
 
 
 class CorruptedViews:
@@ -44,16 +55,20 @@ class CorruptedViews:
             yield ViewBatch(pixels, batch.labels, batch.keys, batch.sources)
 
 
-class Robustness(Section):
-    """k-NN accuracy on `corruptions` at `severities`, relative to clean images.
+class Robustness(SectionOfKinds):
+    """Accuracy on `corruptions` at `severities` relative to clean images; without any, on clean ones alone.
 
-    The published JPEGs of ImageNet-C give other numbers; these are never an mCE. ImageNet-A, R, V2 and Sketch
-    are labelled tars for every other evaluation: `only` lists their classes, so that no other class can win.
+    `kind` is knn (`k` neighbours vote) or logistic (the probe of this kind, fitted to clean images). `only`
+    lists the classes that can win, those of the test images where they are a subset, as of ImageNet-A and R.
+    The published JPEGs of ImageNet-C give other numbers; these are never an mCE.
     """
 
     name: ClassVar[str] = "robustness"
-    protocol: ClassVar[str] = "k-NN on corrupted images, version 1"
+    protocol: ClassVar[str] = "accuracy on corrupted images, version 2"
+    by_kind: ClassVar = {"k": {"knn": 20}, "temperature": {"knn": 0.07}}
+    lists: ClassVar = ("corruptions", "severities", "only")
 
+    kind: Literal["knn", "logistic"] = "knn"
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     severities: tuple[int, ...] = SEVERITIES
     representation: str = "cls"
@@ -66,7 +81,7 @@ class Robustness(Section):
     def run(self, task: Task) -> list[Outcome]:
         """Score clean images and each corruption at each severity."""
         unknown = sorted(set(self.corruptions) - set(CORRUPTIONS))
-        if unknown or not self.corruptions:
+        if unknown:
             raise ConfigError(f"corruptions {unknown} are unknown: give some of {', '.join(CORRUPTIONS)}")
         if not self.severities or not set(self.severities) <= set(SEVERITIES):
             raise ConfigError(f"severities {list(self.severities)} are not whole numbers from 1 to 5")
@@ -75,7 +90,8 @@ class Robustness(Section):
         bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
-        ranked = self._ranked(bank, queries, name, task)
+        rank, how = (self._votes if self.kind == "knn" else self._logits)(bank, name, task.subject.device)
+        ranked = rank(queries)
         clean, per_image = (ranked[:, 0] == queries.labels).double(), list[torch.Tensor]()
         accuracy, table = float(clean.mean()), list[dict[str, Any]]()
         for corruption in self.corruptions:
@@ -83,7 +99,7 @@ class Robustness(Section):
             for severity in self.severities:
                 views = CorruptedViews(task.test, corruption, severity, self.seed)
                 changed = extract_features(task.subject, views, task.batch_size, task.store)
-                found = self._ranked(bank, changed, name, task)
+                found = rank(changed)
                 per_image.append((found[:, 0] == changed.labels).double())
                 row[f"severity {severity}"] = float(per_image[-1].mean())
             row["mean"] = float(np.mean([row[f"severity {severity}"] for severity in self.severities]))
@@ -91,8 +107,10 @@ class Robustness(Section):
             task.log(f"{corruption}: {row['mean']:.1%} of images right on average, clean {accuracy:.1%}")
         outcome = classification_outcome(
             name, ranked, queries.labels, bank.facts, queries.facts, known=self._known(bank),
-            selection="none: k and temperature are given", seeds=(self.seed,), details={"top-1": table},
+            selection=how, seeds=(self.seed,), details={"top-1": table} if table else {},
         )  # fmt: skip
+        if not table:
+            return [outcome]
         corrupted = torch.stack(per_image).mean(0)  # of each image
         metrics = {
             "relative to clean": float(corrupted.mean()) / max(accuracy, 1e-12),
@@ -118,10 +136,29 @@ class Robustness(Section):
                 )
         return torch.as_tensor(classes)
 
-    def _ranked(self, bank: Features, queries: Features, name: str, task: Task) -> torch.Tensor:
-        """Return the best classes of each image (m, 5), -1 where fewer have votes."""
+    def _votes(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
+        """Return what ranks classes by the votes of neighbours, and what chose its parameters."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
-        parts = (part.to(task.subject.device) for part in bank.chunks(name, rows))
-        found = nearest(parts, len(rows), queries.whole(name).to(task.subject.device), self.k)
         option = (self.k, self.temperature)
-        return rank_by_votes(found, bank.labels[rows], [option])[option]
+
+        def rank(queries: Features) -> torch.Tensor:
+            parts = (part.to(device) for part in bank.chunks(name, rows))
+            found = nearest(parts, len(rows), queries.whole(name), self.k)
+            return rank_by_votes(found, bank.labels[rows], [option])[option]
+
+        return rank, "none: k and temperature are given"
+
+    def _logits(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
+        """Fit logistic regression to all classes; return what ranks the known ones, and what chose C."""
+        features, known = bank.whole(name).to(device), self._known(bank)
+        classes, targets = torch.unique(bank.labels, return_inverse=True)
+        targets, kept = targets.to(device), torch.isin(classes, known).to(device)
+        images = (bank.images, features, bank.labels)
+        rated, how = rate(Probe(), self.seed, features, targets, *images, classes)
+        model = fit_logistic(features, targets, len(classes), best_c(rated))
+
+        def rank(queries: Features) -> torch.Tensor:
+            parts = (part.to(device) for part in torch.split(queries.whole(name), 4096))
+            return known[torch.cat([rank_classes(model.scores(part)[:, kept]) for part in parts])]
+
+        return rank, how

@@ -58,6 +58,11 @@ class Subject:
         return device
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """All that decides what the network makes of pixels, for the names of what is stored."""
+        return self.facts.weights, self.grid, self.patch_size, self.mean, self.std
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return tuple(self.vit.patch_embed.grid_size)
@@ -66,6 +71,11 @@ class Subject:
     def image_size(self) -> int:
         """Height of the images in pixels, which is their width unless `resized` was given another."""
         return self.grid[0] * self.patch_size
+
+    @property
+    def own_patch_size(self) -> int:
+        """Side of a patch in pixels of the images that the network computes."""
+        return int(self.vit.patch_embed.patch_size[0])
 
     @property
     def width(self) -> int:
@@ -101,7 +111,7 @@ class Subject:
         grid = (sides[0] // self.patch_size, sides[1] // self.patch_size)
         if grid == self.grid:
             return self
-        vit, own = copy.deepcopy(self.vit), self.vit.patch_embed.patch_size[0]
+        vit, own = copy.deepcopy(self.vit), self.own_patch_size
         vit.set_input_size(img_size=(grid[0] * own, grid[1] * own))
         return replace(self, vit=vit)
 
@@ -208,11 +218,14 @@ def recorded_teacher(run: Path) -> str | None:
 def teacher_subject(
     spec: str,
     image_size: int,
-    patch_size: int,
+    patch_size: int | None,
     device: torch.device,
     kind: Literal["teacher", "model"] = "teacher",
 ) -> Subject:
-    """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError."""
+    """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError.
+
+    Without `patch_size` patches have the network's own size, so that nothing is resized after the crop.
+    """
     from pipeline.teacher.as_timm import timm_vit
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 
@@ -221,4 +234,4 @@ def teacher_subject(
     name = spec.rstrip("/").rpartition("/")[2] if "local-dir:" in spec else spec
     facts = SubjectFacts(kind=kind, name=name, weights=known.weights_sha256)
     vit = timm_vit(teacher.tower, spec).eval()
-    return Subject(facts, vit, patch_size, known.mean, known.std)
+    return Subject(facts, vit, patch_size or known.patch_size, known.mean, known.std)

@@ -18,12 +18,18 @@ PLOTS = "evaluation"  # folder beside the scores
 
 
 class SubjectFacts(Section):
-    """The network. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state."""
+    """The network. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state.
+
+    `patch_size` counts pixels of the images given, `input_size` is the side to which these are resized after
+    the crop, if their patches are not the network's own. Scores of earlier versions have neither.
+    """
 
     kind: Literal["run", "untrained", "teacher", "model"]
     name: str
     weights: str
     step: int | None = None
+    patch_size: int | None = None
+    input_size: int | None = None
 
 
 class DataFacts(Section):
@@ -84,11 +90,14 @@ class Score(Outcome):
 
     @property
     def conditions(self) -> str:
-        """Equal for scores that may be compared: of the same protocol, options, selection and data."""
+        """Equal for scores that may be compared: of the same protocol, options, selection and data.
+
+        Image sizes count, and the input size where it is another. Patches of other sizes may be compared.
+        """
         data = [[facts.digest, facts.image_size] for facts in (self.bank, self.test)]
-        return json.dumps(
-            [self.evaluation, self.protocol, self.options, self.selection, self.seeds, data], sort_keys=True
-        )
+        what = [self.evaluation, self.protocol, self.options, self.selection, self.seeds, data]
+        resized = self.subject.input_size not in (None, self.test.image_size)
+        return json.dumps([*what, self.subject.input_size] if resized else what, sort_keys=True)
 
 
 _SCORES = TypeAdapter(tuple[Score, ...])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import errors
 from pipeline.errors import ConfigError
+from pipeline.optional import optional_library
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
 
@@ -40,6 +41,13 @@ def name_fault(name: str) -> str:
     return "has a control character" if _CONTROL.search(name) else ""
 
 
+def check_path(option: str, path: str | Path) -> None:
+    """Raise ConfigError for a path whose name cannot be stored in metadata or shown on a page."""
+    shown = str(path)
+    if fault := name_fault(shown) or name_fault(shown := absolute(shown)):
+        raise ConfigError(f"{option} {printable(shown)!r} has a name that {fault}: rename it")
+
+
 def tar_name_fault(name: str) -> str:
     """Return what is wrong with the name of a source tar; "" if files of a cache can be named after it."""
     if fault := name_fault(name):
@@ -53,8 +61,7 @@ def tar_name_fault(name: str) -> str:
 
 def open_folder(address: str | Path) -> Folder:
     """Return the folder at an address, which need not exist; raises ConfigError for an unusable address."""
-    if fault := name_fault(str(address)):
-        raise ConfigError(f"the name of folder {printable(str(address))!r} {fault}; choose another one")
+    check_path("folder", address)
     if not is_url(address):
         return LocalFolder(Path(address))
     check_url(str(address))
@@ -73,7 +80,7 @@ def open_folder(address: str | Path) -> Folder:
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError for a URL of another scheme or without a host, or if obstore is not installed."""
+    """Raise ConfigError for a URL of another scheme or without a host, or without obstore."""
     scheme, _, rest = url.partition("://")
     shown = printable(url)
     if scheme not in (*STORE_SCHEMES, *WEB_SCHEMES):
@@ -86,7 +93,4 @@ def check_url(url: str) -> None:
         raise ConfigError(
             f"address {shown!r} contains {' '.join(odd)}, which tools read differently: choose a name without"
         )
-    try:
-        import obstore  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"address {shown!r} needs obstore: pip install 'maskalign[cloud]'") from None
+    optional_library(f"address {shown!r}", "obstore", "'maskalign[cloud]'")

@@ -9,6 +9,7 @@ from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.objectives.operations import training_operations
+from pipeline.storage.address import check_path
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
 from pipeline.studies.study import SEED, Row, Study, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
@@ -136,6 +137,7 @@ def _counted_levels(levels: Any, cache: Cache) -> Any:
 
 def make_plan(study: Study, caches: Sequence[str], out: Path, budget: str | None = None) -> Plan:
     """Open the caches, NAME=PATH for each that rows name, and return the runs; raises MaskAlignError."""
+    check_path("--out", out)
     rows = rows_of(study)
     opened, limit = open_caches(rows, caches), budget or study.budget
     return Plan(study, rows, opened, out, read_budget(limit) if limit else None)

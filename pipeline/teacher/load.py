@@ -7,7 +7,7 @@ from pipeline.teacher.request import RANDOM, resolve_levels, split_address, stud
 from pipeline.teacher.source import Source
 from pipeline.teacher.teacher import Teacher
 from pipeline.teacher.timm_zoo import load_timm
-from pipeline.teacher.tower import Tower, build_tower
+from pipeline.teacher.tower import Tower, build_tower, native_patch_size
 from pipeline.weights import weights_sha256
 
 _LOADERS = {"open_clip": load_open_clip, "timm": load_timm}
@@ -17,19 +17,21 @@ def load_teacher(
     spec: str,
     *,
     image_size: int,
-    patch_size: int,
+    patch_size: int | None,
     levels: str | tuple[int, ...] = "5",
     precision: str = "float32",
 ) -> Teacher:
     """Load a frozen teacher on the token grid of a student with this image and patch size.
 
+    A teacher with other patches sees images resized to this grid; without `patch_size` it has its own grid.
     levels: the last N blocks as `N`, or block numbers from 0 as `7,9,11`. Trained weights are downloaded or
     taken from the library's cache. Raises ConfigError for an unknown address, a tower that is not a plain
     ViT, weights that cannot be loaded, sizes or levels that do not fit.
     """
-    grid = student_grid(image_size, patch_size)
+    grid = student_grid(image_size, patch_size) if patch_size else None
     library, name = split_address(spec)
     source = _LOADERS[library](spec, name)
+    grid = grid or student_grid(image_size, native_patch_size(source.module))
     digest = weights_sha256(source.module)  # first: fitting replaces the positions
     return describe(build_tower(source.module, spec, grid), source, digest, grid, levels, precision)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.storage.address import name_fault
 
 LIBRARIES = ("open_clip", "timm")
 RANDOM = "random"  # the tag of untrained weights
@@ -19,6 +20,8 @@ def split_address(spec: str) -> tuple[str, str]:
     if library not in LIBRARIES or not name:
         hint = "" if library in LIBRARIES else suggestion(library, LIBRARIES)
         raise ConfigError(f"teacher {spec!r} is not the address of a teacher: {hint}accepted is {_FORMS}")
+    if fault := name_fault(name):
+        raise ConfigError(f"teacher {spec!r} has a name that {fault}: rename its folder")
     return library, name
 
 

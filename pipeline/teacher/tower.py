@@ -77,6 +77,14 @@ def require_plain(model: TimmViT, spec: str) -> None:
         raise not_plain(spec, f"is a {name} made of {type(odd[0]).__name__}")
 
 
+def native_patch_size(module: nn.Module) -> int:
+    """Return the side in pixels of the patches of a plain ViT as its library loads it."""
+    if isinstance(module, OpenClipViT):
+        return int(module.patch_size[0])
+    vit: TimmViT = module.trunk if isinstance(module, TimmModel) else module
+    return int(vit.patch_embed.patch_size[0])
+
+
 def layer_norm(norm: nn.Module | None) -> nn.LayerNorm | None:
     """Return a norm if it is a LayerNorm over the channels with gamma and beta."""
     if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:

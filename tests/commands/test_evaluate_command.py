@@ -20,6 +20,7 @@ from neighbour_votes import knn_predictions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tars import image, write_tar
+from tiny_clip import write_clip
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -228,6 +229,28 @@ def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar
     assert read_compared(copy).scores == own
 
 
+def test_a_score_says_if_the_network_has_other_patches(tars, run, test_tar, tmp_path):
+    write_clip(tmp_path / "clip")
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
+    arguments = (
+        "--teacher",
+        f"open_clip:local-dir:{tmp_path / 'clip'}",
+        "--image-size",
+        64,
+        "--report",
+        copy,
+    )
+    for sizes in ((), ("--patch-size", 16)):
+        knn(*arguments, "--shards", tars, "--test-shards", test_tar, *sizes)
+    scores = [score for score in read_scores(copy) if score.representation == "mean"]
+    assert [(one.subject.patch_size, one.subject.input_size) for one in scores] == [(8, 64), (16, 32)]
+    assert (scores[0].notes, scores[0].test.image_size) == ((), 64)
+    assert scores[1].notes == (
+        "images of 64 pixels were resized to 32 after the crop, as the network's patches have 8 pixels and "
+        "not 16; for a score beside published ones give --shards and --patch-size 8",
+    )
+
+
 def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
     images = {f"{n}": image(n) for n in range(8)} | {"bad": b"no image"}
     tar = write_tar(tmp_path / "a.tar", images, {f"{n}": n % 4 for n in range(6)} | {"bad": 0})
@@ -257,6 +280,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--test-shards", "{tars}"], "24 keys are in the bank and in the test data"),
         (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
         (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
+        (["--run", "caf\udce9"], "--run 'caf\\udce9' has a name that is not UTF-8: rename it"),
+        (["--run", "{run}", "--out", "caf\udce9.json"], "caf\\udce9.json' has a name that is not UTF-8"),
+        (["--run", "{run}", "--features", "\udce9"], "--features '\\udce9' has a name that is not"),
+        (["--model", "local-dir:\udce9"], "teacher 'timm:local-dir:\\udce9' has a name that is not UTF-8"),
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
         (

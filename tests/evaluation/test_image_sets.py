@@ -170,8 +170,13 @@ def test_image_names_that_cannot_be_stored_are_refused(tmp_path):
     write_images(tmp_path / "set", ["a/x.jpg"])
     odd = os.fsdecode(b"caf\xe9.jpg")
     (tmp_path / "set" / "a" / "x.jpg").rename(tmp_path / "set" / "a" / odd)
-    with pytest.raises(ConfigError, match=r"caf\\udce9.jpg' has a name that is not UTF-8: rename it"):
+    with pytest.raises(
+        ConfigError, match=r"^image .*caf\\udce9.jpg' has a name that is not UTF-8: rename it"
+    ):
         opened(tmp_path / "set")
+    write_images(tmp_path / "caf\udce9", ["a/x.jpg"])
+    with pytest.raises(ConfigError, match=r"^folder .*caf\\udce9' has a name that is not UTF-8: rename it"):
+        opened(tmp_path / "caf\udce9")
 
 
 def test_files_of_one_name_but_for_the_extension_have_their_own_keys(tmp_path):

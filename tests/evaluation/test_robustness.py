@@ -6,6 +6,7 @@ from networks import squares, task, tiny_subject
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from pipeline.evaluation.probes.probe import Probe
 from pipeline.evaluation.robustness import Robustness
 from pipeline.evaluation.run import run_evaluation
 
@@ -44,6 +45,23 @@ def test_only_the_classes_of_a_subset_can_win(tmp_path):
     settings = Robustness(corruptions=("jpeg",), severities=(1,), k=3, only=(0, 1))
     (score,) = run_evaluation(settings, task(tmp_path, tiny_subject(), bank, test))
     assert {predicted for _, predicted, _ in score.confused} <= {0, 1}
+
+
+@pytest.mark.faults  # too slow for every run
+def test_a_probed_classifier_is_the_probe_its_logits_cut_to_a_subset(tmp_path):
+    bank, test = (squares(tmp_path / f"{seed}.tar", seed, 24) for seed in (1, 2))
+    given = task(tmp_path, tiny_subject(), bank, test)
+    (probe,) = run_evaluation(Probe(representations=("cls",)), given)
+    (clean,) = run_evaluation(Robustness(kind="logistic", corruptions=()), given)
+    assert (clean.metrics, clean.confused, clean.chance) == (probe.metrics, probe.confused, 1 / 3)
+    assert clean.selection == probe.selection
+    (noisy,) = run_evaluation(Robustness(kind="logistic", corruptions="noise", severities=5), given)
+    assert noisy.metrics["clean top-1"] == probe.metrics["top-1"]
+    (some,) = run_evaluation(Robustness(kind="logistic", corruptions=(), only=(0, 2)), given)
+    right = {true: images for true, predicted, images in probe.confused if true == predicted}
+    for true, predicted, images in some.confused:
+        assert predicted in (0, 2)
+        assert true != predicted or images >= right.get(true, 0)  # what could win before still does
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,16 @@ def test_a_teacher_of_other_patches_sees_resized_images(tmp_path):
     )
 
 
+@pytest.mark.parametrize("changes", [{"patch_size": 4}, {"patch_size": 16}], ids=str)
+def test_a_teacher_has_its_own_patches_where_none_are_asked_for(tmp_path, changes):
+    write_clip(tmp_path / "clip", **changes)
+    subject = teacher_subject(f"open_clip:local-dir:{tmp_path / 'clip'}", 64, None, torch.device("cpu"))
+    own = changes["patch_size"]
+    assert (subject.patch_size, subject.own_patch_size, subject.grid) == (own, own, (64 // own, 64 // own))
+    expected = normalised(pixels(64), subject.mean, subject.std)
+    torch.testing.assert_close(subject.images(pixels(64)), expected)
+
+
 def test_a_student_equals_its_encoder_with_all_patches():
     config = RunConfig.model_validate(
         {

@@ -51,11 +51,12 @@ def test_a_score_replaces_its_like_alone(tmp_path):
     others = [
         score(subject={"weights": "w2"}), score(subject=TEACHER), score(representation="mean"),
         score(options={"k": 4}), score(test=data("other")), score(protocol="k-NN 2"),
-        score(test=data("test", image_size=32)),
+        score(test=data("test", image_size=32)), score(subject={"patch_size": 16, "input_size": 56}),
     ]  # fmt: skip
     add_scores(tmp_path, [score(0.1), *others])
-    add_scores(tmp_path, [score(0.9)])
-    assert read_scores(tmp_path) == (*others, score(0.9))
+    new = score(0.9, subject={"patch_size": 8, "input_size": 64})  # the first is of a version without sizes
+    add_scores(tmp_path, [new])
+    assert read_scores(tmp_path) == (*others, new)
 
 
 def test_what_is_no_list_of_scores_is_refused(tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.storage.address import printable
+from pipeline.errors import ConfigError
+from pipeline.storage.address import check_path, printable
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,16 @@ from pipeline.storage.address import printable
 )
 def test_what_may_be_secret_is_left_out_and_nothing_else(text, shown):
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\n", "a\0"])
+def test_a_name_that_cannot_be_stored_is_refused_from_any_folder(tmp_path, monkeypatch, name):
+    with pytest.raises(
+        ConfigError, match=r"^--run '.*' has a name that (is not UTF-8|has a control character): rename it$"
+    ):
+        check_path("--run", tmp_path / name)
+    if "\0" not in name:
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(ConfigError, match=r"^--run '/.*/run' has a name that "):
+            check_path("--run", "run")

@@ -325,6 +325,7 @@ def test_compare_runs_refuses_in_one_sentence(finished, tmp_path):
         ([run], "needs at least two runs"),
         ([run, run], "is given twice"),
         ([run, tmp_path], "is not a run folder"),
+        ([run, tmp_path / "caf\udce9"], "has a name that is not UTF-8: rename it"),
     ):
         result = call(compare_runs, *words, "--out", tmp_path / "out")
         assert result.exit_code in (1, 2)

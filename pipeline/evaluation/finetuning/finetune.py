@@ -34,6 +34,7 @@ class Finetune(TrySettings):
     name: ClassVar[str] = "finetune"
     protocol: ClassVar[str] = "fine-tuning, version 1"
     several_ranks: ClassVar[bool] = True
+    crops_fit: ClassVar[bool] = True  # crops have the size that the network computes
     unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
     few: float | None = Field(None, gt=0)
@@ -60,7 +61,7 @@ class Finetune(TrySettings):
     def _outcome(
         self, task: Task, found: list[Tried], bank: ImageSet, tested: ImageSet, left_out: LeftOut
     ) -> Outcome:
-        first, size = found[0], task.subject.image_size
+        first, size = found[0], task.subject.vit.patch_embed.img_size[0]
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
         test_names = first.predictions.names

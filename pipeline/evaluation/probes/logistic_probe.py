@@ -1,5 +1,6 @@
 """Logistic regression as a probe: C chosen inside the training set, a last fit on all, few labels."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +34,8 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         if options.few:
             rows = draw_few(bank.labels, options.few, seed, bank.images)
             known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
-        rated, how = _rate(options, seed, known, wanted, images, asked, test.labels, classes)
-        # The highest accuracy, of several the lowest log loss.
-        best = max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})
-        c = best["c"]
+        rated, how = rate(options, seed, known, wanted, images, asked, test.labels, classes)
+        c = best_c(rated)
         model = fit_logistic(known, wanted, len(classes), c)
         rankings = [rank_classes(model.scores(part)) for part in torch.split(asked, 4096)]
         ranked.append(classes[torch.cat(rankings)])
@@ -58,11 +57,20 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
     return outcome
 
 
-def _rate(
+def best_c(rated: Sequence[Mapping[str, float]]) -> float:
+    """Return the C of the highest accuracy, of several that of the lowest log loss."""
+    return max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})["c"]
+
+
+def rate(
     options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
     classes: Tensor,
 ) -> tuple[list[dict[str, float]], str]:  # fmt: skip
-    """Return the ratings of each C, none where C is fixed, and what chose it."""
+    """Return the ratings of each C, none where C is fixed, and what chose it.
+
+    Features (n, C) to learn from have targets (n,) from 0 to K - 1, the places of their labels in `classes`
+    (K,), and `images` (n,) number the image of each. `asked` (m, C) and `truth` (m,) are the test set.
+    """
     device = known.device
     if options.select == "test":
         where = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)
