@@ -83,7 +83,7 @@ class Knn(Section):
         device: torch.device,
     ) -> Outcome:  # fmt: skip
         centre = sum(part.sum(0) for part in bank.chunks(name)) / len(bank.labels) if self.centre else 0
-        asked, largest = (queries.whole(name) - centre).to(device), max(self.k)
+        asked, largest = queries.whole(name).sub_(centre), max(self.k)
         options, found = list(product(self.k, self.temperature)), []
         twins = torch.zeros(len(queries.labels), dtype=torch.bool)
         for attempt in range(self.tries if self.few else 1):
@@ -129,20 +129,19 @@ def nearest(
     """Find the k most similar of a bank of n = `count` rows, given in parts: similarity and row (m, k).
 
     Each part is needed once, and at most 64 MB of similarities are held. Groups (n,) and (m,) are integers
-    that name the image behind a row: entries of the query's own group do not count. Parts and queries (m, C)
-    are on one device, the result is on the CPU. Similarity is the cosine, or the dot product without
+    that name the image behind a row: entries of the query's own group do not count. Queries (m, C) go to the
+    device of a part in pieces, the result is on the CPU. Similarity is the cosine, or the dot product without
     `normalise`. Raises ConfigError for a k of more than may vote.
     """
     _check(count, k, groups)
     unit = partial(F.normalize, dim=1) if normalise else Tensor.float
-    queries = unit(queries.float())
     best = (torch.full((len(queries), 0), 0.0), torch.empty((len(queries), 0), dtype=torch.int64))
     first = 0
     for part in parts:
         bank = unit(part.float())
         rows, found = max(1, _MAX_SCORES // len(bank)), []
         for start in range(0, len(queries), rows):
-            similar = queries[start : start + rows] @ bank.T
+            similar = unit(queries[start : start + rows].to(bank.device).float()) @ bank.T
             if groups:
                 own = groups[1][start : start + rows, None] == groups[0][first : first + len(bank)]
                 similar = similar.masked_fill(own.to(similar.device), -torch.inf)
