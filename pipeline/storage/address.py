@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import errors
 from pipeline.errors import ConfigError
+from pipeline.optional import optional_library
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
 
@@ -87,7 +88,7 @@ def open_folder(address: str | Path) -> Folder:
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError for a URL of another scheme or without a host, or if obstore is not installed."""
+    """Raise ConfigError for a URL of another scheme or without a host, or without obstore."""
     scheme, _, rest = url.partition("://")
     shown = printable(url)
     if scheme not in (*STORE_SCHEMES, *WEB_SCHEMES):
@@ -100,7 +101,4 @@ def check_url(url: str) -> None:
         raise ConfigError(
             f"address {shown!r} contains {' '.join(odd)}, which tools read differently: choose a name without"
         )
-    try:
-        import obstore  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"address {shown!r} needs obstore: pip install 'maskalign[cloud]'") from None
+    optional_library(f"address {shown!r}", "obstore", "'maskalign[cloud]'")

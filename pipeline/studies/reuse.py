@@ -53,7 +53,7 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
         try:
             record = read_run(file.parent)
             config = parse_config(RunConfig, record["config"])
-            refuse_former(record["config"])
+            refuse_former(record)
         except MaskAlignError:  # damaged, of a newer version, or of one in which a key meant something else
             continue
         pinned = record.get("pinned", {})

@@ -103,6 +103,11 @@ class TrainingJob:
         setting = objective_setting(self.config, self.cache, self.others)
         return training_operations(self.objective, setting, visible)
 
+    def is_scored(self, step: int) -> bool:
+        """Whether the encoder is evaluated after `step` steps."""
+        every = self.config.evaluate.every_epochs or 0
+        return every > 0 and (step % (every * self.spec.steps_per_epoch) == 0 or step == self.steps)
+
     def save_checkpoint(self, step: int) -> None:
         """Save after `step` steps, on the main rank only; raises CheckpointError on all."""
         with self.ranks.together():
