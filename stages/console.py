@@ -6,6 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -84,6 +86,14 @@ def describe_signal(number: int) -> str:
 def stop_code(number: int) -> int:
     """Return the exit code after a polite signal."""
     return 130 if number == signal.SIGINT else 1
+
+
+def packaged(file: Path | None) -> Path | None:
+    """Return a recipe or study; where stages/NAME does not exist here, it is the one that is installed."""
+    if file and file.parts[:1] == ("stages",) and not file.exists():
+        installed = Path(str(files("stages")), *file.parts[1:])
+        return installed if installed.exists() else file
+    return file
 
 
 def new_app(**options: Any) -> typer.Typer:

@@ -13,7 +13,7 @@ import typer
 from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import this_process
-from stages.console import cli_errors, ending_alone, new_app, run_app
+from stages.console import cli_errors, ending_alone, new_app, packaged, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice
@@ -33,7 +33,8 @@ Teacher = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Evaluate a plain ViT of timm: its name, or local-dir:PATH.")]
 Recipe = Annotated[
-    Path | None, typer.Option("--config", help="Recipe of an untrained student without a run.")
+    Path | None,
+    typer.Option("--config", callback=packaged, help="Recipe of an untrained student without a run."),
 ]
 CacheAddress = Annotated[str | None, typer.Option("--cache", help="Learn from the views of this cache.")]
 Shards = Annotated[
@@ -221,6 +222,9 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)
+    elif choice.run and not choice.untrained:
+        message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
+        typer.echo(message, err=True)
 
 
 main = partial(run_app, app)

@@ -15,6 +15,7 @@ from stages.console import (
     cli_errors,
     counted,
     describe_signal,
+    packaged,
     run_command,
     stop_code,
 )
@@ -28,7 +29,9 @@ _ADVICE = "run the same command again to continue"
 
 
 def run_study(
-    study: Annotated[Path, typer.Argument(help="Study file, such as stages/studies/paradigms.toml.")],
+    study: Annotated[
+        Path, typer.Argument(callback=packaged, help="Study file, such as stages/studies/paradigms.toml.")
+    ],
     cache: Annotated[
         list[str],
         typer.Option(help="Cache of all runs, or NAME=PATH for each cache that the study compares."),

@@ -13,6 +13,7 @@ from stages.console import (
     cli_errors,
     describe_signal,
     ending_alone,
+    packaged,
     run_command,
     stop_code,
 )
@@ -38,7 +39,7 @@ def train_student(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML recipe; default: the paper's recipe for B.")
+        Path | None, typer.Option(callback=packaged, help="TOML recipe; default: the paper's recipe for B.")
     ] = None,
     assignments: Annotated[
         list[str] | None,

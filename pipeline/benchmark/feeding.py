@@ -151,8 +151,8 @@ def measure_teachers(bench: Workbench) -> Iterator[Figure]:
     yield Figure("stream.one_cache", one, "us/sample", "stream, one cache, one core")
     yield Figure("stream.two_caches", both, "us/sample", "stream, two caches, one core")
     yield Figure("stream.twice_the_levels", same, "us/sample", "stream, one cache with twice the levels")
-    title = "two caches / one with as many bytes, fastest rounds"
-    yield Figure("ratio.two_caches_to_one", [min(both) / min(same)], "x", title)
+    title = "two caches / one with twice the levels, fastest rounds"
+    yield Figure("ratio.two_caches_to_twice_the_levels", [min(both) / min(same)], "x", title)
 
 
 def _read_chunk(cache: Cache, commit: Commit, chunk: int, names: list[str]) -> bytes:

@@ -121,9 +121,7 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
 
     `store` is a folder; what is new is added to it.
     """
-    key = (
-        FORMAT, subject.facts.weights, data.digest, data.kind, subject.grid, subject.patch_size, PART_IMAGES,
-    )  # fmt: skip
+    key = (FORMAT, subject.identity, data.digest, data.kind, PART_IMAGES)
     folder = store / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     if not (folder / _INDEX).exists():
         store.mkdir(parents=True, exist_ok=True)

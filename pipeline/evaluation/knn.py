@@ -20,6 +20,7 @@ from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
+_SAME = 1 - 1e-5  # cosine of one image with itself, for rounding in batches of other sizes
 
 Groups = tuple[Tensor, Tensor]
 
@@ -82,15 +83,23 @@ class Knn(Section):
         device: torch.device,
     ) -> Outcome:  # fmt: skip
         centre = sum(part.sum(0) for part in bank.chunks(name)) / len(bank.labels) if self.centre else 0
-        asked, largest = (queries.whole(name) - centre).to(device), max(self.k)
+        asked, largest = queries.whole(name).sub_(centre), max(self.k)
         options, found = list(product(self.k, self.temperature)), []
+        twins = torch.zeros(len(queries.labels), dtype=torch.bool)
         for attempt in range(self.tries if self.few else 1):
             drawn = draw_few(bank.labels, self.few, self.seed + attempt, bank.images) if self.few else None
             parts = ((part - centre).to(device) for part in bank.chunks(name, drawn))
             labels = bank.labels if drawn is None else bank.labels[drawn]
             of_drawn = groups and (groups[0] if drawn is None else groups[0][drawn], groups[1])
-            found.append(
-                rank_by_votes(nearest(parts, len(labels), asked, largest, of_drawn), labels, options)
+            neighbours = nearest(parts, len(labels), asked, largest, of_drawn)
+            twins |= neighbours[0][:, 0] > _SAME
+            found.append(rank_by_votes(neighbours, labels, options))
+        if twins.any():
+            example = queries.keys[int(twins.nonzero()[0])]
+            notes = (
+                *notes,
+                f"{int(twins.sum())} test images have the features of an image to learn from, such as "
+                f"{example!r}: if they are the same images under other keys, the score is too high",
             )
         shares = {
             each: [float((one[each][:, 0] == queries.labels).float().mean()) for one in found]
@@ -120,20 +129,19 @@ def nearest(
     """Find the k most similar of a bank of n = `count` rows, given in parts: similarity and row (m, k).
 
     Each part is needed once, and at most 64 MB of similarities are held. Groups (n,) and (m,) are integers
-    that name the image behind a row: entries of the query's own group do not count. Parts and queries (m, C)
-    are on one device, the result is on the CPU. Similarity is the cosine, or the dot product without
+    that name the image behind a row: entries of the query's own group do not count. Queries (m, C) go to the
+    device of a part in pieces, the result is on the CPU. Similarity is the cosine, or the dot product without
     `normalise`. Raises ConfigError for a k of more than may vote.
     """
     _check(count, k, groups)
     unit = partial(F.normalize, dim=1) if normalise else Tensor.float
-    queries = unit(queries.float())
     best = (torch.full((len(queries), 0), 0.0), torch.empty((len(queries), 0), dtype=torch.int64))
     first = 0
     for part in parts:
         bank = unit(part.float())
         rows, found = max(1, _MAX_SCORES // len(bank)), []
         for start in range(0, len(queries), rows):
-            similar = queries[start : start + rows] @ bank.T
+            similar = unit(queries[start : start + rows].to(bank.device).float()) @ bank.T
             if groups:
                 own = groups[1][start : start + rows, None] == groups[0][first : first + len(bank)]
                 similar = similar.masked_fill(own.to(similar.device), -torch.inf)

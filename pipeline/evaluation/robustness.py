@@ -143,7 +143,7 @@ class Robustness(SectionOfKinds):
 
         def rank(queries: Features) -> torch.Tensor:
             parts = (part.to(device) for part in bank.chunks(name, rows))
-            found = nearest(parts, len(rows), queries.whole(name).to(device), self.k)
+            found = nearest(parts, len(rows), queries.whole(name), self.k)
             return rank_by_votes(found, bank.labels[rows], [option])[option]
 
         return rank, "none: k and temperature are given"
@@ -158,7 +158,7 @@ class Robustness(SectionOfKinds):
         model = fit_logistic(features, targets, len(classes), best_c(rated))
 
         def rank(queries: Features) -> torch.Tensor:
-            parts = torch.split(queries.whole(name).to(device), 4096)
+            parts = (part.to(device) for part in torch.split(queries.whole(name), 4096))
             return known[torch.cat([rank_classes(model.scores(part)[:, kept]) for part in parts])]
 
         return rank, how

@@ -58,6 +58,11 @@ class Subject:
         return device
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """All that decides what the network makes of pixels, for the names of what is stored."""
+        return self.facts.weights, self.grid, self.patch_size, self.mean, self.std
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return tuple(self.vit.patch_embed.grid_size)

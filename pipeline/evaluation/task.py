@@ -45,8 +45,7 @@ class Task:
 
         `data` are the digests of images, and anything else that the result depends on.
         """
-        subject, values = self.subject, options.model_dump(mode="json")
-        known = repr((subject.facts.weights, subject.grid, subject.patch_size, sorted(values.items()), data))
+        known = repr((self.subject.identity, sorted(options.model_dump(mode="json").items()), data))
         return self.folder / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
     def features(self, shared_keys: SharedKeys, exclude: bool = True) -> tuple[Features, Features]:

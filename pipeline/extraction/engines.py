@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.extraction.tally import Extracted
+from pipeline.optional import optional_library
 from pipeline.runtime.launch import this_process
 
 
@@ -57,10 +58,7 @@ def extract(options: ExtractionOptions, limits: RayLimits | None, say: Callable[
 
         extractor, missing = run_extraction(options)
         return Extracted(extractor.tally, extractor.timing, extractor.encoder.compiler_fault, missing)
-    try:
-        from pipeline.extraction.ray_engine import extract_on_ray
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise ConfigError("--engine ray needs Ray: pip install 'maskalign[ray]'") from None
+    optional_library("--engine ray", "ray", "'maskalign[ray]'")
+    from pipeline.extraction.ray_engine import extract_on_ray
+
     return extract_on_ray(options, limits, say)

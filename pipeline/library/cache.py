@@ -85,7 +85,10 @@ class Cache(reader.Cache):
         return int(self.units_of(view)["rows"].sum())
 
     def view_tars(self, view: int = 0) -> list[str]:
-        """Return the paths of a view's tars, for webdataset: each sample has KEY.jpg and, if any, KEY.cls."""
+        """Return the paths of a view's tars, for webdataset: each sample has KEY.jpg and, if any, KEY.cls.
+
+        webdataset opens s3:// and az:// only by a command: f"pipe:aws s3 cp {tar} -".
+        """
         numbers = self.units_of(view)["unit"].tolist()
         return [f"{self.address}/{view_tar_key(self.units[unit])}" for unit in numbers]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.objectives.codes import CodesConfig, code_loss
 from pipeline.objectives.inpainting import BEIT_OPTIM, BEIT_RATIO, Inpainting
-from pipeline.objectives.needs import CodebookRequest, Needs
+from pipeline.objectives.needs import CodebookRequest, Needs, TargetKind
 from pipeline.objectives.objective import MaskedView, Setting, Targets
 from pipeline.student.config import StudentConfig
 from pipeline.student.initialise import initialise_layer
@@ -25,9 +25,10 @@ _EARLIER = 3  # blocks before the last: block 9 of 12, and 21 of 24
 
 
 class Beit2(CodesConfig):
-    """The tokenizer and what it codes.
+    """The tokenizer, and the form of the features that it codes.
 
-    `vqkd` is trained for `vqkd_steps` steps; a decoder of `vqkd_blocks` blocks reconstructs the features.
+    `vqkd` codes whitened features in any case. It is trained for `vqkd_steps` steps, in which a decoder of
+    `vqkd_blocks` blocks predicts the features in the form `target` from the codes.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": BEIT_RATIO}
@@ -64,13 +65,17 @@ class Beit2(CodesConfig):
     @property
     def needs(self) -> Needs:
         """The last level at the hidden patches."""
-        return Needs(visible="none", hidden="last", positions=True, target=self.target)
+        coded: TargetKind = "whiten" if self.tokenizer == "vqkd" else self.target
+        return Needs(visible="none", hidden="last", positions=True, target=coded)
 
     @property
     def codebook_request(self) -> CodebookRequest:
         """Codes of the last level by the chosen tokenizer."""
+        request = super().codebook_request
+        if self.tokenizer == "kmeans":
+            return request
         return replace(
-            super().codebook_request, kind=self.tokenizer, steps=self.vqkd_steps, blocks=self.vqkd_blocks
+            request, kind="vqkd", steps=self.vqkd_steps, blocks=self.vqkd_blocks, reconstructs=self.target
         )
 
     def build(self, student: StudentConfig, setting: Setting) -> "Beit2Objective":

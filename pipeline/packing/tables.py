@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, SourceError
+from pipeline.optional import optional_library
 from pipeline.packing.columns import has_field, image_column_of, label_column_of, refuse_other_labels
 from pipeline.packing.source import ImageFile, RawLabel, Source, checked_bytes, fingerprint
 from pipeline.storage.files import flush_to_disk
@@ -109,10 +110,7 @@ def table_source(
     label_column: str | None,
 ) -> Source:
     """Read labels, names of images and numbers of rows of files with the same columns; raises ConfigError."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise ConfigError(f"{address!r} needs pyarrow: pip install 'maskalign[parquet]'") from None
+    pa = optional_library(repr(address), "pyarrow", "'maskalign[parquet]'")
     labels, names, rows = list[RawLabel](), list[str](), [0]
     image, label, class_names = "", "", tuple[str, ...]()
     for file in files:

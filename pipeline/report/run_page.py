@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from pipeline.config import parse_config
 from pipeline.progress import duration
 from pipeline.report import plots
 from pipeline.report.alignment import alignment_section
@@ -21,7 +22,7 @@ from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.address import printable
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
-from pipeline.training.config import RunConfig
+from pipeline.training.config import RunConfig, objective_kinds
 from pipeline.training.run_folder import (
     caches_of,
     flat_config,
@@ -175,7 +176,10 @@ def _facts(run: Run) -> PageSection:
 
 def _configuration(run: Run) -> PageSection:
     """Return all keys in effect, first those that differ from the defaults or were given by --set."""
-    config, defaults = flat_config(run["config"]), flat_config(RunConfig().model_dump(mode="json"))
+    name, usual_name = run["config"]["objective"]["name"], RunConfig().objective.name
+    of_objective = {"objective": {"name": name if name in objective_kinds() else usual_name}}
+    defaults = flat_config(parse_config(RunConfig, of_objective).model_dump(mode="json"))
+    defaults["objective.name"], config = usual_name, flat_config(run["config"])
     unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
     commands = " ".join(start.get("command", "") for start in run.get("starts", [run]))
     given = [f"{key}." for key in re.findall(r"--set[ =]'?([\w.]+)", commands)]
@@ -192,8 +196,8 @@ def _configuration(run: Run) -> PageSection:
         else:
             others += f"<tr>{row}<td></td></tr>"
     text = (
-        "Marked rows differ from the defaults, the paper's recipe for ViT-B, or were changed by --set; "
-        "overridden values are left out."
+        "Marked rows differ from the defaults of the run's objective, or were changed by --set; overridden "
+        "values are left out."
     )
     table = f'<table class="config">{marked}{others}</table>'
     return PageSection("Configuration", f'<p>{text}</p><div class="card">{table}</div>')

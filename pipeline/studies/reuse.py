@@ -53,7 +53,7 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
         try:
             record = read_run(file.parent)
             config = parse_config(RunConfig, record["config"])
-            refuse_former(record["config"])
+            refuse_former(record)
         except MaskAlignError:  # damaged, of a newer version, or of one in which a key meant something else
             continue
         pinned = record.get("pinned", {})
@@ -76,7 +76,7 @@ def copy_run(source: Path, run: PlannedRun) -> None:
     temporary = run.folder.with_name(f".{run.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    config = run.config.model_dump(mode="json")  # levels may be named in one and left out in the other
+    config = run.config.recorded()  # levels may be named in one and left out in the other
     record = {**read_run(source), "config": config, "copied_from": str(source.resolve())}
     replace_file(temporary / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
     temporary.rename(run.folder)

@@ -63,6 +63,7 @@ def expected_facts(
         "codes": request.source,
         "level": cache.schema.levels[spec.levels[-1]] if request.source == "features" else None,
         "target": request.target if request.source == "features" else None,
+        **({"reconstructs": request.reconstructs} if request.reconstructs else {}),
         "size": request.size,
         "width": tokenizer.width,
     }
@@ -75,6 +76,9 @@ def refuse_codebook(
 
     To fit one, the cache must have enough tokens and the device memory for them.
     """
+    channels = tokenizer.width  # in memory, for each token
+    if request.reconstructs not in (None, request.target):
+        channels += cache.schema.teacher.projection_width or channels
     if request.path is not None:
         facts, _ = read_codebook(request.path)
         expected = expected_facts(request, cache, spec, tokenizer)
@@ -94,10 +98,10 @@ def refuse_codebook(
             f"objective.codebook_size {request.size} is more than objective.codebook_tokens "
             f"{request.tokens}, which it is fitted to: raise that, or choose fewer codes"
         )
-    elif request.tokens > (fitting := int(_SHARE_OF_MEMORY * memory_of(device) / 4 / tokenizer.width)) < most:
+    elif request.tokens > (fitting := int(_SHARE_OF_MEMORY * memory_of(device) / 4 / channels)) < most:
         raise ConfigError(
             f"objective.codebook_tokens {request.tokens} do not fit into the memory of {str(device)!r} as "
-            f"{tokenizer.width} channels of float32: choose at most {fitting}"
+            f"{channels} channels of float32: choose at most {fitting}"
         )
 
 

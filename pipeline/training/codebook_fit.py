@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pipeline.training.codebook import (
 )
 from pipeline.training.codebook_sample import sample_tokens
 from pipeline.training.job import TrainingJob
-from pipeline.training.kmeans import random_start, spherical_kmeans, use_of_codes
+from pipeline.training.kmeans import ROUNDS, random_start, spherical_kmeans, use_of_codes
 from pipeline.training.run_folder import read_run, refuse_differences
 from pipeline.training.vqkd import fit_vqkd
 
@@ -61,9 +62,12 @@ def make_codebook(
     values = sample_tokens(job, request)
     tokens = values.shape[0] * values.shape[1]
     say(f"codebook: {tokens:,} tokens, {values.nbytes / 1e9:.2g} GB on {job.device}")
-    facts: dict[str, Any] = {"seed": seed, "tokens": tokens}
+    facts: dict[str, Any] = {"seed": seed, "tokens": tokens, "start": "random", "rounds": ROUNDS}
     if request.kind == "vqkd":
-        facts |= fit_vqkd(tokenizer, values, request, seed, say)
+        predicted = values
+        if request.reconstructs and request.reconstructs != request.target:
+            predicted = sample_tokens(job, replace(request, target=request.reconstructs))
+        facts |= fit_vqkd(tokenizer, values, predicted, request, seed, say)
     else:
         points = values.flatten(0, 1)
         start = random_start(points, request.size, generator(seed, "codebook start"))

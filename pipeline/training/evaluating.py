@@ -42,8 +42,8 @@ class Evaluating:
         The other ranks wait for the main one, a day at most. The generators of torch are left as they were,
         and a failure costs only a warning.
         """
-        every, job = self.job.config.evaluate.every_epochs, self.job
-        if not every or (step % (every * job.spec.steps_per_epoch) and step != job.steps):
+        job = self.job
+        if not job.is_scored(step):
             return 0.0
         on_gpu = job.device.type == "cuda"
         if on_gpu:

@@ -124,21 +124,25 @@ def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
-    record = read_run(run)["config"]
+    record = read_run(run)
     # Parsed, not compared as text: an older run may lack keys that exist today.
-    earlier = parse_config(type(config), record)
+    earlier = parse_config(type(config), record["config"])
     refuse_former(record)
     refuse_differences(flat_config(earlier.model_dump(mode="json")), pinned_settings(config), ConfigError)
 
 
 def refuse_former(record: Mapping[str, Any]) -> None:
     """Raise ConfigError if the configuration in a run.json means something else today."""
-    objective = record.get("objective", {})
+    objective, codebook = record["config"].get("objective", {}), record.get("codebook", {})
+    changed = None
     if objective.get("align") == "teacher" and "codes" not in objective:
-        raise ConfigError(
-            "cannot resume: objective.align 'teacher' had no codes when the run began, and now has them: use "
-            "the version of that time, or a new --run"
+        changed = "objective.align 'teacher' had no codes when the run began, and now has them"
+    if codebook.get("kind") == "vqkd" and codebook.get("target") == "projected":
+        changed = (
+            "objective.tokenizer 'vqkd' coded projected features when the run began, and now whitened ones"
         )
+    if changed:
+        raise ConfigError(f"cannot resume: {changed}: use the version of that time, or a new --run")
 
 
 def pinned_settings(config: Section) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What determines one rank's samples, and what the caches of a run must be able to serve."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def stream_spec(
     order = SampleOrder(pinned, views, config.train.seed, own, lanes, window)
     levels = cache.level_indices(config.data.levels)
     refuse_target(cache, levels, needs)
+    if (request := config.objective.codebook_request) and request.reconstructs:
+        refuse_target(cache, levels, replace(needs, target=request.reconstructs))
     beside = []
     for at, other in enumerate(others, 1):
         chosen = other.level_indices(config.data.levels_of(at))

@@ -43,3 +43,17 @@ def test_open_figures_are_the_rows_of_gpu_check():
     named = [name for cell in cells[1:] for name in re.findall(r"`(\w+)`", cell)]
     assert len(cells) > 5
     assert set(named) == set(ROWS)
+
+
+def test_ratios_of_two_caches_follow_from_the_measured_times():
+    times = re.search(
+        r"took ([\d,]+) us with one.*? ([\d,]+) with two\s+and ([\d,]+) with one", PAGE, re.DOTALL
+    )
+    one, two, twice = (float(time.replace(",", "")) for time in times.groups())
+    for page in (PAGE, (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")):
+        assert f"{two / one:.2f} times" in page
+        assert f"{two / twice:.2f} times" in page
+    named = re.findall(r"`(ratio\.\w+)`", PAGE)
+    assert named
+    source = (ROOT / "pipeline" / "benchmark" / "feeding.py").read_text(encoding="utf-8")
+    assert [name for name in named if f'"{name}"' not in source] == []

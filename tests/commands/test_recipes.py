@@ -17,6 +17,7 @@ from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
 from stages.extract_teacher import extract_teacher
+from stages.run_study import run_study
 from stages.train_student import train_student
 
 RECIPES = sorted(Path(stages.__file__).parent.glob("recipes/**/*.toml"))
@@ -47,6 +48,20 @@ def test_the_recipe_for_b_is_the_default_but_for_lanes():
     config, auto = load_config(RunConfig, recipe), {"lanes": "auto", "window_blocks": "auto"}
     assert (config.data.lanes, config.data.window_blocks) == (64, 2)
     assert config.model_copy(update={"data": config.data.model_copy(update=auto)}) == RunConfig()
+
+
+def test_recipes_and_studies_are_found_without_the_repository(small_cache_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--print-config", "--config", "stages/recipes/objectives/milan.toml"]
+    assert 'name = "milan"' in call(train_student, *words, code=0).stdout
+    study = ["stages/studies/masks.toml", "--cache", small_cache_path, "--out", "out", "--dry-run"]
+    call(run_study, *study, code=0)
+    own = tmp_path / "stages/recipes/objectives/milan.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('[objective]\nname = "mae"\n')
+    assert 'name = "mae"' in call(train_student, *words, code=0).stdout
+    refused = call(train_student, "--print-config", "--config", "stages/recipes/vit_b.toml", code=2)
+    assert "configuration file 'stages/recipes/vit_b.toml' does not exist" in refused.stderr
 
 
 def test_commands_of_the_recipes_are_accepted_and_fit_together():

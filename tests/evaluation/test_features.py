@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from networks import task
 from safetensors import safe_open
 from tars import image, write_tar
 from timm.models.vision_transformer import VisionTransformer
@@ -17,6 +19,7 @@ from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import draw_few, stratified_folds
 from pipeline.evaluation.features import extract_features, represent
 from pipeline.evaluation.images import open_images
+from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.subject import Subject
 from pipeline.report.scores import SubjectFacts
 
@@ -110,11 +113,14 @@ def test_the_store_is_reused(data, tmp_path, forwards):
 def test_other_weights_sizes_or_data_are_other_features(data, tmp_path, forwards):
     store = tmp_path / "store"
     other = LabelledImages(data.of.subset([0, 1, 2]))
-    for subject, of in ((tiny(), data), (tiny("01"), data), (tiny().resized(48), data), (tiny(), other)):
+    brighter, flatter = replace(tiny(), mean=(0.1, 0.1, 0.1)), replace(tiny(), std=(0.5, 0.5, 0.5))
+    subjects = (tiny(), tiny("01"), tiny().resized(48), brighter, flatter)
+    assert len({task(tmp_path, subject, data).file("probe", Knn()) for subject in subjects}) == 5
+    for subject, of in (*((subject, data) for subject in subjects), (tiny(), other)):
         before = len(forwards)
         extract_features(subject, of, 100, store)
         assert len(forwards) == before + 1
-    assert len(list(store.iterdir())) == 4
+    assert len(list(store.iterdir())) == 6
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

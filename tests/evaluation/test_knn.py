@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from neighbour_votes import knn_predictions
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import CacheError, ConfigError
 from pipeline.evaluation import knn
@@ -93,6 +94,26 @@ def test_parts_change_nothing(monkeypatch, limit):
     expected = knn_predictions(bank, labels, queries, groups=groups)
     monkeypatch.setattr(knn, "_MAX_SCORES", limit)
     assert knn_predictions(bank, labels, queries, groups=groups).equal(expected)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of a tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+def test_queries_are_worked_on_in_pieces(monkeypatch):
+    bank, queries = torch.randn(50, 40), torch.randn(1000, 40).half()
+    monkeypatch.setattr(knn, "_MAX_SCORES", 5000)
+    with LargestTensor() as seen:
+        knn.nearest([bank], 50, queries, 3)
+    assert seen.elements == 5000  # 100 queries by the bank, less than the 40,000 of all queries
 
 
 @pytest.mark.parametrize(
@@ -237,6 +258,14 @@ def test_keys_in_bank_and_test_are_refused_unless_explained(scored):
     assert scored(BANK, same, shared_keys="exclude", k=(3,)).metrics["top-1"] == 0.5
     with pytest.raises(ConfigError, match="k is 4: only 3 views"):
         scored(BANK, same, shared_keys="exclude", k=(4,))
+
+
+def test_test_images_that_are_in_the_bank_under_other_keys_are_noted(scored):
+    packed = Points({"0/a": (0, 0), "1/c": (128, 1), "1/e": (131, 1)}, "b.tar")
+    for choices in ({}, {"centre": True}, {"few": 2, "tries": 2}):
+        (note,) = scored(BANK, packed, **choices).notes
+        assert note.startswith("2 test images have the features of an image to learn from, such as '0/a': if")
+    assert scored(BANK).notes == ()
 
 
 def test_images_without_label_are_counted_with_a_reason(scored):

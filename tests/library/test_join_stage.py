@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from torch.utils.data import DataLoader
+from webdataset.gopen import gopen_schemes
 
 import maskalign
 from pipeline.errors import CacheError, ConfigError
@@ -55,6 +56,14 @@ def test_tars_and_samples_may_be_shuffled(cache):
     assert targets_match(cache, list(behind)) == 140
     before = wds.WebDataset(tars, shardshuffle=2).compose(stage).shuffle(50).decode("rgb8", partial=True)
     assert targets_match(cache, list(before)) == 140
+
+
+def test_tars_may_be_the_output_of_a_command(cache):
+    assert {"s3", "az"} & gopen_schemes.keys() == set()  # docs/library.md gives commands for these
+    assert {"https", "gs"} <= gopen_schemes.keys()
+    commands = [f"pipe:cat '{tar}' | cat" for tar in cache.view_tars()]
+    stage = maskalign.with_targets(cache, levels=5)
+    assert targets_match(cache, list(reader(commands).compose(stage))) == 140
 
 
 def test_workers_and_nodes_split_the_tars(cache):

@@ -70,8 +70,11 @@ def test_a_student_without_cls_is_refused(coded_objective):
 
 def test_the_published_recipe_has_vqkd_in_the_space_of_clip():
     config = load_config(RunConfig, None, ["objective.name=beit2", "objective.preset=published"])
-    assert (config.objective.tokenizer, config.objective.needs.target) == ("vqkd", "projected")
-    assert (config.objective.codebook_request.kind, config.objective.codebook_size) == ("vqkd", 8192)
+    request = config.objective.codebook_request
+    assert (request.kind, request.size, request.target, request.reconstructs) == (
+        *("vqkd", 8192, "whiten", "projected"),
+    )
+    assert config.objective.needs.target == "whiten"
     assert (config.optim.epochs, config.student.drop_path, config.optim.betas) == (300, 0, (0.9, 0.98))
 
 

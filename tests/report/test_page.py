@@ -209,6 +209,14 @@ def test_configuration_marks_what_differs_and_hides_what_is_overridden(cache, tm
     assert "optim.base_lr" in words
 
 
+def test_configuration_has_the_defaults_of_the_objective(cache, tmp_path):
+    config = {"objective": {"name": "fd", "beta": 2.0}}
+    text = page_of(run_folder(tmp_path / "run", cache, [line(10)], config))
+    assert marked_rows(text) == [
+        ("objective.name", "fd", "default maskalign"), ("objective.beta", "2.0", "default 1.0"),
+    ]  # fmt: skip
+
+
 def test_memory_per_image_is_shown_where_it_was_measured(cache, tmp_path, text):
     metrics = [line(10, bytes_per_image=24_000_000.0), line(20, bytes_per_image=25_640_000.0)]
     assert "25.6 MB" in Page(page_of(run_folder(tmp_path / "run", cache, metrics))).words

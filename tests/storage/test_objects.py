@@ -265,7 +265,10 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ConfigError) as error:
         address_module.open_folder("s3://bucket/a.cache")
-    assert str(error.value) == "address 's3://bucket/a.cache' needs obstore: pip install 'maskalign[cloud]'"
+    wanted = (
+        "address 's3://bucket/a.cache' needs obstore, which is not installed: pip install 'maskalign[cloud]'"
+    )
+    assert str(error.value) == wanted
 
 
 @pytest.mark.usefixtures("server")

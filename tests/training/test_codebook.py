@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from tiny_clip import write_clip
 from torch.nn import functional as F
 from training_runs import (
     TINY,
@@ -104,7 +105,7 @@ def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_pat
     assert_same_runs(finished, trained(small_cache_path, tmp_path / "again", tiny=BEIT), 6)
     found = described(finished)["codebook"]
     assert (found["kind"], found["codes"], found["level"], found["size"]) == ("kmeans", "features", 5, 24)
-    assert found["tokens"] == 2 * 140 * 16
+    assert (found["tokens"], found["start"], found["rounds"]) == (2 * 140 * 16, "random", 10)
     assert found["share_taken"] == 1
     assert 12 < found["perplexity"] <= 24
     assert losses(finished)[-1]["loss"] < losses(finished)[0]["loss"]
@@ -139,7 +140,10 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         ([shared, "objective.codebook_size=25"], "does not fit this run: it has size 24, not 25; give"),
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another one, or leave"),
         ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
-        ([shared, "objective.name=beit2", *VQKD], "it has kind 'kmeans', not 'vqkd'; give another one"),
+        (
+            [shared, "objective.name=beit2", *VQKD],
+            "kind 'kmeans', not 'vqkd', reconstructs None, not 'whiten'; give",
+        ),
         (
             [f"objective.codebook={tmp_path}"],
             "is not a codebook (No such file or directory): give a run folder with",
@@ -182,6 +186,23 @@ def test_other_codes_train_and_resume(small_cache_path, tmp_path, settings, kind
     resumed = killed_after(run, 3, tmp_path / "resumed")
     trained(small_cache_path, resumed, resume=True)
     assert_same_runs(run, resumed, 6)
+
+
+def test_vqkd_codes_whitened_tokens_and_predicts_projected_ones(tmp_path):
+    write_clip(tmp_path / "clip")
+    teacher = f"open_clip:local-dir:{tmp_path / 'clip'}"
+    cache = caches.real(tmp_path, 1, 20, views=1, teacher=teacher, image_size=32, patch_size=8, levels="1,2")
+    published = ("objective.name=beit2", "objective.preset=published", *VQKD)
+    run = trained(cache, tmp_path / "run", *published, "objective.codebook_tokens=320", tiny=BEIT)
+    found, facts = described(run)["codebook"], Cache(cache).schema.teacher
+    assert (found["target"], found["reconstructs"], found["width"]) == ("whiten", "projected", facts.width)
+    file = run / "run.json"
+    file.write_text(file.read_text().replace('"target": "whiten"', '"target": "projected"'))
+    result = train(cache, run, resume=True)
+    assert (result.exit_code, "'vqkd' coded projected features when the run began" in result.output) == (
+        2,
+        True,
+    )
 
 
 def test_codes_of_pixels_need_no_stored_patches(tmp_path):

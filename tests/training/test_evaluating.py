@@ -15,6 +15,7 @@ from training_runs import (
     killed_after,
     lines,
     metrics,
+    saved_steps,
     tiny_job,
     train,
     trained,
@@ -147,6 +148,22 @@ def test_a_score_that_fails_costs_a_warning(small_cache_path, tmp_path):
         for step in (0, 6)
     ]
     assert len(metrics(tmp_path / "run")) == 6
+
+
+def test_a_kill_during_scores_loses_no_step(small_cache_path, tmp_path):
+    def killed(_encoder, step):
+        if step == 8:
+            raise KeyboardInterrupt
+        return []
+
+    settings = "evaluate.every_epochs=1", "evaluate.shards=a.tar", *LONGER, "train.checkpoint_every=5"
+    config, scored = load_config(RunConfig, None, [*TINY, *settings]), []
+    run, cache = tmp_path / "run", Cache(small_cache_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(cache, run, config, evaluate=killed)
+    assert saved_steps(run) == [5, 8]
+    run_training(cache, run, config, resume="always", evaluate=lambda _, step: scored.append(step) or [])
+    assert scored == [8, 12]
 
 
 def test_a_library_call_needs_something_to_evaluate_with(small_cache_path, tmp_path):

@@ -9,16 +9,21 @@ from pipeline.training.vqkd import Decoder, fit_vqkd, losses_and_moved_codes
 
 
 def tiny(dtype=torch.float64):
-    """A tokenizer of 12 codes of 8 channels for features of 16, its decoder, and features (5, 4, 16)."""
+    """A tokenizer of 12 codes of 8 channels for features of 16, its decoder to 6, and both (5, 4, D)."""
     torch.manual_seed(0)
-    tokenizer, decoder = Tokenizer(12, 16, 8), Decoder(8, 16, 4, 1)
+    tokenizer, decoder = Tokenizer(12, 16, 8), Decoder(8, 16, 4, 1, 6)
     tokenizer.codes.copy_(F.normalize(torch.randn(12, 8), dim=-1))
     tokenizer.encode.requires_grad_(True)
-    return tokenizer.to(dtype), decoder.to(dtype), torch.randn(5, 4, 16, dtype=dtype)
+    return (
+        tokenizer.to(dtype),
+        decoder.to(dtype),
+        torch.randn(5, 4, 16, dtype=dtype),
+        torch.randn(5, 4, 6, dtype=dtype),
+    )
 
 
 def test_losses_gradients_and_moved_codes_are_the_plain_ones():
-    tokenizer, decoder, features = tiny()
+    tokenizer, decoder, features, predicted = tiny()
     before = tokenizer.codes.clone()
     parameters = [*tokenizer.encode.parameters(), *decoder.parameters()]
     first, last = tokenizer.encode[0], tokenizer.encode[2]
@@ -27,9 +32,9 @@ def test_losses_gradients_and_moved_codes_are_the_plain_ones():
     nearest = torch.cdist(points.detach(), before).argmin(-1)
     chosen = before[nearest]
     found = decoder(points - points.detach() + chosen)
-    cosine = (found * features).sum(-1) / (found.norm(dim=-1) * features.norm(dim=-1))
+    cosine = (found * predicted).sum(-1) / (found.norm(dim=-1) * predicted.norm(dim=-1))
     plain = (1 - cosine).mean(), ((points - chosen) ** 2).mean()
-    ours = losses_and_moved_codes(tokenizer, decoder, features)
+    ours = losses_and_moved_codes(tokenizer, decoder, features, predicted)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
     for mine, theirs in zip(
@@ -54,7 +59,7 @@ def test_training_finds_clusters_and_repeats():
     for steps in (600, 20, 20):
         tokenizer = Tokenizer(12, 16, 32)
         request = CodebookRequest("features", "vqkd", 12, "whiten", 100, steps=steps, blocks=1)
-        facts = fit_vqkd(tokenizer, features, request, 0, lines.append)
+        facts = fit_vqkd(tokenizer, features, features, request, 0, lines.append)
         fitted.append((facts, tokenizer.state_dict()))
     assert fitted[0][0]["one_minus_cosine"] < 0.3 < 0.8 < fitted[1][0]["one_minus_cosine"]
     assert all(torch.equal(value, fitted[2][1][name]) for name, value in fitted[1][1].items())

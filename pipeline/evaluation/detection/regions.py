@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.optional import optional_library
 
 Region = dict[str, Any]
 
@@ -19,13 +19,9 @@ Region = dict[str, Any]
 def codec() -> Any:
     """Return COCO's functions on masks: encode, decode, merge, area, frPyObjects.
 
-    Raises ConfigError if faster-coco-eval, which is optional, is not installed.
+    Raises ConfigError without faster-coco-eval, which is optional.
     """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise ConfigError("detect needs faster-coco-eval: pip install 'maskalign[detection]'") from None
-    return mask
+    return optional_library("detect", "faster_coco_eval.core.mask", "'maskalign[detection]'")
 
 
 def box_region(box: NDArray[np.float64], size: tuple[int, int]) -> Region:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.evaluation.exporting.exported import (
     Written,
     compare,
-    optional_library,
+    library_of_format,
     preprocessing,
     sample_images,
     write_json,
@@ -37,8 +37,8 @@ class _Outputs(nn.Module):
 def write_onnx(subject: Subject, folder: Path) -> Written:
     """Write model.onnx and config.json; raises ConfigError if a library is missing."""
     for name in ("onnx", "onnxscript"):
-        optional_library(name, _EXTRA)
-    runtime = optional_library("onnxruntime", _EXTRA)
+        library_of_format(name, _EXTRA)
+    runtime = library_of_format("onnxruntime", _EXTRA)
     names, file = [*(["cls"] if subject.has_cls else []), "patches"], folder / "model.onnx"
     size = sum(value.numel() * value.element_size() for value in subject.vit.state_dict().values())
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from pipeline.evaluation.crops import CROP_FRACTION
 from pipeline.evaluation.exporting.exported import (
     Written,
     compare,
-    optional_library,
+    library_of_format,
     preprocessing,
     write_json,
 )
@@ -62,7 +62,7 @@ _TORCHVISION_EPS = 1e-6  # of its norms by default
 
 def write_transformers(subject: Subject, folder: Path) -> Written:
     """Write config.json, model.safetensors and preprocessor_config.json for Hugging Face's ViTModel."""
-    transformers = optional_library("transformers", "transformers")
+    transformers = library_of_format("transformers", "transformers")
     vit = subject.vit
     require_plain_vit(vit, "Hugging Face's ViTModel", ("gelu", "quick_gelu"))
     config = {

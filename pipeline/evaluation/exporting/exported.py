@@ -1,6 +1,5 @@
 """What the formats of an export share: how images are prepared, and the comparison of what is read back."""
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import CROP_FRACTION
 from pipeline.evaluation.subject import Subject
+from pipeline.optional import optional_library
 
 _TOLERANCE = 1e-4  # of what is read back, relative to the largest output
 
@@ -31,15 +31,9 @@ class Written:
     notes: str = ""
 
 
-def optional_library(name: str, package: str) -> Any:
+def library_of_format(name: str, package: str) -> Any:
     """Import a library that only some formats need; raises ConfigError with the remedy."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # an installation that is damaged fails in any way
-        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"fails ({error})"
-        raise ConfigError(
-            f"this format needs {name}, which {reason}: pip install {package}, or give --set format=timm"
-        ) from None
+    return optional_library("this format", name, package, ", or give --set format=timm")
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -191,11 +191,10 @@ class Try:
 
     def _folder(self, case: Case) -> Path:
         """Return the folder of a training, named by all that decides it."""
-        subject, ranks = self.task.subject, self.task.ranks
         sets = [one.digest if one else None for one in (case.images, case.watched)]
         key = [
             _FORMAT, self.recipe.model_dump(exclude={"lr"}), vars(self._plan(case)), sets, case.keep_best,
-            subject.facts.weights, subject.grid, subject.patch_size, ranks.world_size,
+            self.task.subject.identity, self.task.ranks.world_size,
         ]  # fmt: skip
         return self.task.folder / f"finetune-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
