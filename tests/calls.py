@@ -13,16 +13,16 @@ from stages.console import new_app
 TESTS = Path(__file__).parent
 
 
-def call(command, *arguments, code=None):
+def call(command, *arguments, code=None, charset="utf-8"):
     """Run a command, a function or an app; an exception that it should report in one sentence is raised here.
 
-    The exit code must be `code`, if that is given.
+    The exit code must be `code`, if that is given; `charset` is the terminal's.
     """
     app = command
     if not isinstance(command, typer.Typer):
         app = new_app()
         app.command()(command)
-    result = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    result = CliRunner(charset).invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert code in (None, result.exit_code), result.output
     return result
 

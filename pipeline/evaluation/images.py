@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
 from pipeline.storage.address import is_url, name_fault, printable
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
+from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of, name_with_dots
 from pipeline.views.source import MAX_CARRIED_BYTES
 from pipeline.views.source_tars import SourceTar, resolve_tars
 from pipeline.views.tar_index import index_members
@@ -126,6 +126,8 @@ def tar_images(tars: Sequence[SourceTar], address: str, scratch: Path) -> ImageS
                 places = {extension: Place(path, offset, size) for _, extension, offset, size in members}
                 image = next((places[each] for each in IMAGE_EXTENSIONS if each in places), None)
                 if image is None:
+                    if fault := name_with_dots(key, places.keys() - {MASK}):
+                        raise SourceError(f"tar {tar.name!r} has no image of {key!r}: {fault}")
                     continue
                 label, fault = NO_LABEL, "has no .cls member"
                 if extension := next((name for name in ("cls", NOTES) if name in places), ""):

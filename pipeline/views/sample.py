@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from tarfile import TarInfo
 from typing import Final
@@ -11,6 +12,7 @@ from pipeline.errors import SourceError
 from pipeline.storage.address import name_fault
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
+NO_IMAGE: Final = "has no image among its members"
 LEAST_BAD_ALLOWED = 3  # images of a tar that cannot be decoded, whatever --max-bad is
 # of several, the first is the image
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
@@ -37,7 +39,7 @@ class SourceSample:
     key: str
     image: bytes | None
     members: dict[str, bytes]
-    fault: str = "has no image among its members"
+    fault: str = NO_IMAGE
     label_fault: str = ""
 
     @property
@@ -64,6 +66,12 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
         return int(text), ""
     shown = f"has the label {text[:40].decode(errors='backslashreplace')!r}"
     return NO_LABEL, f"{shown}, which is not a whole number of at most {_LABEL_DIGITS} digits"
+
+
+def name_with_dots(key: str, extensions: Iterable[str]) -> str:
+    """Return what is wrong with an image's name that has a dot within, as in frame.0001.jpg; "" without."""
+    name = next((one for one in extensions if one.rpartition(".")[2] in IMAGE_EXTENSIONS and "." in one), "")
+    return f"a key ends at the first dot of a name, so rename {f'{key}.{name}'!r}" if name else ""
 
 
 def key_of_member(info: TarInfo) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from typing import IO, cast
 from pipeline.errors import SourceError, StorageError
 from pipeline.storage.address import is_url, printable
 from pipeline.storage.tar_streams import open_tar
-from pipeline.views.sample import IMAGE_EXTENSIONS, SourceSample, key_of_member
+from pipeline.views.sample import IMAGE_EXTENSIONS, NO_IMAGE, SourceSample, key_of_member, name_with_dots
 from pipeline.views.source_tars import SourceTar
 
 CARRIED_EXTENSIONS = ("cls", "txt", "caption", "json")  # what stays true of a crop
@@ -111,7 +111,8 @@ def _sample(key: str, group: Iterable[_Member]) -> SourceSample:
     image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
     label_fault = members["cls"].fault if "cls" in members else ""
     if image is None:
-        return SourceSample(key, None, carried, label_fault=label_fault)
+        fault = ": ".join(filter(None, [NO_IMAGE, name_with_dots(key, members)]))
+        return SourceSample(key, None, carried, fault, label_fault)
     return SourceSample(key, image.data, carried, image.fault, label_fault)
 
 

@@ -12,15 +12,16 @@ from tars import image, write_tar
 
 from pipeline.cache.digests import digest_of
 from stages.extract_teacher import extract_teacher
+from stages.inspect_cache import app as inspect_app
 
 VIEW = ("--image-size", "64", "--patch-size", "16", "--levels", "3", "--batch-size", "8")
 VIEW += ("--workers", "0", "--device", "cpu")
 CACHE_VIEW = (*VIEW, "--views", "2", "--crop-scale", "0.4", "1.0")
 
 
-def run(shards, cache, *options, teacher=TEACHER, view=VIEW):
+def run(shards, cache, *options, teacher=TEACHER, view=VIEW, **how):
     """Run the command in this process."""
-    return call(extract_teacher, shards, "--cache", cache, "--teacher", teacher, *view, *options)
+    return call(extract_teacher, shards, "--cache", cache, "--teacher", teacher, *view, *options, **how)
 
 
 def entries(folder):
@@ -62,6 +63,15 @@ def test_a_failed_tar_is_reported_and_others_are_done(tars, tmp_path):
         "\n4 images skipped\nskipped '8': cannot be decoded (no image of a known format)\n" in healed.stdout
     )
     assert healed.stdout.endswith(": complete\n")
+
+
+def test_what_a_latin_1_terminal_lacks_is_escaped(tmp_path):
+    tar, cache = write_tar(tmp_path / "a.tar", {"0": image(0), "é漢": b"broken"}), tmp_path / "a.cache"
+    result = run(tar, cache, charset="latin-1")
+    assert "\nskipped 'é\\u6f22': cannot be decoded" in result.stdout
+    assert result.stdout.endswith(f"cache '{cache}': complete\n")
+    result = call(inspect_app, "info", cache, code=0, charset="latin-1")
+    assert "é\\u6f22" in result.stdout
 
 
 def test_labels_that_are_no_numbers_are_counted(tmp_path):

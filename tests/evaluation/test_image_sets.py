@@ -166,6 +166,12 @@ def test_folders_of_test_images_are_numbered_as_those_to_learn_from(tmp_path):
     assert test.class_names == ("ant", "cat", "bee")
 
 
+def test_images_with_a_dot_in_their_names_are_not_passed_over(tmp_path):
+    tar = write_tar(tmp_path / "a.tar", {"frame.0001": image(0), "b": image(1)})
+    with pytest.raises(SourceError, match=r"^tar 'a.tar' has no image of 'frame': .*'frame.0001.jpg'"):
+        opened(tar)
+
+
 def test_image_names_that_cannot_be_stored_are_refused(tmp_path):
     write_images(tmp_path / "set", ["a/x.jpg"])
     odd = os.fsdecode(b"caf\xe9.jpg")
