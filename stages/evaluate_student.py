@@ -222,6 +222,9 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
     if choice.noted:
         add_scores(choice.noted, scores)
         write_run_report(choice.noted)
+    elif choice.run and not choice.untrained:
+        message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
+        typer.echo(message, err=True)
 
 
 main = partial(run_app, app)
