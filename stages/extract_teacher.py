@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.errors import printable
 from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.extraction.options import source_options
 from pipeline.runtime.device_choice import check_device_name, choose_device
@@ -200,7 +201,7 @@ def _show_summary(options: Options, made: "Extracted") -> None:
     for skipped in tally.skipped[:_SHOWN]:
         typer.echo(f"skipped {skipped.key!r}: {skipped.reason}")
     if len(tally.skipped) > _SHOWN:
-        typer.echo(f"the commits in {options.cache!r} list all skipped images")
+        typer.echo(f"the commits in {printable(options.cache)!r} list all skipped images")
     if tally.unlabelled:
         key, reason = tally.first_unlabelled
         typer.echo(
@@ -209,7 +210,7 @@ def _show_summary(options: Options, made: "Extracted") -> None:
         )
     for source, reason in tally.failed.items():
         typer.echo(f"failed {source!r}: {reason}", err=True)
-    typer.echo(f"cache {options.cache!r}: {_state(made, options.views_from)}")
+    typer.echo(f"cache {printable(options.cache)!r}: {_state(made, options.views_from)}")
 
 
 def _state(made: "Extracted", views_from: str | None) -> str:

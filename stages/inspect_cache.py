@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cache.prices import Prices
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import usable_cores
 from stages.console import (
@@ -149,7 +149,6 @@ def card(
         from pipeline.cache.layout import CARD_FILE
         from pipeline.cache.reader import Cache
         from pipeline.cache.sizes import take_inventory
-        from pipeline.storage.address import printable
         from pipeline.storage.files import replace_file
 
         check_license(license_name)
@@ -198,7 +197,7 @@ def copy(
         size = f"{plan.missing_bytes / 1e9:,.3f} GB"
         typer.echo(
             f"copying {len(plan.missing):,} of {counted(len(plan.units), 'unit')}, levels "
-            f"{', '.join(map(str, plan.schema.levels))}, {size}, to {plan.folder.address!r}"
+            f"{', '.join(map(str, plan.schema.levels))}, {size}, to {printable(plan.folder.address)!r}"
         )
         elsewhere = run_copy(plan, workers or max(4, usable_cores()), typer.echo)
         if plan.unfinished:
@@ -207,7 +206,9 @@ def copy(
         if elsewhere:
             units = counted(elsewhere, "unit is", "units are")
             typer.echo(f"{units} being copied by other processes; when they end, run the same command again")
-        typer.echo(f"cache {plan.folder.address!r}: every copied byte is what the source committed")
+        typer.echo(
+            f"cache {printable(plan.folder.address)!r}: every copied byte is what the source committed"
+        )
 
 
 @app.command()

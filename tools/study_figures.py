@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.compared import Comparison, Line, read_compared
-from pipeline.report.comparison_plot import comparison_png
+from pipeline.report.comparison import first_chances
+from pipeline.report.comparison_plot import ScoreKey, comparison_png
+from pipeline.report.scores import read_scores
 from pipeline.studies.study import Row
 from pipeline.training.run_folder import RUN_FILE, read_run
 
@@ -58,6 +60,9 @@ def _table(table: Mapping[str, Any]) -> str:
             scores.append("" if spread is None else f"{100 * spread['mean']:.1f}{std}")
         operations = f"{line['operations']:.3g}" if line["operations"] else ""
         rows.append(f"| {' | '.join([line['label'], str(len(line['seeds'])), *scores, operations])} |")
+    if chance := table.get("chance"):
+        cells = " | ".join(f"{100 * chance[name]:.1f}" if name in chance else "" for name in columns)
+        rows.append(f"| chance | | {cells} | |")
     return "\n".join(rows) + "\n"
 
 
@@ -66,12 +71,14 @@ def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> 
 
     Those of both presets lie so close together that their labels would cover each other.
     """
-    lines = []
+    lines, chances = [], dict[ScoreKey, float]()
     for line in (line for line in table["lines"] if line["operations"] and line["label"].endswith(ending)):
         names = (f"{Row(label=line['label']).slug}-s{seed}" for seed in line["seeds"])
-        runs = [read_compared(folder / "runs" / name) for name in names]
+        folders = [folder / "runs" / name for name in names]
+        runs = [read_compared(one) for one in folders]
+        chances |= first_chances(score for one in folders for score in read_scores(one))
         lines.append(Line(line["label"].removesuffix(ending), runs))
-    return comparison_png(Comparison(table["title"], lines))
+    return comparison_png(Comparison(table["title"], lines), chances)
 
 
 def origin(folders: Iterable[Path]) -> str:

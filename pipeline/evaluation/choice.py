@@ -63,7 +63,7 @@ class Choice:
             raise ConfigError(
                 "--report differs from --run: a student's score belongs to its own run; leave --report out"
             )
-        self._check_places()
+        self._check_places(needs_data)
         if self.report:
             read_run(self.report)
         _ = self.sizes, self.images
@@ -76,7 +76,7 @@ class Choice:
                 names = " and ".join(one.name for one in chosen)
                 raise ConfigError(f"--{option.replace('_', '-')} has no effect on {names}: {remedy}")
 
-    def _check_places(self) -> None:
+    def _check_places(self, has_scores: bool) -> None:
         """Raise ConfigError for places that cannot be written, CheckpointError for unreadable scores."""
         for option in ("run", "report", "out", "features"):
             if path := getattr(self, option):
@@ -86,19 +86,20 @@ class Choice:
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):
-            if file:
-                try:  # os.access reports some folders as writable that are not, such as /proc
-                    with tempfile.TemporaryFile(dir=file if file.is_dir() else file.parent):
-                        pass
-                except OSError:
-                    raise ConfigError(
-                        f"--{option} {str(file)!r}: its folder does not exist or is not writable"
-                    ) from None
+            if file and not _is_writable(file if file.is_dir() else file.parent):
+                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
+        if has_scores and self.noted and self.noted.is_dir() and not _is_writable(self.noted):
+            raise ConfigError(
+                f"run {str(self.noted)!r} gets scores, report and features, but is not writable: give "
+                "--out FILE.json without --report, and --features DIR to keep features"
+            )
 
-    @property
+    @cached_property
     def noted(self) -> Path | None:
-        """The run whose scores and report get the result."""
-        return self.report or (self.run if not self.untrained else None)
+        """The run whose scores and report get the result; none if it is read-only and `out` gets it."""
+        if self.report or self.untrained or not self.run:
+            return self.report
+        return None if self.out and not _is_writable(self.run) else self.run
 
     @property
     def plots(self) -> Path:
@@ -193,6 +194,14 @@ class Choice:
         image_size, patch_size = self.sizes
         config = load_config(RunConfig, self.config)
         return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:  # os.access reports some folders as writable that are not, such as /proc
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _class_names(file: Path | None) -> tuple[str, ...]:

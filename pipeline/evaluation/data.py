@@ -11,7 +11,7 @@ import torch
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.layout import chunk_count
 from pipeline.cache.reader import Cache
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.evaluation.crops import LeftOut, ViewBatch, load_views
 from pipeline.evaluation.images import ImageSet
 
@@ -66,7 +66,7 @@ class CacheViews:
 
     def __init__(self, cache: Cache, class_names: tuple[str, ...] = ()) -> None:
         self.cache, self.class_names = cache, class_names
-        self.address = cache.address
+        self.address = printable(cache.address)
         self.kind: Kind = "cache"
 
     @property

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pipeline.classes import in_class_order
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
-from pipeline.storage.address import is_url, name_fault
+from pipeline.storage.address import is_url, name_fault, printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of
 from pipeline.views.source import MAX_CARRIED_BYTES
@@ -106,7 +106,7 @@ def open_images(specs: Sequence[str], scratch: Path, known: tuple[str, ...] = ()
         folder.suffix or folder.exists() or is_url(specs[0]) or {*specs[0]} & {*"*?[{"}
     ):
         raise ConfigError(f"{specs[0]!r} does not exist: give labelled tars, or an image folder")
-    tars, address = resolve_tars(specs), ", ".join(specs)
+    tars, address = resolve_tars(specs), ", ".join(map(printable, specs))
     names = packed_class_names(tars)
     refuse_other_numbers(known, "the images to learn from", names, repr(address))
     return replace(tar_images(tars, address, scratch), class_names=names)

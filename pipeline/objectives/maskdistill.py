@@ -23,7 +23,6 @@ _CLIP_SPACE = {
     "optim.betas": [0.9, 0.98],
     "optim.eps": 1e-6,
     "optim.clip_grad": 3.0,
-    "student.drop_path": 0.1,
 }
 
 
@@ -43,7 +42,13 @@ class MaskDistill(ObjectiveConfig):
             "objective.target": "none",
             "objective.loss": "cosine",
         },
-        "eva": {**_CLIP_SPACE, "mask.ratio": 105 / 256, "optim.base_lr": 0.625e-4},  # 1e-3 at 4096
+        "eva": {
+            **_CLIP_SPACE,
+            "mask.ratio": 105 / 256,
+            "optim.base_lr": 0.625e-4,  # 1e-3 at 4096
+            "optim.epochs": 300,
+            "student.drop_path": 0.1,
+        },
         "dbot-clip": {
             **_CLIP_SPACE,
             "mask.ratio": 78 / 196,

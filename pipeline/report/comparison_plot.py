@@ -24,25 +24,33 @@ _PLACES = (  # of a label beside its point: offset in points, alignment
     ((-7, 11), "right", "bottom"),
     ((-7, -11), "right", "top"),
 )
-_PRINTED = {plots.INK: "#1b2230", plots.MUTED: "#5b6675", plots.LINE: "#d9dee6", plots.ACCENT: "#2f6fdb"}
+_PRINTED = {
+    plots.INK: "#1b2230",
+    plots.MUTED: "#5b6675",
+    plots.LINE: "#d9dee6",
+    plots.ACCENT: "#2f6fdb",
+    plots.WARM: "#c2571a",
+}
 
 Point = tuple[str, float, float, float]  # label, x, accuracy and its deviation in percent
+ScoreKey = tuple[str, str, str]  # evaluation, representation, conditions
+Chances = Mapping[ScoreKey, float]
 Box = tuple[float, float, float, float]
 
 
-def comparison_chart(comparison: Comparison) -> str:
+def comparison_chart(comparison: Comparison, chances: Chances) -> str:
     """Return the figure as SVG, empty if there is nothing to draw."""
     points, label = points_of(comparison)
     if not points:
         return ""
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), points, label, comparison, {})
+        _draw(figure.add_subplot(), points, label, comparison, chances, {})
         shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
         return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
 
 
-def comparison_png(comparison: Comparison) -> bytes:
+def comparison_png(comparison: Comparison, chances: Chances) -> bytes:
     """Return the figure as a PNG in light colours, empty if there is nothing to draw."""
     points, label = points_of(comparison)
     if not points:
@@ -51,7 +59,7 @@ def comparison_png(comparison: Comparison) -> bytes:
     style = {key: _PRINTED.get(str(value), value) for key, value in plots.STYLE.items()}
     with mpl.rc_context({**style, "figure.facecolor": "white"}):
         figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
-        _draw(figure.add_subplot(title=comparison.title), points, label, comparison, _PRINTED)
+        _draw(figure.add_subplot(title=comparison.title), points, label, comparison, chances, _PRINTED)
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -77,10 +85,12 @@ def _draw(
     points: Sequence[Point],
     label: str,
     comparison: Comparison,
+    chances: Chances,
     colours: Mapping[str, str],
 ) -> None:
     """Draw all of the figure; `colours` may replace those of the page."""
-    ink, muted, accent = (colours.get(marker, marker) for marker in (plots.INK, plots.MUTED, plots.ACCENT))
+    markers = (plots.INK, plots.MUTED, plots.ACCENT, plots.WARM)
+    ink, muted, accent, warm = (colours.get(marker, marker) for marker in markers)
     xs = [x for _, x, _, _ in points]
     axes.set(xlabel=label, ylabel=f"{comparison.name_of(comparison.headline or ('', '', ''))}, %")
     if min(xs) > 0 and max(xs) / min(xs) > 1.5:
@@ -89,12 +99,18 @@ def _draw(
     for _, x, value, std in points:
         style: dict[str, Any] = {"color": accent, "markersize": 6, "capsize": 3, "linewidth": 1.2}
         axes.errorbar(x, value, yerr=std or None, fmt="o", **style)
-    for line in comparison.lines:  # the untrained encoder
-        if not line.seconds and comparison.headline and (spread := line.score(comparison.headline)):
-            axes.axhline(100 * spread.mean, color=muted, linewidth=1.0, linestyle="--")
-            at = axes.get_yaxis_transform()
-            place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": muted}
-            axes.text(0.995, 100 * spread.mean, line.label, ha="right", va="bottom", **place)
+    levels = [  # the untrained encoder and chance
+        (line.label, spread.mean, muted, "--")
+        for line in comparison.lines
+        if not line.seconds and comparison.headline and (spread := line.score(comparison.headline))
+    ]
+    if comparison.headline and comparison.headline in chances:
+        levels.append(("chance", chances[comparison.headline], warm, ":"))
+    for name, value, colour, dashes in levels:
+        axes.axhline(100 * value, color=colour, linewidth=1.0, linestyle=dashes)
+        at = axes.get_yaxis_transform()
+        place: dict[str, Any] = {"transform": at, "fontsize": _FONT, "color": colour}
+        axes.text(0.995, 100 * value, name, ha="right", va="bottom", **place)
     axes.margins(0.16, 0.12)
     _label(axes, points, ink)
 
@@ -111,6 +127,9 @@ def _label(axes: Axes, points: Sequence[Point], ink: str) -> None:
     taken: list[Box] = [
         (x - 5, low - 5, x + 5, high + 5) for (x, _), (low, high) in zip(at, bars, strict=True)
     ]
+    for text in axes.texts:  # names of the levels
+        x0, y0, x1, y1 = text.get_window_extent().extents
+        taken.append((x0, y0, x1, y1))
     for (name, x, value, _), (left, bottom) in sorted(
         zip(points, at, strict=True), key=lambda one: one[1][1]
     ):

@@ -18,6 +18,7 @@ h3 { font-size: .95rem; margin: 0 0 4px; }
 .behind details details { margin-left: 14px; }
 .behind h3 { margin-top: 14px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 75ch; }
+a { color: var(--accent); }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
   margin: 0; min-width: 0; }

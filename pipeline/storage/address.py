@@ -15,6 +15,7 @@ _MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporar
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 printable = errors.printable  # which errors need too
+_with_password: dict[str, str] = {}  # the web addresses that this process was given, by what is printed
 
 
 def is_url(address: str | Path) -> bool:
@@ -60,7 +61,11 @@ def tar_name_fault(name: str) -> str:
 
 
 def open_folder(address: str | Path) -> Folder:
-    """Return the folder at an address, which need not exist; raises ConfigError for an unusable address."""
+    """Return the folder at an address, which need not exist; raises ConfigError for an unusable address.
+
+    An address without a password gets the one that this process was given with it before: run.json has the
+    address of a cache without it.
+    """
     check_path("folder", address)
     if not is_url(address):
         return LocalFolder(Path(address))
@@ -76,7 +81,10 @@ def open_folder(address: str | Path) -> Folder:
         )
     from pipeline.storage.web import WebFolder
 
-    return WebFolder(str(address))
+    shown = printable(str(address))
+    if shown != str(address):
+        _with_password[shown] = str(address)
+    return WebFolder(_with_password.get(shown, shown))
 
 
 def check_url(url: str) -> None:

@@ -47,6 +47,10 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _TRIED = re.compile(r" in ([\d.]+)(m?s), after (\d+) retries")
 _NO_RANGES = ("non-partial response", "Content-Range", "Range request not supported")
 _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
+_PASSWORD = (
+    "check the address; if it needs a password, which no run records, give --cache or --shards with "
+    "USER:PASSWORD@ before the host"
+)
 _NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 
 
@@ -114,7 +118,8 @@ def _reason(error: Exception, url: str) -> tuple[int, str]:
     answer = ", ".join([*([f"{status[1]} {status[2]}"] if status else []), *([code[1]] if code else [])])
     number = _NUMBERS.get(int(status[1]), errno.EIO) if status else errno.EIO
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or number == errno.EACCES:
-        return errno.EACCES, f"access is denied ({answer or 'no answer'}): {_remedy(url)}"
+        remedy = _PASSWORD if url.startswith("http") else _remedy(url)
+        return errno.EACCES, f"access is denied ({answer or 'no answer'}): {remedy}"
     if status:
         return number, f"the server answered {answer}: {_remedy(url)}"
     return errno.EIO, f"the server cannot be reached ({_end_of_line(error)}): {_remedy(url)}"

@@ -76,7 +76,7 @@ def copy_run(source: Path, run: PlannedRun) -> None:
     temporary = run.folder.with_name(f".{run.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    config = run.config.model_dump(mode="json")  # levels may be named in one and left out in the other
+    config = run.config.recorded()  # levels may be named in one and left out in the other
     record = {**read_run(source), "config": config, "copied_from": str(source.resolve())}
     replace_file(temporary / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
     temporary.rename(run.folder)

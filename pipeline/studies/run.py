@@ -171,7 +171,8 @@ class StudyRunner:
         lines += [Line("untrained encoder", untrained)] if untrained else []
         remarks = remarks_on(self.plan.caches)
         comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
-        write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
+        scored = [run.folder for run in self.runs if run.name in found] + [folder for _, folder in folders]
+        write_comparison(self.plan.out, comparison, self._subtitle(len(found)), scored)
         return all(not line.waiting and not line.failures for line in lines)
 
     def failed(self, runs: Sequence[PlannedRun]) -> list[str]:

@@ -7,7 +7,7 @@ from pydantic import Discriminator as Choice
 from pydantic import Tag, model_validator
 
 from pipeline.config import named
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.objectives.beit import Beit
 from pipeline.objectives.beit2 import Beit2
 from pipeline.objectives.cae import ContextAutoencoder
@@ -50,6 +50,13 @@ class RunConfig(Sections):
     """Everything that a run depends on but the cache. What [mask] leaves unset comes from the objective."""
 
     objective: AnyObjective = MaskAlign()
+
+    def recorded(self) -> dict[str, Any]:
+        """Return plain values for files that are kept: the addresses are without passwords."""
+        values = self.model_dump(mode="json")
+        for name in ("shards", "test_shards"):
+            values["evaluate"][name] = [*map(printable, values["evaluate"][name])]
+        return values
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, TrainingStep
 from pipeline.objectives.operations import training_operations
-from pipeline.storage.address import absolute
+from pipeline.storage.address import absolute, printable
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint
@@ -207,14 +207,14 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
     lanes = job.spec.order.lanes
     caches = [
         {
-            "path": absolute(cache.address),
+            "path": printable(absolute(cache.address)),
             "digest": cache.digest,
             "teacher": cache.schema.teacher.model_dump(mode="json"),
         }
         for cache in job.caches
     ]
     return {
-        "config": job.config.model_dump(mode="json"),
+        "config": job.config.recorded(),
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
         "cache": caches[0],
         **({"other_caches": caches[1:]} if job.others else {}),

@@ -157,7 +157,7 @@ def run_job(
         with job.ranks.together(), storage_errors(job.run):
             if job.ranks.is_main:
                 cache = {"cache.path": printable(job.cache.address), "cache.digest": job.cache.digest}
-                tracked = {**flat_config(job.config.model_dump(mode="json")), **cache, "steps": job.steps}
+                tracked = {**flat_config(job.config.recorded()), **cache, "steps": job.steps}
                 metrics = MetricsLog(job.run, first, say, job.config.log, tracked)
                 stack.callback(metrics.close)
                 display = stack.enter_context(

@@ -1,5 +1,6 @@
 """evaluate-student at the command line: students and teachers against features made without our code."""
 
+import ctypes
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import contextmanager
 
 import caches
 import numpy as np
@@ -367,6 +369,13 @@ def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
     assert "has no name for class 1: give one for each from 0 on" in result.stderr
 
 
+def test_a_pattern_without_quotes_is_refused_with_the_cure():
+    result = call(app, "knn", "--model", "test_vit.random", "--shards", "a.tar", "b.tar", "c.tar", code=2)
+    cure = "for several repeat --shards or --test-shards or --set, or quote a pattern"
+    message = f"Error: Invalid value: 'b.tar' belongs to no option: give each one value; {cure}"
+    assert " ".join(result.stderr.split()).endswith(message)
+
+
 def test_an_unknown_evaluation_names_those_there_are():
     result = call(app, "kn", "--print-config", code=2)
     assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of ")
@@ -457,6 +466,37 @@ def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
     assert result.exit_code == 2
     assert "views of 64 pixels in patches of 16 are needed, but cache " in result.stderr
     assert "has 32 in 8: give a cache of these sizes, or --shards" in result.stderr
+
+
+@contextmanager
+def read_only(folder):
+    """A folder that nobody can write, not even root, who lacks CAP_DAC_OVERRIDE meanwhile."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    effective = sets[0]
+    sets[0] &= ~(1 << 1)
+    folder.chmod(0o555)
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = effective
+        assert libc.capset(header, sets) == 0
+        folder.chmod(0o755)
+
+
+def test_a_read_only_run_is_refused_at_once_or_judged_elsewhere(cache, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    with read_only(copy):
+        result = knn("--run", copy, "--cache", cache)
+        assert result.exit_code == 2
+        assert "gets scores, report and features, but is not writable: give --out FILE" in result.stderr
+        result = knn("--run", copy, "--cache", cache, "--out", tmp_path / "a.json")
+        assert result.exit_code == 0
+        assert "is read-only, and its scores stay as they are" in result.stderr
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 2
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
 
 
 def test_an_evaluation_of_one_process_is_refused_under_torchrun(run, test_tar, monkeypatch):

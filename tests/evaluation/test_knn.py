@@ -260,6 +260,14 @@ def test_keys_in_bank_and_test_are_refused_unless_explained(scored):
         scored(BANK, same, shared_keys="exclude", k=(4,))
 
 
+def test_test_images_that_are_in_the_bank_under_other_keys_are_noted(scored):
+    packed = Points({"0/a": (0, 0), "1/c": (128, 1), "1/e": (131, 1)}, "b.tar")
+    for choices in ({}, {"centre": True}, {"few": 2, "tries": 2}):
+        (note,) = scored(BANK, packed, **choices).notes
+        assert note.startswith("2 test images have the features of an image to learn from, such as '0/a': if")
+    assert scored(BANK).notes == ()
+
+
 def test_images_without_label_are_counted_with_a_reason(scored):
     score = scored(BANK, Points(OTHERS.points | {"q": (0, None), "r": (0, None)}))
     assert score.test.left_out == {"unlabelled": 2}

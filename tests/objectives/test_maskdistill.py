@@ -47,19 +47,19 @@ def test_a_perfect_predictor_has_no_loss(tiny_objective, images, loss):
 
 
 @pytest.mark.parametrize(
-    ("preset", "patches", "hidden", "rate", "loss", "target"),
+    ("preset", "patches", "hidden", "rate", "loss", "target", "epochs"),
     [
-        ("common", 196, 79, 1.5e-4, "smooth_l1", "whiten"),
-        ("published", 196, 79, 1.5e-3 / 8, "smooth_l1", "whiten"),
-        ("mvp", 196, 75, 1.5e-3 / 8, "cosine", "none"),
-        ("eva", 256, 105, 1e-3 / 16, "cosine", "projected"),
-        ("dbot-clip", 196, 78, 3e-3 / 16, "cosine", "projected"),
+        ("common", 196, 79, 1.5e-4, "smooth_l1", "whiten", 200),
+        ("published", 196, 79, 1.5e-3 / 8, "smooth_l1", "whiten", 300),
+        ("mvp", 196, 75, 1.5e-3 / 8, "cosine", "none", 300),
+        ("eva", 256, 105, 1e-3 / 16, "cosine", "projected", 300),
+        ("dbot-clip", 196, 78, 3e-3 / 16, "cosine", "projected", 1600),
     ],
 )
-def test_presets_are_what_was_published(preset, patches, hidden, rate, loss, target):
+def test_presets_are_what_was_published(preset, patches, hidden, rate, loss, target, epochs):
     config = load_config(RunConfig, None, ["objective.name=maskdistill", f"objective.preset={preset}"])
     assert config.mask.strategy == "block"
     assert patches - config.mask.visible_count(patches) == hidden
-    assert config.optim.base_lr == pytest.approx(rate)
+    assert (config.optim.base_lr, config.optim.epochs) == (pytest.approx(rate), epochs)
     assert config.optim.eps == (1e-6 if target == "projected" else 1e-8)
     assert (config.objective.loss, config.objective.target) == (loss, target)

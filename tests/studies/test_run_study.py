@@ -1,6 +1,7 @@
 """run-study from file to table on a tiny cache: killed, split, refused; and compare-runs on its runs."""
 
 import json
+import re
 import shutil
 
 import caches
@@ -14,6 +15,7 @@ from training.training_runs import terminate_when
 
 from pipeline.cache.reader import Cache
 from pipeline.report.compared import read_compared
+from pipeline.report.scores import read_scores
 from pipeline.student.patches import cut_patches
 from pipeline.studies.teacher_in_loop import whole_views
 from stages.compare_runs import compare_runs
@@ -40,6 +42,11 @@ def test_the_table_has_scores_with_spread_and_costs(finished):
     page = (finished / "index.html").read_text()
     assert page.count("<svg") == 1
     assert "training operations of a run" in page
+    links = {f"runs/{name}/report.html" for name in RUNS}
+    assert set(re.findall(r'<a href="(.+?)"', page)) == links
+    assert all((finished / link).is_file() for link in links)
+    (score, *_) = read_scores(finished / "runs" / RUNS[0])
+    assert json.loads((finished / "table.json").read_text())["chance"]["knn mean"] == score.chance > 0
     table = (finished / "table.md").read_text()
     assert table.startswith("| run | name | n | knn cls | knn mean | Δ knn mean | images |")
     assert "±" in table
@@ -317,6 +324,9 @@ def test_compare_runs_gathers_seeds(finished, tmp_path):
     ]
     assert [list(line["seeds"]) for line in ours.values()] == [[0, 1], [0, 1]]
     assert next(iter(ours)).startswith("maskalign")
+    links = re.findall(r'<a href="(.+?)"', (tmp_path / "out" / "index.html").read_text())
+    reports = {(tmp_path / "out" / link).resolve() for link in links}
+    assert reports == {(folder / "report.html").resolve() for folder in folders}
 
 
 def test_compare_runs_refuses_in_one_sentence(finished, tmp_path):
