@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline.errors import MaskAlignError
 from pipeline.runtime.launch import this_process
@@ -96,6 +97,20 @@ def packaged(file: Path | None) -> Path | None:
     return file
 
 
+class Command(TyperCommand):
+    """A command that says how an option takes several values, as `--shards *.tar` does not."""
+
+    allow_extra_args = True
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command, or refuse words that belong to no option."""
+        if ctx.args:
+            options = [one.opts[0] for one in self.params if getattr(one, "multiple", False)]
+            several = f"; for several repeat {' or '.join(options)}, or quote a pattern" * bool(options)
+            raise typer.BadParameter(f"{ctx.args[0]!r} belongs to no option: give each one value{several}")
+        return super().invoke(ctx)
+
+
 def new_app(**options: Any) -> typer.Typer:
     """Return an application with what all commands have: -h, and plain help and errors."""
     return typer.Typer(
@@ -122,5 +137,5 @@ def run_app(app: typer.Typer) -> None:
 def run_command(command: Callable[..., None]) -> None:
     """Run a function as a command-line program."""
     app = new_app()
-    app.command(epilog="--version prints the version.")(command)
+    app.command(cls=Command, epilog="--version prints the version.")(command)
     run_app(app)

@@ -13,7 +13,7 @@ import typer
 from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import this_process
-from stages.console import cli_errors, ending_alone, new_app, packaged, run_app
+from stages.console import Command, cli_errors, ending_alone, new_app, packaged, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice
@@ -82,7 +82,7 @@ _NOTHING_KEPT = (
 )
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate_student(
     evaluation: Name,
     run: Run = None,

@@ -369,6 +369,13 @@ def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
     assert "has no name for class 1: give one for each from 0 on" in result.stderr
 
 
+def test_a_pattern_without_quotes_is_refused_with_the_cure():
+    result = call(app, "knn", "--model", "test_vit.random", "--shards", "a.tar", "b.tar", "c.tar", code=2)
+    cure = "for several repeat --shards or --test-shards or --set, or quote a pattern"
+    message = f"Error: Invalid value: 'b.tar' belongs to no option: give each one value; {cure}"
+    assert " ".join(result.stderr.split()).endswith(message)
+
+
 def test_an_unknown_evaluation_names_those_there_are():
     result = call(app, "kn", "--print-config", code=2)
     assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of ")
