@@ -138,6 +138,9 @@ def in_small(line, models):
 
 def run_line(line, models, job=None):
     """Run a line in small in the current folder; `job` is the environment of Slurm's scripts."""
+    if line.startswith("awk "):
+        subprocess.run(["bash", "-c", line], check=True)
+        return
     command, words = in_small(line, models)
     if words[0] == "sbatch":
         result = subprocess.run(["bash", *words[1:]], env=job, capture_output=True, text=True)

@@ -47,8 +47,8 @@ PROGRAMS = {*COMMANDS, "torchrun", "python", "sbatch", "make", "pip", "docker"}
 def command_lines():
     """(page, line) of every line of a code block that starts a program."""
     for page, text in PAGES.items():
-        for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL):
-            for line in re.findall(r"^[a-z]\S* .*", block, re.MULTILINE):
+        for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL):
+            for line in block.splitlines() if language in ("", "bash") else ():
                 if line.partition(" ")[0] in PROGRAMS:
                     yield page, line
 

@@ -15,7 +15,9 @@ from tars import image
 from test_documents import ROOT
 
 PAGE = (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)  # those of `bash` install the project
+LINES = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+CLASSES = ("n01440764", "n02102040")
 SRUN = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
 
 
@@ -32,22 +34,24 @@ def job(tmp_path):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with ImageNet and Imagenette in small, and the project's stages."""
+    """A folder with ImageNet, as Kaggle has it, and Imagenette in small, and the project's stages."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stages").symlink_to(ROOT / "stages")
-    for name, count in (
-        ("ILSVRC2012/train", 40),
-        ("ILSVRC2012/val", 12),
-        ("imagenette/train", 40),
-        ("imagenette/val", 12),
-    ):
+    solution = ["ImageId,PredictionString"]
+    for place, count in (("ILSVRC2012/train", 40), ("imagenette/train", 40), ("imagenette/val", 12)):
         for number in range(count):
-            folder = tmp_path / name / ("n01440764", "n02102040")[number % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name[-3:]}_{number}.JPEG").write_bytes(
-                image(number + 100 * name.endswith("val"), kind="jpeg")
-            )
+            write_jpeg(tmp_path / place / CLASSES[number % 2] / f"{place[-3:]}_{number}.JPEG", number)
+    for number in range(12):
+        name = f"ILSVRC2012_val_{number:08d}"
+        write_jpeg(tmp_path / "ILSVRC2012/val" / f"{name}.JPEG", number + 100)
+        solution.append(f"{name},{CLASSES[number % 2]} 85 1 499 272 {CLASSES[number % 2]} 0 0 9 9 ")
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(solution) + "\n")
     return tmp_path
+
+
+def write_jpeg(path, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image(number, kind="jpeg"))
 
 
 @pytest.mark.faults  # too slow for every run

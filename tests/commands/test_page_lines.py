@@ -145,6 +145,7 @@ def prepare(name, inputs):
 
 
 @pytest.mark.faults  # too slow for every run
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", sorted({page for page, _ in TO_RUN}))
 def test_the_lines_of_a_page_run(page, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

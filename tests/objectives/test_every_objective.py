@@ -6,12 +6,16 @@ import pytest
 import torch
 from plain import draw, view_of
 from plain_inpainting import HIDDEN, VISIBLE
+from torch import nn
+from torch.nn import functional as F
 
 from pipeline.objectives.beit import Beit
 from pipeline.objectives.beit2 import Beit2
 from pipeline.objectives.cae import ContextAutoencoder
 from pipeline.objectives.combined import Combined
+from pipeline.objectives.decoder import pixel_target
 from pipeline.objectives.fd import FeatureDistillation
+from pipeline.objectives.inpainting import Inpainting
 from pipeline.objectives.mae import MaskedAutoencoder
 from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.maskdistill import MaskDistill
@@ -42,6 +46,7 @@ HIDING = {
 }
 OTHERS = {"fd": FeatureDistillation(), "milan, visible": Milan(**DECODER, positions="visible")}
 OBJECTIVES = ALIGNED | HIDING | OTHERS
+OF_PIXELS = ("mae", "combined, pixels", "cae", "cae, pixels", "beit, pixels")
 STUDENTS = {
     "plain": {},
     "registers": {"reg_tokens": 2, "init_values": 0.1},
@@ -60,6 +65,45 @@ def batch_of(config, images, dtype=torch.float64):
     }
     targets = Targets(found.get("visible", []), found.get("hidden", []))
     return view if needs.positions else replace(view, hidden=None), targets
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_perfect_predictor_has_no_loss(coded_objective, images, name):
+    """Heads without weights predict what is the same everywhere: one patch, one feature, one code."""
+    config = OBJECTIVES[name]
+    objective = coded_objective(config).double()
+    view, targets = batch_of(config, images[:1, :8, :8].repeat(2, 4, 4, 1))
+    feature, pixels = draw(20), pixel_target(objective.encoder, view.patches, per_patch=True)[0, 0]
+    parts = (targets.visible, targets.hidden)
+    targets = Targets(*([feature.expand_as(target) for target in part] for part in parts))
+    predicted = {20: feature, 192: pixels}
+    if config.codebook_request:
+        of_pixels = config.codebook_request.source == "pixels"
+        code = objective.tokenizer((pixels if of_pixels else feature)[None, None])
+        predicted[30] = 100 * F.one_hot(code[0, 0], 30).double()
+    with torch.no_grad():
+        for each, module in objective.named_modules():
+            last = isinstance(module, nn.Linear) and module.out_features in predicted
+            if last and ("head" in each or each == "to_teacher"):
+                module.weight.zero_()
+                module.bias.copy_(predicted[module.out_features])
+            elif each in ("encoder.vit.norm", "regressor.norm"):  # the latents of cae are zero
+                module.weight.zero_()
+                module.bias.zero_()
+    assert objective(view, targets)[0].item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "fd"])
+def test_hidden_pixels_count_only_where_they_are_predicted(coded_objective, images, name):
+    """They are given to all objectives that could leave them out."""
+    config = OBJECTIVES[name]
+    objective, (view, targets) = coded_objective(config).double(), batch_of(config, images)
+    if isinstance(objective, Inpainting):
+        view = replace(view, patches=view_of(images, VISIBLE, HIDDEN, "all").patches)
+    poked = view.patches.clone()
+    poked[:, VISIBLE.shape[1] :, ::2] //= 2
+    losses = [objective(replace(view, patches=patches), targets)[0] for patches in (view.patches, poked)]
+    assert torch.equal(*losses) == (name not in OF_PIXELS)
 
 
 @pytest.mark.parametrize("student", STUDENTS)

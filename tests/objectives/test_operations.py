@@ -57,9 +57,8 @@ FORMULAS = {
 
 
 def counted(name, model="vit_base_patch16_224"):
-    config = load_config(
-        RunConfig, None, [f"objective.{each}" for each in f"name={name}".split()] + [f"student.model={model}"]
-    )
+    keys = [f"objective.{each}" for each in f"name={name}".split()]
+    config = load_config(RunConfig, None, [*keys, f"student.model={model}"])
     request, setting = config.objective.codebook_request, VIT_B
     if request:
         setting = replace(setting, tokenizer=unfitted_tokenizer(request, setting))
