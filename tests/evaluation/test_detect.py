@@ -284,7 +284,7 @@ def test_data_without_boxes_is_refused(three, evaluated, tmp_path):
 
 
 def test_without_the_extra_the_remedy_is_named(three, evaluated, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core.mask", None)
     with pytest.raises(
         ConfigError,
         match=r"detect needs faster-coco-eval, which is not installed: pip install 'maskalign\[detection\]'",
