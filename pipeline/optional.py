@@ -16,6 +16,6 @@ def optional_library(what: str, name: str, package: str, otherwise: str = "") ->
     except Exception as error:  # a damaged installation raises anything
         library, reason = name.partition(".")[0].replace("_", "-"), str(error).partition("\n")[0]
         state = f"cannot be imported ({type(error).__name__}: {reason}): install another version of it"
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             state = f"is not installed: pip install {package}"
         raise ConfigError(f"{what} needs {library}, which {state}{otherwise}") from None

@@ -165,7 +165,8 @@ def load(
     Raises MaskAlignError if a worker process dies.
     """
     sent_as_bytes = workers > 0 and collate is None
-    choose_socket_folder()
+    if workers:
+        choose_socket_folder()
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]

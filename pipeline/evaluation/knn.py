@@ -92,7 +92,8 @@ class Knn(Section):
             labels = bank.labels if drawn is None else bank.labels[drawn]
             of_drawn = groups and (groups[0] if drawn is None else groups[0][drawn], groups[1])
             neighbours = nearest(parts, len(labels), asked, largest, of_drawn)
-            twins |= neighbours[0][:, 0] > _SAME
+            # Where all images look alike, the last neighbour is as near.
+            twins |= (neighbours[0][:, 0] > _SAME) & ((neighbours[0][:, -1] <= _SAME) | (largest == 1))
             found.append(rank_by_votes(neighbours, labels, options))
         if twins.any():
             example = queries.keys[int(twins.nonzero()[0])]

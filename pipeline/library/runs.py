@@ -179,6 +179,8 @@ def run_evaluation(
     cache: Place | None = None,
     shards: Place | Sequence[Place] | None = None,
     test_shards: Place | Sequence[Place] | None = None,
+    image_size: int | None = None,
+    patch_size: int | None = None,
     batch_size: int = 128,
     workers: int = 2,
     device: "str | torch.device" = "auto",
@@ -186,7 +188,8 @@ def run_evaluation(
 ) -> "list[Score]":
     """Evaluate a student (`run`), a teacher or a timm model on labelled images, as evaluate-student does.
 
-    Give the data to learn from as `cache` or as `shards`. `settings` change its keys: {"k": 10}.
+    Give the data to learn from as `cache` or as `shards`. `settings` change its keys: {"k": 10}. Sizes in
+    pixels are those of the run or cache, else 224 and the network's own patches.
     Scores of a trained student also go to its run's report. Raises MaskAlignError.
     """
     from pipeline.evaluation.choice import Choice
@@ -208,6 +211,8 @@ def run_evaluation(
             cache=None if cache is None else str(cache),
             shards=None if shards is None else _addresses(shards),
             test_shards=None if test_shards is None else _addresses(test_shards),
+            image_size=image_size,
+            patch_size=patch_size,
         )
         choice.check(needs_data=evaluation != "export")
         choice.refuse_unused([chosen])

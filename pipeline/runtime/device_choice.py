@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_device_name(name: str) -> None:
     """Raise ConfigError for a name that no machine has; torch is not needed to know."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", name):
         raise ConfigError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
 
 
@@ -30,7 +30,7 @@ def choose_device(device: "str | torch.device") -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
+    if name.startswith("cpu"):
         return torch.device("cpu")
     count, process = torch.cuda.device_count(), this_process()
     gpus = "1 GPU" if count == 1 else f"{count} GPUs"

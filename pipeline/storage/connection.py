@@ -48,8 +48,8 @@ _TRIED = re.compile(r" in ([\d.]+)(m?s), after (\d+) retries")
 _NO_RANGES = ("non-partial response", "Content-Range", "Range request not supported")
 _NO_BUCKET = "the bucket does not exist: create it, or correct the address"
 _PASSWORD = (
-    "check the address; if it needs a password, which no run records, give --cache or --shards with "
-    "USER:PASSWORD@ before the host"
+    "check the address; if it needs a password, which no run records, give it again (--cache, --shards or "
+    "--set evaluate.shards) with USER:PASSWORD@ before the host"
 )
 _NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.ESTALE}
 

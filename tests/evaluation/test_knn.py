@@ -268,6 +268,11 @@ def test_test_images_that_are_in_the_bank_under_other_keys_are_noted(scored):
     assert scored(BANK).notes == ()
 
 
+def test_a_network_to_which_all_images_look_alike_is_not_taken_for_copies(scored):
+    alike = [Points({f"{name}{number}": (7, number % 2) for number in range(30)}) for name in "ab"]
+    assert scored(*alike, k=(20,)).notes == ()
+
+
 def test_images_without_label_are_counted_with_a_reason(scored):
     score = scored(BANK, Points(OTHERS.points | {"q": (0, None), "r": (0, None)}))
     assert score.test.left_out == {"unlabelled": 2}

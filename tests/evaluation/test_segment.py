@@ -243,6 +243,11 @@ def test_masks_that_teach_nothing_are_refused(scored, tmp_path, change, settings
         scored(learnt, test, **SMALL | {"steps": 2} | settings)
 
 
+def test_sizes_that_do_not_divide_are_refused_with_some_that_do(scored, tars):
+    with pytest.raises(ConfigError, match=r"give multiples of 8, such as --set size=296 --set crop=296"):
+        scored(*tars, **SMALL | {"size": 30, "crop": (30, 30)})
+
+
 def test_equal_keys_are_refused_or_left_out(scored, tmp_path):
     learnt, test = (write(tmp_path / f"{name}.tar", members(4)) for name in "ab")
     with pytest.raises(ConfigError, match="4 keys are in the bank and in the test data"):

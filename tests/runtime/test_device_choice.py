@@ -14,6 +14,11 @@ def test_a_device_that_is_not_there_is_refused(name):
         choose_device(name)
 
 
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), torch.device("cpu", 0)])
+def test_the_cpu_has_one_device(device):
+    assert choose_device(device) == torch.device("cpu")
+
+
 @pytest.fixture
 def gpus(monkeypatch):
     """A function that lets torch see so many GPUs, and says which one was chosen."""

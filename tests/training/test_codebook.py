@@ -7,6 +7,8 @@ import caches
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from tiny_clip import write_clip
 from torch.nn import functional as F
@@ -132,6 +134,24 @@ def test_a_codebook_is_shared_between_runs(small_cache_path, finished, tmp_path)
         small_cache_path, tmp_path / "again", tiny=(*other[:-2], f"objective.codebook={file}", "train.seed=1")
     )
     assert losses(again) == losses(run)
+
+
+def test_an_older_codebook_of_vqkd_reconstructs_what_it_reads(small_cache_path, tmp_path):
+    vqkd = (*BEIT, "objective.name=beit2", *VQKD)
+    first = trained(small_cache_path, tmp_path / "first", tiny=vqkd)
+    file = first / "codebook.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    facts = json.loads(metadata["codebook"])
+    assert facts.pop("reconstructs") == "whiten"
+    old = tmp_path / "old.safetensors"
+    save_file(load_file(file), old, metadata | {"codebook": json.dumps(facts)})
+    again = trained(
+        small_cache_path,
+        tmp_path / "again",
+        tiny=(*vqkd, f"objective.codebook={tmp_path / 'old.safetensors'}"),
+    )
+    assert losses(again) == losses(first)
 
 
 def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.fitting import cosine, linear
 from pipeline.evaluation.kinds import SectionOfKinds
@@ -146,7 +147,11 @@ class Segment(SectionOfKinds):
         """Learn from the masks of one set and score those of another."""
         left_out = LeftOut()
         sets = task.separate_images(self.name, self.shared_keys, left_out)
-        subject = task.subject.resized(*(self.crop if self.kind != "knn" else (self.size, self.size)))
+        try:
+            subject = task.subject.resized(*(self.crop if self.kind != "knn" else (self.size, self.size)))
+        except ConfigError as error:
+            side = 37 * task.subject.patch_size
+            raise ConfigError(f"{error}, such as --set size={side} --set crop={side}") from None
         learnt = find_masks(sets[0], self.reduce_zero, task.workers, task.log, left_out)
         test = find_masks(sets[1], self.reduce_zero, task.workers, task.log, LeftOut())
         known = self.classes or len(sets[0].class_names or sets[1].class_names) or None
