@@ -10,9 +10,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from pipeline.objectives.alignment import Alignment
 from pipeline.objectives.decoder import Decoder, DecoderConfig, pixel_target
 from pipeline.objectives.losses import distance
-from pipeline.objectives.maskalign import Alignment, MaskAlignObjective
+from pipeline.objectives.maskalign import MaskAlignObjective
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Setting, Targets
 from pipeline.student.config import StudentConfig

@@ -1,5 +1,6 @@
 """What holds for every objective, whatever it predicts."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.maskdistill import MaskDistill
 from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import Targets
+from pipeline.training.config import objective_kinds
 
 DECODER = {"decoder_depth": 2, "decoder_width": 32, "decoder_heads": 4}
 CAE = {"codebook_size": 30, "regressor_depth": 2, "decoder_depth": 2}
@@ -149,3 +151,8 @@ def test_half_precision_hardly_changes_the_loss(coded_objective, images, name):
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = objective(*batch)
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", objective_kinds())
+def test_an_objective_is_one_file_of_at_most_130_lines(name):
+    assert len(inspect.getsource(inspect.getmodule(objective_kinds()[name])).splitlines()) <= 130

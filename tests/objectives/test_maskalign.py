@@ -6,13 +6,8 @@ from plain import assert_same_gradients, block_outputs, draw, view_of
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.objectives.maskalign import (
-    DynamicAlignment,
-    MaskAlign,
-    build_head,
-    initial_weights,
-    matched_blocks,
-)
+from pipeline.objectives.alignment import DynamicAlignment, build_head, initial_weights, matched_blocks
+from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import Targets
 
 NO_CLS = {"class_token": False, "global_pool": "avg"}

@@ -6,7 +6,8 @@ from plain import draw, view_of
 from student_fixtures import TINY
 
 from pipeline.errors import ConfigError
-from pipeline.objectives.maskalign import MaskAlign, matched_blocks
+from pipeline.objectives.alignment import matched_blocks
+from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.objective import Setting, Targets
 from pipeline.student.config import StudentConfig
 from pipeline.training.phi_s import Moments, PhiStandardisation, hadamard_matrix, phi_s
