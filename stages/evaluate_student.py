@@ -203,9 +203,8 @@ def _print(scores: "list[Score]") -> None:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
     learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
-    typer.echo(
-        f"{first.test.images:,} images of {first.test.classes} classes{learnt}; chance {first.chance:.1%}"
-    )
+    chance = f"; chance {first.chance:.1%}" if first.chance else ""  # 0 where a metric has none
+    typer.echo(f"{first.test.images:,} images of {first.test.classes} classes{learnt}{chance}")
 
 
 def _write(choice: "Choice", scores: "list[Score]") -> None:

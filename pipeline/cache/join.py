@@ -57,7 +57,10 @@ def read_joined(
     first, _ = chunk_range(chunk, commit.rows)
     beside = []
     for other, theirs, wanted in others:
-        rows = other.read_chunk(theirs, chunk, ["index", *wanted])
+        try:
+            rows = other.read_chunk(theirs, chunk, ["index", *wanted])
+        except CacheError as error:  # the unit has the same name in both
+            raise CacheError(f"cache {other.address!r}: {error}") from None
         if fault := other_crop(arrays["index"], rows["index"], first):
             raise OtherContentError(
                 f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {_FROM_ONE}"

@@ -4,12 +4,22 @@ Rows may be views of images: `images` (n,) numbers the image of each row, by def
 views of an image are drawn, or held out, together.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from pipeline.seeding import generator
+
+
+def _check_few(few: float) -> float:
+    if few > 1 and not few.is_integer():
+        raise ValueError("a whole number of images of each class or a share below 1 is needed")
+    return few
+
+
+Few = Annotated[float, Field(gt=0), AfterValidator(_check_few)]  # images of each class, or a share below 1
 
 
 def check_tries(options: Any) -> Any:

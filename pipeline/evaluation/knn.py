@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.evaluation.draws import check_tries, draw_few
+from pipeline.evaluation.draws import Few, check_tries, draw_few
 from pipeline.evaluation.features import Features, available
 from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.metrics import RANKED, classification_outcome
@@ -41,7 +41,7 @@ class Knn(Section):
     temperature: tuple[float, ...] = (0.07,)
     representations: tuple[str, ...] = ("cls", "mean")
     centre: bool = False
-    few: float | None = Field(None, gt=0)
+    few: Few | None = None
     tries: int = Field(1, ge=1)
     seed: int = 0
     shared_keys: SharedKeys = "refuse"

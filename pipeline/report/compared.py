@@ -198,7 +198,8 @@ def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
                 value = f"{key.rpartition('.')[2]} {json.dumps(value)}"
             shown += [value] if value else []
         if len(caches) > 1:
-            shown.append(f"cache {run.facts['cache'][:8]}")
+            digests = "+".join(digest[:8] for digest in run.facts["cache"].split("+"))
+            shown.append(f"cache {digests}")
         found.setdefault(", ".join(shown) or run.name, []).append(run)
     return [Line(label, group) for label, group in found.items()]
 

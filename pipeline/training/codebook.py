@@ -86,8 +86,9 @@ def refuse_codebook(
         expected = expected_facts(request, cache, spec, tokenizer)
         if wrong := [key for key, value in expected.items() if facts.get(key) != value]:
             differing = ", ".join(f"{key} {facts.get(key)!r}, not {expected[key]!r}" for key in wrong)
+            size = f"set objective.codebook_size={facts['size']}, " if wrong == ["size"] else ""
             raise ConfigError(
-                f"objective.codebook {request.path!r} does not fit this run: it has {differing}; give "
+                f"objective.codebook {request.path!r} does not fit this run: it has {differing}; {size}give "
                 "another one, or leave objective.codebook out to fit one"
             )
     elif request.size > (most := int(chunks_of(spec)[:, 2].sum()) * cache.schema.patches):

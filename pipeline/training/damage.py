@@ -1,6 +1,6 @@
 """What a run found damaged in its cache and left out, in run.json and in messages; never silently."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.layout import chunk_range
@@ -23,9 +23,11 @@ def lost_units(cache: Cache, damaged: Mapping[int, CacheError]) -> dict[str, Any
 class DamageRecord:
     """The damage that the ranks of a run found, on the main rank; each chunk and unit counts once."""
 
-    def __init__(self, cache: Cache, units: FinishedUnits, most: float, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self, caches: Sequence[Cache], units: FinishedUnits, most: float, record: Mapping[str, Any]
+    ) -> None:
         """Continue a record; `most` is the share of the run's samples that may be damaged."""
-        self._cache, self._units, self._most = cache, units, most
+        self._caches, self._units, self._most = caches, units, most
         self._lost: list[dict[str, Any]] = [*record.get("units", ())]
         self._chunks: list[dict[str, Any]] = [*record.get("chunks", ())]
 
@@ -57,7 +59,7 @@ class DamageRecord:
         new: list[dict[str, Any]] = []
         for damaged in found:
             pinned = self._units[damaged.unit]
-            name = self._cache.units[int(pinned["unit"])].name
+            name = self._caches[0].units[int(pinned["unit"])].name
             if (name, damaged.chunk) in known:
                 continue
             known.add((name, damaged.chunk))
@@ -75,8 +77,10 @@ class DamageRecord:
     def refuse_too_much(self) -> None:
         """Raise CacheError if more is damaged than the run may live with."""
         if self._extent()[1] > self._most:
+            names = " and ".join(repr(cache.address) for cache in self._caches)
+            which = f"caches {names} have" if len(self._caches) > 1 else f"cache {names} has"
             raise CacheError(
-                f"cache {self._cache.address!r} has {self.summary}, more than data.max_damaged "
+                f"{which} {self.summary}, more than data.max_damaged "
                 f"{self._most:g}: {REMEDY}; then continue with --resume, or raise data.max_damaged"
             )
 

@@ -89,7 +89,7 @@ def run_training(
     with ranks.together():
         job = build(config, cache, run, ranks, device, units, lanes, others)
         if config.data.on_damage == "skip" or lost:
-            job.damage = DamageRecord(cache, job.spec.order.units, config.data.max_damaged, lost)
+            job.damage = DamageRecord((cache, *others), job.spec.order.units, config.data.max_damaged, lost)
             job.damage.refuse_too_much()
         if resumed and ranks.is_main:  # also before the first checkpoint, which holds more
             refuse_other_units(run, job.pinned)

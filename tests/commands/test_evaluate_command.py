@@ -387,7 +387,11 @@ def test_several_evaluations_in_one_command(cache, run, test_tar, tmp_path):
     own = ("knn.k=3", "robustness.k=3", "robustness.severities=[1]", 'robustness.corruptions=["blur"]')
     arguments = [word for one in own for word in ("--set", one)]
     data = ("--run", run, "--cache", cache, "--test-shards", test_tar, "--report", run, "--workers", 0)
-    call(app, names, *data, *arguments, "--device", "cpu", "--out", tmp_path / "a.json", code=0)
+    result = call(app, names, *data, *arguments, "--device", "cpu", "--out", tmp_path / "a.json", code=0)
+    assert (result.stdout.count("; chance "), "chance 0" in result.stdout) == (
+        1,
+        False,
+    )  # robustness has none
     scores = json.loads((tmp_path / "a.json").read_text())
     assert [score["evaluation"] for score in scores] == ["knn", "knn", "robustness"]
     assert (tmp_path / "a.html").exists()

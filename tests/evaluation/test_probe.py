@@ -189,6 +189,7 @@ def test_classes_that_cannot_be_learnt_are_noted(probed):
         (["kind=grid", "c=1.0"], "c is an option of kind logistic, not of kind grid"),
         (["kind=published", "lr=[0.1, 0.2]"], "lr is a list: kind published has one, such as 0.025"),
         (["kind=grid", "lr=[0.1, -1.0]"], r"'lr' is \[0.1, -1.0\]: numbers greater than 0 are needed"),
+        (["few=1.5"], "'few' is 1.5: a whole number of images of each class or a share below 1 is needed"),
         (["c=[]"], r"c is \[\]: give one value or more"),
         (["representations=[]"], r"representations is \[\]: give one value or more"),
         (["c=all"], r"'c' is 'all': input should be '10\^linspace\(-6, 5, 45\)' or a valid"),

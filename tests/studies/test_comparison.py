@@ -78,6 +78,8 @@ def test_seeds_become_a_line_and_what_is_not_shared_a_remark():
     cache = run(2, 0.5, FACTS | {"cache": "d" * 64})
     assert "several caches" in remarks_on_runs([*runs, cache])[0]
     assert [line.label for line in lines_of([runs[0], cache])] == ["cache cccccccc", "cache dddddddd"]
+    two = run(0, 0.6, FACTS | {"cache": f"{FACTS['cache']}+{'d' * 64}"})
+    assert [line.label for line in lines_of([runs[0], two])] == ["cache cccccccc", "cache cccccccc+dddddddd"]
 
 
 def test_the_document_gets_a_table_of_each_study(comparison):

@@ -157,7 +157,10 @@ def test_an_older_codebook_of_vqkd_reconstructs_what_it_reads(small_cache_path, 
 def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp_path):
     shared = f"objective.codebook={finished}"
     for settings, message in (
-        ([shared, "objective.codebook_size=25"], "does not fit this run: it has size 24, not 25; give"),
+        (
+            [shared, "objective.codebook_size=25"],
+            "it has size 24, not 25; set objective.codebook_size=24, give",
+        ),
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another one, or leave"),
         ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
         (

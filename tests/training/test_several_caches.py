@@ -140,7 +140,11 @@ def test_damage_in_the_second_cache_is_skipped_and_named(small_cache_path, secon
             next(stream)
         found = stream.damage
     assert {(one.unit, one.chunk) for one in found} == {(0, 0)}
-    assert f"array 'features/{shard.parents[3].name}' of unit 0" in found[0].reason
+    where = f"cache {str(damaged)!r}: array 'features/{shard.parents[3].name}' of unit 0"
+    assert found[0].reason.startswith(where)
+    words = ("--cache", small_cache_path, "--cache", damaged, "--run", tmp_path / "run", "--device", "cpu")
+    result = call(*words, *options_of("data.on_damage=skip", "data.max_damaged=0", "optim.steps=16"))
+    assert f"error: caches {str(small_cache_path)!r} and {str(damaged)!r} have 1 damaged" in result.output
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut, open_image
-from pipeline.evaluation.draws import draw_few
+from pipeline.evaluation.draws import Few, draw_few
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.finetuning.attempt import Tried, Try, labels_of
 from pipeline.evaluation.finetuning.recipe import TrySettings
@@ -37,7 +37,7 @@ class Finetune(TrySettings):
     crops_fit: ClassVar[bool] = True  # crops have the size that the network computes
     unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
-    few: float | None = Field(None, gt=0)
+    few: Few | None = None
     tries: int = Field(1, ge=1)
     seed: int = 0
     shared_keys: SharedKeys = "refuse"

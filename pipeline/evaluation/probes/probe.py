@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
-from pipeline.evaluation.draws import check_tries
+from pipeline.evaluation.draws import Few, check_tries
 from pipeline.evaluation.features import Features, available, representations
 from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.logistic import C_GRID
@@ -55,7 +55,7 @@ class Probe(SectionOfKinds):
     seed: int = 0
     shared_keys: Literal["refuse", "allow"] = "refuse"
     c: Literal["10^linspace(-6, 5, 45)"] | tuple[float, ...] = ()
-    few: float | None = Field(None, gt=0)
+    few: Few | None = None
     tries: int = Field(1, ge=1)
     lr: tuple[float, ...] = ()
     epochs: float = Field(10.0, gt=0)
