@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.classes import in_class_order
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, printable
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
 from pipeline.json_text import load_json
-from pipeline.storage.address import is_url, name_fault, printable
+from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of, name_with_dots
 from pipeline.views.source import MAX_CARRIED_BYTES

@@ -19,7 +19,7 @@ from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import change_units, create_cache, is_empty, restore_constants, with_digests
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, printable
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
@@ -34,7 +34,7 @@ from pipeline.extraction.plan import (
 )
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
-from pipeline.storage.address import open_folder, printable
+from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.module import fit_module

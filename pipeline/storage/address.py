@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from pipeline import errors
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.optional import optional_library
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
@@ -14,7 +13,6 @@ WEB_SCHEMES = ("http", "https")
 _MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
-printable = errors.printable  # which errors need too
 _with_password: dict[str, str] = {}  # the web addresses that this process was given, by what is printed
 
 
