@@ -234,16 +234,9 @@ def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar
 def test_a_score_says_if_the_network_has_other_patches(tars, run, test_tar, tmp_path):
     write_clip(tmp_path / "clip")
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
-    arguments = (
-        "--teacher",
-        f"open_clip:local-dir:{tmp_path / 'clip'}",
-        "--image-size",
-        64,
-        "--report",
-        copy,
-    )
+    teacher = ("--teacher", f"open_clip:local-dir:{tmp_path / 'clip'}", "--image-size", 64)
     for sizes in ((), ("--patch-size", 16)):
-        knn(*arguments, "--shards", tars, "--test-shards", test_tar, *sizes)
+        knn(*teacher, "--report", copy, "--shards", tars, "--test-shards", test_tar, *sizes)
     scores = [score for score in read_scores(copy) if score.representation == "mean"]
     assert [(one.subject.patch_size, one.subject.input_size) for one in scores] == [(8, 64), (16, 32)]
     assert (scores[0].notes, scores[0].test.image_size) == ((), 64)

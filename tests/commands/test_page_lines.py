@@ -40,8 +40,6 @@ PREPARED = {  # what lines use that other commands make
     "runs/b16-seed1": "train-student --cache in1k.cache --run runs/b16-seed1 --set train.seed=1",
     "runs/fd": "train-student --cache in1k.cache --run runs/fd --set objective.name=fd",
 }
-
-
 TARS = [
     "train-0000",
     "train-0001",
