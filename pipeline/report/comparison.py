@@ -22,14 +22,14 @@ PAGE, TABLE, DATA, FIGURE = "index.html", "table.md", "table.json", "figure.png"
 def write_comparison(out: Path, comparison: Comparison, subtitle: str, folders: Sequence[Path] = ()) -> Path:
     """Write index.html, table.md, table.json and figure.png into a folder; return the page.
 
-    `folders` are those of the runs and of untrained networks: the page links to their reports, and their
-    scores have the level of chance.
+    `folders` are those of runs and untrained networks. The page links to their reports; their scores state
+    the chance.
     """
     out.mkdir(parents=True, exist_ok=True)
     chances = first_chances(score for folder in folders for score in read_scores(folder))
     found = [folder / REPORT_FILE for folder in folders if (folder / REPORT_FILE).exists()]
     names = [file.resolve().parent.name for file in found]
-    reports = {  # of two runs of one name, neither is linked to
+    reports = {  # runs that share a name get no link
         name: quote(os.path.relpath(file, out))
         for name, file in zip(names, found, strict=True)
         if names.count(name) == 1
@@ -93,13 +93,13 @@ def as_markdown(comparison: Comparison, chances: Chances) -> str:
 
 
 def as_page(comparison: Comparison, subtitle: str, chances: Chances, reports: Mapping[str, str]) -> str:
-    """Return the page; `reports` are links by the names of runs."""
+    """Return the page; `reports` has the link of each run by name."""
     chart = comparison_chart(comparison, chances)
     explanation = (
         "Scores are mean and standard deviation over n seeds. Differences (Δ) are taken seed by seed from "
         "the first row: runs of one seed begin with the same encoder and see the same images in the same "
         "order. Operations are floating-point operations of forward and backward pass. Names link to reports "
-        "with intervals, classes and confusions; those of several seeds are under Every run."
+        "with intervals, classes and confusions. For several seeds, the links are under Every run."
     )
     failed = {number for number, line in enumerate(comparison.lines) if line.failures}
     only = {at: line.runs[0].name for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
@@ -174,7 +174,7 @@ def _table(
 ) -> str:
     """Return a table as HTML: names to the left, numbers to the right.
 
-    `links` are those of names, by the number of the row; rows of `failed` numbers are marked.
+    `links` has the link of a name by row number; rows with numbers in `failed` are marked.
     """
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = ""

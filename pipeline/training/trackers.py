@@ -172,7 +172,7 @@ class Trackers:
             ValueError,
             AttributeError,
             RecursionError,
-        ):  # there are none, or the file is damaged
+        ):  # the file is missing or damaged
             known = {}
         for name in ("tensorboard",) if log.to is None else log.to:
             title, identity = log.name or run.absolute().name, known.get(name, "")
