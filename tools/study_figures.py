@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.compared import Comparison, Line, read_compared
-from pipeline.report.comparison import first_chances
-from pipeline.report.comparison_plot import ScoreKey, comparison_png
-from pipeline.report.scores import read_scores
+from pipeline.report.comparison_plot import comparison_png
 from pipeline.studies.study import Row
 from pipeline.training.run_folder import RUN_FILE, read_run
 
@@ -71,14 +69,12 @@ def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> 
 
     Rows of both presets lie so close together that their labels would overlap.
     """
-    lines, chances = [], dict[ScoreKey, float]()
+    lines = []
     for line in (line for line in table["lines"] if line["operations"] and line["label"].endswith(ending)):
         names = (f"{Row(label=line['label']).slug}-s{seed}" for seed in line["seeds"])
-        folders = [folder / "runs" / name for name in names]
-        runs = [read_compared(one) for one in folders]
-        chances |= first_chances(score for one in folders for score in read_scores(one))
+        runs = [read_compared(folder / "runs" / name) for name in names]
         lines.append(Line(line["label"].removesuffix(ending), runs))
-    return comparison_png(Comparison(table["title"], lines), chances)
+    return comparison_png(Comparison(table["title"], lines))
 
 
 def origin(folders: Iterable[Path]) -> str:

@@ -153,8 +153,9 @@ class Robustness(SectionOfKinds):
         features, known = bank.whole(name).to(device), self._known(bank)
         classes, targets = torch.unique(bank.labels, return_inverse=True)
         targets, kept = targets.to(device), torch.isin(classes, known).to(device)
-        images = (bank.images, features, bank.labels)
-        rated, how = rate(Probe(), self.seed, features, targets, *images, classes)
+        # A test set is asked for, but Probe() rates each C inside the images to learn from.
+        no_test = (features, bank.labels)
+        rated, how = rate(Probe(), self.seed, features, targets, bank.images, *no_test, classes)
         model = fit_logistic(features, targets, len(classes), best_c(rated))
 
         def rank(queries: Features) -> torch.Tensor:

@@ -19,13 +19,7 @@ Environment = Mapping[str, str]
 _OMPI, _MVAPICH = "OMPI_COMM_WORLD", "MV2_COMM_WORLD"
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    (
-        "mpirun",
-        f"{_OMPI}_RANK",
-        f"{_OMPI}_SIZE",
-        f"{_OMPI}_LOCAL_RANK",
-        f"{_OMPI}_LOCAL_SIZE",
-    ),
+    ("mpirun", f"{_OMPI}_RANK", f"{_OMPI}_SIZE", f"{_OMPI}_LOCAL_RANK", f"{_OMPI}_LOCAL_SIZE"),
     ("mpirun", f"{_MVAPICH}_RANK", f"{_MVAPICH}_SIZE", f"{_MVAPICH}_LOCAL_RANK", f"{_MVAPICH}_LOCAL_SIZE"),
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_NNODES"),

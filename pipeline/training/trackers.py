@@ -167,12 +167,7 @@ class Trackers:
         try:
             found = json.loads((run / IDENTITIES_FILE).read_bytes())
             known = {name: value for name, value in found.items() if isinstance(value, str)}
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ):  # the file is missing or damaged
+        except (OSError, ValueError, AttributeError, RecursionError):  # no file, or a damaged one
             known = {}
         for name in ("tensorboard",) if log.to is None else log.to:
             title, identity = log.name or run.absolute().name, known.get(name, "")
