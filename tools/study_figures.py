@@ -67,7 +67,7 @@ def _table(table: Mapping[str, Any]) -> str:
 def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> bytes:
     """Draw the trained rows of a study in `folder` with this ending in their label, and name them without it.
 
-    Those of both presets lie so close together that their labels would cover each other.
+    Rows of both presets lie so close together that their labels would overlap.
     """
     lines = []
     for line in (line for line in table["lines"] if line["operations"] and line["label"].endswith(ending)):
@@ -78,7 +78,7 @@ def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> 
 
 
 def origin(folders: Iterable[Path]) -> str:
-    """State the devices, days and commits of the finished runs of studies, as their run.json have them."""
+    """State the devices, days and commits of the finished runs of studies, from each run.json."""
     runs = [read_run(file.parent) for folder in folders for file in folder.glob(f"runs/[!.]*/{RUN_FILE}")]
     starts = [start for run in runs for start in run["starts"] if "last_step" in run["starts"][-1]]
     days = sorted(start["began"][:10] for start in starts)

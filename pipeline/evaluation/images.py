@@ -83,7 +83,7 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256 of keys, labels and sizes.
 
-        Not of the bytes: reading them all takes as long as the pass over them that a store of features saves.
+        It leaves out the bytes: reading them takes as long as the pass that a store of features saves.
         """
         lines = (f"{one.source} {one.key} {one.label} {one.image.size}\n" for one in self.images)
         return hashlib.sha256("".join(lines).encode()).hexdigest()

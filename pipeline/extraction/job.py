@@ -104,8 +104,8 @@ def plan_extraction(
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:
     of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
-    of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
-    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    of_tars = 4 * options.views * of_view  # one in each state: fed, ending, waiting, published
+    locks = JOBS_AHEAD * max(1, options.workers)  # each job may have a small tar of its own
     allow_open_files(of_tars + locks + 8 * options.workers + 200, "lower --views or --workers")
 
 

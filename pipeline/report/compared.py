@@ -11,7 +11,7 @@ from pipeline.report.scores import Score, is_outdated, read_scores, student_dige
 from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
 
 _SEED = "train.seed"
-# What the order of samples depends on besides the seed.
+# The order of samples depends on these and the seed.
 ORDER = ("data.lanes", "data.window_blocks", "train.global_batch")
 _NO_MATTER = (  # keys that do not change what is learnt
     *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
@@ -33,7 +33,7 @@ class ComparedRun:
     folder: Path
     seed: int
     settings: Mapping[str, Any]
-    facts: Mapping[str, str]  # cache, units, initial_encoder and those of ORDER: what runs should share
+    facts: Mapping[str, str]  # what runs should share: cache, units, initial_encoder and ORDER
     steps: int
     done: int
     batch: int

@@ -75,13 +75,13 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_page(comparison: Comparison, subtitle: str, out: Path) -> str:
-    """Return the page, which in folder `out` links to the reports of runs."""
+    """Return the page for folder `out`, with links to the reports of the runs."""
     chart = comparison_chart(comparison)
     explanation = (
         "Scores are mean and standard deviation over n seeds. Differences (Δ) are taken seed by seed from "
         "the first row: runs of one seed begin with the same encoder and see the same images in the same "
         "order. Operations are floating-point operations of forward and backward pass. Names link to reports "
-        "with intervals, classes and confusions; those of several seeds are under Every run."
+        "with intervals, classes and confusions. For several seeds, the links are under Every run."
     )
     failed = {number for number, line in enumerate(comparison.lines) if line.failures}
     only = {at: line.runs[0] for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
@@ -161,7 +161,7 @@ def _table(
 ) -> str:
     """Return a table as HTML: names to the left, numbers to the right.
 
-    `links` are those of names, by the number of the row; rows of `failed` numbers are marked.
+    `links` has the link of a name by row number; rows with numbers in `failed` are marked.
     """
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = ""

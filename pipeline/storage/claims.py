@@ -89,8 +89,8 @@ class Claim:
 def _is_of_dead_process(data: bytes) -> bool:
     """Return whether a claim is of this host and its process is gone.
 
-    A restarted container may give this process the number of the dead one. So a claim with our number and a
-    token that is not among ours is the dead one's.
+    A restarted container may give this process the number of the dead one. So a claim with our number but
+    not one of our tokens belongs to the dead process.
     """
     try:
         values = load_json(data)

@@ -81,7 +81,7 @@ def refuse_codebook(
         channels += cache.schema.teacher.projection_width or channels
     if request.path is not None:
         facts, _ = read_codebook(request.path)
-        if facts.get("kind") == "vqkd":  # older ones read and reconstruct one form
+        if facts.get("kind") == "vqkd":  # older codebooks read and reconstruct one form
             facts.setdefault("reconstructs", facts.get("target"))
         expected = expected_facts(request, cache, spec, tokenizer)
         if wrong := [key for key, value in expected.items() if facts.get(key) != value]:

@@ -56,7 +56,7 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
     if "cls" not in sample.members:
         try:
             label = load_json(sample.members.get("json", b""))["label"]
-        except (ValueError, KeyError, TypeError):  # such notes may be about anything
+        except (ValueError, KeyError, TypeError):  # the notes may have any form
             label = None
         if type(label) is int and 0 <= label < 10**_LABEL_DIGITS:
             return label, ""
@@ -69,7 +69,7 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
 
 
 def name_with_dots(key: str, extensions: Iterable[str]) -> str:
-    """Return what is wrong with an image's name that has a dot within, as in frame.0001.jpg; "" without."""
+    """Return how to rename an image with a dot inside its name, as in frame.0001.jpg; "" without one."""
     name = next((one for one in extensions if one.rpartition(".")[2] in IMAGE_EXTENSIONS and "." in one), "")
     return f"a key ends at the first dot of a name, so rename {f'{key}.{name}'!r}" if name else ""
 
