@@ -27,20 +27,21 @@ class ComparedRun:
     """A run as its folder describes it. `operations` are the FLOP of one training image, None if unknown.
 
     `scores` has the first metric of its trained student for each evaluation, `chances` the chance of those
-    that have one.
+    that have one. The rest is that of training, which an untrained network lacks.
     """
 
     folder: Path
     seed: int
-    settings: Mapping[str, Any]
-    facts: Mapping[str, str]  # what runs should share: cache, units, initial_encoder and ORDER
-    steps: int
-    done: int
-    batch: int
-    seconds: float
-    operations: float | None
     scores: Mapping[ScoreKey, float]
     chances: Mapping[ScoreKey, float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    # what runs should share: cache, units, initial_encoder and ORDER
+    facts: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
+    done: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    operations: float | None = None
 
     @property
     def name(self) -> str:

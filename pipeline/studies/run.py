@@ -164,7 +164,7 @@ class StudyRunner:
             lines.append(Line(row.label, there, failures, waiting=len(ours) - len(there) - len(failures)))
         folders = [(seed, self.plan.out / UNTRAINED / f"s{seed}") for seed in self.plan.study.seeds]
         untrained = [
-            ComparedRun(folder, seed, {}, {}, 0, 0, 0, 0.0, None, *metrics_and_chances(scores))
+            ComparedRun(folder, seed, *metrics_and_chances(scores))
             for seed, folder in folders
             if (scores := read_scores(folder))
         ]
