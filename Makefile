@@ -52,7 +52,7 @@ faults: setup ## kill, stop, fill up and damage extractions, trainings and cache
 	$(BIN)/python -m pytest tests/faults -m faults $(OPTIONS)
 	$(BIN)/python -m pytest -n 2 -m faults --ignore tests/faults
 
-faults-short: setup ## a few of each of these, and the slowest tests: about eight minutes
+faults-short: setup ## a few of each of these, and the slowest tests: about nine minutes
 	$(BIN)/python -m pytest tests/faults -m faults --faults-short $(OPTIONS)
 	$(BIN)/python -m pytest -n 2 -m faults --ignore tests/faults --ignore tests/studies/test_study_kills.py
 

@@ -1,11 +1,11 @@
 """Names of classes: files that list them, and the order in which names become numbers."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.json_text import load_json
 
 CLASSES_FILE = "classes.json"  # what pack-images puts beside tars
 
@@ -26,8 +26,8 @@ def read_classes(file: Path, option: str) -> tuple[NamedClass, ...]:
     named = f"{option} {str(file)!r}"
     try:
         text = file.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if file.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError, RecursionError) as error:
+        found = load_json(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{named} cannot be read: {error}") from None
     if not isinstance(found, list) or not found:
         raise ConfigError(f"{named} is not a list of names: give one name for each class")

@@ -41,7 +41,7 @@ class CacheError(MaskAlignError):
 
 
 class OtherContentError(CacheError):
-    """Sound content that does not belong here, such as a unit that was made again: never taken for damage."""
+    """Sound content that does not belong here, such as a unit that was made again. It is not damage."""
 
 
 class StorageError(MaskAlignError):

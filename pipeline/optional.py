@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 def optional_library(what: str, name: str, package: str, otherwise: str = "") -> Any:
     """Import the library `name`, which `what` needs and `package` installs; raises ConfigError.
 
-    `otherwise` ends the message with what else can be done.
+    `otherwise` ends the message with another way out.
     """
     try:
         return importlib.import_module(name)

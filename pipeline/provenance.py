@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.address import printable
+from pipeline.errors import printable
 
 
 def provenance(*libraries: str) -> dict[str, Any]:

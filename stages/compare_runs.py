@@ -35,7 +35,7 @@ def compare_runs(
 
         found = [read_compared(run) for run in runs]
         comparison = Comparison(title, lines_of(found), remarks_on_runs(found))
-        page = write_comparison(out, comparison, counted(len(found), "run"), runs)
+        page = write_comparison(out, comparison, counted(len(found), "run"))
         typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
         typer.echo(f"page: {page}")
 

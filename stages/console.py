@@ -90,7 +90,7 @@ def stop_code(number: int) -> int:
 
 
 def packaged(file: Path | None) -> Path | None:
-    """Return a recipe or study; where stages/NAME does not exist here, it is the one that is installed."""
+    """Return the path of a recipe or study: the installed one if stages/NAME does not exist here."""
     if file and file.parts[:1] == ("stages",) and not file.exists():
         installed = Path(str(files("stages")), *file.parts[1:])
         return installed if installed.exists() else file
@@ -98,7 +98,7 @@ def packaged(file: Path | None) -> Path | None:
 
 
 class Command(TyperCommand):
-    """A command that says how an option takes several values, as `--shards *.tar` does not."""
+    """A command that refuses `--shards *.tar` with a hint how an option takes several values."""
 
     allow_extra_args = True
 

@@ -218,9 +218,9 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
     if choice.out:
         choice.out.write_bytes(scores_json(scores))
         write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.plots)
-    if choice.noted:
-        add_scores(choice.noted, scores)
-        write_run_report(choice.noted)
+    if choice.updated:
+        add_scores(choice.updated, scores)
+        write_run_report(choice.updated)
     elif choice.run and not choice.untrained:
         message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
         typer.echo(message, err=True)

@@ -43,7 +43,7 @@ SMALL = {
     "compare-runs": (),
 }
 STEPS = "steps=2 batch=2 warmup=1"
-QUICK = {  # settings of an evaluation and its kind
+QUICK = {  # settings for an evaluation and kind
     "probe": "c=[0.1,10.0]",
     "knn,probe": "probe.c=[0.1,10.0]",
     "probe grid": "epochs=1 batch=16",
@@ -58,7 +58,7 @@ QUICK = {  # settings of an evaluation and its kind
     "attention": "images=8",
     "robustness": "k=5",
 }
-REDUCED = {  # patterns of what tiny caches lack, or would take long
+REDUCED = {  # patterns to replace: tiny caches lack them, or they take long
     "open_clip:local-dir:PATH": CLIP,
     r"\{0+\.\.\d+\}": "{0000..0001}",
     r"\[7,9,11\]": "[1,3,5]",

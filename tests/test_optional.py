@@ -1,4 +1,4 @@
-"""Optional libraries that are damaged are one sentence, wherever they are needed."""
+"""A damaged optional library gives an error of one sentence, wherever it is needed."""
 
 import sys
 
@@ -31,7 +31,7 @@ from pipeline.storage.address import check_url
         ("onnx", lambda: library_of_format("onnx", "onnx"), "this format needs onnx"),
     ],
 )
-def test_a_library_that_fails_when_imported_is_one_sentence(tmp_path, monkeypatch, library, use, needs):
+def test_a_library_that_fails_on_import_gives_one_sentence(tmp_path, monkeypatch, library, use, needs):
     (tmp_path / f"{library}.py").write_text("raise TypeError('not for this\\nPython')")
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:

@@ -1,4 +1,4 @@
-"""Run the study files on the demo's images: draws images, extracts caches once, and makes missing runs.
+"""Run the study files on the demo's images: draw images, extract caches once, train missing runs.
 
     make studies        hours on two cores; continues where it was stopped
 

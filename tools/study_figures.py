@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.compared import Comparison, Line, read_compared
-from pipeline.report.comparison import first_chances
-from pipeline.report.comparison_plot import ScoreKey, comparison_png
-from pipeline.report.scores import read_scores
+from pipeline.report.comparison_plot import comparison_png
 from pipeline.studies.study import Row
 from pipeline.training.run_folder import RUN_FILE, read_run
 
@@ -69,20 +67,18 @@ def _table(table: Mapping[str, Any]) -> str:
 def figure(folder: Path, table: Mapping[str, Any], ending: str = ", common") -> bytes:
     """Draw the trained rows of a study in `folder` with this ending in their label, and name them without it.
 
-    Those of both presets lie so close together that their labels would cover each other.
+    Rows of both presets lie so close together that their labels would overlap.
     """
-    lines, chances = [], dict[ScoreKey, float]()
+    lines = []
     for line in (line for line in table["lines"] if line["operations"] and line["label"].endswith(ending)):
         names = (f"{Row(label=line['label']).slug}-s{seed}" for seed in line["seeds"])
-        folders = [folder / "runs" / name for name in names]
-        runs = [read_compared(one) for one in folders]
-        chances |= first_chances(score for one in folders for score in read_scores(one))
+        runs = [read_compared(folder / "runs" / name) for name in names]
         lines.append(Line(line["label"].removesuffix(ending), runs))
-    return comparison_png(Comparison(table["title"], lines), chances)
+    return comparison_png(Comparison(table["title"], lines))
 
 
 def origin(folders: Iterable[Path]) -> str:
-    """State the devices, days and commits of the finished runs of studies, as their run.json have them."""
+    """State the devices, days and commits of the finished runs of studies, from each run.json."""
     runs = [read_run(file.parent) for folder in folders for file in folder.glob(f"runs/[!.]*/{RUN_FILE}")]
     starts = [start for run in runs for start in run["starts"] if "last_step" in run["starts"][-1]]
     days = sorted(start["began"][:10] for start in starts)

@@ -52,7 +52,7 @@ def write_photographs(folder: Path, count: int, tars: int) -> None:
 def synthetic_cache(path: Path, plain: CacheSchema, tars: Sequence[SourceTar], maker: ViewMaker) -> Cache:
     """Make a finished cache of one view: a unit for each tar, the first tar's crops and random features."""
     folder = open_folder(path)
-    constants = {  # a calibration that changes nothing: mean 0, std 1
+    constants = {  # mean 0 and std 1 change nothing
         name: np.full(spec.item_shape, 1.0 if name == "channel_std" else 0.0, np.float32)
         for name, spec in constant_arrays(plain).items()
     }

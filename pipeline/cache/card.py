@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pipeline.cache.description import describe_cache
 from pipeline.cache.reader import Cache
 from pipeline.cache.sizes import Inventory
-from pipeline.errors import ConfigError
-from pipeline.storage.address import is_url, printable
+from pipeline.errors import ConfigError, printable
+from pipeline.storage.address import is_url
 
 UNKNOWN_LICENSE = "unknown"
 _CARD = """\

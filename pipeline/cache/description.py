@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.cache.reader import Cache
-from pipeline.storage.address import printable
+from pipeline.errors import printable
 
 
 def describe_cache(cache: Cache) -> Iterator[tuple[str, str]]:

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.json_text import load_json
+
 # A quote inside a JSON string is escaped, so only a key looks like this.
 _SEAL = re.compile(rb'[{,]"digest":"([0-9a-f]{64})",')
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
     """Return the JSON object that some bytes are; raises ValueError for anything else, however nested."""
-    try:
-        values = json.loads(data)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    values = load_json(data)
     if not isinstance(values, dict):
         raise ValueError("it is not a JSON object")
     return values

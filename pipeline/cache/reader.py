@@ -147,7 +147,7 @@ class Cache:
         return commit
 
     def _table(self, units: Sequence[Unit], damaged: dict[int, CacheError] | None = None) -> FinishedUnits:
-        """Return the committed ones; a damaged commit raises CacheError, or goes into `damaged` by unit."""
+        """Return the committed units; a damaged commit raises CacheError, or goes into `damaged` by unit."""
 
         def read(unit: Unit) -> CommitHead | None:
             try:

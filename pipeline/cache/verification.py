@@ -7,10 +7,10 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.repair import repair, restore_metadata
 from pipeline.cache.verify import Finding, count_unfinished, foreign_files, verify_quickly
 from pipeline.cache.verify_content import verify_unit
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, printable
 from pipeline.progress import ProgressDisplay
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.address import open_folder, printable
+from pipeline.storage.address import open_folder
 
 
 def verify_cache(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.task import Evaluation, Task
 
 _NOTHING = ImageSet("", "folder", ())
-_PATCH_SIZE = 16  # pixels, of an untrained student for which nothing gives another
+_PATCH_SIZE = 16  # pixels, of an untrained student without another size
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,22 @@ class Choice:
         for option in ("run", "report", "out", "features"):
             if path := getattr(self, option):
                 check_path(f"--{option}", path)
-        if self.noted and self.noted.is_dir():
-            read_scores(self.noted)
+        if self.updated and self.updated.is_dir():
+            read_scores(self.updated)
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
         for option, file in (("out", self.out), ("features", self.features)):
             if file and not _is_writable(file if file.is_dir() else file.parent):
                 raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
-        if has_scores and self.noted and self.noted.is_dir() and not _is_writable(self.noted):
+        if has_scores and self.updated and self.updated.is_dir() and not _is_writable(self.updated):
             raise ConfigError(
-                f"run {str(self.noted)!r} gets scores, report and features, but is not writable: give "
+                f"run {str(self.updated)!r} gets scores, report and features, but is not writable: give "
                 "--out FILE.json without --report, and --features DIR to keep features"
             )
 
     @cached_property
-    def noted(self) -> Path | None:
-        """The run whose scores and report get the result; none if it is read-only and `out` gets it."""
+    def updated(self) -> Path | None:
+        """The run that gets scores and report; None if `out` gets the scores of a read-only run."""
         if self.report or self.untrained or not self.run:
             return self.report
         return None if self.out and not _is_writable(self.run) else self.run
@@ -104,7 +104,7 @@ class Choice:
     @property
     def plots(self) -> Path:
         """The folder of plots and checkpoints: of the run, else beside `out`."""
-        return (self.noted or (self.out.with_suffix("") if self.out else self.scratch)) / PLOTS
+        return (self.updated or (self.out.with_suffix("") if self.out else self.scratch)) / PLOTS
 
     @cached_property
     def opened(self) -> "Cache | None":
@@ -115,7 +115,7 @@ class Choice:
 
     @cached_property
     def sizes(self) -> tuple[int, int | None]:
-        """Image size, and patch size unless it is the network's own: as asked, of the run or of the cache."""
+        """Image and patch size, as asked or of the run or cache; None is the network's own patch size."""
         view: dict[str, Any] | None = read_run(self.run)["view"] if self.run else None
         stored = self.opened.schema.view if self.opened else None
         cached = (stored.image_size, stored.patch_size) if stored else None
@@ -169,7 +169,7 @@ class Choice:
             subject=subject,
             data=data,
             test=LabelledImages(test, workers) if test else None,
-            store=self.features or (self.noted or self.scratch) / "features",
+            store=self.features or (self.updated or self.scratch) / "features",
             folder=self.plots,
             run=self.run,
             teacher=self.teacher,
@@ -197,7 +197,7 @@ class Choice:
 
 
 def _is_writable(folder: Path) -> bool:
-    try:  # os.access reports some folders as writable that are not, such as /proc
+    try:  # os.access is wrong for some folders, such as /proc
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

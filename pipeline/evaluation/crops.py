@@ -159,9 +159,9 @@ def load(
     workers: int,
     collate: Callable[..., Any] | None = None,
 ) -> Iterator[Any]:
-    """Yield batches of a dataset in order: lists, or what `collate` makes of these, which is one tensor.
+    """Yield batches of a dataset in order: lists, or the one tensor that `collate` makes of a list.
 
-    A list has many tensors, so that a large batch would exceed the limit of open files: it is sent as bytes.
+    A list has many tensors, and each would need an open file: workers send lists as bytes.
     Raises MaskAlignError if a worker process dies.
     """
     sent_as_bytes = workers > 0 and collate is None

@@ -6,7 +6,6 @@ Beside an image may be a class index (KEY.cls, or the folder of a class), a mask
 """
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.classes import in_class_order
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, SourceError, printable
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
-from pipeline.storage.address import is_url, name_fault, printable
+from pipeline.json_text import load_json
+from pipeline.storage.address import is_url, name_fault
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of, name_with_dots
 from pipeline.views.source import MAX_CARRIED_BYTES
@@ -83,7 +83,7 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256 of keys, labels and sizes.
 
-        Not of the bytes: reading them all takes as long as the pass over them that a store of features saves.
+        It leaves out the bytes: reading them takes as long as the pass that a store of features saves.
         """
         lines = (f"{one.source} {one.key} {one.label} {one.image.size}\n" for one in self.images)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -190,7 +190,7 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     Labels are numbered 0, 1, ... in the order of the ids. Raises ConfigError for another file.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8"))
         categories = sorted(content["categories"], key=itemgetter("id"))
         numbers = {one["id"]: number for number, one in enumerate(categories)}
         class_names = tuple(one["name"] for one in categories)
@@ -207,7 +207,7 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             of_image["polygons"].append(one.get("segmentation"))
             of_image["area"].append(one.get("area"))
             of_image["iscrowd"].append(one.get("iscrowd", 0))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"

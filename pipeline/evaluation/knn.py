@@ -20,7 +20,7 @@ from pipeline.evaluation.task import SharedKeys, Task
 from pipeline.report.scores import Outcome
 
 _MAX_SCORES = 1 << 24  # similarities held at once, 64 MB
-_SAME = 1 - 1e-5  # cosine of one image with itself, for rounding in batches of other sizes
+_SAME = 1 - 1e-5  # cosine of an image with itself, less rounding that depends on batch size
 
 Groups = tuple[Tensor, Tensor]
 
@@ -92,14 +92,14 @@ class Knn(Section):
             labels = bank.labels if drawn is None else bank.labels[drawn]
             of_drawn = groups and (groups[0] if drawn is None else groups[0][drawn], groups[1])
             neighbours = nearest(parts, len(labels), asked, largest, of_drawn)
-            # Where all images look alike, the last neighbour is as near.
+            # If all images look alike, the last neighbour is as near: no copies.
             twins |= (neighbours[0][:, 0] > _SAME) & ((neighbours[0][:, -1] <= _SAME) | (largest == 1))
             found.append(rank_by_votes(neighbours, labels, options))
         if twins.any():
             example = queries.keys[int(twins.nonzero()[0])]
             notes = (
                 *notes,
-                f"{int(twins.sum())} test images have the features of an image to learn from, such as "
+                f"{int(twins.sum())} test images have the same features as an image to learn from, such as "
                 f"{example!r}: if they are the same images under other keys, the score is too high",
             )
         shares = {
@@ -131,7 +131,7 @@ def nearest(
 
     Each part is needed once, and at most 64 MB of similarities are held. Groups (n,) and (m,) are integers
     that name the image behind a row: entries of the query's own group do not count. Queries (m, C) go to the
-    device of a part in pieces, the result is on the CPU. Similarity is the cosine, or the dot product without
+    device of a part in pieces; the result is on the CPU. Similarity is the cosine, or the dot product without
     `normalise`. Raises ConfigError for a k of more than may vote.
     """
     _check(count, k, groups)

@@ -59,7 +59,7 @@ class Robustness(SectionOfKinds):
     """Accuracy on `corruptions` at `severities` relative to clean images; without any, on clean ones alone.
 
     `kind` is knn (`k` neighbours vote) or logistic (the probe of this kind, fitted to clean images). `only`
-    lists the classes that can win, those of the test images where they are a subset, as of ImageNet-A and R.
+    lists the classes that can win, for test images of a subset such as ImageNet-A and R.
     The published JPEGs of ImageNet-C give other numbers; these are never an mCE.
     """
 
@@ -137,7 +137,7 @@ class Robustness(SectionOfKinds):
         return torch.as_tensor(classes)
 
     def _votes(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
-        """Return what ranks classes by the votes of neighbours, and what chose its parameters."""
+        """Return a ranking of classes by votes of neighbours, and how its parameters were chosen."""
         rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
         option = (self.k, self.temperature)
 
@@ -149,12 +149,13 @@ class Robustness(SectionOfKinds):
         return rank, "none: k and temperature are given"
 
     def _logits(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
-        """Fit logistic regression to all classes; return what ranks the known ones, and what chose C."""
+        """Fit logistic regression to all classes; return a ranking of known ones, and how C was chosen."""
         features, known = bank.whole(name).to(device), self._known(bank)
         classes, targets = torch.unique(bank.labels, return_inverse=True)
         targets, kept = targets.to(device), torch.isin(classes, known).to(device)
-        images = (bank.images, features, bank.labels)
-        rated, how = rate(Probe(), self.seed, features, targets, *images, classes)
+        # A test set is asked for, but Probe() rates each C inside the images to learn from.
+        no_test = (features, bank.labels)
+        rated, how = rate(Probe(), self.seed, features, targets, bank.images, *no_test, classes)
         model = fit_logistic(features, targets, len(classes), best_c(rated))
 
         def rank(queries: Features) -> torch.Tensor:

@@ -56,8 +56,8 @@ def _seen(evaluation: Evaluation, subject: Subject, given: int) -> tuple[Subject
     shown = own if getattr(evaluation, "crops_fit", False) else subject.patch_size
     facts = subject.facts.model_copy(update={"patch_size": shown, "input_size": given * own // shown})
     note = (
-        f"images of {given} pixels were resized to {facts.input_size} after the crop, as the network's "
-        f"patches have {own} pixels and not {shown}; for a score beside published ones give --shards and "
+        f"images of {given} pixels were resized to {facts.input_size} after the crop, since the network's "
+        f"patches have {own} pixels and not {shown}; to compare with published scores give --shards and "
         f"--patch-size {own}"
     )
     return facts, (note,) if shown != own else ()

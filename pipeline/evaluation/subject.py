@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """All that decides what the network makes of pixels, for the names of what is stored."""
+        """All that determines the network's output for an image; stored files are named by it."""
         return self.facts.weights, self.grid, self.patch_size, self.mean, self.std
 
     @property
@@ -224,7 +224,7 @@ def teacher_subject(
 ) -> Subject:
     """Load a teacher, or a plain ViT of timm, on the grid of these sizes; raises ConfigError.
 
-    Without `patch_size` patches have the network's own size, so that nothing is resized after the crop.
+    Without `patch_size`, patches have the network's own size, and crops are not resized.
     """
     from pipeline.teacher.as_timm import timm_vit
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import

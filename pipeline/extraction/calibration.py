@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.encoding import channel_statistics, whiten
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, printable
 from pipeline.extraction.encode import refuse_features, run_teacher
-from pipeline.storage.address import printable
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB

@@ -19,7 +19,7 @@ from pipeline.cache.schema import CacheSchema, CalibrationSchema, differing_keys
 from pipeline.cache.units import Unit
 from pipeline.cache.verify import damaged_constants
 from pipeline.cache.writer import change_units, create_cache, is_empty, restore_constants, with_digests
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, printable
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
@@ -34,7 +34,7 @@ from pipeline.extraction.plan import (
 )
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
-from pipeline.storage.address import open_folder, printable
+from pipeline.storage.address import open_folder
 from pipeline.storage.folder import Folder
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.module import fit_module
@@ -104,8 +104,8 @@ def plan_extraction(
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:
     of_view = levels + 6  # stats, index, view, attention, tokens and the view tar
-    of_tars = 4 * options.views * of_view  # one is published, one waits for that, one ends and one is fed
-    locks = JOBS_AHEAD * max(1, options.workers)  # tars of a few images may be as many as jobs
+    of_tars = 4 * options.views * of_view  # one in each state: fed, ending, waiting, published
+    locks = JOBS_AHEAD * max(1, options.workers)  # each job may have a small tar of its own
     allow_open_files(of_tars + locks + 8 * options.workers + 200, "lower --views or --workers")
 
 

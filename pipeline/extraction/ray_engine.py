@@ -37,9 +37,9 @@ from pipeline.teacher.request import absolute_teacher
 _SECONDS_OF_A_SHARE = 120.0  # of tars: long enough that the start and end of the pipeline do not count
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_A_CLAIM = 660.0  # a dead actor's claim on an object store ends after ten minutes
-_SECONDS_BETWEEN_TRIES = 15.0  # of tars with such a claim
+_SECONDS_BETWEEN_TRIES = 15.0  # of tars that a dead actor seems to hold
 _DEATHS_OF_A_TAR = 5  # so many actors that die at it are its own fault
-_LEAST_DEATHS_IN_A_ROW = 8  # of actors, while nothing is finished; a large node or cluster has more at once
+_LEAST_DEATHS_IN_A_ROW = 8  # of actors while nothing is finished; a cluster with more actors allows more
 _SECONDS_OF_AN_ANSWER = 10.0  # of the cluster
 _SECONDS_OF_AN_END = 20.0  # of an actor
 _CORES = 8  # for an actor on a node that is still to come
@@ -195,7 +195,7 @@ class ActorPool:
             return
         self._seconds[actor] = outcome.seconds
         self.compiler_fault = outcome.compiler_fault
-        # "Elsewhere" may mean the claim of an actor that has died, which lasts for minutes.
+        # "Elsewhere" may be the claim of a dead actor, which lasts for minutes.
         claims_last = time.monotonic() - self._died_at < _SECONDS_OF_A_CLAIM
         blocked = [name for name in outcome.tally.elsewhere if self._deaths[name] and claims_last]
         if blocked:

@@ -87,7 +87,7 @@ class Cache(reader.Cache):
     def view_tars(self, view: int = 0) -> list[str]:
         """Return the paths of a view's tars, for webdataset: each sample has KEY.jpg and, if any, KEY.cls.
 
-        webdataset opens s3:// and az:// only by a command: f"pipe:aws s3 cp {tar} -".
+        webdataset opens s3:// and az:// only through a command: f"pipe:aws s3 cp {tar} -".
         """
         numbers = self.units_of(view)["unit"].tolist()
         return [f"{self.address}/{view_tar_key(self.units[unit])}" for unit in numbers]

@@ -100,7 +100,7 @@ class _Join:
         return sample_fields(self._stage.decoder, chunk, row % BLOCK_ROWS, self._stage.decoded)
 
     def _tar_of(self, url: str) -> str:
-        """Return the file name of a URL; of a command, such as pipe:aws s3 cp TAR -, its view tar."""
+        """Return the file name of a URL, or the view tar in a command such as pipe:aws s3 cp TAR -."""
         name = url.rpartition("/")[2]
         if name in self._units:
             return name

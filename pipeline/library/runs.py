@@ -217,9 +217,9 @@ def run_evaluation(
         choice.check(needs_data=evaluation != "export")
         choice.refuse_unused([chosen])
         scores = evaluate(chosen, choice.task(choose_device(device), batch_size, workers, log=say))
-        if choice.noted and scores:
-            add_scores(choice.noted, scores)
-            write_run_report(choice.noted)
+        if choice.updated and scores:
+            add_scores(choice.updated, scores)
+            write_run_report(choice.updated)
     return scores
 
 

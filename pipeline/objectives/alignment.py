@@ -30,8 +30,8 @@ class Alignment(ObjectiveConfig):
 def matched_blocks(teacher_levels: Sequence[int], teacher_depth: int, student_depth: int) -> tuple[int, ...]:
     """Return for each teacher block t of T the student block at its depth: round((t + 1) * L / T) - 1.
 
-    Halves are rounded up, in whole numbers, so that depth cannot depend on how a float falls; equal depth
-    gives t itself. What would fall before the first block is the first. Raises ConfigError for levels that
+    Halves are rounded up in integer arithmetic, so that float rounding cannot change the depth. Equal depth
+    gives t itself. The result is at least the first block. Raises ConfigError for levels that
     the teacher does not have.
     """
     wrong = [level for level in teacher_levels if not 0 <= level < teacher_depth]
@@ -99,7 +99,7 @@ class DynamicAlignment(nn.Module):
     def forward(self, block_outputs: Iterable[Tensor]) -> list[Tensor]:
         """Return M predictions (B, T, D) from block outputs (B, T, C), summed as they come, never stacked."""
         sums: dict[int, Tensor] = {}
-        # The range comes first: when it ends, no further block has been asked for.
+        # zip asks the range first: when the range ends, no further block is computed.
         for block, tokens in zip(range(self.last_block + 1), block_outputs, strict=False):
             for level in self.readers[block]:
                 term = self.weights[level, block] * tokens

@@ -27,8 +27,8 @@ _EARLIER = 3  # blocks before the last: block 9 of 12, and 21 of 24
 class Beit2(CodesConfig):
     """The tokenizer, and the form of the features that it codes.
 
-    `vqkd` codes whitened features in any case. It is trained for `vqkd_steps` steps, in which a decoder of
-    `vqkd_blocks` blocks predicts the features in the form `target` from the codes.
+    `vqkd` always codes whitened features. It is trained for `vqkd_steps` steps: a decoder of `vqkd_blocks`
+    blocks predicts the features in the form `target` from the codes.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": BEIT_RATIO}

@@ -2,7 +2,7 @@
 
 The encoder sees no mask token and the decoder sees no visible patch, which separates representing from
 predicting. The latents to predict are the encoder's own outputs for the hidden patches. With
-`align = "teacher"` a linear layer takes them to the teacher's features instead, which needs no second pass of
+`align = "teacher"` a linear layer maps them to the teacher's features instead, which needs no second pass of
 the encoder and is closer to CAE v2 (arXiv 2211.09799).
 """
 
@@ -26,7 +26,7 @@ from pipeline.student.initialise import initialise_layer
 
 
 class ContextAutoencoder(CodesConfig):
-    """What is coded, what the latents are aligned with, the weight of that loss, and two depths."""
+    """The source of the codes, the target of the latents, the weight of that loss, and two depths."""
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "block", "ratio": 0.5}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -48,7 +48,7 @@ class ContextAutoencoder(CodesConfig):
 
     @property
     def needs(self) -> Needs:
-        """The last level and the pixels of hidden patches, as far as codes and latents are made of them."""
+        """The last level and the pixels of hidden patches, if codes or latents need them."""
         features = self.codes == "features" or self.align == "teacher"
         pixels = self.codes == "pixels" or self.align == "own"
         return Needs(
@@ -67,7 +67,7 @@ class ContextAutoencoder(CodesConfig):
 class ContextAutoencoderObjective(Objective):
     """Encoder with its final norm, regressor and decoder to codes.
 
-    `to_teacher` is a linear layer from C to D, before the latents are compared with the teacher's features.
+    `to_teacher` is a linear layer from C to D that maps the latents to the teacher's features.
     """
 
     def __init__(self, config: ContextAutoencoder, student: StudentConfig, setting: Setting) -> None:
@@ -97,8 +97,8 @@ class ContextAutoencoderObjective(Objective):
         if self.to_teacher is not None:
             aligned = distance(self.to_teacher(latents), targets.hidden[0], "l2")
         else:
-            # After the pass with gradient: autocast caches the weights that it casts, and weights that were
-            # cast under no_grad would get no gradient.
+            # This pass comes after the one with gradient: autocast caches the weights that it casts, and
+            # weights cast under no_grad would not get a gradient.
             with torch.no_grad():
                 own = self.encoder.encode(view.patches[:, count:], hidden)[:, prefix:]
             aligned = distance(latents, own, "l2")

@@ -27,10 +27,10 @@ _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
 class CodesConfig(ObjectiveConfig):
     """What objectives that predict codes share.
 
-    `codes` are of the teacher's features at the last level, or of pixels. `codebook_size` of them are fitted
-    to about `codebook_tokens` tokens of the cache before the first step: on a CPU choose fewer of both. The
-    tokens are in the memory of one device, as float32: 2 million of 768 channels take 6 GB. Other ranks wait
-    for a day at most. `codebook` takes that of another run, by its folder or file.
+    `codes` stand for the teacher's features at the last level, or for pixels. Before the first step,
+    `codebook_size` codes are fitted to about `codebook_tokens` tokens of the cache: on a CPU choose fewer of
+    both. The tokens are in the memory of one device as float32: 2 million of 768 channels take 6 GB. Other
+    ranks wait for a day at most. `codebook` is the folder or file of another run and takes its codebook.
     """
 
     codes: Literal["features", "pixels"] = "features"
@@ -40,7 +40,7 @@ class CodesConfig(ObjectiveConfig):
 
     @property
     def codebook_request(self) -> CodebookRequest:
-        """K-means of what is coded, features in the form that is delivered."""
+        """K-means of pixels, or of features in the form that the loader delivers."""
         return CodebookRequest(
             self.codes, "kmeans", self.codebook_size, self.needs.target, self.codebook_tokens, self.codebook
         )
@@ -49,7 +49,7 @@ class CodesConfig(ObjectiveConfig):
 def values_to_code(
     codes: Literal["features", "pixels"], encoder: MaskedEncoder, view: MaskedView, targets: Targets
 ) -> Tensor:
-    """Return what is coded of hidden patches: features (B, U, D'), or pixels (B, U, P) as MAE's target."""
+    """Return what codes of hidden patches stand for: features (B, U, D'), or MAE's target (B, U, P)."""
     if codes == "features":
         return targets.hidden[0]
     return pixel_target(encoder, view.patches[:, view.visible.shape[1] :], per_patch=True)

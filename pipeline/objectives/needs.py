@@ -48,7 +48,7 @@ def target_field(part: str, what: str, teacher: int = 0) -> str:
 class CodebookRequest:
     """The codes that an objective predicts: what they code, their kind and number, and the tokens to fit.
 
-    `target` is the form of features that are coded. `path` is the codebook of another run, or the folder of
+    `target` is the form of the coded features. `path` is the codebook of another run, or the folder of
     that run. `steps` and `blocks` are the steps of VQ-KD's training and the blocks of its decoder, which
     predicts the features in the form `reconstructs`.
     """

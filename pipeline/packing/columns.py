@@ -1,10 +1,10 @@
 """Which columns of a table hold images and labels: by option, type, name, or the notes of `datasets`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.json_text import load_json
 from pipeline.packing.listing import LABEL_NAMES, chosen_column
 from pipeline.packing.source import refuse_twice
 
@@ -100,8 +100,8 @@ def _features(schema: "pa.Schema", folder: Path) -> dict[str, dict[str, Any]]:
         texts.append(info.read_bytes())
     for text in texts:
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = load_json(text)
+        except ValueError:
             continue
         features = found.get("info", found).get("features") if isinstance(found, dict) else None
         if isinstance(features, dict):

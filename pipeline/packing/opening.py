@@ -1,7 +1,6 @@
 """What SOURCE is: a folder of images, a list, parquet files, or a data set that `datasets` saved."""
 
 import glob
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ConfigError
+from pipeline.json_text import load_json
 from pipeline.packing.folder import folder_source
 from pipeline.packing.listing import listed_source
 from pipeline.packing.options import PackingOptions
@@ -71,11 +71,11 @@ def _in_folder(folder: Path, options: PackingOptions) -> Source:
 def _saved_files(folder: Path) -> list[Path]:
     """Return the Arrow files of a saved data set in its order; raises ConfigError if one is missing."""
     try:
-        state = json.loads((folder / "state.json").read_bytes())
+        state = load_json((folder / "state.json").read_bytes())
         files = [folder / one["filename"] for one in state["_data_files"]]
     except FileNotFoundError:  # a folder of the cache of `datasets` has only its files
         files = sorted(folder.glob("*.arrow"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{str(folder / 'state.json')!r} is damaged ({error}): save the data set again"
         ) from None

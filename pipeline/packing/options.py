@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cache.schema import UNIT_ROWS
-from pipeline.errors import ConfigError
-from pipeline.storage.address import is_url, printable, tar_name_fault
+from pipeline.errors import ConfigError, printable
+from pipeline.storage.address import is_url, tar_name_fault
 
 _LEAST_IN_TAR, _MOST_IN_TAR, _USUAL_TARS = 1000, 2500, 2000
 

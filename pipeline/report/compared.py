@@ -11,7 +11,7 @@ from pipeline.report.scores import Score, is_outdated, read_scores, student_dige
 from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
 
 _SEED = "train.seed"
-# What the order of samples depends on besides the seed.
+# The order of samples depends on these and the seed.
 ORDER = ("data.lanes", "data.window_blocks", "train.global_batch")
 _NO_MATTER = (  # keys that do not change what is learnt
     *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
@@ -19,23 +19,34 @@ _NO_MATTER = (  # keys that do not change what is learnt
 )
 
 
+ScoreKey = tuple[str, str, str]  # evaluation, representation, conditions
+
+
 @dataclass(frozen=True)
 class ComparedRun:
     """A run as its folder describes it. `operations` are the FLOP of one training image, None if unknown.
 
-    `scores` has the first metric of its trained student for each (evaluation, representation, conditions).
+    `scores` has the first metric of its trained student for each evaluation, `chances` the chance of those
+    that have one. The rest is that of training, which an untrained network lacks.
     """
 
-    name: str
+    folder: Path
     seed: int
-    settings: Mapping[str, Any]
-    facts: Mapping[str, str]  # cache, units, initial_encoder and those of ORDER: what runs should share
-    steps: int
-    done: int
-    batch: int
-    seconds: float
-    operations: float | None
-    scores: Mapping[tuple[str, str, str], float]
+    scores: Mapping[ScoreKey, float]
+    chances: Mapping[ScoreKey, float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    # what runs should share: cache, units, initial_encoder and ORDER
+    facts: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
+    done: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    operations: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.resolve().name
 
     @property
     def images(self) -> int:
@@ -69,12 +80,12 @@ class Line:
     failures: Sequence[tuple[int, str]] = ()
     waiting: int = 0  # runs that are not finished
 
-    def score(self, key: tuple[str, str, str]) -> Spread | None:
+    def score(self, key: ScoreKey) -> Spread | None:
         """Return the spread of a score."""
         values = tuple(run.scores[key] for run in self.runs if key in run.scores)
         return Spread(values) if values else None
 
-    def difference(self, first: "Line", key: tuple[str, str, str]) -> Spread | None:
+    def difference(self, first: "Line", key: ScoreKey) -> Spread | None:
         """Return the differences of a score from another line, seed by seed."""
         theirs = {run.seed: run.scores[key] for run in first.runs if key in run.scores}
         ours = ((run.seed, run.scores[key]) for run in self.runs if key in run.scores)
@@ -105,13 +116,17 @@ class Comparison:
     lines: Sequence[Line]
     remarks: Sequence[str] = ()
     shown: Sequence[str] | None = None
-    columns: Sequence[tuple[str, str, str]] = field(init=False)
+    columns: Sequence[ScoreKey] = field(init=False)
+    chances: Mapping[ScoreKey, float] = field(init=False)
     differing: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
         runs = [run for line in self.lines for run in line.runs]
         columns = dict.fromkeys(key for run in runs for key in run.scores)
         object.__setattr__(self, "columns", tuple(columns))
+        object.__setattr__(
+            self, "chances", {key: value for run in runs for key, value in run.chances.items()}
+        )
         object.__setattr__(self, "differing", differing_settings(runs))
 
     @property
@@ -119,25 +134,24 @@ class Comparison:
         """The settings that are columns."""
         return [key for key in self.differing if self.shown is None or key in self.shown]
 
-    def name_of(self, key: tuple[str, str, str]) -> str:
+    def name_of(self, key: ScoreKey) -> str:
         """Name a score; those of the same name under several conditions are numbered."""
         alike = [other for other in self.columns if other[:2] == key[:2]]
         number = f" ({alike.index(key) + 1})" if len(alike) > 1 else ""
         return f"{key[0]} {key[1]}{number}"
 
     @property
-    def headline(self) -> tuple[str, str, str] | None:
+    def headline(self) -> ScoreKey | None:
         """The score of the figure: k-NN on the mean patch token if there is one, else the first."""
         preferred = [key for key in self.columns if key[:2] == ("knn", "mean")]
         return next(iter([*preferred, *self.columns]), None)
 
 
-def first_metrics(scores: Iterable[Score]) -> dict[tuple[str, str, str], float]:
-    """Return the first metric of each (evaluation, representation, conditions)."""
-    return {
-        (score.evaluation, score.representation, score.conditions): next(iter(score.metrics.values()))
-        for score in scores
-    }
+def metrics_and_chances(scores: Iterable[Score]) -> tuple[dict[ScoreKey, float], dict[ScoreKey, float]]:
+    """Return the first metric of each score, and the chance of those that have one."""
+    by_key = {(score.evaluation, score.representation, score.conditions): score for score in scores}
+    metrics = {key: next(iter(score.metrics.values())) for key, score in by_key.items()}
+    return metrics, {key: score.chance for key, score in by_key.items() if score.chance}
 
 
 def read_compared(folder: Path) -> ComparedRun:
@@ -154,8 +168,9 @@ def read_compared(folder: Path) -> ComparedRun:
         settings.pop("optim.epochs", None)
     if "teacher in the loop" in str(pinned.get("targets", "")):
         settings["targets"] = "teacher in the loop"
+    scores, chances = metrics_and_chances(own)
     return ComparedRun(
-        name=folder.resolve().name,
+        folder=folder,
         seed=config["train"]["seed"],
         settings=settings,
         facts={
@@ -169,7 +184,8 @@ def read_compared(folder: Path) -> ComparedRun:
         batch=config["train"]["global_batch"],
         seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
         operations=run.get("operations"),
-        scores=first_metrics(own),
+        scores=scores,
+        chances=chances,
     )
 
 

@@ -9,49 +9,27 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.progress import duration
-from pipeline.report.compared import Comparison, Spread
-from pipeline.report.comparison_plot import Chances, ScoreKey, comparison_chart, comparison_png
+from pipeline.report.compared import ComparedRun, Comparison, Spread
+from pipeline.report.comparison_plot import comparison_chart, comparison_png
 from pipeline.report.page import PageSection, folded, render_page
 from pipeline.report.run_page import REPORT_FILE
-from pipeline.report.scores import Score, read_scores
 from pipeline.storage.files import replace_file
 
 PAGE, TABLE, DATA, FIGURE = "index.html", "table.md", "table.json", "figure.png"
 
 
-def write_comparison(out: Path, comparison: Comparison, subtitle: str, folders: Sequence[Path] = ()) -> Path:
-    """Write index.html, table.md, table.json and figure.png into a folder; return the page.
-
-    `folders` are those of the runs and of untrained networks: the page links to their reports, and their
-    scores have the level of chance.
-    """
+def write_comparison(out: Path, comparison: Comparison, subtitle: str) -> Path:
+    """Write index.html, table.md, table.json and figure.png into a folder; return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    chances = first_chances(score for folder in folders for score in read_scores(folder))
-    found = [folder / REPORT_FILE for folder in folders if (folder / REPORT_FILE).exists()]
-    names = [file.resolve().parent.name for file in found]
-    reports = {  # of two runs of one name, neither is linked to
-        name: quote(os.path.relpath(file, out))
-        for name, file in zip(names, found, strict=True)
-        if names.count(name) == 1
-    }
-    replace_file(out / DATA, (json.dumps(as_data(comparison, chances), indent=2) + "\n").encode())
-    replace_file(out / TABLE, as_markdown(comparison, chances).encode())
-    if figure := comparison_png(comparison, chances):
+    replace_file(out / DATA, (json.dumps(as_data(comparison), indent=2) + "\n").encode())
+    replace_file(out / TABLE, as_markdown(comparison).encode())
+    if figure := comparison_png(comparison):
         replace_file(out / FIGURE, figure)
-    replace_file(out / PAGE, as_page(comparison, subtitle, chances, reports).encode())
+    replace_file(out / PAGE, as_page(comparison, subtitle, out).encode())
     return out / PAGE
 
 
-def first_chances(scores: Iterable[Score]) -> dict[ScoreKey, float]:
-    """Return the chance of each (evaluation, representation, conditions) that has one."""
-    return {
-        (score.evaluation, score.representation, score.conditions): score.chance
-        for score in scores
-        if score.chance
-    }
-
-
-def as_data(comparison: Comparison, chances: Chances) -> dict[str, Any]:
+def as_data(comparison: Comparison) -> dict[str, Any]:
     """Return the table with every value of every run."""
     lines = []
     for line in comparison.lines:
@@ -78,43 +56,45 @@ def as_data(comparison: Comparison, chances: Chances) -> dict[str, Any]:
         "title": comparison.title,
         "settings": list(comparison.differing),
         "remarks": list(comparison.remarks),
-        "chance": {comparison.name_of(key): chances[key] for key in comparison.columns if key in chances},
+        "chance": {
+            comparison.name_of(key): comparison.chances[key]
+            for key in comparison.columns
+            if key in comparison.chances
+        },
         "lines": lines,
     }
 
 
-def as_markdown(comparison: Comparison, chances: Chances) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """Return the table as Markdown, with a remark for each failure."""
-    head, rows = _head(comparison), list(_rows(comparison, chances))
+    head, rows = _head(comparison), list(_rows(comparison))
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     notes = [f"- {text}" for text in (*_failures(comparison), *comparison.remarks)]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
-def as_page(comparison: Comparison, subtitle: str, chances: Chances, reports: Mapping[str, str]) -> str:
-    """Return the page; `reports` are links by the names of runs."""
-    chart = comparison_chart(comparison, chances)
+def as_page(comparison: Comparison, subtitle: str, out: Path) -> str:
+    """Return the page for folder `out`, with links to the reports of the runs."""
+    chart = comparison_chart(comparison)
     explanation = (
         "Scores are mean and standard deviation over n seeds. Differences (Δ) are taken seed by seed from "
         "the first row: runs of one seed begin with the same encoder and see the same images in the same "
         "order. Operations are floating-point operations of forward and backward pass. Names link to reports "
-        "with intervals, classes and confusions; those of several seeds are under Every run."
+        "with intervals, classes and confusions. For several seeds, the links are under Every run."
     )
     failed = {number for number, line in enumerate(comparison.lines) if line.failures}
-    only = {at: line.runs[0].name for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
-    links = {at: reports[name] for at, name in only.items() if name in reports}
-    table = _table(_head(comparison), _rows(comparison, chances), links, failed)
+    only = {at: line.runs[0] for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
+    table = _table(_head(comparison), _rows(comparison), _links(only, out), failed)
     failures = "".join(f"<li>{html.escape(text)}</li>" for text in _failures(comparison))
     remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.remarks)
-    rows, links = list[list[str]](), dict[int, str]()
-    for run in (run for line in comparison.lines for run in line.runs):
+    rows, runs = list[list[str]](), [run for line in comparison.lines for run in line.runs]
+    for run in runs:
         scores = (f"{run.scores[key]:.1%}" if key in run.scores else "" for key in comparison.columns)
-        if run.name in reports:
-            links[len(rows)] = reports[run.name]
         steps = f"{run.done:,}" if run.done == run.steps else f"{run.done:,} of {run.steps:,}"
         rows.append([run.name, *scores, steps, f"{run.seconds:.0f}"])
     names = [comparison.name_of(key) for key in comparison.columns]
+    every = _table(["run", *names, "steps", "seconds"], rows, _links(dict(enumerate(runs)), out))
     return render_page(
         comparison.title,
         subtitle,
@@ -123,11 +103,15 @@ def as_page(comparison: Comparison, subtitle: str, chances: Chances, reports: Ma
             PageSection("Table", f"<p>{html.escape(explanation)}</p>{table}"),
             PageSection("Failures", f'<ul class="card notes">{failures}</ul>' if failures else ""),
             PageSection("Remarks", f'<ul class="card notes">{remarks}</ul>' if remarks else ""),
-            PageSection(
-                "Runs", folded("Every run", _table(["run", *names, "steps", "seconds"], rows, links))
-            ),
+            PageSection("Runs", folded("Every run", every)),
         ],
     )
+
+
+def _links(runs: Mapping[int, ComparedRun], out: Path) -> dict[int, str]:
+    """Return links from a page in folder `out` to the reports of runs, of those that have one."""
+    files = {number: run.folder / REPORT_FILE for number, run in runs.items()}
+    return {number: quote(os.path.relpath(file, out)) for number, file in files.items() if file.exists()}
 
 
 def _head(comparison: Comparison) -> list[str]:
@@ -140,7 +124,7 @@ def _head(comparison: Comparison) -> list[str]:
     return ["run", *shown, "n", *names, *difference, "images", "operations", "seconds"]
 
 
-def _rows(comparison: Comparison, chances: Chances) -> Iterator[list[str]]:
+def _rows(comparison: Comparison) -> Iterator[list[str]]:
     """Yield the cells of each line, and of chance."""
     headline = comparison.headline
     for line in comparison.lines:
@@ -160,8 +144,11 @@ def _rows(comparison: Comparison, chances: Chances) -> Iterator[list[str]]:
             duration(round(line.seconds.mean)) if line.seconds else "",
         ]
         yield [line.label, *settings, state, *scores, *difference, *cost]
-    if any(key in chances for key in comparison.columns):
-        scores = [f"{100 * chances[key]:.1f}" if key in chances else "" for key in comparison.columns]
+    if any(key in comparison.chances for key in comparison.columns):
+        scores = [
+            f"{100 * comparison.chances[key]:.1f}" if key in comparison.chances else ""
+            for key in comparison.columns
+        ]
         rest = len(_head(comparison)) - len(comparison.in_table) - len(scores) - 2
         yield ["chance", *[""] * len(comparison.in_table), "", *scores, *[""] * rest]
 
@@ -174,7 +161,7 @@ def _table(
 ) -> str:
     """Return a table as HTML: names to the left, numbers to the right.
 
-    `links` are those of names, by the number of the row; rows of `failed` numbers are marked.
+    `links` has the link of a name by row number; rows with numbers in `failed` are marked.
     """
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = ""

@@ -33,24 +33,22 @@ _PRINTED = {
 }
 
 Point = tuple[str, float, float, float]  # label, x, accuracy and its deviation in percent
-ScoreKey = tuple[str, str, str]  # evaluation, representation, conditions
-Chances = Mapping[ScoreKey, float]
 Box = tuple[float, float, float, float]
 
 
-def comparison_chart(comparison: Comparison, chances: Chances) -> str:
+def comparison_chart(comparison: Comparison) -> str:
     """Return the figure as SVG, empty if there is nothing to draw."""
     points, label = points_of(comparison)
     if not points:
         return ""
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), points, label, comparison, chances, {})
+        _draw(figure.add_subplot(), points, label, comparison, {})
         shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
         return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
 
 
-def comparison_png(comparison: Comparison, chances: Chances) -> bytes:
+def comparison_png(comparison: Comparison) -> bytes:
     """Return the figure as a PNG in light colours, empty if there is nothing to draw."""
     points, label = points_of(comparison)
     if not points:
@@ -59,7 +57,7 @@ def comparison_png(comparison: Comparison, chances: Chances) -> bytes:
     style = {key: _PRINTED.get(str(value), value) for key, value in plots.STYLE.items()}
     with mpl.rc_context({**style, "figure.facecolor": "white"}):
         figure = Figure(figsize=_SIZE, layout="constrained", dpi=150)
-        _draw(figure.add_subplot(title=comparison.title), points, label, comparison, chances, _PRINTED)
+        _draw(figure.add_subplot(title=comparison.title), points, label, comparison, _PRINTED)
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -85,7 +83,6 @@ def _draw(
     points: Sequence[Point],
     label: str,
     comparison: Comparison,
-    chances: Chances,
     colours: Mapping[str, str],
 ) -> None:
     """Draw all of the figure; `colours` may replace those of the page."""
@@ -104,8 +101,8 @@ def _draw(
         for line in comparison.lines
         if not line.seconds and comparison.headline and (spread := line.score(comparison.headline))
     ]
-    if comparison.headline and comparison.headline in chances:
-        levels.append(("chance", chances[comparison.headline], warm, ":"))
+    if comparison.headline and comparison.headline in comparison.chances:
+        levels.append(("chance", comparison.chances[comparison.headline], warm, ":"))
     for name, value, colour, dashes in levels:
         axes.axhline(100 * value, color=colour, linewidth=1.0, linestyle=dashes)
         at = axes.get_yaxis_transform()

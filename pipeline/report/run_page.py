@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import parse_config
+from pipeline.errors import printable
 from pipeline.progress import duration
 from pipeline.report import plots
 from pipeline.report.alignment import alignment_section
@@ -19,7 +20,6 @@ from pipeline.report.images import image_section
 from pipeline.report.page import PageSection, data_table, folded, name_table, numbers, render_page
 from pipeline.report.score_sections import score_section
 from pipeline.report.scores import PLOTS, read_scores, student_digest
-from pipeline.storage.address import printable
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig, objective_kinds

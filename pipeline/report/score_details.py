@@ -75,7 +75,7 @@ def _plot(file: Path, caption: str) -> str:
 def _confusions(score: Score) -> str:
     """Return a matrix of true by predicted class, or the most frequent confusions of many classes."""
     unit = "pixels" if score.evaluation == "segment" else "images"
-    of_one = sum(count for *_, count in score.confused) <= score.test.images  # older scores have those of all
+    of_one = sum(count for *_, count in score.confused) <= score.test.images  # older scores count all tries
     of_try = " of the first try" if len(score.seeds) > 1 and of_one else ""
     labels = sorted({label for true, predicted, _ in score.confused for label in (true, predicted)})
     if len(labels) > _MOST_CLASSES:

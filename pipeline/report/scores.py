@@ -20,8 +20,8 @@ PLOTS = "evaluation"  # folder beside the scores
 class SubjectFacts(Section):
     """The network. `weights` is a SHA-256: of a run's student.safetensors, else of the network's state.
 
-    `patch_size` counts pixels of the images given, `input_size` is the side to which these are resized after
-    the crop, if their patches are not the network's own. Scores of earlier versions have neither.
+    `patch_size` counts pixels of the given images. `input_size` is their side after resizing to the network's
+    own patches. Scores of earlier versions have neither.
     """
 
     kind: Literal["run", "untrained", "teacher", "model"]
@@ -92,7 +92,7 @@ class Score(Outcome):
     def conditions(self) -> str:
         """Equal for scores that may be compared: of the same protocol, options, selection and data.
 
-        Image sizes count, and the input size where it is another. Patches of other sizes may be compared.
+        Image sizes count, and the input size if it differs from them. Patch sizes may differ.
         """
         data = [[facts.digest, facts.image_size] for facts in (self.bank, self.test)]
         what = [self.evaluation, self.protocol, self.options, self.selection, self.seeds, data]

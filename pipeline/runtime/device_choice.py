@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_device_name(name: str) -> None:
-    """Raise ConfigError for a name that no machine has; torch is not needed to know."""
+    """Raise ConfigError for a name that is never valid, without importing torch."""
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", name):
         raise ConfigError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
 
@@ -20,9 +20,9 @@ def check_device_name(name: str) -> None:
 def choose_device(device: "str | torch.device") -> "torch.device":
     """Return the device of this process: the GPU of its local rank, or the only one that it sees.
 
-    Raises ConfigError for a device that is not there, or that other processes of the group have too. If
-    CUDA_VISIBLE_DEVICES is set, the one GPU that a process sees may be another for each, as srun sets it;
-    else all processes of a machine see the same.
+    Raises ConfigError for a device that is missing or that other processes of the group use too. A process
+    that sees one GPU has it alone if CUDA_VISIBLE_DEVICES is set, as srun sets it for each; else all
+    processes of a machine see the same one.
     """
     name = str(device)
     check_device_name(name)
@@ -51,8 +51,9 @@ def choose_device(device: "str | torch.device") -> "torch.device":
         )
     if process.world_size > 1 and count > 1 and not process.placed and ":" not in name:
         raise ConfigError(
-            f"this process is one of {process.world_size} and sees {count} GPUs, but not which is its own: "
-            "set LOCAL_RANK to its number on this machine, from 0 on, or start with torchrun, srun or mpirun"
+            f"this process is one of {process.world_size} and sees {count} GPUs, and its launcher "
+            "does not say which is its own: set LOCAL_RANK to its number on this machine, from 0 on, or "
+            "start with torchrun, srun or mpirun"
         )
     if index >= count:
         raise ConfigError(

@@ -13,18 +13,13 @@ from pipeline.errors import ConfigError
 
 Environment = Mapping[str, str]
 
-# Name, rank, world size, local rank, local world size. mpirun and flux come before srun, which they start
-# agents with. srun comes before the rows of PMI alone, whose variables it may set too.
+# Name, rank, world size, local rank, local world size; the first row with its variables set is used. mpirun
+# and flux come before srun, because they start their agents with it. srun comes before the last two rows,
+# for PMI alone, because srun may set PMI variables too.
 _OMPI, _MVAPICH = "OMPI_COMM_WORLD", "MV2_COMM_WORLD"
 _LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    (
-        "mpirun",
-        f"{_OMPI}_RANK",
-        f"{_OMPI}_SIZE",
-        f"{_OMPI}_LOCAL_RANK",
-        f"{_OMPI}_LOCAL_SIZE",
-    ),
+    ("mpirun", f"{_OMPI}_RANK", f"{_OMPI}_SIZE", f"{_OMPI}_LOCAL_RANK", f"{_OMPI}_LOCAL_SIZE"),
     ("mpirun", f"{_MVAPICH}_RANK", f"{_MVAPICH}_SIZE", f"{_MVAPICH}_LOCAL_RANK", f"{_MVAPICH}_LOCAL_SIZE"),
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_NNODES"),

@@ -49,7 +49,7 @@ def shared_buffer(memory: SharedMemory) -> memoryview:
 
 def open_shared(name: str) -> memoryview:
     """Return the bytes of memory that another process allocated, open until this process ends."""
-    _open.append(SharedMemory(name))  # its __del__ would complain of the arrays that still use the memory
+    _open.append(SharedMemory(name))  # kept: its __del__ raises while arrays use the memory
     return shared_buffer(_open[-1])
 
 

@@ -43,7 +43,7 @@ def ordered_map(
             begin = time.perf_counter()
             result = waiting.popleft().result()
             pace.waited += time.perf_counter() - begin
-            # before the yield: the work goes on while the caller uses the result
+            # Submit before the yield, so that threads work while the caller uses the result.
             waiting.extend(threads.submit(function, item) for item in islice(remaining, 1))
             yield result
             pace.look()

@@ -140,8 +140,7 @@ def start_early(*modules: str) -> None:
 def choose_socket_folder() -> None:
     """Have multiprocessing put its sockets into a folder with a short path; raises ConfigError without one.
 
-    Tensors of a DataLoader's workers need it as well: they travel as file descriptors, which only such a
-    socket can carry.
+    Tensors of a DataLoader's workers need it too: they are sent as file descriptors, through such a socket.
     """
     usual = tempfile.gettempdir()  # batch systems set a TMPDIR whose path is too long for a socket
     folders = (folder for folder in (usual, *_SHORT_FOLDERS) if len(os.fsencode(folder)) <= _LONGEST_FOLDER)

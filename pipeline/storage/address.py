@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from pipeline import errors
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.optional import optional_library
 from pipeline.storage.folder import Folder
 from pipeline.storage.local import LocalFolder
@@ -14,8 +13,7 @@ WEB_SCHEMES = ("http", "https")
 _MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
-printable = errors.printable  # which errors need too
-_with_password: dict[str, str] = {}  # the web addresses that this process was given, by what is printed
+_with_password: dict[str, str] = {}  # web addresses given to this process, by their printed form
 
 
 def is_url(address: str | Path) -> bool:
@@ -43,7 +41,7 @@ def name_fault(name: str) -> str:
 
 
 def check_path(option: str, path: str | Path) -> None:
-    """Raise ConfigError for a path whose name cannot be stored in metadata or shown on a page."""
+    """Raise ConfigError for a path that is not UTF-8 or has control characters: metadata cannot store it."""
     shown = str(path)
     if fault := name_fault(shown) or name_fault(shown := absolute(shown)):
         raise ConfigError(f"{option} {printable(shown)!r} has a name that {fault}: rename it")
@@ -63,8 +61,8 @@ def tar_name_fault(name: str) -> str:
 def open_folder(address: str | Path) -> Folder:
     """Return the folder at an address, which need not exist; raises ConfigError for an unusable address.
 
-    An address without a password gets the one that this process was given with it before: run.json has the
-    address of a cache without it.
+    run.json has addresses without passwords. Such an address gets the password that this process was given
+    with it before.
     """
     check_path("folder", address)
     if not is_url(address):
@@ -88,7 +86,7 @@ def open_folder(address: str | Path) -> Folder:
 
 
 def check_url(url: str) -> None:
-    """Raise ConfigError for a URL of another scheme or without a host, or without obstore."""
+    """Raise ConfigError for a URL with another scheme or without a host, or if obstore is missing."""
     scheme, _, rest = url.partition("://")
     shown = printable(url)
     if scheme not in (*STORE_SCHEMES, *WEB_SCHEMES):

@@ -12,6 +12,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore
 
+from pipeline.json_text import load_json
 from pipeline.storage.connection import translate_errors, version_of
 
 CLAIM_EXPIRY = timedelta(minutes=10)
@@ -88,11 +89,11 @@ class Claim:
 def _is_of_dead_process(data: bytes) -> bool:
     """Return whether a claim is of this host and its process is gone.
 
-    A restarted container may give this process the number of the dead one. So a claim with our number and a
-    token that is not among ours is the dead one's.
+    A restarted container may give this process the number of the dead one. So a claim with our number but
+    not one of our tokens belongs to the dead process.
     """
     try:
-        values = json.loads(data)
+        values = load_json(data)
         if values["host"] != _HOST:
             return False
         if values["process"] == os.getpid():
@@ -100,6 +101,6 @@ def _is_of_dead_process(data: bytes) -> bool:
         os.kill(int(values["process"]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+    except (ValueError, KeyError, TypeError, OSError):
         return False
     return False

@@ -18,8 +18,8 @@ from obstore.exceptions import (
 )
 from obstore.store import HTTPStore, ObjectStore, from_url
 
-from pipeline.errors import ConfigError
-from pipeline.storage.address import WEB_SCHEMES, printable
+from pipeline.errors import ConfigError, printable
+from pipeline.storage.address import WEB_SCHEMES
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from pipeline.errors import ConfigError
-from pipeline.storage.address import check_url, is_url, is_web, printable
+from pipeline.errors import ConfigError, printable
+from pipeline.storage.address import check_url, is_url, is_web
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta

@@ -84,7 +84,7 @@ class LocalTier:
             used = self._used()
             if used + size > self._most:
                 used = self._evict(int(_SHARE_KEPT * self._most) - size)
-            # before the entry: after a kill the total may be too large, never too small
+            # written before the entry: a kill may leave the total too large, never too small
             (self._folder / "size").write_text(str(used + size))
             path.parent.mkdir(exist_ok=True)
             unfinished = path.with_suffix(_UNFINISHED)

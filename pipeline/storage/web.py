@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Never
 
-from pipeline.errors import ConfigError
-from pipeline.storage.address import printable
+from pipeline.errors import ConfigError, printable
 from pipeline.storage.remote import RemoteFiles
 
 

@@ -35,7 +35,7 @@ def read_sound(
     """Read a chunk, `place` is (index of the unit, chunk, rows), or with `skip` one that stands in for it.
 
     A substitute has at least as many rows. Also returns what is damaged. Raises CacheError without `skip`, if
-    too many substitutes are damaged, too, and for content that is sound but does not belong to this run.
+    too many substitutes are damaged too, or for sound content that does not belong to this run.
     """
     damage: list[DamagedChunk] = []
     places = [place]

@@ -38,8 +38,8 @@ def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
 def refuse_unequal(pairs: Iterable[tuple[PlannedRun, ComparedRun]]) -> None:
     """Raise CheckpointError unless runs share what makes them comparable.
 
-    For each cache and choice of views these are the cache's digest and the units. For each seed and student
-    they are the encoder's initial weights, and what the order of samples depends on unless a row sets it.
+    Runs with one cache and choice of views share the cache's digest and the units. Runs with one seed and
+    student share the encoder's initial weights, and the order of samples unless a row sets a key of it.
     """
     first: dict[str, tuple[str, str]] = {}
     for planned, run in pairs:

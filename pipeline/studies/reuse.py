@@ -48,13 +48,13 @@ def equal_run(run: PlannedRun, studies: Sequence[Path], device: torch.device) ->
         device.type == "cpu",
         None,
     ]
-    # not .NAME.tmp, which a killed process was copying
+    # leaves out .NAME.tmp, an unfinished copy of a killed process
     for file in sorted(file for study in studies for file in (study / RUNS).glob(f"[!.]*/{RUN_FILE}")):
         try:
             record = read_run(file.parent)
             config = parse_config(RunConfig, record["config"])
             refuse_former(record)
-        except MaskAlignError:  # damaged, of a newer version, or of one in which a key meant something else
+        except MaskAlignError:  # damaged, or of a version with other keys or meanings
             continue
         pinned = record.get("pinned", {})
         found = [
@@ -76,7 +76,7 @@ def copy_run(source: Path, run: PlannedRun) -> None:
     temporary = run.folder.with_name(f".{run.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*_NOT_COPIED))
-    config = run.config.recorded()  # levels may be named in one and left out in the other
+    config = run.config.recorded()  # one may name levels that the other leaves out
     record = {**read_run(source), "config": config, "copied_from": str(source.resolve())}
     replace_file(temporary / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
     temporary.rename(run.folder)

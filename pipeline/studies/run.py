@@ -16,7 +16,7 @@ import torch
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.subject import student_subject, untrained_subject
-from pipeline.report.compared import ComparedRun, Comparison, Line, first_metrics, read_compared
+from pipeline.report.compared import ComparedRun, Comparison, Line, metrics_and_chances, read_compared
 from pipeline.report.comparison import write_comparison
 from pipeline.report.run_page import write_run_report
 from pipeline.report.scores import read_scores, student_digest
@@ -164,15 +164,14 @@ class StudyRunner:
             lines.append(Line(row.label, there, failures, waiting=len(ours) - len(there) - len(failures)))
         folders = [(seed, self.plan.out / UNTRAINED / f"s{seed}") for seed in self.plan.study.seeds]
         untrained = [
-            ComparedRun(folder.name, seed, {}, {}, 0, 0, 0, 0.0, None, scores)
+            ComparedRun(folder, seed, *metrics_and_chances(scores))
             for seed, folder in folders
-            if (scores := first_metrics(read_scores(folder)))
+            if (scores := read_scores(folder))
         ]
         lines += [Line("untrained encoder", untrained)] if untrained else []
         remarks = remarks_on(self.plan.caches)
         comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
-        scored = [run.folder for run in self.runs if run.name in found] + [folder for _, folder in folders]
-        write_comparison(self.plan.out, comparison, self._subtitle(len(found)), scored)
+        write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
         return all(not line.waiting and not line.failures for line in lines)
 
     def failed(self, runs: Sequence[PlannedRun]) -> list[str]:

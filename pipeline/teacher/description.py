@@ -73,7 +73,7 @@ def _parts_fault(given: "ModuleTeacher") -> str:
 def refuse_tokens(given: "ModuleTeacher", spec: str, tokens: Sequence[object], grid: int) -> None:
     """Raise ConfigError if the blocks' outputs for two images are not tokens of grid x grid patches.
 
-    A network with smaller patches than described gives more tokens, and the last would pass for patches.
+    A network with smaller patches than described gives more tokens; the last ones would be used as patches.
     """
     side, least = grid * given.patch_size, grid**2 + int(given.has_cls)
     counts = list[int]()

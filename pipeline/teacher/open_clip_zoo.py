@@ -11,6 +11,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import nn
 
 from pipeline.errors import ConfigError
+from pipeline.json_text import load_json
 from pipeline.teacher.request import LOCAL, RANDOM, suggestion
 from pipeline.teacher.source import Source, build, freeze, not_plain
 from pipeline.teacher.timm_zoo import require_plain_timm
@@ -59,8 +60,8 @@ def _load_folder(spec: str, name: str, folder: Path) -> Source:
     if not folder.is_dir():
         raise ConfigError(f"teacher {spec!r} is not a folder: {needed}")
     try:
-        values = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = load_json((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"teacher {spec!r} has no readable {_CONFIG_FILE} ({type(error).__name__}: {error}): {needed}"
         ) from None

@@ -5,7 +5,6 @@ run load those bytes. The metadata of the file state what the codes were fitted 
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.json_text import load_json
 from pipeline.objectives.codes import Tokenizer
 from pipeline.objectives.needs import CodebookRequest
 from pipeline.objectives.objective import Objective, Setting
@@ -81,7 +81,7 @@ def refuse_codebook(
         channels += cache.schema.teacher.projection_width or channels
     if request.path is not None:
         facts, _ = read_codebook(request.path)
-        if facts.get("kind") == "vqkd":  # older ones read and reconstruct one form
+        if facts.get("kind") == "vqkd":  # older codebooks read and reconstruct one form
             facts.setdefault("reconstructs", facts.get("target"))
         expected = expected_facts(request, cache, spec, tokenizer)
         if wrong := [key for key, value in expected.items() if facts.get(key) != value]:
@@ -121,7 +121,7 @@ def read_codebook(where: str) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()
         facts, _ = parse_codebook(data)
-    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"objective.codebook {str(path)!r} is not a codebook ({reason}): "
@@ -133,8 +133,8 @@ def read_codebook(where: str) -> tuple[dict[str, Any], bytes]:
 def parse_codebook(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return facts and tensors of a codebook's bytes; raises ValueError or SafetensorError."""
     tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    facts = json.loads(header.get("__metadata__", {}).get("codebook", "null"))
+    header = load_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    facts = load_json(header.get("__metadata__", {}).get("codebook", "null"))
     if not isinstance(facts, dict):
         raise ValueError("its metadata describe no codebook")
     return facts, tensors

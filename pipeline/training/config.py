@@ -52,7 +52,7 @@ class RunConfig(Sections):
     objective: AnyObjective = MaskAlign()
 
     def recorded(self) -> dict[str, Any]:
-        """Return plain values for files that are kept: the addresses are without passwords."""
+        """Return plain values to write to files, without the passwords of addresses."""
         values = self.model_dump(mode="json")
         for name in ("shards", "test_shards"):
             values["evaluate"][name] = [*map(printable, values["evaluate"][name])]

@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from pipeline.cache.reader import Cache
+from pipeline.errors import printable
 from pipeline.objectives.objective import Objective, TrainingStep
 from pipeline.objectives.operations import training_operations
-from pipeline.storage.address import absolute, printable
+from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import StreamSpec
 from pipeline.training.checkpoint import Checkpoint, save_checkpoint

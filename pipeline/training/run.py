@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from pipeline.cache.reader import Cache
+from pipeline.errors import printable
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
-from pipeline.storage.address import printable
 from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
 from pipeline.stream.order import is_sorted_by_class

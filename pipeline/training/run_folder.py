@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, get_args
 from pipeline.cache.layout import UNITS_FILE
 from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
+from pipeline.json_text import load_json
 from pipeline.storage.address import check_path
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER
@@ -108,10 +109,10 @@ def held_run_folder(run: Path) -> Iterator[None]:
 def read_run(run: Path) -> dict[str, Any]:
     """Read run.json; raises CheckpointError if there is none or it holds no configuration."""
     try:
-        values: dict[str, Any] = json.loads((run / RUN_FILE).read_bytes())
+        values: dict[str, Any] = load_json((run / RUN_FILE).read_bytes())
         values["config"]["train"]
         return values
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise CheckpointError(
             f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
         ) from None
@@ -242,4 +243,4 @@ def _read_lines(run: Path) -> list[dict[str, Any]]:
         text = (run / METRICS_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [load_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.json_text import load_json
 from pipeline.storage.files import replace_file
 from pipeline.training.sections import LogConfig
 
@@ -165,14 +166,9 @@ class Trackers:
         self._warn, self._by_default = warn, log.to is None
         self._open: dict[str, Tracker] = {}
         try:
-            found = json.loads((run / IDENTITIES_FILE).read_bytes())
+            found = load_json((run / IDENTITIES_FILE).read_bytes())
             known = {name: value for name, value in found.items() if isinstance(value, str)}
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ):  # there are none, or the file is damaged
+        except (OSError, ValueError, AttributeError):  # no file, or a damaged one
             known = {}
         for name in ("tensorboard",) if log.to is None else log.to:
             title, identity = log.name or run.absolute().name, known.get(name, "")

@@ -112,7 +112,7 @@ class Trainer:
                 step += 1
                 self.stopped_by = votes() if step < last else 0
                 ending = step == last or self.stopped_by > 0
-                # A stop waits for scores, and its sender may not: a kill then loses no step.
+                # A stop signal waits for the scores. A scheduler may kill the run first: no step is lost.
                 due_save = ending or step % train.checkpoint_every == 0 or self.job.is_scored(step)
                 if due_save or step % train.log_every == 0:
                     line = self._measure(interval, step, waited)

@@ -57,7 +57,7 @@ def fit_vqkd(
     seed: int,
     log: Callable[[str], None],
 ) -> dict[str, float | int]:
-    """Train a tokenizer of features (V, N, D) of views; return what its metadata state about it.
+    """Train a tokenizer of features (V, N, D) of views; return the facts for its metadata.
 
     A decoder predicts `predicted` (V, N, D'), the same features in some form. One loop on one device, keyed
     by the seed: each step draws 64 views.

@@ -1,6 +1,5 @@
 """A sample of a source tar, and what replaces a skipped one. Imports little: the stream's workers need it."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Final
 
 from pipeline.config import Section
 from pipeline.errors import SourceError
+from pipeline.json_text import load_json
 from pipeline.storage.address import name_fault
 
 NO_LABEL: Final = 2**64 - 1  # class index of an image without a label, on disk too
@@ -55,8 +55,8 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
     """
     if "cls" not in sample.members:
         try:
-            label = json.loads(sample.members.get("json", b""))["label"]
-        except (ValueError, KeyError, TypeError, RecursionError):  # such notes may be about anything
+            label = load_json(sample.members.get("json", b""))["label"]
+        except (ValueError, KeyError, TypeError):  # the notes may have any form
             label = None
         if type(label) is int and 0 <= label < 10**_LABEL_DIGITS:
             return label, ""
@@ -69,7 +69,7 @@ def label_of(sample: SourceSample) -> tuple[int, str]:
 
 
 def name_with_dots(key: str, extensions: Iterable[str]) -> str:
-    """Return what is wrong with an image's name that has a dot within, as in frame.0001.jpg; "" without."""
+    """Return how to rename an image with a dot inside its name, as in frame.0001.jpg; "" without one."""
     name = next((one for one in extensions if one.rpartition(".")[2] in IMAGE_EXTENSIONS and "." in one), "")
     return f"a key ends at the first dot of a name, so rename {f'{key}.{name}'!r}" if name else ""
 

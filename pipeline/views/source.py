@@ -9,8 +9,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import IO, cast
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.storage.address import is_url, printable
+from pipeline.errors import SourceError, StorageError, printable
+from pipeline.storage.address import is_url
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_IMAGE, SourceSample, key_of_member, name_with_dots
 from pipeline.views.source_tars import SourceTar

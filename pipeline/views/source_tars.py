@@ -14,9 +14,9 @@ from tarfile import is_tarfile
 
 from braceexpand import braceexpand
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.runtime.ordered import ordered_map
-from pipeline.storage.address import STORE_SCHEMES, is_url, name_fault, printable, tar_name_fault
+from pipeline.storage.address import STORE_SCHEMES, is_url, name_fault, tar_name_fault
 from pipeline.storage.tar_streams import list_tars, tar_name, tar_size
 from pipeline.views.sample import IMAGE_EXTENSIONS
 

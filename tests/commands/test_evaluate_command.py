@@ -234,22 +234,15 @@ def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar
 def test_a_score_says_if_the_network_has_other_patches(tars, run, test_tar, tmp_path):
     write_clip(tmp_path / "clip")
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
-    arguments = (
-        "--teacher",
-        f"open_clip:local-dir:{tmp_path / 'clip'}",
-        "--image-size",
-        64,
-        "--report",
-        copy,
-    )
+    teacher = ("--teacher", f"open_clip:local-dir:{tmp_path / 'clip'}", "--image-size", 64)
     for sizes in ((), ("--patch-size", 16)):
-        knn(*arguments, "--shards", tars, "--test-shards", test_tar, *sizes)
+        knn(*teacher, "--report", copy, "--shards", tars, "--test-shards", test_tar, *sizes)
     scores = [score for score in read_scores(copy) if score.representation == "mean"]
     assert [(one.subject.patch_size, one.subject.input_size) for one in scores] == [(8, 64), (16, 32)]
     assert (scores[0].notes, scores[0].test.image_size) == ((), 64)
     assert scores[1].notes == (
-        "images of 64 pixels were resized to 32 after the crop, as the network's patches have 8 pixels and "
-        "not 16; for a score beside published ones give --shards and --patch-size 8",
+        "images of 64 pixels were resized to 32 after the crop, since the network's patches have 8 pixels "
+        "and not 16; to compare with published scores give --shards and --patch-size 8",
     )
 
 
@@ -369,10 +362,10 @@ def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
     assert "has no name for class 1: give one for each from 0 on" in result.stderr
 
 
-def test_a_pattern_without_quotes_is_refused_with_the_cure():
+def test_a_pattern_without_quotes_is_refused_with_the_remedy():
     result = call(app, "knn", "--model", "test_vit.random", "--shards", "a.tar", "b.tar", "c.tar", code=2)
-    cure = "for several repeat --shards or --test-shards or --set, or quote a pattern"
-    message = f"Error: Invalid value: 'b.tar' belongs to no option: give each one value; {cure}"
+    remedy = "for several repeat --shards or --test-shards or --set, or quote a pattern"
+    message = f"Error: Invalid value: 'b.tar' belongs to no option: give each one value; {remedy}"
     assert " ".join(result.stderr.split()).endswith(message)
 
 
@@ -474,7 +467,7 @@ def test_a_cache_of_other_sizes_than_the_runs_is_refused(run, tmp_path):
 
 @contextmanager
 def read_only(folder):
-    """A folder that nobody can write, not even root, who lacks CAP_DAC_OVERRIDE meanwhile."""
+    """Make a folder read-only, even for root: the process gives up CAP_DAC_OVERRIDE inside."""
     libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, sets) == 0
     effective = sets[0]
@@ -489,7 +482,7 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
-def test_a_read_only_run_is_refused_at_once_or_judged_elsewhere(cache, run, tmp_path):
+def test_a_read_only_run_is_refused_unless_out_gets_its_scores(cache, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     with read_only(copy):
@@ -528,7 +521,7 @@ def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
 
 
 @pytest.mark.faults  # too slow for every run
-def test_worker_processes_bear_a_long_tmpdir_and_few_open_files(tmp_path):
+def test_worker_processes_accept_a_long_tmpdir_and_few_open_files(tmp_path):
     temporary = tmp_path / ("t" * 100)
     temporary.mkdir()
     write_tar(tmp_path / "a.tar", {str(number): image(number % 9, 32, 32) for number in range(300)})

@@ -44,7 +44,7 @@ def hours(images, rate, gpus=1):
 
 
 def rows(first):
-    """The cells of a table's rows whose first cell contains a text."""
+    """The cells of each table row that has a text in its first cell."""
     cells = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line[:1] == "|"
     ]

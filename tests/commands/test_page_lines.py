@@ -27,7 +27,7 @@ LINES = [(page, line) for page, line in command_lines() if page not in (IN_ORDER
 TO_RUN = [(page, line) for page, line in LINES if not any(re.search(kind, line) for kind in ELSEWHERE)]
 OF_VIEWS = f"extract-teacher --views-from in1k.cache --teacher {DINO}"
 EXTRACT = "extract-teacher 'train-{0..1}.tar' --views 4"
-PREPARED = {  # what lines use that other commands make
+PREPARED = {  # inputs of lines, and the commands that make them
     "in1k.cache": f"{EXTRACT} --cache in1k.cache --teacher {CLIP}",
     "clip.cache": f"{EXTRACT} --cache clip.cache --teacher {CLIP}",
     "in1k-dinov2.cache": f"{OF_VIEWS} --cache in1k-dinov2.cache",
@@ -40,8 +40,6 @@ PREPARED = {  # what lines use that other commands make
     "runs/b16-seed1": "train-student --cache in1k.cache --run runs/b16-seed1 --set train.seed=1",
     "runs/fd": "train-student --cache in1k.cache --run runs/fd --set objective.name=fd",
 }
-
-
 TARS = [
     "train-0000",
     "train-0001",
@@ -125,7 +123,7 @@ def inputs(tmp_path_factory):
 
 
 def names_of(line):
-    """What a line names that is prepared, and does not make itself."""
+    """The prepared inputs that a line names and does not make itself."""
     words = shlex.split(line)
     words = words if "torchrun" not in words[0] else without_torchrun(words)
     own = {"extract-teacher": "--cache", "train-student": "--run"}.get(words[0], "--out")

@@ -166,7 +166,7 @@ def test_folders_of_test_images_are_numbered_as_those_to_learn_from(tmp_path):
     assert test.class_names == ("ant", "cat", "bee")
 
 
-def test_images_with_a_dot_in_their_names_are_not_passed_over(tmp_path):
+def test_images_with_a_dot_in_their_names_are_refused(tmp_path):
     tar = write_tar(tmp_path / "a.tar", {"frame.0001": image(0), "b": image(1)})
     with pytest.raises(SourceError, match=r"^tar 'a.tar' has no image of 'frame': .*'frame.0001.jpg'"):
         opened(tar)

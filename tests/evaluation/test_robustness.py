@@ -48,7 +48,7 @@ def test_only_the_classes_of_a_subset_can_win(tmp_path):
 
 
 @pytest.mark.faults  # too slow for every run
-def test_a_probed_classifier_is_the_probe_its_logits_cut_to_a_subset(tmp_path):
+def test_the_logistic_classifier_is_the_probe_cut_to_a_subset(tmp_path):
     bank, test = (squares(tmp_path / f"{seed}.tar", seed, 24) for seed in (1, 2))
     given = task(tmp_path, tiny_subject(), bank, test)
     (probe,) = run_evaluation(Probe(representations=("cls",)), given)

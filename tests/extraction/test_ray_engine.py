@@ -115,7 +115,7 @@ class CountingPool(ActorPool):
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("cluster")
-def test_a_tar_that_a_dead_actor_seems_to_hold_is_tried_again_with_pauses(data, tmp_path, monkeypatch):
+def test_a_tar_claimed_by_a_dead_actor_is_tried_again_with_pauses(data, tmp_path, monkeypatch):
     """This process holds the claim for three seconds, as another machine would for a dead actor."""
     monkeypatch.setattr("pipeline.extraction.ray_engine._SECONDS_BETWEEN_TRIES", 1.0)
     tars = [source_tar(path) for path in sorted((data / "tars").iterdir())[:2]]
@@ -136,7 +136,7 @@ def test_a_tar_that_a_dead_actor_seems_to_hold_is_tried_again_with_pauses(data, 
 @pytest.mark.faults
 @pytest.mark.usefixtures("cluster")
 def test_a_lost_node_with_all_actors_does_not_end_the_command(data, tmp_path):
-    """Eight actors, which wait for GPUs, die at once; only twice as many without a commit are too many."""
+    """Eight waiting actors may die at once; sixteen deaths without a commit end the command."""
     cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
     commit = sorted((cache / "commits").iterdir())[0]
     away = commit.rename(tmp_path / "away")

@@ -1,4 +1,4 @@
-"""Devices: each process takes its own GPU, and what would put two on one is refused."""
+"""Devices: each process takes its own GPU; two processes on one GPU are refused."""
 
 import pytest
 import torch

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.storage.address import check_path, printable
+from pipeline.errors import ConfigError, printable
+from pipeline.storage.address import check_path
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import obstore
 import pytest
 from tars import image, make_tars, write_tar
 
-from pipeline.errors import ConfigError, SourceError, StorageError
+from pipeline.errors import ConfigError, SourceError, StorageError, printable
 from pipeline.evaluation.images import open_images
 from pipeline.storage import tar_streams
-from pipeline.storage.address import printable
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar, resolve_tars

@@ -62,8 +62,8 @@ def test_what_is_no_cache_is_one_sentence(server, bucket, served):
     with pytest.raises(CacheError, match=r"is not a cache \(no units\.json\)"):
         Cache(f"{server.endpoint}/plain/{bucket}/nothing")
     server.fail("403", method="GET")
-    cure = "if it needs a password, which no run records, give it again .--cache, --shards or "
-    with pytest.raises(OSError, match=f"access is denied .*{cure}"):
+    remedy = "if it needs a password, which no run records, give it again .--cache, --shards or "
+    with pytest.raises(OSError, match=f"access is denied .*{remedy}"):
         Cache(served)
 
 

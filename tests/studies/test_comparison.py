@@ -1,5 +1,7 @@
 """Tables and figures of compared runs, and what tools/study_figures.py makes of them."""
 
+from pathlib import Path
+
 import pytest
 import study_figures
 
@@ -8,15 +10,14 @@ from pipeline.report.comparison import as_data, as_markdown, as_page
 from pipeline.report.comparison_plot import comparison_png, points_of
 
 KNN, PROBE = ("knn", "mean", "a"), ("probe", "mean", "b")
-CHANCE = {KNN: 0.125}
 FACTS = {"cache": "c" * 64, "units": "2 with digest 0", "initial_encoder": "e"}
 
 
 def run(seed, value, facts=FACTS, operations=10.0, done=10, **settings):
     return ComparedRun(
-        name=f"run-{value}-{seed}", seed=seed, settings={"mask.ratio": 0.5, **settings}, facts=facts,
+        folder=Path(f"run-{value}-{seed}"), seed=seed, settings={"mask.ratio": 0.5, **settings}, facts=facts,
         steps=10, done=done, batch=4, seconds=30.0, operations=operations,
-        scores={KNN: value, PROBE: value / 2},
+        scores={KNN: value, PROBE: value / 2}, chances={KNN: 0.125},
     )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def test_spreads_are_those_of_samples_and_differences_are_paired(comparison):
 
 
 def test_the_table_names_settings_scores_costs_and_failures(comparison):
-    head, _, first, second, third, chance, _, failure, remark = as_markdown(comparison, CHANCE).splitlines()
+    head, _, first, second, third, chance, _, failure, remark = as_markdown(comparison).splitlines()
     assert head == "| run | n | knn mean | probe mean | Δ knn mean | images | operations | seconds |"
     assert first == "| first | 2 | 45.0 ± 7.1 | 22.5 ± 3.5 |  | 40 | 400 | 30 s |"
     assert second == "| second <b> | 2 of 3 | 48.0 ± 8.5 | 24.0 ± 4.2 | +3.0 ± 1.4 | 40 | 1.2e+03 | 30 s |"
@@ -53,13 +54,13 @@ def test_the_figure_is_accuracy_against_operations(comparison):
     points, label = points_of(comparison)
     assert [point[:2] for point in points] == [("first", 400.0), ("second <b>", 1200.0)]
     assert label == "training operations of a run, FLOP"
-    page = as_page(comparison, "subtitle", CHANCE, {"run-0.4-0": "a.html"})
+    page = as_page(comparison, "subtitle", Path("out"))
     assert page.count("<svg") == 1
     assert "<b>" not in page
     assert "Accuracy in percent" in page
     assert page.count(">chance<") == 2  # in figure and table
-    assert comparison_png(comparison, CHANCE).startswith(b"\x89PNG")
-    assert comparison_png(Comparison("none", [Line("x", [])]), {}) == b""
+    assert comparison_png(comparison).startswith(b"\x89PNG")
+    assert comparison_png(Comparison("none", [Line("x", [])])) == b""
 
 
 def test_without_operations_the_figure_is_against_seconds():
@@ -83,7 +84,7 @@ def test_seeds_become_a_line_and_what_is_not_shared_a_remark():
 
 
 def test_the_document_gets_a_table_of_each_study(comparison):
-    text = study_figures.block({"masks": as_data(comparison, CHANCE)}, "An origin.", with_figure=True)
+    text = study_figures.block({"masks": as_data(comparison)}, "An origin.", with_figure=True)
     assert "### A title" in text
     assert "| first | 2 | 45.0 ± 7.1 | 22.5 ± 3.5 | 400 |" in text
     assert "| chance | | 12.5 |  | |" in text

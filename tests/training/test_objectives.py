@@ -52,7 +52,7 @@ def test_a_context_autoencoder_trains_and_resumes_bit_for_bit(small_cache_path, 
 
 
 def test_a_run_to_the_teacher_without_codes_is_not_continued(small_cache_path, tmp_path):
-    """As runs were that began before this alignment had codes: their run.json has no objective.codes."""
+    """Runs that began before this alignment had codes: their run.json lacks objective.codes."""
     run = trained(small_cache_path, tmp_path / "run", *CAE, "objective.align=teacher")
     file = run / "run.json"
     described = json.loads(file.read_text())

@@ -125,7 +125,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.faults
-def test_workers_of_a_killed_owner_end_without_a_word(tmp_path):
+def test_workers_of_a_killed_owner_end_without_a_traceback(tmp_path):
     (tmp_path / "owner.py").write_text(OWNER)
     command = [sys.executable, tmp_path / "owner.py"]
     with (

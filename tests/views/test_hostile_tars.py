@@ -133,12 +133,12 @@ def test_a_label_of_many_bytes_costs_no_image(tmp_path):
     assert (sample.image, sample.members, sample.label_fault) == (b"1", {}, size)
 
 
-def test_an_image_whose_name_has_a_dot_within_is_named(tmp_path):
+def test_an_image_with_a_dot_inside_its_name_is_reported(tmp_path):
     """The key of frame.0001.jpg is frame, as webdataset reads it, and its extension is 0001.jpg."""
     (sample,) = read(tmp_path, packed(("d.x/frame.0001.jpg", b"1"), ("d.x/frame.0002.jpg", b"2")))
-    cure = "a key ends at the first dot of a name, so rename 'd.x/frame.0001.jpg'"
+    remedy = "a key ends at the first dot of a name, so rename 'd.x/frame.0001.jpg'"
     assert (sample.key, sample.image) == ("d.x/frame", None)
-    assert sample.fault == f"has no image among its members: {cure}"
+    assert sample.fault == f"has no image among its members: {remedy}"
     assert keys(read(tmp_path, packed(("a.jpg", b"1"), ("a.small.jpg", b"2")))) == [("a", b"1")]
 
 

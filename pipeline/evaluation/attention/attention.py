@@ -46,11 +46,11 @@ from pipeline.views.masking import Strategy, count_of_share, draw_around_blocks,
 class Attention(Section):
     """Maps of the last block for `images` images, `shown` of them in plots; heads of all blocks in numbers.
 
-    `teacher` is compared with; the default is that of the run, unless it was loaded from a folder.
+    The network is compared with `teacher`: by default the run's, unless it was loaded from a folder.
     `row` and `column` choose the patch, in shares of the image; a plot shows its attention. Plots also show
-    the patches that the run's own mask leaves, or an attentive one that hides a share `hidden`, which is 0.7
-    where there is no run. `foreground` are the mask values that count as foreground, all but 0 and 255 by
-    default.
+    the visible patches of the run's own mask. With `hidden`, or without a run, they show those of an
+    attentive mask that hides this share (0.7 without a run). `foreground` lists the mask values that count as
+    foreground; the default is all but 0 and 255.
     """
 
     name: ClassVar[str] = "attention"
@@ -98,7 +98,7 @@ class Attention(Section):
         if teacher:
             metrics["overlap of top 30% with the teacher"] = agreement_of(own, teacher)["overlap"]
             chance = TOP
-        elif foreground:  # what equal attention has inside
+        elif foreground:  # equal attention has this share inside
             chance = float(torch.stack([*foreground.values()]).mean())
         metrics |= inside.get(who, {})
         last = list(artefacts_by_block(own).values())[-1]
@@ -115,9 +115,9 @@ class Attention(Section):
         ]  # fmt: skip
 
     def _networks(self, task: Task) -> dict[str, Subject]:
-        """Return the network, of a run its untrained student, and what is compared with, by name.
+        """Return by name the network, the untrained student of a run, and the network to compare with.
 
-        The latter is "teacher", also where the network is one itself.
+        The last is called "teacher", even if the first is a teacher too.
         """
         own, run = task.subject, task.run if task.subject.facts.kind == "run" else None
         sizes = (own.image_size, own.patch_size, own.device)
@@ -139,7 +139,7 @@ class Attention(Section):
         batches: list[ViewBatch],
         digest: str,
     ) -> tuple[Plot, Plot]:
-        """Write the gallery and the numbers of heads."""
+        """Write the gallery and the plot of the heads."""
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
         keys = [key for batch in batches for key in batch.keys]
         teacher = found.get("teacher", next(iter(found.values())))

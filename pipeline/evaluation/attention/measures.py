@@ -8,7 +8,7 @@ from torch import Tensor
 _EPSILON = 1e-12
 _ARTEFACT = 3.0  # times the median norm
 _MASS = 0.6  # of the attention that the mask of a map holds (DINO)
-TOP = 0.3  # share of the patches that are compared
+TOP = 0.3  # share of the patches to compare
 
 
 def patch_map(attention: Tensor, prefix: int, query: int | None) -> Tensor:

@@ -92,7 +92,7 @@ def describe(
     teacher: Observations | None,
     inside: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Return the tables of a report; `teacher` is what `own` is compared with."""
+    """Return the tables of a report that compares `own` with `teacher`."""
     tables: dict[str, Any] = {}
     if teacher:
         tables["agreement with the teacher"] = [

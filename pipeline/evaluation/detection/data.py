@@ -7,7 +7,6 @@ have `polygons`, `area` and `iscrowd`. Polygons are rings, or a run-length encod
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.coco import Objects
 from pipeline.evaluation.detection.regions import Region, codec, encode_region, is_ring
 from pipeline.evaluation.images import NOTES, ImageSet, LabelledImage, Place
+from pipeline.json_text import load_json
 from pipeline.views.codec import decode_image
 
 _HEADER = 1 << 16  # bytes in which the size of an image usually is
@@ -115,8 +115,8 @@ def read_notes(image: LabelledImage) -> Mapping[str, Any]:
     if NOTES not in image.members:
         raise SourceError("has no .json member, nor an entry in the annotations")
     try:
-        notes = json.loads(image.members[NOTES].read())
-    except (ValueError, RecursionError) as error:
+        notes = load_json(image.members[NOTES].read())
+    except ValueError as error:
         raise SourceError(f"has a .json member that cannot be read ({error})") from None
     boxes, labels = (notes.get(name) if isinstance(notes, dict) else None for name in ("boxes", "labels"))
     if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):

@@ -34,7 +34,7 @@ class Finetune(TrySettings):
     name: ClassVar[str] = "finetune"
     protocol: ClassVar[str] = "fine-tuning, version 1"
     several_ranks: ClassVar[bool] = True
-    crops_fit: ClassVar[bool] = True  # crops have the size that the network computes
+    crops_fit: ClassVar[bool] = True  # crops need no resizing
     unused: ClassVar = {"features": "all weights are trained, so no features are kept"}
 
     few: Few | None = None

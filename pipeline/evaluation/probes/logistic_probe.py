@@ -58,7 +58,7 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
 
 
 def best_c(rated: Sequence[Mapping[str, float]]) -> float:
-    """Return the C of the highest accuracy, of several that of the lowest log loss."""
+    """Return the C of the highest accuracy; of equals, the one with the lowest log loss."""
     return max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})["c"]
 
 
@@ -66,7 +66,7 @@ def rate(
     options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
     classes: Tensor,
 ) -> tuple[list[dict[str, float]], str]:  # fmt: skip
-    """Return the ratings of each C, none where C is fixed, and what chose it.
+    """Return the ratings of each C (none if C is fixed) and how C was chosen.
 
     Features (n, C) to learn from have targets (n,) from 0 to K - 1, the places of their labels in `classes`
     (K,), and `images` (n,) number the image of each. `asked` (m, C) and `truth` (m,) are the test set.
