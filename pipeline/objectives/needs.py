@@ -15,7 +15,8 @@ class Needs:
     `pixels` is "all"; `visible` (B, K) int64 ascending; `hidden` (B, U) int64 ascending where `positions` is
     set; `visible_codes` (B, M, T, W) and `visible_stats` (B, M, T, 2 + G) of CLS, if the teacher has one, and
     the visible patches; `hidden_codes` and `hidden_stats` of the hidden patches. Those of a second teacher
-    end in _1, and so on. The step decodes them to the form `target`.
+    end in _1, and so on. The step decodes them to the form `target`. `labels` (B,) int64 are there where
+    `classes` is not 0: each is below it.
     """
 
     visible: Levels = "chosen"
@@ -23,6 +24,7 @@ class Needs:
     pixels: Literal["visible", "all"] = "visible"
     positions: bool = False
     target: TargetKind = "whiten"
+    classes: int = 0
 
     def targets(self, levels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the levels that are delivered for "visible" and for "hidden" tokens, if any."""

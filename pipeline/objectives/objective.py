@@ -18,11 +18,15 @@ Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 
 @dataclass(frozen=True)
 class MaskedView:
-    """`patches` (B, K, P), or (B, N, P) with visible ones first; `visible` (B, K), `hidden` (B, U) int64."""
+    """`patches` (B, K, P), or (B, N, P) with visible ones first; int64 `visible` (B, K), `hidden` (B, U).
+
+    `labels` (B,) int64 are those of the images.
+    """
 
     patches: Tensor
     visible: Tensor
     hidden: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,6 @@ class TrainingStep(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss () and its terms (len(objective.parts),)."""
         targets = self.targets(batch)
-        view = MaskedView(batch["patches"], batch["visible"], batch.get("hidden"))
+        view = MaskedView(batch["patches"], batch["visible"], batch.get("hidden"), batch.get("labels"))
         loss, terms = self.objective(view, targets)
         return loss, terms

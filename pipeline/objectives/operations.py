@@ -37,6 +37,7 @@ def training_operations(objective: Objective, setting: Setting, visible: int) ->
         torch.empty(shape, dtype=torch.uint8, device="meta"),
         torch.empty(1, visible, dtype=torch.int64, device="meta"),
         hidden if needs.positions else None,
+        torch.empty(1, dtype=torch.int64, device="meta") if needs.classes else None,
     )
     # On some devices the counter misses fused attention; it counts MATH attention on all.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

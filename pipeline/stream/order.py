@@ -12,20 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import count
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.layout import LABEL
-from pipeline.cache.reader import Cache, FinishedUnits
+from pipeline.cache.reader import FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.seeding import generator
-from pipeline.views.sample import NO_LABEL
-
-_SAMPLED_CHUNKS = 16
-_FEW = 0.7  # of the classes that shuffled labels would give
 
 
 @dataclass(frozen=True)
@@ -174,31 +168,3 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> tuple[int, ...]:
         )
     share = lanes // world_size
     return tuple(range(rank * share, (rank + 1) * share))
-
-
-def is_sorted_by_class(cache: Cache, order: SampleOrder, skip_damage: bool = False) -> bool:
-    """Return whether the source tars are sorted by class, from the labels of chunks spread over the cache.
-
-    Raises CacheError for a damaged chunk, unless those are to be skipped.
-    """
-    chunks = order.chunks(order.views[0])
-    spread = np.linspace(0, len(chunks) - 1, min(_SAMPLED_CHUNKS, len(chunks))).round().astype(int)
-    labels = []
-    for unit, chunk, _ in chunks[np.unique(spread)].tolist():
-        try:
-            index = cache.read_chunk(cache.pinned_commit(order.units[unit]), chunk, ["index"])["index"]
-        except CacheError:
-            if not skip_damage:
-                raise
-            continue
-        found = index[:, LABEL]
-        labels.append(found[found != NO_LABEL])
-    return bool(labels) and have_few_classes(labels)
-
-
-def have_few_classes(labels: Sequence[NDArray[Any]]) -> bool:
-    """Return whether chunks have clearly fewer classes each than if their labels (n,) were shuffled."""
-    shuffled = generator(0, "labels").permutation(np.concatenate(labels))
-    expected = np.split(shuffled, np.cumsum([len(found) for found in labels])[:-1])
-    classes, if_shuffled = (sum(len(np.unique(part)) for part in parts) for parts in (labels, expected))
-    return classes < _FEW * if_shuffled

@@ -22,7 +22,8 @@ from pipeline.errors import CacheError
 from pipeline.objectives.needs import VISIBLE_ALONE, Needs, target_field
 from pipeline.runtime.ordered import ordered_map
 from pipeline.stream.damage import DamagedChunk, read_sound
-from pipeline.stream.masks import MaskSource
+from pipeline.stream.labels import refuse_labels
+from pipeline.stream.masks import ChunkMasks, MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
 from pipeline.stream.rows import Arrays, CacheRows
 from pipeline.student.patches import patches_at
@@ -80,6 +81,8 @@ def sample_fields(schema: CacheSchema, spec: StreamSpec) -> dict[str, ArraySpec]
     ]
     if needs.positions:
         fields.append(ArraySpec("hidden", numbers, (hidden,)))
+    if needs.classes:
+        fields.append(ArraySpec("labels", numbers, ()))
     teachers = [(schema, spec.levels), *((other.schema, other.levels) for other in spec.others)]
     for at, (theirs, chosen) in enumerate(teachers):
         tokens = {"visible": count + int(theirs.teacher.has_cls), "hidden": hidden}
@@ -217,22 +220,36 @@ class WindowReader:
                 for part, levels in source.levels.items():
                     names = target_field(part, "codes", at), target_field(part, "stats", at)
                     parts.append((*names, *source.values(stored, levels), masks.tokens[at][part]))
-            for row in np.flatnonzero(targets >= 0).tolist():
+            rows = np.flatnonzero(targets >= 0)
+            self._scatter_numbers(chunk, masks, rows, targets[rows], arrays)
+            for row in rows.tolist():
                 target = targets[row]
                 for codes, of_stats, features, moments, tokens in parts:
                     for level, values in enumerate(features):
                         # without "clip" numpy would write to a buffer first
                         values[row].take(tokens[row], 0, arrays[codes][target, level], "clip")
                     moments[row].take(tokens[row], 1, arrays[of_stats][target], "clip")
-                arrays["visible"][target] = masks.visible[row]
-                if "hidden" in arrays:
-                    arrays["hidden"][target] = masks.hidden[row]
                 pixels = decode_crop(self._cache, chunk.crops[row], chunk.keys[row])
                 patches_at(
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
                 )
         except Exception as error:  # a context for each row would cost as much as its copy
             first = chunk.first_row
-            rows = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
-            error.add_note(f"in {chunk.commit.name}, {rows}")
+            where = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
+            error.add_note(f"in {chunk.commit.name}, {where}")
             raise
+
+    def _scatter_numbers(
+        self,
+        chunk: JoinedChunk,
+        masks: ChunkMasks,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        arrays: Arrays,
+    ) -> None:
+        """Copy masks and labels of some rows; raises ConfigError for labels that are not classes."""
+        if self._spec.needs.classes:
+            refuse_labels(chunk.labels, self._spec.needs.classes)
+        numbers = {"visible": masks.visible, "hidden": masks.hidden, "labels": chunk.labels}
+        for name in numbers.keys() & arrays.keys():
+            arrays[name][targets] = numbers[name][rows]

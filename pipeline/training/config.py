@@ -18,6 +18,7 @@ from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.maskdistill import MaskDistill
 from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import ObjectiveConfig
+from pipeline.objectives.supervised import Supervised
 from pipeline.training.sections import OptimConfig, Sections, TrainConfig
 from pipeline.views.masking import MaskConfig
 
@@ -31,7 +32,8 @@ AnyObjective = Annotated[
     | Annotated[Milan, Tag("milan")]
     | Annotated[Combined, Tag("combined")]
     | Annotated[Beit, Tag("beit")]
-    | Annotated[Beit2, Tag("beit2")],
+    | Annotated[Beit2, Tag("beit2")]
+    | Annotated[Supervised, Tag("supervised")],
     Choice(named("maskalign")),
 ]
 

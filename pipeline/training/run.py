@@ -17,7 +17,7 @@ from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
 from pipeline.stream.batches import BatchStream
-from pipeline.stream.order import is_sorted_by_class
+from pipeline.stream.labels import have_few_classes, sampled_labels
 from pipeline.student.export import export_student
 from pipeline.training.begin import begin_or_continue, refuse_other_units
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
@@ -204,7 +204,7 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     )
     found = job.damage.summary if job.damage else ""
     warnings = [f"warning: {found}; run.json names them"] if found else []
-    if not is_sorted_by_class(job.cache, order, job.spec.skip_damage):
+    if not have_few_classes(sampled_labels(job.cache, order, job.spec.skip_damage)):
         return [*warnings, description]
     warning = (
         f"warning: neighbours in cache {printable(job.cache.address)!r} are often of one class, and a batch "

@@ -11,6 +11,7 @@ from pipeline.cache.several import refuse_other_views, same_units
 from pipeline.errors import ConfigError
 from pipeline.storage.address import absolute
 from pipeline.storage.tier import LocalTier
+from pipeline.stream.labels import refuse_labels, sampled_labels
 from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.stream.samples import OtherCache, StreamSpec
@@ -52,6 +53,9 @@ def stream_spec(
         refuse_target(other, chosen, needs)
         beside.append(OtherCache(other.address, other.schema, same_units(cache, pinned, other), chosen))
     skip, tier = config.data.on_damage == "skip", None
+    if needs.classes:
+        for labels in sampled_labels(cache, order, skip):  # all others are checked as they are read
+            refuse_labels(labels, needs.classes)
     if config.data.local_tier and config.data.local_bytes:
         tier = (config.data.local_tier, config.data.local_bytes)
         LocalTier(Path(tier[0]), tier[1]).prepare()

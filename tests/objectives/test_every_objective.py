@@ -22,6 +22,7 @@ from pipeline.objectives.maskalign import MaskAlign
 from pipeline.objectives.maskdistill import MaskDistill
 from pipeline.objectives.milan import Milan
 from pipeline.objectives.objective import Targets
+from pipeline.objectives.supervised import Supervised
 from pipeline.training.config import objective_kinds
 
 DECODER = {"decoder_depth": 2, "decoder_width": 32, "decoder_heads": 4}
@@ -47,6 +48,8 @@ HIDING = {
     "beit2, vqkd": Beit2(codebook_size=30, tokenizer="vqkd"),
 }
 OTHERS = {"fd": FeatureDistillation(), "milan, visible": Milan(**DECODER, positions="visible")}
+OTHERS |= {"supervised": Supervised(classes=7)}
+LABELS = torch.tensor([5, 5])
 OBJECTIVES = ALIGNED | HIDING | OTHERS
 OF_PIXELS = ("mae", "combined, pixels", "cae", "cae, pixels", "beit, pixels")
 STUDENTS = {
@@ -66,6 +69,7 @@ def batch_of(config, images, dtype=torch.float64):
         for part, levels in needs.targets((1, 4, 5)).items()
     }
     targets = Targets(found.get("visible", []), found.get("hidden", []))
+    view = replace(view, labels=LABELS)
     return view if needs.positions else replace(view, hidden=None), targets
 
 
@@ -78,7 +82,7 @@ def test_a_perfect_predictor_has_no_loss(coded_objective, images, name):
     feature, pixels = draw(20), pixel_target(objective.encoder, view.patches, per_patch=True)[0, 0]
     parts = (targets.visible, targets.hidden)
     targets = Targets(*([feature.expand_as(target) for target in part] for part in parts))
-    predicted = {20: feature, 192: pixels}
+    predicted = {20: feature, 192: pixels, 7: 100 * F.one_hot(LABELS[0], 7).double()}
     if config.codebook_request:
         of_pixels = config.codebook_request.source == "pixels"
         code = objective.tokenizer((pixels if of_pixels else feature)[None, None])

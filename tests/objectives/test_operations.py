@@ -45,6 +45,7 @@ FORMULAS = {
     "maskdistill": (encoder(196) + 78 * WIDTH * TEACHER, 3.33),
     "beit": (encoder(196) + 75 * CODES, 3.41),
     "beit2": (encoder(196) + blocks(2, 197) + 2 * 75 * CODES, 4.05),
+    "supervised": (encoder(196), 3.32),
     "mae": (DECODED + blocks(8, 197, 512) + 147 * 512 * 768, 1.83),
     "milan": (DECODED + cross(8, 147, 197, 512) + 197 * 512 * TEACHER, 1.62),
     "combined": (ALIGNED + 59 * WIDTH * 512 + blocks(2, 197, 512) + 138 * 512 * TEACHER, 1.27),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.cache.reader import UNIT_DTYPE
 from pipeline.errors import ConfigError
-from pipeline.stream.order import SampleOrder, have_few_classes, lanes_of_rank
+from pipeline.stream.order import SampleOrder, lanes_of_rank
 from pipeline.training.sections import DataConfig
 
 BLOCK = 64
@@ -247,28 +247,6 @@ def test_more_ranks_or_lanes_than_chunks_are_refused():
     message = r"^train\.global_batch 3 on data\.lanes 3 is larger .* than that; lower data\.lanes$"
     with pytest.raises(ConfigError, match=message):
         order.steps_per_epoch(3)
-
-
-def chunks_of(labels):
-    """Sixteen chunks that are spread over a data set, by their labels."""
-    chunks = np.split(labels[: len(labels) // 64 * 64], len(labels) // 64)
-    return [chunks[index] for index in np.linspace(0, len(chunks) - 1, 16).round().astype(int)]
-
-
-def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
-    """Sorted: 1000 classes with stray images, ten classes, two classes, and one class that is frequent."""
-    rng = np.random.default_rng(0)
-    for _ in range(15):
-        imagenet = np.repeat(rng.permutation(1000), rng.integers(732, 1301, 1000))
-        imagenet[rng.integers(0, len(imagenet), 20)] = 1001
-        few = rng.integers(0, 10, 20_000)
-        frequent = np.minimum(rng.geometric(0.3, 20_000), 50)
-        for labels in (imagenet, few, few % 2, frequent):
-            if labels is not frequent:
-                assert have_few_classes(chunks_of(labels if labels is imagenet else np.sort(labels)))
-            assert not have_few_classes(chunks_of(rng.permutation(labels)))
-    assert not have_few_classes(chunks_of(np.zeros(20_000, np.uint64)))
-    assert not have_few_classes([np.empty(0, np.uint64)] * 3)
 
 
 def test_a_window_has_at_least_two_shares_unless_it_is_set():

@@ -18,6 +18,7 @@ KILOBYTES = {
     "milan": 195,
     "cae": 229,
     "combined": 391,
+    "supervised": 152,
 }
 
 

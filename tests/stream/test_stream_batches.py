@@ -1,10 +1,12 @@
 """Batches do not depend on how many workers there are, nor on where the stream was started."""
 
+from dataclasses import replace
 from itertools import islice
 
 import caches
 import pytest
 import torch
+from stored_samples import stored_samples
 from stream_parts import CPU, digest, digests, read_batches, stream_spec
 from tars import make_tars
 
@@ -12,6 +14,7 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import Needs
 from pipeline.stream.batches import BatchStream, micro_batches
+from pipeline.student.patches import cut_patches
 
 STEPS = 8  # of 16 samples in an epoch of 140
 LENGTH = 20  # two and a half epochs
@@ -145,6 +148,22 @@ def test_the_stream_delivers_what_an_objective_needs_and_no_more(small_cache_pat
         assert torch.equal(batch[f"hidden_{name}"][:, -1], last[:, 9:])
     (few,) = read_batches(small_cache_path, 1, needs=Needs(visible="none"))
     assert list(few) == ["patches", "visible"]
+
+
+def test_labels_are_those_of_the_crops(small_cache_path):
+    crops = {
+        cut_patches(torch.tensor(sample.crop)[None], 16).numpy().tobytes(): sample.label
+        for view in (0, 1)
+        for sample in stored_samples(small_cache_path, view).values()
+    }
+    needs = Needs(visible="none", classes=4)
+    for batch in read_batches(small_cache_path, 3, strategy="random", ratio=0.0, needs=needs):
+        assert list(batch) == ["patches", "visible", "labels"]
+        found = [crops[patches.numpy().tobytes()] for patches in batch["patches"]]
+        assert batch["labels"].tolist() == found
+        assert len(set(found)) > 1
+    with pytest.raises(ConfigError, match=r"objective\.classes is 3, .* has label 3"):
+        read_batches(small_cache_path, 20, needs=replace(needs, classes=3))
 
 
 def test_hidden_targets_need_hidden_patches_and_a_whole_cache(small_cache_path, tmp_path):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from caches import real
 from record_steps import CACHE
+from tars import image, source_tar, write_tar
 from training_runs import (
     DROP_PATH,
     TINY,
@@ -22,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.config import RunConfig
 
 FD = (*(setting for setting in TINY if not setting.startswith("mask.")), "objective.name=fd")
+SUPERVISED = ("objective.name=supervised", "objective.classes=4", DROP_PATH)
 CAE = (
     *("objective.name=cae", "objective.codebook_size=24", "objective.regressor_depth=1"),
     *("objective.decoder_depth=1", DROP_PATH, "optim.base_lr=0.01"),
@@ -39,6 +42,35 @@ def test_feature_distillation_trains(small_cache_path, tmp_path, target):
     result = train(small_cache_path, run, f"objective.target={other}", resume=True)
     assert result.exit_code == 2
     assert f"objective.target was {target!r} and is now {other!r}" in result.output
+
+
+def test_training_on_labels_learns_them_and_resumes_bit_for_bit(small_cache_path, tmp_path):
+    run = trained(small_cache_path, tmp_path / "run", *SUPERVISED)
+    assert losses(run)[-1]["loss"] < losses(run)[0]["loss"]
+    killed = killed_after(run, 3, tmp_path / "killed")
+    assert train(small_cache_path, killed, resume=True).exit_code == 0
+    assert_same_runs(run, killed, 6)
+
+
+def test_labels_that_are_missing_or_too_large_are_refused_before_training(small_cache_path, tmp_path):
+    images = {f"{number}": image(number) for number in range(8)}
+    shards = [source_tar(write_tar(tmp_path / "train.tar", images, {"0": 0}))]
+    cache = real(tmp_path, shards=shards, views=1)
+    for path, changes, message in (
+        (
+            small_cache_path,
+            ["objective.classes=3"],
+            "has label 3: set objective.classes to the largest label",
+        ),
+        (
+            cache,
+            [],
+            "an image of the cache has none: choose another objective, or a cache of labelled images",
+        ),
+    ):
+        result = train(path, tmp_path / "run", *SUPERVISED, *changes, "train.global_batch=2")
+        assert (result.exit_code, (tmp_path / "run").exists()) == (2, False)
+        assert message in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("key", ["align=own", "align=teacher", "codes=pixels"])
