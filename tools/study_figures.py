@@ -19,12 +19,12 @@ FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md",
 BLOCK = re.compile(r"(?<=<!-- studies -->\n).*?(?=<!-- end of studies -->)", re.DOTALL)
 ORDER = (
     "paradigms",
-    "paradigms-at-equal-operations",
     "reconstruction",
     "masks",
     "alignment",
     "targets",
     "cache",
+    "photographs",
 )
 FIGURE_OF = "paradigms"
 
@@ -35,7 +35,7 @@ def block(tables: Mapping[str, Mapping[str, Any]], origin: str, with_figure: boo
     if with_figure:
         parts.append("![Accuracy of each objective against the operations of its training](studies.png)\n")
     for name, table in tables.items():
-        file = f"stages/studies/{name.partition('-')[0]}.toml"
+        file = f"stages/studies/{name}.toml"
         parts += [f"### {table['title']}\n", f"[{file}](../{file})\n"]
         parts.append(_table(table))
         notes = [
@@ -86,7 +86,7 @@ def origin(folders: Iterable[Path]) -> str:
     commits = dict.fromkeys(commit[:7] + "-dirty" * commit.endswith("-dirty") for commit in found)
     when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     devices = ", ".join(sorted({run["device"] for run in runs}))
-    return f"Trained by `make studies` on {when} (device {devices}; commits {', '.join(commits)})."
+    return f"Trained on {when} (device {devices}; commits {', '.join(commits)})."
 
 
 def main() -> None:
