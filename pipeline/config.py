@@ -55,7 +55,10 @@ def read_settings(
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{name} does not exist: {remedy}") from None
+            beside = [one.name for one in file.parent.glob("*.toml")]
+            close = difflib.get_close_matches(file.name, beside, n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"{name} does not exist: {meant}{remedy}") from None
         except OSError as error:
             raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -199,6 +199,13 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path, content, message):
     assert refusal(file=file).startswith(message.format(file=file))
 
 
+def test_a_recipe_of_almost_this_name_is_suggested(tmp_path):
+    (tmp_path / "vit_b16.toml").touch()
+    assert "does not exist: did you mean 'vit_b16.toml'? give the path" in refusal(
+        file=tmp_path / "vit_b6.toml"
+    )
+
+
 def test_a_folder_is_no_recipe(tmp_path):
     assert (
         refusal(file=tmp_path)

@@ -19,8 +19,8 @@ def view_of(images, visible, hidden=None, pixels="visible"):
 
 def block_outputs(encoder, images, visible):
     """The outputs (B, 1 + K, C) of all blocks for the visible patches of images."""
-    vit, images = encoder.vit, images.double() / 255
-    mean, std = (torch.tensor(values).double() for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    vit, images = encoder.vit, images.to(encoder.vit.cls_token.dtype) / 255
+    mean, std = (torch.tensor(values).to(images) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     whole = vit.patch_embed(((images - mean) / std).permute(0, 3, 1, 2)) + vit.pos_embed[:, 1:]
     shown = whole[torch.arange(len(images))[:, None], visible]
     tokens = torch.cat([(vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1), shown], dim=1)

@@ -16,11 +16,12 @@ TARGET = draw(2, 16, 20)  # of all patches in raster order
 TARGETS = Targets([], [TARGET[IS_HIDDEN].view(2, 10, 20)])
 
 
-def plain_loss(objective, images, values):
+def plain_loss(objective, images, values, is_hidden=IS_HIDDEN):
     """Cross-entropy of the codes nearest to values (B * U, D') at the hidden patches."""
-    logits = at_hidden(objective, raster_outputs(objective, images)[-1]) @ objective.head.weight.T
+    tokens = at_hidden(objective, raster_outputs(objective, images, is_hidden)[-1], is_hidden)
+    logits = tokens @ objective.head.weight.T
     codes = F.cosine_similarity(values[:, None], objective.tokenizer.codes, dim=-1).argmax(-1)
-    return -(logits + objective.head.bias).log_softmax(-1)[torch.arange(20), codes].mean()
+    return -(logits + objective.head.bias).log_softmax(-1)[torch.arange(len(codes)), codes].mean()
 
 
 def test_loss_and_gradients_equal_the_plain_computation(coded_objective, images):

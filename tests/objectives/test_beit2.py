@@ -24,16 +24,16 @@ def plain_codes(tokenizer, values):
     return F.cosine_similarity(values[:, None], tokenizer.codes, dim=-1).argmax(-1)
 
 
-def plain_terms(objective, images, earlier):
+def plain_terms(objective, images, earlier, values=TARGET[IS_HIDDEN], is_hidden=IS_HIDDEN):
     """The cross-entropy at the hidden patches: of the last block, and through CLS."""
-    outputs = raster_outputs(objective, images)
+    outputs = raster_outputs(objective, images, is_hidden)
     joined = torch.cat([outputs[-1][:, :1], outputs[earlier - 1][:, 1:]], dim=1)
     for block in objective.joining:
         joined = block(joined)
-    codes, terms = plain_codes(objective.tokenizer, TARGET[IS_HIDDEN]), []
+    codes, terms = plain_codes(objective.tokenizer, values), []
     for tokens in (outputs[-1], joined):
-        logits = at_hidden(objective, tokens) @ objective.head.weight.T + objective.head.bias
-        terms.append(-logits.log_softmax(-1)[torch.arange(20), codes].mean())
+        logits = at_hidden(objective, tokens, is_hidden) @ objective.head.weight.T + objective.head.bias
+        terms.append(-logits.log_softmax(-1)[torch.arange(len(codes)), codes].mean())
     return torch.stack(terms)
 
 

@@ -35,11 +35,12 @@ def attend(query, key, value, heads, allowed):
 
 def reference(objective, images, visible, hidden, features):
     """Return the loss, computed in raster order with a boolean mask."""
-    encoder, regressor, heads = objective.encoder, objective.regressor, 3
-    masked, everything = torch.ones(2, 16).bool().scatter(1, visible, False), torch.ones(2, 16).bool()
+    encoder, regressor = objective.encoder, objective.regressor
+    heads, everything = encoder.vit.blocks[0].attn.num_heads, torch.ones(len(images), encoder.grid**2).bool()
+    masked = everything.scatter(1, visible, False)
     positions = encoder.vit.pos_embed[:, 1:]
     seen = encoder.vit.norm(block_outputs(encoder, images, visible)[-1])[:, 1:]
-    tokens = regressor.mask_token.expand(2, 16, -1).clone()
+    tokens = regressor.mask_token.expand(*masked.shape, -1).clone()
     tokens[~masked] = seen.flatten(0, 1)
     for block in regressor.blocks:
         query = block.query(block.norm_query(tokens + positions))
@@ -61,7 +62,7 @@ def reference(objective, images, visible, hidden, features):
     logs = objective.head(objective.decoder[-1](tokens))[masked].log_softmax(-1)
     values = features.flatten(0, 1) if objective.codes == "features" else normalised_patches(images)[masked]
     codes = F.cosine_similarity(values[:, None], objective.tokenizer.codes, dim=-1).argmax(-1)
-    return 2 * aligned - logs[torch.arange(20), codes].mean()
+    return 2 * aligned - logs[torch.arange(len(codes)), codes].mean()
 
 
 @pytest.mark.parametrize("config", [OWN, TAUGHT, PIXELS, TAUGHT_PIXELS])

@@ -1,5 +1,7 @@
 """MaskDistill and its relatives against a plain computation on whole images in raster order."""
 
+from functools import partial
+
 import pytest
 import torch
 from plain import assert_same_course, draw
@@ -12,8 +14,12 @@ from pipeline.objectives.objective import Targets
 from pipeline.training.config import RunConfig
 
 
-def plain_loss(error, prediction, target, kind):
+def plain_loss(objective, images, target, is_hidden=IS_HIDDEN, kind="smooth_l1"):
+    """The distance of predictions and target (B * U, D) at the hidden patches."""
+    tokens = at_hidden(objective, raster_outputs(objective, images, is_hidden)[-1], is_hidden)
+    prediction = tokens @ objective.head.weight.T + objective.head.bias
     if kind == "smooth_l1":
+        error = (prediction - target).abs()
         return torch.where(error < 1, error**2, 2 * error - 1).mean()
     cosine = (prediction * target).sum(-1) / (prediction.norm(dim=-1) * target.norm(dim=-1))
     return (1 - cosine).mean()
@@ -29,11 +35,7 @@ def test_loss_and_gradients_equal_the_plain_computation(tiny_objective, images, 
     targets = draw(2, 16, width)  # of all patches in raster order
     batch = stream_view(images), Targets([], [targets[IS_HIDDEN].view(2, 10, width)])
 
-    def plain():
-        tokens = at_hidden(objective, raster_outputs(objective, images)[-1])
-        prediction = tokens @ objective.head.weight.T + objective.head.bias
-        return plain_loss((prediction - targets[IS_HIDDEN]).abs(), prediction, targets[IS_HIDDEN], loss)
-
+    plain = partial(plain_loss, objective, images, targets[IS_HIDDEN], kind=loss)
     assert_same_course(objective, lambda: objective(*batch)[0], plain)
     assert (objective(*batch)[1].numel(), objective.parts) == (0, ())
 

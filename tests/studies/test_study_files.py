@@ -114,4 +114,4 @@ def test_make_studies_gives_each_study_the_caches_of_its_rows(small_cache_path, 
         (tmp_path / f"{name}.cache").symlink_to(small_cache_path)
     for file in run_studies.FILES:
         assert make_plan(read_study(file), run_studies.caches_of(file), tmp_path / file.stem).rows
-    assert [file.stem for file in STUDIES if file not in run_studies.FILES] == ["teachers"]
+    assert [file.stem for file in STUDIES if file not in run_studies.FILES] == ["photographs", "teachers"]
