@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -52,7 +52,11 @@ def demo(
     test_images: Annotated[int, typer.Option(min=1, help="Test images.")] = 1000,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of recipes/demo.toml."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of recipes/demo.toml; [objective] and data.levels only for the student.",
+        ),
     ] = None,
 ) -> None:
     """Pretrain a small student from a small CLIP teacher on generated images, in minutes on a CPU."""
@@ -85,19 +89,20 @@ def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[
         write_images(tars / "train", TRAIN_SEED, train)
         write_images(tars / "test", TEST_SEED, test, boxes=True)
 
-    def train_student(run: str, *changes: str) -> None:
+    shared = [one for one in assignments if not one.startswith(("objective.", "data.levels"))]
+    on_labels = (*shared, *_ON_LABELS, f"objective.classes={len(CLASSES)}")
+
+    def train_student(run: str, changes: Sequence[str]) -> None:
         recipe = files("stages") / "recipes" / "demo.toml"
-        words = [word for change in (*changes, *assignments) for word in ("--set", change)]
+        words = [word for change in changes for word in ("--set", change)]
         _command("train_student", "--cache", cache, "--run", folder / run, "--config", recipe, *words)
 
     to_cache = (tars / "train", "--cache", cache, "--teacher", _TEACHER, *_EXTRACTION.split())
     return {
         "images": draw,
         "extract": lambda: _command("extract_teacher", *to_cache),
-        "train": partial(train_student, "run"),
-        "train on labels": partial(
-            train_student, "supervised", *_ON_LABELS, f"objective.classes={len(CLASSES)}"
-        ),
+        "train": partial(train_student, "run", assignments),
+        "train on labels": partial(train_student, "supervised", on_labels),
         **{f"evaluate {subject}": partial(_evaluate, folder, subject) for subject in _ROWS},
     }
 

@@ -26,6 +26,7 @@ from pipeline.training.config import RunConfig, objective_kinds
 from pipeline.training.run_folder import (
     caches_of,
     flat_config,
+    lesson_of,
     read_evaluations,
     read_metrics,
     read_run,
@@ -46,9 +47,11 @@ def write_run_report(folder: Path) -> Path:
     end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
     state = f"{done:,} of {run['steps']:,} steps, {end}"
     teachers = (f"{each['teacher']['library']} {each['teacher']['name']}" for each in caches_of(run))
+    lesson = lesson_of(run)
+    origin = f"trained on {lesson}" if lesson else f"taught by {' and '.join(teachers)}"
     page = render_page(
         ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])]),
-        f"{run['config']['student']['model']} taught by {' and '.join(teachers)}: {state}",
+        f"{run['config']['student']['model']} {origin}: {state}",
         [
             _headline(folder, run, metrics),
             score_section(read_scores(folder), student_digest(folder), folder / PLOTS),

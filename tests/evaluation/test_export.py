@@ -283,6 +283,21 @@ def test_a_card_has_the_scores_of_these_weights_and_the_origin(run, small_cache_
     assert str(tmp_path) not in card.content
 
 
+def test_the_card_of_a_run_on_labels_names_no_teacher(run, small_cache_path, tmp_path):
+    config = load_config(RunConfig, None, [*TINY, "objective.name=supervised", "objective.classes=4"])
+    run_training(Cache(small_cache_path), tmp_path / "run", config, device=CPU)
+    evaluate("export", "--run", tmp_path / "run")
+    card = (tmp_path / "run/evaluation/timm/README.md").read_text()
+    assert "that MaskAlign trained on labels." in card
+    assert "teacher" not in card.partition("<details>")[0]
+    assert "pretrained on the features of a teacher" in model_card_of(run)
+
+
+def model_card_of(run):
+    evaluate("export", "--run", run)
+    return (run / "evaluation/timm/README.md").read_text()
+
+
 def test_an_untrained_student_says_so(run, tmp_path):
     folder = tmp_path / "untrained"
     evaluate("export", "--untrained", "--run", run, "--set", f"folder={folder}")

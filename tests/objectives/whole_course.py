@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests:tests/objectives python tests/objectives/whole_course.py RUN CACHE
 
-RUN is a finished run of maskdistill, beit, beit2 or cae; CACHE is its cache. Both networks begin with the
+RUN is a finished run of maskdistill, beit, beit2 or cae that predicts features by the common recipe, without
+drop path, accumulation or clipping; CACHE is its cache. Both networks begin with the
 same weights and see the same batches; each has its own optimiser and moves by its own gradients. Prints both
 losses, as means over 100 steps, and how far apart the weights of the encoders are, relative to how far they
 have moved.

@@ -62,6 +62,14 @@ def text(cache, tmp_path_factory):
     return page_of(run_folder(folder, cache, [line(10), line(20), line(22)]))
 
 
+@pytest.mark.parametrize(("name", "origin"), [("supervised", "labels"), ("mae", "pixels")])
+def test_a_run_without_a_teacher_says_what_taught_it(cache, tmp_path, name, origin):
+    folder = run_folder(tmp_path / "run", cache, [line(10)], {"objective": {"name": name}})
+    page = page_of(folder)
+    assert f"trained on {origin}: 10 of 60 steps" in page
+    assert "taught by" not in page
+
+
 def test_title_and_headline_say_what_became_of_the_run(text):
     words = Page(text).words
     assert words.count("my-run, 2026-11-02") == 2

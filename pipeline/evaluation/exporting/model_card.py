@@ -14,7 +14,7 @@ from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Score, read_scores
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import caches_of, read_run
+from pipeline.training.run_folder import caches_of, lesson_of, read_run
 
 _KINDS = {
     "run": "A vision transformer that MaskAlign pretrained on the features of a teacher.",
@@ -39,7 +39,9 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         f"{height} x {width} pixels in patches of {subject.vit.patch_embed.patch_size[0]}. It has no "
         "classifier."
     )
-    recipe = []
+    kind, recipe = _KINDS[subject.facts.kind], []
+    if run and subject.facts.kind == "run" and (lesson := lesson_of(run)):
+        kind = f"A vision transformer that MaskAlign trained on {lesson}."
     if run:  # without the section that does not change the result
         sections = dump_toml(parse_config(RunConfig, run["config"])).split("\n\n")
         toml = "\n\n".join(one.strip() for one in sections if not one.startswith("[evaluate]"))
@@ -47,7 +49,7 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         recipe = [f"<details>{summary}\n\n```toml\n{toml}\n```\n\n</details>"]
     parts = [
         _head(written.library, license_name, datasets),
-        f"# {title}\n\n{_KINDS[subject.facts.kind]} {sizes}",
+        f"# {title}\n\n{kind} {sizes}",
         f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
         f"## Origin\n\n{_table(('', ''), tuple(_origin(subject, run)))}",
         *recipe,
@@ -88,11 +90,8 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
     images = run["config"]["train"]["global_batch"]
     yield "steps", f"{facts.step or 0:,} of {run['steps']:,}, each of {images:,} images"
     for cache in caches_of(run):
-        teacher = cache["teacher"]
-        untrained = "" if teacher.get("trained", True) else " (untrained)"
-        yield "teacher", f"{teacher['library']} {teacher['name']}, {teacher['tag']}{untrained}"
-        yield "teacher's weights, SHA-256", teacher["weights_sha256"]
-        yield "cache of the teacher's features", PurePosixPath(cache["path"]).name
+        yield from () if lesson_of(run) else _teacher(cache["teacher"])
+        yield "cache", PurePosixPath(cache["path"]).name
         yield "digest of the cache", cache["digest"]
     names: list[str] = []  # of the source tars
     with suppress(MaskAlignError):  # the cache may be gone
@@ -104,6 +103,12 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
         yield "images", many if len(names) > 2 else ", ".join(names)
     made = [f"{name} {run[name]}" for name in ("maskalign", "commit") if run.get(name)]
     yield "trained by", ", ".join(made) or "train-student"
+
+
+def _teacher(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    untrained = "" if facts.get("trained", True) else " (untrained)"
+    yield "teacher", f"{facts['library']} {facts['name']}, {facts['tag']}{untrained}"
+    yield "teacher's weights, SHA-256", facts["weights_sha256"]
 
 
 def _scores(scores: Sequence[Score]) -> str:
