@@ -25,9 +25,9 @@ _EXTRACTION = "--views 2 --crop-scale 0.5 1 --batch-size 64 --image-size 64 --pa
 _FROZEN = "knn,probe,attentive,segment"
 # The published schedules are for a million photographs; on 2,000 drawn images these take seconds.
 _SETTINGS = (
-    "probe.c=[1.0,10.0] attentive.epochs=4 attentive.batch=128 attentive.lr=[30.0] "
+    "probe.c=[10.0] attentive.epochs=4 attentive.batch=128 attentive.lr=[30.0] "
     "attentive.shown=1 segment.size=64 segment.crop=[64,64] segment.stride=[64,64] segment.scale=[1.0,1.0] "
-    "segment.distort=false segment.steps=60 segment.batch=32 segment.lr=0.02 segment.warmup=6 "
+    "segment.distort=false segment.steps=45 segment.batch=32 segment.lr=0.02 segment.warmup=5 "
     "segment.classes=19"
 )
 _ON_LABELS = (
