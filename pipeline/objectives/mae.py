@@ -22,6 +22,8 @@ class MaskedAutoencoder(DecoderConfig):
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.75}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"published": {**MAE_RECIPE, "optim.epochs": 1600}}
 
+    lesson: ClassVar[str] = "pixels"
+
     name: Literal["mae"] = "mae"
     norm_pixels: bool = True
 

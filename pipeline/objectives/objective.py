@@ -134,13 +134,14 @@ class ObjectiveConfig(Section):
 
     `mask`: its defaults of [mask]; `masked`: whether [mask] may be set at all; `presets`: for each name
     of `objective.preset`, values of keys such as "optim.clip_grad"; `several`: whether it can learn from
-    several teachers.
+    several teachers; `lesson`: what it learns from if not from a teacher, for reports.
     """
 
     mask: ClassVar[Mapping[str, str | float | int]] = {}
     masked: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     several: ClassVar[bool] = False
+    lesson: ClassVar[str] = ""
 
     name: str
 

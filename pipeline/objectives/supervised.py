@@ -24,6 +24,8 @@ class Supervised(ObjectiveConfig):
 
     mask: ClassVar[Mapping[str, str | float | int]] = {"strategy": "random", "ratio": 0.0}
 
+    lesson: ClassVar[str] = "labels"
+
     name: Literal["supervised"] = "supervised"
     classes: int = Field(1000, ge=2)
     smoothing: float = Field(0.0, ge=0, lt=1)

@@ -26,7 +26,6 @@ from pipeline.training.config import RunConfig, objective_kinds
 from pipeline.training.run_folder import (
     caches_of,
     flat_config,
-    lesson_of,
     read_evaluations,
     read_metrics,
     read_run,
@@ -47,7 +46,7 @@ def write_run_report(folder: Path) -> Path:
     end = "finished" if done == run["steps"] else "stopped" if run.get("ended") else "not ended yet"
     state = f"{done:,} of {run['steps']:,} steps, {end}"
     teachers = (f"{each['teacher']['library']} {each['teacher']['name']}" for each in caches_of(run))
-    lesson = lesson_of(run)
+    lesson = run.get("lesson")
     origin = f"trained on {lesson}" if lesson else f"taught by {' and '.join(teachers)}"
     page = render_page(
         ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])]),

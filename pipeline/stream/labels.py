@@ -24,8 +24,8 @@ def refuse_labels(labels: NDArray[Any], classes: int) -> None:
         return
     if int(wrong[0]) in (-1, NO_LABEL):
         raise ConfigError(
-            "objective 'supervised' learns from labels, and an image of the cache has none: choose another "
-            "objective, or a cache of labelled images"
+            "the objective learns from labels, and an image of the cache has none: choose another objective, "
+            "or a cache of labelled images"
         )
     raise ConfigError(
         f"objective.classes is {classes}, but an image of the cache has label {wrong[0]}: set "

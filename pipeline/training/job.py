@@ -216,6 +216,7 @@ def describe_job(job: TrainingJob) -> dict[str, Any]:
     ]
     return {
         "config": job.config.recorded(),
+        "lesson": job.config.objective.lesson,
         "resolved": {"train.precision": job.precision, "train.compile": job.compiled, "data.lanes": lanes},
         "cache": caches[0],
         **({"other_caches": caches[1:]} if job.others else {}),

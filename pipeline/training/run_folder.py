@@ -123,11 +123,6 @@ def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [run["cache"], *run.get("other_caches", ())]
 
 
-def lesson_of(run: Mapping[str, Any]) -> str:
-    """Return what a run learns from if not from a teacher: "labels", "pixels" or ""."""
-    return {"supervised": "labels", "mae": "pixels"}.get(run["config"].get("objective", {}).get("name"), "")
-
-
 def refuse_other_config(config: Section, run: Path) -> None:
     """Raise ConfigError naming the keys that differ from run.json; how a run is fed and logged may change."""
     record = read_run(run)

@@ -16,7 +16,7 @@ from pipeline.report.alignment import alignment_section
 from pipeline.report.page import PageSection, render_page
 from pipeline.report.plots import loss_chart
 from pipeline.report.run_page import write_run_report
-from pipeline.training.config import RunConfig
+from pipeline.training.config import RunConfig, objective_kinds
 
 
 def line(step, **changes):
@@ -64,7 +64,8 @@ def text(cache, tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "origin"), [("supervised", "labels"), ("mae", "pixels")])
 def test_a_run_without_a_teacher_says_what_taught_it(cache, tmp_path, name, origin):
-    folder = run_folder(tmp_path / "run", cache, [line(10)], {"objective": {"name": name}})
+    lesson = objective_kinds()[name].lesson
+    folder = run_folder(tmp_path / "run", cache, [line(10)], {"objective": {"name": name}}, lesson=lesson)
     page = page_of(folder)
     assert f"trained on {origin}: 10 of 60 steps" in page
     assert "taught by" not in page

@@ -34,7 +34,7 @@ def test_class_sorted_tars_are_noticed_and_shuffled_ones_are_not():
 def test_labels_that_cannot_be_learnt_from_are_refused(missing):
     refuse_labels(np.arange(4), 4)
     with pytest.raises(
-        ConfigError, match="'supervised' learns from labels, and an image of the cache has none"
+        ConfigError, match="the objective learns from labels, and an image of the cache has none"
     ):
         refuse_labels(missing, 4)
     with pytest.raises(

@@ -81,7 +81,7 @@ def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, sma
     start = {"maskalign", "commit", "command", "host", "began", "ended", "versions"}
     start |= {"ranks", "first_step", "last_step"}
     own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "operations"}
-    own |= {"device", "starts", "initial_encoder"}
+    own |= {"device", "starts", "initial_encoder", "lesson"}
     assert set(described) == own | start
     assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     resolved = {"train.precision": "float32", "train.compile": False, "data.lanes": 1}

@@ -14,7 +14,7 @@ from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Score, read_scores
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import caches_of, lesson_of, read_run
+from pipeline.training.run_folder import caches_of, read_run
 
 _KINDS = {
     "run": "A vision transformer that MaskAlign pretrained on the features of a teacher.",
@@ -40,7 +40,7 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         "classifier."
     )
     kind, recipe = _KINDS[subject.facts.kind], []
-    if run and subject.facts.kind == "run" and (lesson := lesson_of(run)):
+    if run and subject.facts.kind == "run" and (lesson := run.get("lesson")):
         kind = f"A vision transformer that MaskAlign trained on {lesson}."
     if run:  # without the section that does not change the result
         sections = dump_toml(parse_config(RunConfig, run["config"])).split("\n\n")
@@ -90,7 +90,7 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
     images = run["config"]["train"]["global_batch"]
     yield "steps", f"{facts.step or 0:,} of {run['steps']:,}, each of {images:,} images"
     for cache in caches_of(run):
-        yield from () if lesson_of(run) else _teacher(cache["teacher"])
+        yield from () if run.get("lesson") else _teacher(cache["teacher"])
         yield "cache", PurePosixPath(cache["path"]).name
         yield "digest of the cache", cache["digest"]
     names: list[str] = []  # of the source tars
