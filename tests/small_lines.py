@@ -21,6 +21,7 @@ from pipeline.student.export import write_timm_folder
 
 CLIP = "open_clip:ViT-B-16-quickgelu/openai"
 DINO = "timm:vit_base_patch14_reg4_dinov2.lvd142m"
+TINY = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SHAPE = {"embed_dim": 32, "depth": 6, "num_heads": 4, "num_classes": 0}
 HERE = ("--batch-size", "16", "--workers", "0", "--device", "cpu")
 SMALL_VIEW = ("--image-size", "32", "--patch-size", "8", *HERE)
@@ -65,6 +66,7 @@ REDUCED = {  # patterns to replace: tiny caches lack them, or they take long
     "--levels 7,11": "--levels 3,5",
     r"k=\[20,10,100,200\]": "k=[20,10]",
     r"--budget epochs=\d+": "--budget steps=1",
+    r"photographs\.toml": "photographs.toml --budget steps=1",
     "zero-shot --run runs/b16": f"zero-shot --run runs/b16 --set teacher={CLIP}",
     "--image-size 384": "--image-size 48",
     "name=beit(?= )": "name=beit --set objective.codebook_size=8",
@@ -90,9 +92,7 @@ STAND_INS = {  # of teachers, with patches of 8 and 7 pixels for those of 16 and
     "open_clip:ViT-L-14-quickgelu/openai": partial(tiny_open_clip, patch_size=7, image_size=28),
     "open_clip:ViT-B-16-SigLIP2/webli": partial(tiny_timm, "vit_base_patch16_siglip_224", size=32, patch=8),
     DINO: partial(tiny_timm, "vit_base_patch14_reg4_dinov2", size=70, patch=7),
-    "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k": partial(
-        tiny_timm, "vit_tiny_patch16_224", size=32, patch=8
-    ),
+    TINY: partial(tiny_timm, "vit_tiny_patch16_224", size=32, patch=8),
     TEACHER: lambda _folder: TEACHER,
 }
 

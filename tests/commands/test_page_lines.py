@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from evaluation.networks import png
 from packing_sources import write_list, write_parquet, write_saved
-from small_lines import CLIP, DINO, run_line, value
+from small_lines import CLIP, DINO, TINY, run_line, value
 from tars import image, write_tar
 from test_documents import ROOT, command_lines, without_torchrun
 
@@ -36,6 +36,9 @@ PREPARED = {  # inputs of lines, and the commands that make them
     "c.cache": f"{EXTRACT} --cache c.cache --teacher {CLIP} --encoding int4",
     "d.cache": f"{EXTRACT} --cache d.cache --teacher {CLIP} --keep 0.3",
     "caches/vit-b16": f"{EXTRACT} --cache caches/vit-b16 --teacher {CLIP}",
+    "photographs": "pack-images imagenette/train photographs",
+    "photographs-val": "pack-images imagenette/val photographs-val --classes photographs/classes.json",
+    "photographs.cache": f"extract-teacher photographs --cache photographs.cache --teacher {TINY} --levels 5",
     "runs/b16": "train-student --cache in1k.cache --run runs/b16",
     "runs/b16-seed1": "train-student --cache in1k.cache --run runs/b16-seed1 --set train.seed=1",
     "runs/fd": "train-student --cache in1k.cache --run runs/fd --set objective.name=fd",
@@ -108,6 +111,8 @@ def inputs(tmp_path_factory):
         ("photos", 0),
         ("flowers/train", 0),
         ("flowers/val", 500),
+        ("imagenette/train", 0),
+        ("imagenette/val", 500),
     ):
         for number in range(first, first + 20):
             path = folder / name / ("cat", "dog")[number % 2] / f"{number}.JPEG"
@@ -126,9 +131,10 @@ def names_of(line):
     """The prepared inputs that a line names and does not make itself."""
     words = shlex.split(line)
     words = words if "torchrun" not in words[0] else without_torchrun(words)
-    own = {"extract-teacher": "--cache", "train-student": "--run"}.get(words[0], "--out")
+    own = {"extract-teacher": "--cache", "train-student": "--run", "pack-images": words[1]}
+    own = own.get(words[0], "--out")
     made = value(words, own) if own in words and "--resume" not in words else ""
-    named = {word.rpartition("=")[2] for word in words}
+    named = {word.rpartition("=")[2].removesuffix("/classes.json") for word in words}
     needed = {"in1k.cache"} if any(name.startswith("runs/") for name in named) else set()
     return [name for name in PREPARED if name in named | needed and name != made]
 
