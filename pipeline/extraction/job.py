@@ -30,6 +30,7 @@ from pipeline.extraction.plan import (
     SizeForecast,
     forecast_rates,
     forecast_sizes,
+    measure_teacher,
     refuse_full_disk,
 )
 from pipeline.provenance import provenance, utc_now
@@ -99,7 +100,9 @@ def plan_extraction(
         origin.units(cache.units, finished)
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
-    return forecast_rates(options, teacher, sizes, decode_seconds, disk_seconds)
+    return forecast_rates(
+        options, measure_teacher(options, teacher, schema), sizes, decode_seconds, disk_seconds
+    )
 
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:

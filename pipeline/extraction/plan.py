@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.cache.commit import committed
@@ -15,7 +16,7 @@ from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
-from pipeline.extraction.encode import run_teacher
+from pipeline.extraction.encode import FeatureEncoder, in_precision
 from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import is_url, open_folder
@@ -176,21 +177,35 @@ def _forecast(
 
 def forecast_rates(
     options: ExtractionOptions,
-    teacher: Teacher,
+    teacher_rate: float,
     sizes: SizeForecast,
     decode_seconds: float,
     disk_seconds: float = 0,
 ) -> RateForecast:
-    """Time the teacher for a few seconds at most, in batches that grow up to the one of the options.
+    """Put the rates together, with that of the cache's disk.
 
-    The disk of the cache is written for at most `disk_seconds`; an object store is not. Raises StorageError.
+    It is written for at most `disk_seconds`; an object store is not. Raises StorageError.
     """
-    side, size, rate = options.image_size, 1, 0.0
+    disk = None
+    if not is_url(options.cache):
+        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
+    return RateForecast(sizes, teacher_rate, 1 / decode_seconds, options.workers, options.processes, disk)
+
+
+def measure_teacher(options: ExtractionOptions, teacher: Teacher, schema: CacheSchema) -> float:
+    """Views a second of the teacher, not compiled, with the encoding of its features.
+
+    Takes a few seconds at most: batches grow up to that of the options, and the last one counts.
+    """
+    mean = np.zeros((len(schema.levels), schema.teacher.width), np.float32)
+    encoder = FeatureEncoder(teacher, mean, mean + 1, schema, options.device, options.batch_size)
+    side, size = options.image_size, 1
     pixels = torch.zeros((options.batch_size, side, side, 3), dtype=torch.uint8, device=options.device)
 
     def seconds() -> float:
         begun = time.perf_counter()
-        run_teacher(teacher, pixels[:size])
+        with in_precision(teacher, options.device):
+            encoder.features(pixels[:size])
         if options.device.type == "cuda":
             torch.cuda.synchronize(options.device)
         return time.perf_counter() - begun
@@ -199,15 +214,10 @@ def forecast_rates(
     seconds()  # the first call sets things up
     while True:
         taken = seconds()
-        rate = max(rate, size / taken)
         larger = min(2 * size, options.batch_size)
         if size == larger or time.perf_counter() - begin + 2 * taken > _TEACHER_SECONDS:
-            break
+            return size / taken
         size = larger
-    disk = None
-    if not is_url(options.cache):
-        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
-    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def refuse_full_disk(
