@@ -30,9 +30,9 @@ from pipeline.extraction.plan import (
     SizeForecast,
     forecast_rates,
     forecast_sizes,
-    measure_teacher,
     refuse_full_disk,
 )
+from pipeline.extraction.teacher_rate import measure_teacher
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder
