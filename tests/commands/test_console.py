@@ -102,3 +102,19 @@ def test_the_shell_completes_options_without_torch():
     _, output, _, modules = call_alone("extract_teacher", env=environment)
     assert output == ["--keep", "--keep-rank"]
     assert "torch" not in modules
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "named"),
+    [
+        ("train_student", ["--cache", "a.cache", "--run", ""], "the value of --run"),
+        ("train_student", ["--cache", "a.cache", "--run="], "the value of --run"),
+        ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value of --set"),
+        ("evaluate_student", ["knn", "--run", ""], "the value of --run"),
+        ("inspect_cache", ["info", ""], "an argument"),
+    ],
+)
+def test_an_empty_value_is_refused(module, words, named, tmp_path):
+    code, printed, errors, modules = call_alone(module, *words, cwd=tmp_path)
+    assert (code, printed, "torch" in modules, list(tmp_path.iterdir())) == (2, [], False, [])
+    assert f"{named} is empty: give one, or check that the shell's variable is set" in errors
