@@ -91,10 +91,10 @@ def stop_code(number: int) -> int:
 
 
 def packaged(file: Path | None) -> Path | None:
-    """Return the path of a recipe or study: the installed one if stages/NAME does not exist here."""
+    """Return the path of a recipe or study: in the installed stages if stages/NAME does not exist here."""
     if file and file.parts[:1] == ("stages",) and not file.exists():
         installed = Path(str(files("stages")), *file.parts[1:])
-        return installed if installed.exists() else file
+        return installed if installed.parent.exists() else file
     return file
 
 

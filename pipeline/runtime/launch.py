@@ -59,13 +59,13 @@ def this_process(environment: Environment = os.environ) -> Process:
             if tasks == environment["WORLD_SIZE"]:
                 names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
-    for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
-        if (environment.get(name) or harmless) != harmless:
-            missing = "RANK" if name == "WORLD_SIZE" else "WORLD_SIZE"
-            raise ConfigError(
-                f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
-                f"mpirun, which set both, or unset {name} for a single process"
-            )
+    for rank, size in (("RANK", "WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
+        for name, missing, harmless in ((size, rank, "1"), (rank, size, "0")):
+            if (environment.get(name) or harmless) != harmless:
+                raise ConfigError(
+                    f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
+                    f"mpirun, which set both, or unset {name} for a single process"
+                )
     return Process()
 
 
