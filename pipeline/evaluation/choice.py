@@ -85,6 +85,12 @@ class Choice:
             read_scores(self.updated)
         if self.out and self.out.suffix != ".json":
             raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
+        if self.out and self.out.with_suffix("").is_file():
+            beside = str(self.out.with_suffix(""))
+            raise ConfigError(
+                f"--out {str(self.out)!r}: plots and checkpoints would go to the folder {beside!r}, but this is a "
+                "file; choose another name"
+            )
         for option, file in (("out", self.out), ("features", self.features)):
             if file and not _is_writable(file if file.is_dir() else file.parent):
                 raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
