@@ -202,8 +202,8 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out {str(out)!r}: scores are JSON; give a name that ends in .json")
     if (beside := out.with_suffix("")).is_file():
         raise ConfigError(
-            f"--out {str(out)!r}: plots and checkpoints would go to the folder {str(beside)!r}, but this is a "
-            "file; choose another name"
+            f"--out {str(out)!r}: plots and checkpoints would go to the folder {str(beside)!r}, but this is "
+            "a file; choose another name"
         )
 
 
