@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,19 +92,11 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if codebook := run.get("codebook"):
         note = f"of {codebook['size']:,}; perplexity {codebook['perplexity']:,.0f}"
         cells.append(("codes in use", f"{codebook['share_taken']:.0%}", note))
-    if count := _parameters(folder):
+    with suppress(OSError, SafetensorError), safe_open(folder / STUDENT_FILE, "numpy") as file:
+        count = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
         size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
         cells.append(("parameters", size, "of the exported student"))
     return PageSection("", numbers(cells))
-
-
-def _parameters(folder: Path) -> int:
-    """Count the parameters of the exported student, 0 if there is none."""
-    try:
-        with safe_open(folder / STUDENT_FILE, "numpy") as file:
-            return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return 0
 
 
 def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
