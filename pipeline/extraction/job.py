@@ -32,6 +32,7 @@ from pipeline.extraction.plan import (
     forecast_sizes,
     refuse_full_disk,
 )
+from pipeline.extraction.teacher_rate import measure_teacher
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder
@@ -99,7 +100,9 @@ def plan_extraction(
         origin.units(cache.units, finished)
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
-    return forecast_rates(options, teacher, sizes, decode_seconds, disk_seconds)
+    return forecast_rates(
+        options, measure_teacher(options, teacher, schema), sizes, decode_seconds, disk_seconds
+    )
 
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:

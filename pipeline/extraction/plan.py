@@ -1,12 +1,9 @@
 """The forecast of an extraction: what it writes, how long it takes, and when it has paid for itself."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from pipeline.cache.commit import committed
 from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
@@ -15,12 +12,10 @@ from pipeline.cache.schema import CacheSchema
 from pipeline.cache.sizes import view_bytes
 from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
-from pipeline.extraction.encode import run_teacher
 from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.storage.address import is_url, open_folder
 from pipeline.storage.write_rate import WriteRate, measure_write_rate
-from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
@@ -32,7 +27,6 @@ _SAMPLED_TARS = 4
 _SAMPLED_IMAGES = 64
 _SURE = 0.8  # of a forecast that goes by the bytes of a few tars
 _LEAST_LEFT = 0.75  # of a cache that is compressed
-_TEACHER_SECONDS = 3.0
 _COMMIT_BYTES_A_FILE = 160  # its name, size and digest, and its part of the rest
 _COMMIT_BYTES_A_CHUNK = 12  # the checksum of one array's chunk
 _METADATA_BYTES = 1800  # of the group, the schema among it, and of one process's log
@@ -176,38 +170,19 @@ def _forecast(
 
 def forecast_rates(
     options: ExtractionOptions,
-    teacher: Teacher,
+    teacher_rate: float,
     sizes: SizeForecast,
     decode_seconds: float,
     disk_seconds: float = 0,
 ) -> RateForecast:
-    """Time the teacher for a few seconds at most, in batches that grow up to the one of the options.
+    """Put the rates together, with that of the cache's disk.
 
-    The disk of the cache is written for at most `disk_seconds`; an object store is not. Raises StorageError.
+    It is written for at most `disk_seconds`; an object store is not. Raises StorageError.
     """
-    side, size, rate = options.image_size, 1, 0.0
-    pixels = torch.zeros((options.batch_size, side, side, 3), dtype=torch.uint8, device=options.device)
-
-    def seconds() -> float:
-        begun = time.perf_counter()
-        run_teacher(teacher, pixels[:size])
-        if options.device.type == "cuda":
-            torch.cuda.synchronize(options.device)
-        return time.perf_counter() - begun
-
-    begin = time.perf_counter()
-    seconds()  # the first call sets things up
-    while True:
-        taken = seconds()
-        rate = max(rate, size / taken)
-        larger = min(2 * size, options.batch_size)
-        if size == larger or time.perf_counter() - begin + 2 * taken > _TEACHER_SECONDS:
-            break
-        size = larger
     disk = None
     if not is_url(options.cache):
         disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
-    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes, disk)
+    return RateForecast(sizes, teacher_rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def refuse_full_disk(

@@ -12,6 +12,7 @@ from tars import image, make_tars, write_tar
 from pipeline.cache.layout import array_specs
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, SourceError, StorageError
+from pipeline.extraction.encode import FeatureEncoder
 from pipeline.extraction.job import plan_extraction
 from pipeline.storage.write_rate import WriteRate
 from pipeline.views.source_tars import SourceTar
@@ -76,6 +77,18 @@ def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
     assert plan.image_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
     assert plan.hours == pytest.approx(24 / plan.image_rate / 3600)
     assert plan.paid_after_epochs >= 2
+
+
+def test_the_teacher_is_timed_with_its_encoding_in_growing_batches(shards, tmp_path, monkeypatch):
+    sizes, encode = [], FeatureEncoder.features
+
+    def features(encoder, pixels):
+        sizes.append(len(pixels))
+        return encode(encoder, pixels)
+
+    monkeypatch.setattr(FeatureEncoder, "features", features)
+    planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", batch_size=4))
+    assert sizes == [1, 1, 2, 4]
 
 
 def test_a_slow_disk_sets_the_hours(shards, tmp_path):
