@@ -27,6 +27,7 @@ a { color: var(--accent); }
 .numbers dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; }
 .numbers small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted); }
 .wide { overflow-x: auto; }
+.figure + .figure { margin-top: 12px; }
 .matrix { width: auto; font-size: 12px; }
 .matrix tr > * { border: 0; padding: 0 4px 0 0; text-align: center; vertical-align: middle; }
 .matrix th[scope=row] { min-width: 0; white-space: nowrap; text-align: left; } .matrix th { min-width: 0; }
