@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from pipeline.errors import MaskAlignError
 from pipeline.runtime.launch import this_process
@@ -90,17 +91,31 @@ def stop_code(number: int) -> int:
 
 
 def packaged(file: Path | None) -> Path | None:
-    """Return the path of a recipe or study: the installed one if stages/NAME does not exist here."""
+    """Return the path of a recipe or study: in the installed stages if stages/NAME does not exist here."""
     if file and file.parts[:1] == ("stages",) and not file.exists():
         installed = Path(str(files("stages")), *file.parts[1:])
-        return installed if installed.exists() else file
+        return installed if installed.parent.exists() else file
     return file
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse an empty value, as an unset variable of a shell gives: as a path it would be this folder."""
+    for before, word in pairwise(["", *words]):
+        name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value.strip():
+            what = f"the value of {name}" if name.startswith("-") else "an argument"
+            raise typer.BadParameter(f"{what} is empty: give one, or check that the shell's variable is set")
 
 
 class Command(TyperCommand):
     """A command that refuses `--shards *.tar` with a hint how an option takes several values."""
 
     allow_extra_args = True
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse words, none of which may be empty."""
+        _refuse_empty(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command, or refuse words that belong to no option."""
@@ -111,9 +126,19 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
+class Group(TyperGroup):
+    """Several commands in one program."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse words, none of which may be empty."""
+        _refuse_empty(args)
+        return super().parse_args(ctx, args)
+
+
 def new_app(**options: Any) -> typer.Typer:
     """Return an application with what all commands have: -h, and plain help and errors."""
     return typer.Typer(
+        cls=Group,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -5,7 +5,6 @@ from functools import partial
 from itertools import islice, repeat
 
 import torch
-from torch import Tensor
 
 from pipeline.benchmark.measure import Figure, matrix_rate, ratio, take_turns, wait_for, wall_seconds
 from pipeline.benchmark.reference import ReferenceStudent, reference_step
@@ -47,17 +46,15 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
         batch = {**resident, "views": views}
         variants["teacher_in_loop"] = repeated(in_loop, batch, options.warm_up, few)
     if "reference" in options.parts and bench.teacher.facts.has_cls:  # the published algorithm needs CLS
-        variants["reference"] = _reference(bench, views[:_REFERENCE_BATCH], few)
-    rates = take_turns(variants, options.rounds, warm_up=False)
-    peak = Figure("peak.matrix", rates.pop("peak"), "TFLOP/s", "matrix peak")
-    yield peak
-    yield from _comparisons(rates, waits)
-    operations = job.operations
-    yield Figure("step.operations", [operations / 1e9], "GFLOP", "operations of an image's step")
-    reached = [rate * operations / 1e12 for rate in rates["resident"]]
-    yield Figure("step.throughput", reached, "TFLOP/s", "step on resident data")
-    shares = [100 * one / most for one, most in zip(reached, peak.values, strict=True)]
-    yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
+        schema, teacher, pixels = bench.cache.schema, bench.teacher, views[:_REFERENCE_BATCH]
+        sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
+        student = ReferenceStudent(bench.config.student, *sizes).to(device)
+        step = reference_step(student, teacher, bench.config.mask.visible_count(schema.patches))
+        step(pixels)  # a warm-up
+        variants["reference"] = lambda: (
+            few * len(pixels) / wall_seconds(lambda: [step(pixels) for _ in range(few)], pixels.device)
+        )
+    yield from _figures(take_turns(variants, options.rounds, warm_up=False), waits, job.operations)
     if device.type == "cuda":
         yield _memory(cached, resident)
 
@@ -98,19 +95,13 @@ def _streamed_rate(bench: Workbench, trainer: Trainer, waits: list[float]) -> fl
         return rate
 
 
-def _reference(bench: Workbench, pixels: Tensor, count: int) -> Callable[[], float]:
-    """Return what takes `count` steps of the published algorithm on views (B, S, S, 3), after a warm-up."""
-    schema, config, teacher = bench.cache.schema, bench.config, bench.teacher
-    sizes = (schema.view.image_size, schema.view.patch_size, len(teacher.levels), teacher.facts.width)
-    student = ReferenceStudent(config.student, *sizes).to(bench.options.device)
-    step = reference_step(student, teacher, config.mask.visible_count(schema.patches))
-    step(pixels)
-    images = count * len(pixels)
-    return lambda: images / wall_seconds(lambda: [step(pixels) for _ in range(count)], pixels.device)
+def _figures(found: dict[str, list[float]], waits: list[float], operations: int) -> Iterator[Figure]:
+    """Yield the rate of each kind of step and its ratio to the one on resident data, round by round.
 
-
-def _comparisons(found: dict[str, list[float]], waits: list[float]) -> Iterator[Figure]:
-    """Yield the rate of each kind of step and its ratio to the one on resident data, round by round."""
+    `found` has the matrix peak too, of which the steps on resident data reach a share.
+    """
+    peak = Figure("peak.matrix", found.pop("peak"), "TFLOP/s", "matrix peak")
+    yield peak
     rates = {name: Figure(f"step.{name}", each, "images/s", _TITLES[name]) for name, each in found.items()}
     yield from rates.values()
     resident = rates["resident"]
@@ -123,6 +114,11 @@ def _comparisons(found: dict[str, list[float]], waits: list[float]) -> Iterator[
     if "reference" in rates:
         title = "resident / published algorithm"
         yield ratio("ratio.step_to_reference", resident, rates["reference"], title)
+    yield Figure("step.operations", [operations / 1e9], "GFLOP", "operations of an image's step")
+    reached = [rate * operations / 1e12 for rate in resident.values]
+    yield Figure("step.throughput", reached, "TFLOP/s", "step on resident data")
+    shares = [100 * one / most for one, most in zip(reached, peak.values, strict=True)]
+    yield Figure("step.peak_share", shares, "%", "share of the matrix peak")
 
 
 def _memory(trainer: Trainer, batch: Batch) -> Figure:

@@ -83,8 +83,8 @@ class Choice:
                 check_path(f"--{option}", path)
         if self.updated and self.updated.is_dir():
             read_scores(self.updated)
-        if self.out and self.out.suffix != ".json":
-            raise ConfigError(f"--out {str(self.out)!r}: scores are JSON; give a name that ends in .json")
+        if self.out:
+            _check_out(self.out)
         for option, file in (("out", self.out), ("features", self.features)):
             if file and not _is_writable(file if file.is_dir() else file.parent):
                 raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
@@ -194,6 +194,17 @@ class Choice:
         image_size, patch_size = self.sizes
         config = load_config(RunConfig, self.config)
         return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
+
+
+def _check_out(out: Path) -> None:
+    """Raise ConfigError for a name that scores cannot have."""
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {str(out)!r}: scores are JSON; give a name that ends in .json")
+    if (beside := out.with_suffix("")).is_file():
+        raise ConfigError(
+            f"--out {str(out)!r}: plots and checkpoints would go to the folder {str(beside)!r}, but this is "
+            "a file; choose another name"
+        )
 
 
 def _is_writable(folder: Path) -> bool:

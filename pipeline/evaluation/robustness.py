@@ -90,7 +90,7 @@ class Robustness(SectionOfKinds):
         bank, queries = task.features(self.shared_keys, exclude=False)
         asked = "representation" in self.model_fields_set
         (name,) = available([self.representation] if asked else [bank.names[0]], bank.names, refuse=True)
-        rank, how = (self._votes if self.kind == "knn" else self._logits)(bank, name, task.subject.device)
+        rank, how = self._classifier(bank, name, task.subject.device)
         ranked = rank(queries)
         clean, per_image = (ranked[:, 0] == queries.labels).double(), list[torch.Tensor]()
         accuracy, table = float(clean.mean()), list[dict[str, Any]]()
@@ -136,21 +136,19 @@ class Robustness(SectionOfKinds):
                 )
         return torch.as_tensor(classes)
 
-    def _votes(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
-        """Return a ranking of classes by votes of neighbours, and how its parameters were chosen."""
-        rows = torch.nonzero(torch.isin(bank.labels, self._known(bank)))[:, 0]
-        option = (self.k, self.temperature)
+    def _classifier(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
+        """Return a ranking of the known classes, and how its parameters were chosen."""
+        known = self._known(bank)
+        if self.kind == "knn":
+            rows, option = torch.nonzero(torch.isin(bank.labels, known))[:, 0], (self.k, self.temperature)
 
-        def rank(queries: Features) -> torch.Tensor:
-            parts = (part.to(device) for part in bank.chunks(name, rows))
-            found = nearest(parts, len(rows), queries.whole(name), self.k)
-            return rank_by_votes(found, bank.labels[rows], [option])[option]
+            def by_votes(queries: Features) -> torch.Tensor:
+                parts = (part.to(device) for part in bank.chunks(name, rows))
+                found = nearest(parts, len(rows), queries.whole(name), self.k)
+                return rank_by_votes(found, bank.labels[rows], [option])[option]
 
-        return rank, "none: k and temperature are given"
-
-    def _logits(self, bank: Features, name: str, device: torch.device) -> tuple[Rank, str]:
-        """Fit logistic regression to all classes; return a ranking of known ones, and how C was chosen."""
-        features, known = bank.whole(name).to(device), self._known(bank)
+            return by_votes, "none: k and temperature are given"
+        features = bank.whole(name).to(device)  # of all classes, which the regression is fitted to
         classes, targets = torch.unique(bank.labels, return_inverse=True)
         targets, kept = targets.to(device), torch.isin(classes, known).to(device)
         # A test set is asked for, but Probe() rates each C inside the images to learn from.
@@ -158,8 +156,8 @@ class Robustness(SectionOfKinds):
         rated, how = rate(Probe(), self.seed, features, targets, bank.images, *no_test, classes)
         model = fit_logistic(features, targets, len(classes), best_c(rated))
 
-        def rank(queries: Features) -> torch.Tensor:
+        def by_logits(queries: Features) -> torch.Tensor:
             parts = (part.to(device) for part in torch.split(queries.whole(name), 4096))
             return known[torch.cat([rank_classes(model.scores(part)[:, kept]) for part in parts])]
 
-        return rank, how
+        return by_logits, how

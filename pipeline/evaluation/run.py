@@ -13,10 +13,9 @@ from pipeline.evaluation.probes.attentive import Attentive
 from pipeline.evaluation.probes.probe import Probe
 from pipeline.evaluation.robustness import Robustness
 from pipeline.evaluation.segmentation.segment import Segment
-from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Evaluation, Task
 from pipeline.evaluation.zero_shot import ZeroShot
-from pipeline.report.scores import Score, SubjectFacts
+from pipeline.report.scores import Score
 
 _ALL = (Knn, Probe, Attentive, Finetune, Segment, Detect, Attention, ZeroShot, Robustness, Export)
 EVALUATIONS: dict[str, type[Any]] = {one.name: one for one in _ALL}
@@ -32,13 +31,21 @@ def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:
     outcomes = evaluation.run(task)
     seconds = round(time.perf_counter() - begin, 1)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    scores = []
+    own, scores = task.subject.own_patch_size, []
+    shown = own if getattr(evaluation, "crops_fit", False) else task.subject.patch_size
     for outcome in outcomes:
-        subject, notes = _seen(evaluation, task.subject, outcome.test.image_size)
+        given, notes = outcome.test.image_size, outcome.notes
+        seen = given * own // shown
+        if shown != own:
+            notes += (
+                f"images of {given} pixels were resized to {seen} after the crop, since the network's "
+                f"patches have {own} pixels and not {shown}; to compare with published scores give --shards "
+                f"and --patch-size {own}",
+            )
         scores.append(
             Score(
-                **dict(outcome.model_copy(update={"notes": (*outcome.notes, *notes)})),
-                subject=subject,
+                **dict(outcome.model_copy(update={"notes": notes})),
+                subject=task.subject.facts.model_copy(update={"patch_size": shown, "input_size": seen}),
                 evaluation=evaluation.name,
                 protocol=evaluation.protocol,
                 options=evaluation.model_dump(mode="json"),
@@ -48,16 +55,3 @@ def run_evaluation(evaluation: Evaluation, task: Task) -> list[Score]:
             )
         )
     return scores
-
-
-def _seen(evaluation: Evaluation, subject: Subject, given: int) -> tuple[SubjectFacts, tuple[str, ...]]:
-    """Return the facts of a network that got images of `given` pixels, and a note if it resized them."""
-    own = subject.own_patch_size
-    shown = own if getattr(evaluation, "crops_fit", False) else subject.patch_size
-    facts = subject.facts.model_copy(update={"patch_size": shown, "input_size": given * own // shown})
-    note = (
-        f"images of {given} pixels were resized to {facts.input_size} after the crop, since the network's "
-        f"patches have {own} pixels and not {shown}; to compare with published scores give --shards and "
-        f"--patch-size {own}"
-    )
-    return facts, (note,) if shown != own else ()

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pipeline.progress import duration
 from pipeline.report.compared import ComparedRun, Comparison, Spread
-from pipeline.report.comparison_plot import comparison_chart, comparison_png
+from pipeline.report.comparison_plot import comparison_charts, comparison_png
 from pipeline.report.page import PageSection, folded, render_page
 from pipeline.report.run_page import REPORT_FILE
 from pipeline.storage.files import replace_file
@@ -76,12 +76,16 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_page(comparison: Comparison, subtitle: str, out: Path) -> str:
     """Return the page for folder `out`, with links to the reports of the runs."""
-    chart = comparison_chart(comparison)
+    charts = "".join(
+        f'<div class="card wide figure" tabindex="0">{chart}</div>' for chart in comparison_charts(comparison)
+    )
     explanation = (
         "Scores are mean and standard deviation over n seeds. Differences (Δ) are taken seed by seed from "
         "the first row: runs of one seed begin with the same encoder and see the same images in the same "
-        "order. Operations are floating-point operations of forward and backward pass. Names link to reports "
-        "with intervals, classes and confusions. For several seeds, the links are under Every run."
+        "order. Operations are floating-point operations of forward and backward pass. Seconds are those of "
+        "training alone: compare them only between runs made on one machine with nothing else at work. Names "
+        "link to reports with intervals, classes and confusions. For several seeds, the links are under "
+        "Every run."
     )
     failed = {number for number, line in enumerate(comparison.lines) if line.failures}
     only = {at: line.runs[0] for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
@@ -99,7 +103,7 @@ def as_page(comparison: Comparison, subtitle: str, out: Path) -> str:
         comparison.title,
         subtitle,
         [
-            PageSection("", f'<div class="card wide figure" tabindex="0">{chart}</div>' if chart else ""),
+            PageSection("", charts),
             PageSection("Table", f"<p>{html.escape(explanation)}</p>{table}"),
             PageSection("Failures", f'<ul class="card notes">{failures}</ul>' if failures else ""),
             PageSection("Remarks", f'<ul class="card notes">{remarks}</ul>' if remarks else ""),

@@ -1,4 +1,4 @@
-"""The figure of a comparison: accuracy against training operations, a labelled point for each line."""
+"""The figures of a comparison: accuracy against operations and seconds, a labelled point for each line."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -36,23 +36,25 @@ Point = tuple[str, float, float, float]  # label, x, accuracy and its deviation 
 Box = tuple[float, float, float, float]
 
 
-def comparison_chart(comparison: Comparison) -> str:
-    """Return the figure as SVG, empty if there is nothing to draw."""
-    points, label = points_of(comparison)
-    if not points:
-        return ""
-    with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), points, label, comparison, {})
-        shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
-        return plots.svg_element(figure, "comparison", f"Accuracy in percent against {label}: {shown}.")
+def comparison_charts(comparison: Comparison) -> list[str]:
+    """Return the figures as SVG: against operations, if they are known, and against seconds."""
+    charts = list[str]()
+    for label, points in axes_of(comparison).items():
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=_SIZE, layout="constrained")
+            _draw(figure.add_subplot(), points, label, comparison, {})
+            shown = "; ".join(f"{name} {value:.1f} ± {std:.1f} at {x:.3g}" for name, x, value, std in points)
+            alt = f"Accuracy in percent against {label}: {shown}."
+            charts.append(plots.svg_element(figure, f"comparison-{len(charts)}", alt))
+    return charts
 
 
 def comparison_png(comparison: Comparison) -> bytes:
-    """Return the figure as a PNG in light colours, empty if there is nothing to draw."""
-    points, label = points_of(comparison)
-    if not points:
+    """Return the first figure as a PNG in light colours, empty if there is nothing to draw."""
+    axes = axes_of(comparison)
+    if not axes:
         return b""
+    label, points = next(iter(axes.items()))
     buffer = io.BytesIO()
     style = {key: _PRINTED.get(str(value), value) for key, value in plots.STYLE.items()}
     with mpl.rc_context({**style, "figure.facecolor": "white"}):
@@ -62,20 +64,25 @@ def comparison_png(comparison: Comparison) -> bytes:
     return buffer.getvalue()
 
 
-def points_of(comparison: Comparison) -> tuple[list[Point], str]:
-    """Return a point for each line with a score, and the x axis: operations, or seconds if unknown."""
-    key = comparison.headline
-    if key is None:
-        return [], ""
-    found = [(line, spread) for line in comparison.lines if line.seconds and (spread := line.score(key))]
-    counted = all(line.operations for line, _ in found)
-    label = "training operations of a run, FLOP" if counted else "seconds of training"
-    points = []
-    for line, spread in found:
-        x = line.operations if counted else line.seconds.mean if line.seconds else None
-        if x:
-            points.append((line.label, x, 100 * spread.mean, 100 * (spread.std or 0.0)))
-    return points, label
+def axes_of(comparison: Comparison) -> dict[str, list[Point]]:
+    """Return the figures' x axes, and a point on each for every trained line with a score.
+
+    There is no axis of operations if those of a line are unknown.
+    """
+    by_operations, by_seconds = [], []
+    for line in comparison.lines:
+        spread = line.score(comparison.headline) if comparison.headline else None
+        if not spread or not line.seconds:
+            continue
+        accuracy = (100 * spread.mean, 100 * (spread.std or 0.0))
+        by_operations.append((line.label, line.operations or 0.0, *accuracy))
+        by_seconds.append((line.label, line.seconds.mean, *accuracy))
+    known = all(x for _, x, _, _ in by_operations)
+    axes = {
+        "training operations of a run, FLOP": by_operations if known else [],
+        "seconds of training": by_seconds,
+    }
+    return {label: points for label, points in axes.items() if points}
 
 
 def _draw(

@@ -26,8 +26,28 @@ def score_section(scores: Sequence[Score], student: str | None, plots: Path | No
     groups: dict[str, list[Score]] = {}
     for score in scores:
         groups.setdefault(score.conditions, []).append(score)
-    charts = [_chart(group, student, plots) for group in groups.values()]
-    return PageSection("Evaluation", "".join(charts))
+    body = ""
+    for group in groups.values():
+        first, names = group[0], [f"{_who(score, student)}, {score.representation}" for score in group]
+        bars, more = "".join(_row(score, student) for score in group), ""  # more: what is behind the bars
+        metrics = list(dict.fromkeys(name for score in group for name in score.metrics))
+        if len(metrics) > 1:
+            rows = (
+                [who, *(f"{score.metrics[name]:.1%}" if name in score.metrics else None for name in metrics)]
+                for who, score in zip(names, group, strict=True)
+            )
+            more += folded("All metrics", data_table(["network", *metrics], rows))
+        if first.per_class:
+            metric = next(iter(first.metrics)).replace("top-1", "Accuracy")
+            more += folded(f"{metric} of each class", class_table(group, names))
+        opened = not first.per_class  # without scores of classes, the plots are the result
+        more += "".join(score_details(score, _who(score, student), plots, opened) for score in group)
+        body += (
+            f'<h3 class="evaluation">{html.escape(first.evaluation)}</h3><p>{_conditions(group)}</p>'
+            f'<div class="card"><table class="scores">{bars}</table></div>'
+            f'<div class="behind">{folded("Behind these scores", more, opened) if more else ""}</div>'
+        )
+    return PageSection("Evaluation", body)
 
 
 def write_evaluation_page(file: Path, scores: Sequence[Score], plots: Path) -> None:
@@ -39,7 +59,8 @@ def write_evaluation_page(file: Path, scores: Sequence[Score], plots: Path) -> N
     replace_file(file, render_page(title, f"evaluated on {first.device}", [section]).encode())
 
 
-def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
+def _conditions(group: list[Score]) -> str:
+    """Return what a group of scores was measured with: its options, data, choice and notes."""
     first = group[0]
     chosen = {
         name: value
@@ -62,21 +83,10 @@ def _chart(group: list[Score], student: str | None, plots: Path | None) -> str:
         for facts in {facts.digest: facts for facts in (first.bank, first.test)}.values()
         for kind, count in facts.left_out.items()
     )
-    opened = not first.per_class  # without scores of classes, the plots are the result
     notes = "".join(f"<br>{html.escape(note)}" for note in dict.fromkeys(n for s in group for n in s.notes))
     text = html.escape(f"{first.protocol} ({options}): {data}; the line is chance, {first.chance:.1%}.")
     selected = "" if first.selection.startswith("none") else f" Chosen: {html.escape(first.selection)}."
-    names = [f"{_who(score, student)}, {score.representation}" for score in group]
-    behind = [score_details(score, _who(score, student), plots, opened) for score in group]
-    bars = "".join(_row(score, student) for score in group)
-    metric = next(iter(first.metrics)).replace("top-1", "Accuracy")
-    classes = folded(f"{metric} of each class", class_table(group, names)) if first.per_class else ""
-    more = f"{_all_metrics(group, names)}{classes}{''.join(behind)}"
-    return (
-        f'<h3 class="evaluation">{html.escape(first.evaluation)}</h3><p>{text}{selected}{left_out}{notes}</p>'
-        f'<div class="card"><table class="scores">{bars}</table></div>'
-        f'<div class="behind">{folded("Behind these scores", more, opened) if more else ""}</div>'
-    )
+    return f"{text}{selected}{left_out}{notes}"
 
 
 def _short(address: str) -> str:
@@ -100,18 +110,6 @@ def _row(score: Score, student: str | None) -> str:
         f"{whisker}</div></td>"
         f"<td>{value:.1%}{spread}</td></tr>"
     )
-
-
-def _all_metrics(group: Sequence[Score], names: Sequence[str]) -> str:
-    """Return a table of all metrics, if there is more than the one of the bars."""
-    metrics = list(dict.fromkeys(name for score in group for name in score.metrics))
-    if len(metrics) < 2:
-        return ""
-    rows = (
-        [who, *(f"{score.metrics[name]:.1%}" if name in score.metrics else None for name in metrics)]
-        for who, score in zip(names, group, strict=True)
-    )
-    return folded("All metrics", data_table(["network", *metrics], rows))
 
 
 def _who(score: Score, student: str | None) -> str:

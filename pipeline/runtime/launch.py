@@ -28,6 +28,14 @@ _LAUNCHERS = (
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # a person may set the last two
 )
 
+# Variables that come in pairs, and the value at which one alone does no harm.
+_PAIRS = (
+    ("WORLD_SIZE", "RANK", "1"),
+    ("RANK", "WORLD_SIZE", "0"),
+    ("PMI_SIZE", "PMI_RANK", "1"),
+    ("PMI_RANK", "PMI_SIZE", "0"),
+)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -59,9 +67,8 @@ def this_process(environment: Environment = os.environ) -> Process:
             if tasks == environment["WORLD_SIZE"]:
                 names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
-    for name, harmless in (("WORLD_SIZE", "1"), ("RANK", "0")):
+    for name, missing, harmless in _PAIRS:
         if (environment.get(name) or harmless) != harmless:
-            missing = "RANK" if name == "WORLD_SIZE" else "WORLD_SIZE"
             raise ConfigError(
                 f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
                 f"mpirun, which set both, or unset {name} for a single process"

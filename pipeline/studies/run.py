@@ -169,25 +169,19 @@ class StudyRunner:
             if (scores := read_scores(folder))
         ]
         lines += [Line("untrained encoder", untrained)] if untrained else []
+        study, (cache, *others) = self.plan.study, self.plan.caches.values()
+        caches = f"{1 + len(others)} caches" if others else f"cache {cache.digest[:12]}"
+        subtitle = (
+            f"{len(found)} of {len(self.runs)} runs, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}, "
+            f"{caches} of {cache.schema.teacher.library} {cache.schema.teacher.name}"
+        )
         remarks = remarks_on(self.plan.caches)
-        comparison = Comparison(self.plan.study.title, lines, remarks, tuple(self.plan.study.axes))
-        write_comparison(self.plan.out, comparison, self._subtitle(len(found)))
+        write_comparison(self.plan.out, Comparison(study.title, lines, remarks, tuple(study.axes)), subtitle)
         return all(not line.waiting and not line.failures for line in lines)
 
     def failed(self, runs: Sequence[PlannedRun]) -> list[str]:
         """Return the names of those of some runs that ended with an error."""
         return [run.name for run in runs if self._failure(run) is not None]
-
-    def _subtitle(self, there: int) -> str:
-        cache = next(iter(self.plan.caches.values()))
-        teacher, seeds = cache.schema.teacher, len(self.plan.study.seeds)
-        caches = (
-            f"{len(self.plan.caches)} caches" if len(self.plan.caches) > 1 else f"cache {cache.digest[:12]}"
-        )
-        return (
-            f"{there} of {len(self.runs)} runs, {seeds} seed{'s' * (seeds > 1)}, {caches} of "
-            f"{teacher.library} {teacher.name}"
-        )
 
     def _failure_file(self, run: PlannedRun) -> Path:
         return run.folder.with_name(f"{run.name}.failed")

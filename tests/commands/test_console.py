@@ -102,3 +102,25 @@ def test_the_shell_completes_options_without_torch():
     _, output, _, modules = call_alone("extract_teacher", env=environment)
     assert output == ["--keep", "--keep-rank"]
     assert "torch" not in modules
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "named"),
+    [
+        ("train_student", ["--cache", "a.cache", "--run", ""], "the value of --run"),
+        ("train_student", ["--cache", "a.cache", "--run="], "the value of --run"),
+        ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value of --set"),
+        ("evaluate_student", ["knn", "--run", ""], "the value of --run"),
+        ("inspect_cache", ["info", ""], "an argument"),
+    ],
+)
+def test_an_empty_value_is_refused(module, words, named, tmp_path):
+    code, printed, errors, modules = call_alone(module, *words, cwd=tmp_path)
+    assert (code, printed, "torch" in modules, list(tmp_path.iterdir())) == (2, [], False, [])
+    assert f"{named} is empty: give one, or check that the shell's variable is set" in errors
+
+
+def test_a_mistyped_recipe_of_the_installed_stages_is_suggested(tmp_path):
+    words = ["--cache", "a.cache", "--run", "r", "--config", "stages/recipes/vit_b61.toml"]
+    code, _, errors, _ = call_alone("train_student", *words, cwd=tmp_path)
+    assert (code, "does not exist: did you mean 'vit_b16.toml'?" in errors) == (2, True)

@@ -290,6 +290,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
             "--out 'a.html': scores are JSON; give a name",
         ),
         (
+            ["--run", "{run}", "--out", "{recipe}.json"],
+            "recipe.toml.json': plots and checkpoints would go to the folder",
+        ),
+        (
             ["--run", "{run}", "--features", "none/f"],
             "--features 'none/f': its folder does not",
         ),

@@ -7,7 +7,7 @@ import study_figures
 
 from pipeline.report.compared import ComparedRun, Comparison, Line, Spread, lines_of, remarks_on_runs
 from pipeline.report.comparison import as_data, as_markdown, as_page
-from pipeline.report.comparison_plot import comparison_png, points_of
+from pipeline.report.comparison_plot import axes_of, comparison_png
 
 KNN, PROBE = ("knn", "mean", "a"), ("probe", "mean", "b")
 FACTS = {"cache": "c" * 64, "units": "2 with digest 0", "initial_encoder": "e"}
@@ -50,22 +50,23 @@ def test_the_table_names_settings_scores_costs_and_failures(comparison):
     assert (failure, remark) == ("- second <b>, seed 2: a | b", "- a remark")
 
 
-def test_the_figure_is_accuracy_against_operations(comparison):
-    points, label = points_of(comparison)
-    assert [point[:2] for point in points] == [("first", 400.0), ("second <b>", 1200.0)]
-    assert label == "training operations of a run, FLOP"
+def test_the_figures_are_accuracy_against_operations_and_seconds(comparison):
+    by_operations, by_seconds = axes_of(comparison).values()
+    assert [point[:2] for point in by_operations] == [("first", 400.0), ("second <b>", 1200.0)]
+    assert [point[:2] for point in by_seconds] == [("first", 30.0), ("second <b>", 30.0)]
+    assert [*axes_of(comparison)] == ["training operations of a run, FLOP", "seconds of training"]
     page = as_page(comparison, "subtitle", Path("out"))
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert "<b>" not in page
-    assert "Accuracy in percent" in page
-    assert page.count(">chance<") == 2  # in figure and table
+    assert page.count("Accuracy in percent") == 2
+    assert page.count(">chance<") == 3  # in figures and table
     assert comparison_png(comparison).startswith(b"\x89PNG")
     assert comparison_png(Comparison("none", [Line("x", [])])) == b""
 
 
 def test_without_operations_the_figure_is_against_seconds():
     line = Line("one", [run(0, 0.4, operations=None)])
-    assert points_of(Comparison("t", [line]))[1] == "seconds of training"
+    assert [*axes_of(Comparison("t", [line]))] == ["seconds of training"]
 
 
 def test_seeds_become_a_line_and_what_is_not_shared_a_remark():

@@ -36,7 +36,7 @@ from pipeline.evaluation.subject import (
     untrained_subject,
 )
 from pipeline.evaluation.task import Task
-from pipeline.report.attention_plots import gallery, head_plot, heat_panel
+from pipeline.report.attention_plots import Pixels, gallery, head_plot, heat_panel
 from pipeline.report.scores import Outcome, Plot
 from pipeline.seeding import generator
 from pipeline.storage.files import replace_file
@@ -147,17 +147,10 @@ class Attention(Section):
             who: principal_colours(torch.cat(one.last)[: self.shown]).mul(255).round().byte().numpy()
             for who, one in found.items()
         }
-        strategy, count = self._mask(task)
+        strategy, masked = self._masked(task, pixels, keys, torch.cat(teacher.cls).numpy())
         rows = []
         for i, image in enumerate(pixels):
-            rng = generator(self.seed, "shown mask", keys[i])
-            importance = torch.cat(teacher.cls)[i].numpy()
-            if strategy == "block":
-                visible = draw_around_blocks(task.subject.grid[0], count, rng)
-            else:
-                ranking = rank_by_arrival(strategy, importance, rng.standard_exponential(importance.size))
-                visible = ranking[:count]
-            panels = {"image": image, f"visible: {strategy} mask": _masked(image, visible, task.subject)}
+            panels = {"image": image, f"visible: {strategy} mask": masked[i]}
             for who, one in found.items():
                 for kind, maps in (("CLS", one.cls), ("patch", one.patch)):
                     weights = torch.cat(maps)[i].reshape(networks[who].grid)
@@ -177,24 +170,32 @@ class Attention(Section):
             Plot(file=f"{file}-heads.png", caption="All blocks: a dot for each head, a line for the mean"),
         )
 
-    def _mask(self, task: Task) -> tuple[Strategy, int]:
-        """Return the strategy of the mask to show, and how many patches it leaves: a run's own by default."""
-        rows, columns = task.subject.grid
+    def _masked(
+        self, task: Task, pixels: Pixels, keys: Sequence[str], importance: NDArray[np.float32]
+    ) -> tuple[Strategy, list[Pixels]]:
+        """Return the mask's strategy, a run's own by default, and images (n, H, W, 3) hidden by it in grey.
+
+        `keys` and `importance` (n or more, N) are those of the images.
+        """
+        (rows, columns), size = task.subject.grid, task.subject.patch_size
         strategy: Strategy = "attention"
         share = 1 - (0.7 if self.hidden is None else self.hidden)
         if task.run and task.subject.facts.kind == "run" and self.hidden is None:
-            config, (size, patch) = read_run_config(task.run)
-            patches = (size // patch) ** 2
+            config, (image_size, patch_size) = read_run_config(task.run)
+            patches = (image_size // patch_size) ** 2
             share, strategy = config.mask.visible_count(patches) / patches, config.mask.strategy
-        return strategy, max(1, count_of_share(rows * columns, share))
-
-
-def _masked(image: NDArray[np.uint8], visible: NDArray[np.int64], subject: Subject) -> NDArray[np.uint8]:
-    """Return the image (H, W, 3) with all patches but the visible ones (K,) in grey."""
-    seen = np.zeros(subject.grid, bool)
-    seen.flat[visible] = True
-    size = subject.patch_size
-    return np.where(seen.repeat(size, 0).repeat(size, 1)[..., None], image, np.uint8(120))
+        count, found = max(1, count_of_share(rows * columns, share)), []
+        for image, key, weights in zip(pixels, keys, importance, strict=False):
+            rng = generator(self.seed, "shown mask", key)
+            if strategy == "block":
+                visible = draw_around_blocks(rows, count, rng)
+            else:
+                visible = rank_by_arrival(strategy, weights, rng.standard_exponential(weights.size))[:count]
+            seen = np.zeros((rows, columns), bool)
+            seen.flat[visible] = True
+            shown = seen.repeat(size, 0).repeat(size, 1)[..., None]
+            found.append(np.where(shown, image, np.uint8(120)))
+        return strategy, found
 
 
 def _first(data: Data, size: int, batch_size: int, count: int, left_out: LeftOut) -> Iterator[ViewBatch]:

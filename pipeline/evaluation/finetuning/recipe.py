@@ -22,6 +22,43 @@ _LR_BATCH = 256  # a learning rate is given for so many images
 
 Preset = Literal["auto", "maskalign", "mae", "scratch", "small"]
 
+_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # for widths up to B, and changes from L on
+    "maskalign": (
+        {"epochs": 100, "batch": 1024, "lr": (3e-4,), "layer_decay": 0.55, "drop_path": 0.2},
+        {"epochs": 50, "layer_decay": 0.75, "drop_path": 0.4},
+    ),
+    "mae": (
+        {"epochs": 100, "batch": 1024, "lr": (5e-4,), "layer_decay": 0.65, "drop_path": 0.1},
+        {"epochs": 50, "lr": (1e-3,), "layer_decay": 0.75, "drop_path": 0.2},
+    ),
+    "scratch": (
+        {
+            "epochs": 300,
+            "batch": 4096,
+            "lr": (1e-4,),
+            "layer_decay": 1.0,
+            "drop_path": 0.1,
+            "weight_decay": 0.3,
+            "betas": (0.9, 0.95),
+            "warmup_epochs": 20.0,
+            "erasing": 0.0,
+            "ema": 0.9999,
+        },
+        {"epochs": 200, "drop_path": 0.2},
+    ),
+    "small": (
+        {
+            "epochs": 50,
+            "batch": 64,
+            "lr": (3e-4, 1e-3, 3e-3),
+            "layer_decay": 0.7,
+            "drop_path": 0.1,
+            "head_epochs": 5,
+        },
+        {"drop_path": 0.2},
+    ),
+}
+
 
 class Recipe(Section):
     """All settings of a training. Rates of learning are for 256 images and grow with the batch.
@@ -119,10 +156,15 @@ def build_recipe(preset: Preset, settings: Settings, width: int, images: int, pr
     A preset's batch is never larger than the set, and its warm-up never longer than a tenth of the epochs;
     what is asked for must fit.
     """
-    large = width >= _LARGE_WIDTH
     changes = settings.model_dump(include=set(Settings.model_fields), exclude_none=True)
     chosen = choose_preset(preset, pretrained, images)
-    recipe = Recipe(**(_preset(chosen, large, images, pretrained) | changes))
+    values, from_large = _PRESETS[chosen]
+    adapted = from_large if width >= _LARGE_WIDTH else {}
+    if chosen == "small" and not pretrained:
+        adapted = adapted | {"layer_decay": 1.0, "head_epochs": 0}
+    if chosen == "small" and images < SMALL_SET:
+        adapted = adapted | {"mixup": 0.0, "cutmix": 0.0}
+    recipe = Recipe(**(values | adapted | changes))
     if "warmup_epochs" not in changes:
         shorter = min(recipe.warmup_epochs, recipe.epochs / _LEAST_EPOCHS_PER_WARMUP)
         recipe = recipe.model_copy(update={"warmup_epochs": shorter})
@@ -154,45 +196,3 @@ def check_batch(recipe: Recipe, ranks: int, accumulate: int) -> None:
             f"batch is {recipe.batch}, in parts of {size} images, but mixup and CutMix need an even number: "
             f"give --set batch={max(2, size - 1) * parts}, or --set mixup=0 --set cutmix=0"
         )
-
-
-def _preset(name: Preset, large: bool, images: int, pretrained: bool) -> dict[str, Any]:
-    if name == "maskalign":
-        return {
-            "epochs": 50 if large else 100,
-            "batch": 1024,
-            "lr": (3e-4,),
-            "layer_decay": 0.75 if large else 0.55,
-            "drop_path": 0.4 if large else 0.2,
-        }
-    if name == "mae":
-        return {
-            "epochs": 50 if large else 100,
-            "batch": 1024,
-            "lr": (1e-3 if large else 5e-4,),
-            "layer_decay": 0.75 if large else 0.65,
-            "drop_path": 0.2 if large else 0.1,
-        }
-    if name == "scratch":
-        return {
-            "epochs": 200 if large else 300,
-            "batch": 4096,
-            "lr": (1e-4,),
-            "layer_decay": 1.0,
-            "drop_path": 0.2 if large else 0.1,
-            "weight_decay": 0.3,
-            "betas": (0.9, 0.95),
-            "warmup_epochs": 20.0,
-            "erasing": 0.0,
-            "ema": 0.9999,
-        }
-    few = {"mixup": 0.0, "cutmix": 0.0} if images < SMALL_SET else {}
-    return {
-        "epochs": 50,
-        "batch": 64,
-        "lr": (3e-4, 1e-3, 3e-3),
-        "layer_decay": 0.7 if pretrained else 1.0,
-        "drop_path": 0.2 if large else 0.1,
-        "head_epochs": 5 if pretrained else 0,
-        **few,
-    }

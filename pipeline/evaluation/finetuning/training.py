@@ -6,7 +6,7 @@ started again with the same folder gives the bits of one that was not, on a CPU,
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -134,11 +134,20 @@ class Training:
 
     def _take_steps(self, first: int) -> None:
         saved = printed = begin = time.monotonic()
-        batches = self._micro_batches(first)
+        dataset = CropDataset(self.images, train_transform(self.subject, self.recipe), self.plan.seed)
+        order = shuffled_batches(len(self.images), self.recipe.batch, self.steps, self.plan.seed)
+        parts = self.plan.accumulate  # of this rank in each step
+        size = self.recipe.batch // self.ranks.world_size // parts
+        micros = (
+            batch[part * size : (part + 1) * size]
+            for batch in islice(order, first, None)
+            for part in range(self.ranks.rank * parts, (self.ranks.rank + 1) * parts)
+        )
+        batches = load(dataset, micros, self.workers, collate)
         with deferred_stop() as request:
             votes = StopVotes(self.ranks, request)
             for step in range(first, self.steps):
-                self.losses.append(self.step(step, list(islice(batches, self.plan.accumulate))))
+                self.losses.append(self.step(step, list(islice(batches, parts))))
                 done, now = step + 1, time.monotonic()
                 if done % self.steps_per_epoch == 0:
                     self._end_epoch(done // self.steps_per_epoch)
@@ -184,20 +193,6 @@ class Training:
         if self.ema:
             self.ema.update(self.vit, step=step + 1)
         return torch.stack(found).sum()
-
-    def _micro_batches(self, first: int) -> Iterator[MicroBatch]:
-        """Yield this rank's parts of all batches from a step on, `accumulate` for each step."""
-        recipe, ranks = self.recipe, self.ranks
-        size = recipe.batch // ranks.world_size // self.plan.accumulate
-        dataset = CropDataset(self.images, train_transform(self.subject, recipe), self.plan.seed)
-        batches = shuffled_batches(len(self.images), recipe.batch, self.steps, self.plan.seed)
-        start = ranks.rank * size * self.plan.accumulate
-        micros = (
-            batch[start + part * size : start + (part + 1) * size]
-            for batch in islice(batches, first, None)
-            for part in range(self.plan.accumulate)
-        )
-        return load(dataset, micros, self.workers, collate)
 
     def _end_epoch(self, epoch: int) -> None:
         history = self.history

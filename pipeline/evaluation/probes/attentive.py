@@ -1,7 +1,7 @@
 """Attentive probes: a small attention over the tokens of a frozen network, and a linear layer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,7 +21,6 @@ from pipeline.evaluation.probes.lars import Lars, short_way
 from pipeline.evaluation.probes.probe import learnt_and_test
 from pipeline.evaluation.probes.token_heads import Head, accumulated_loss, ranked
 from pipeline.evaluation.resuming import Resuming
-from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 
@@ -125,22 +124,21 @@ class Attentive(SectionOfKinds):
         head, some = heads[best], tested[: self.shown]
         final, labels = ranked(task, [head], tested, with_cls)
         shown = [save_query_maps(task, head, some, with_cls, file)] if some else []
+        notes = list(plan.notes)
+        if self.cls and not task.subject.has_cls:
+            notes.append("this network has no CLS: patches alone are seen")
+        if self.kind == "efficient":
+            notes += short_way(plan.steps, max(self.lr) * plan.scale, "take kind capi")
+            width = task.subject.width
+            if (used := largest_divisor(width, self.queries)) != self.queries:
+                notes.append(f"{used} queries instead of {self.queries}, which do not divide width {width}")
         every, classifier = (sum(one.numel() for one in part.parameters()) for part in (head, head.linear))
         return classification_outcome(
             "cls+patches" if with_cls else "patches", plan.classes[final[:, 0]], labels, bank.facts,
             test.facts, selection=f"head of {len(heads)}: best on {where}", known=plan.classes,
-            seeds=(self.seed,), notes=(*plan.notes, *self._notes(task.subject, plan)),
+            seeds=(self.seed,), notes=tuple(notes),
             details={
                 "batch": plan.batch, "steps": plan.steps,
                 "parameters without classifier": every - classifier, "heads": table,
             },
         ).model_copy(update={"plots": tuple(shown)})  # fmt: skip
-
-    def _notes(self, subject: Subject, plan: CropPlan) -> Iterator[str]:
-        if self.cls and not subject.has_cls:
-            yield "this network has no CLS: patches alone are seen"
-        used = largest_divisor(subject.width, self.queries)
-        if self.kind == "efficient":
-            yield from short_way(plan.steps, max(self.lr) * plan.scale, "take kind capi")
-        if self.kind == "efficient" and used != self.queries:
-            yield f"{used} queries instead of {self.queries}, which do not divide width {subject.width}"
