@@ -168,8 +168,9 @@ class FeatureEncoder:
     def collect(self, batch: EncodingBatch) -> dict[str, NDArray[np.generic]]:
         """Wait for a batch and return its rows by array; raises CacheError if they are not finite."""
         batch.done.wait()
+        schema = self._schema
         if not batch.finite:
-            refuse_features(batch.stats, self._schema.levels, batch.keys)
+            refuse_features(batch.stats, schema.levels, batch.keys)
         rows: dict[str, NDArray[np.generic]] = {}
         importance = None if batch.importance is None else batch.importance.numpy()
         if importance is not None:
@@ -181,27 +182,19 @@ class FeatureEncoder:
                     "out"
                 )
             rows["attention"] = importance
-        if self._schema.keep_rank is not None:  # on the host, while the device is at the next batch
-            rows["tokens"] = self._ranked(importance, batch.keys, batch.unit)
+        if schema.keep_rank is not None:  # on the host, while the device is at the next batch
+            source, view = schema.source_of_draws(batch.unit.source), batch.unit.view
+            rates = [None] * len(batch.keys) if importance is None else importance
+            rankings = [
+                rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, source, key, view)
+                for rate, key in zip(rates, batch.keys, strict=True)
+            ]
+            rows["tokens"] = np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)
         with self._copies.running():
             stored = self._stored(batch.codes, batch.stats, rows.get("tokens"))
             copies = {name: to_host(values) for name, values in stored.items()}
         self._copies.wait()
         return {name: values.numpy() for name, values in copies.items()} | rows
-
-    def _ranked(
-        self, importance: NDArray[np.float32] | None, keys: Sequence[str], unit: Unit
-    ) -> NDArray[np.uint16]:
-        """Return the patches (n, K) to store, in rank order."""
-        schema = self._schema
-        assert schema.keep_rank is not None
-        source = schema.source_of_draws(unit.source)
-        rates = [None] * len(keys) if importance is None else importance
-        rankings = [
-            rank_of_view(schema.keep_rank, rate, schema.patches, schema.view.seed, source, key, unit.view)
-            for rate, key in zip(rates, keys, strict=True)
-        ]
-        return np.stack(rankings)[:, : schema.stored_patches].astype(np.uint16)
 
     def _stored(
         self, codes: list[Tensor], stats: Tensor, ranked: NDArray[np.generic] | None

@@ -23,7 +23,7 @@ from pipeline.objectives.needs import VISIBLE_ALONE, Needs, target_field
 from pipeline.runtime.ordered import ordered_map
 from pipeline.stream.damage import DamagedChunk, read_sound
 from pipeline.stream.labels import refuse_labels
-from pipeline.stream.masks import ChunkMasks, MaskSource
+from pipeline.stream.masks import MaskSource
 from pipeline.stream.order import SampleOrder, Window, WindowPart
 from pipeline.stream.rows import Arrays, CacheRows
 from pipeline.student.patches import patches_at
@@ -212,23 +212,26 @@ class WindowReader:
 
     def _scatter(self, chunk: JoinedChunk, targets: NDArray[np.int64], arrays: Arrays, epoch: int) -> None:
         """Copy what is needed of each row to its target, -1 for none; each value only once."""
-        row, parts = None, []
+        row, copies = None, []  # a copy: from, the tokens of each row, along which axis, to
         try:
             masks = self._masks.draw(chunk, epoch)
             for at, source in enumerate(self._sources):
                 stored = (chunk.arrays, *chunk.beside)[at]
                 for part, levels in source.levels.items():
-                    names = target_field(part, "codes", at), target_field(part, "stats", at)
-                    parts.append((*names, *source.values(stored, levels), masks.tokens[at][part]))
+                    (features, moments), tokens = source.values(stored, levels), masks.tokens[at][part]
+                    codes = arrays[target_field(part, "codes", at)]
+                    copies += [(one, tokens, 0, codes[:, level]) for level, one in enumerate(features)]
+                    copies.append((moments, tokens, 1, arrays[target_field(part, "stats", at)]))
+            if self._spec.needs.classes:
+                refuse_labels(chunk.labels, self._spec.needs.classes)
             rows = np.flatnonzero(targets >= 0)
-            self._scatter_numbers(chunk, masks, rows, targets[rows], arrays)
+            numbers = {"visible": masks.visible, "hidden": masks.hidden, "labels": chunk.labels}
+            for name in numbers.keys() & arrays.keys():
+                arrays[name][targets[rows]] = numbers[name][rows]
             for row in rows.tolist():
                 target = targets[row]
-                for codes, of_stats, features, moments, tokens in parts:
-                    for level, values in enumerate(features):
-                        # without "clip" numpy would write to a buffer first
-                        values[row].take(tokens[row], 0, arrays[codes][target, level], "clip")
-                    moments[row].take(tokens[row], 1, arrays[of_stats][target], "clip")
+                for values, tokens, axis, to in copies:  # without "clip" numpy would write to a buffer first
+                    values[row].take(tokens[row], axis, to[target], "clip")
                 pixels = decode_crop(self._cache, chunk.crops[row], chunk.keys[row])
                 patches_at(
                     pixels, self._cache.schema.view.patch_size, masks.shown[row], arrays["patches"][target]
@@ -238,18 +241,3 @@ class WindowReader:
             where = f"rows {first} to {first + len(chunk.keys) - 1}" if row is None else f"row {first + row}"
             error.add_note(f"in {chunk.commit.name}, {where}")
             raise
-
-    def _scatter_numbers(
-        self,
-        chunk: JoinedChunk,
-        masks: ChunkMasks,
-        rows: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        arrays: Arrays,
-    ) -> None:
-        """Copy masks and labels of some rows; raises ConfigError for labels that are not classes."""
-        if self._spec.needs.classes:
-            refuse_labels(chunk.labels, self._spec.needs.classes)
-        numbers = {"visible": masks.visible, "hidden": masks.hidden, "labels": chunk.labels}
-        for name in numbers.keys() & arrays.keys():
-            arrays[name][targets] = numbers[name][rows]
