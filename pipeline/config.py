@@ -55,9 +55,9 @@ def read_settings(
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            beside = [one.name for one in file.parent.glob("*.toml")]
-            close = difflib.get_close_matches(file.name, beside, n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
+            beside = [one.stem for one in file.parent.glob("*.toml")]
+            close = difflib.get_close_matches(file.stem, beside, n=1)
+            meant = f"did you mean '{close[0]}.toml'? " if close else ""
             raise ConfigError(f"{name} does not exist: {meant}{remedy}") from None
         except OSError as error:
             raise ConfigError(f"{name} cannot be read ({error.strerror}): {remedy}") from None

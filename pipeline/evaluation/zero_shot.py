@@ -105,6 +105,9 @@ class ZeroShot(Section):
                 f"a network of kind {facts.kind} has no place in the space of a CLIP's texts: "
                 "evaluate --run or --teacher"
             )
+        if spec is None and task.run:
+            teacher = read_run(task.run)["cache"]["teacher"]
+            spec = None if teacher["library"] == "open_clip" else f"{teacher['library']}:{teacher['name']}"
         if spec is None:
             raise ConfigError(
                 "the run's teacher was loaded from a folder, which the run does not name: "

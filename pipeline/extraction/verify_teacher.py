@@ -16,7 +16,7 @@ from pipeline.errors import CacheError, ConfigError
 from pipeline.extraction.encode import run_teacher
 from pipeline.seeding import generator
 from pipeline.teacher.load import load_teacher
-from pipeline.teacher.request import LOCAL
+from pipeline.teacher.request import LIBRARIES, LOCAL
 from pipeline.teacher.teacher import Teacher
 
 LEAST_COSINE: dict[Encoding, float] = {"float16": 0.999, "int8": 0.999, "int4": 0.98}
@@ -42,9 +42,13 @@ def load_teacher_of(cache: Cache, spec: str | None, device: torch.device) -> Tea
     """
     schema, stored = cache.schema, cache.schema.teacher
     if spec is None and stored.tag == LOCAL:
-        raise ConfigError(
-            "the cache's teacher came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
-        )
+        if stored.library not in LIBRARIES:
+            raise ConfigError(
+                f"the cache's teacher {stored.name!r} was a network given in Python, which no address loads: "
+                "leave --teacher out"
+            )
+        address = f"{stored.library}:local-dir:PATH"
+        raise ConfigError(f"the cache's teacher came from a folder; name it with --teacher-spec {address}")
     wanted = spec or stored.address(stored.tag)
     teacher = load_teacher(
         wanted,

@@ -106,6 +106,14 @@ def test_a_student_that_predicts_no_cls_is_refused(drawn, milan, tmp_path):
     refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=tmp_path, teacher=CLIP)
 
 
+def test_a_teacher_of_timm_from_a_folder_is_refused_as_one_without_texts(drawn, milan, tmp_path):
+    described = read_run(milan)
+    described["cache"]["teacher"] |= {"library": "timm", "name": "test_vit", "tag": "local"}
+    (tmp_path / RUN_FILE).write_text(json.dumps(described))
+    message = "needs a CLIP with a text tower, not 'timm:test_vit'"
+    refused(drawn, tmp_path, message, tiny_subject(kind="run"), run=tmp_path)
+
+
 def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     refused(drawn, tmp_path, "kind model has no place in the space", tiny_subject())
     refused(drawn, tmp_path, "needs a CLIP with a text tower, not 'timm:test_vit'", teacher="timm:test_vit")

@@ -234,6 +234,21 @@ def test_the_arithmetic_alone_makes_no_other_teacher(units):
     assert load_teacher_of(cache, None, CPU).levels == (5,)
 
 
+@pytest.mark.parametrize(
+    ("library", "remedy"),
+    [
+        ("timm", "came from a folder; name it with --teacher-spec timm:local-dir:PATH"),
+        ("module", "'test_vit' was a network given in Python, which no address loads: leave --teacher out"),
+    ],
+)
+def test_a_teacher_without_an_address_is_refused(units, library, remedy):
+    cache = Cache(units)
+    teacher = cache.schema.teacher.model_copy(update={"library": library, "name": "test_vit", "tag": "local"})
+    cache.schema = cache.schema.model_copy(update={"teacher": teacher})
+    with pytest.raises(ConfigError, match=remedy):
+        load_teacher_of(cache, None, CPU)
+
+
 def test_a_teacher_from_a_folder_must_be_told(made):
     if made.spec != DEMO:
         assert load_teacher_of(Cache(made.path), None, CPU).facts == made.teacher().facts
