@@ -4,7 +4,6 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,24 +48,21 @@ def write_run_report(folder: Path) -> Path:
     teachers = (f"{each['teacher']['library']} {each['teacher']['name']}" for each in caches_of(run))
     lesson = run.get("lesson")
     origin = f"trained on {lesson}" if lesson else f"taught by {' and '.join(teachers)}"
-    sections = [
-        _headline(folder, run, metrics),
-        score_section(read_scores(folder), student_digest(folder), folder / PLOTS),
-        _while_training(run, evaluations),
-        *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
-        image_section(run),
-        _facts(run),
-        _configuration(run),
-    ]
-    if metrics:  # evenly spaced lines of the log as a table, for those who cannot read the charts
-        names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
-        chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
-        rows = ([metrics[index].get(name) for name in names] for index in chosen)
-        table = data_table([name.replace("_", " ") for name in names], rows)
-        sections.append(PageSection("", folded("Numbers of the charts", table)))
-    title = ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])])
-    subtitle = f"{run['config']['student']['model']} {origin}: {state}"
-    replace_file(folder / REPORT_FILE, render_page(title, subtitle, sections).encode())
+    page = render_page(
+        ", ".join([folder.resolve().name, *([run["began"][:10]] if "began" in run else [])]),
+        f"{run['config']['student']['model']} {origin}: {state}",
+        [
+            _headline(folder, run, metrics),
+            score_section(read_scores(folder), student_digest(folder), folder / PLOTS),
+            _while_training(run, evaluations),
+            *([_charts(run, metrics), alignment_section(metrics)] if metrics else []),
+            image_section(run),
+            _facts(run),
+            _configuration(run),
+            *([_log(metrics)] if metrics else []),
+        ],
+    )
+    replace_file(folder / REPORT_FILE, page.encode())
     return folder / REPORT_FILE
 
 
@@ -95,11 +91,19 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
     if codebook := run.get("codebook"):
         note = f"of {codebook['size']:,}; perplexity {codebook['perplexity']:,.0f}"
         cells.append(("codes in use", f"{codebook['share_taken']:.0%}", note))
-    with suppress(OSError, SafetensorError), safe_open(folder / STUDENT_FILE, "numpy") as file:
-        count = sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    if count := _parameters(folder):
         size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
         cells.append(("parameters", size, "of the exported student"))
     return PageSection("", numbers(cells))
+
+
+def _parameters(folder: Path) -> int:
+    """Count the parameters of the exported student, 0 if there is none."""
+    try:
+        with safe_open(folder / STUDENT_FILE, "numpy") as file:
+            return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0
 
 
 def _charts(run: Run, metrics: Sequence[Mapping[str, Any]]) -> PageSection:
@@ -199,3 +203,12 @@ def _configuration(run: Run) -> PageSection:
     )
     table = f'<table class="config">{marked}{others}</table>'
     return PageSection("Configuration", f'<p>{text}</p><div class="card">{table}</div>')
+
+
+def _log(metrics: Sequence[Mapping[str, Any]]) -> PageSection:
+    """Return evenly spaced lines of the log as a table, for those who cannot read the charts."""
+    names = [name for name, value in metrics[-1].items() if isinstance(value, int | float)]
+    chosen = np.unique(np.linspace(0, len(metrics) - 1, _MAX_ROWS).round().astype(int))
+    rows = ([metrics[index].get(name) for name in names] for index in chosen)
+    table = data_table([name.replace("_", " ") for name in names], rows)
+    return PageSection("", folded("Numbers of the charts", table))

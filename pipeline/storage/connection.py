@@ -81,27 +81,7 @@ def translate_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
-        text = str(error)
-        status, code = _STATUS.search(text), _CODE.search(text)
-        answer = ", ".join([*([f"{status[1]} {status[2]}"] if status else []), *([code[1]] if code else [])])
-        number = _NUMBERS.get(int(status[1]), errno.EIO) if status else errno.EIO
-        if code and code[1] == "NoSuchBucket":
-            number, reason = errno.ENOENT, _NO_BUCKET
-        elif isinstance(error, FileNotFoundError):
-            number, reason = errno.ENOENT, "no such object"
-        elif isinstance(error, PreconditionError):
-            number, reason = errno.ESTALE, "the object has changed meanwhile: run the same command again"
-        elif any(part in text for part in _NO_RANGES):
-            number = errno.ENOTSUP
-            reason = "the server does not serve ranges: copy the file to a disk or an object store first"
-        elif isinstance(error, PermissionDeniedError | UnauthenticatedError) or number == errno.EACCES:
-            remedy = _PASSWORD if url.startswith("http") else _remedy(url)
-            number, reason = errno.EACCES, f"access is denied ({answer or 'no answer'}): {remedy}"
-        elif status:
-            reason = f"the server answered {answer}: {_remedy(url)}"
-        else:
-            reason = f"the server cannot be reached ({_end_of_line(error)}): {_remedy(url)}"
-        raise OSError(number, reason, printable(url)) from None
+        raise OSError(*_reason(error, url), printable(url)) from None
 
 
 def with_retries(work: Callable[[], Result]) -> Result:
@@ -118,6 +98,31 @@ def with_retries(work: Callable[[], Result]) -> Result:
 def version_of(meta: Mapping[str, Any]) -> dict[str, str]:
     """Return what a conditional put needs of the object that it replaces."""
     return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+
+
+def _reason(error: Exception, url: str) -> tuple[int, str]:
+    """Return errno and a sentence."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if code and code[1] == "NoSuchBucket":
+        return errno.ENOENT, _NO_BUCKET
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT, "no such object"
+    if isinstance(error, PreconditionError):
+        return errno.ESTALE, "the object has changed meanwhile: run the same command again"
+    if any(part in text for part in _NO_RANGES):
+        return (
+            errno.ENOTSUP,
+            "the server does not serve ranges: copy the file to a disk or an object store first",
+        )
+    answer = ", ".join([*([f"{status[1]} {status[2]}"] if status else []), *([code[1]] if code else [])])
+    number = _NUMBERS.get(int(status[1]), errno.EIO) if status else errno.EIO
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or number == errno.EACCES:
+        remedy = _PASSWORD if url.startswith("http") else _remedy(url)
+        return errno.EACCES, f"access is denied ({answer or 'no answer'}): {remedy}"
+    if status:
+        return number, f"the server answered {answer}: {_remedy(url)}"
+    return errno.EIO, f"the server cannot be reached ({_end_of_line(error)}): {_remedy(url)}"
 
 
 def _end_of_line(error: Exception) -> str:
