@@ -185,7 +185,10 @@ class Choice:
         if self.teacher is not None:
             return subject.teacher_subject(self.teacher, *self.sizes, device)
         if self.model is not None:
-            return subject.teacher_subject(f"timm:{self.model}", *self.sizes, device, kind="model")
+            if self.model.startswith("open_clip:"):
+                raise ConfigError(f"--model {self.model!r} is not of timm: give it as --teacher")
+            address = f"timm:{self.model.removeprefix('timm:')}"
+            return subject.teacher_subject(address, *self.sizes, device, kind="model")
         if self.run and not self.untrained:
             return subject.student_subject(self.run, device).resized(self.sizes[0])
         if self.run:

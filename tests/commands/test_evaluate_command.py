@@ -188,7 +188,7 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
 
 def test_an_exported_student_is_a_model_like_any_of_timms(cache, run, test_tar, tmp_path):
     arguments = ("--cache", cache, "--test-shards", test_tar)
-    exported = judged(tmp_path, "--model", f"local-dir:{run / 'student'}", *arguments)
+    exported = judged(tmp_path, "--model", f"timm:local-dir:{run / 'student'}", *arguments)
     assert exported == judged(tmp_path, "--run", run, *arguments)
 
 
@@ -270,6 +270,11 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
+        (["--model", "open_clip:ViT-B-16/openai"], "is not of timm: give it as --teacher"),
+        (
+            ["--model", "timm:vit_smal_patch16_224"],
+            "model 'timm:vit_smal_patch16_224' is not a model of timm",
+        ),
         (["--model", "local-dir:none"], "give a folder with config.json and model.safetensors"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
         (["--run", "{run}", "--test-shards", "{tars}"], "24 keys are in the bank and in the test data"),
@@ -278,7 +283,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "caf\udce9"], "--run 'caf\\udce9' has a name that is not UTF-8: rename it"),
         (["--run", "{run}", "--out", "caf\udce9.json"], "caf\\udce9.json' has a name that is not UTF-8"),
         (["--run", "{run}", "--features", "\udce9"], "--features '\\udce9' has a name that is not"),
-        (["--model", "local-dir:\udce9"], "teacher 'timm:local-dir:\\udce9' has a name that is not UTF-8"),
+        (["--model", "local-dir:\udce9"], "model 'timm:local-dir:\\udce9' has a name that is not UTF-8"),
         (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
         (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
         (
