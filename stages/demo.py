@@ -30,10 +30,7 @@ _SETTINGS = (
     "segment.distort=false segment.steps=45 segment.batch=32 segment.lr=0.02 segment.warmup=5 "
     "segment.classes=19"
 )
-_ON_LABELS = (
-    "objective.name=supervised",
-    "optim.base_lr=0.005",
-)  # 1e-3: at the student's rate it hardly learns
+_ON_LABELS = ("objective.name=supervised", "optim.base_lr=0.005")  # it hardly learns at the student's rate
 _COLUMNS = {
     "k-NN": ("knn", "mean", "top-1"),
     "k-NN, CLS": ("knn", "cls", "top-1"),
@@ -73,7 +70,7 @@ def demo(
             result["scores"] |= (work() or {}).get("scores", {})
             result["seconds"][part] = round(time.perf_counter() - begin, 1)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        _show(folder, result)
+        _show(folder, test_images, result)
 
 
 def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[str, Callable[[], Any]]:
@@ -159,8 +156,9 @@ def _command(stage: str, *arguments: object) -> None:
         raise MaskAlignError(f"the demo stopped: {stage.replace('_', '-')} failed; the lines above say why")
 
 
-def _show(folder: Path, result: Mapping[str, Any]) -> None:
-    typer.echo("\non 1,000 unseen images" + "".join(f"{name:>12}" for name in _COLUMNS))
+def _show(folder: Path, images: int, result: Mapping[str, Any]) -> None:
+    head = f"on {images:,} unseen images"
+    typer.echo(f"\n{head:<22}{''.join(f'{name:>12}' for name in _COLUMNS)}")
     for row in _ROWS:
         found = result["scores"].get(row, {})
         cells = (f"{found[name]:>12.1%}" if name in found else f"{'':>12}" for name in _COLUMNS)
