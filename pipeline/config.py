@@ -119,6 +119,10 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise ConfigError(
             f"--set {assignment!r} is not of the form section.key=value, such as --set mask.ratio=0.6"
         )
+    if not text.strip():
+        raise ConfigError(
+            f"--set {assignment!r} has no value: give one, or check that the shell's variable is set"
+        )
     try:
         assignment.encode()
     except UnicodeEncodeError:

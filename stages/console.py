@@ -94,7 +94,8 @@ def packaged(file: Path | None) -> Path | None:
     """Return the path of a recipe or study: in the installed stages if stages/NAME does not exist here."""
     if file and file.parts[:1] == ("stages",) and not file.exists():
         installed = Path(str(files("stages")), *file.parts[1:])
-        return installed if installed.parent.exists() else file
+        here = file.parent.exists() and not installed.exists()
+        return file if here or not installed.parent.exists() else installed
     return file
 
 
@@ -103,12 +104,12 @@ def _refuse_empty(words: list[str]) -> None:
     for before, word in pairwise(["", *words]):
         name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         if equals and not value.strip():
-            what = f"the value of {name}" if name.startswith("-") else "an argument"
+            what = f"the value after {name}" if name.startswith("-") else "an argument"
             raise typer.BadParameter(f"{what} is empty: give one, or check that the shell's variable is set")
 
 
 class Command(TyperCommand):
-    """A command that refuses `--shards *.tar` with a hint how an option takes several values."""
+    """A command that refuses empty words, and `--shards *.tar` with a hint how an option takes several."""
 
     allow_extra_args = True
 

@@ -31,7 +31,9 @@ Untrained = Annotated[
 Teacher = Annotated[
     str | None, typer.Option(help="Evaluate a teacher, such as open_clip:ViT-B-16-quickgelu/openai.")
 ]
-Model = Annotated[str | None, typer.Option(help="Evaluate a plain ViT of timm: its name, or local-dir:PATH.")]
+Model = Annotated[
+    str | None, typer.Option(help="Evaluate a plain ViT of timm: NAME, timm:NAME or local-dir:PATH.")
+]
 Recipe = Annotated[
     Path | None,
     typer.Option("--config", callback=packaged, help="Recipe of an untrained student without a run."),

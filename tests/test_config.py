@@ -82,7 +82,7 @@ zzz=1
 mask.ratio=much
     KEY 'mask.ratio' is 'much': input should be a valid number
 mask.ratio=
-    KEY 'mask.ratio' is '': input should be a valid number
+    --set 'mask.ratio=' has no value: give one, or check that the shell's variable is set
 mask.ratio=1.0
     KEY 'mask.ratio' is 1.0: the hidden share must be at least 0 and less than 1, such as 0.7
 train.global_batch=2.5

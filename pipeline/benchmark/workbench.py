@@ -147,9 +147,7 @@ class Workbench:
             return options
         given = self.cache.schema
         if not self.options.teacher and given.teacher.tag == LOCAL:
-            raise ConfigError(
-                f"the cache's teacher {given.teacher.name!r} came from a folder: give --teacher"
-            )
+            raise ConfigError(f"the cache's teacher {given.teacher.name!r} has no address: give --teacher")
         return replace(
             options,
             teacher=self.options.teacher or given.teacher.address(RANDOM),  # untrained, equally fast

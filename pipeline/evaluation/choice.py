@@ -84,7 +84,7 @@ class Choice:
         if self.updated and self.updated.is_dir():
             read_scores(self.updated)
         if self.out:
-            _check_out(self.out)
+            _check_out(self.out, None if self.updated else self.plots.parent)
         for option, file in (("out", self.out), ("features", self.features)):
             if file and not _is_writable(file if file.is_dir() else file.parent):
                 raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
@@ -185,9 +185,13 @@ class Choice:
         if self.teacher is not None:
             return subject.teacher_subject(self.teacher, *self.sizes, device)
         if self.model is not None:
-            if self.model.startswith("open_clip:"):
-                raise ConfigError(f"--model {self.model!r} is not of timm: give it as --teacher")
-            address = f"timm:{self.model.removeprefix('timm:')}"
+            name = self.model.removeprefix("timm:")
+            if not name or name.startswith("open_clip:"):
+                raise ConfigError(
+                    f"--model {self.model!r} is no model of timm: give its name, or local-dir:PATH; networks "
+                    "of open_clip are given as --teacher"
+                )
+            address = f"timm:{name}"
             return subject.teacher_subject(address, *self.sizes, device, kind="model")
         if self.run and not self.untrained:
             return subject.student_subject(self.run, device).resized(self.sizes[0])
@@ -199,11 +203,11 @@ class Choice:
         return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
 
 
-def _check_out(out: Path) -> None:
-    """Raise ConfigError for a name that scores cannot have."""
+def _check_out(out: Path, beside: Path | None) -> None:
+    """Raise ConfigError for a name that scores cannot have; plots go to the folder `beside`, if given."""
     if out.suffix != ".json":
         raise ConfigError(f"--out {str(out)!r}: scores are JSON; give a name that ends in .json")
-    if (beside := out.with_suffix("")).is_file():
+    if beside and beside.is_file():
         raise ConfigError(
             f"--out {str(out)!r}: plots and checkpoints would go to the folder {str(beside)!r}, but this is "
             "a file; choose another name"

@@ -177,7 +177,7 @@ def forecast_rates(
 ) -> RateForecast:
     """Put the rates together, with that of the cache's disk.
 
-    It is written for at most `disk_seconds`; an object store is not. Raises StorageError.
+    The disk is written for at most `disk_seconds`; an object store is not. Raises StorageError.
     """
     disk = None
     if not is_url(options.cache):

@@ -14,9 +14,9 @@ _SECONDS = 3.0
 
 
 def measure_teacher(options: ExtractionOptions, teacher: Teacher, schema: CacheSchema) -> float:
-    """Views a second of the teacher, not compiled, with the encoding of its features.
+    """Return the views a second of the teacher, not compiled, with the encoding of its features.
 
-    Takes a few seconds at most: batches grow up to that of the options, and the last one counts.
+    It takes a few seconds at most: batches grow up to that of the options, and the last size counts.
     """
     mean = np.zeros((len(schema.levels), schema.teacher.width), np.float32)
     encoder = FeatureEncoder(teacher, mean, mean + 1, schema, options.device, options.batch_size)
@@ -37,5 +37,5 @@ def measure_teacher(options: ExtractionOptions, teacher: Teacher, schema: CacheS
         taken = seconds()
         larger = min(2 * size, options.batch_size)
         if size == larger or time.perf_counter() - begin + 2 * taken > _SECONDS:
-            return size / taken
+            return size / min(taken, seconds())  # the first call of a size may set things up
         size = larger

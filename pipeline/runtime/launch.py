@@ -28,12 +28,12 @@ _LAUNCHERS = (
     ("mpiexec", "PMI_RANK", "PMI_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # a person may set the last two
 )
 
-# Variables that come in pairs, and the value at which one alone does no harm.
+# Variables that come in pairs, the value at which one alone does no harm, and what sets both.
 _PAIRS = (
-    ("WORLD_SIZE", "RANK", "1"),
-    ("RANK", "WORLD_SIZE", "0"),
-    ("PMI_SIZE", "PMI_RANK", "1"),
-    ("PMI_RANK", "PMI_SIZE", "0"),
+    ("WORLD_SIZE", "RANK", "1", "torchrun, srun or mpirun"),
+    ("RANK", "WORLD_SIZE", "0", "torchrun, srun or mpirun"),
+    ("PMI_SIZE", "PMI_RANK", "1", "mpiexec"),
+    ("PMI_RANK", "PMI_SIZE", "0", "mpiexec"),
 )
 
 
@@ -67,11 +67,11 @@ def this_process(environment: Environment = os.environ) -> Process:
             if tasks == environment["WORLD_SIZE"]:
                 names = [*names[:2], "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]
         return _checked(launcher, names, environment)
-    for name, missing, harmless in _PAIRS:
+    for name, missing, harmless, launcher in _PAIRS:
         if (environment.get(name) or harmless) != harmless:
             raise ConfigError(
-                f"{name} is {environment[name]!r}, but {missing} is not set: start with torchrun, srun or "
-                f"mpirun, which set both, or unset {name} for a single process"
+                f"{name} is {environment[name]!r}, but {missing} is not set: start with {launcher}, "
+                f"or unset {name} for a single process"
             )
     return Process()
 

@@ -160,8 +160,8 @@ def open_caches(rows: Sequence[Row], given: Sequence[str]) -> dict[str, Cache]:
         return {"": Cache(given[0])}
     pairs = [text.partition("=") for text in given]
     found = {name: path for name, separator, path in pairs if separator}
-    for text, (name, separator, _) in zip(given, pairs, strict=True):
-        if not separator or name not in named:
+    for text, (name, _, path) in zip(given, pairs, strict=True):
+        if not path or name not in named:
             raise ConfigError(
                 f"--cache {text!r} is not a cache of the study: give --cache NAME=PATH for each of "
                 f"{', '.join(named)}"

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 
-EXAMPLES = "'open_clip:ViT-B-16-quickgelu/openai' or 'timm:vit_base_patch16_224.dino'"
+_EXAMPLES = {"open_clip": "'open_clip:ViT-B-16-quickgelu/openai'", "timm": "'timm:vit_base_patch16_224.dino'"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,5 +53,6 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def not_plain(spec: str, fault: str) -> ConfigError:
     """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
-    remedy = f"choose a VisionTransformer such as {EXAMPLES}"
+    examples = _EXAMPLES.get(spec.partition(":")[0]) or " or ".join(_EXAMPLES.values())
+    remedy = f"choose a VisionTransformer such as {examples}"
     return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: {remedy}")

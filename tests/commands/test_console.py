@@ -107,10 +107,10 @@ def test_the_shell_completes_options_without_torch():
 @pytest.mark.parametrize(
     ("module", "words", "named"),
     [
-        ("train_student", ["--cache", "a.cache", "--run", ""], "the value of --run"),
-        ("train_student", ["--cache", "a.cache", "--run="], "the value of --run"),
-        ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value of --set"),
-        ("evaluate_student", ["knn", "--run", ""], "the value of --run"),
+        ("train_student", ["--cache", "a.cache", "--run", ""], "the value after --run"),
+        ("train_student", ["--cache", "a.cache", "--run="], "the value after --run"),
+        ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value after --set"),
+        ("evaluate_student", ["knn", "--run", ""], "the value after --run"),
         ("inspect_cache", ["info", ""], "an argument"),
     ],
 )

@@ -131,9 +131,9 @@ def names_of(line):
     """The prepared inputs that a line names and does not make itself."""
     words = shlex.split(line)
     words = words if "torchrun" not in words[0] else without_torchrun(words)
-    own = {"extract-teacher": "--cache", "train-student": "--run", "pack-images": words[1]}
-    own = own.get(words[0], "--out")
-    made = value(words, own) if own in words and "--resume" not in words else ""
+    places = {"extract-teacher": "--cache", "train-student": "--run", "pack-images": words[1]}
+    before = places.get(words[0], "--out")  # the word before what the line makes
+    made = value(words, before) if before in words and "--resume" not in words else ""
     named = {word.rpartition("=")[2].removesuffix("/classes.json") for word in words}
     needed = {"in1k.cache"} if any(name.startswith("runs/") for name in named) else set()
     return [name for name in PREPARED if name in named | needed and name != made]

@@ -1,5 +1,6 @@
 """The forecast: near the truth, and nothing is written for it."""
 
+import math
 import resource
 import shutil
 from dataclasses import replace
@@ -87,8 +88,12 @@ def test_the_teacher_is_timed_with_its_encoding_in_growing_batches(shards, tmp_p
         return encode(encoder, pixels)
 
     monkeypatch.setattr(FeatureEncoder, "features", features)
-    planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", batch_size=4))
-    assert sizes == [1, 1, 2, 4]
+    options = extraction_options(shards=shards, cache=tmp_path / "a.cache", batch_size=4)
+    for allowed, expected in ((math.inf, [1, 1, 2, 4, 4]), (0.0, [1, 1, 1])):
+        monkeypatch.setattr("pipeline.extraction.teacher_rate._SECONDS", allowed)
+        planned(options)
+        assert sizes == expected
+        sizes.clear()
 
 
 def test_a_slow_disk_sets_the_hours(shards, tmp_path):

@@ -91,8 +91,11 @@ def test_the_process_is_the_one_of_the_launcher(environment, expected):
     ("environment", "message"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', but RANK is not set: start with torchrun, srun or mpirun"),
-        ({"PMI_SIZE": "2"}, "PMI_SIZE is '2', but PMI_RANK is not set: start with torchrun, srun or mpirun"),
-        ({"PMI_RANK": "1"}, "PMI_RANK is '1', but PMI_SIZE is not set: start with torchrun, srun or mpirun"),
+        (
+            {"PMI_SIZE": "2"},
+            "PMI_SIZE is '2', but PMI_RANK is not set: start with mpiexec, or unset PMI_SIZE",
+        ),
+        ({"PMI_RANK": "1"}, "PMI_RANK is '1', but PMI_SIZE is not set: start with mpiexec"),
         ({"RANK": "1"}, "RANK is '1', but WORLD_SIZE is not set"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "environment variable RANK is 'one': it must be a whole number"),

@@ -40,7 +40,7 @@ def test_the_table_has_scores_with_spread_and_costs(finished):
     assert found["fd"]["operations"] > found["maskalign"]["operations"] > 0
     assert found["fd"]["settings"]["objective.name"] == "fd"
     page = (finished / "index.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert "training operations of a run" in page
     links = {f"runs/{name}/report.html" for name in RUNS}
     assert set(re.findall(r'<a href="(.+?)"', page)) == links
@@ -260,6 +260,7 @@ def test_misuse_of_the_command_is_one_sentence(finished, small_cache_path, data,
     assert "give --test-shards" in refused(probe, *cache, *new)
     named = study_file(tmp_path, TWO.replace("[axes]", '[axes]\ncache = ["a", "b"]'), "caches.toml")
     assert "is not a cache of the study" in refused(named, *cache, *new)
+    assert "is not a cache of the study" in refused(named, "--cache", "a=", *new)
     in_loop = study_file(
         tmp_path, TWO + '[[variants]]\nlabel = "x"\nteacher_in_the_loop = true\n', "loop.toml"
     )
