@@ -124,3 +124,12 @@ def test_a_mistyped_recipe_of_the_installed_stages_is_suggested(tmp_path):
     words = ["--cache", "a.cache", "--run", "r", "--config", "stages/recipes/vit_b61.toml"]
     code, _, errors, _ = call_alone("train_student", *words, cwd=tmp_path)
     assert (code, "does not exist: did you mean 'vit_b16.toml'?" in errors) == (2, True)
+
+
+def test_a_mistyped_recipe_of_ones_own_is_suggested(tmp_path):
+    own = tmp_path / "stages" / "recipes"
+    own.mkdir(parents=True)
+    (own / "mine.toml").touch()
+    words = ["--cache", "a.cache", "--run", "r", "--config", "stages/recipes/mime.toml"]
+    _, _, errors, _ = call_alone("train_student", *words, cwd=tmp_path)
+    assert "'stages/recipes/mime.toml' does not exist: did you mean 'mine.toml'?" in errors

@@ -97,7 +97,7 @@ class Attentive(SectionOfKinds):
             plan.batches(task, subject.image_size, resuming.step), optimiser,
             cosine(plan.steps, warmup), plan.steps, task.log, resuming,
         )  # fmt: skip
-        return [self._outcome(task, heads, options, plan, bank, test, with_cls, file)]
+        return [self._best_outcome(task, heads, options, plan, bank, test, with_cls, file)]
 
     def _head(self, width: int, classes: int) -> Head:
         """Return a head; all start from the same weights, so that only their rates differ."""
@@ -107,10 +107,14 @@ class Attentive(SectionOfKinds):
                 return EfficientHead(width, classes, largest_divisor(width, self.queries))
             return CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))
 
-    def _outcome(
+    def _best_outcome(
         self, task: Task, heads: Sequence[Head], options: Sequence[tuple[float, float]], plan: CropPlan,
         bank: Features, test: Features, with_cls: bool, file: Path,
     ) -> Outcome:  # fmt: skip
+        """Choose the best head, test it on whole images, and save the attention of its queries beside `file`.
+
+        `options` are the rate and weight decay of each head.
+        """
         tested = whole_images(task.images(self.name)[1], test)
         on_test = self.select == "test"
         rated, truth = ranked(task, heads, tested if on_test else plan.held_images, with_cls)

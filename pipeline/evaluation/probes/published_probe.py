@@ -52,7 +52,8 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     per_epoch: dict[str, list[Tensor]] = {name: [] for name in names}
 
     @torch.no_grad()
-    def rank() -> None:
+    def rank_test_set() -> None:
+        """Append each head's ranking of classes for all test images."""
         for name, head in heads.items():
             head.eval()
             parts = (part.to(task.subject.device) for part in test.chunks(name))
@@ -61,12 +62,13 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
             per_epoch[name].append(plan.classes[ranked])
 
     def steps(first: int) -> Iterator[Iterator[Crops]]:
+        """Yield the crops of each step, and rank the test set after each epoch or after the last one."""
         for done, step in enumerate(plan.batches(task, task.subject.image_size, first), first):
-            # After an epoch, just before the next step, since a state is written right after a step.
+            # just before the next step, since a state is written right after a step
             if done and done % max(1, len(plan.images) // plan.batch) == 0 and options.select == "test":
-                rank()
+                rank_test_set()
             yield step
-        rank()
+        rank_test_set()
 
     def loss_of(step: Iterator[Crops]) -> Tensor:
         found, targets = represented(task.subject, step, names)
