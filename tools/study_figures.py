@@ -19,6 +19,7 @@ FOLDER, PAGE, FIGURE = ROOT / "build" / "studies", ROOT / "docs" / "studies.md",
 BLOCK = re.compile(r"(?<=<!-- studies -->\n).*?(?=<!-- end of studies -->)", re.DOTALL)
 ORDER = (
     "paradigms",
+    "longer",
     "reconstruction",
     "masks",
     "alignment",
