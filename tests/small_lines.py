@@ -66,7 +66,7 @@ REDUCED = {  # patterns to replace: tiny caches lack them, or they take long
     "--levels 7,11": "--levels 3,5",
     r"k=\[20,10,100,200\]": "k=[20,10]",
     r"--budget epochs=\d+": "--budget steps=1",
-    r"photographs\.toml": "photographs.toml --budget steps=1",
+    r"studies/photographs\.toml": "studies/photographs.toml --budget steps=1 --only 1/6",
     "zero-shot --run runs/b16": f"zero-shot --run runs/b16 --set teacher={CLIP}",
     "--image-size 384": "--image-size 48",
     "name=beit(?= )": "name=beit --set objective.codebook_size=8",
