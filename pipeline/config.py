@@ -4,7 +4,7 @@ import copy
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -69,29 +69,12 @@ def read_settings(
 
 
 def parse_config(model: type[Model], values: Mapping[str, Any]) -> Model:
-    """Validate plain values; raises ConfigError, for each wrong key with a line on what is accepted."""
+    """Validate plain values; raises ConfigError."""
     values = model.completed(values)
     try:
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        details = error.errors()
-    wrong: dict[str, list[ErrorDetails]] = {}
-    for detail in details:
-        wrong.setdefault(_name(values, detail), []).append(detail)
-    lines: list[str] = []
-    for name, found in wrong.items():
-        unknown, keys = found[0]["type"] == "extra_forbidden", found[0]["input"]
-        if unknown and any(old.startswith(f"{name}.") for old in model.moved) and isinstance(keys, dict):
-            for old in (f"{name}.{key}" for key in keys):
-                if now := model.moved.get(old):
-                    lines.append(f"configuration key {old!r} is now called {now!r}")
-                else:
-                    lines.append(f"unknown configuration key {old!r}: section [{name}] is gone")
-        elif unknown:
-            lines.append(_explain_unknown(model, name, [str(part) for part in found[0]["loc"]], keys))
-        else:
-            lines.append(_explain_value(name, found))
-    raise ConfigError("\n".join(lines))
+        raise ConfigError("\n".join(_explain(model, values, error.errors()))) from None
 
 
 def dump_toml(config: Section) -> str:
@@ -137,6 +120,27 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {assignment!r}: {section!r} is a value, not a section")
     values[key] = value
+
+
+def _explain(
+    model: type[Section], values: Mapping[str, Any], details: Iterable[ErrorDetails]
+) -> Iterator[str]:
+    """Put the findings of pydantic into one line for each key: name, value, what is accepted."""
+    wrong: dict[str, list[ErrorDetails]] = {}
+    for detail in details:
+        wrong.setdefault(_name(values, detail), []).append(detail)
+    for name, found in wrong.items():
+        unknown, keys = found[0]["type"] == "extra_forbidden", found[0]["input"]
+        if unknown and any(old.startswith(f"{name}.") for old in model.moved) and isinstance(keys, dict):
+            for old in (f"{name}.{key}" for key in keys):
+                if now := model.moved.get(old):
+                    yield f"configuration key {old!r} is now called {now!r}"
+                else:
+                    yield f"unknown configuration key {old!r}: section [{name}] is gone"
+        elif unknown:
+            yield _explain_unknown(model, name, [str(part) for part in found[0]["loc"]], keys)
+        else:
+            yield _explain_value(name, found)
 
 
 def _name(values: Any, detail: ErrorDetails) -> str:

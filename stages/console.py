@@ -114,7 +114,7 @@ class Command(TyperCommand):
     allow_extra_args = True
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Parse words, none of which may be empty."""
+        """Parse words after refusing empty ones."""
         _refuse_empty(args)
         return super().parse_args(ctx, args)
 
@@ -131,7 +131,7 @@ class Group(TyperGroup):
     """Several commands in one program."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Parse words, none of which may be empty."""
+        """Parse words after refusing empty ones."""
         _refuse_empty(args)
         return super().parse_args(ctx, args)
 

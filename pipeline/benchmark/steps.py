@@ -98,7 +98,7 @@ def _streamed_rate(bench: Workbench, trainer: Trainer, waits: list[float]) -> fl
 def _figures(found: dict[str, list[float]], waits: list[float], operations: int) -> Iterator[Figure]:
     """Yield the rate of each kind of step and its ratio to the one on resident data, round by round.
 
-    `found` has the matrix peak too, of which the steps on resident data reach a share.
+    `found` also has the matrix peak. The last figure is the share of it that steps on resident data reach.
     """
     peak = Figure("peak.matrix", found.pop("peak"), "TFLOP/s", "matrix peak")
     yield peak

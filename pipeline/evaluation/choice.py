@@ -188,8 +188,8 @@ class Choice:
             name = self.model.removeprefix("timm:")
             if not name or name.startswith("open_clip:"):
                 raise ConfigError(
-                    f"--model {self.model!r} is no model of timm: give its name, or local-dir:PATH; networks "
-                    "of open_clip are given as --teacher"
+                    f"--model {self.model!r} does not name a model of timm: give NAME or local-dir:PATH, "
+                    "and networks of open_clip as --teacher"
                 )
             address = f"timm:{name}"
             return subject.teacher_subject(address, *self.sizes, device, kind="model")

@@ -134,9 +134,7 @@ class ActorPool:
         """Give out the tars until each is done, failed or with a process of someone else."""
         counted = 0.0
         with ProgressDisplay("extract-teacher", 0) as progress:
-            while unfinished := (
-                len(self._waiting) + len(self._blocked) + sum(len(names) for _, names, _ in self._at.values())
-            ):
+            while unfinished := self._unfinished():
                 # those that find no room in the cluster begin when there is some
                 while len(self._idle) + len(self._at) < min(self._most, unfinished):
                     actor = self._actor.remote(self._options)
@@ -155,6 +153,10 @@ class ActorPool:
         for seconds in self._seconds.values():
             for part, busy in seconds.items():
                 self.timing.seconds[part] += busy / len(self._seconds)
+
+    def _unfinished(self) -> int:
+        given_out = sum(len(names) for _, names, _ in self._at.values())
+        return len(self._waiting) + len(self._blocked) + given_out
 
     def _give_out(self) -> None:
         """Give each idle actor a share of the tars, once as many as needed were ready at the same time."""

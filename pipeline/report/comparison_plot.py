@@ -67,7 +67,7 @@ def comparison_png(comparison: Comparison) -> bytes:
 def axes_of(comparison: Comparison) -> dict[str, list[Point]]:
     """Return the figures' x axes, and a point on each for every trained line with a score.
 
-    There is no axis of operations if those of a line are unknown.
+    The axis of operations is left out if those of a line are unknown.
     """
     by_operations, by_seconds = [], []
     for line in comparison.lines:

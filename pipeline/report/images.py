@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,26 +90,29 @@ def _panel(heading: str, pixels: Pixels, alt: str) -> str:
 
 
 def image_section(run: Mapping[str, Any]) -> PageSection:
-    """Return the first images of a run with the masks of epoch 0, or why there are none."""
+    """Return the first images of a run with their masks, or why there are none."""
     try:
-        config = parse_config(RunConfig, run["config"])
-        cache, *others = (Cache(each["path"]) for each in caches_of(run))
-        units = cache.pinned(run["units"][:1])
-        schema, commit = cache.schema, cache.pinned_commit(units[0])
-        schemas = [other.schema for other in others]
-        masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs, schemas)
-        importance = ["attention"] if schema.teacher.has_importance else []
-        beside = [
-            (other, other.pinned_commit(same_units(cache, units, other)[0]), list(arrays))
-            for other, arrays in zip(others, masks.arrays[1:], strict=True)
-        ]
-        chunk = read_joined(cache, commit, 0, sorted({*masks.arrays[0], *importance}), beside)
-        visible, body = masks.draw(chunk, epoch=0).visible, ""
-        for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
-            weights = chunk.arrays["attention"][row] if importance else None
-            pixels = decode_crop(cache, crop, key)
-            body += strip(MaskedImage(pixels, visible[row], schema.view.patch_size, weights, key))
-        body = f'<div class="card strips">{body}</div>'
+        body = f'<div class="card strips">{"".join(map(strip, _masked_images(run)))}</div>'
     except (MaskAlignError, OSError) as error:
         body = f"<p>{html.escape(f'No images: {error}')}</p>"
     return PageSection("Images", body)
+
+
+def _masked_images(run: Mapping[str, Any]) -> Iterator[MaskedImage]:
+    """Yield the first images of a run with the masks of epoch 0; raises CacheError without its cache."""
+    config = parse_config(RunConfig, run["config"])
+    cache, *others = (Cache(each["path"]) for each in caches_of(run))
+    units = cache.pinned(run["units"][:1])
+    schema, commit = cache.schema, cache.pinned_commit(units[0])
+    schemas = [other.schema for other in others]
+    masks = MaskSource(schema, config.mask, config.train.seed, config.objective.needs, schemas)
+    importance = ["attention"] if schema.teacher.has_importance else []
+    beside = [
+        (other, other.pinned_commit(same_units(cache, units, other)[0]), list(arrays))
+        for other, arrays in zip(others, masks.arrays[1:], strict=True)
+    ]
+    chunk = read_joined(cache, commit, 0, sorted({*masks.arrays[0], *importance}), beside)
+    visible = masks.draw(chunk, epoch=0).visible
+    for row, (key, crop) in enumerate(zip(chunk.keys[:_SHOWN], chunk.crops[:_SHOWN], strict=True)):
+        weights = chunk.arrays["attention"][row] if importance else None
+        yield MaskedImage(decode_crop(cache, crop, key), visible[row], schema.view.patch_size, weights, key)

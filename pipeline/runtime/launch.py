@@ -131,16 +131,7 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
         world_size = _number(environment, "SLURM_STEP_NUM_TASKS", world_size)
     local_rank, placed = _number(environment, names[2], 0), bool(environment.get(names[2]))
     if names[2] == "SLURM_LOCALID":
-        counts: list[int] = []  # of the step's tasks on each machine, from a list such as 8(x2),4
-        tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
-        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
-            counts += [int(count)] * int(times or 1)
-        node = _number(environment, "SLURM_NODEID", 0)
-        if node < len(counts):
-            local_world_size = counts[node]
-        else:  # without a list only the whole job is known, which may have more tasks than the step
-            evenly = -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
-            local_world_size = min(_number(environment, "SLURM_NTASKS_PER_NODE", evenly), world_size)
+        local_world_size = _tasks_of_node(world_size, environment)
     elif launcher == "flux":  # gives the machines, over which it spreads tasks evenly
         evenly = -(-world_size // max(1, _number(environment, names[3], 1)))
         local_world_size = max(local_rank + 1, evenly)
@@ -153,6 +144,21 @@ def _checked(launcher: str, names: list[str], environment: Environment) -> Proce
             f"{names[0]} must be below {names[1]} and {names[2]} below the processes of this machine"
         )
     return Process(rank, world_size, local_rank, local_world_size, launcher, placed)
+
+
+def _tasks_of_node(world_size: int, environment: Environment) -> int:
+    """Return how many tasks of a Slurm step run on this machine, from a list such as 8(x2),4.
+
+    Without a list it is the number of the whole job, which may have more tasks than the step.
+    """
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(count)] * int(times or 1)
+    node = _number(environment, "SLURM_NODEID", 0)
+    if node < len(counts):
+        return counts[node]
+    evenly = -(-world_size // max(1, _number(environment, "SLURM_NNODES", 1)))
+    return min(_number(environment, "SLURM_NTASKS_PER_NODE", evenly), world_size)
 
 
 def _number(environment: Environment, name: str, default: int | None = None) -> int:

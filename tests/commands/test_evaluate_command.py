@@ -270,7 +270,7 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
         (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
         (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
-        (["--model", "open_clip:ViT-B-16/openai"], "is no model of timm: give its name, or"),
+        (["--model", "open_clip:ViT-B-16/openai"], "does not name a model of timm: give NAME or"),
         (
             ["--model", "timm:vit_smal_patch16_224"],
             "model 'timm:vit_smal_patch16_224' is not a model of timm",
