@@ -1,9 +1,12 @@
 """A Ray cluster of three nodes, of which one is lost, leaves the bytes of a single process."""
 
+import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -40,6 +43,11 @@ def test_a_node_that_is_lost_is_done_without(cluster, data, tmp_path):  # noqa: 
         node = sorted(cluster.worker_nodes, key=lambda one: one.node_id)[0]
         while len(list((cache / "commits").glob("*.json"))) < 4:
             time.sleep(0.005)
+        (raylet,) = node.all_processes["raylet"]
+        pid = raylet.process.pid
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for process in (pid, *map(int, workers)):  # all at once, as a machine is lost
+            os.kill(process, signal.SIGKILL)
         cluster.remove_node(node, allow_graceful=False)
         lost.append(node)
 
