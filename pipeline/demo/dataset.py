@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.demo.images import image
+from pipeline.runtime.workers import end_with_parent
 from pipeline.views.codec import encode_view
 from pipeline.views.view_tars import ViewTarWriter, tar_sample
 
@@ -26,7 +27,7 @@ def write_images(folder: Path, seed: int, count: int, *, boxes: bool = False) ->
     """
     folder.mkdir(parents=True)
     starts = range(0, count, _IMAGES_PER_TAR)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=end_with_parent) as pool:
         list(pool.map(partial(_write_tar, folder, seed, count, boxes), starts))
 
 

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from pipeline.errors import MaskAlignError, SourceError
 from pipeline.evaluation.images import LabelledImage
 from pipeline.runtime.signals import blocked_signals
-from pipeline.runtime.workers import choose_socket_folder
+from pipeline.runtime.workers import choose_socket_folder, end_with_parent
 from pipeline.seeding import derived_seed
 from pipeline.views.codec import decode_image
 
@@ -173,6 +173,7 @@ def load(
         num_workers=workers,
         collate_fn=_as_bytes if sent_as_bytes else collate or list,
         generator=torch.Generator(),  # or it would draw from the global one
+        worker_init_fn=end_with_parent,
     )
     try:
         with blocked_signals():  # a launcher signals all processes, but the main one decides when to end

@@ -5,6 +5,7 @@ middle of a message, blocks nobody else. (A pool of concurrent.futures holds the
 if a worker is killed while it writes a result, the pool waits for the rest forever.)
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from pipeline.runtime.signals import POLITE, blocked_signals
 
 # AF_UNIX takes paths of 107 bytes, and multiprocessing appends this much to the temporary folder
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _preloaded: list[str] = []
 
@@ -159,6 +161,17 @@ def resource_tracker_started() -> None:
     """Start the process that removes what killed processes leave, unless it runs."""
     with _helper_starting():
         resource_tracker.ensure_running()
+
+
+def end_with_parent(*_: object) -> None:
+    """Let the kernel kill this worker when the thread that started it ends: for a worker's beginning.
+
+    A killed parent closes nothing. A forked worker holds both ends of its pipes, so it would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and parent.pid != os.getppid():  # it has ended already
+        os._exit(1)
 
 
 @contextmanager

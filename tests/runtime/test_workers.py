@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,44 @@ def test_a_death_by_a_signal_names_it_and_blames_memory_for_kill_only():
             worker.receive()
         assert error.value.lacks_memory == (number == signal.SIGKILL)
         worker.end()
+
+
+KILLED = """
+import multiprocessing, os, signal
+import torch
+from pipeline.evaluation.crops import load
+
+class Large(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        return torch.zeros(1 << 20)
+
+batches = load(Large(), ([0] for _ in range(1000)), workers=2)
+next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_decoding_workers_of_an_evaluation_end_with_a_killed_parent(tmp_path):
+    """They hold more than a pipe takes, and SIGTERM is blocked in them."""
+    with (tmp_path / "printed").open("w") as file:  # a pipe would stay open as long as they live
+        done = subprocess.run([sys.executable, "-c", KILLED], stdout=file, stderr=file, check=False)
+    printed = (tmp_path / "printed").read_text()
+    assert done.returncode == -signal.SIGKILL, printed
+    workers = [int(pid) for pid in printed.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(map(_runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [pid for pid in workers if _runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def _runs(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
