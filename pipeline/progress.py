@@ -12,14 +12,6 @@ _SECONDS_BETWEEN_LINES = 10.0
 _BAR_WIDTH = 8  # so that counts, rate and time left of ImageNet fit into 80 columns
 
 
-def duration(seconds: float) -> str:
-    """Return a time span in the units that a person uses."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
 class _ForgivingStream:
     """Writes to a stream as far as that is possible: nobody reads a closed pipe or terminal any more."""
 

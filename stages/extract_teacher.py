@@ -156,20 +156,20 @@ def _show_sizes(options: Options, sizes: "SizeForecast") -> None:
 
 
 def _show_rates(options: Options, rates: "RateForecast") -> None:
-    from pipeline.progress import duration
+    from pipeline.number_text import digits, duration
 
     sizes = rates.sizes
     view_bytes = sizes.target_bytes + sizes.crop_bytes
     written = rates.image_rate * sizes.image_bytes
     workers, processes = counted(rates.workers, "worker"), counted(rates.processes, "process", "processes")
     took = duration(3600 * rates.hours)
-    print_row("teacher", f"{rates.teacher_rate:,.3g} views/s on {options.device}")
-    print_row("decoding", f"{rates.decode_rate:,.3g} images/s in each of {workers}")
+    print_row("teacher", f"{digits(rates.teacher_rate)} views/s on {options.device}")
+    print_row("decoding", f"{digits(rates.decode_rate)} images/s in each of {workers}")
     if disk := rates.disk:
-        first = f"{disk.first / 1e6:,.3g} MB/s at first"
-        how = f"{disk.written / 1e9:,.2g} GB in {duration(disk.seconds)}, one writer"
-        print_row("disk", f"{disk.sustained / 1e6:,.3g} MB/s sustained, {first} ({how})")
-    print_row("extraction", f"{took} with {processes}, writing {written / 1e6:,.3g} MB/s")
+        first = f"{digits(disk.first / 1e6)} MB/s at first"
+        how = f"{digits(disk.written / 1e9)} GB in {duration(disk.seconds)}, one writer"
+        print_row("disk", f"{digits(disk.sustained / 1e6)} MB/s sustained, {first} ({how})")
+    print_row("extraction", f"{took} with {processes}, writing {digits(written / 1e6)} MB/s")
     if rates.limit == "disk":
         others = duration(3600 * replace(rates, disk=None).hours)
         print_row("limit", f"the disk: teacher and decoding alone would take {others}")
@@ -181,6 +181,8 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
 
 
 def _show_summary(options: Options, made: "Extracted") -> None:
+    from pipeline.number_text import digits
+
     tally, timing = made.tally, made.timing
     if fault := made.compiler_fault:
         without = f"the teacher ran without compiling, which failed ({fault})"
@@ -191,7 +193,7 @@ def _show_summary(options: Options, made: "Extracted") -> None:
         typer.echo(
             f"{counted(tally.units, 'unit')} made of {counted(tally.images, 'image')} "
             f"({counted(tally.views, 'view')}) in {timing.wall:.1f} s, "
-            f"{tally.views / timing.wall:.3g} views/s{lost}"
+            f"{digits(tally.views / timing.wall)} views/s{lost}"
         )
         parts = ", ".join(f"{part} {one:.1f} s" for part, one in timing.seconds.items() if one >= 0.05)
         slowest = max(timing.seconds, key=lambda part: timing.seconds[part])

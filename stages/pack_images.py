@@ -95,12 +95,12 @@ def _show_plan(plan: "Plan") -> None:
 
 
 def _show_result(plan: "Plan", packed: "Packed", seconds: float) -> None:
+    from pipeline.number_text import digits, duration
     from pipeline.packing.output import RECORD
-    from pipeline.progress import duration
 
     if packed.tars:
         tars, images = counted(packed.tars, "tar"), counted(packed.images, "image")
-        typer.echo(f"{tars} made of {images}, {packed.bytes / 1e9:,.3g} GB, in {duration(seconds)}")
+        typer.echo(f"{tars} made of {images}, {digits(packed.bytes / 1e9)} GB, in {duration(seconds)}")
     if packed.left_out:
         typer.echo(f"{counted(len(packed.left_out), 'image')} left out")
     for one in packed.left_out[:_SHOWN]:

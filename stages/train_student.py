@@ -131,7 +131,7 @@ def _train(
 
 
 def _print_result(result: "Result", run: Path, advice: str) -> None:
-    from pipeline.progress import duration
+    from pipeline.number_text import duration
     from pipeline.report.run_page import REPORT_FILE
     from pipeline.student.config import STUDENT_FOLDER
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import pytest
 
-from pipeline.progress import ProgressDisplay, duration
+from pipeline.progress import ProgressDisplay
 from pipeline.provenance import git_commit, provenance
 
 
@@ -50,10 +50,6 @@ def test_a_closed_pipe_or_terminal_fails_nothing(make_stream, monkeypatch):
             progress.update(10, "")
             time.sleep(0.3)  # on a terminal, a thread draws, too
             progress.update(15, "")
-
-
-def test_durations_are_in_units_that_a_person_uses():
-    assert [duration(each) for each in (0.5, 90, 600, 9000)] == ["0.5 s", "90 s", "10 min", "2 h 30 min"]
 
 
 def test_a_recorded_command_holds_no_password_and_no_broken_text(monkeypatch):

@@ -9,6 +9,7 @@ from rich.table import Table
 from pipeline.benchmark.measure import Figure
 from pipeline.benchmark.options import BenchOptions
 from pipeline.benchmark.run import Result
+from pipeline.number_text import digits
 
 _WIDTH = 120
 _WAITS = 5.0  # percent from which on data counts as the limit
@@ -86,8 +87,3 @@ def conclusions(options: BenchOptions, figures: Mapping[str, Figure]) -> Iterato
 def shown(figure: Figure) -> str:
     """Return the median with its unit."""
     return f"{digits(figure.median)} {figure.unit}"
-
-
-def digits(value: float) -> str:
-    """Return a number with three significant digits, or whole from 1,000 on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

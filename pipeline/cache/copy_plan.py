@@ -16,6 +16,7 @@ from pipeline.cache.store import Constants
 from pipeline.cache.units import Unit
 from pipeline.cache.writer import is_empty
 from pipeline.errors import CacheError, ConfigError, StorageError
+from pipeline.number_text import digits
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.address import absolute, open_folder
 from pipeline.storage.folder import Folder
@@ -78,8 +79,8 @@ def plan_copy(
     free = folder.free_bytes()
     if free is not None and plan.missing_bytes > free:
         raise StorageError(
-            f"the copy needs {plan.missing_bytes / 1e9:.3g} GB, and the disk of {destination!r} has "
-            f"{free / 1e9:.3g} GB free: make room, or copy fewer --levels, --views or --tars"
+            f"the copy needs {digits(plan.missing_bytes / 1e9)} GB, and the disk of {destination!r} has "
+            f"{digits(free / 1e9)} GB free: make room, or copy fewer --levels, --views or --tars"
         )
     return plan
 

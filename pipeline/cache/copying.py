@@ -20,6 +20,7 @@ from pipeline.cache.store import unreadable
 from pipeline.cache.units import Unit, appended_units
 from pipeline.cache.writer import UnitContent, change_units, create_cache, is_empty, publish_files
 from pipeline.errors import CacheError
+from pipeline.number_text import digits
 from pipeline.progress import ProgressDisplay
 from pipeline.runtime.ordered import ordered_map
 from pipeline.storage.files import DigestedFile, WrittenFile
@@ -56,7 +57,7 @@ def run_copy(plan: CopyPlan, workers: int, report: Callable[[str], None]) -> int
     with plan.folder.scratch() as scratch, ProgressDisplay("copy", len(plan.missing), unit="units") as shown:
         copier = _Copier(plan, scratch)
         for done, copied in enumerate(copier.units(workers), start=1):
-            shown.update(done, f"{copied / 1e9:.3g} of {plan.missing_bytes / 1e9:.3g} GB")
+            shown.update(done, f"{digits(copied / 1e9)} of {digits(plan.missing_bytes / 1e9)} GB")
     damaged = [*plan.damaged, *copier.damaged]
     for line in damaged:
         report(f"damaged, not copied: {line}")

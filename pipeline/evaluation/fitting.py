@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import MaskAlignError
 from pipeline.evaluation.resuming import Resuming
-from pipeline.progress import duration
+from pipeline.number_text import duration
 from pipeline.seeding import generator
 
 Factor = Callable[[int], float]  # of the learning rate, by step from 0

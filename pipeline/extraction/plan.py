@@ -14,6 +14,7 @@ from pipeline.errors import StorageError
 from pipeline.extraction.calibration import spread_images, whole_samples
 from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
+from pipeline.number_text import digits
 from pipeline.storage.address import is_url, open_folder
 from pipeline.storage.write_rate import WriteRate, measure_write_rate
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
@@ -203,8 +204,8 @@ def refuse_full_disk(
     needed = _forecast(options, schema, images(), 0, origin).total_bytes * missing / units
     if needed * (_SURE if schema.compressor == "none" else _SURE * _LEAST_LEFT) > free:
         raise StorageError(
-            f"{options.cache!r} needs about {needed / 1e9:.3g} GB for {missing} units, and its disk has "
-            f"{free / 1e9:.3g} GB free; make room, or extract less (--limit, --views; in a new cache "
+            f"{options.cache!r} needs about {digits(needed / 1e9)} GB for {missing} units, and its disk has "
+            f"{digits(free / 1e9)} GB free; make room, or extract less (--limit, --views; in a new cache "
             "--keep 0.3, --encoding int4)"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.progress import duration
+from pipeline.number_text import duration
 from pipeline.report.compared import ComparedRun, Comparison, Spread
 from pipeline.report.comparison_plot import comparison_charts, comparison_png
 from pipeline.report.page import PageSection, folded, render_page

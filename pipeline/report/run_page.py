@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.config import parse_config
 from pipeline.errors import printable
-from pipeline.progress import duration
+from pipeline.number_text import duration
 from pipeline.report import plots
 from pipeline.report.alignment import alignment_section
 from pipeline.report.images import image_section

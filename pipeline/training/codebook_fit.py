@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from pipeline.number_text import digits
 from pipeline.objectives.needs import CodebookRequest
 from pipeline.seeding import generator
 from pipeline.training.begin import kept_file
@@ -61,7 +62,7 @@ def make_codebook(
     seed, tokenizer = job.config.train.seed, tokenizer_of(job.objective)
     values = sample_tokens(job, request)
     tokens = values.shape[0] * values.shape[1]
-    say(f"codebook: {tokens:,} tokens, {values.nbytes / 1e9:.2g} GB on {job.device}")
+    say(f"codebook: {tokens:,} tokens, {digits(values.nbytes / 1e9)} GB on {job.device}")
     facts: dict[str, Any] = {"seed": seed, "tokens": tokens, "start": "random", "rounds": ROUNDS}
     if request.kind == "vqkd":
         predicted = values

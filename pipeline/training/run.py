@@ -13,6 +13,7 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import printable
+from pipeline.number_text import digits
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
 from pipeline.storage.files import replace_file
@@ -198,8 +199,8 @@ def describe_start(job: TrainingJob, first: int) -> list[str]:
     names = [cache.schema.teacher.name for cache in job.caches]
     teachers = f" from teachers {' and '.join(names)}" if job.others else ""
     description = (
-        f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({millions:.3g} M "
-        f"parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
+        f"{begin} of {config.train.global_batch:,} images{dealt}: {config.student.model} ({digits(millions)} "
+        f"M parameters), objective {config.objective.name}{teachers}, learning rate {rate:.3g}, "
         f"on {job.ranks.world_size} x {job.device_name} ({how})"
     )
     found = job.damage.summary if job.damage else ""

@@ -55,7 +55,7 @@ def test_a_run_of_all_parts_has_a_table_and_json(small_cache_path, tmp_path, mon
     for line in (
         r"\| streamed / resident ",
         r"training waits for data [\d.]+% of its time, at [\d.]+ of the resident rate",
-        r"extraction makes [\d,.]+ views/s; its busiest part is (decode|teacher|write)",
+        r"extraction makes [\d,.]+ views/s; its busiest part is (read|decode|teacher|write|publish), [\d,.]+",
         r"(reached|missed): reads / raw checked reads [\d.]+ x, at least 0.7",
         r"(reached|missed): decode, crop, encode: four views, one core [\d,]+ views/s, at least 550",
     ):

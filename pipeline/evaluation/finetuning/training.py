@@ -35,7 +35,7 @@ from pipeline.evaluation.finetuning.recipe import Recipe
 from pipeline.evaluation.fitting import autocast, shuffled_batches
 from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.subject import Subject
-from pipeline.progress import duration
+from pipeline.number_text import duration
 from pipeline.runtime.signals import StoppedError, deferred_stop
 from pipeline.seeding import derived_seed
 from pipeline.training.checkpoint import Checkpoint, choose_checkpoint, load_checkpoint, save_checkpoint
