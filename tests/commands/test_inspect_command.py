@@ -239,6 +239,7 @@ def test_the_teacher_agrees(cache):
         (["verify"], 2, "error: one cache must be named: give CACHE\n"),
         (["info", "{cache}", "--cache", "{cache}"], 2, "error: only one cache can be named: give CACHE\n"),
         (["inspect", "--cache", "{cache}"], 2, "No such command 'inspect'"),
+        (["copy", "{cache}", "c", "--tars", "a", "b"], 2, "for several repeat --tars, or quote a pattern"),
     ],
 )
 def test_misuse(cache, tmp_path, arguments, code, part):
