@@ -221,9 +221,9 @@ def test_the_teacher_agrees(cache):
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["verify", "{tmp}/none"], 1, f"none{NO_CACHE}"),
-        (["verify", "--cache", "{tmp}"], 1, NO_CACHE),
-        (["info", "--cache", "{tmp}/file"], 1, f"file{NO_CACHE}"),
+        (["verify", "{tmp}/none"], 2, f"none{NO_CACHE}"),
+        (["verify", "--cache", "{tmp}"], 2, NO_CACHE),
+        (["info", "--cache", "{tmp}/file"], 2, f"file{NO_CACHE}"),
         (
             ["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"],
             2,
