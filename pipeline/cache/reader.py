@@ -36,7 +36,10 @@ FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a ru
 
 
 def read_metadata(folder: Folder, key: str) -> bytes:
-    """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
+    """Read units.json or the group's zarr.json.
+
+    Raises CacheError that says what to do if it is not there, and ConfigError if there is no cache at all.
+    """
     try:
         return folder.read(key)
     except NotADirectoryError:
@@ -51,7 +54,7 @@ def read_metadata(folder: Folder, key: str) -> bytes:
                 cure = "inspect-cache verify --repair restores it"
                 raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
     made = "give a folder that extract-teacher made"
-    raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
+    raise ConfigError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:
@@ -69,7 +72,10 @@ class Cache:
     """An existing cache. Opening reads metadata only; the rest is read where it is first needed."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open the cache at a path or URL; raises CacheError if there is none, or a damaged or newer one."""
+        """Open the cache at a path or URL.
+
+        Raises ConfigError if there is none, and CacheError for a damaged or newer one.
+        """
         self.folder = open_folder(address)
         self.address = self.folder.address
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache

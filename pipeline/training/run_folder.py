@@ -107,15 +107,16 @@ def held_run_folder(run: Path) -> Iterator[None]:
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """Read run.json; raises CheckpointError if there is none or it holds no configuration."""
+    """Read run.json; raises ConfigError if there is none, CheckpointError if it holds no configuration."""
+    message = f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
     try:
         values: dict[str, Any] = load_json((run / RUN_FILE).read_bytes())
         values["config"]["train"]
         return values
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(message) from None
     except (OSError, ValueError, LookupError, TypeError):
-        raise CheckpointError(
-            f"{str(run)!r} is not a run folder (no readable {RUN_FILE}): give one that train-student made"
-        ) from None
+        raise CheckpointError(message) from None
 
 
 def caches_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
