@@ -72,10 +72,7 @@ class Cache:
     """An existing cache. Opening reads metadata only; the rest is read where it is first needed."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open the cache at a path or URL.
-
-        Raises ConfigError if there is none, and CacheError for a damaged or newer one.
-        """
+        """Open a path or URL; raises ConfigError if no cache is there, CacheError for a damaged or newer one."""
         self.folder = open_folder(address)
         self.address = self.folder.address
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache
