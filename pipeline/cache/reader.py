@@ -36,7 +36,7 @@ FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a ru
 
 
 def read_metadata(folder: Folder, key: str) -> bytes:
-    """Read units.json or the group's zarr.json; raises CacheError if it is lost, ConfigError without a cache."""
+    """Read units.json or the group's zarr.json; raises ConfigError without a cache, CacheError if lost."""
     try:
         return folder.read(key)
     except NotADirectoryError:
