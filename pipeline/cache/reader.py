@@ -36,10 +36,7 @@ FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a ru
 
 
 def read_metadata(folder: Folder, key: str) -> bytes:
-    """Read units.json or the group's zarr.json.
-
-    Raises CacheError that says what to do if it is not there, and ConfigError if there is no cache at all.
-    """
+    """Read units.json or the group's zarr.json; raises ConfigError without a cache, CacheError if lost."""
     try:
         return folder.read(key)
     except NotADirectoryError:
@@ -72,7 +69,7 @@ class Cache:
     """An existing cache. Opening reads metadata only; the rest is read where it is first needed."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open a path or URL; raises ConfigError if no cache is there, CacheError for a damaged or newer one."""
+        """Open the cache at a path or URL; raises ConfigError without one, CacheError if damaged or newer."""
         self.folder = open_folder(address)
         self.address = self.folder.address
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache
