@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import usable_cores
 from stages.console import cli_errors, run_command
@@ -53,6 +54,8 @@ def bench(
         from pipeline.config import load_config
         from pipeline.training.config import RunConfig
 
+        if json_file and not json_file.parent.is_dir():
+            raise ConfigError(f"--json {str(json_file)!r}: its folder does not exist: make it first")
         del given["json_file"]
         options = choose_options(**given | {"device": choose_device(device), "cores": usable_cores()})
         config = load_config(RunConfig, Path(str(files("stages") / "recipes" / RECIPES[recipe].file)))

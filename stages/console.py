@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.runtime.launch import this_process
@@ -136,19 +136,9 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
-class Group(TyperGroup):
-    """Several commands in one program."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Parse words after refusing empty ones."""
-        _refuse_empty(args)
-        return super().parse_args(ctx, args)
-
-
 def new_app(**options: Any) -> typer.Typer:
     """Return an application with what all commands have: -h, and plain help and errors."""
     return typer.Typer(
-        cls=Group,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

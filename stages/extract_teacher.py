@@ -132,7 +132,7 @@ def _read_options(given: dict[str, Any]) -> Options:
     }
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     if not is_empty(open_folder(options.cache)):
-        Cache(options.cache)  # raises CacheError for a folder that is not a cache
+        Cache(options.cache)  # raises ConfigError for a folder that is not a cache
     return options
 
 

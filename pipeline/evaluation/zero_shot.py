@@ -24,7 +24,6 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.student.config import STUDENT_FILE
 from pipeline.student.patches import cut_patches
-from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.initial import initial_objective
@@ -53,6 +52,8 @@ class ZeroShot(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score the test images, or all images if there are no others."""
+        from pipeline.teacher.text import load_clip  # open_clip takes seconds to import
+
         data, subject = task.test or task.data, task.subject
         names = data.class_names
         if not names:

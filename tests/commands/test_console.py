@@ -112,6 +112,7 @@ def test_the_shell_completes_options_without_torch():
         ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value after --set"),
         ("evaluate_student", ["knn", "--run", ""], "the value after --run"),
         ("inspect_cache", ["info", ""], "an argument"),
+        ("inspect_cache", ["copy", "a.cache", "b.cache", "--tars", ""], "the value after --tars"),
     ],
 )
 def test_an_empty_value_is_refused(module, words, named, tmp_path):
