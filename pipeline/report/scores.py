@@ -133,6 +133,17 @@ def read_scores(run: Path) -> tuple[Score, ...]:
         ) from None
 
 
+def may_be_replaced(file: Path) -> bool:
+    """Whether scores may replace a file: one of scores, an empty one, or none."""
+    try:
+        _SCORES.validate_json(file.read_bytes() or b"[]")
+    except FileNotFoundError:
+        return True
+    except (ValidationError, OSError):
+        return False
+    return True
+
+
 def add_scores(run: Path, new: Sequence[Score]) -> None:
     """Add scores to scores.json; each replaces one of the same weights under the same conditions."""
     replaced = {_identity(score) for score in new}
