@@ -423,7 +423,8 @@ def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path,
     data = ["--cache", cache] if "few=2" in options else ["--shards", tars]
     result_file = tmp_path / "result.json"
     arguments = [*data, "--test-shards", test_tar, "--out", result_file, *settings, *SETTINGS[2:]]
-    call(app, evaluation, "--run", run, *arguments, code=0)
+    result = call(app, evaluation, "--run", run, *arguments, code=0)
+    assert ("to learn from (few=2 of each class); chance" in result.stdout) == ("few=2" in options)
     scores = json.loads(result_file.read_text())
     assert [score["representation"] for score in scores] == names
     assert {score["test"]["images"] for score in scores} == {9}
