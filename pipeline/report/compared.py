@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.scores import Score, is_outdated, read_scores, student_digest
-from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
+from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run, training_seconds
 
 _SEED = "train.seed"
 # The order of samples depends on these and the seed.
@@ -182,7 +182,7 @@ def read_compared(folder: Path) -> ComparedRun:
         steps=run["steps"],
         done=int(metrics[-1]["step"]) if metrics else 0,
         batch=config["train"]["global_batch"],
-        seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
+        seconds=training_seconds(metrics),
         operations=run.get("operations"),
         scores=scores,
         chances=chances,

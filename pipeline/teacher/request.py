@@ -1,10 +1,8 @@
 """Checks what is asked of a teacher, without torch: address, levels, and the student's grid."""
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 from pipeline.storage.address import name_fault
 
 LIBRARIES = ("open_clip", "timm")
@@ -30,12 +28,6 @@ def absolute_teacher(spec: str) -> str:
     library, name = split_address(spec)
     folder = name.removeprefix(_LOCAL_FORM)
     return spec if folder == name else f"{library}:{_LOCAL_FORM}{Path(folder).resolve()}"
-
-
-def suggestion(value: str, known: Iterable[str]) -> str:
-    """Return `did you mean ...? ` with up to three known names like the value, or nothing."""
-    close = difflib.get_close_matches(value, list(known), n=3)
-    return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
 
 
 def parse_levels(levels: str) -> int | tuple[int, ...]:

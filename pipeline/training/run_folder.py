@@ -7,7 +7,7 @@ begin, end.
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -24,6 +24,7 @@ from pipeline.training.trackers import Trackers
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 Resume = Literal["never", "always", "auto"]
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
@@ -57,7 +58,7 @@ def continues(run: Path, resume: Resume) -> bool:
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
         )
     kept = {
-        "checkpoints": any(run.glob("checkpoints/step_*.pt")),
+        "checkpoints": any((run / CHECKPOINTS).glob("step_*.pt")),
         "a student": (run / STUDENT_FOLDER).exists() or (run / STUDENT_FILE).exists(),
     }
     if found := not exists and [what for what, there in kept.items() if there]:
@@ -232,6 +233,11 @@ class MetricsLog:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl on steps; a last line that was cut by a kill is left out."""
     return [line for line in _read_lines(run) if "loss" in line]
+
+
+def training_seconds(metrics: Iterable[Mapping[str, Any]]) -> float:
+    """Return the seconds of the logged steps, without start-up and evaluations."""
+    return sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
