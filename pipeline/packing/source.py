@@ -29,8 +29,9 @@ class ImageFile:
         try:
             with Path(self.path).open("rb") as file:
                 data = file.read(MAX_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise SourceError(f"cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SourceError(f"cannot be read ({reason})") from None
         return checked_bytes(data)
 
 

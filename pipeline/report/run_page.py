@@ -23,14 +23,8 @@ from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig, objective_kinds
-from pipeline.training.run_folder import (
-    caches_of,
-    flat_config,
-    read_evaluations,
-    read_metrics,
-    read_run,
-    training_seconds,
-)
+from pipeline.training.metrics import read_evaluations, read_metrics, training_seconds
+from pipeline.training.run_folder import caches_of, flat_config, read_run
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics

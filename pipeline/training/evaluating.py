@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import ConfigError, cause_of
 from pipeline.student.encoder import MaskedEncoder
 from pipeline.training.job import TrainingJob
-from pipeline.training.run_folder import MetricsLog, read_evaluations
+from pipeline.training.metrics import MetricsLog, read_evaluations
 
 # Of an encoder and its steps: evaluation, representation, metric, value, interval and chance of each score.
 Evaluate = Callable[[MaskedEncoder, int], list[dict[str, Any]]]

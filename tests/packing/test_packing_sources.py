@@ -245,6 +245,16 @@ def test_plain_bytes_and_names_in_parquet(tmp_path):
     assert sorted(name for name, _ in members(out)["out-000000.tar"])[0] == "00000000.cls"
 
 
+def test_a_path_that_no_file_can_have_is_left_out(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(image(0))
+    (tmp_path / "list.csv").write_bytes(b"path,label\na.jpg,0\na\0.jpg,1\n")
+    options = PackingOptions(source=str(tmp_path / "list.csv"), out=str(tmp_path / "out"), workers=0)
+    packed = run_packing(plan_packing(options))
+    assert [(one.name, one.reason) for one in packed.left_out] == [
+        ("a\0.jpg", "cannot be read (embedded null byte)")
+    ]
+
+
 def test_rows_without_bytes_are_read_from_their_path(tmp_path):
     folder = write_folder(tmp_path / "source", 4)
     pictures = [{"bytes": None, "path": name} for name in images(4)]
