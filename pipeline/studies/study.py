@@ -49,7 +49,7 @@ class Row(Section):
     @property
     def slug(self) -> str:
         """The label as part of a folder name."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-.") or "row"
+        return re.sub(r"(?:[^\w.]|_)+", "-", self.label.lower()).strip("-.") or "row"
 
 
 class Study(Section):

@@ -25,12 +25,14 @@ from pipeline.training.trackers import Trackers
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 Resume = Literal["never", "always", "auto"]
+# Keys that do not change what is learnt.
+FED_AND_LOGGED = (
+    *("data.workers", "data.allow_partial", "data.on_damage", "data.max_damaged", "data.local_"),
+    *("train.log_every", "train.checkpoint_every", "train.compile", "evaluate.", "log."),
+)
 # data.lanes is compared as it was resolved. Fewer ranks may need more parts: that changes sums in their last
 # bits alone.
-_NOT_PINNED = (
-    "data.workers", "data.allow_partial", "data.lanes", "data.on_damage", "data.max_damaged", "data.local_",
-    "train.log_every", "train.checkpoint_every", "train.compile", "train.accumulate", "evaluate.", "log.",
-)  # fmt: skip
+_NOT_PINNED = (*FED_AND_LOGGED, "data.lanes", "train.accumulate")
 
 
 def continues(run: Path, resume: Resume) -> bool:
@@ -241,7 +243,16 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def _read_lines(run: Path) -> list[dict[str, Any]]:
     try:
-        text = (run / METRICS_FILE).read_text(encoding="utf-8")
+        text = (run / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return [load_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            lines.append(load_json(line))
+            int(lines[-1]["step"])
+        except (ValueError, LookupError, TypeError):
+            raise CheckpointError(
+                f"line {number} of {str(run / METRICS_FILE)!r} is damaged: remove it"
+            ) from None
+    return lines
