@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline.errors import MaskAlignError
+from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.signals import StoppedError, polite_signals
 
@@ -36,6 +36,7 @@ def cli_errors(
             stream.reconfigure(errors="backslashreplace")
     try:
         with polite_signals():
+            _refuse_removed_folder()
             yield
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -71,6 +72,14 @@ def ending_alone(advice: Callable[[], str]) -> Iterator[None]:
             with suppress(OSError):
                 stream.flush()
         os._exit(error.exit_code if isinstance(error, typer.Exit) else 1)
+
+
+def _refuse_removed_folder() -> None:
+    """Refuse a working folder that was removed: relative paths have no meaning there, and workers fail."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working folder was removed: change to one that exists, such as cd ~") from None
 
 
 def print_row(name: str, value: str) -> None:

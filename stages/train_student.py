@@ -101,8 +101,11 @@ def _train(
     from pipeline.training.run_folder import continues, read_run
     from pipeline.training.sections import Sections
 
+    recipe = read_settings(file)  # once: it may be a pipe, as of <(...), which is empty after that
+
     def read() -> dict[str, Any]:
-        return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+        kept = read_run(run)["config"] if continues(run, mode) else None
+        return read_settings(None, assignments, recipe if file else kept)
 
     def read_config() -> "RunConfig":
         values = read()

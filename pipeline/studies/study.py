@@ -116,7 +116,10 @@ def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
     except ConfigError as error:
         raise ConfigError(str(error).replace("configuration key", f"key of study {str(file)!r}")) from None
     recipe = flattened(read_settings(file.parent / study.recipe)) if study.recipe else {}
-    given = flattened(read_settings(None, [each for each in assignments if each not in own]))
+    try:
+        given = flattened(read_settings(None, [each for each in assignments if each not in own]))
+    except ValueError as error:
+        raise ConfigError(f"--set {error}, nor a key of the study: {', '.join(_STUDY_KEYS)}") from None
     varied = {*study.axes, *(key for variant in study.variants for key in variant.settings)}
     if both := sorted(varied & given.keys()):
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Folders, lists, parquet files and saved data sets: the same images and labels come out of each."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -140,6 +141,19 @@ def test_keys_with_accents_and_long_keys_are_read_again(tmp_path):
     out = pack(tmp_path, tmp_path / "out")
     found = {sample.key: sample.image for sample in read_samples(source_tar(out / "out-000000.tar"))}
     assert found == {key: image(number) for number, key in enumerate(keys)}
+
+
+def test_what_is_no_file_is_left_out(tmp_path):
+    """A named pipe would be waited for without end."""
+    write_folder(tmp_path / "images", 8)
+    os.mkfifo(tmp_path / "images" / "ant" / "pipe.jpg")
+    (tmp_path / "images" / "ant" / "gone.jpg").symlink_to("nowhere")
+    packed = run_packing(make_plan(PackingOptions(str(tmp_path / "images"), str(tmp_path / "out"))))
+    reasons = [one.reason for one in packed.left_out]
+    assert sorted(reasons) == [
+        "cannot be read (No such file or directory)",
+        "cannot be read (not a regular file)",
+    ]
 
 
 def test_links_to_folders_and_images_are_followed_once(tmp_path):
