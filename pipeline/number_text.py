@@ -1,9 +1,11 @@
 """Numbers as a person reads them."""
 
+from decimal import Decimal
+
 
 def digits(value: float) -> str:
     """Return a number with three significant digits, or whole with separators from 1,000 on."""
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def duration(seconds: float) -> str:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import usable_cores
-from stages.console import cli_errors, run_command
+from stages.console import Device, cli_errors, run_command
 
 _TEACHER = "Teacher as for extract-teacher; default: an untrained one of the recipe's shape."
 _WORKERS = "Processes that read and decode; default: from the number of cores."
@@ -21,7 +22,7 @@ _JSON = "Write the line of JSON to this file; default: the last line of stdout."
 def bench(
     recipe: Annotated[str, typer.Option(help="Student, batch and teacher: tiny, s, b or l.")] = "tiny",
     teacher: Annotated[str | None, typer.Option(help=_TEACHER)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help=_WORKERS)] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of a step; default: the recipe's.")
@@ -53,6 +54,8 @@ def bench(
         from pipeline.config import load_config
         from pipeline.training.config import RunConfig
 
+        if json_file and not json_file.parent.is_dir():
+            raise ConfigError(f"--json {str(json_file)!r}: its folder does not exist: make it first")
         del given["json_file"]
         options = choose_options(**given | {"device": choose_device(device), "cores": usable_cores()})
         config = load_config(RunConfig, Path(str(files("stages") / "recipes" / RECIPES[recipe].file)))

@@ -10,13 +10,7 @@ from pipeline.cache.prices import Prices
 from pipeline.errors import ConfigError, printable
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import usable_cores
-from stages.console import (
-    cli_errors,
-    counted,
-    new_app,
-    print_row,
-    run_app,
-)
+from stages.console import Command, cli_errors, counted, new_app, print_row, run_app
 
 _LEVELS = "Teacher blocks that a student uses, such as 7,11; default: all that are stored."
 _TEACHER = "Run the teacher again on a sample of crops and compare."
@@ -50,7 +44,7 @@ def _address(argument: str | None, option: str | None) -> str:
     return named[0]
 
 
-@app.command()
+@app.command(cls=Command)
 def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
     """Print what is in a cache, from which teacher, how much, level by level."""
     with cli_errors():
@@ -75,7 +69,7 @@ def info(cache: CacheArgument = None, cache_option: CacheOption = None) -> None:
             typer.echo(f"{part:<20}{size / 1e6:>14,.1f} MB{per_view:>14,.0f} bytes a view")
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
@@ -136,7 +130,7 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         raise ConfigError(f"{option} {text!r} is not a list of numbers: give numbers such as 0,1") from None
 
 
-@app.command()
+@app.command(cls=Command)
 def card(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,
@@ -177,7 +171,7 @@ def card(
             typer.echo("its licence is unknown: images and teacher have terms; give --license ID")
 
 
-@app.command()
+@app.command(cls=Command)
 def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or URL of the cache, also https://.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="Folder or URL of the copy.")],
@@ -211,7 +205,7 @@ def copy(
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     cache: CacheArgument = None,
     cache_option: CacheOption = None,

@@ -77,6 +77,14 @@ ratio=0.6
     unknown KEY 'ratio': did you mean 'mask.ratio'?
 head=mlp
     unknown KEY 'head': did you mean 'objective.head'?
+global_bach=64
+    unknown KEY 'global_bach': did you mean 'train.global_batch'?
+trian=1
+    unknown KEY 'trian': did you mean 'train'?
+train.epochs=100
+    unknown KEY 'train.epochs': did you mean 'optim.epochs'?
+objective.ratio=0.6
+    unknown KEY 'objective.ratio': did you mean 'mask.ratio'?
 zzz=1
     unknown KEY 'zzz': known are objective, data, mask, student, optim, train, evaluate, log
 mask.ratio=much

@@ -12,6 +12,8 @@ def test_durations_are_in_units_that_a_person_uses():
 
 def test_no_number_is_shown_with_an_exponent():
     shown = {
+        0.0: "0",
+        0.0000717: "0.0000717",
         0.0123: "0.0123",
         7.0: "7",
         65.43: "65.4",

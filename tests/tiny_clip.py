@@ -8,6 +8,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from pipeline.teacher.load import describe, load_teacher
+from pipeline.teacher.request import Address
 from pipeline.teacher.source import Source
 from pipeline.teacher.tower import build_tower
 from pipeline.weights import weights_sha256
@@ -53,4 +54,5 @@ def own_teacher(model, grid=5, levels=(1, 2)):
     """Make a teacher of a timm model that was built here."""
     source = Source(model.eval(), "timm", "own", "random", (0.5,) * 3, (0.5,) * 3)
     digest = weights_sha256(source.module)
-    return describe(build_tower(source.module, "timm:own", grid), source, digest, grid, levels, "float32")
+    tower = build_tower(source.module, Address("timm", "own"), grid)
+    return describe(tower, source, digest, grid, levels, "float32")

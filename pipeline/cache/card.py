@@ -121,8 +121,8 @@ def make_card(cache: Cache, inventory: Inventory, license_name: str) -> str:
         teacher=json.dumps(teacher.address(teacher.tag)),
         weights=json.dumps(teacher.weights_sha256),
         title=title,
-        content=_table(("", ""), _rows(cache, inventory, license_name)),
-        sizes=_table(("part", "bytes", "bytes a view"), sizes),
+        content=markdown_table(("", ""), _rows(cache, inventory, license_name)),
+        sizes=markdown_table(("part", "bytes", "bytes a view"), sizes),
         served="" if address else _SERVED,
         where=address or "URL",
         level=cache.schema.levels[-1],
@@ -171,7 +171,7 @@ def _rows(cache: Cache, inventory: Inventory, license_name: str) -> Iterator[tup
     yield "weights", f"SHA-256 of the teacher's vision tower `{cache.schema.teacher.weights_sha256}`"
 
 
-def _table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a table of Markdown."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -36,7 +36,7 @@ FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a ru
 
 
 def read_metadata(folder: Folder, key: str) -> bytes:
-    """Read units.json or the group's zarr.json; raises CacheError that says what to do if it is not there."""
+    """Read units.json or the group's zarr.json; raises ConfigError without a cache, CacheError if lost."""
     try:
         return folder.read(key)
     except NotADirectoryError:
@@ -51,7 +51,7 @@ def read_metadata(folder: Folder, key: str) -> bytes:
                 cure = "inspect-cache verify --repair restores it"
                 raise store.unreadable(f"{key} of cache {folder.address!r}", error, cure) from None
     made = "give a folder that extract-teacher made"
-    raise CacheError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
+    raise ConfigError(f"{folder.address!r} is not a cache (no {UNITS_FILE}): {made}")
 
 
 def read_units(folder: Folder) -> tuple[Unit, ...]:
@@ -69,7 +69,7 @@ class Cache:
     """An existing cache. Opening reads metadata only; the rest is read where it is first needed."""
 
     def __init__(self, address: str | Path) -> None:
-        """Open the cache at a path or URL; raises CacheError if there is none, or a damaged or newer one."""
+        """Open the cache at a path or URL; raises ConfigError without one, CacheError if damaged or newer."""
         self.folder = open_folder(address)
         self.address = self.folder.address
         listed = read_metadata(self.folder, UNITS_FILE)  # first: without it there is no cache

@@ -21,8 +21,8 @@ from pipeline.storage.folder import Folder
 def restore_metadata(folder: Folder) -> list[str]:
     """Restore the group's zarr.json and units.json if they are damaged; return what was done, by line.
 
-    Raises CacheError if there is nothing to restore them from, or no cache, and ConfigError for a folder
-    that can only be read.
+    Raises CacheError if there is nothing to restore them from, and ConfigError for a folder that is not a
+    cache or can only be read.
     """
     if not folder.can_list:
         raise ConfigError(

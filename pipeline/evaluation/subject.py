@@ -229,12 +229,9 @@ def teacher_subject(
     from pipeline.teacher.as_timm import timm_vit
     from pipeline.teacher.load import load_teacher  # open_clip takes seconds to import
 
-    try:
-        teacher = load_teacher(spec, image_size=image_size, patch_size=patch_size, levels="1").to(device)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("teacher ", f"{kind} ", 1)) from error
+    teacher = load_teacher(spec, image_size=image_size, patch_size=patch_size, levels="1", noun=kind)
     known = teacher.facts
     name = spec.rstrip("/").rpartition("/")[2] if "local-dir:" in spec else spec
     facts = SubjectFacts(kind=kind, name=name, weights=known.weights_sha256)
-    vit = timm_vit(teacher.tower, spec).eval()
+    vit = timm_vit(teacher.to(device).tower, spec).eval()
     return Subject(facts, vit, patch_size or known.patch_size, known.mean, known.std)

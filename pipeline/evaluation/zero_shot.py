@@ -24,11 +24,10 @@ from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.student.config import STUDENT_FILE
 from pipeline.student.patches import cut_patches
-from pipeline.teacher.text import load_clip
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.initial import initial_objective
-from pipeline.training.run_folder import caches_of, read_run
+from pipeline.training.run_folder import CHECKPOINTS, caches_of, read_run
 from pipeline.weights import weights_sha256
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
@@ -53,6 +52,8 @@ class ZeroShot(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Score the test images, or all images if there are no others."""
+        from pipeline.teacher.text import load_clip  # open_clip takes seconds to import
+
         data, subject = task.test or task.data, task.subject
         names = data.class_names
         if not names:
@@ -168,7 +169,7 @@ def _of_student(task: Task) -> Embed:
             f"{task.subject.image_size}: leave --image-size out"
         )
     objective = initial_objective(config, cache, others)
-    chosen = choose_checkpoint(task.run / "checkpoints")
+    chosen = choose_checkpoint(task.run / CHECKPOINTS)
     if chosen is None:
         raise ConfigError(
             f"run {str(task.run)!r} has no checkpoint, which holds the head that predicts the teacher: "

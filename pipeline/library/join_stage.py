@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.cache.layout import CRC, KEY_HASH, chunk_count
 from pipeline.cache.reader import REMEDY, FinishedUnits
 from pipeline.cache.schema import BLOCK_ROWS
-from pipeline.cache.store import Values
 from pipeline.errors import CacheError, ConfigError
 from pipeline.library.cache import Cache, open_in_worker
 from pipeline.library.features import FeatureDecoder, Levels, sample_arrays, sample_fields
@@ -72,10 +71,12 @@ class _Join:
 
     def __init__(self, cache: Cache, stage: TargetStage) -> None:
         self._cache, self._stage = cache, stage
-        self._names = sample_arrays(cache, stage.decoder)
+        names = sample_arrays(cache, stage.decoder)
         self._units = {f"{cache.units[int(unit['unit'])].stem}.tar": unit for unit in stage.units}
         self._index = lru_cache(_UNITS_HELD)(self._read_index)
-        self._chunk = lru_cache(_CHUNKS_HELD)(self._read_chunk)
+        self._chunk = lru_cache(_CHUNKS_HELD)(
+            lambda tar, chunk: cache.read_chunk(cache.pinned_commit(self._units[tar]), chunk, names)
+        )
 
     def fields(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Return the targets of a sample; raises CacheError or ConfigError."""
@@ -128,6 +129,3 @@ class _Join:
         chunks = range(chunk_count(commit.rows))
         index = np.concatenate([self._cache.read_chunk(commit, one, ["index"])["index"] for one in chunks])
         return index, {hashed: row for row, hashed in enumerate(index[:, KEY_HASH].tolist())}
-
-    def _read_chunk(self, tar: str, chunk: int) -> dict[str, Values]:
-        return self._cache.read_chunk(self._cache.pinned_commit(self._units[tar]), chunk, self._names)

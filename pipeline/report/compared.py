@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.scores import Score, is_outdated, read_scores, student_digest
-from pipeline.training.run_folder import METRICS_FILE, flat_config, read_metrics, read_run
+from pipeline.report.scores import Score, differing_conditions, is_outdated, read_scores, student_digest
+from pipeline.training.metrics import METRICS_FILE, read_metrics, training_seconds
+from pipeline.training.run_folder import FED_AND_LOGGED, flat_config, read_run
 
 _SEED = "train.seed"
 # The order of samples depends on these and the seed.
 ORDER = ("data.lanes", "data.window_blocks", "train.global_batch")
-_NO_MATTER = (  # keys that do not change what is learnt
-    *("data.workers", "data.allow_partial", "evaluate.", "train.log_every", "train.checkpoint_every"),
-    *("train.compile", "optim.warmup_epochs", _SEED),
-)
+_NO_MATTER = (*FED_AND_LOGGED, _SEED)
 
 
 ScoreKey = tuple[str, str, str]  # evaluation, representation, conditions
@@ -141,6 +139,16 @@ class Comparison:
         return f"{key[0]} {key[1]}{number}"
 
     @property
+    def notes(self) -> list[str]:
+        """The remarks, and what differs between scores of the same name."""
+        found = list(self.remarks)
+        for name in dict.fromkeys(key[:2] for key in self.columns):
+            alike = [key for key in self.columns if key[:2] == name]
+            told = differing_conditions([key[2] for key in alike]) if len(alike) > 1 else []
+            found += [f"{self.name_of(key)}: {what}" for key, what in zip(alike, told, strict=False)]
+        return found
+
+    @property
     def headline(self) -> ScoreKey | None:
         """The score of the figure: k-NN on the mean patch token if there is one, else the first."""
         preferred = [key for key in self.columns if key[:2] == ("knn", "mean")]
@@ -164,10 +172,11 @@ def read_compared(folder: Path) -> ComparedRun:
     # scores.json may also hold a teacher or an untrained network, for the report
     own = [s for s in read_scores(folder) if s.subject.kind == "run" and not is_outdated(s, student)]
     settings = {key: value for key, value in flat.items() if not key.startswith(_NO_MATTER)}
-    if settings.get("optim.steps") is not None:
-        settings.pop("optim.epochs", None)
-    if "teacher in the loop" in str(pinned.get("targets", "")):
-        settings["targets"] = "teacher in the loop"
+    for length in ("", "warmup_"):  # steps override epochs
+        if settings.get(f"optim.{length}steps") is not None:
+            settings.pop(f"optim.{length}epochs", None)
+    in_loop = "teacher in the loop" in str(pinned.get("targets", ""))
+    settings["targets"] = "teacher in the loop" if in_loop else "cached targets"
     scores, chances = metrics_and_chances(own)
     return ComparedRun(
         folder=folder,
@@ -182,7 +191,7 @@ def read_compared(folder: Path) -> ComparedRun:
         steps=run["steps"],
         done=int(metrics[-1]["step"]) if metrics else 0,
         batch=config["train"]["global_batch"],
-        seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
+        seconds=training_seconds(metrics),
         operations=run.get("operations"),
         scores=scores,
         chances=chances,
@@ -216,8 +225,8 @@ def lines_of(runs: Sequence[ComparedRun]) -> list[Line]:
         if len(caches) > 1:
             digests = "+".join(digest[:8] for digest in run.facts["cache"].split("+"))
             shown.append(f"cache {digests}")
-        found.setdefault(", ".join(shown) or run.name, []).append(run)
-    return [Line(label, group) for label, group in found.items()]
+        found.setdefault(", ".join(shown), []).append(run)
+    return [Line(label or group[0].name, group) for label, group in found.items()]
 
 
 def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
@@ -236,6 +245,11 @@ def remarks_on_runs(runs: Sequence[ComparedRun]) -> list[str]:
         found.append("run.json of an earlier version does not have the encoder's initial weights")
     if any(len(digests - {""}) > 1 for digests in starts.values()):
         found.append("runs of the same seed and student began with different initial weights")
+    for line in lines_of(runs):
+        count, seeds = len(line.runs), len({run.seed for run in line.runs})
+        if seeds < count:
+            of = f"{seeds} seed{'s' * (seeds > 1)}"
+            found.append(f"{line.label}: {count} runs of {of}, so the spread is not one over seeds alone")
     found += [
         f"run {run.name} is at step {run.done:,} of {run.steps:,}" for run in runs if run.done < run.steps
     ]

@@ -55,7 +55,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": comparison.title,
         "settings": list(comparison.differing),
-        "remarks": list(comparison.remarks),
+        "remarks": comparison.notes,
         "chance": {
             comparison.name_of(key): comparison.chances[key]
             for key in comparison.columns
@@ -70,7 +70,7 @@ def as_markdown(comparison: Comparison) -> str:
     head, rows = _head(comparison), list(_rows(comparison))
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    notes = [f"- {text}" for text in (*_failures(comparison), *comparison.remarks)]
+    notes = [f"- {text}" for text in (*_failures(comparison), *comparison.notes)]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
@@ -91,7 +91,7 @@ def as_page(comparison: Comparison, subtitle: str, out: Path) -> str:
     only = {at: line.runs[0] for at, line in enumerate(comparison.lines) if len(line.runs) == 1}
     table = _table(_head(comparison), _rows(comparison), _links(only, out), failed)
     failures = "".join(f"<li>{html.escape(text)}</li>" for text in _failures(comparison))
-    remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.remarks)
+    remarks = "".join(f"<li>{html.escape(text)}</li>" for text in comparison.notes)
     rows, runs = list[list[str]](), [run for line in comparison.lines for run in line.runs]
     for run in runs:
         scores = (f"{run.scores[key]:.1%}" if key in run.scores else "" for key in comparison.columns)

@@ -100,6 +100,22 @@ class Score(Outcome):
         return json.dumps([*what, self.subject.input_size] if resized else what, sort_keys=True)
 
 
+def differing_conditions(conditions: Sequence[str]) -> list[str]:
+    """Return for each of several `Score.conditions` what differs between them, such as "k [5]"."""
+    told = list[dict[str, str]]()
+    for text in conditions:
+        _, protocol, options, selection, seeds, data, *size = json.loads(text)
+        bank, test = (f"{digest[:8]} of {pixels} pixels" for digest, pixels in data)
+        facts = {"protocol": protocol, **options, "selection": selection, "seeds": seeds, "input size": size}
+        facts |= {"images to learn from": bank, "images to test on": test}
+        told.append(
+            {name: each if isinstance(each, str) else json.dumps(each) for name, each in facts.items()}
+        )
+    names = dict.fromkeys(name for facts in told for name in facts)
+    differing = [name for name in names if len({facts.get(name) for facts in told}) > 1]
+    return [", ".join(f"{name} {facts[name]}" for name in differing if name in facts) for facts in told]
+
+
 _SCORES = TypeAdapter(tuple[Score, ...])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError
 from pipeline.storage.files import (
     create_file_exclusively,
     flush_to_disk,
@@ -68,7 +68,7 @@ class LocalFolder:
         except FileNotFoundError:
             return set()
         except NotADirectoryError:
-            raise StorageError(
+            raise ConfigError(
                 f"{self.address!r} is a file or below one: give a folder, or a path where nothing is"
             ) from None
         return {name for name in entries if not _FOREIGN.fullmatch(name)}

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.subject import student_subject, untrained_subject
+from pipeline.json_text import load_json
 from pipeline.report.compared import ComparedRun, Comparison, Line, metrics_and_chances, read_compared
 from pipeline.report.comparison import write_comparison
 from pipeline.report.run_page import write_run_report
@@ -198,19 +199,25 @@ def claim_folder(plan: Plan) -> None:
     out, file = plan.out, plan.out / STUDY_FILE
     caches = {name: cache.digest for name, cache in plan.caches.items()}
     if file.exists():
-        earlier = json.loads(file.read_bytes())
-        if earlier["title"] != plan.study.title:
+        try:
+            earlier = load_json(file.read_bytes())
+            title, known = earlier["title"], dict(earlier["caches"])
+        except (ValueError, LookupError, TypeError):
             raise ConfigError(
-                f"--out {str(out)!r} holds another study, {earlier['title']!r}: give a new or empty folder"
+                f"{str(file)!r} is damaged: restore it, or give a new --out, and this one as --reuse"
+            ) from None
+        if title != plan.study.title:
+            raise ConfigError(
+                f"--out {str(out)!r} holds another study, {title!r}: give a new or empty folder"
             )
-        changed = [name for name, digest in caches.items() if earlier["caches"].get(name, digest) != digest]
+        changed = [name for name, digest in caches.items() if known.get(name, digest) != digest]
         if changed:
             which = f"cache {changed[0]!r}" if changed[0] else f"cache {plan.caches[''].address!r}"
             raise ConfigError(
                 f"{which} is not the one that the runs in --out {str(out)!r} were made from: all runs of a "
                 "study share one cache; give that one, or a new --out"
             )
-        caches = earlier["caches"] | caches
+        caches = known | caches
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {str(out)!r} is not a folder of this study: give a new or empty folder")
     values = {"title": plan.study.title, "caches": caches, "study": plan.study.model_dump(mode="json")}

@@ -20,20 +20,21 @@ def load_teacher(
     patch_size: int | None,
     levels: str | tuple[int, ...] = "5",
     precision: str = "float32",
+    noun: str = "teacher",
 ) -> Teacher:
     """Load a frozen teacher on the token grid of a student with this image and patch size.
 
     A teacher with other patches sees images resized to this grid; without `patch_size` it has its own grid.
     levels: the last N blocks as `N`, or block numbers from 0 as `7,9,11`. Trained weights are downloaded or
     taken from the library's cache. Raises ConfigError for an unknown address, a tower that is not a plain
-    ViT, weights that cannot be loaded, sizes or levels that do not fit.
+    ViT, weights that cannot be loaded, sizes or levels that do not fit; it calls the network a `noun`.
     """
     grid = student_grid(image_size, patch_size) if patch_size else None
-    library, name = split_address(spec)
-    source = _LOADERS[library](spec, name)
+    address = split_address(spec, noun)
+    source = _LOADERS[address.library](address)
     grid = grid or student_grid(image_size, native_patch_size(source.module))
     digest = weights_sha256(source.module)  # first: fitting replaces the positions
-    return describe(build_tower(source.module, spec, grid), source, digest, grid, levels, precision)
+    return describe(build_tower(source.module, address, grid), source, digest, grid, levels, precision)
 
 
 def describe(

@@ -1,10 +1,9 @@
 """Checks what is asked of a teacher, without torch: address, levels, and the student's grid."""
 
-import difflib
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 from pipeline.storage.address import name_fault
 
 LIBRARIES = ("open_clip", "timm")
@@ -14,28 +13,35 @@ _LOCAL_FORM = "local-dir:"
 _FORMS = "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH"
 
 
-def split_address(spec: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Address:
+    """Where a network is, LIBRARY:NAME, and what messages call it: `teacher 'timm:vit_base_patch16_224'`."""
+
+    library: str
+    name: str
+    noun: str = "teacher"
+
+    def __str__(self) -> str:
+        return f"{self.noun} {f'{self.library}:{self.name}'!r}"
+
+
+def split_address(spec: str, noun: str = "teacher") -> Address:
     """Split LIBRARY:NAME; raises ConfigError that lists the accepted forms."""
     library, _, name = spec.partition(":")
     if library not in LIBRARIES or not name:
         hint = "" if library in LIBRARIES else suggestion(library, LIBRARIES)
-        raise ConfigError(f"teacher {spec!r} is not the address of a teacher: {hint}accepted is {_FORMS}")
+        raise ConfigError(f"{noun} {spec!r} is not the address of a {noun}: {hint}accepted is {_FORMS}")
+    address = Address(library, name, noun)
     if fault := name_fault(name):
-        raise ConfigError(f"teacher {spec!r} has a name that {fault}: rename its folder")
-    return library, name
+        raise ConfigError(f"{address} has a name that {fault}: rename its folder")
+    return address
 
 
 def absolute_teacher(spec: str) -> str:
     """Return an address that means the same in any working folder; raises ConfigError as above."""
-    library, name = split_address(spec)
-    folder = name.removeprefix(_LOCAL_FORM)
-    return spec if folder == name else f"{library}:{_LOCAL_FORM}{Path(folder).resolve()}"
-
-
-def suggestion(value: str, known: Iterable[str]) -> str:
-    """Return `did you mean ...? ` with up to three known names like the value, or nothing."""
-    close = difflib.get_close_matches(value, list(known), n=3)
-    return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+    address = split_address(spec)
+    folder = address.name.removeprefix(_LOCAL_FORM)
+    return spec if folder == address.name else f"{address.library}:{_LOCAL_FORM}{Path(folder).resolve()}"
 
 
 def parse_levels(levels: str) -> int | tuple[int, ...]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cause_of
+from pipeline.teacher.request import Address
 
 _EXAMPLES = {"open_clip": "'open_clip:ViT-B-16-quickgelu/openai'", "timm": "'timm:vit_base_patch16_224.dino'"}
 
@@ -24,7 +25,7 @@ class Source:
     std: tuple[float, ...]
 
 
-def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
+def build(address: Address, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
     """Run a library's factory; raises ConfigError that names the teacher, the cause and the remedy.
 
     Untrained weights are the same in every process, and the global generator stays as it was.
@@ -39,8 +40,7 @@ def build(spec: str, remedy: str, create: Callable[[], nn.Module]) -> nn.Module:
             torch.default_generator.manual_seed(0)
             return create()
     except Exception as error:  # a download fails with whatever the library's HTTP client raises
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"teacher {spec!r} cannot be loaded ({cause}): {remedy}") from error
+        raise ConfigError(f"{address} cannot be loaded ({cause_of(error)}): {remedy}") from error
     finally:
         root.removeFilter(reject)
         root.removeHandler(handler)
@@ -51,8 +51,8 @@ def freeze(module: nn.Module) -> nn.Module:
     return module.float().eval().requires_grad_(False)
 
 
-def not_plain(spec: str, fault: str) -> ConfigError:
-    """Return the refusal of a tower; the fault completes the sentence `teacher SPEC ...`."""
-    examples = _EXAMPLES.get(spec.partition(":")[0]) or " or ".join(_EXAMPLES.values())
+def not_plain(address: Address, fault: str) -> ConfigError:
+    """Return the refusal of a tower; the fault completes the sentence `teacher ADDRESS ...`."""
+    examples = _EXAMPLES.get(address.library) or " or ".join(_EXAMPLES.values())
     remedy = f"choose a VisionTransformer such as {examples}"
-    return ConfigError(f"teacher {spec!r} {fault}, not a plain ViT: {remedy}")
+    return ConfigError(f"{address} {fault}, not a plain ViT: {remedy}")

@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from pipeline.teacher.request import RANDOM
+from pipeline.teacher.request import RANDOM, Address
 from pipeline.teacher.source import build
 
 _TEMPLATES = {
@@ -33,13 +33,13 @@ class Clip:
 
 def load_clip(spec: str) -> Clip:
     """Load `open_clip:MODEL/TAG`, `MODEL/random` or `local-dir:PATH` of open_clip; raises ConfigError."""
-    address = spec.removeprefix("open_clip:")
-    local = address.startswith("local-dir:")
-    name, tag = (address, "") if local else address.partition("/")[::2]
+    address = Address("open_clip", spec.removeprefix("open_clip:"))
+    local = address.name.startswith("local-dir:")
+    name, tag = (address.name, "") if local else address.name.partition("/")[::2]
     trained: dict[str, Any] = {"pretrained": tag, "require_pretrained": True}
     remedy = "check the network, or give open_clip:local-dir:PATH"
     arguments = {} if local or tag == RANDOM else trained
-    model: Any = build(spec, remedy, lambda: open_clip.create_model(name, **arguments))
+    model: Any = build(address, remedy, lambda: open_clip.create_model(name, **arguments))
     projection = getattr(model.visual, "proj", None)
     tokenizer = open_clip.get_tokenizer(name)
     return Clip(model.eval(), tokenizer, None if projection is None else projection.detach())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.teacher.attention import cls_importance, open_clip_attention, query_importance, timm_attention
 from pipeline.teacher.geometry import resize_positions
+from pipeline.teacher.request import Address
 from pipeline.teacher.source import not_plain
 
 
@@ -62,19 +63,19 @@ class Tower:
         return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
 
-def require_plain(model: TimmViT, spec: str) -> None:
+def require_plain(model: TimmViT, address: Address) -> None:
     """Raise ConfigError for a timm model that is not a plain ViT with learned positions."""
     name = type(model).__name__
     if type(model) not in (TimmViT, VisionTransformerDistilled):
-        raise not_plain(spec, f"is {'an' if name[0] in 'AEIOU' else 'a'} {name}")
+        raise not_plain(address, f"is {'an' if name[0] in 'AEIOU' else 'a'} {name}")
     if type(model.patch_embed) is not PatchEmbed or len(set(model.patch_embed.patch_size)) != 1:
-        raise not_plain(spec, f"is a {name} with a {type(model.patch_embed).__name__} stem")
+        raise not_plain(address, f"is a {name} with a {type(model.patch_embed).__name__} stem")
     if model.pos_embed is None:
-        raise not_plain(spec, f"is a {name} without position embeddings")
+        raise not_plain(address, f"is a {name} without position embeddings")
     odd = [block for block in model.blocks if type(block) is not Block]
     odd = odd or [block.attn for block in model.blocks if type(block.attn) is not Attention]
     if odd:
-        raise not_plain(spec, f"is a {name} made of {type(odd[0]).__name__}")
+        raise not_plain(address, f"is a {name} made of {type(odd[0]).__name__}")
 
 
 def native_patch_size(module: nn.Module) -> int:
@@ -92,10 +93,10 @@ def layer_norm(norm: nn.Module | None) -> nn.LayerNorm | None:
     return None
 
 
-def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
+def build_tower(module: nn.Module, address: Address, grid: int) -> Tower:
     """Fit a loaded tower to a grid, replacing its positions; raises ConfigError if it is not a plain ViT."""
     if isinstance(module, TimmModel):
-        tower = build_tower(module.trunk, spec, grid)
+        tower = build_tower(module.trunk, address, grid)
         # open_clip's head behind the trunk projects a token if it is one matrix and nothing pools before it.
         linear = getattr(module.head, "proj", None)
         others = {name for name, _ in module.head.named_children()} - {"drop", "proj"}
@@ -105,10 +106,10 @@ def build_tower(module: nn.Module, spec: str, grid: int) -> Tower:
     elif isinstance(module, OpenClipViT):
         tower = _open_clip_tower(module, grid)
     else:
-        require_plain(module, spec)
+        require_plain(module, address)
         tower = _timm_tower(module, grid)
     if tower.depth < 2:
-        raise ConfigError(f"teacher {spec!r} has {tower.depth} block: a teacher needs at least 2")
+        raise ConfigError(f"{address} has {tower.depth} block: a {address.noun} needs at least 2")
     return tower
 
 

@@ -69,7 +69,7 @@ def test_what_is_not_a_cache_is_refused(tmp_path, kind, original):
     elif kind == "zarr group":
         shutil.copytree(original[0] / "targets.zarr", path)
     message = r"thing' is not a cache \(no units\.json\): give a folder that extract-teacher made"
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Cache(path)
 
 

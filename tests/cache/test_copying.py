@@ -182,6 +182,6 @@ def test_the_command_says_what_it_copies(cache_copy, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     code, _, error = call(cache_copy, tmp_path / "full")
-    assert (code, "full' is not a cache (no units.json)" in error) == (1, True)
+    assert (code, "full' is not a cache (no units.json)" in error) == (2, True)
     code, _, error = call(cache_copy, "https://host/a.cache")
     assert (code, "serves a finished cache to readers; to write, give a path" in error) == (2, True)

@@ -13,7 +13,7 @@ from pipeline.cache import store
 from pipeline.cache.reader import Cache, read_units
 from pipeline.cache.verify import foreign_files
 from pipeline.cache.writer import create_cache, extend_cache, is_empty
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError
 from pipeline.storage.address import open_folder
 
 
@@ -44,7 +44,7 @@ def test_a_cache_is_made_in_an_empty_folder_not_over_another_thing(tmp_path):
     (tmp_path / "full" / "mine").mkdir(parents=True)
     assert not is_empty(open_folder(tmp_path / "full"))
     file.write_text("mine")
-    with pytest.raises(StorageError, match=r"file' is a file or below one: give a folder, or a path where"):
+    with pytest.raises(ConfigError, match=r"file' is a file or below one: give a folder, or a path where"):
         is_empty(open_folder(file))
 
 

@@ -16,7 +16,7 @@ from pipeline.cache.repair import repair, restore_metadata
 from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.cache.writer import extend_cache
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 from pipeline.storage.address import open_folder
 from pipeline.views.source_tars import SourceTar
 
@@ -143,7 +143,7 @@ def test_without_a_copy_the_schema_cannot_be_restored(damaged):
     (damaged / "copies/zarr.json").unlink()
     with pytest.raises(CacheError, match=r"zarr\.json of '.*' is not that of a cache"):
         restore_metadata(open_folder(damaged))
-    with pytest.raises(CacheError, match=r"is not a cache \(no units\.json\)"):
+    with pytest.raises(ConfigError, match=r"is not a cache \(no units\.json\)"):
         restore_metadata(open_folder(damaged / "commits"))
 
 

@@ -112,6 +112,7 @@ def test_the_shell_completes_options_without_torch():
         ("train_student", ["--cache", "a.cache", "--run", "r", "--set", " "], "the value after --set"),
         ("evaluate_student", ["knn", "--run", ""], "the value after --run"),
         ("inspect_cache", ["info", ""], "an argument"),
+        ("inspect_cache", ["copy", "a.cache", "b.cache", "--tars", ""], "the value after --tars"),
     ],
 )
 def test_an_empty_value_is_refused(module, words, named, tmp_path):
@@ -133,3 +134,19 @@ def test_a_mistyped_recipe_of_ones_own_is_suggested(tmp_path):
     words = ["--cache", "a.cache", "--run", "r", "--config", "stages/recipes/mime.toml"]
     _, _, errors, _ = call_alone("train_student", *words, cwd=tmp_path)
     assert "'stages/recipes/mime.toml' does not exist: did you mean 'mine.toml'?" in errors
+
+
+def test_a_working_folder_that_was_removed_is_reported(tmp_path):
+    """Paths, and the temporary folders of workers, have no meaning there."""
+    (tmp_path / "gone").mkdir()
+    program = (
+        "import os, sys; os.rmdir(os.getcwd()); from stages.inspect_cache import main\n"
+        "sys.argv = ['inspect-cache', 'info', 'a.cache']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: the working folder was removed: change to one that exists, such as cd ~\n",
+    )

@@ -221,9 +221,9 @@ def test_the_teacher_agrees(cache):
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["verify", "{tmp}/none"], 1, f"none{NO_CACHE}"),
-        (["verify", "--cache", "{tmp}"], 1, NO_CACHE),
-        (["info", "--cache", "{tmp}/file"], 1, f"file{NO_CACHE}"),
+        (["verify", "{tmp}/none"], 2, f"none{NO_CACHE}"),
+        (["verify", "--cache", "{tmp}"], 2, NO_CACHE),
+        (["info", "--cache", "{tmp}/file"], 2, f"file{NO_CACHE}"),
         (
             ["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"],
             2,
@@ -239,6 +239,7 @@ def test_the_teacher_agrees(cache):
         (["verify"], 2, "error: one cache must be named: give CACHE\n"),
         (["info", "{cache}", "--cache", "{cache}"], 2, "error: only one cache can be named: give CACHE\n"),
         (["inspect", "--cache", "{cache}"], 2, "No such command 'inspect'"),
+        (["copy", "{cache}", "c", "--tars", "a", "b"], 2, "for several repeat --tars, or quote a pattern"),
     ],
 )
 def test_misuse(cache, tmp_path, arguments, code, part):

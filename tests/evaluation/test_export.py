@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VisionTransformer
-from transformers import AutoImageProcessor, ViTModel
+from transformers import AutoImageProcessor, VitDetBackbone, VitDetConfig, ViTModel
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -33,6 +33,7 @@ from stages.evaluate_student import app
 
 CPU = torch.device("cpu")
 PLAINEST = {"init_values": 0.5, "no_embed_class": True, "qkv_bias": False}
+WITHOUT_CLS = {"class_token": False, "global_pool": "avg"}
 RICHEST = {"reg_tokens": 2, "qk_norm": True, "init_values": 0.5}
 TINY = [
     "student.model=vit_tiny_patch16_224",
@@ -142,40 +143,64 @@ def test_onnx_without_cls_has_patches_alone(tmp_path):
     assert close(torch.from_numpy(given["patches"]), tokens(subject, images()))
 
 
-def as_detectron2(state, pixels, heads):
-    """The ViT of detectron2 with global attention at the size of pretraining: patches (B, N, C), unnormed."""
-    weight = state["patch_embed.proj.weight"]
-    tokens = F.conv2d(pixels, weight, state["patch_embed.proj.bias"], stride=weight.shape[-1])
-    tokens = tokens.flatten(2).mT
-    tokens = tokens + state["pos_embed"][:, -tokens.shape[1] :]  # get_abs_pos leaves out that of CLS
-    for index in range(2):
-
-        def linear(x, name, index=index):
-            return F.linear(x, *(state[f"blocks.{index}.{name}.{kind}"] for kind in ("weight", "bias")))
-
-        def norm(x, name, index=index):
-            weights = (state[f"blocks.{index}.{name}.{kind}"] for kind in ("weight", "bias"))
-            return F.layer_norm(x, x.shape[-1:], *weights, eps=1e-6)
-
-        parts = linear(norm(tokens, "norm1"), "attn.qkv").unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
-        tokens = tokens + linear(attended, "attn.proj")
-        tokens = tokens + linear(F.gelu(linear(norm(tokens, "norm2"), "mlp.fc1")), "mlp.fc2")
-    return tokens
+@torch.no_grad()
+def patches_alone(vit, pixels):
+    """Patches (B, C, 4, 4) of the last block, of the network without a CLS token."""
+    patches = vit.blocks(vit.patch_embed(pixels) + vit.pos_embed[:, -16:])
+    return patches.mT.unflatten(-1, (4, 4))
 
 
-@pytest.mark.parametrize(("options", "with_cls"), [({}, True), (PLAINEST, False)])
-def test_detection_has_the_names_and_outputs_of_detectron2(tmp_path, options, with_cls):
+@pytest.mark.parametrize("options", [{}, PLAINEST, WITHOUT_CLS, {"act_layer": "quick_gelu"}])
+def test_vitdet_gives_the_patches_of_a_backbone(tmp_path, options):
+    subject = tiny_subject(**options)
+    given = run_code(export(tmp_path, subject, "detection"), images=images())
+    assert given["patches"].shape == (3, 32, 4, 4)
+    assert close(given["patches"], patches_alone(subject.vit, images()))
+
+
+def test_vitdet_takes_larger_images_and_windows(tmp_path):
+    """The positions are resized, as in detectron2; a window as large as the image is global attention."""
+    folder = export(tmp_path, tiny_subject(), "detection")
+    larger = {"image_size": 64, "window_size": 8, "window_block_indices": [0]}
+    windowed = VitDetBackbone.from_pretrained(folder, **larger).eval()
+    plain = VitDetBackbone.from_pretrained(folder, image_size=64).eval()
+    (found,), (wanted,) = (model(images(side=64)).feature_maps for model in (windowed, plain))
+    assert found.shape == (3, 32, 8, 8)
+    assert close(found, wanted)
+
+
+@pytest.mark.parametrize(("options", "with_cls"), [({}, True), (PLAINEST, False), (WITHOUT_CLS, False)])
+def test_backbone_has_the_names_and_arguments_of_detectron2(tmp_path, options, with_cls):
+    """transformers' VitDet is detectron2's ViT with other names."""
     subject = tiny_subject(**options)
     folder = export(tmp_path, subject, "detection")
     state = torch.load(folder / "backbone.pth", weights_only=True)["model"]
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "backbone.json").read_text())
+    arguments = config["arguments"]
     assert state["pos_embed"].shape == (1, 16 + with_cls, 32)
-    assert config["arguments"]["pretrain_use_cls_token"] is with_cls
+    assert arguments["pretrain_use_cls_token"] is with_cls
     assert config["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
-    vit = subject.vit
-    patches = vit.patch_embed(images()) + vit.pos_embed[:, -16:]
-    assert close(as_detectron2(state, images(), 2), vit.blocks(patches).detach())
+
+    names = {"pos_embed": "embeddings.position_embeddings"}
+    for name in state:
+        new = re.sub(r"^blocks\.(\d+)\.", r"encoder.layer.\1.", name).replace(".attn.", ".attention.")
+        names.setdefault(name, new.replace("patch_embed.proj", "embeddings.projection"))
+    model = VitDetBackbone(
+        VitDetConfig(
+            hidden_size=arguments["embed_dim"],
+            num_hidden_layers=arguments["depth"],
+            num_attention_heads=arguments["num_heads"],
+            mlp_ratio=int(arguments["mlp_ratio"]),
+            image_size=arguments["img_size"],
+            pretrain_image_size=arguments["pretrain_img_size"],
+            patch_size=arguments["patch_size"],
+            layer_norm_eps=config["norm_eps"],
+        )
+    ).eval()
+    if not with_cls:
+        state["pos_embed"] = F.pad(state["pos_embed"], (0, 0, 1, 0))
+    model.load_state_dict({names[name]: value for name, value in state.items()})
+    assert close(model(images()).feature_maps[0], patches_alone(subject.vit, images()))
 
 
 @pytest.mark.parametrize(
@@ -202,9 +227,13 @@ def test_what_a_library_cannot_express_is_refused(tmp_path, options, fault):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_detection_refuses_registers(tmp_path):
-    with pytest.raises(ConfigError, match="has 4 registers, which the ViT of detectron2 and mmdetection"):
-        export(tmp_path, tiny_subject(reg_tokens=4), "detection")
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [({"reg_tokens": 4}, "has 4 registers"), ({"mlp_ratio": 2.5}, "has MLPs of 2.5 times its width")],
+)
+def test_what_a_detector_cannot_express_is_refused(tmp_path, options, fault):
+    with pytest.raises(ConfigError, match=f"{fault}, which the ViT of detection tool-boxes cannot"):
+        export(tmp_path, tiny_subject(**options), "detection")
 
 
 @pytest.mark.parametrize(

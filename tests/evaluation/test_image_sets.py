@@ -151,8 +151,30 @@ def test_a_folder_has_a_class_for_each_subfolder(tmp_path):
     assert (found.class_names, found.kind) == (("cat", "dog"), "folder")
     assert found.images[3].label_fault == "is in no class folder"
     assert found.images[1].image.read() == image(0, kind="jpeg")
+    (tmp_path / "set" / "none").mkdir()
     with pytest.raises(ConfigError, match="holds no images: give tars, or a folder of images"):
         folder_images(tmp_path / "set" / "none")
+
+
+def test_linked_class_folders_are_followed_and_what_is_no_file_is_left_out(tmp_path):
+    """A part of ImageNet is often a folder of links. A named pipe would be waited for without end."""
+    write_images(tmp_path / "whole", ["cat/a.jpg", "dog/b.jpg"])
+    write_images(tmp_path / "set", ["ant/c.jpg"])
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "whole" / "cat")
+    os.mkfifo(tmp_path / "set" / "ant" / "pipe.jpg")
+    (tmp_path / "set" / "ant" / "gone.jpg").symlink_to("nowhere")
+    found = opened(tmp_path / "set")
+    assert [(one.key, one.label) for one in found.images] == [
+        ("ant/c", 0),
+        ("ant/gone", 0),
+        ("ant/pipe", 0),
+        ("cat/a", 1),
+    ]
+    left_out = LeftOut()
+    (batch,) = load_views(found.images, 32, 4, 0, left_out)
+    assert (batch.keys, left_out.counts["damaged"]) == (["ant/c", "cat/a"], 2)
+    with pytest.raises(SourceError, match=r"cannot be read \(not a regular file\)"):
+        found.images[2].image.read()
 
 
 def test_folders_of_test_images_are_numbered_as_those_to_learn_from(tmp_path):

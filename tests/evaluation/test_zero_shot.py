@@ -1,6 +1,8 @@
 """Zero-shot: the demo's CLIP knows its classes by name, and what has no place in its space is refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +127,9 @@ def test_what_has_no_place_among_texts_is_refused(drawn, tmp_path):
     refused(drawn, tmp_path, "must have {} where the name", settings=wrong, teacher=CLIP)
     refused(drawn, tmp_path, "must have {} where the name", settings=ZeroShot(templates=()), teacher=CLIP)
     refused(drawn, tmp_path, "other weights than the teacher, so its texts are in another", teacher=CLIP)
+
+
+def test_other_evaluations_do_not_wait_for_open_clip():
+    program = "import sys, pipeline.evaluation.run; print('open_clip' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

@@ -25,7 +25,7 @@ from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.shards import ShardWriter
-from pipeline.errors import CacheError, MaskAlignError, StorageError
+from pipeline.errors import CacheError, ConfigError, MaskAlignError
 from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
@@ -338,8 +338,8 @@ def test_a_folder_that_is_not_a_cache_is_refused(shards, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CacheError, match=r"is not a cache .* give a folder that extract-teacher made"):
+    with pytest.raises(ConfigError, match=r"is not a cache .* give a folder that extract-teacher made"):
         extract(tmp_path / "mine", shards)
-    with pytest.raises(StorageError, match=r"file' is a file or below one: give a folder"):
+    with pytest.raises(ConfigError, match=r"file' is a file or below one: give a folder"):
         extract(tmp_path / "file", shards)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -10,7 +10,7 @@ from faults.processes import Child
 from pipeline.cache.join import decode_crops, read_joined
 from pipeline.cache.layout import chunk_count, row_arrays
 from pipeline.cache.reader import Cache
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, ConfigError
 
 _EXPECTED = ("is not a cache", "is not finished")
 
@@ -88,7 +88,7 @@ def look(cache, expected):
     """Read a cache once; return (units read, what was wrong)."""
     try:
         found = read_everything(cache, allow_partial=True)
-    except CacheError as error:
+    except (CacheError, ConfigError) as error:
         return 0, [] if any(text in str(error) for text in _EXPECTED) else [f"a reader failed: {error}"]
     except Exception:
         return 0, [f"a reader failed:\n{traceback.format_exc()}"]

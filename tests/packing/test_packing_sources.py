@@ -1,6 +1,7 @@
 """Folders, lists, parquet files and saved data sets: the same images and labels come out of each."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -142,6 +143,19 @@ def test_keys_with_accents_and_long_keys_are_read_again(tmp_path):
     assert found == {key: image(number) for number, key in enumerate(keys)}
 
 
+def test_what_is_no_file_is_left_out(tmp_path):
+    """A named pipe would be waited for without end."""
+    write_folder(tmp_path / "images", 8)
+    os.mkfifo(tmp_path / "images" / "ant" / "pipe.jpg")
+    (tmp_path / "images" / "ant" / "gone.jpg").symlink_to("nowhere")
+    packed = run_packing(make_plan(PackingOptions(str(tmp_path / "images"), str(tmp_path / "out"))))
+    reasons = [one.reason for one in packed.left_out]
+    assert sorted(reasons) == [
+        "cannot be read (No such file or directory)",
+        "cannot be read (not a regular file)",
+    ]
+
+
 def test_links_to_folders_and_images_are_followed_once(tmp_path):
     write_folder(tmp_path / "real", 8)
     (tmp_path / "linked").mkdir()
@@ -252,6 +266,16 @@ def test_plain_bytes_and_names_in_parquet(tmp_path):
     out = pack(tmp_path / "a.parquet", tmp_path / "out", label_column="animal")
     assert samples(out) == expected(8)
     assert sorted(name for name, _ in members(out)["out-000000.tar"])[0] == "00000000.cls"
+
+
+def test_a_path_that_no_file_can_have_is_left_out(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(image(0))
+    (tmp_path / "list.csv").write_bytes(b"path,label\na.jpg,0\na\0.jpg,1\n")
+    options = PackingOptions(source=str(tmp_path / "list.csv"), out=str(tmp_path / "out"), workers=0)
+    packed = run_packing(plan_packing(options))
+    assert [(one.name, one.reason) for one in packed.left_out] == [
+        ("a\0.jpg", "cannot be read (embedded null byte)")
+    ]
 
 
 def test_rows_without_bytes_are_read_from_their_path(tmp_path):

@@ -11,7 +11,7 @@ from html_page import Page
 from safetensors.numpy import save_file
 
 from pipeline.cache.reader import Cache
-from pipeline.errors import CheckpointError
+from pipeline.errors import ConfigError
 from pipeline.report.alignment import alignment_section
 from pipeline.report.page import PageSection, render_page
 from pipeline.report.plots import loss_chart
@@ -248,7 +248,7 @@ def test_without_its_cache_a_run_still_has_a_report(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is not a run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         write_run_report(tmp_path)
 
 

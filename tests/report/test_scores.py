@@ -1,9 +1,13 @@
 """scores.json: what replaces what, what is outdated, and what is shown together."""
 
+from pathlib import Path
+
 import pytest
 from html_page import Page
 
 from pipeline.errors import CheckpointError
+from pipeline.report.compared import ComparedRun, Comparison, Line
+from pipeline.report.comparison import as_data, as_markdown, as_page
 from pipeline.report.score_sections import score_section
 from pipeline.report.scores import (
     DataFacts,
@@ -118,3 +122,19 @@ def test_charts_say_protocol_data_chance_and_notes():
 
 def test_without_scores_there_is_no_section():
     assert score_section([], None).body == ""
+
+
+def test_a_table_tells_scores_under_several_conditions_apart():
+    scores = [score(), score(options={"k": 4}), score(test=data("other"), selection="best of 2")]
+    keys = [("knn", "cls", one.conditions) for one in scores]
+    runs = [ComparedRun(Path(str(at)), 0, {key: 0.5}, {}) for at, key in enumerate(keys)]
+    table = Comparison("A title", [Line(str(run.folder), [run]) for run in runs])
+    expected = [
+        "knn cls (1): k 3, selection none, images to test on test of 64 pixels",
+        "knn cls (2): k 4, selection none, images to test on test of 64 pixels",
+        "knn cls (3): k 3, selection best of 2, images to test on other of 64 pixels",
+    ]
+    assert as_markdown(table).splitlines()[-3:] == [f"- {text}" for text in expected]
+    assert as_data(table)["remarks"] == expected
+    assert all(text in as_page(table, "subtitle", Path("out")) for text in expected)
+    assert Comparison("A title", [Line("one", runs[:1])]).notes == []

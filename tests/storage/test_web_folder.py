@@ -59,7 +59,7 @@ def test_an_unfinished_unit_is_known_by_its_missing_commit(bucket, served):
 
 
 def test_what_is_no_cache_is_one_sentence(server, bucket, served):
-    with pytest.raises(CacheError, match=r"is not a cache \(no units\.json\)"):
+    with pytest.raises(ConfigError, match=r"is not a cache \(no units\.json\)"):
         Cache(f"{server.endpoint}/plain/{bucket}/nothing")
     server.fail("403", method="GET")
     remedy = "if it needs a password, which no run records, give it again .--cache, --shards or "

@@ -75,6 +75,7 @@ def test_seeds_become_a_line_and_what_is_not_shared_a_remark():
     assert [(line.label, len(line.runs)) for line in lines_of(runs)] == [("ratio 0.5", 3), ("ratio 0.9", 1)]
     assert remarks_on_runs(runs) == [
         "runs of the same seed and student began with different initial weights",
+        "ratio 0.5: 3 runs of 2 seeds, so the spread is not one over seeds alone",
         "run run-0.4-1 is at step 5 of 10",
     ]
     cache = run(2, 0.5, FACTS | {"cache": "d" * 64})

@@ -11,6 +11,7 @@ from tiny_clip import load_clip, write_clip
 
 from pipeline.errors import ConfigError
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.request import Address
 from pipeline.teacher.tower import build_tower
 
 
@@ -52,7 +53,13 @@ def test_a_tower_without_positions_is_refused():
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, pos_embed="none")
     message = "'timm:own' is a VisionTransformer without position embeddings, not a plain ViT"
     with pytest.raises(ConfigError, match=message):
-        build_tower(model, "timm:own", 4)
+        build_tower(model, Address("timm", "own"), 4)
+
+
+def test_a_network_is_called_what_the_option_calls_it():
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=4)
+    with pytest.raises(ConfigError, match=r"^model 'timm:own' has 1 block: a model needs at least 2$"):
+        build_tower(model, Address("timm", "own", "model"), 4)
 
 
 @pytest.mark.parametrize(

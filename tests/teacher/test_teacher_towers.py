@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_clip import load_clip, own_teacher, peaky, write_clip
 
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.request import Address
 from pipeline.teacher.tower import build_tower
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
@@ -63,7 +64,7 @@ def test_cls_towers_keep_cls_and_patches(pixels, kind, options, prefix, grid):
 def test_prefix_positions_are_kept():
     model = VisionTransformer(**SHAPE, reg_tokens=2)
     before = peaky(model).pos_embed.detach().clone()
-    build_tower(model, "timm:own", 5)
+    build_tower(model, Address("timm", "own"), 5)
     assert model.pos_embed.shape == (1, 28, 32)
     assert torch.equal(model.pos_embed[:, :3], before[:, :3])
 

@@ -11,7 +11,7 @@ from training_runs import assert_same_bits, killed_after, losses, metrics, saved
 from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
 from pipeline.training.distributed import Ranks
-from pipeline.training.run_folder import read_evaluations
+from pipeline.training.metrics import read_evaluations
 
 SCRIPT = Path(__file__).parent / "two_ranks_script.py"
 TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order

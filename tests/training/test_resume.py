@@ -254,6 +254,16 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(small_cache_p
     assert_same_runs(finished, run, 6)
 
 
+@pytest.mark.parametrize("line", [b"\0\0\0", b"[]", b'{"loss": 1}', b"\xff"])
+def test_a_damaged_line_of_the_log_is_named(small_cache_path, finished, tmp_path, line):
+    run = killed_after(finished, 3, tmp_path / "run")
+    log = run / "metrics.jsonl"
+    first, rest = log.read_bytes().split(b"\n", 1)
+    log.write_bytes(b"\n".join([first, line, rest]))
+    result = train(small_cache_path, run, resume=True)
+    assert (result.exit_code, f"line 2 of '{log}' is damaged: remove it" in result.output) == (1, True)
+
+
 def test_a_flipped_bit_anywhere_in_a_checkpoint_changes_no_weight_unnoticed(finished, tmp_path):
     data, whole = (finished / "checkpoints/step_00000006.pt").read_bytes(), checkpoint(finished, 6)
     folder, refused = tmp_path / "checkpoints", 0

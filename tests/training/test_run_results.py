@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_j
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
+from pipeline.training.metrics import MetricsLog
 from pipeline.training.run import load_newest, run_training
-from pipeline.training.run_folder import MetricsLog
 from pipeline.training.sections import LogConfig
 from pipeline.views.source_tars import SourceTar
 
@@ -191,6 +192,19 @@ def test_the_printed_configuration_is_a_recipe(tmp_path):
     assert call(*base, "--config", tmp_path / "recipe.toml").stdout == printed.stdout
     without = call("--cache", "c")
     assert (without.exit_code, "give --cache and --run" in without.output) == (2, True)
+
+
+def test_a_recipe_may_come_through_a_pipe(small_cache_path, tmp_path):
+    """As of `--config <(...)`. It is empty after it was read once, and an empty recipe is the paper's."""
+    (tmp_path / "recipe.toml").write_text(call("--print-config", *settings()).stdout)
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "recipe.toml").read_bytes())
+    os.close(writing)
+    run = tmp_path / "run"
+    result = call("--cache", small_cache_path, "--run", run, "--config", f"/dev/fd/{reading}")
+    os.close(reading)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "run.json").read_text())["config"]["optim"]["steps"] == 6
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):

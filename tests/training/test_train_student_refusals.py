@@ -63,7 +63,7 @@ def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
         (["--cache", tmp_path / "caf\udce9"], 2, "caf\\udce9' has a name that is not UTF-8: rename it"),
         (["--set", "log.name=\udce9"], 2, "is not UTF-8: give a value that is"),
         (["--run", "s3://bucket/run"], 2, "--run 's3:/bucket/run' is on an object store: give a folder on"),
-        (["--cache", tmp_path], 1, f"{str(tmp_path)!r} is not a cache (no units.json): give a folder that"),
+        (["--cache", tmp_path], 2, f"{str(tmp_path)!r} is not a cache (no units.json): give a folder that"),
         (["--config", tmp_path / "no.toml"], 2, "no.toml' does not exist: give the path of a TOML recipe"),
         (["--device", "cuda:99"], 2, "device 'cuda:99' needs GPU 99, but this process sees"),
         (["--device", "gpu"], 2, "device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"),

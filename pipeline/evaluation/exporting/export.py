@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError, StorageError
+from pipeline.evaluation.exporting.export_detection import write_detection
 from pipeline.evaluation.exporting.export_onnx import write_onnx
-from pipeline.evaluation.exporting.export_plain import write_detection, write_torchvision, write_transformers
+from pipeline.evaluation.exporting.export_plain import write_torchvision, write_transformers
 from pipeline.evaluation.exporting.export_timm import write_timm
 from pipeline.evaluation.exporting.model_card import model_card
 from pipeline.evaluation.task import Task

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.evaluation.exporting.exported import (
     Written,
+    all_tokens,
     compare,
     library_of_format,
     preprocessing,
@@ -29,7 +31,7 @@ class _Outputs(nn.Module):
         self.vit, self.prefix, self.has_cls = subject.vit, subject.prefix, subject.has_cls
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.vit.fc_norm(self.vit.forward_features(images))
+        tokens = all_tokens(self.vit, images)
         patches = tokens[:, self.prefix :]
         return (tokens[:, 0], patches) if self.has_cls else (patches,)
 
@@ -61,7 +63,12 @@ def write_onnx(subject: Subject, folder: Path) -> Written:
         return torch.from_numpy(np.concatenate([each.reshape(2, -1, subject.width) for each in found], 1))
 
     cls, first = int(subject.has_cls), subject.prefix
-    compare(subject, read, lambda all_: torch.cat([all_[:, :cls], all_[:, first:]], dim=1), "onnxruntime")
+
+    def expected(vit: VisionTransformer, images: Tensor) -> Tensor:
+        tokens = all_tokens(vit, images)
+        return torch.cat([tokens[:, :cls], tokens[:, first:]], dim=1)
+
+    compare(subject, read, expected, "onnxruntime")
     code = f"""\
 import onnxruntime
 

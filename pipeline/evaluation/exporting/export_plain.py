@@ -1,9 +1,8 @@
-"""A ViT for Hugging Face transformers, torchvision and tool-boxes of detection: ViTs with fewer options."""
+"""A ViT for Hugging Face transformers and torchvision: ViTs with fewer options."""
 
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
@@ -11,6 +10,7 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from pipeline.evaluation.crops import CROP_FRACTION
 from pipeline.evaluation.exporting.exported import (
     Written,
+    all_tokens,
     compare,
     library_of_format,
     preprocessing,
@@ -88,7 +88,7 @@ def write_transformers(subject: Subject, folder: Path) -> Written:
     state = renamed(state, _HUGGING_FACE, "encoder.layer.{}", _HUGGING_FACE_BLOCK)
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    compare(subject, lambda images: model(images).last_hidden_state, lambda all_: all_, "transformers")
+    compare(subject, lambda images: model(images).last_hidden_state, all_tokens, "transformers")
     code = """\
 from transformers import AutoImageProcessor, ViTModel
 
@@ -139,7 +139,7 @@ def write_torchvision(subject: Subject, folder: Path) -> Written:
     model = TorchvisionViT(**arguments, norm_layer=partial(nn.LayerNorm, eps=eps))
     model.heads = nn.Identity()
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    compare(subject, model.eval(), lambda tokens: tokens[:, 0], "torchvision")
+    compare(subject, model.eval(), lambda vit, images: all_tokens(vit, images)[:, 0], "torchvision")
     norm = (
         "" if eps == _TORCHVISION_EPS else f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps:g})"
     )
@@ -153,43 +153,3 @@ model.heads = torch.nn.Identity()  # there is no classifier
 model.load_state_dict(load_file("FOLDER/model.safetensors"))
 cls = model.eval()(images)"""
     return Written("torchvision", code, f"`cls` (B, {vit.embed_dim}) is CLS after the final norm.")
-
-
-def write_detection(subject: Subject, folder: Path) -> Written:
-    """Write backbone.pth for the ViTs of detectron2 and mmdetection's ViTDet, as MAE's weights are stored."""
-    vit = subject.vit
-    activations = ("gelu", "gelu_tanh", "quick_gelu")
-    require_plain_vit(vit, "the ViT of detectron2 and mmdetection", activations, needs_cls=False)
-    state = plain_state(vit)
-    names = [name for name in state if name != "cls_token" and not name.startswith("norm.")]
-    # both tool-boxes look for "model", as in MAE's checkpoints
-    torch.save({"model": {name: state[name] for name in names}}, folder / "backbone.pth")
-    with_cls = subject.has_cls and not vit.no_embed_class
-    arguments = {
-        "img_size": vit.patch_embed.img_size[0],
-        "patch_size": vit.patch_embed.patch_size[0],
-        "embed_dim": vit.embed_dim,
-        "depth": len(vit.blocks),
-        "num_heads": vit.blocks[0].attn.num_heads,
-        "mlp_ratio": vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
-        "pretrain_img_size": vit.patch_embed.img_size[0],
-        "pretrain_use_cls_token": with_cls,
-    }
-    prepared = preprocessing(subject)
-    pixels = {f"pixel_{name}": [255 * value for value in prepared[name]] for name in ("mean", "std")}
-    config = {"arguments": arguments, "activation": activation(vit), "norm_eps": norm_eps(vit), **pixels}
-    write_json(folder / "config.json", config)
-    code = """\
-# detectron2, in the configuration of a ViTDet: images are RGB, and matching finds `backbone.net.`
-train.init_checkpoint = "FOLDER/backbone.pth?matching_heuristics=True"
-# mmdetection (projects/ViTDet):
-backbone = dict(type="ViT", init_cfg=dict(type="Pretrained", checkpoint="FOLDER/backbone.pth"))
-# or by hand: vit.load_state_dict(torch.load("FOLDER/backbone.pth")["model"], strict=False)"""
-    positions = tuple(state["pos_embed"].shape)
-    outputs = (
-        f"`pos_embed` {positions} is that of pretraining, not resized, "
-        f"{'with' if with_cls else 'without'} a position of CLS; the tool-box resizes it to its image size. "
-        "config.json has the arguments of the ViT, and the mean and std of pixels from 0 to 255 in RGB order."
-    )
-    notes = "CLS and the final norm are left out, which these ViTs do not have."
-    return Written("detectron2", code, outputs, notes)

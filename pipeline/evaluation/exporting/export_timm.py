@@ -8,8 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.exporting.exported import Written, compare
-from pipeline.evaluation.exporting.plain_vit import activation
+from pipeline.evaluation.exporting.exported import Written, all_tokens, compare
+from pipeline.evaluation.exporting.plain_vit import activation, mlp_ratio
 from pipeline.evaluation.subject import Subject
 from pipeline.student.export import write_timm_folder
 
@@ -35,7 +35,7 @@ def write_timm(subject: Subject, folder: Path) -> Written:
             f"this network cannot be described by timm's arguments ({str(error).splitlines()[0]}): "
             "give --set format=onnx"
         ) from None
-    compare(subject, lambda images: model.fc_norm(model.forward_features(images)), lambda all_: all_, "timm")
+    compare(subject, lambda images: all_tokens(model, images), all_tokens, "timm")
     norm = "" if isinstance(vit.fc_norm, nn.Identity) else ", before the final norm, which is `model.fc_norm`"
     registers = subject.prefix - subject.has_cls
     first = ("CLS, " if subject.has_cls else "") + (f"{registers} registers, " if registers else "")
@@ -53,7 +53,7 @@ def timm_arguments(vit: VisionTransformer) -> dict[str, Any]:
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
         "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
+        "mlp_ratio": mlp_ratio(vit),
         "qkv_bias": block.attn.qkv.bias is not None,
         "qk_norm": not isinstance(block.attn.q_norm, nn.Identity),
         "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,

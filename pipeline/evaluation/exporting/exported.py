@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipeline.errors import ConfigError
@@ -59,17 +60,25 @@ def sample_images(subject: Subject) -> Tensor:
     return torch.linspace(-2, 2, 6 * height * width).mul(1e3).sin().view(2, 3, height, width)
 
 
+def all_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Return all tokens (B, prefix + N, C) of normalised images (B, 3, H, W), after the final norm."""
+    tokens: Tensor = vit.fc_norm(vit.forward_features(images))
+    return tokens
+
+
 @torch.no_grad()
 def compare(
-    subject: Subject, read: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], library: str
+    subject: Subject,
+    read: Callable[[Tensor], Tensor],
+    expected: Callable[[VisionTransformer, Tensor], Tensor],
+    library: str,
 ) -> None:
-    """Raise ConfigError unless `read`, the network in another library, gives what `expected` takes of tokens.
+    """Raise ConfigError unless `read`, the network in another library, gives what is expected.
 
-    `read` maps normalised images (2, 3, H, W), `expected` all tokens (2, prefix + N, C) after the final
-    norm to the same outputs.
+    `read` maps normalised images (2, 3, H, W), and `expected` the ViT and these images, to the same outputs.
     """
-    images, vit = sample_images(subject), subject.vit
-    wanted, found = expected(vit.fc_norm(vit.forward_features(images))), read(images)
+    images = sample_images(subject)
+    wanted, found = expected(subject.vit, images), read(images)
     difference = (
         float((wanted - found).abs().max() / wanted.abs().max()) if wanted.shape == found.shape else 1
     )

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.cache.card import markdown_table
 from pipeline.cache.reader import Cache
 from pipeline.config import dump_toml, parse_config
 from pipeline.errors import MaskAlignError
@@ -51,7 +52,7 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         _head(written.library, license_name, datasets),
         f"# {title}\n\n{kind} {sizes}",
         f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
-        f"## Origin\n\n{_table(('', ''), tuple(_origin(subject, run)))}",
+        f"## Origin\n\n{markdown_table(('', ''), tuple(_origin(subject, run)))}",
         *recipe,
         f"## Scores\n\n{_scores(current)}",
     ]
@@ -126,12 +127,4 @@ def _scores(scores: Sequence[Score]) -> str:
             interval = f"{low:.1%} to {high:.1%}" if high > low else ""
             rows.append((protocol, score.representation, name, f"{value:.1%}", interval, chance, data))
             chance = ""
-    return f"Measured by `evaluate-student` on these weights.\n\n{_table(head, rows)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    """Return a table of Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
+    return f"Measured by `evaluate-student` on these weights.\n\n{markdown_table(head, rows)}"

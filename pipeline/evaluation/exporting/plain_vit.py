@@ -19,13 +19,22 @@ def activation(vit: VisionTransformer) -> str:
     return "gelu_tanh" if getattr(layer, "approximate", "none") == "tanh" else _ACTIVATIONS.get(name, name)
 
 
+def mlp_ratio(vit: VisionTransformer) -> float:
+    """Return the hidden width of the MLPs in widths of the network."""
+    return float(vit.blocks[0].mlp.fc1.out_features / vit.embed_dim)
+
+
 def norm_eps(vit: VisionTransformer) -> float:
     """Return what the norms add to a variance."""
     return float(vit.blocks[0].norm1.eps)
 
 
 def require_plain_vit(
-    vit: VisionTransformer, target: str, activations: Sequence[str] = ("gelu",), needs_cls: bool = True
+    vit: VisionTransformer,
+    target: str,
+    activations: Sequence[str] = ("gelu",),
+    needs_cls: bool = True,
+    whole_ratio: bool = False,
 ) -> None:
     """Raise ConfigError for parts that `target`, such as "torchvision's VisionTransformer", does not have."""
     block, (rows, columns) = vit.blocks[0], vit.patch_embed.grid_size
@@ -40,6 +49,7 @@ def require_plain_vit(
             "has norms inside attention or MLP": _is_layer(block.attn.norm) or _is_layer(block.mlp.norm),
             "has a norm before its first block": _is_layer(vit.norm_pre) or _is_layer(vit.patch_embed.norm),
             "has no final norm": not _is_layer(vit.norm) and not _is_layer(vit.fc_norm),
+            f"has MLPs of {mlp_ratio(vit):.3g} times its width": whole_ratio and mlp_ratio(vit) % 1 != 0,
             f"has activation {activation(vit)}": activation(vit) not in activations,
             f"takes images of {rows} x {columns} patches": rows != columns,
         }
@@ -78,7 +88,7 @@ def plain_state(vit: VisionTransformer) -> dict[str, Tensor]:
 def with_cls_position(state: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
     """Return a state whose positions (1, 1 + N, C) have one for CLS, which is 0 where the model adds none."""
     positions = state["pos_embed"]
-    if vit.no_embed_class:
+    if positions.shape[1] == vit.patch_embed.num_patches:
         positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return {**state, "pos_embed": positions}
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +121,23 @@ class Try:
             chosen = draw_few(labels_of(self.bank), _HELD_OUT, derived_seed(self.seed, "held out")).tolist()
             part = self.bank.subset(sorted({*range(len(self.bank.images))} - {*chosen}))
             held_out = self.bank.subset(chosen)
-        table = []
-        for lr in swept:
-            self.task.log(f"fine-tuning with lr {lr:g}, to be compared on {_A_TENTH}")
-            table.append({"lr": lr, "accuracy": self._compare(Case(lr, part, held_out, select == "train"))})
+        cases, table = [Case(lr, part, held_out, select == "train") for lr in swept], []
+        for case in cases:
+            self.task.log(f"fine-tuning with lr {case.lr:g}, to be compared on {_A_TENTH}")
+            history = self.task.ranks.decide(partial(read_finished, self._folder(case)))
+            if not history:
+                training = self._training(case)
+                training.run()
+                history = training.history
+            table.append({"lr": case.lr, "accuracy": max(history.accuracies.values())})
         lr = max(table, key=lambda row: row["accuracy"])["lr"] if table else recipe.lr[0]
         final = Case(lr, self.bank, self.tested if select == "test" else None, select == "test")
         if select == "train":
             final = Case(lr, part, held_out, keep_best=True)
         training = self._training(final)
         predictions = self._reader.classify(training.run(), self.tested.images, self.known)
-        for other in swept:  # the weights of a training that was only compared go; its result stays
-            folder = self._folder(Case(other, part, held_out, select == "train"))
+        for case in cases:  # the weights of a training that was only compared go; its result stays
+            folder = self._folder(case)
             if self.task.ranks.is_main and folder.name != training.folder.name:
                 (folder / WEIGHTS).unlink(missing_ok=True)
         return self._tried(predictions, training, table)
@@ -174,15 +179,6 @@ class Try:
     def _reader(self) -> Reader:
         task = self.task
         return Reader(task.subject, task.batch_size, task.workers, task.ranks)
-
-    def _compare(self, case: Case) -> float:
-        """Return the accuracy on the images held out after a training on the others."""
-        finished = self.task.ranks.decide(lambda: read_finished(self._folder(case)))
-        if finished:
-            return max(finished.accuracies.values())
-        training = self._training(case)
-        training.run()
-        return max(training.history.accuracies.values())
 
     def _plan(self, case: Case) -> Plan:
         of, images = self.settings, len(self.bank.images)

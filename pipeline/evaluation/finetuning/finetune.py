@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut, open_image
 from pipeline.evaluation.draws import Few, draw_few, few_notes
 from pipeline.evaluation.features import describe_data
-from pipeline.evaluation.finetuning.attempt import Tried, Try, labels_of
+from pipeline.evaluation.finetuning.attempt import Try, labels_of
 from pipeline.evaluation.finetuning.recipe import TrySettings
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.metrics import classification_outcome
@@ -56,27 +56,23 @@ class Finetune(TrySettings):
             tries.append(Try(self, task, drawn, tested, seed))
         for one in tries:
             one.check()
-        return [self._outcome(task, [one.run() for one in tries], bank, tested, left_out)]
-
-    def _outcome(
-        self, task: Task, found: list[Tried], bank: ImageSet, tested: ImageSet, left_out: LeftOut
-    ) -> Outcome:
-        first, size = found[0], task.subject.vit.patch_embed.img_size[0]
+        found, size = [one.run() for one in tries], task.subject.vit.patch_embed.img_size[0]
+        first = found[0]
         for key, fault in first.faults.items():
             left_out.add("damaged", key, fault)
-        test_names = first.predictions.names
-        return classification_outcome(
+        outcome = classification_outcome(
             first.pool,
             torch.stack([one.predictions.ranked for one in found]),
             first.predictions.truth,
             describe_data(bank, size, first.names, left_out),
-            describe_data(tested, size, test_names, first.predictions.left_out),
+            describe_data(tested, size, first.predictions.names, first.predictions.left_out),
             selection=first.selection,
             known=first.known,
             notes=(*first.notes, *few_notes(labels_of(bank), self.few)),
-            seeds=tuple(range(self.seed, self.seed + self.tries)),
+            seeds=tuple(one.seed for one in tries),
             details=first.details | {"tries": [one.predictions.accuracy for one in found]},
         )
+        return [outcome]
 
 
 def labelled(images: ImageSet, left_out: LeftOut) -> ImageSet:
