@@ -51,8 +51,8 @@ class ContextAutoencoder(CodesConfig):
         """Raise ValueError for a form of features where none are used."""
         if self.codes == "pixels" and self.align == "own" and self.target != "whiten":
             raise ValueError(
-                f"target {self.target!r} has no use with codes 'pixels' and align 'own': leave it out, or set "
-                "codes 'features' or align 'teacher'"
+                f"target {self.target!r} has no use with codes 'pixels' and align 'own': leave it out, or "
+                "choose codes 'features' or align 'teacher'"
             )
         return self
 
