@@ -202,7 +202,8 @@ def _print(scores: "list[Score]") -> None:
     for score in scores:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
-    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
+    few = f" (few={few:g} of each class)" if (few := first.options.get("few")) else ""
+    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from{few}"
     chance = f"; chance {first.chance:.1%}" if first.chance else ""  # 0 where a metric has none
     typer.echo(f"{first.test.images:,} images of {first.test.classes} classes{learnt}{chance}")
 
