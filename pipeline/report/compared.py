@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.scores import Score, differing_conditions, is_outdated, read_scores, student_digest
-from pipeline.training.run_folder import FED_AND_LOGGED, METRICS_FILE, flat_config, read_metrics, read_run
+from pipeline.training.metrics import METRICS_FILE, read_metrics, training_seconds
+from pipeline.training.run_folder import FED_AND_LOGGED, flat_config, read_run
 
 _SEED = "train.seed"
 # The order of samples depends on these and the seed.
@@ -190,7 +191,7 @@ def read_compared(folder: Path) -> ComparedRun:
         steps=run["steps"],
         done=int(metrics[-1]["step"]) if metrics else 0,
         batch=config["train"]["global_batch"],
-        seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
+        seconds=training_seconds(metrics),
         operations=run.get("operations"),
         scores=scores,
         chances=chances,

@@ -18,10 +18,10 @@ from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.storage.files import replace_file
 from pipeline.studies.plan import RUNS, PlannedRun
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import RUN_FILE, pinned_settings, read_run, refuse_former
+from pipeline.training.run_folder import CHECKPOINTS, RUN_FILE, pinned_settings, read_run, refuse_former
 
 STUDY_FILE = "study.json"
-_NOT_COPIED = (".*", "checkpoints", "report.html", "trackers.json", "wandb", "tensorboard")
+_NOT_COPIED = (".*", CHECKPOINTS, "report.html", "trackers.json", "wandb", "tensorboard")
 
 
 def refuse_other_folders(studies: Sequence[Path]) -> None:

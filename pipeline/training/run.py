@@ -29,15 +29,15 @@ from pipeline.training.damage import DamageRecord, note_damage
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
+from pipeline.training.metrics import MetricsLog, read_metrics
 from pipeline.training.phi_s_fit import ready_standards
 from pipeline.training.run_folder import (
+    CHECKPOINTS,
     RUN_FILE,
-    MetricsLog,
     Resume,
     continues,
     flat_config,
     held_run_folder,
-    read_metrics,
     read_run,
     refuse_differences,
     storage_errors,
@@ -127,7 +127,7 @@ def run_training(
 
 def load_newest(job: TrainingJob) -> int:
     """Load the newest checkpoint, the same file on all ranks; return its step, 0 if there is none."""
-    chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / "checkpoints"))
+    chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / CHECKPOINTS))
     if chosen is None:
         return 0
     with job.ranks.together():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.errors import cause_of
 from pipeline.json_text import load_json
 from pipeline.storage.files import replace_file
 from pipeline.training.sections import LogConfig
@@ -197,7 +198,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = cause_of(error)
             if getattr(error, "name", "") == name:  # the module that is not installed
                 if self._by_default:
                     return

@@ -14,7 +14,7 @@ from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import Process
 from pipeline.training.distributed import Ranks, exchanged, refuse_shared_gpus
-from pipeline.training.run_folder import read_evaluations
+from pipeline.training.metrics import read_evaluations
 
 SCRIPT = Path(__file__).parent / "two_ranks_script.py"
 TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
