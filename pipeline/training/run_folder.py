@@ -173,6 +173,11 @@ def refuse_differences(
         raise error(f"cannot resume: {'; '.join(found)}: use the old {values}, or a new --run")
 
 
+def cache_digests(run: Mapping[str, Any]) -> list[str]:
+    """Return the digests of all caches that a run began with."""
+    return [run["pinned"]["cache"], *run["pinned"].get("other caches", ())]
+
+
 @contextmanager
 def storage_errors(run: Path) -> Iterator[None]:
     """Turn an OSError at a run's start into a StorageError."""
