@@ -85,7 +85,7 @@ class ZeroShot(Section):
             for batch in data.views(subject.image_size, task.batch_size, left_out):
                 points = F.normalize(embed(batch.pixels.to(subject.device)).float(), dim=1)
                 ranked.append(rank_classes(points @ classes))
-                used += zip(batch.sources, batch.keys, batch.labels, strict=True)
+                used += batch.names
         if not used:
             raise ConfigError(f"{data.address!r} has no image that is whole and labelled: give others")
         facts = describe_data(data, subject.image_size, used, left_out)

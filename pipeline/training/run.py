@@ -1,6 +1,5 @@
 """A run from start to end: the main rank's decisions, the loop, and the files in the run folder."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import printable
+from pipeline.json_text import json_bytes
 from pipeline.number_text import digits
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
@@ -220,4 +220,4 @@ def _write_start(job: TrainingJob, start: dict[str, Any]) -> None:
     earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
     starts = [*(each for each in earlier if each["began"] != start["began"]), start]
     values = {**describe_job(job), **start, "began": starts[0]["began"], "starts": starts}
-    replace_file(job.run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(job.run / RUN_FILE, json_bytes(values))
