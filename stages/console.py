@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -18,10 +18,13 @@ from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.signals import StoppedError, polite_signals
 
+CONTINUE = "run the same command again to continue"
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
 
 @contextmanager
 def cli_errors(
-    advice: Callable[[], str] = lambda: "run the same command again to continue",
+    advice: Callable[[], str] = lambda: CONTINUE,
 ) -> Iterator[None]:
     """Turn errors and requests to stop into one sentence on stderr and an exit code.
 

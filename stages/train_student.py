@@ -10,6 +10,8 @@ import typer
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import meeting_point, this_process
 from stages.console import (
+    CONTINUE,
+    Device,
     cli_errors,
     describe_signal,
     ending_alone,
@@ -62,7 +64,7 @@ def train_student(
             help="Print the whole configuration as a recipe and stop; needs no --cache and no --run.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a masked student and its dynamic alignment on cached teacher features.
 
@@ -155,9 +157,7 @@ def _print_result(result: "Result", run: Path, advice: str) -> None:
 def _advice(run: Path, mode: "Resume") -> str:
     """Return how to continue, from what the run folder holds."""
     started = (run / "run.json").exists()
-    return (
-        "continue with --resume" if started and mode == "never" else "run the same command again to continue"
-    )
+    return "continue with --resume" if started and mode == "never" else CONTINUE
 
 
 main = partial(run_command, train_student)

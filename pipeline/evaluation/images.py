@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.classes import in_class_order
+from pipeline.classes import in_class_order, printable_name
 from pipeline.errors import ConfigError, SourceError, printable
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
 from pipeline.json_text import load_json
@@ -179,7 +179,7 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
                 label=label,
                 label_fault="is in no class folder",
                 members=members,
-                annotations=annotations.get(file.name),
+                annotations=annotations.get(relative.as_posix()),
             )
         )
     return ImageSet(str(folder), "folder", tuple(found), categories or (() if masks else tuple(names)))
@@ -191,10 +191,12 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     Labels are numbered 0, 1, ... in the order of the ids. Raises ConfigError for another file.
     """
     try:
-        content = load_json(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8-sig"))
         categories = sorted(content["categories"], key=itemgetter("id"))
         numbers = {one["id"]: number for number, one in enumerate(categories)}
-        class_names = tuple(one["name"] for one in categories)
+        class_names = tuple(printable_name(one["name"]) for one in categories)
+        if len(numbers) < len(categories) or not all(class_names):
+            raise ValueError("two categories have one id, or one has no printable name")
         names = {one["id"]: one["file_name"] for one in content["images"]}
         found: dict[str, dict[str, Any]] = {
             name: {"boxes": [], "labels": [], "polygons": [], "area": [], "iscrowd": []}
@@ -208,7 +210,7 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             of_image["polygons"].append(one.get("segmentation"))
             of_image["area"].append(one.get("area"))
             of_image["iscrowd"].append(one.get("iscrowd", 0))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"

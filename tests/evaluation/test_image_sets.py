@@ -224,8 +224,9 @@ def test_masks_lie_beside_images_as_in_ade20k(tmp_path):
     assert found.class_names == ()
 
 
+CAT = {"id": 3, "name": "cat"}
 COCO = {
-    "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+    "categories": [{"id": 7, "name": "dog"}, CAT],
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
     "annotations": [
         {"image_id": 1, "category_id": 7, "bbox": [1, 2, 30, 40], "area": 900.5, "iscrowd": 0,
@@ -253,13 +254,31 @@ def test_boxes_lie_beside_images_as_in_coco(tmp_path):
     assert found.class_names == ("cat", "dog")
 
 
+def test_file_names_of_coco_may_have_subfolders(tmp_path):
+    write_images(tmp_path / "val", ["city/a.jpg", "park/a.jpg", "a.jpg"])
+    (tmp_path / "annotations").mkdir()
+    images = [{"id": 1, "file_name": "park/a.jpg"}, {"id": 2, "file_name": "a.jpg"}]
+    text = "\ufeff" + json.dumps(COCO | {"images": images})  # as some editors begin a file
+    (tmp_path / "annotations" / "instances_val.json").write_text(text, encoding="utf-8")
+    notes = {
+        one.key: one.annotations and one.annotations["labels"] for one in opened(tmp_path / "val").images
+    }
+    assert notes == {"a": [], "city/a": None, "park/a": [1, 0]}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         *("[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]}), "[" * 60_000),
         json.dumps(COCO | {"categories": [{"id": 3}, {"id": 7}]}),
+        *(
+            json.dumps(COCO | {"categories": [CAT, {"id": 7, "name": name}]})
+            for name in (5, "\ud800", "\x1b")
+        ),
+        json.dumps(COCO | {"categories": [CAT, {"id": 7, "name": "dog"}, {"id": 3, "name": "horse"}]}),
+        json.dumps(COCO | {"annotations": [{"image_id": 1, "bbox": [0.5, 0, 10**400, 1]}]}),
     ],
-    ids=["cut", "list", "image", "nested", "names"],
+    ids=["cut", "list", "image", "nested", "no names", "number", "surrogate", "escape", "two", "huge"],
 )
 def test_a_file_that_is_not_cocos_is_refused(tmp_path, content):
     write_images(tmp_path / "val", ["a.jpg"])

@@ -184,6 +184,15 @@ def test_labels_of_a_list_are_names_or_numbers(labels, numbers, names, tmp_path)
     assert make_plan(PackingOptions(str(tmp_path / "a.csv"), "o", path_column="File")).class_names == names
 
 
+def test_a_class_with_a_name_that_cannot_be_printed_is_refused(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(image(0))
+    (tmp_path / "a.csv").write_text("path,label\n0.jpg,\x1b[31mred\n")
+    with pytest.raises(
+        ConfigError, match=r"has a class with the name '\\x1b\[31mred', which cannot be printed"
+    ):
+        make_plan(PackingOptions(str(tmp_path / "a.csv"), "out"))
+
+
 @pytest.mark.parametrize("write", [write_mixed_list, write_mixed_tables])
 def test_numbers_beside_names_need_a_file_of_classes(write, tmp_path):
     source = write(tmp_path / "source")

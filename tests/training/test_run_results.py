@@ -23,8 +23,8 @@ from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_j
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
+from pipeline.training.metrics import MetricsLog
 from pipeline.training.run import load_newest, run_training
-from pipeline.training.run_folder import MetricsLog
 from pipeline.training.sections import LogConfig
 from pipeline.views.source_tars import SourceTar
 
