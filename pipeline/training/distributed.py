@@ -79,9 +79,9 @@ class Ranks:
 
 
 def refuse_shared_gpus(gpus: Sequence[str]) -> None:
-    """Raise ConfigError if two ranks have the same GPU, by its UUID; "" stands for a CPU."""
+    """Raise ConfigError if two ranks have the same GPU, by its UUID; "" or zeros stand for an unknown one."""
     for rank, gpu in enumerate(gpus):
-        if gpu and (first := gpus.index(gpu)) < rank:
+        if gpu.strip("0-") and (first := gpus.index(gpu)) < rank:
             error = ConfigError(
                 f"ranks {first} and {rank} have the same GPU, {gpu}: start one process for each GPU, or "
                 "give each process its own in CUDA_VISIBLE_DEVICES"

@@ -3,6 +3,7 @@
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ def alone(small_cache_path, tmp_path_factory):
 
 def test_two_ranks_on_one_gpu_are_refused_by_its_uuid():
     refuse_shared_gpus(["", "", ""])  # of CPUs
+    refuse_shared_gpus(2 * [str(UUID(int=0))])  # of a driver that tells none
     refuse_shared_gpus(["GPU-a", "GPU-b", "GPU-c"])
     with pytest.raises(
         ConfigError, match=r"^ranks 1 and 2 have the same GPU, GPU-b: start one process for"
