@@ -226,6 +226,8 @@ def _write(choice: "Choice", scores: "list[Score]") -> None:
     elif choice.run and not choice.untrained:
         message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
         typer.echo(message, err=True)
+    elif not choice.out:
+        typer.echo("the scores are not kept: give --report RUN or --out FILE.json to keep them", err=True)
 
 
 main = partial(run_app, app)

@@ -73,13 +73,14 @@ def train_student(
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     if print_config:
         with cli_errors(lambda: "run the same command again"):
-            from pipeline.config import dump_toml, load_config
+            from pipeline.config import dump_toml, parse_config
             from pipeline.training.config import RunConfig
 
-            typer.echo(dump_toml(load_config(RunConfig, config, assignments or [])), nl=False)
+            typer.echo(dump_toml(parse_config(RunConfig, _read(config, assignments or []))), nl=False)
         return
     if not cache or run is None:
-        raise typer.BadParameter("give --cache and --run")
+        missing = [name for name, given in (("--cache", cache), ("--run", run)) if not given]
+        raise typer.BadParameter(f"give {' and '.join(missing)}")
     with cli_errors(lambda: _advice(run, mode)):
         result = _train(cache, run, config, assignments or [], mode, device)
     if result.done < result.steps:
@@ -100,7 +101,7 @@ def _train(
     from pipeline.training.sections import Sections
 
     def read() -> dict[str, Any]:
-        return read_settings(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+        return _read(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
 
     def read_config() -> "RunConfig":
         values = read()
@@ -128,6 +129,15 @@ def _train(
         if ranks.is_main:
             _print_result(result, run, _advice(run, mode))
     return result
+
+
+def _read(file: Path | None, assignments: list[str], base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the plain values of a recipe, else of `base`, changed by assignments; raises ConfigError."""
+    from pipeline.config import read_settings
+    from pipeline.training.sections import let_epochs_count
+
+    values = read_settings(file, assignments, base)
+    return let_epochs_count(values, [each.partition("=")[0].strip() for each in assignments])
 
 
 def _print_result(result: "Result", run: Path, advice: str) -> None:

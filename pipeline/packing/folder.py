@@ -1,6 +1,7 @@
 """An image folder: a subfolder for each class, or images alone."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,13 @@ def folder_source(folder: Path) -> Source:
     Images directly in the folder have no label. Hidden files and folders are passed over, links are
     followed. Raises ConfigError for a folder without images, or of several splits.
     """
-    names, others = [], 0
+    names, others = list[str](), Counter[str]()
     for name in _files(folder):
-        if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+        kind = name.rpartition("/")[2].rpartition(".")[2].lower()
+        if kind in IMAGE_EXTENSIONS:
             names.append(name)
         else:
-            others += 1
+            others[f".{kind}" if name.lower().endswith(f".{kind}") else ""] += 1
     if not names:
         raise ConfigError(
             f"folder {str(folder)!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}): give a folder of "
