@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.json_text import load_json
+from pipeline.storage.address import name_fault
 
 CLASSES_FILE = "classes.json"  # what pack-images puts beside tars
 
@@ -34,12 +36,17 @@ def read_classes(file: Path, option: str) -> tuple[NamedClass, ...]:
     classes = []
     for index, one in enumerate(found):
         texts = list(one.values()) if isinstance(one, dict) else [one]
-        name = one.get("name") if isinstance(one, dict) else one
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{named} has no name for class {index}: give one for each from 0 on")
+        if not (name := printable_name(one.get("name") if isinstance(one, dict) else one)):
+            raise ConfigError(f"{named} has no printable name for class {index}: give one for each from 0 on")
         meant = frozenset(text.strip() for text in texts if isinstance(text, str))
-        classes.append(NamedClass(name.strip(), meant))
+        classes.append(NamedClass(name, meant))
     return tuple(classes)
+
+
+def printable_name(value: Any) -> str:
+    """Return the name of a class; "" for what is none, or what a terminal or a file cannot show."""
+    name = value.strip() if isinstance(value, str) else ""
+    return "" if name_fault(name) else name
 
 
 def in_class_order(names: Iterable[str]) -> list[str]:

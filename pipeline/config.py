@@ -161,7 +161,7 @@ def _name(values: Any, detail: ErrorDetails) -> str:
 
 
 def _explain_unknown(model: type[Section], name: str, path: list[str], value: Any) -> str:
-    """Suggest the whole key that was probably meant: mask.ratio for mask.ratoi, maks.ratio and ratio."""
+    """Suggest the whole key that was meant: mask.ratio for mask.ratoi, maks.ratio, ratio, data.ratio."""
     known, prefix = _known_keys(model, path[:-1]), name.rpartition(".")[0]
     meant = [f"{prefix}.{key}".lstrip(".") for key in difflib.get_close_matches(path[-1], known, n=1)]
     if len(path) == 1 and isinstance(value, dict) and len(value) == 1:  # a section that is misspelled
@@ -169,9 +169,15 @@ def _explain_unknown(model: type[Section], name: str, path: list[str], value: An
         name = f"{name}.{key}"
         inside = _known_keys(model, meant) if meant else []
         meant = [f"{meant[0]}.{each}" for each in difflib.get_close_matches(key, inside, n=1)] or meant
-    elif len(path) == 1:  # probably a key without its section
-        inside = [f"{section}.{path[0]}" for section in known if path[0] in _known_keys(model, [section])]
-        meant = inside or meant
+    else:  # maybe a key without its section, or in a wrong one
+        places: dict[str, list[str]] = {}
+        for section in model.model_fields:
+            for key in _known_keys(model, [section]):
+                places.setdefault(key, []).append(f"{section}.{key}")
+        there = places.get(path[-1], [])
+        if len(path) == 1:
+            meant = there or meant or [places[key][0] for key in difflib.get_close_matches(name, places, n=1)]
+        meant = meant or [place for place in there if place != name]
     hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are {', '.join(known)}"
     return f"unknown configuration key {name!r}: {hint}"
 

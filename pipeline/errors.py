@@ -1,6 +1,8 @@
 """Errors that a user can cause or cure. A message gives name, value, what is accepted and the remedy."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _USER = re.compile(r"(?<=://)[^/\s\"]*@")  # with a password, which may have an @ and a single quote
 # All after the question mark of a web address, and key=value after one of any address: elsewhere it is a
@@ -13,6 +15,17 @@ def printable(address: str) -> str:
     if "://" not in address:
         return address
     return _QUERY.sub(r"\g<web>", _USER.sub("", address))
+
+
+def cause_of(error: Exception) -> str:
+    """Return the type of an exception and the first line of its text, for a message about it."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip()
+
+
+def suggestion(value: str, known: Iterable[str], most: int = 3) -> str:
+    """Return `did you mean ...? ` with a few known names like the value, or nothing."""
+    close = difflib.get_close_matches(value, list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 class MaskAlignError(Exception):

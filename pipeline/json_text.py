@@ -1,4 +1,4 @@
-"""JSON that may be anyone's: text that is nested too deeply is as damaged as text that is cut."""
+"""JSON as files of this project have it, and JSON that may be anyone's: too deep nesting is damage, too."""
 
 import json
 from typing import Any
@@ -10,3 +10,8 @@ def load_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def json_bytes(values: Any) -> bytes:
+    """Return values as the indented text of a JSON file."""
+    return (json.dumps(values, indent=2) + "\n").encode()

@@ -5,7 +5,9 @@ otherwise a user's own pipeline.py or queue.py would be imported in place of our
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-if sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]
+with suppress(FileNotFoundError):  # the working folder was removed, which stages.console reports
+    if sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd() != Path(__file__).resolve().parents[1]:
+        del sys.path[0]

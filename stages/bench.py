@@ -11,7 +11,7 @@ import typer
 from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import usable_cores
-from stages.console import cli_errors, run_command
+from stages.console import Device, cli_errors, run_command
 
 _TEACHER = "Teacher as for extract-teacher; default: an untrained one of the recipe's shape."
 _WORKERS = "Processes that read and decode; default: from the number of cores."
@@ -22,7 +22,7 @@ _JSON = "Write the line of JSON to this file; default: the last line of stdout."
 def bench(
     recipe: Annotated[str, typer.Option(help="Student, batch and teacher: tiny, s, b or l.")] = "tiny",
     teacher: Annotated[str | None, typer.Option(help=_TEACHER)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help=_WORKERS)] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of a step; default: the recipe's.")

@@ -9,19 +9,22 @@ from contextlib import contextmanager, suppress
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from pipeline.errors import MaskAlignError
+from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.runtime.launch import this_process
 from pipeline.runtime.signals import StoppedError, polite_signals
+
+CONTINUE = "run the same command again to continue"
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 @contextmanager
 def cli_errors(
-    advice: Callable[[], str] = lambda: "run the same command again to continue",
+    advice: Callable[[], str] = lambda: CONTINUE,
 ) -> Iterator[None]:
     """Turn errors and requests to stop into one sentence on stderr and an exit code.
 
@@ -33,6 +36,7 @@ def cli_errors(
             stream.reconfigure(errors="backslashreplace")
     try:
         with polite_signals():
+            _refuse_removed_folder()
             yield
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -68,6 +72,14 @@ def ending_alone(advice: Callable[[], str]) -> Iterator[None]:
             with suppress(OSError):
                 stream.flush()
         os._exit(error.exit_code if isinstance(error, typer.Exit) else 1)
+
+
+def _refuse_removed_folder() -> None:
+    """Refuse a working folder that was removed: relative paths have no meaning there, and workers fail."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the working folder was removed: change to one that exists, such as cd ~") from None
 
 
 def print_row(name: str, value: str) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.json_text import json_bytes
 from pipeline.provenance import cpu_name, provenance
 from stages.console import cli_errors, run_command
 
@@ -69,7 +70,7 @@ def demo(
             begin = time.perf_counter()
             result["scores"] |= (work() or {}).get("scores", {})
             result["seconds"][part] = round(time.perf_counter() - begin, 1)
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (folder / "result.json").write_bytes(json_bytes(result))
         _show(folder, test_images, result)
 
 

@@ -13,7 +13,7 @@ import typer
 from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import this_process
-from stages.console import Command, cli_errors, ending_alone, new_app, packaged, run_app
+from stages.console import CONTINUE, Command, Device, cli_errors, ending_alone, new_app, packaged, run_app
 
 if TYPE_CHECKING:
     from pipeline.evaluation.choice import Choice
@@ -65,7 +65,6 @@ PatchSize = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Decoding processes for tars.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Report = Annotated[
     Path | None, typer.Option(help="Run that gets the scores and the report; default: --run, if trained.")
 ]
@@ -78,7 +77,6 @@ PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the keys of the evaluation and their values, and stop.")
 ]
 
-_WITHOUT_DATA = ("export",)
 _NOTHING_KEPT = (
     "nothing was kept; with --out FILE.json a long training continues when the command is run again"
 )
@@ -115,7 +113,7 @@ def evaluate_student(
     --print-config shows the keys of an evaluation; docs/evaluation.md describes each.
     """
     kept = report or out or (run and not untrained)
-    advice = "run the same command again to continue" if kept else _NOTHING_KEPT
+    advice = CONTINUE if kept else _NOTHING_KEPT
     with cli_errors(lambda: advice), tempfile.TemporaryDirectory(prefix="maskalign-evaluation-") as scratch:
         if print_config:
             for settings in _settings(evaluation.split(","), assignments or []):
@@ -128,7 +126,7 @@ def evaluate_student(
             Path(scratch), run, untrained, teacher, model, config, cache, shards, test_shards, class_names,
             image_size, patch_size, report, out, features,
         )  # fmt: skip
-        choice.check(needs_data=evaluation not in _WITHOUT_DATA)
+        choice.check(evaluation)
         chosen = _settings(evaluation.split(","), assignments or [])  # torch is imported from here on
         choice.refuse_unused(chosen)
         _evaluate(choice, chosen, device, (batch_size, workers), advice)
@@ -204,7 +202,8 @@ def _print(scores: "list[Score]") -> None:
     for score in scores:
         metrics = ", ".join(f"{name} {value:.1%}" for name, value in score.metrics.items())
         typer.echo(f"{score.representation:<5} {metrics}")
-    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from"
+    few = f" (few={few:g} of each class)" if (few := first.options.get("few")) else ""
+    learnt = "" if first.bank == first.test else f", {first.bank.images:,} to learn from{few}"
     chance = f"; chance {first.chance:.1%}" if first.chance else ""  # 0 where a metric has none
     typer.echo(f"{first.test.images:,} images of {first.test.classes} classes{learnt}{chance}")
 

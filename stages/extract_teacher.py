@@ -11,7 +11,7 @@ from pipeline.extraction.options import ExtractionOptions as Options
 from pipeline.extraction.options import source_options
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import share_of_work, usable_cores
-from stages.console import cli_errors, counted, print_row, run_command
+from stages.console import Device, cli_errors, counted, print_row, run_command
 
 if TYPE_CHECKING:
     from pipeline.extraction.plan import RateForecast, SizeForecast
@@ -77,7 +77,7 @@ def extract_teacher(
     seed: Annotated[int, typer.Option(help="Seed of the crops.")] = Options.seed,
     batch_size: Annotated[int, typer.Option(min=1, help="Views in a teacher batch.")] = Options.batch_size,
     workers: Annotated[int | None, typer.Option(min=0, help=_WORKERS)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help=_PRECISION)] = Options.precision,
     compile: Annotated[str, typer.Option(help=_COMPILE)] = Options.compile,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help=_MAX_BAD)] = Options.max_bad,

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import this_process
 from stages.console import (
+    CONTINUE,
+    Device,
     cli_errors,
     counted,
     describe_signal,
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.studies.plan import Plan
-
-_ADVICE = "run the same command again to continue"
 
 
 def run_study(
@@ -64,14 +64,14 @@ def run_study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs with their steps and operations, and stop.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train and evaluate the runs of a study, and write one table and one page.
 
     Finished runs are skipped and interrupted ones continued. Several processes may share the work: with
     --only N/M on several machines, or started side by side.
     """
-    with cli_errors(lambda: _ADVICE):
+    with cli_errors():
         part = _part(only)
         check_device_name(device)
         if this_process().world_size > 1:
@@ -126,7 +126,7 @@ def _run(
         )
         whole = runner.run(here)
     if runner.stopped_by:
-        typer.echo(f"stopped by {describe_signal(runner.stopped_by)}: {_ADVICE}", err=True)
+        typer.echo(f"stopped by {describe_signal(runner.stopped_by)}: {CONTINUE}", err=True)
         raise typer.Exit(stop_code(runner.stopped_by))
     typer.echo((plan.out / "table.md").read_text(encoding="utf-8"), nl=False)
     failed = runner.failed(here)

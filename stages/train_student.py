@@ -1,5 +1,6 @@
 """train-student: train a masked student against a cache of teacher features."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ import typer
 from pipeline.runtime.device_choice import check_device_name, choose_device
 from pipeline.runtime.launch import meeting_point, this_process
 from stages.console import (
+    CONTINUE,
+    Device,
     cli_errors,
     describe_signal,
     ending_alone,
@@ -62,7 +65,7 @@ def train_student(
             help="Print the whole configuration as a recipe and stop; needs no --cache and no --run.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a masked student and its dynamic alignment on cached teacher features.
 
@@ -73,10 +76,12 @@ def train_student(
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     if print_config:
         with cli_errors(lambda: "run the same command again"):
-            from pipeline.config import dump_toml, parse_config
+            from pipeline.config import dump_toml, parse_config, read_settings
             from pipeline.training.config import RunConfig
 
-            typer.echo(dump_toml(parse_config(RunConfig, _read(config, assignments or []))), nl=False)
+            typer.echo(
+                dump_toml(parse_config(RunConfig, _read(read_settings(config), assignments or []))), nl=False
+            )
         return
     if not cache or run is None:
         missing = [name for name, given in (("--cache", cache), ("--run", run)) if not given]
@@ -100,8 +105,11 @@ def _train(
     from pipeline.training.run_folder import continues, read_run
     from pipeline.training.sections import Sections
 
+    recipe = read_settings(file)  # once: it may be a pipe, as of <(...), which is empty after that
+
     def read() -> dict[str, Any]:
-        return _read(file, assignments, read_run(run)["config"] if continues(run, mode) else None)
+        kept = read_run(run)["config"] if continues(run, mode) else None
+        return _read(recipe if file else kept, assignments)
 
     def read_config() -> "RunConfig":
         values = read()
@@ -131,12 +139,12 @@ def _train(
     return result
 
 
-def _read(file: Path | None, assignments: list[str], base: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the plain values of a recipe, else of `base`, changed by assignments; raises ConfigError."""
+def _read(base: Mapping[str, Any] | None, assignments: list[str]) -> dict[str, Any]:
+    """Return plain values, changed by assignments; raises ConfigError."""
     from pipeline.config import read_settings
     from pipeline.training.sections import let_epochs_count
 
-    values = read_settings(file, assignments, base)
+    values = read_settings(None, assignments, base)
     return let_epochs_count(values, [each.partition("=")[0].strip() for each in assignments])
 
 
@@ -162,9 +170,7 @@ def _print_result(result: "Result", run: Path, advice: str) -> None:
 def _advice(run: Path, mode: "Resume") -> str:
     """Return how to continue, from what the run folder holds."""
     started = (run / "run.json").exists()
-    return (
-        "continue with --resume" if started and mode == "never" else "run the same command again to continue"
-    )
+    return "continue with --resume" if started and mode == "never" else CONTINUE
 
 
 main = partial(run_command, train_student)

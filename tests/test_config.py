@@ -30,6 +30,9 @@ def test_without_anything_it_is_the_papers_recipe():
         ("train.compile=false", lambda c: c.train.compile, False),
         ("train.compile=auto", lambda c: c.train.compile, "auto"),
         ("data.levels=[7, 11]", lambda c: c.data.levels, (7, 11)),
+        ("data={local_tier='t', local_bytes=7}", lambda c: c.data.local_bytes, 7),
+        ("data={local_tier='t', local_bytes='200GB'}", lambda c: c.data.local_bytes, 200_000_000_000),
+        ("data={local_tier='t', local_bytes='1.1 tb'}", lambda c: c.data.local_bytes, 1_100_000_000_000),
         ("optim.betas=[0.9, 0.98]", lambda c: c.optim.betas, (0.9, 0.98)),
         ("mask.strategy=block", lambda c: c.mask.strategy, "block"),
         ('mask.strategy="block"', lambda c: c.mask.strategy, "block"),
@@ -77,6 +80,14 @@ ratio=0.6
     unknown KEY 'ratio': did you mean 'mask.ratio'?
 head=mlp
     unknown KEY 'head': did you mean 'objective.head'?
+global_bach=64
+    unknown KEY 'global_bach': did you mean 'train.global_batch'?
+trian=1
+    unknown KEY 'trian': did you mean 'train'?
+train.epochs=100
+    unknown KEY 'train.epochs': did you mean 'optim.epochs'?
+objective.ratio=0.6
+    unknown KEY 'objective.ratio': did you mean 'mask.ratio'?
 zzz=1
     unknown KEY 'zzz': known are objective, data, mask, student, optim, train, evaluate, log
 mask.ratio=much

@@ -1,7 +1,6 @@
 """Compares training steps: resident data, streamed data, teacher in the loop, published algorithm."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice, repeat
 
 import torch
@@ -39,8 +38,19 @@ def measure_steps(bench: Workbench) -> Iterator[Figure]:
         "peak": lambda: matrix_rate(device),
         "resident": repeated(cached, resident, options.warm_up, options.steps),
     }
+
+    def streamed_rate() -> float:  # with the start and the end of the workers
+        with BatchStream(job.cache, job.spec, job.device, options.workers) as stream:
+            batches = iter(stream)
+            _rate(cached, batches, 1 + options.warm_up)
+            blocked = stream.blocked_seconds
+            rate = _rate(cached, batches, options.steps)
+            seconds = options.steps * options.batch_size / rate
+            waits.append(100 * (stream.blocked_seconds - blocked) / seconds)
+            return rate
+
     if "step" in options.parts:
-        variants["streamed"] = partial(_streamed_rate, bench, cached, waits)
+        variants["streamed"] = streamed_rate
     if "in-loop" in options.parts:
         in_loop = Trainer(job, job.build_step(teacher_targets(job, bench.teacher)).train())
         batch = {**resident, "views": views}
@@ -80,19 +90,6 @@ def _rate(trainer: Trainer, batches: Iterator[Batch], count: int) -> float:
         lambda: [trainer.step(batch, step) for step, batch in enumerate(islice(batches, count))], job.device
     )
     return count * job.spec.batch_size / seconds
-
-
-def _streamed_rate(bench: Workbench, trainer: Trainer, waits: list[float]) -> float:
-    """Start workers, warm up, take the steps of a round, and end the workers; `waits` gets another share."""
-    options, job = bench.options, bench.job
-    with BatchStream(job.cache, job.spec, job.device, options.workers) as stream:
-        batches = iter(stream)
-        _rate(trainer, batches, 1 + options.warm_up)
-        blocked = stream.blocked_seconds
-        rate = _rate(trainer, batches, options.steps)
-        seconds = options.steps * options.batch_size / rate
-        waits.append(100 * (stream.blocked_seconds - blocked) / seconds)
-        return rate
 
 
 def _figures(found: dict[str, list[float]], waits: list[float], operations: int) -> Iterator[Figure]:

@@ -24,7 +24,7 @@ from pipeline.cache.compression import zarr_codecs
 from pipeline.cache.digests import canonical_json, digest_of, parse_json
 from pipeline.cache.layout import CRC_BYTES, GROUP_FILE, ArraySpec
 from pipeline.cache.schema import BLOCK_ROWS, SCHEMA_VERSION, UNIT_ROWS, CacheSchema
-from pipeline.errors import CacheError, StorageError
+from pipeline.errors import CacheError, StorageError, cause_of
 from pipeline.storage.address import is_url
 from pipeline.storage.folder import Folder
 
@@ -113,8 +113,7 @@ def check_array(folder: Folder, spec: ArraySpec, units: int) -> None:
     except OSError as error:
         raise unreadable(where, error, _WRITES_AGAIN) from None
     except Exception as error:  # damaged JSON makes zarr raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise CacheError(f"{where} cannot be read ({reason}): {_WRITES_AGAIN}") from None
+        raise CacheError(f"{where} cannot be read ({cause_of(error)[:200]}): {_WRITES_AGAIN}") from None
     if not is_exact(data, spec, units):
         raise CacheError(f"{where} is not what the schema says: {_WRITES_AGAIN}")
 

@@ -29,8 +29,8 @@ Shape = list[Patch | Stroke]
 
 
 def _circle(radius: float, centre: Point = (0.0, 0.0), steps: int = 32) -> tuple[Point, ...]:
-    """Points on a circle at equal angles; the last one is the first again."""
-    angles = [2 * math.pi * (i / steps) for i in range(steps + 1)]
+    """Points on a circle at equal angles."""
+    angles = [2 * math.pi * (i / steps) for i in range(steps)]
     return tuple((centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angles)
 
 
@@ -73,14 +73,14 @@ FORMS: dict[str, Shape] = {
         _box(0.45, -1.0, 0.7, 1.0),
         *(_box(-0.5, y - 0.1, 0.5, y + 0.1) for y in (-0.6, 0.0, 0.6)),
     ],
-    "necklace": [_disc(0.21, centre) for centre in _circle(0.78, steps=8)[:8]],
+    "necklace": [_disc(0.21, centre) for centre in _circle(0.78, steps=8)],
     "stack": [_box(-0.95, y - 0.2, 0.95, y + 0.2) for y in (-0.75, 0.0, 0.75)],
     "hourglass": [Patch(((-0.8, -0.95), (0.8, -0.95), (-0.8, 0.95), (0.8, 0.95)))],
     "comb": [
         _box(-0.95, -0.85, 0.95, -0.5),
         *(_box(x - 0.12, -0.6, x + 0.12, 0.8) for x in (-0.83, -0.28, 0.28, 0.83)),
     ],
-    "flower": [*(_disc(0.36, centre) for centre in _circle(0.6, steps=5)[:5]), _disc(0.3, hole=True)],
+    "flower": [*(_disc(0.36, centre) for centre in _circle(0.6, steps=5)), _disc(0.3, hole=True)],
     "staircase": [
         _box(-0.95 + 0.475 * i, 0.95 - 0.475 * (i + 1), -0.95 + 0.475 * (i + 1), 0.95) for i in range(4)
     ],

@@ -46,8 +46,9 @@ class Choice:
     out: Path | None = None
     features: Path | None = None
 
-    def check(self, needs_data: bool) -> None:
+    def check(self, evaluation: str) -> None:
         """Open what can be opened without torch; raises ConfigError, CacheError or SourceError."""
+        needs_data = evaluation != "export"
         judged = [self.teacher is not None, self.model is not None, self.run is not None or self.untrained]
         if sum(judged) != 1:
             raise ConfigError(

@@ -66,6 +66,11 @@ class ViewBatch:
     keys: list[str]
     sources: list[str]
 
+    @property
+    def names(self) -> list[tuple[str, str, int]]:
+        """Source, key and label of each image."""
+        return list(zip(self.sources, self.keys, self.labels, strict=True))
+
 
 def centre_crop(size: int) -> Transform:
     """Return the transform of test images."""

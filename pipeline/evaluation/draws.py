@@ -44,6 +44,19 @@ def draw_few(labels: Tensor, few: float, seed: int, images: Tensor | None = None
     return torch.nonzero(torch.isin(images, torch.cat(chosen)))[:, 0]
 
 
+def few_notes(labels: Tensor, few: float | None, images: Tensor | None = None) -> tuple[str, ...]:
+    """Return a note if some classes of `labels` (n,) have fewer images than are to be drawn of each."""
+    images = torch.arange(len(labels)) if images is None else images
+    of_image = torch.unique(torch.stack([labels, images]), dim=1)[0]
+    classes, counts = torch.unique(of_image, return_counts=True)
+    if few is None or few < 1 or not len(short := classes[counts < few]):
+        return ()
+    return (
+        f"classes with fewer than the {few:g} images to draw: {len(short)}, such as class {int(short[0])}; "
+        "they give all that they have",
+    )
+
+
 def stratified_folds(labels: Tensor, folds: int, seed: int, images: Tensor | None = None) -> Tensor:
     """Return the fold (n,) from 0 of each row, drawn by seed so that the folds share each class out.
 

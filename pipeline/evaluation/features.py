@@ -182,7 +182,7 @@ def _in_parts(
     for batch in batches:
         for name, values in represent(subject, batch.pixels.to(subject.device)).items():
             found[name].append(values.half().cpu())
-        names += zip(batch.sources, batch.keys, batch.labels, strict=True)
+        names += batch.names
         count += len(batch.labels)
         if count >= PART_IMAGES:
             yield {name: torch.cat(values) for name, values in found.items()}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +66,14 @@ def stepwise(steps: int, falls: Sequence[float], warmup: int) -> Factor:
         return risen * 0.1 ** sum(step >= share * steps for share in falls)
 
     return factor
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators; those of the CPU and of a GPU `device` are then as they were before."""
+    with torch.random.fork_rng(devices=[device] if device and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:

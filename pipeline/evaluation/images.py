@@ -16,11 +16,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.classes import in_class_order
+from pipeline.classes import in_class_order, printable_name
 from pipeline.errors import ConfigError, SourceError, printable
 from pipeline.evaluation.class_numbers import packed_class_names, refuse_other_numbers
 from pipeline.json_text import load_json
 from pipeline.storage.address import is_url, name_fault
+from pipeline.storage.files import files_below, open_regular
 from pipeline.storage.tar_streams import open_tar
 from pipeline.views.sample import IMAGE_EXTENSIONS, NO_LABEL, SourceSample, label_of, name_with_dots
 from pipeline.views.source import MAX_CARRIED_BYTES
@@ -42,7 +43,7 @@ class Place:
     def read(self) -> bytes:
         """Return the bytes; raises SourceError."""
         try:
-            with Path(self.path).open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
@@ -144,11 +145,11 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
     """List an image folder: a subfolder for each class, or images beside masks (ADE20K) or boxes (COCO).
 
     Classes are numbered as in `known`, such as those of the images to learn from, then in the order of their
-    names. Hidden files and folders are ignored. Raises ConfigError for a folder without images, and for names
-    that cannot be stored.
+    names. Hidden files and folders are ignored, links are followed. Raises ConfigError for a folder without
+    images, and for names that cannot be stored.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
-    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
+    below = (folder / name for name in files_below(folder))
+    files = sorted(file for file in below if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
     for kind, path in (("folder", folder), *(("image", file) for file in files)):
         if fault := name_fault(str(path)):
             raise ConfigError(f"{kind} {str(path)!r} has a name that {fault}: rename it")
@@ -174,11 +175,11 @@ def folder_images(folder: Path, known: tuple[str, ...] = ()) -> ImageSet:
             LabelledImage(
                 key=str(key),
                 source=folder.name,
-                image=Place(str(file), 0, file.stat().st_size),
+                image=Place(str(file), 0, file.stat().st_size if file.exists() else 0),
                 label=label,
                 label_fault="is in no class folder",
                 members=members,
-                annotations=annotations.get(file.name),
+                annotations=annotations.get(relative.as_posix()),
             )
         )
     return ImageSet(str(folder), "folder", tuple(found), categories or (() if masks else tuple(names)))
@@ -190,10 +191,12 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     Labels are numbered 0, 1, ... in the order of the ids. Raises ConfigError for another file.
     """
     try:
-        content = load_json(file.read_text(encoding="utf-8"))
+        content = load_json(file.read_text(encoding="utf-8-sig"))
         categories = sorted(content["categories"], key=itemgetter("id"))
         numbers = {one["id"]: number for number, one in enumerate(categories)}
-        class_names = tuple(one["name"] for one in categories)
+        class_names = tuple(printable_name(one["name"]) for one in categories)
+        if len(numbers) < len(categories) or not all(class_names):
+            raise ValueError("two categories have one id, or one has no printable name")
         names = {one["id"]: one["file_name"] for one in content["images"]}
         found: dict[str, dict[str, Any]] = {
             name: {"boxes": [], "labels": [], "polygons": [], "area": [], "iscrowd": []}
@@ -207,7 +210,7 @@ def _coco(file: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
             of_image["polygons"].append(one.get("segmentation"))
             of_image["area"].append(one.get("area"))
             of_image["iscrowd"].append(one.get("iscrowd", 0))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{str(file)!r} is not in COCO's form ({type(error).__name__}: {error}): "
             "give images, annotations and categories"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError
-from pipeline.evaluation.draws import Few, check_tries, draw_few
+from pipeline.evaluation.draws import Few, check_tries, draw_few, few_notes
 from pipeline.evaluation.features import Features, available
 from pipeline.evaluation.kinds import as_list
 from pipeline.evaluation.metrics import RANKED, classification_outcome
@@ -48,6 +48,13 @@ class Knn(Section):
 
     _as_list = field_validator("k", "temperature", "representations", mode="before")(as_list)
 
+    @field_validator("representations")
+    @classmethod
+    def _some(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not values:
+            raise ValueError("one or more are needed, such as cls")
+        return values
+
     @field_validator("k", "temperature")
     @classmethod
     def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -60,7 +67,7 @@ class Knn(Section):
     def run(self, task: Task) -> list[Outcome]:
         """Score each representation that the network has."""
         bank, queries = task.features(self.shared_keys)
-        notes = list[str]()
+        notes = [*few_notes(bank.labels, self.few, bank.images)]
         groups = None  # the image behind each row of bank and queries: a query's own image must not vote
         if queries is bank:
             groups = (bank.images, bank.images)
@@ -166,7 +173,9 @@ def rank_by_votes(
     ranked: dict[tuple[int, float], Tensor] = {}
     for k, temperature in options:
         # Relative to the nearest, which changes no winner and cannot overflow at a low temperature.
-        weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
+        # A float32 of 0 would divide 0 by 0.
+        least = max(temperature, torch.finfo(torch.float32).tiny)
+        weights = ((similarity[:, :k] - similarity[:, :1]) / least).exp()
         rows = []
         for start in range(0, len(index), max(1, _MAX_SCORES // len(classes))):
             chosen = slice(start, start + max(1, _MAX_SCORES // len(classes)))

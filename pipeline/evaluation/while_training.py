@@ -70,7 +70,6 @@ def training_evaluation(
             found = [(one.name, outcome) for one in settings for outcome in one.run(task)]
         finally:
             shutil.rmtree(store, ignore_errors=True)
-        firsts = [next(iter(outcome.metrics.items())) for _, outcome in found]
         return [
             {
                 "evaluation": name,
@@ -80,7 +79,8 @@ def training_evaluation(
                 "interval": outcome.intervals.get(metric),
                 "chance": outcome.chance,
             }
-            for (name, outcome), (metric, value) in zip(found, firsts, strict=True)
+            for name, outcome in found
+            for metric, value in [outcome.main_metric]
         ]
 
     return evaluate

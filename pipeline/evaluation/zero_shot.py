@@ -27,7 +27,7 @@ from pipeline.student.patches import cut_patches
 from pipeline.training.checkpoint import choose_checkpoint, load_checkpoint
 from pipeline.training.config import RunConfig
 from pipeline.training.initial import initial_objective
-from pipeline.training.run_folder import caches_of, read_run
+from pipeline.training.run_folder import CHECKPOINTS, caches_of, read_run
 from pipeline.weights import weights_sha256
 
 Embed = Callable[[Tensor], Tensor]  # pixels (B, S, S, 3) uint8 to points (B, E)
@@ -85,7 +85,7 @@ class ZeroShot(Section):
             for batch in data.views(subject.image_size, task.batch_size, left_out):
                 points = F.normalize(embed(batch.pixels.to(subject.device)).float(), dim=1)
                 ranked.append(rank_classes(points @ classes))
-                used += zip(batch.sources, batch.keys, batch.labels, strict=True)
+                used += batch.names
         if not used:
             raise ConfigError(f"{data.address!r} has no image that is whole and labelled: give others")
         facts = describe_data(data, subject.image_size, used, left_out)
@@ -169,7 +169,7 @@ def _of_student(task: Task) -> Embed:
             f"{task.subject.image_size}: leave --image-size out"
         )
     objective = initial_objective(config, cache, others)
-    chosen = choose_checkpoint(task.run / "checkpoints")
+    chosen = choose_checkpoint(task.run / CHECKPOINTS)
     if chosen is None:
         raise ConfigError(
             f"run {str(task.run)!r} has no checkpoint, which holds the head that predicts the teacher: "

@@ -14,7 +14,7 @@ from pipeline.cache.encoding import encode_level
 from pipeline.cache.layout import feature_array
 from pipeline.cache.schema import CacheSchema
 from pipeline.cache.units import Unit
-from pipeline.errors import CacheError, ConfigError
+from pipeline.errors import CacheError, ConfigError, cause_of
 from pipeline.extraction.options import Compile, Precision
 from pipeline.runtime.device import DeviceEvent, SideStream, compiled, to_host
 from pipeline.teacher.teacher import Teacher, TeacherFeatures
@@ -149,7 +149,7 @@ class FeatureEncoder:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            fault = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            fault = cause_of(error)
             if self.must_compile:
                 raise ConfigError(f"the teacher cannot be compiled ({fault}); give --compile off") from error
             self.compiled, self.compiler_fault = False, fault

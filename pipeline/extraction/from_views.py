@@ -4,7 +4,7 @@ The samples of a view tar go through the decoding workers as source images do, b
 view tar itself becomes a hard link, published after what was read has been compared with its digest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,27 +69,25 @@ class FromViews:
                 rows = ", ".join(str(commit.rows) for commit in commits)
                 raise CacheError(f"the views of {tar.name!r} in {self._cache.address!r} have {rows} images")
             for chunk in range(chunk_count(commits[0].rows)):
-                yield from self._samples(commits, chunk, max(1, tar.size // commits[0].rows))
+                arrays = [self._cache.read_chunk(commit, chunk, ["index", "view"]) for commit in commits]
+                rows_of_views = [
+                    read_rows(self._cache, commit, chunk, found["index"])
+                    for commit, found in zip(commits, arrays, strict=True)
+                ]
+                labels = arrays[0]["index"][:, LABEL].tolist()
+                tar_bytes = max(1, tar.size // commits[0].rows)  # of an image
+                boxes = np.stack([found["view"] for found in arrays], axis=1)  # (n, V, 7)
+                for label, box, *found in zip(labels, boxes, *rows_of_views, strict=True):
+                    keys, _, stored = zip(*found, strict=True)
+                    if len(set(keys)) > 1:
+                        raise CacheError(
+                            f"{commits[0].name} of cache {self._cache.address!r} has {keys[0]!r} where "
+                            f"another view has {keys[1]!r}"
+                        )
+                    lengths = tuple(map(len, stored))
+                    yield StoredSample(keys[0], b"".join(stored), {}, "", "", lengths, label, box, tar_bytes)
         except CacheError as error:
             raise SourceError(str(error)) from None
-
-    def _samples(self, commits: Sequence[Commit], chunk: int, tar_bytes: int) -> Iterator[StoredSample]:
-        arrays = [self._cache.read_chunk(commit, chunk, ["index", "view"]) for commit in commits]
-        views = [
-            read_rows(self._cache, commit, chunk, found["index"])
-            for commit, found in zip(commits, arrays, strict=True)
-        ]
-        labels = arrays[0]["index"][:, LABEL].tolist()
-        boxes = np.stack([found["view"] for found in arrays], axis=1)  # (n, V, 7)
-        for row, (label, *found) in enumerate(zip(labels, *views, strict=True)):
-            keys, _, stored = zip(*found, strict=True)
-            if len(set(keys)) > 1:
-                raise CacheError(
-                    f"{commits[0].name} of cache {self._cache.address!r} has {keys[0]!r} where another view "
-                    f"has {keys[1]!r}"
-                )
-            lengths = tuple(map(len, stored))
-            yield StoredSample(keys[0], b"".join(stored), {}, "", "", lengths, label, boxes[row], tar_bytes)
 
     def skipped(self, source: str) -> list[SkippedImage]:
         """Return the images that the other cache has skipped, in every view alike."""

@@ -1,6 +1,5 @@
 """One extraction: teacher, schema, the cache created or extended, and the work of this process."""
 
-import json
 import os
 import platform
 import time
@@ -33,6 +32,7 @@ from pipeline.extraction.plan import (
     refuse_full_disk,
 )
 from pipeline.extraction.teacher_rate import measure_teacher
+from pipeline.json_text import json_bytes
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
 from pipeline.storage.address import open_folder
@@ -247,7 +247,7 @@ def _logged(options: ExtractionOptions, folder: Folder, extractor: Extractor) ->
 
     def write() -> None:
         with folder.scratch():  # where a killed process leaves its temporary file to be swept
-            folder.replace(key, (json.dumps(values, indent=2) + "\n").encode())
+            folder.replace(key, json_bytes(values))
 
     write()
     try:

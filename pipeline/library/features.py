@@ -12,7 +12,7 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.store import Values
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import TargetKind
-from pipeline.training.targets import AFTER_THE_LAST_BLOCK, cached_targets
+from pipeline.training.targets import AFTER_THE_LAST_BLOCK, cached_targets, lacking_output
 
 Levels = int | Sequence[int] | None
 
@@ -43,10 +43,7 @@ class FeatureDecoder(nn.Module):
         teacher = cache.schema.teacher
         if target not in get_args(TargetKind):
             raise ConfigError(f"target {target!r} is unknown: give one of {', '.join(get_args(TargetKind))}")
-        lacking = "final norm" if teacher.post_norm_eps is None else ""
-        if target == "projected" and teacher.projection_width is None:
-            lacking = lacking or "projection"
-        if target in AFTER_THE_LAST_BLOCK and lacking:
+        if lacking := lacking_output(cache.schema, target):
             raise ConfigError(
                 f"target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} does not "
                 "have: give target='whiten', 'none' or 'l2'"

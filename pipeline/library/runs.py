@@ -216,7 +216,7 @@ def run_evaluation(
             image_size=image_size,
             patch_size=patch_size,
         )
-        choice.check(needs_data=evaluation != "export")
+        choice.check(evaluation)
         choice.refuse_unused([chosen])
         scores = evaluate(chosen, choice.task(choose_device(device), batch_size, workers, log=say))
         if choice.updated and scores:

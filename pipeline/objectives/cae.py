@@ -7,10 +7,10 @@ the encoder and is closer to CAE v2 (arXiv 2211.09799).
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -45,6 +45,16 @@ class ContextAutoencoder(CodesConfig):
     regressor_depth: PositiveInt = 4
     decoder_depth: PositiveInt = 4
     target: TargetKind = "whiten"
+
+    @model_validator(mode="after")
+    def _uses_its_target(self) -> Self:
+        """Raise ValueError for a form of features where none are used."""
+        if self.codes == "pixels" and self.align == "own" and self.target != "whiten":
+            raise ValueError(
+                f"target {self.target!r} has no use with codes 'pixels' and align 'own': leave it out, or "
+                "choose codes 'features' or align 'teacher'"
+            )
+        return self
 
     @property
     def needs(self) -> Needs:

@@ -1,13 +1,12 @@
 """An image folder: a subfolder for each class, or images alone."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.packing.source import FilePlaces, Source, fingerprint
 from pipeline.storage.address import name_fault
+from pipeline.storage.files import files_below
 from pipeline.views.sample import IMAGE_EXTENSIONS
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -20,7 +19,7 @@ def folder_source(folder: Path) -> Source:
     followed. Raises ConfigError for a folder without images, or of several splits.
     """
     names, others = list[str](), Counter[str]()
-    for name in _files(folder):
+    for name in files_below(folder):
         kind = name.rpartition("/")[2].rpartition(".")[2].lower()
         if kind in IMAGE_EXTENSIONS:
             names.append(name)
@@ -45,22 +44,3 @@ def folder_source(folder: Path) -> Source:
         )
     places = FilePlaces(folder, names)
     return Source("folder", str(folder), places, names, labels, fingerprint(names), left_out=others)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Yield paths below a folder, with slashes. A folder that links lead to twice is read once."""
-    seen = set[tuple[int, int]]()
-    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        status = os.stat(root)  # noqa: PTH116  # a folder of a million images is walked
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
-        below = os.path.relpath(root, folder)
-        start = "" if below == "." else f"{below}/"
-        yield from (f"{start}{file}" for file in files if not file.startswith("."))
-
-
-def _refuse(error: OSError) -> None:
-    raise error

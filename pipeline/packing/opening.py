@@ -40,7 +40,8 @@ def open_source(options: PackingOptions) -> Source:
         found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207  # Path.glob refuses some patterns
         files = sorted(file for file in found if file.is_file())
         if not files:
-            raise ConfigError(f"SOURCE {options.source!r} does not exist: {_ACCEPTED}")
+            fault = "is neither a file nor a folder" if path.exists() else "does not exist"
+            raise ConfigError(f"SOURCE {options.source!r} {fault}: {_ACCEPTED}")
         source = _tables(path, files, options)
     for name in _UNUSED.get(source.kind, ()):
         if (value := getattr(options, name)) is not None:

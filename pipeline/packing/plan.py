@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.classes import printable_name
+from pipeline.errors import ConfigError
 from pipeline.packing.labels import NO_NUMBER, numbered_labels
 from pipeline.packing.opening import open_source
 from pipeline.packing.options import PackingOptions
@@ -105,6 +107,10 @@ def make_plan(options: PackingOptions) -> Plan:
     """Open the source and number its labels; raises ConfigError, OSError."""
     source = open_source(options)
     labels, class_names = numbered_labels(source, options.classes)
+    if odd := [name for name in class_names if not printable_name(name)]:
+        raise ConfigError(
+            f"{source.address!r} has a class with the name {odd[0]!r}, which cannot be printed: correct it"
+        )
     return Plan(options, source, labels, class_names)
 
 

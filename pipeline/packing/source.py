@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, SourceError
+from pipeline.storage.files import open_regular
 from pipeline.views.source import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class ImageFile:
     def read(self) -> bytes:
         """Return the bytes; raises SourceError."""
         try:
-            with Path(self.path).open("rb") as file:
+            with open_regular(self.path) as file:
                 data = file.read(MAX_IMAGE_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             reason = error.strerror if isinstance(error, OSError) else error

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.scores import Score, differing_conditions, is_outdated, read_scores, student_digest
-from pipeline.training.run_folder import FED_AND_LOGGED, METRICS_FILE, flat_config, read_metrics, read_run
+from pipeline.training.metrics import METRICS_FILE, read_metrics, training_seconds
+from pipeline.training.run_folder import FED_AND_LOGGED, cache_digests, flat_config, read_run
 
 _SEED = "train.seed"
 # The order of samples depends on these and the seed.
@@ -157,7 +158,7 @@ class Comparison:
 def metrics_and_chances(scores: Iterable[Score]) -> tuple[dict[ScoreKey, float], dict[ScoreKey, float]]:
     """Return the first metric of each score, and the chance of those that have one."""
     by_key = {(score.evaluation, score.representation, score.conditions): score for score in scores}
-    metrics = {key: next(iter(score.metrics.values())) for key, score in by_key.items()}
+    metrics = {key: score.main_metric[1] for key, score in by_key.items()}
     return metrics, {key: score.chance for key, score in by_key.items() if score.chance}
 
 
@@ -182,7 +183,7 @@ def read_compared(folder: Path) -> ComparedRun:
         seed=config["train"]["seed"],
         settings=settings,
         facts={
-            "cache": "+".join([pinned["cache"], *pinned.get("other caches", ())]),
+            "cache": "+".join(cache_digests(run)),
             "units": pinned.get("units", ""),
             "initial_encoder": run.get("initial_encoder", ""),
             **{key: str(order.get(key)) for key in ORDER},
@@ -190,7 +191,7 @@ def read_compared(folder: Path) -> ComparedRun:
         steps=run["steps"],
         done=int(metrics[-1]["step"]) if metrics else 0,
         batch=config["train"]["global_batch"],
-        seconds=sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics),
+        seconds=training_seconds(metrics),
         operations=run.get("operations"),
         scores=scores,
         chances=chances,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.json_text import json_bytes
 from pipeline.number_text import duration
 from pipeline.report.compared import ComparedRun, Comparison, Spread
 from pipeline.report.comparison_plot import comparison_charts, comparison_png
@@ -21,7 +22,7 @@ PAGE, TABLE, DATA, FIGURE = "index.html", "table.md", "table.json", "figure.png"
 def write_comparison(out: Path, comparison: Comparison, subtitle: str) -> Path:
     """Write index.html, table.md, table.json and figure.png into a folder; return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / DATA, (json.dumps(as_data(comparison), indent=2) + "\n").encode())
+    replace_file(out / DATA, json_bytes(as_data(comparison)))
     replace_file(out / TABLE, as_markdown(comparison).encode())
     if figure := comparison_png(comparison):
         replace_file(out / FIGURE, figure)

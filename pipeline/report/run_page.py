@@ -23,13 +23,8 @@ from pipeline.report.scores import PLOTS, read_scores, student_digest
 from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig, objective_kinds
-from pipeline.training.run_folder import (
-    caches_of,
-    flat_config,
-    read_evaluations,
-    read_metrics,
-    read_run,
-)
+from pipeline.training.metrics import read_evaluations, read_metrics, training_seconds
+from pipeline.training.run_folder import caches_of, flat_config, read_run
 from pipeline.training.sections import OVERRIDDEN
 
 REPORT_FILE = "report.html"
@@ -72,12 +67,11 @@ def _headline(folder: Path, run: Run, metrics: Sequence[Mapping[str, Any]]) -> P
         return PageSection("", '<p class="card">Nothing has been logged yet.</p>')
     names = ("loss", "images_per_second", "wait_share", "bytes_per_image")
     losses, rates, waits, memory = (plots.column(metrics, name)[1] for name in names)
-    seconds = sum(float(line.get("data_seconds", 0) + line.get("step_seconds", 0)) for line in metrics)
     loss = (f"{losses[-1]:.4f}", f"from {losses[0]:.4f}") if len(losses) else ("never finite", "")
     cells = [
         ("steps", f"{metrics[-1]['step']:,}", f"of {run['steps']:,}, {metrics[-1]['epoch']:.4g} epochs"),
         ("loss", *loss),
-        ("training took", duration(seconds), "without start-up"),
+        ("training took", duration(training_seconds(metrics)), "without start-up"),
     ]
     if len(rates):
         rate = float(np.median(rates))

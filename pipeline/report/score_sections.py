@@ -38,7 +38,7 @@ def score_section(scores: Sequence[Score], student: str | None, plots: Path | No
             )
             more += folded("All metrics", data_table(["network", *metrics], rows))
         if first.per_class:
-            metric = next(iter(first.metrics)).replace("top-1", "Accuracy")
+            metric = first.main_metric[0].replace("top-1", "Accuracy")
             more += folded(f"{metric} of each class", class_table(group, names))
         opened = not first.per_class  # without scores of classes, the plots are the result
         more += "".join(score_details(score, _who(score, student), plots, opened) for score in group)
@@ -97,7 +97,7 @@ def _short(address: str) -> str:
 
 def _row(score: Score, student: str | None) -> str:
     """Return the bar of the first metric, with the line of chance and the 95% interval."""
-    (name, value), *_ = score.metrics.items()
+    name, value = score.main_metric
     kind = "old" if is_outdated(score, student) else _COLOURS.get(score.representation, "")
     what = html.escape(_NAMES.get(score.representation, score.representation))
     low, high = score.intervals.get(name, (value, value))

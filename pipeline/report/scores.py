@@ -76,6 +76,11 @@ class Outcome(Section):
     details: dict[str, Any] = Field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
 
+    @property
+    def main_metric(self) -> tuple[str, float]:
+        """The name and value of the first metric, which stands for the others where there is room for one."""
+        return next(iter(self.metrics.items()))
+
 
 class Score(Outcome):
     """An outcome with its circumstances."""

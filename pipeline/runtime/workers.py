@@ -135,8 +135,9 @@ def start_early(*modules: str) -> None:
     """Start the server that forks workers, unless it runs; it imports `modules` meanwhile."""
     worker_context(*modules)
     choose_socket_folder()
+    resource_tracker_started()  # first, since its start unblocks SIGINT and SIGTERM
     with _helper_starting():
-        forkserver.ensure_running()  # and the resource tracker
+        forkserver.ensure_running()
 
 
 def choose_socket_folder() -> None:

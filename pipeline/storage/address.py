@@ -1,5 +1,6 @@
 """Addresses as users give them: a path, or a URL of an object store."""
 
+import os
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def is_web(address: str | Path) -> bool:
 
 def absolute(address: str) -> str:
     """Return an address that means the same in any working folder."""
-    return address if is_url(address) else str(Path(address).resolve())
+    return address if is_url(address) else os.path.realpath(address)  # Path.resolve refuses a loop of links
 
 
 def name_fault(name: str) -> str:
@@ -41,10 +42,18 @@ def name_fault(name: str) -> str:
 
 
 def check_path(option: str, path: str | Path) -> None:
-    """Raise ConfigError for a path that is not UTF-8 or has control characters: metadata cannot store it."""
+    """Raise ConfigError for a link to nothing, and for what metadata cannot store.
+
+    That is a path that is not UTF-8 or has control characters.
+    """
     shown = str(path)
     if fault := name_fault(shown) or name_fault(shown := absolute(shown)):
         raise ConfigError(f"{option} {printable(shown)!r} has a name that {fault}: rename it")
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114  # raise for a long name
+        raise ConfigError(
+            f"{option} {str(path)!r} is a link to {str(Path(path).readlink())!r}, which does not exist: make "
+            "that folder, or remove the link"
+        )
 
 
 def tar_name_fault(name: str) -> str:

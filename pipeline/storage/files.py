@@ -7,11 +7,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import StorageError
 
@@ -96,6 +98,37 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading; raises OSError, also for a named pipe, which would wait for a writer."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield paths below a folder, with slashes; raises OSError for a folder that cannot be read.
+
+    Hidden files and folders are passed over. Links are followed; a folder they lead to twice is read once.
+    """
+    seen = set[tuple[int, int]]()
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = os.stat(root)  # noqa: PTH116  # a folder of a million images is walked
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        below = os.path.relpath(root, folder)
+        start = "" if below == "." else f"{below}/"
+        yield from (f"{start}{file}" for file in files if not file.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def make_folder(path: Path) -> None:

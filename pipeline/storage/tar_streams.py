@@ -92,11 +92,11 @@ class _RangeStream(io.RawIOBase):
     def __init__(self, address: str) -> None:
         super().__init__()
         self._address = address
+        self._pool = ThreadPoolExecutor(_RANGES_AHEAD)  # first: close() also runs when there is no object
         self._store, self._key, meta = _located(address)
         tag = meta["e_tag"]
         self._condition: GetOptions = {"if_match": tag} if tag and not tag.startswith("W/") else {}
         self._size, self._asked, self._taken = meta["size"], 0, 0
-        self._pool = ThreadPoolExecutor(_RANGES_AHEAD)
         self._coming: deque[Future[bytes]] = deque()
         self._rest = memoryview(b"")
 

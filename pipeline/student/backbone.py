@@ -5,14 +5,13 @@ Masking needs tokens that stand for one patch each and positions that are only a
 rotary positions.
 """
 
-import difflib
 from collections.abc import Mapping
 
 import timm
 from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 from pipeline.student.config import Option
 
 # Every model of these modules embeds patches linearly and takes VisionTransformer's arguments, so what it
@@ -69,12 +68,8 @@ def create_backbone(
 
 def _check_name(model: str) -> None:
     if ":" in model or not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), n=3)
-        hint = (
-            f"did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
-        )
+        plain = "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
+        hint = suggestion(model, timm.list_models()).rstrip() or plain
         raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
     if not is_model_in_modules(model, MODULES):
         _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")

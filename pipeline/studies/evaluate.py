@@ -52,9 +52,7 @@ class Judge:
                 task = Task(subject, self.data, self.test, Path(store), Path(store), self.batch_size)
                 scores = run_evaluation(one, task)
             add_scores(folder, scores)
-            found = ", ".join(
-                f"{score.representation} {next(iter(score.metrics.values())):.1%}" for score in scores
-            )
+            found = ", ".join(f"{score.representation} {score.main_metric[1]:.1%}" for score in scores)
             name = subject.facts.name if subject.facts.kind == "untrained" else folder.name
             say(f"{name}: {one.name} {found}")
 

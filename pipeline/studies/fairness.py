@@ -9,7 +9,7 @@ from pipeline.cache.reader import Cache
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.report.compared import ORDER, ComparedRun
 from pipeline.studies.plan import PlannedRun
-from pipeline.training.run_folder import RUN_FILE, read_run, refuse_other_config
+from pipeline.training.run_folder import RUN_FILE, cache_digests, read_run, refuse_other_config
 
 
 def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
@@ -17,9 +17,8 @@ def refuse_unfit(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if not (run.folder / RUN_FILE).exists() or run.config is None:
             continue
-        pinned = read_run(run.folder)["pinned"]
-        caches, found = (run.cache, *run.others), [pinned["cache"], *pinned.get("other caches", ())]
-        for cache, digest in zip_longest(caches, found):
+        found = cache_digests(read_run(run.folder))
+        for cache, digest in zip_longest((run.cache, *run.others), found):
             if cache is None or cache.digest != digest:
                 given = f"{cache.address!r} has {cache.digest[:12]}" if cache else "none is given"
                 raise ConfigError(

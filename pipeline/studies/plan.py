@@ -14,7 +14,8 @@ from pipeline.studies.budget import Budget, read_budget, scaled_warmup
 from pipeline.studies.study import SEED, Row, Study, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.initial import initial_objective, objective_setting
-from pipeline.training.run_folder import METRICS_FILE, RUN_FILE, read_metrics, read_run
+from pipeline.training.metrics import METRICS_FILE, read_metrics
+from pipeline.training.run_folder import RUN_FILE, read_run
 from pipeline.training.streaming import stream_spec
 
 RUNS = "runs"

@@ -4,7 +4,6 @@ A run depends only on its configuration, its caches and the kind of device, so t
 the same student.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ import torch
 from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, MaskAlignError
+from pipeline.json_text import json_bytes
 from pipeline.storage.files import replace_file
 from pipeline.studies.plan import RUNS, PlannedRun
 from pipeline.training.config import RunConfig
-from pipeline.training.run_folder import RUN_FILE, pinned_settings, read_run, refuse_former
+from pipeline.training.run_folder import CHECKPOINTS, RUN_FILE, pinned_settings, read_run, refuse_former
 
 STUDY_FILE = "study.json"
-_NOT_COPIED = (".*", "checkpoints", "report.html", "trackers.json", "wandb", "tensorboard")
+_NOT_COPIED = (".*", CHECKPOINTS, "report.html", "trackers.json", "wandb", "tensorboard")
 
 
 def refuse_other_folders(studies: Sequence[Path]) -> None:
@@ -78,7 +78,7 @@ def copy_run(source: Path, run: PlannedRun) -> None:
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     config = run.config.recorded()  # one may name levels that the other leaves out
     record = {**read_run(source), "config": config, "copied_from": str(source.resolve())}
-    replace_file(temporary / RUN_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    replace_file(temporary / RUN_FILE, json_bytes(record))
     temporary.rename(run.folder)
 
 

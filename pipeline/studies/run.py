@@ -6,7 +6,6 @@ memory after each run.
 """
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 
 from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.evaluation.subject import student_subject, untrained_subject
-from pipeline.json_text import load_json
+from pipeline.json_text import json_bytes, load_json
 from pipeline.report.compared import ComparedRun, Comparison, Line, metrics_and_chances, read_compared
 from pipeline.report.comparison import write_comparison
 from pipeline.report.run_page import write_run_report
@@ -221,4 +220,4 @@ def claim_folder(plan: Plan) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {str(out)!r} is not a folder of this study: give a new or empty folder")
     values = {"title": plan.study.title, "caches": caches, "study": plan.study.model_dump(mode="json")}
-    replace_file(file, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(file, json_bytes(values))

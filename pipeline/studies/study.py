@@ -1,6 +1,5 @@
 """Study files. The rows of a study are the product of its [axes], then its [[variants]]."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Section, parse_config, read_settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 
 CACHE = "cache"  # the axis of named caches
 SEED = "train.seed"
@@ -117,7 +116,10 @@ def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
     except ConfigError as error:
         raise ConfigError(str(error).replace("configuration key", f"key of study {str(file)!r}")) from None
     recipe = flattened(read_settings(file.parent / study.recipe)) if study.recipe else {}
-    given = flattened(read_settings(None, [each for each in assignments if each not in own]))
+    try:
+        given = flattened(read_settings(None, [each for each in assignments if each not in own]))
+    except ValueError as error:
+        raise ConfigError(f"--set {error}, nor a key of the study: {', '.join(_STUDY_KEYS)}") from None
     varied = {*study.axes, *(key for variant in study.variants for key in variant.settings)}
     if both := sorted(varied & given.keys()):
         raise ConfigError(
@@ -171,6 +173,5 @@ def _refuse_unknown(study: Study) -> None:
                 f"{place} {key!r}: a study evaluates finished runs, so use its key `evaluations`"
             )
         if key not in known:
-            meant = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {meant[0]!r}?" if meant else "train-student --print-config prints all keys"
+            hint = suggestion(key, known, most=1).rstrip() or "train-student --print-config prints all keys"
             raise ConfigError(f"{place} {key!r} of the study is not a key of train-student: {hint}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cause_of
 from pipeline.teacher.description import PROBED, refuse_description, refuse_tokens
 from pipeline.teacher.load import describe
 from pipeline.teacher.request import LOCAL, student_grid
@@ -67,10 +67,9 @@ def fit_module(
     except ConfigError:
         raise
     except Exception as error:  # of whatever the network does with images of a size that it does not take
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ConfigError(
-            f"{spec} cannot see images of {side} x {side} pixels ({reason}): choose another image_size, or "
-            "give in `arguments` what makes it resize its positions"
+            f"{spec} cannot see images of {side} x {side} pixels ({cause_of(error)}): choose another "
+            "image_size, or give in `arguments` what makes it resize its positions"
         ) from error
     refuse_tokens(given, spec, tokens, grid)
     tower = Tower(

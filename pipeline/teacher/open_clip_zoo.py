@@ -10,9 +10,9 @@ import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 from pipeline.json_text import load_json
-from pipeline.teacher.request import LOCAL, RANDOM, Address, suggestion
+from pipeline.teacher.request import LOCAL, RANDOM, Address
 from pipeline.teacher.source import Source, build, freeze, not_plain
 from pipeline.teacher.timm_zoo import require_plain_timm
 

@@ -1,11 +1,9 @@
 """Checks what is asked of a teacher, without torch: address, levels, and the student's grid."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, suggestion
 from pipeline.storage.address import name_fault
 
 LIBRARIES = ("open_clip", "timm")
@@ -44,12 +42,6 @@ def absolute_teacher(spec: str) -> str:
     address = split_address(spec)
     folder = address.name.removeprefix(_LOCAL_FORM)
     return spec if folder == address.name else f"{address.library}:{_LOCAL_FORM}{Path(folder).resolve()}"
-
-
-def suggestion(value: str, known: Iterable[str]) -> str:
-    """Return `did you mean ...? ` with up to three known names like the value, or nothing."""
-    close = difflib.get_close_matches(value, list(known), n=3)
-    return f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
 
 
 def parse_levels(levels: str) -> int | tuple[int, ...]:

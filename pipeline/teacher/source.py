@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cause_of
 from pipeline.teacher.request import Address
 
 _EXAMPLES = {"open_clip": "'open_clip:ViT-B-16-quickgelu/openai'", "timm": "'timm:vit_base_patch16_224.dino'"}
@@ -40,8 +40,7 @@ def build(address: Address, remedy: str, create: Callable[[], nn.Module]) -> nn.
             torch.default_generator.manual_seed(0)
             return create()
     except Exception as error:  # a download fails with whatever the library's HTTP client raises
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"{address} cannot be loaded ({cause}): {remedy}") from error
+        raise ConfigError(f"{address} cannot be loaded ({cause_of(error)}): {remedy}") from error
     finally:
         root.removeFilter(reject)
         root.removeHandler(handler)

@@ -7,8 +7,8 @@ import torch
 from timm.layers import QuickGELU
 from timm.models import get_pretrained_cfg
 
-from pipeline.errors import ConfigError
-from pipeline.teacher.request import LOCAL, RANDOM, Address, suggestion
+from pipeline.errors import ConfigError, suggestion
+from pipeline.teacher.request import LOCAL, RANDOM, Address
 from pipeline.teacher.source import Source, build, freeze
 from pipeline.teacher.tower import require_plain
 

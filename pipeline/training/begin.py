@@ -12,6 +12,7 @@ from pipeline.training.damage import lost_units
 from pipeline.training.distributed import Ranks
 from pipeline.training.run_folder import (
     Resume,
+    cache_digests,
     caches_of,
     continues,
     read_run,
@@ -39,7 +40,7 @@ def begin_or_continue(
     refuse_other_config(config, run)
     earlier = read_run(run)
     paths = [each["path"] for each in caches_of(earlier)]
-    digests = [earlier["pinned"]["cache"], *earlier["pinned"].get("other caches", ())]
+    digests = cache_digests(earlier)
     if len(caches) != len(digests):
         raise CheckpointError(
             f"cannot resume: the run began with {len(paths)} caches, {' and '.join(map(repr, paths))}, and "

@@ -1,6 +1,6 @@
 """The ranks of a run as a launcher starts them; one rank needs no process group."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,9 +9,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import ConfigError, MaskAlignError
-from pipeline.runtime.launch import meeting_point, this_process
+from pipeline.runtime.launch import Process, meeting_point, this_process
 
 Value = TypeVar("Value")
 
@@ -76,10 +78,34 @@ class Ranks:
                 raise first
 
 
+def refuse_shared_gpus(gpus: Sequence[str]) -> None:
+    """Raise ConfigError if two ranks have the same GPU, by its UUID; "" stands for a CPU."""
+    for rank, gpu in enumerate(gpus):
+        if gpu and (first := gpus.index(gpu)) < rank:
+            error = ConfigError(
+                f"ranks {first} and {rank} have the same GPU, {gpu}: start one process for each GPU, or "
+                "give each process its own in CUDA_VISIBLE_DEVICES"
+            )
+            error.printed_by_rank = 0  # all ranks find it
+            raise error
+
+
+def exchanged(store: Store, process: Process, text: str) -> list[str]:
+    """Return the texts of all ranks. The first rank, which may hold the store, returns last."""
+    ranks = range(process.world_size)
+    store.set(f"text {process.rank}", text)
+    found = [store.get(f"text {rank}").decode() for rank in ranks]
+    store.set(f"read {process.rank}", "")
+    if process.rank == 0:
+        store.wait([f"read {rank}" for rank in ranks])
+    return found
+
+
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Join the process group that a launcher describes, if any; raises ConfigError without an address.
+    """Join the process group that a launcher describes, if any.
 
+    Raises ConfigError without an address, and for ranks on one GPU, with which NCCL would fail.
     After an error the group is left standing: NCCL is torn down by all ranks together, and a rank that fails
     alone would wait for the others. Its process must then end at once.
     """
@@ -91,9 +117,12 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     on_gpu = device.type == "cuda"
     host = f"[{address}]" if ":" in address else address
     try:
+        store, _, _ = next(rendezvous(f"tcp://{host}:{port}", process.rank, process.world_size))
+        gpu = str(torch.cuda.get_device_properties(device).uuid) if on_gpu else ""
+        refuse_shared_gpus(exchanged(store, process, gpu))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            init_method=f"tcp://{host}:{port}",
+            store=store,
             rank=process.rank,
             world_size=process.world_size,
             device_id=device if on_gpu else None,

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cause_of
 from pipeline.student.encoder import MaskedEncoder
 from pipeline.training.job import TrainingJob
-from pipeline.training.run_folder import MetricsLog, read_evaluations
+from pipeline.training.metrics import MetricsLog, read_evaluations
 
 # Of an encoder and its steps: evaluation, representation, metric, value, interval and chance of each score.
 Evaluate = Callable[[MaskedEncoder, int], list[dict[str, Any]]]
@@ -65,8 +65,8 @@ class Evaluating:
         try:
             scores = self.evaluate(self.job.objective.encoder, step)
         except Exception as error:  # days of training do not end because of a score
-            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            self.say(f"warning: the evaluation after step {step:,} failed ({cause}): training continues")
+            failure = f"the evaluation after step {step:,} failed ({cause_of(error)})"
+            self.say(f"warning: {failure}: training continues")
             return
         seconds = time.perf_counter() - begin
         epoch = step / self.job.spec.steps_per_epoch

@@ -32,6 +32,7 @@ from pipeline.training.distributed import Ranks
 from pipeline.training.initial import initial_objective, objective_setting
 from pipeline.training.phi_s import Standards
 from pipeline.training.precision import choose_compilation, choose_precision
+from pipeline.training.run_folder import CHECKPOINTS
 from pipeline.training.sections import OptimConfig
 from pipeline.training.streaming import stream_spec
 from pipeline.training.targets import CachedTargets, TargetsOfTeachers, cached_targets
@@ -115,7 +116,7 @@ class TrainingJob:
             if self.ranks.is_main:
                 states = self.objective.state_dict(), self.optimiser.state_dict()
                 checkpoint = Checkpoint(step, *states, self.pinned, self.scaler.state_dict())
-                save_checkpoint(self.run / "checkpoints", checkpoint)
+                save_checkpoint(self.run / CHECKPOINTS, checkpoint)
 
     def build_step(self, targets: nn.Module | None = None) -> nn.Module:
         """Return the module of one step, compiled if the job is, and under DDP if there are several ranks."""

@@ -35,7 +35,8 @@ def ready_standards(job: TrainingJob, resumed: bool, say: Callable[[str], None])
         return None
 
     def make() -> bytes:
-        say(f"fitting PHI-S to the targets of {len(job.caches)} teachers, before training")
+        count = len(job.caches)
+        say(f"fitting PHI-S to the targets of {count} teacher{'s' * (count > 1)}, before training")
         return fit_standards(job)
 
     data = kept_file(job.run / PHI_S_FILE, resumed, job.ranks, make)

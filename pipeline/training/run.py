@@ -1,6 +1,5 @@
 """A run from start to end: the main rank's decisions, the loop, and the files in the run folder."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.errors import printable
+from pipeline.json_text import json_bytes
 from pipeline.number_text import digits
 from pipeline.progress import ProgressDisplay
 from pipeline.provenance import provenance, utc_now
@@ -29,15 +29,15 @@ from pipeline.training.damage import DamageRecord, note_damage
 from pipeline.training.distributed import Ranks
 from pipeline.training.evaluating import Evaluate, Evaluating
 from pipeline.training.job import REFERENCE_BATCH, TrainingJob, build_job, describe_job
+from pipeline.training.metrics import MetricsLog, read_metrics
 from pipeline.training.phi_s_fit import ready_standards
 from pipeline.training.run_folder import (
+    CHECKPOINTS,
     RUN_FILE,
-    MetricsLog,
     Resume,
     continues,
     flat_config,
     held_run_folder,
-    read_metrics,
     read_run,
     refuse_differences,
     storage_errors,
@@ -127,7 +127,7 @@ def run_training(
 
 def load_newest(job: TrainingJob) -> int:
     """Load the newest checkpoint, the same file on all ranks; return its step, 0 if there is none."""
-    chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / "checkpoints"))
+    chosen = job.ranks.decide(lambda: choose_checkpoint(job.run / CHECKPOINTS))
     if chosen is None:
         return 0
     with job.ranks.together():
@@ -220,4 +220,4 @@ def _write_start(job: TrainingJob, start: dict[str, Any]) -> None:
     earlier = read_run(job.run).get("starts", []) if (job.run / RUN_FILE).exists() else []
     starts = [*(each for each in earlier if each["began"] != start["began"]), start]
     values = {**describe_job(job), **start, "began": starts[0]["began"], "starts": starts}
-    replace_file(job.run / RUN_FILE, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(job.run / RUN_FILE, json_bytes(values))

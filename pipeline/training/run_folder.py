@@ -1,29 +1,25 @@
-"""The folder of a run: its lock, its configuration, its metrics line by line. Imports no torch.
+"""The folder of a run: its lock and its configuration; metrics.py has its metrics. Imports no torch.
 
 run.json holds what the run depends on, and in `starts` one entry for each start: command, commit, host,
 begin, end.
 """
 
 import fcntl
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pipeline.cache.layout import UNITS_FILE
 from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
 from pipeline.json_text import load_json
 from pipeline.storage.address import check_path
-from pipeline.storage.files import replace_file
 from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER
-from pipeline.training.sections import LogConfig
-from pipeline.training.trackers import Trackers
 
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 Resume = Literal["never", "always", "auto"]
 # Keys that do not change what is learnt.
 FED_AND_LOGGED = (
@@ -59,7 +55,7 @@ def continues(run: Path, resume: Resume) -> bool:
             f"run folder {str(run)!r} holds no run to resume: leave out --resume to start one, or check --run"
         )
     kept = {
-        "checkpoints": any(run.glob("checkpoints/step_*.pt")),
+        "checkpoints": any((run / CHECKPOINTS).glob("step_*.pt")),
         "a student": (run / STUDENT_FOLDER).exists() or (run / STUDENT_FILE).exists(),
     }
     if found := not exists and [what for what, there in kept.items() if there]:
@@ -177,6 +173,11 @@ def refuse_differences(
         raise error(f"cannot resume: {'; '.join(found)}: use the old {values}, or a new --run")
 
 
+def cache_digests(run: Mapping[str, Any]) -> list[str]:
+    """Return the digests of all caches that a run began with."""
+    return [run["pinned"]["cache"], *run["pinned"].get("other caches", ())]
+
+
 @contextmanager
 def storage_errors(run: Path) -> Iterator[None]:
     """Turn an OSError at a run's start into a StorageError."""
@@ -187,72 +188,3 @@ def storage_errors(run: Path) -> Iterator[None]:
             f"run {str(run)!r} cannot begin: {error.filename or 'a file'} cannot be used "
             f"({error.strerror or error}): make room or give permission, then start it again"
         ) from None
-
-
-class MetricsLog:
-    """metrics.jsonl, and the trackers that `log` names."""
-
-    def __init__(
-        self,
-        run: Path,
-        step: int,
-        warn: Callable[[str], None],
-        log: LogConfig,
-        config: Mapping[str, Any],
-    ) -> None:
-        """Continue after `step`: lines of later steps, which a killed process took, are removed.
-
-        `config` is what the trackers show of the run's configuration.
-        """
-        kept = [line for line in _read_lines(run) if line["step"] <= step]
-        replace_file(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file: IO[str] = (run / METRICS_FILE).open("a", encoding="utf-8")
-        self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-        self._trackers = Trackers(run, step, log, config, warn)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line; `step` is among the values."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        scalars: dict[str, float] = {
-            name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"
-        }
-        scalars |= {f"loss/{name}": value for name, value in values.get("loss_terms", {}).items()}
-        for score in values.get("evaluations", ()):
-            scalars[f"evaluation/{score['evaluation']} {score['representation']}"] = score["value"]
-        for name, table in values.get("figures", {}).items():
-            for row, cells in enumerate(table):
-                scalars |= {f"{name}/{row}/{column}": value for column, value in enumerate(cells)}
-        self._trackers.write(values["step"], scalars)
-
-    def close(self) -> None:
-        """Close the files."""
-        self._file.close()
-        self._trackers.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl on steps; a last line that was cut by a kill is left out."""
-    return [line for line in _read_lines(run) if "loss" in line]
-
-
-def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl on evaluations: `step`, `epoch`, and a list `evaluations`."""
-    return [line for line in _read_lines(run) if "evaluations" in line]
-
-
-def _read_lines(run: Path) -> list[dict[str, Any]]:
-    try:
-        text = (run / METRICS_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
-        try:
-            lines.append(load_json(line))
-            int(lines[-1]["step"])
-        except (ValueError, LookupError, TypeError):
-            raise CheckpointError(
-                f"line {number} of {str(run / METRICS_FILE)!r} is damaged: remove it"
-            ) from None
-    return lines

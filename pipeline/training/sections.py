@@ -3,7 +3,9 @@
 Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887).
 """
 
+import re
 from collections.abc import Collection, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
@@ -16,6 +18,16 @@ from pipeline.views.masking import MaskConfig
 
 _LEAST_WINDOW = 8  # chunks
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _as_bytes(value: Any) -> Any:
+    """Return a size such as "200GB" or "1.5 TB" in bytes, decimal as disks are sold; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGTP])B", value, re.IGNORECASE)
+    if not found:
+        raise ValueError("give whole bytes, or a size in kB, MB, GB, TB or PB, such as 200GB")
+    return int(Decimal(found[1]) * 1000 ** (1 + "KMGTP".index(found[2].upper())))
 
 
 def _as_list(value: Any) -> Any:
@@ -31,7 +43,8 @@ class DataConfig(Section):
     number of ranks that divides them; auto: as many as ranks at its start. `window_blocks` is how many chunks
     of 64 rows are shuffled together in a lane; auto: 8, or enough for two batches. With `on_damage` "skip" a
     damaged chunk's places are filled with other samples, until more than the share `max_damaged` of the
-    samples is damaged. What is read is kept in the folder `local_tier`, at most `local_bytes`.
+    samples is damaged. What is read is kept in the folder `local_tier`, at most `local_bytes`: a number, or a
+    text such as "200GB".
     """
 
     levels: tuple[int, ...] | None = None
@@ -45,6 +58,8 @@ class DataConfig(Section):
     max_damaged: float = Field(0.01, ge=0, le=1)
     local_tier: str | None = None
     local_bytes: PositiveInt | None = None
+
+    _size = field_validator("local_bytes", mode="before")(_as_bytes)
 
     @field_validator("levels", "views", "other_levels")
     @classmethod
@@ -60,8 +75,8 @@ class DataConfig(Section):
     def _bounded_tier(self) -> Self:
         if (self.local_tier is None) != (self.local_bytes is None):
             raise ValueError(
-                "local_tier and local_bytes belong together: name a folder and its limit in bytes, such as "
-                "data.local_tier=/scratch/tier data.local_bytes=500_000_000_000"
+                "local_tier and local_bytes belong together: name a folder and its limit, such as "
+                "data.local_tier=/scratch/tier data.local_bytes=500GB"
             )
         return self
 

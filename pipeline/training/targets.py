@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.cache.encoding import WHITENING_EPS, TargetDecoder, normed, whiten
 from pipeline.cache.reader import Cache
+from pipeline.cache.schema import CacheSchema
 from pipeline.errors import ConfigError
 from pipeline.objectives.losses import exact
 from pipeline.objectives.needs import Needs, TargetKind, target_field
@@ -170,6 +171,15 @@ def teacher_output(cache: Cache, target: TargetKind) -> TeacherOutput | None:
     return TeacherOutput(arrays["post_norm"], eps, arrays.get("projection"))
 
 
+def lacking_output(schema: CacheSchema, target: TargetKind) -> str:
+    """Return what a cache lacks of its teacher's output for a target: "final norm", "projection" or ""."""
+    if target not in AFTER_THE_LAST_BLOCK:
+        return ""
+    if schema.teacher.post_norm_eps is None:
+        return "final norm"
+    return "projection" if target == "projected" and schema.teacher.projection_width is None else ""
+
+
 def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
     """Raise ConfigError if the cache lacks the norm or projection of a target, or a level is not the last."""
     target, schema = needs.target, cache.schema
@@ -177,10 +187,7 @@ def refuse_target(cache: Cache, levels: tuple[int, ...], needs: Needs) -> None:
     if target not in AFTER_THE_LAST_BLOCK or not used:
         return
     last, substitute = schema.teacher.depth - 1, "set objective.target=whiten as a substitute"
-    lacking = schema.teacher.post_norm_eps is None and "final norm"
-    if target == "projected" and schema.teacher.projection_width is None:
-        lacking = lacking or "projection"
-    if lacking:
+    if lacking := lacking_output(schema, target):
         raise ConfigError(
             f"objective.target {target!r} needs the teacher's {lacking}, which cache {cache.address!r} "
             f"(schema {schema.version}) does not have: {substitute}, or extract again with this version "

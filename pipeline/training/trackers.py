@@ -4,7 +4,6 @@ A tracker is optional: whatever it raises costs a warning, and the run continues
 class here, its entry in TRACKERS, and its name in `LogConfig`.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.json_text import load_json
+from pipeline.errors import cause_of
+from pipeline.json_text import json_bytes, load_json
 from pipeline.storage.files import replace_file
 from pipeline.training.sections import LogConfig
 
@@ -177,7 +177,7 @@ class Trackers:
                 self._open[name] = TRACKERS[name](tracked)
         own = {name: tracker.identity for name, tracker in self._open.items() if tracker.identity}
         if (identities := known | own) != known:
-            replace_file(run / IDENTITIES_FILE, (json.dumps(identities, indent=2) + "\n").encode())
+            replace_file(run / IDENTITIES_FILE, json_bytes(identities))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Give all trackers the values after a step."""
@@ -197,7 +197,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = cause_of(error)
             if getattr(error, "name", "") == name:  # the module that is not installed
                 if self._by_default:
                     return

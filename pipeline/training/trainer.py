@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import ConfigError, DivergedError
+from pipeline.errors import ConfigError, DivergedError, cause_of
 from pipeline.objectives.objective import Batch
 from pipeline.runtime.signals import StopRequest, deferred_stop
 from pipeline.seeding import derived_seed
@@ -143,7 +143,7 @@ class Trainer:
         except Exception as error:
             if not (job.compiled and is_compiler_failure(error)):
                 raise
-            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            cause = cause_of(error)
             if job.config.train.compile is True or job.ranks.world_size > 1:
                 raise ConfigError(
                     f"the training step cannot be compiled as one graph ({cause}): set train.compile=false "

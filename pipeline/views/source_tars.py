@@ -27,6 +27,7 @@ _ACCEPTED = (
 UNFINISHED = ".packing"  # a folder in that of the tars until pack-images has made all of them
 _TABLES, _LISTS = (".parquet", ".arrow"), (".csv", ".tsv")
 _NO_MATCH = "match no .tar file"
+_NO_FILE = "neither a file nor a folder"  # such as a named pipe
 _AT_ONCE = 16  # a thousand sizes asked for one after another would take minutes
 _PATTERN = re.compile(r"[*?\[{]")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -111,6 +112,8 @@ def _local_matches(path: Path) -> list[str]:
     if _is_there(path):
         if path.is_dir():
             return _in_folder(path)
+        if not path.is_file():
+            raise _refusal(path, f"are {_NO_FILE}")
         return [str(path)] if path.suffix == ".tar" else _listed(path)
     root = next(folder for folder in path.parents if _is_there(folder))
     found: list[str] = []
@@ -222,7 +225,8 @@ def _measured(address: str) -> SourceTar:
     try:
         size = tar_size(address)
     except FileNotFoundError:
-        raise ConfigError(f"shard {shown!r} does not exist: {_ACCEPTED}") from None
+        fault = f"is {_NO_FILE}" if _is_there(address) else "does not exist"
+        raise ConfigError(f"shard {shown!r} {fault}: {_ACCEPTED}") from None
     if size == 0:
         raise ConfigError(f"shard {shown!r} is empty (0 bytes): make it again or leave it out")
     return SourceTar(address, size)

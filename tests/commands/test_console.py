@@ -134,3 +134,19 @@ def test_a_mistyped_recipe_of_ones_own_is_suggested(tmp_path):
     words = ["--cache", "a.cache", "--run", "r", "--config", "stages/recipes/mime.toml"]
     _, _, errors, _ = call_alone("train_student", *words, cwd=tmp_path)
     assert "'stages/recipes/mime.toml' does not exist: did you mean 'mine.toml'?" in errors
+
+
+def test_a_working_folder_that_was_removed_is_reported(tmp_path):
+    """Paths, and the temporary folders of workers, have no meaning there."""
+    (tmp_path / "gone").mkdir()
+    program = (
+        "import os, sys; os.rmdir(os.getcwd()); from stages.inspect_cache import main\n"
+        "sys.argv = ['inspect-cache', 'info', 'a.cache']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: the working folder was removed: change to one that exists, such as cd ~\n",
+    )

@@ -367,13 +367,16 @@ def test_weights_that_are_not_finite_are_refused(run, tars, tmp_path, name):
     assert "the weights 'blocks.1.norm1.weight' of 'student' are not finite" in result.stderr
 
 
-@pytest.mark.parametrize("text", ['["a", 5]', '["a", ""]', '[{"name": "a"}, {"wnid": "n1"}]'])
+@pytest.mark.parametrize(
+    "text",
+    ['["a", 5]', '["a", ""]', r'["a", "\ud800"]', r'["a", "\u001b[31m"]', '[{"name": "a"}, {"id": 1}]'],
+)
 def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
     file = tmp_path / "names.json"
     file.write_text(text)
     result = knn("--run", run, "--cache", cache, "--class-names", file)
     assert result.exit_code == 2
-    assert "has no name for class 1: give one for each from 0 on" in result.stderr
+    assert "has no printable name for class 1: give one for each from 0 on" in result.stderr
 
 
 def test_a_pattern_without_quotes_is_refused_with_the_remedy():
@@ -425,7 +428,8 @@ def test_probes_learn_from_tars_or_a_cache(cache, tars, run, test_tar, tmp_path,
     data = ["--cache", cache] if "few=2" in options else ["--shards", tars]
     result_file = tmp_path / "result.json"
     arguments = [*data, "--test-shards", test_tar, "--out", result_file, *settings, *SETTINGS[2:]]
-    call(app, evaluation, "--run", run, *arguments, code=0)
+    result = call(app, evaluation, "--run", run, *arguments, code=0)
+    assert ("to learn from (few=2 of each class); chance" in result.stdout) == ("few=2" in options)
     scores = json.loads(result_file.read_text())
     assert [score["representation"] for score in scores] == names
     assert {score["test"]["images"] for score in scores} == {9}

@@ -98,6 +98,12 @@ def test_a_mask_is_read_as_it_is_stored():
     assert decode_mask(png(values.astype(np.uint16)), (2, 3)).tolist() == values.tolist()
 
 
+def tiff(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "reason"),
     [
@@ -105,9 +111,14 @@ def test_a_mask_is_read_as_it_is_stored():
         (png(np.zeros((2, 3, 3), np.uint8)), "mask of colours", "has a mask of mode RGB: one channel"),
         (png(np.full((2, 3), 300, np.uint16)), "mask of other values", "has the mask value 300: 0 to 255"),
         (png(np.zeros((2, 3), np.uint8))[:41], "mask damaged", "has a mask that cannot be decoded"),
-        (b"no mask", "mask damaged", "has a mask that cannot be decoded"),
+        (
+            tiff(np.array([[-1, 0, 0], [0, 0, 1]], np.int32)),
+            "mask of other values",
+            "has the mask value -1: 0",
+        ),
+        (b"no mask", "mask damaged", r"has a mask that cannot be decoded \(no image of a known format\)$"),
     ],
-    ids=["size", "colours", "values", "cut", "text"],
+    ids=["size", "colours", "values", "cut", "negative", "text"],
 )
 def test_a_mask_that_does_not_fit_gives_a_reason(data, kind, reason):
     with pytest.raises(UnusableImageError, match=reason) as found:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from pipeline.errors import SourceError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.data import read_notes, read_objects, size_of, survey
-from pipeline.evaluation.detection.regions import decode_regions
+from pipeline.evaluation.detection.regions import decode_regions, encode_region
 from pipeline.evaluation.detection.views import JitteredSquare, WholeSquare, read_detection
 from pipeline.evaluation.images import open_images
 from pipeline.evaluation.segmentation.dense import DenseDataset
@@ -54,7 +54,10 @@ def test_boxes_are_cut_at_the_edge_and_counted():
         ([70, 5, 90, 9], 0, "empty boxes", "has the box [70, 5, 90, 9]"),
         ([1, 2, 3], 0, "empty boxes", "has the box [1, 2, 3]"),
         ([1, 2, float("nan"), 4], 0, "empty boxes", "has the box [1, 2, nan, 4]"),
-        ("1 2 3 4", 0, "empty boxes", "has the box 1 2 3 4"),
+        ("1 2 3 4", 0, "empty boxes", "has the box '1 2 3 4'"),
+        ("\x1b[31m" * 9_000, 0, "empty boxes", r"has the box '\x1b[31m\x1b...b[31m\x1b[31m'"),
+        (["1", "2", "3", "4"], 0, "empty boxes", "has the box ['1', '2', '3', '4']"),
+        ([10**400, 2, 3, 4], 0, "empty boxes", f"has the box [1{'0' * 17}...{'0' * 19}, 2, 3, 4]"),
         ([1, 2, 9, 9], 2, "boxes of unknown classes", "has the label 2"),
         ([1, 2, 9, 9], -1, "boxes of unknown classes", "has the label -1"),
         ([1, 2, 9, 9], "cat", "boxes of unknown classes", "has the label 'cat'"),
@@ -80,6 +83,37 @@ def test_polygons_in_any_order_belong_to_the_box_that_fits():
     assert masks[1, 2:22, 2:12].all()
     assert masks[1].sum() == 200
     assert objects.areas == [float(masks[0].sum()), 200.0, 200.0]
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        *({"size": [48, 64], "counts": counts} for counts in ([5, 2], [-1, 9], ["a"], [1.5], {"a": 1}, 5)),
+        *({"size": [48, 64], "counts": counts} for counts in ("zz~~", "\u221a", "\ud800")),
+        {"size": 5, "counts": [1]},
+        *([[1, 1, value, 9, 9, 9]] for value in (1e9, -1e9, 1e300, 10**400, float("nan"), "5")),
+    ],
+)
+def test_a_region_that_cannot_be_drawn_is_counted(region):
+    objects, faults = read(boxes=[[2, 2, 12, 22]], labels=[0], polygons=[region])
+    assert objects.regions == [None]
+    assert dict(faults.counts) == {"polygons that cannot be drawn": 1}
+
+
+@pytest.mark.parametrize("area", [float("nan"), float("inf"), 10**400, -1, "9", None])
+def test_an_area_that_is_none_is_counted_in_pixels(area):
+    objects, _ = read(boxes=[[2, 2, 12, 22]], labels=[0], area=[area])
+    assert objects.areas == [200.0]
+
+
+def test_a_run_length_encoding_is_read_as_numbers_or_packed():
+    counts = [2 * 48 + 2, 20, 48 * 61 + 26]
+    packed = encode_region({"size": [48, 64], "counts": counts}, SIZE)["counts"].decode()
+    for form in (counts, packed):
+        objects, faults = read(
+            boxes=[[2, 2, 3, 22]], labels=[0], polygons=[{"size": [48, 64], "counts": form}]
+        )
+        assert (objects.areas, faults.counts) == ([20.0], {})
 
 
 def test_polygons_that_fit_no_boxes_are_counted():
@@ -110,6 +144,18 @@ def test_a_survey_counts_images_and_objects(tmp_path):
         "a.tar/none has no .json member, nor an entry in the annotations"
     )
     assert found.left_out.first["damaged"].startswith("a.tar/damaged cannot be decoded")
+
+
+@pytest.mark.parametrize("change", [{"area": [5, 9]}, {"iscrowd": [0, 1]}, {"polygons": []}])
+def test_another_truth_has_another_digest(change, tmp_path):
+    data, notes = squares(1)
+    tars = [
+        tar_of(tmp_path / f"{name}.tar", {"x": (data, notes | part)})
+        for name, part in (("a", {}), ("b", {}), ("c", change))
+    ]
+    first, same, other = (survey(open_images([str(tar)], tmp_path)).digest for tar in tars)
+    assert first == same
+    assert first != other
 
 
 def test_a_header_that_is_long_gives_the_size_all_the_same(tmp_path):

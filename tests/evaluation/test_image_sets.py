@@ -151,8 +151,30 @@ def test_a_folder_has_a_class_for_each_subfolder(tmp_path):
     assert (found.class_names, found.kind) == (("cat", "dog"), "folder")
     assert found.images[3].label_fault == "is in no class folder"
     assert found.images[1].image.read() == image(0, kind="jpeg")
+    (tmp_path / "set" / "none").mkdir()
     with pytest.raises(ConfigError, match="holds no images: give tars, or a folder of images"):
         folder_images(tmp_path / "set" / "none")
+
+
+def test_linked_class_folders_are_followed_and_what_is_no_file_is_left_out(tmp_path):
+    """A part of ImageNet is often a folder of links. A named pipe would be waited for without end."""
+    write_images(tmp_path / "whole", ["cat/a.jpg", "dog/b.jpg"])
+    write_images(tmp_path / "set", ["ant/c.jpg"])
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "whole" / "cat")
+    os.mkfifo(tmp_path / "set" / "ant" / "pipe.jpg")
+    (tmp_path / "set" / "ant" / "gone.jpg").symlink_to("nowhere")
+    found = opened(tmp_path / "set")
+    assert [(one.key, one.label) for one in found.images] == [
+        ("ant/c", 0),
+        ("ant/gone", 0),
+        ("ant/pipe", 0),
+        ("cat/a", 1),
+    ]
+    left_out = LeftOut()
+    (batch,) = load_views(found.images, 32, 4, 0, left_out)
+    assert (batch.keys, left_out.counts["damaged"]) == (["ant/c", "cat/a"], 2)
+    with pytest.raises(SourceError, match=r"cannot be read \(not a regular file\)"):
+        found.images[2].image.read()
 
 
 def test_folders_of_test_images_are_numbered_as_those_to_learn_from(tmp_path):
@@ -202,8 +224,9 @@ def test_masks_lie_beside_images_as_in_ade20k(tmp_path):
     assert found.class_names == ()
 
 
+CAT = {"id": 3, "name": "cat"}
 COCO = {
-    "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+    "categories": [{"id": 7, "name": "dog"}, CAT],
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
     "annotations": [
         {"image_id": 1, "category_id": 7, "bbox": [1, 2, 30, 40], "area": 900.5, "iscrowd": 0,
@@ -231,13 +254,31 @@ def test_boxes_lie_beside_images_as_in_coco(tmp_path):
     assert found.class_names == ("cat", "dog")
 
 
+def test_file_names_of_coco_may_have_subfolders(tmp_path):
+    write_images(tmp_path / "val", ["city/a.jpg", "park/a.jpg", "a.jpg"])
+    (tmp_path / "annotations").mkdir()
+    images = [{"id": 1, "file_name": "park/a.jpg"}, {"id": 2, "file_name": "a.jpg"}]
+    text = "\ufeff" + json.dumps(COCO | {"images": images})  # as some editors begin a file
+    (tmp_path / "annotations" / "instances_val.json").write_text(text, encoding="utf-8")
+    notes = {
+        one.key: one.annotations and one.annotations["labels"] for one in opened(tmp_path / "val").images
+    }
+    assert notes == {"a": [], "city/a": None, "park/a": [1, 0]}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         *("[1", "[]", json.dumps(COCO | {"annotations": [{"image_id": 9}]}), "[" * 60_000),
         json.dumps(COCO | {"categories": [{"id": 3}, {"id": 7}]}),
+        *(
+            json.dumps(COCO | {"categories": [CAT, {"id": 7, "name": name}]})
+            for name in (5, "\ud800", "\x1b")
+        ),
+        json.dumps(COCO | {"categories": [CAT, {"id": 7, "name": "dog"}, {"id": 3, "name": "horse"}]}),
+        json.dumps(COCO | {"annotations": [{"image_id": 1, "bbox": [0.5, 0, 10**400, 1]}]}),
     ],
-    ids=["cut", "list", "image", "nested", "names"],
+    ids=["cut", "list", "image", "nested", "no names", "number", "surrogate", "escape", "two", "huge"],
 )
 def test_a_file_that_is_not_cocos_is_refused(tmp_path, content):
     write_images(tmp_path / "val", ["a.jpg"])

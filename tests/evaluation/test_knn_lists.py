@@ -6,6 +6,8 @@ import torch
 from networks import feature_task, stored
 from sklearn.neighbors import KNeighborsClassifier
 
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.knn import Knn
 from pipeline.evaluation.metrics import classification_outcome
@@ -82,6 +84,21 @@ def test_centring_takes_the_banks_mean_away(scored):
     centred = scored(k=10, centre=True).metrics["top-1"]
     assert centred == pytest.approx(expected)
     assert centred != scored(k=10).metrics["top-1"]
+
+
+def test_without_a_representation_there_would_be_no_score():
+    with pytest.raises(ConfigError, match=r"'representations' is \[\]: one or more are needed, such as cls"):
+        load_config(Knn, None, ["representations=[]"])
+
+
+def test_a_temperature_near_zero_lets_the_nearest_decide(scored):
+    assert scored(k=(5,), temperature=(1e-300,)).metrics["top-1"] == scored(k=(1,)).metrics["top-1"]
+
+
+def test_classes_with_fewer_images_than_are_drawn_are_noted(scored):
+    assert scored(few=20, k=(1,)).notes == ()
+    (note,) = scored(few=21, k=(1,)).notes
+    assert note.startswith("classes with fewer than the 21 images to draw: 8, such as class 0;")
 
 
 @pytest.mark.parametrize("few", [3, 0.25])

@@ -24,7 +24,7 @@ from pipeline.config import load_config
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
-from pipeline.training.run_folder import read_evaluations
+from pipeline.training.metrics import read_evaluations
 from pipeline.training.trainer import Trainer
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import verify

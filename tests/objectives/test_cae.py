@@ -9,6 +9,7 @@ from plain_decoder import normalised_patches
 from torch.nn import functional as F
 
 from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.objectives.cae import ContextAutoencoder
 from pipeline.objectives.objective import Targets
 from pipeline.training.config import RunConfig
@@ -88,3 +89,11 @@ def test_the_published_recipe_hides_98_of_196_patches():
     assert config.objective.codes == "pixels"
     assert (config.optim.epochs, config.optim.warmup_epochs, config.optim.base_lr) == (1600, 40, 1.875e-4)
     assert (config.student.drop_path, config.optim.clip_grad, config.optim.betas) == (0.1, 3, (0.9, 0.999))
+
+
+def test_a_target_that_nothing_uses_is_refused():
+    settings = ["objective.name=cae", "objective.codes=pixels", "objective.target=l2"]
+    with pytest.raises(ConfigError, match=r"target 'l2' has no use .* leave it out"):
+        load_config(RunConfig, None, settings)
+    config = load_config(RunConfig, None, [*settings, "objective.align=teacher"])
+    assert config.objective.needs.target == "l2"

@@ -1,6 +1,7 @@
 """Folders, lists, parquet files and saved data sets: the same images and labels come out of each."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,6 +145,19 @@ def test_keys_with_accents_and_long_keys_are_read_again(tmp_path):
     assert found == {key: image(number) for number, key in enumerate(keys)}
 
 
+def test_what_is_no_file_is_left_out(tmp_path):
+    """A named pipe would be waited for without end."""
+    write_folder(tmp_path / "images", 8)
+    os.mkfifo(tmp_path / "images" / "ant" / "pipe.jpg")
+    (tmp_path / "images" / "ant" / "gone.jpg").symlink_to("nowhere")
+    packed = run_packing(make_plan(PackingOptions(str(tmp_path / "images"), str(tmp_path / "out"))))
+    reasons = [one.reason for one in packed.left_out]
+    assert sorted(reasons) == [
+        "cannot be read (No such file or directory)",
+        "cannot be read (not a regular file)",
+    ]
+
+
 def test_links_to_folders_and_images_are_followed_once(tmp_path):
     write_folder(tmp_path / "real", 8)
     (tmp_path / "linked").mkdir()
@@ -170,6 +184,15 @@ def test_labels_of_a_list_are_names_or_numbers(labels, numbers, names, tmp_path)
     out = pack(tmp_path / "a.csv", tmp_path / "out", path_column="File", label_column="Target")
     assert samples(out) == {image(number): label for number, label in enumerate(numbers)}
     assert make_plan(PackingOptions(str(tmp_path / "a.csv"), "o", path_column="File")).class_names == names
+
+
+def test_a_class_with_a_name_that_cannot_be_printed_is_refused(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(image(0))
+    (tmp_path / "a.csv").write_text("path,label\n0.jpg,\x1b[31mred\n")
+    with pytest.raises(
+        ConfigError, match=r"has a class with the name '\\x1b\[31mred', which cannot be printed"
+    ):
+        make_plan(PackingOptions(str(tmp_path / "a.csv"), "out"))
 
 
 @pytest.mark.parametrize("write", [write_mixed_list, write_mixed_tables])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from echo_worker import SCRIPT, serve
 
+from pipeline.runtime.signals import POLITE
 from pipeline.runtime.workers import Worker, WorkerDiedError
 
 HOSTILE = ("pipeline.py", "queue.py", "random.py", "stages.py", "signal.py", "typer.py")
@@ -66,6 +67,20 @@ def test_a_death_by_a_signal_names_it_and_blames_memory_for_kill_only():
             worker.receive()
         assert error.value.lacks_memory == (number == signal.SIGKILL)
         worker.end()
+
+
+def test_a_server_of_workers_is_deaf_to_polite_signals_from_its_start():
+    """Else a Ctrl-C, which the whole group gets, would end it with a traceback while it imports."""
+    program = (
+        "from multiprocessing import forkserver; from pathlib import Path\n"
+        "from pipeline.runtime.workers import start_early; start_early('json')\n"
+        "print(Path(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read_text())"
+    )
+    status = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    assert [number for number in POLITE if not blocked >> (number - 1) & 1] == []
 
 
 KILLED = """

@@ -41,3 +41,12 @@ def test_a_name_that_cannot_be_stored_is_refused_from_any_folder(tmp_path, monke
         monkeypatch.chdir(tmp_path / name)
         with pytest.raises(ConfigError, match=r"^--run '/.*/run' has a name that "):
             check_path("--run", "run")
+
+
+@pytest.mark.parametrize(("name", "target"), [("gone", "nowhere"), ("round", "round")])
+def test_a_link_to_nothing_is_refused_as_such(tmp_path, name, target):
+    (tmp_path / name).symlink_to(target)
+    with pytest.raises(
+        ConfigError, match=rf"^--run '.*{name}' is a link to '{target}', which does not exist"
+    ):
+        check_path("--run", tmp_path / name)

@@ -71,6 +71,14 @@ def test_set_refuses_what_rows_differ_in(tmp_path):
         read_study(study_file(tmp_path), ["objective.name=fd"])
 
 
+def test_set_refuses_what_is_neither_a_setting_nor_a_key_of_the_study(tmp_path):
+    message = (
+        "--set 'seedz' is not of the form section.key, such as mask.ratio, nor a key of the study: title, "
+    )
+    with pytest.raises(ConfigError, match=message):
+        read_study(study_file(tmp_path), ["seedz=[4]"])
+
+
 def test_labels_of_any_script_are_names_of_folders(tmp_path):
     text = 'title = "t"\n' + "".join(f'[[variants]]\nlabel = "{one}"\n' for one in ("日本", "中国_1", "a_B"))
     assert [row.slug for row in rows_of(read_study(study_file(tmp_path, text)))] == ["日本", "中国-1", "a-b"]

@@ -6,10 +6,11 @@ changed since then, bit for bit on the processor and torch version of the record
 """
 
 import hashlib
-import platform
 from pathlib import Path
 
 import torch
+
+from pipeline.provenance import cpu_name
 
 FILE = Path(__file__).parent / "steps.json"
 CACHE = Path(__file__).parents[1] / "golden" / "schema_1_0" / "int8.cache"
@@ -46,11 +47,11 @@ def merged(base, changes):
 
 
 def machine():
-    """What decides the last bits of a sum."""
+    """What decides the last bits of a sum: libraries take other ways on another maker's processors."""
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
+        "cpu": cpu_name(),
     }
 
 

@@ -58,9 +58,9 @@ def plain_kmeans(points, codes, rounds):
 
 def test_kmeans_is_the_plain_one_and_moves_empty_codes(monkeypatch):
     monkeypatch.setattr("pipeline.training.kmeans._COSINES_AT_ONCE", 4000)
-    points = clusters().double()
+    points = F.pad(clusters().double(), (0, 1))
     start = random_start(points, 40, generator(0, "start"))
-    start[30:] = start[:10]  # of equal codes the first is nearest, so ten begin empty
+    start[30:] = F.one_hot(torch.tensor(16), 17)  # at right angles to all points, so these ten begin empty
     found = spherical_kmeans(points, start, rounds=4)
     np.testing.assert_allclose(found, plain_kmeans(points.numpy(), start.numpy(), 4), rtol=0, atol=1e-12)
     assert use_of_codes((F.normalize(points, dim=-1) @ found.T).argmax(-1), 40)["share_taken"] > 0.9

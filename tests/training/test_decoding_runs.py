@@ -5,7 +5,7 @@ import pytest
 from tars import make_tars
 from training_runs import TINY, assert_same_runs, killed_after, losses, metrics, train, trained
 
-from pipeline.training.run_folder import read_evaluations
+from pipeline.training.metrics import read_evaluations
 
 DECODER = ("objective.decoder_depth=1", "objective.decoder_width=32", "objective.decoder_heads=2")
 SMALL_BATCH = ("train.global_batch=8",)

@@ -1,6 +1,7 @@
 """Two ranks under torchrun on the CPU: the same gradients as one process, and one result for all ranks."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 from training_runs import assert_same_bits, killed_after, losses, metrics, saved_steps, train
 from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
-from pipeline.training.distributed import Ranks
-from pipeline.training.run_folder import read_evaluations
+from pipeline.errors import ConfigError
+from pipeline.runtime.launch import Process
+from pipeline.training.distributed import Ranks, exchanged, refuse_shared_gpus
+from pipeline.training.metrics import read_evaluations
 
 SCRIPT = Path(__file__).parent / "two_ranks_script.py"
 TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
@@ -35,6 +38,26 @@ def alone(small_cache_path, tmp_path_factory):
         for name in ("joint-1", "mae", "maskdistill")
     }
     return {**steps, "joint-2": steps["joint-1"]}
+
+
+def test_two_ranks_on_one_gpu_are_refused_by_its_uuid():
+    refuse_shared_gpus(["", "", ""])  # of CPUs
+    refuse_shared_gpus(["GPU-a", "GPU-b", "GPU-c"])
+    with pytest.raises(
+        ConfigError, match=r"^ranks 1 and 2 have the same GPU, GPU-b: start one process for"
+    ) as e:
+        refuse_shared_gpus(["GPU-a", "GPU-b", "GPU-b", "GPU-a"])
+    assert e.value.printed_by_rank == 0
+
+
+def test_all_ranks_get_the_texts_of_all():
+    store = torch.distributed.HashStore()
+
+    def exchange(rank):
+        return exchanged(store, Process(rank, 3), f"GPU-{rank}")
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(exchange, range(3))] == 3 * [["GPU-0", "GPU-1", "GPU-2"]]
 
 
 def load(path):

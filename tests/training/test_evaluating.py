@@ -25,8 +25,8 @@ from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.training.config import RunConfig
+from pipeline.training.metrics import read_evaluations
 from pipeline.training.run import run_training
-from pipeline.training.run_folder import read_evaluations
 from stages.evaluate_student import app
 
 KNN = "evaluate.evaluations=knn"

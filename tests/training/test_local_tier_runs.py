@@ -5,7 +5,7 @@ from training_runs import losses, train, trained
 
 
 def test_a_run_keeps_what_it_reads_and_learns_the_same(small_cache_path, tmp_path):
-    keys = f"data.local_tier={tmp_path / 'tier'}", "data.local_bytes=100_000_000"
+    keys = f"data.local_tier={tmp_path / 'tier'}", "data.local_bytes=100MB"
     plain = trained(small_cache_path, tmp_path / "plain")
     kept = trained(small_cache_path, tmp_path / "kept", *keys, "data.workers=2")
     assert losses(plain) == losses(kept)
@@ -20,6 +20,10 @@ def test_a_run_keeps_what_it_reads_and_learns_the_same(small_cache_path, tmp_pat
             "local_tier and local_bytes belong together: name a folder and its limit",
         ),
         (("data.local_bytes=10",), "local_tier and local_bytes belong together: name a folder and its limit"),
+        (
+            ("data.local_tier=tier", "data.local_bytes=200GiB"),
+            "'data.local_bytes' is '200GiB': give whole bytes, or a size in kB, MB, GB, TB or PB, such as",
+        ),
         (
             ("data.local_tier=/proc/tier", "data.local_bytes=10"),
             "data.local_tier '/proc/tier' cannot be used",

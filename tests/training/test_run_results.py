@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_j
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
 from pipeline.training.config import RunConfig
+from pipeline.training.metrics import MetricsLog
 from pipeline.training.run import load_newest, run_training
-from pipeline.training.run_folder import MetricsLog
 from pipeline.training.sections import LogConfig
 from pipeline.views.source_tars import SourceTar
 
@@ -201,6 +202,19 @@ def test_assigned_epochs_replace_the_steps_of_a_recipe(tmp_path):
     assert "# steps is not set\nwarmup_steps = 20\n" in printed
     both = call("--print-config", "--config", recipe, "--set", "optim.epochs=5", "--set", "optim.steps=7")
     assert "\nsteps = 7\n" in both.stdout
+
+
+def test_a_recipe_may_come_through_a_pipe(small_cache_path, tmp_path):
+    """As of `--config <(...)`. It is empty after it was read once, and an empty recipe is the paper's."""
+    (tmp_path / "recipe.toml").write_text(call("--print-config", *settings()).stdout)
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "recipe.toml").read_bytes())
+    os.close(writing)
+    run = tmp_path / "run"
+    result = call("--cache", small_cache_path, "--run", run, "--config", f"/dev/fd/{reading}")
+    os.close(reading)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "run.json").read_text())["config"]["optim"]["steps"] == 6
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):

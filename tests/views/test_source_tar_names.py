@@ -127,6 +127,8 @@ REFUSED = {
     ".hid.tar": "shard '.hid.tar' has a name that has a slash, or a dot at its start: rename it",
     "https://h/a%2Fb.tar": "has a name that has a slash, or a dot at its start: rename it",
     "https://h/a%0Ab.tar": "has a name that has a control character: rename it",
+    "pipe": "shards 'pipe' are neither a file nor a folder: give a brace pattern",
+    "pipes": "shard 'pipes/a.tar' is neither a file nor a folder: give a brace pattern",
     "homes": "shards '~nosuchuser/x.tar' cannot be found (",
 }
 
@@ -141,8 +143,10 @@ def test_all_names_are_checked_before_any_tar_is_looked_for(monkeypatch):
 def test_what_is_refused_says_what_it_is(tars):
     with tarfile.open(tars / "packed", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-    for folder in ("images/dog", "outer/inner", "empty", "saved", "half/.packing"):
+    for folder in ("pipes", "images/dog", "outer/inner", "empty", "saved", "half/.packing"):
         (tars / folder).mkdir(parents=True)
+    for name in ("pipe", "pipes/a.tar"):
+        os.mkfifo(tars / name)
     for name, data in {
         "a.tar.gz": gzip.compress((tars / "packed").read_bytes()),
         "image.jpg": b"\xff\xd8\xff\xe0",

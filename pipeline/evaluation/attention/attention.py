@@ -88,7 +88,7 @@ class Attention(Section):
                 raise ConfigError(
                     "patch tokens are not finite: training of a network diverged; compare other networks"
                 )
-        names = [row for one in batches for row in zip(one.sources, one.keys, one.labels, strict=True)]
+        names = [name for one in batches for name in one.names]
         facts = describe_data(data, task.subject.image_size, names, left_out)
         foreground = _foregrounds(data, self.foreground, task.subject, names, faults := LeftOut())
         who, own, teacher = next(iter(found)), next(iter(found.values())), found.get("teacher")

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as short  # shown values may be of any length
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torchvision.ops import box_iou
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.detection.coco import Objects
-from pipeline.evaluation.detection.regions import Region, codec, encode_region, is_ring
+from pipeline.evaluation.detection.regions import Region, codec, encode_region, is_number, is_ring
 from pipeline.evaluation.images import NOTES, ImageSet, LabelledImage, Place
 from pipeline.json_text import load_json
 from pipeline.views.codec import decode_image
@@ -76,7 +77,8 @@ def survey(images: ImageSet, classes: int | None = None) -> Survey:
             continue
         objects = read_objects(image.name, notes, size, classes, found.faults)
         found.images.append(image)
-        digest.update(f"{image.key} {objects.labels.tolist()} {objects.boxes.round(2).tolist()}\n".encode())
+        truth = (objects.labels.tolist(), objects.boxes.round(2).tolist(), objects.crowd.tolist())
+        digest.update(f"{image.key} {truth} {objects.areas} {objects.regions}\n".encode())
         for label in set(objects.labels[~objects.crowd].tolist()):
             found.classes[label] = found.classes.get(label, 0) + 1
         found.objects += int((~objects.crowd).sum())
@@ -135,9 +137,9 @@ def read_objects(
     for index, (box, label) in enumerate(zip(notes["boxes"], notes["labels"], strict=True)):
         clipped = _clipped(box, size)
         if clipped is None or min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
-            faults.add("empty boxes", name, f"has the box {box}")
+            faults.add("empty boxes", name, f"has the box {short(box)}")
         elif isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < (classes or 1 << 16):
-            faults.add("boxes of unknown classes", name, f"has the label {label!r}")
+            faults.add("boxes of unknown classes", name, f"has the label {short(label)}")
         else:
             if max(np.abs(np.subtract(clipped, box))) > _ROUNDING:
                 faults.add("clipped boxes", name, f"of {size[1]} x {size[0]} pixels has the box {box}")
@@ -156,23 +158,19 @@ def read_objects(
 
 
 def _of_each(notes: Mapping[str, Any], name: str) -> list[float | None]:
-    """Return a number of each box, None where there is none."""
+    """Return a number from 0 on of each box, None where there is none."""
     values, count = notes.get(name), len(notes["boxes"])
     if not isinstance(values, list) or len(values) != count:
         return [None] * count
-    return [float(value) if isinstance(value, int | float) else None for value in values]
+    return [float(value) if is_number(value) and value >= 0 else None for value in values]
 
 
 def _clipped(box: Any, size: tuple[int, int]) -> list[float] | None:
-    """Return a box inside the image, None if it is not four finite numbers."""
-    try:
-        left, top, right, bottom = map(float, box)
-    except (TypeError, ValueError):
-        return None
-    if not np.isfinite([left, top, right, bottom]).all():
+    """Return a box inside the image, None if it is not a list of four finite numbers."""
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return None
     height, width = size
-    clipped: list[float] = np.clip([left, top, right, bottom], 0, [width, height, width, height]).tolist()
+    clipped: list[float] = np.clip(np.array(box, float), 0, [width, height, width, height]).tolist()
     return clipped
 
 
@@ -204,7 +202,7 @@ def _regions(
     regions = [encode_region(one, size) for one in rings]
     for one, region in zip(rings, regions, strict=True):
         if one and region is None:
-            faults.add("polygons that cannot be drawn", name, "has fewer than three points, or another size")
+            faults.add("polygons that cannot be drawn", name, "has fewer than three points, or does not fit")
     return regions
 
 

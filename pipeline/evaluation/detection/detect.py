@@ -30,7 +30,7 @@ from pipeline.evaluation.detection.training import (
     whole_batches,
 )
 from pipeline.evaluation.detection.views import JitteredSquare, read_detection
-from pipeline.evaluation.fitting import fit, shuffled_batches, stepwise
+from pipeline.evaluation.fitting import fit, seeded, shuffled_batches, stepwise
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.segmentation.dense import DenseDataset
@@ -104,10 +104,8 @@ class Detect(Section):
         classes = len(names) or 1 + max(*bank.classes, *asked.classes)
         masks = self.masks and bank.masked > 0
         file = task.file(self.name, self, bank.digest, asked.digest)
-        devices = [task.subject.device] if task.subject.device.type == "cuda" else []
         # torchvision's samplers of boxes and timm's drop path draw from the global generator
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derived_seed(self.seed, "detector"))
+        with seeded(derived_seed(self.seed, "detector"), task.subject.device):
             detector, losses = self._train(bank, classes, task, file, masks=masks)
             found = find_objects(detector, asked, self.image_size, classes, task)
         shared = {one.key for one in learnt.images} & {one.key for one in test.images}

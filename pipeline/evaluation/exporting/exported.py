@@ -1,6 +1,5 @@
 """What the formats of an export share: how images are prepared, and the comparison of what is read back."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import CROP_FRACTION
 from pipeline.evaluation.subject import Subject
+from pipeline.json_text import json_bytes
 from pipeline.optional import optional_library
 
 _TOLERANCE = 1e-4  # of what is read back, relative to the largest output
@@ -39,7 +39,7 @@ def library_of_format(name: str, package: str) -> Any:
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file."""
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    file.write_bytes(json_bytes(values))
 
 
 def preprocessing(subject: Subject) -> dict[str, Any]:

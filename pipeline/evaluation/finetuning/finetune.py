@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.crops import LeftOut, open_image
-from pipeline.evaluation.draws import Few, draw_few
+from pipeline.evaluation.draws import Few, draw_few, few_notes
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.finetuning.attempt import Try, labels_of
 from pipeline.evaluation.finetuning.recipe import TrySettings
@@ -68,7 +68,7 @@ class Finetune(TrySettings):
             describe_data(tested, size, first.predictions.names, first.predictions.left_out),
             selection=first.selection,
             known=first.known,
-            notes=first.notes,
+            notes=(*first.notes, *few_notes(labels_of(bank), self.few)),
             seeds=tuple(one.seed for one in tries),
             details=first.details | {"tries": [one.predictions.accuracy for one in found]},
         )

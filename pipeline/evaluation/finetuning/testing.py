@@ -87,9 +87,8 @@ class Reader:
         """Yield normalised crops (B, 3, S, S) on the device, class indices (B,) and names."""
         size = self.subject.vit.patch_embed.img_size[0]
         for batch in load_views(images, size, self.batch_size, self.workers, left_out):
-            names = list(zip(batch.sources, batch.keys, batch.labels, strict=True))
             pixels = self.subject.images(batch.pixels.to(self.subject.device))
-            yield pixels, torch.tensor(batch.labels), names
+            yield pixels, torch.tensor(batch.labels), batch.names
 
 
 def fit_head(

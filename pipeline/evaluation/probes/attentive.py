@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.fitting import cosine, fit
+from pipeline.evaluation.fitting import cosine, fit, seeded
 from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.metrics import classification_outcome
 from pipeline.evaluation.probes.attentive_heads import CapiHead, EfficientHead, largest_divisor
@@ -101,8 +101,7 @@ class Attentive(SectionOfKinds):
 
     def _head(self, width: int, classes: int) -> Head:
         """Return a head; all start from the same weights, so that only their rates differ."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             if self.kind == "efficient":
                 return EfficientHead(width, classes, largest_divisor(width, self.queries))
             return CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.draws import draw_few, stratified_folds
+from pipeline.evaluation.draws import draw_few, few_notes, stratified_folds
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.logistic import fit_logistic, rate_c
 from pipeline.evaluation.metrics import classification_outcome, mean_interval, rank_classes
@@ -48,6 +48,7 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
     outcome = classification_outcome(
         name, torch.stack(ranked), test.labels, bank.facts, test.facts, selection=how, known=classes,
         seeds=tuple(range(options.seed, options.seed + len(ranked))), details=details,
+        notes=few_notes(bank.labels, options.few, bank.images),
     )  # fmt: skip
     if nearest:  # the score of the nearest class mean needs no choice of C
         right = (torch.stack(nearest) == test.labels).double().mean(0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.fitting import cosine, fit
+from pipeline.evaluation.fitting import cosine, fit, seeded
 from pipeline.evaluation.metrics import classification_outcome, rank_classes
 from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
 from pipeline.evaluation.probes.head_grid import represented
@@ -44,8 +44,7 @@ class NormedLinear(nn.Module):
 def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test: Features) -> list[Outcome]:
     """Train a head for each representation; test the last epoch, or report the best as published."""
     plan = plan_crops(options, task, bank, hold_out=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         heads = {name: NormedLinear(bank.width(name), len(plan.classes)) for name in names}
     modules = nn.ModuleList(heads.values()).to(task.subject.device)
     task.log(f"{plan.steps:,} steps of {plan.batch:,} random crops")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -80,11 +80,14 @@ def decode_mask(data: bytes, size: tuple[int, ...]) -> Tensor:
         values = np.array(file)
     except UnusableImageError:
         raise
-    except Exception as error:  # Pillow lets many kinds through
-        raise UnusableImageError("mask damaged", f"has a mask that cannot be decoded ({error})") from None
-    if int(values.max()) > VOID or int(values.min()) < 0:
+    except Exception as error:  # Pillow lets many kinds through, one with the address of an object
+        reason = "no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise UnusableImageError("mask damaged", f"has a mask that cannot be decoded ({reason})") from None
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most > VOID:
+        value = least if least < 0 else most
         raise UnusableImageError(
-            "mask of other values", f"has the mask value {int(values.max())}: 0 to {VOID} can be read"
+            "mask of other values", f"has the mask value {value}: 0 to {VOID} can be read"
         )
     return torch.from_numpy(values.astype(np.uint8))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipeline.evaluation.fitting import Factor, autocast, fit, shuffled_batches
+from pipeline.evaluation.fitting import Factor, autocast, fit, seeded, shuffled_batches
 from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.segmentation.dense import DenseDataset, Joint, Sample, in_order, load_dense
 from pipeline.evaluation.segmentation.masks import MaskedImages
@@ -48,9 +48,7 @@ def train_segmenter(
     A training that stopped continues from the state beside `file`.
     """
     device = task.subject.device
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(how.seed, "segment"))
+    with seeded(derived_seed(how.seed, "segment"), device):
         model = build().to(device).train()
         optimiser = torch.optim.AdamW(model.groups(how.lr, how.weight_decay), lr=how.lr)
         resuming = Resuming(file, model, optimiser)
