@@ -158,9 +158,14 @@ def _evaluate(
         for settings in chosen:
             scores = run_evaluation(settings, task)
             if scores and ranks.is_main:
-                _print(scores)
                 found += scores
-        _write(choice, found)
+                try:
+                    _print(scores)
+                finally:  # also if the reader of the output is gone; a later evaluation may be stopped
+                    _write(choice, found, scores)
+        if found and choice.run and not (choice.updated or choice.untrained):
+            message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
+            typer.echo(message, err=True)
 
 
 def _settings(names: list[str], assignments: list[str]) -> "list[Evaluation]":
@@ -208,23 +213,19 @@ def _print(scores: "list[Score]") -> None:
     typer.echo(f"{first.test.images:,} images of {first.test.classes} classes{learnt}{chance}")
 
 
-def _write(choice: "Choice", scores: "list[Score]") -> None:
-    """Write scores and pages where the options say."""
+def _write(choice: "Choice", found: "list[Score]", scores: "list[Score]") -> None:
+    """Write all scores so far to --out, and those of the last evaluation to its run, each with a page."""
     from pipeline.report.run_page import write_run_report
     from pipeline.report.score_sections import write_evaluation_page
     from pipeline.report.scores import add_scores, scores_json
+    from pipeline.storage.files import replace_file
 
-    if not scores:
-        return
     if choice.out:
-        choice.out.write_bytes(scores_json(scores))
-        write_evaluation_page(choice.out.with_suffix(".html"), scores, choice.plots)
+        replace_file(choice.out, scores_json(found))
+        write_evaluation_page(choice.out.with_suffix(".html"), found, choice.plots)
     if choice.updated:
         add_scores(choice.updated, scores)
         write_run_report(choice.updated)
-    elif choice.run and not choice.untrained:
-        message = f"warning: run {str(choice.run)!r} is read-only, and its scores stay as they are"
-        typer.echo(message, err=True)
     elif not choice.out:
         typer.echo("the scores are not kept: give --report RUN or --out FILE.json to keep them", err=True)
 

@@ -23,6 +23,7 @@ from pipeline.errors import CacheError
 from pipeline.number_text import digits
 from pipeline.progress import ProgressDisplay
 from pipeline.runtime.ordered import ordered_map
+from pipeline.runtime.signals import heed_stop
 from pipeline.storage.files import DigestedFile, WrittenFile
 from pipeline.storage.folder import Folder
 
@@ -162,6 +163,7 @@ def _copy_file(folder: Folder, key: str, record: FileRecord, path: Path) -> Writ
     try:
         starts = range(0, max(1, record.size), _PIECE_BYTES)
         for piece in ordered_map(read, starts, min(_PIECES_AT_ONCE, folder.parallel_reads)):
+            heed_stop()  # a stopped command waits for this thread
             file.write(piece)
     except BaseException:
         file.discard()

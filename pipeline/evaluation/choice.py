@@ -1,5 +1,6 @@
 """From the names of a network, of data and of places to a Task; names are checked before torch loads."""
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,9 @@ from pipeline.classes import CLASSES_FILE, read_classes
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.images import ImageSet, open_images
-from pipeline.report.scores import PLOTS, read_scores
-from pipeline.storage.address import check_path
-from pipeline.training.run_folder import read_run
+from pipeline.report.scores import PLOTS, SCORES_FILE, may_be_replaced, read_scores
+from pipeline.storage.address import MOST_NAME_BYTES, check_path
+from pipeline.training.run_folder import RUN_FILE, read_run
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +88,8 @@ class Choice:
         if self.out:
             _check_out(self.out, None if self.updated else self.plots.parent)
         for option, file in (("out", self.out), ("features", self.features)):
-            if file and not _is_writable(file if file.is_dir() else file.parent):
-                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
+            if file:
+                _check_place(option, file)
         if has_scores and self.updated and self.updated.is_dir() and not _is_writable(self.updated):
             raise ConfigError(
                 f"run {str(self.updated)!r} gets scores, report and features, but is not writable: give "
@@ -204,10 +205,27 @@ class Choice:
         return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
 
 
+def _check_place(option: str, file: Path) -> None:
+    """Raise ConfigError for a file or folder that cannot be written, and a file in place of features."""
+    if option == "features" and file.exists() and not file.is_dir():
+        raise ConfigError(f"--features {str(file)!r} is a file: give a folder")
+    if not _is_writable(file if file.is_dir() else file.parent):
+        raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
+
+
 def _check_out(out: Path, beside: Path | None) -> None:
     """Raise ConfigError for a name that scores cannot have; plots go to the folder `beside`, if given."""
     if out.suffix != ".json":
         raise ConfigError(f"--out {str(out)!r}: scores are JSON; give a name that ends in .json")
+    if len(out.name.encode()) > MOST_NAME_BYTES:  # the page and temporary files are named after it
+        raise ConfigError(f"--out {str(out)!r} has a name of more than {MOST_NAME_BYTES} bytes: shorten it")
+    if out.name == SCORES_FILE and (out.parent / RUN_FILE).exists():
+        raise ConfigError(
+            f"--out {str(out)!r} holds the scores of a run, and would replace all of them: give --report "
+            f"{shlex.quote(str(out.parent))} to add to them"
+        )
+    if out.is_fifo() or not may_be_replaced(out):
+        raise ConfigError(f"--out {str(out)!r} exists and holds no scores: choose another name")
     if beside and beside.is_file():
         raise ConfigError(
             f"--out {str(out)!r}: plots and checkpoints would go to the folder {str(beside)!r}, but this is "

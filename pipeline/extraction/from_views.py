@@ -18,6 +18,7 @@ from pipeline.errors import CacheError, ConfigError, SourceError
 from pipeline.extraction.options import ExtractionOptions, options_of_views
 from pipeline.extraction.origin import FromTars, StoredTar
 from pipeline.storage.address import is_url
+from pipeline.storage.files import nearest_existing
 from pipeline.views.sample import SkippedImage, SourceSample
 from pipeline.views.source_tars import SourceTar
 from pipeline.views.stored import StoredSample, StoredViewMaker
@@ -105,9 +106,8 @@ class FromViews:
         address = self._cache.address
         if is_url(cache) or is_url(address):
             return ""
-        path = Path(cache).absolute()
-        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-        return address if nearest.stat().st_dev == Path(address).stat().st_dev else ""
+        same = nearest_existing(Path(cache)).stat().st_dev == Path(address).stat().st_dev
+        return address if same else ""
 
     def fault(self, _: SourceTar) -> str:
         """Return nothing: the view tar that was read is compared with its commit."""

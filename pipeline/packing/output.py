@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Section
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage.files import locked, make_folder, replace_file
+from pipeline.storage.files import locked, make_folder, nearest_existing, replace_file
 from pipeline.views.source_tars import UNFINISHED
 
 RECORD = "packing.json"
@@ -76,7 +76,7 @@ class Output:
     def refuse_other(self, pinned: Mapping[str, Any]) -> None:
         """Raise ConfigError if the folder holds something else, or tars of another plan."""
         record, plan = self.folder / RECORD, self.work / "plan.json"
-        at = next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
+        at = nearest_existing(self.folder)
         if not at.is_dir():
             raise ConfigError(f"OUT {str(self.folder)!r}: {str(at)!r} is a file; give a new or empty folder")
         if record.is_file():

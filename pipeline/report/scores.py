@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import Section
 from pipeline.errors import CheckpointError
@@ -15,6 +15,8 @@ from pipeline.student.config import STUDENT_FILE
 
 SCORES_FILE = "scores.json"
 PLOTS = "evaluation"  # folder beside the scores
+
+_ClassIndex = Annotated[str, Field(pattern=r"^-?[0-9]{1,18}$")]
 
 
 class SubjectFacts(Section):
@@ -45,11 +47,17 @@ class DataFacts(Section):
     digest: str
     class_names: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _with_reasons(self) -> "DataFacts":
+        if self.left_out.keys() - self.first_reasons.keys():
+            raise ValueError("first_reasons lacks a kind of left_out")
+        return self
+
 
 class Plot(Section):
     """A plot of a result, a PNG: `file` lies in the folder PLOTS beside the scores."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     caption: str
 
 
@@ -64,10 +72,10 @@ class Outcome(Section):
     representation: str
     bank: DataFacts
     test: DataFacts
-    metrics: dict[str, float]
-    per_class: dict[str, float]
-    class_images: dict[str, int]
-    chance: float
+    metrics: Annotated[dict[str, float], Field(min_length=1)]
+    per_class: dict[_ClassIndex, float]
+    class_images: dict[_ClassIndex, int]
+    chance: Annotated[float, Field(ge=0, le=1)]
     selection: str
     seeds: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
@@ -136,6 +144,17 @@ def read_scores(run: Path) -> tuple[Score, ...]:
             f"{str(path)!r} is not a list of scores: an earlier version may have written it; "
             "remove it and evaluate again"
         ) from None
+
+
+def may_be_replaced(file: Path) -> bool:
+    """Whether scores may replace a file: one of scores, an empty one, or none."""
+    try:
+        _SCORES.validate_json(file.read_bytes() or b"[]")
+    except FileNotFoundError:
+        return True
+    except (ValidationError, OSError):
+        return False
+    return True
 
 
 def add_scores(run: Path, new: Sequence[Score]) -> None:

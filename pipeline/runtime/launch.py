@@ -165,6 +165,6 @@ def _number(environment: Environment, name: str, default: int | None = None) -> 
     text = environment.get(name)
     if not text and default is not None:
         return default
-    if not text or not text.isdigit():
+    if not text or not text.isdecimal():
         raise ConfigError(f"environment variable {name} is {text!r}: it must be a whole number")
     return int(text)

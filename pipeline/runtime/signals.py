@@ -66,6 +66,12 @@ def polite_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def heed_stop() -> None:
+    """Raise StoppedError in any thread once a stop was asked for, for work that the main thread waits for."""
+    if _handling and (number := _handling[0].number):
+        raise StoppedError(number)
+
+
 @contextmanager
 def deferred_stop() -> Iterator[StopRequest]:
     """Only note a polite signal, for a loop that looks at `number` and ends in good order."""

@@ -11,7 +11,7 @@ from pipeline.storage.local import LocalFolder
 
 STORE_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("http", "https")
-_MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
+MOST_NAME_BYTES = 220  # a file system takes 255; view tar, commit and temporary files have the tar's name
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 _with_password: dict[str, str] = {}  # web addresses given to this process, by their printed form
@@ -62,8 +62,8 @@ def tar_name_fault(name: str) -> str:
         return fault
     if "/" in name or name.startswith("."):
         return "has a slash, or a dot at its start"
-    if len(name.encode()) > _MOST_NAME_BYTES:
-        return f"has more than {_MOST_NAME_BYTES} bytes"
+    if len(name.encode()) > MOST_NAME_BYTES:
+        return f"has more than {MOST_NAME_BYTES} bytes"
     return ""
 
 

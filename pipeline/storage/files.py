@@ -131,6 +131,11 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return the path itself if something is there, else the nearest folder above it that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, each flushed to the disk in the one that holds it."""
     if not path.is_dir():

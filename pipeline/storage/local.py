@@ -17,6 +17,7 @@ from pipeline.storage.files import (
     flush_to_disk,
     locked,
     move_file,
+    nearest_existing,
     replace_file,
 )
 
@@ -181,9 +182,7 @@ class LocalFolder:
                     raise
 
     def free_bytes(self) -> int:
-        path = self.path.absolute()
-        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-        return shutil.disk_usage(nearest).free
+        return shutil.disk_usage(nearest_existing(self.path)).free
 
 
 def _remove(folder: Path, sweeping: Path) -> None:

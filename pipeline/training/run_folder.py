@@ -16,6 +16,7 @@ from pipeline.config import Section, parse_config
 from pipeline.errors import CheckpointError, ConfigError, MaskAlignError, StorageError
 from pipeline.json_text import load_json
 from pipeline.storage.address import check_path
+from pipeline.storage.files import nearest_existing
 from pipeline.student.config import STUDENT_FILE, STUDENT_FOLDER
 
 RUN_FILE = "run.json"
@@ -65,7 +66,7 @@ def continues(run: Path, resume: Resume) -> bool:
         )
     if (run / UNITS_FILE).exists():
         raise ConfigError(f"run folder {str(run)!r} is a cache: use another --run")
-    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    nearest = nearest_existing(run)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(
             f"run folder {str(run)!r} cannot be made: {str(nearest)!r} is not a writable folder; "

@@ -1,6 +1,8 @@
 """Copies of a cache and of parts of it: valid caches with the same values, checked, continued, refused."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.verify import foreign_files, verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import CacheError, ConfigError
+from pipeline.runtime.signals import StoppedError, polite_signals
 from pipeline.views.source_tars import resolve_tars
 from stages.inspect_cache import app
 
@@ -111,6 +114,19 @@ def test_what_an_interrupted_copy_left_is_replaced(small_cache_path, tmp_path):
     (target / "commits" / "train-0001.v00.json").unlink()
     shard(target, "stats", 2).write_bytes(b"torn")
     assert copied(small_cache_path, target).digest == Cache(small_cache_path).digest
+    assert files_of(target) == files_of(small_cache_path)
+
+
+def test_a_stopped_copy_drops_the_files_in_flight_and_is_continued(small_cache_path, tmp_path):
+    target = tmp_path / "b.cache"
+    with polite_signals():
+        with pytest.raises(StoppedError):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedError):
+            copied(small_cache_path, target)
+    assert not [file for file in files_of(target) if file.startswith(("commits/", "views/"))]
+    assert [path for path in (target / "logs/scratch").rglob("*") if path.is_file()] == []
+    copied(small_cache_path, target)
     assert files_of(target) == files_of(small_cache_path)
 
 

@@ -300,6 +300,19 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
             "--out 'a.html': scores are JSON; give a name",
         ),
         (
+            ["--run", "{run}", "--out", "o" * 216 + ".json"],
+            ".json' has a name of more than 220 bytes: shorten",
+        ),
+        (
+            ["--run", "{run}", "--out", "{run}/run.json"],
+            "run.json' exists and holds no scores: choose another",
+        ),
+        (
+            ["--model", "test_vit.random", "--out", "{run}/scores.json"],
+            "scores of a run, and would replace all",
+        ),
+        (["--run", "{run}", "--features", "{recipe}"], "recipe.toml' is a file: give a folder"),
+        (
             ["--model", "test_vit.random", "--out", "{recipe}.json"],
             "recipe.toml.json': plots and checkpoints would go to the folder",
         ),
@@ -390,6 +403,22 @@ def test_an_unknown_evaluation_names_those_there_are():
     result = call(app, "kn", "--print-config", code=2)
     assert result.stderr.startswith("error: evaluation 'kn' is unknown: give one of ")
     assert {"knn", "attention"} <= set(result.stderr.strip().partition("give one of ")[2].split(", "))
+
+
+def test_scores_are_kept_if_a_later_evaluation_fails_or_nobody_reads(cache, run, test_tar, tmp_path):
+    out = tmp_path / "a.json"
+    data = ("--run", run, "--cache", cache, "--test-shards", test_tar, "--out", out, "--workers", 0)
+    words = [*data, "--device", "cpu", "--set", "knn.k=3"]
+    assert "zero-shot reads the names" in call(app, "knn,zero-shot", *words, code=2).stderr
+    assert [score["evaluation"] for score in json.loads(out.read_text())] == ["knn", "knn"]
+    out.unlink()
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from stages.evaluate_student import main; main()"
+    words = [*map(str, [*data, "--device", "cpu", "--set", "k=3"])]
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run([sys.executable, "-c", program, "knn", *words], stdout=closed, check=False)
+    assert (done.returncode, out.exists()) == (1, True)
 
 
 def test_several_evaluations_in_one_command(cache, run, test_tar, tmp_path):

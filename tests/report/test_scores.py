@@ -1,5 +1,6 @@
 """scores.json: what replaces what, what is outdated, and what is shown together."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,23 @@ def test_a_score_replaces_its_like_alone(tmp_path):
     new = score(0.9, subject={"patch_size": 8, "input_size": 64})  # the first is of a version without sizes
     add_scores(tmp_path, [new])
     assert read_scores(tmp_path) == (*others, new)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": {}},
+        {"per_class": {"cat": 0.5}},
+        {"chance": 5.0},
+        {"plots": [{"file": "../../secret", "caption": "a file that is no plot of this run"}]},
+        {"test": data("test").model_dump() | {"left_out": {"damaged": 1}}},
+    ],
+)
+def test_a_score_that_cannot_be_shown_is_refused_before_an_evaluation(tmp_path, change):
+    text = json.dumps([score(0.1).model_dump(mode="json") | change])
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"scores\.json' is not a list of scores"):
+        read_scores(tmp_path)
 
 
 def test_what_is_no_list_of_scores_is_refused(tmp_path):

@@ -98,6 +98,7 @@ def test_the_process_is_the_one_of_the_launcher(environment, expected):
         ({"PMI_RANK": "1"}, "PMI_RANK is '1', but PMI_SIZE is not set: start with mpiexec"),
         ({"RANK": "1"}, "RANK is '1', but WORLD_SIZE is not set"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE"),
+        ({"RANK": "²", "WORLD_SIZE": "2"}, "environment variable RANK is '²': it must be a whole number"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "environment variable RANK is 'one': it must be a whole number"),
         (TORCHRUN | {"LOCAL_RANK": "8"}, "LOCAL_RANK below the processes of this machine"),
     ],
