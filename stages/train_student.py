@@ -76,12 +76,7 @@ def train_student(
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     if print_config:
         with cli_errors(lambda: "run the same command again"):
-            from pipeline.config import dump_toml, parse_config, read_settings
-            from pipeline.training.config import RunConfig
-
-            typer.echo(
-                dump_toml(parse_config(RunConfig, _read(read_settings(config), assignments or []))), nl=False
-            )
+            _print_config(config, assignments or [])
         return
     if not cache or run is None:
         missing = [name for name, given in (("--cache", cache), ("--run", run)) if not given]
@@ -137,6 +132,13 @@ def _train(
         if ranks.is_main:
             _print_result(result, run, _advice(run, mode))
     return result
+
+
+def _print_config(file: Path | None, assignments: list[str]) -> None:
+    from pipeline.config import dump_toml, parse_config, read_settings
+    from pipeline.training.config import RunConfig
+
+    typer.echo(dump_toml(parse_config(RunConfig, _read(read_settings(file), assignments))), nl=False)
 
 
 def _read(base: Mapping[str, Any] | None, assignments: list[str]) -> dict[str, Any]:
