@@ -136,7 +136,10 @@ def _explain(
                 if now := model.moved.get(old):
                     yield f"configuration key {old!r} is now called {now!r}"
                 else:
-                    yield f"unknown configuration key {old!r}: section [{name}] is gone"
+                    now = " and ".join(
+                        repr(new) for key, new in model.moved.items() if key.startswith(f"{name}.")
+                    )
+                    yield f"unknown configuration key {old!r}: section [{name}] has become {now}"
         elif unknown:
             yield _explain_unknown(model, name, [str(part) for part in found[0]["loc"]], keys)
         else:

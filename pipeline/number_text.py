@@ -8,6 +8,11 @@ def digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{Decimal(f'{value:.3g}'):f}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes in MB, from 1 GB on in GB."""
+    return f"{digits(count / 1e6)} MB" if count < 1e9 else f"{digits(count / 1e9)} GB"
+
+
 def duration(seconds: float) -> str:
     """Return a time span in the units that a person uses."""
     if seconds < 120:

@@ -226,6 +226,8 @@ def _write(choice: "Choice", found: "list[Score]", scores: "list[Score]") -> Non
     if choice.updated:
         add_scores(choice.updated, scores)
         write_run_report(choice.updated)
+    elif not choice.out:
+        typer.echo("the scores are not kept: give --report RUN or --out FILE.json to keep them", err=True)
 
 
 main = partial(run_app, app)

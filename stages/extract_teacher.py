@@ -177,7 +177,7 @@ def _show_rates(options: Options, rates: "RateForecast") -> None:
         print_row("limit", f"the {rates.limit}")
     print_row("training", f"reads at most {view_bytes / 1e3:,.0f} MB/s for each 1,000 images/s")
     epochs = f"after {rates.paid_after_epochs:,.1f} epochs"
-    print_row("paid back", f"{epochs}, against running the teacher in each")
+    print_row("paid back", f"{epochs}, compared with running the teacher in every epoch")
 
 
 def _show_summary(options: Options, made: "Extracted") -> None:

@@ -90,17 +90,20 @@ def _show_plan(plan: "Plan") -> None:
     elif plan.unlabelled:
         typer.echo(f"{counted(plan.unlabelled, 'image')} without a label", err=True)
     if source.left_out:
-        others = counted(source.left_out, "file of another kind is", "files of other kinds are")
-        typer.echo(f"{others} passed over", err=True)
+        others = counted(sum(source.left_out.values()), "file of another kind is", "files of other kinds are")
+        kinds = sorted(source.left_out.items(), key=lambda kind: (-kind[1], kind[0]))
+        listed = [f"{count:,} {repr(kind) if kind else 'without an extension'}" for kind, count in kinds]
+        more = ["..."] if len(listed) > _SHOWN else []
+        typer.echo(f"{others} passed over: {', '.join([*listed[:_SHOWN], *more])}", err=True)
 
 
 def _show_result(plan: "Plan", packed: "Packed", seconds: float) -> None:
-    from pipeline.number_text import digits, duration
+    from pipeline.number_text import duration, size
     from pipeline.packing.output import RECORD
 
     if packed.tars:
         tars, images = counted(packed.tars, "tar"), counted(packed.images, "image")
-        typer.echo(f"{tars} made of {images}, {digits(packed.bytes / 1e9)} GB, in {duration(seconds)}")
+        typer.echo(f"{tars} made of {images}, {size(packed.bytes)}, in {duration(seconds)}")
     if packed.left_out:
         typer.echo(f"{counted(len(packed.left_out), 'image')} left out")
     for one in packed.left_out[:_SHOWN]:

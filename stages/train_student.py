@@ -1,5 +1,6 @@
 """train-student: train a masked student against a cache of teacher features."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -75,13 +76,11 @@ def train_student(
     mode: Resume = "auto" if resume_auto else "always" if resume else "never"
     if print_config:
         with cli_errors(lambda: "run the same command again"):
-            from pipeline.config import dump_toml, load_config
-            from pipeline.training.config import RunConfig
-
-            typer.echo(dump_toml(load_config(RunConfig, config, assignments or [])), nl=False)
+            _print_config(config, assignments or [])
         return
     if not cache or run is None:
-        raise typer.BadParameter("give --cache and --run")
+        missing = [name for name, given in (("--cache", cache), ("--run", run)) if not given]
+        raise typer.BadParameter(f"give {' and '.join(missing)}")
     with cli_errors(lambda: _advice(run, mode)):
         result = _train(cache, run, config, assignments or [], mode, device)
     if result.done < result.steps:
@@ -105,7 +104,7 @@ def _train(
 
     def read() -> dict[str, Any]:
         kept = read_run(run)["config"] if continues(run, mode) else None
-        return read_settings(None, assignments, recipe if file else kept)
+        return _read(recipe if file else kept, assignments)
 
     def read_config() -> "RunConfig":
         values = read()
@@ -133,6 +132,22 @@ def _train(
         if ranks.is_main:
             _print_result(result, run, _advice(run, mode))
     return result
+
+
+def _print_config(file: Path | None, assignments: list[str]) -> None:
+    from pipeline.config import dump_toml, parse_config, read_settings
+    from pipeline.training.config import RunConfig
+
+    typer.echo(dump_toml(parse_config(RunConfig, _read(read_settings(file), assignments))), nl=False)
+
+
+def _read(base: Mapping[str, Any] | None, assignments: list[str]) -> dict[str, Any]:
+    """Return plain values, changed by assignments; raises ConfigError."""
+    from pipeline.config import read_settings
+    from pipeline.training.sections import let_epochs_count
+
+    values = read_settings(None, assignments, base)
+    return let_epochs_count(values, [each.partition("=")[0].strip() for each in assignments])
 
 
 def _print_result(result: "Result", run: Path, advice: str) -> None:

@@ -119,7 +119,7 @@ alignment.mode='last'
 loss.target='l2'
     KEY 'loss.target' is now called 'objective.target'
 loss.x=1
-    unknown KEY 'loss.x': section [loss] is gone
+    unknown KEY 'loss.x': section [loss] has become 'objective.loss' and 'objective.target'
 objective.hed='mlp'
     unknown KEY 'objective.hed': did you mean 'objective.head'?
 objective={name='fd', mode='last'}
@@ -154,7 +154,8 @@ def test_all_accepted_types_and_both_exclusive_keys_are_named():
 def test_what_an_objective_does_not_use_is_refused_by_name():
     assert (
         refusal("objective.name=fd", "mask.ratio=0.7", "mask.strategy=block")
-        == "mask.ratio and mask.strategy are set: objective 'fd' hides no patches; remove them"
+        == "mask.ratio and mask.strategy are set: objective 'fd' hides no patches; remove them, "
+        "or give --set mask.ratio=0.0 --set mask.strategy=random"
     )
     assert (
         refusal("objective.name=fd", "data.levels=[7, 11]")

@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
-from pipeline.number_text import digits, duration
+from pipeline.number_text import digits, duration, size
 
 
 def test_durations_are_in_units_that_a_person_uses():
     assert [duration(each) for each in (0.5, 90, 600, 9000)] == ["0.5 s", "90 s", "10 min", "2 h 30 min"]
+
+
+def test_bytes_are_in_mb_and_large_ones_in_gb():
+    assert [size(each) for each in (0, 5_232_640, 1.5e9, 1.41e11)] == ["0 MB", "5.23 MB", "1.5 GB", "141 GB"]
 
 
 def test_no_number_is_shown_with_an_exponent():

@@ -121,7 +121,7 @@ def refuse_shared(bank: Sequence[str], test: Sequence[str], exclude: bool = True
     if shared:
         excluded = " --set shared_keys=exclude if equal keys are the same image," if exclude else ""
         raise ConfigError(
-            f"{len(shared)} keys are in the bank and in the test data, such as {shared[0]!r}: an image must "
-            f"not be both learnt and tested; give other test data,{excluded} or --set shared_keys=allow if "
-            "they are different images"
+            f"{len(shared)} keys are in the data to learn from and in the test data, such as {shared[0]!r}: "
+            "an image must not be both learnt and tested; give other test data,"
+            f"{excluded} or --set shared_keys=allow if they are different images"
         )

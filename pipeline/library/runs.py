@@ -12,6 +12,7 @@ from pipeline.library.cache import Cache
 from pipeline.runtime.device_choice import choose_device
 from pipeline.runtime.launch import share_of_work, usable_cores
 from pipeline.training.run_folder import Resume, continues, read_run
+from pipeline.training.sections import let_epochs_count
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,8 @@ def run_training(
         else:
             earlier = read_run(folder)["config"] if continues(folder, resume) else None
             values = read_settings(None if recipe is None else Path(recipe), base=earlier)
-        return parse_config(RunConfig, with_settings(values, settings or {}))
+        assigned = settings or {}
+        return parse_config(RunConfig, let_epochs_count(with_settings(values, assigned), _keys(assigned)))
 
     with joined_ranks(where) as ranks:
         return train_and_report(
@@ -239,6 +241,12 @@ def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, An
         kept = table.get(key) if not sections and key != "objective" else None
         table[key] = {**kept, **value} if isinstance(kept, Mapping) and isinstance(value, Mapping) else value
     return changed
+
+
+def _keys(settings: Settings) -> list[str]:
+    """Return the names "section.key" of settings, from settings in this form or in tables of sections."""
+    sections = ((name, value) for name, value in settings.items() if isinstance(value, Mapping))
+    return [*settings, *(f"{name}.{key}" for name, value in sections for key in value)]
 
 
 def _addresses(places: Place | Sequence[Place]) -> list[str]:

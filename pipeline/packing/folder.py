@@ -1,5 +1,6 @@
 """An image folder: a subfolder for each class, or images alone."""
 
+from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -17,12 +18,13 @@ def folder_source(folder: Path) -> Source:
     Images directly in the folder have no label. Hidden files and folders are passed over, links are
     followed. Raises ConfigError for a folder without images, or of several splits.
     """
-    names, others = [], 0
+    names, others = list[str](), Counter[str]()
     for name in files_below(folder):
-        if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+        kind = name.rpartition("/")[2].rpartition(".")[2].lower()
+        if kind in IMAGE_EXTENSIONS:
             names.append(name)
         else:
-            others += 1
+            others[f".{kind}" if name.lower().endswith(f".{kind}") else ""] += 1
     if not names:
         raise ConfigError(
             f"folder {str(folder)!r} holds no images ({', '.join(IMAGE_EXTENSIONS)}): give a folder of "

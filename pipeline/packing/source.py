@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,7 +75,7 @@ class Source:
     labels: Sequence[RawLabel]
     fingerprint: str  # SHA-256 of what decides the order, the names and the labels
     class_names: tuple[str, ...] = ()
-    left_out: int = 0  # files of other kinds
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files of other kinds, by their extensions
 
     def name(self, index: int) -> str:
         """Return what a message calls an image."""

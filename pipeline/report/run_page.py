@@ -25,10 +25,10 @@ from pipeline.student.config import STUDENT_FILE
 from pipeline.training.config import RunConfig, objective_kinds
 from pipeline.training.metrics import read_evaluations, read_metrics, training_seconds
 from pipeline.training.run_folder import caches_of, flat_config, read_run
+from pipeline.training.sections import OVERRIDDEN
 
 REPORT_FILE = "report.html"
 _MAX_ROWS = 12  # of the table of metrics
-_OVERRIDDEN = {"optim.epochs": "optim.steps", "optim.warmup_epochs": "optim.warmup_steps"}  # if these are set
 _ORIGIN = ("host", "began", "ended", "command", "commit", "maskalign")
 
 Run = Mapping[str, Any]  # run.json
@@ -176,7 +176,7 @@ def _configuration(run: Run) -> PageSection:
     of_objective = {"objective": {"name": name if name in objective_kinds() else usual_name}}
     defaults = flat_config(parse_config(RunConfig, of_objective).model_dump(mode="json"))
     defaults["objective.name"], config = usual_name, flat_config(run["config"])
-    unused = {name for name, by in _OVERRIDDEN.items() if config.get(by) is not None}
+    unused = {name for name, by in OVERRIDDEN.items() if config.get(by) is not None}
     commands = " ".join(start.get("command", "") for start in run.get("starts", [run]))
     given = [f"{key}." for key in re.findall(r"--set[ =]'?([\w.]+)", commands)]
     marked, others = "", ""

@@ -93,8 +93,11 @@ class RunConfig(Sections):
         unused = sorted(f"mask.{key}" for key in chosen if chosen[key] != getattr(defaults, key))
         if unused and not self.objective.masked:
             are, them = ("are", "them") if len(unused) > 1 else ("is", "it")
+            usual = {key: getattr(defaults, key.partition(".")[2]) for key in unused}
+            unset = " ".join(f"--set {key}={value}" for key, value in usual.items() if value is not None)
             raise ValueError(
                 f"{' and '.join(unused)} {are} set: objective {name!r} hides no patches; remove {them}"
+                + (f", or give {unset}" if unset else "")
             )
         if self.data.levels and len(self.data.levels) > 1 and "chosen" not in (needs.visible, needs.hidden):
             use = "one; name only that" if needs.targets((0,)) else "none; remove data.levels"

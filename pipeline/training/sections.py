@@ -4,7 +4,7 @@ Defaults are the paper's recipe for B (MaskAlign, arXiv 2211.08887).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -91,6 +91,19 @@ class DataConfig(Section):
         if self.window_blocks == "auto":
             return max(_LEAST_WINDOW, -(-2 * share // BLOCK_ROWS))
         return self.window_blocks
+
+
+# A number of steps decides, where there is one.
+OVERRIDDEN = {"optim.epochs": "optim.steps", "optim.warmup_epochs": "optim.warmup_steps"}
+
+
+def let_epochs_count(values: dict[str, Any], assigned: Collection[str]) -> dict[str, Any]:
+    """Remove the recipe's number of steps if epochs are assigned, and no steps: they would have no effect."""
+    for epochs, steps in OVERRIDDEN.items():
+        section, _, key = steps.partition(".")
+        if epochs in assigned and steps not in assigned and isinstance(values.get(section), dict):
+            values[section] = {name: value for name, value in values[section].items() if name != key}
+    return values
 
 
 class OptimConfig(Section):

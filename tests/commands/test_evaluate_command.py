@@ -147,6 +147,8 @@ def test_an_untrained_student_is_the_run_before_its_first_step(cache, run, recip
     scores = expected(student_tokens(state, pixels), labels, groups=(numbers, numbers))
     of_run = judged(tmp_path, "--untrained", "--run", run, "--cache", cache)
     assert of_run == (48, 48, scores)
+    lost = call(app, "knn", "--untrained", "--run", run, "--cache", cache, "--device", "cpu", "--workers", 0)
+    assert "the scores are not kept: give --report RUN or --out FILE.json" in lost.stderr
     assert judged(tmp_path, "--untrained", "--config", recipe, "--cache", cache) == of_run
 
 
@@ -277,7 +279,10 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
         ),
         (["--model", "local-dir:none"], "give a folder with config.json and model.safetensors"),
         (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
-        (["--run", "{run}", "--test-shards", "{tars}"], "24 keys are in the bank and in the test data"),
+        (
+            ["--run", "{run}", "--test-shards", "{tars}"],
+            "24 keys are in the data to learn from and in the test data",
+        ),
         (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
         (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
         (["--run", "caf\udce9"], "--run 'caf\\udce9' has a name that is not UTF-8: rename it"),

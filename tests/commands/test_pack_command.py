@@ -56,13 +56,22 @@ def test_says_what_it_packs_and_what_comes_next(photos, tmp_path):
     out = tmp_path / "packed"
     result = run(photos, out, "--images-per-tar", 4)
     assert result.exit_code == 0, result.output
+    assert result.stderr == ""
     first, classes, made, last = result.stdout.splitlines()
     assert first == f"packing 10 images of folder '{photos}' into 3 tars of 3 or 4"
     assert classes == "2 classes: 'cat' is 0, 'dog' is 1"
-    assert re.fullmatch(r"3 tars made of 10 images, [\d.e-]+ GB, in [\d.]+ s", made)
+    assert re.fullmatch(r"3 tars made of 10 images, [\d.]+ MB, in [\d.]+ s", made)
     assert last == f"folder '{out}': complete; next: extract-teacher {out} --cache DIR --teacher SPEC"
     again = run(photos, out, "--images-per-tar", 4)
     assert (again.exit_code, again.stdout.splitlines()) == (0, [first, classes, last])
+
+
+def test_files_of_other_kinds_are_named_by_their_extensions(photos, tmp_path):
+    for name in ("a.heic", "b.HEIC", "odd.\udce9", "README"):
+        (photos / "cat" / name).write_bytes(b"x")
+    said = run(photos, tmp_path / "packed").stderr
+    listed = "2 '.heic', 1 without an extension, 1 '.\\udce9'"
+    assert said == f"4 files of other kinds are passed over: {listed}\n"
 
 
 def test_other_options_are_refused_with_the_keys_that_differ(photos, tmp_path):

@@ -256,7 +256,7 @@ def test_a_folder_in_cocos_form_is_read(three, evaluated, tmp_path):
         ({"image_size": 72}, "image_size is 72: the pyramid needs a multiple of 64, .* image_size=64"),
         ({"steps": 5, "warmup": 5}, "warmup is 5 of 5 steps: give fewer"),
         ({"jitter": (2.0, 1.0)}, r"jitter is \[2.0, 1.0\]: give the least and the greatest scale"),
-        ({}, "3 keys are in the bank and in the test data"),
+        ({}, "3 keys are in the data to learn from and in the test data"),
         (
             {"shared_keys": "exclude"},
             "has no boxes to learn from or to find .no image has any.: give KEY.json",

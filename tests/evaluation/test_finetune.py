@@ -445,7 +445,7 @@ def test_data_that_do_not_fit_are_refused(sets, tmp_path):
     learnt, tested = sets
     with pytest.raises(ConfigError, match="all 10 images to learn from are of class 0: give images of two"):
         score((learnt.subset(range(0, 40, 4)), tested), tmp_path)
-    with pytest.raises(ConfigError, match="24 keys are in the bank and in the test data"):
+    with pytest.raises(ConfigError, match="24 keys are in the data to learn from and in the test data"):
         score((tested, tested), tmp_path)
     bare = ImageSet("bare", "tars", tuple(replace(one, label=None) for one in tested.images))
     with pytest.raises(ConfigError, match="no image of 'bare' has a label: give tars with a KEY"):

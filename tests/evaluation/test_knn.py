@@ -250,7 +250,7 @@ def test_equal_keys_of_two_tars_are_two_images(scored):
 
 def test_keys_in_bank_and_test_are_refused_unless_explained(scored):
     moved = Points({"a": (0, 1), "b": (128, 1)}, "b.tar")
-    message = "2 keys are in the bank and in the test data, such as 'a': an image"
+    message = "2 keys are in the data to learn from and in the test data, such as 'a': an image"
     with pytest.raises(ConfigError, match=message):
         scored(BANK, moved)
     assert scored(BANK, moved, shared_keys="allow").metrics["top-1"] == 0.5

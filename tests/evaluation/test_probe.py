@@ -233,7 +233,9 @@ def test_what_cannot_be_learnt_or_tested_is_refused(probed, tmp_path):
         heads(tmp_path, (one_each, other), **GRID)
     with pytest.raises(ConfigError, match="probe needs other images to test with: give --test-shards"):
         Probe().run(task(tmp_path, tiny_subject(), data))
-    with pytest.raises(ConfigError, match=r"6 keys are in the bank .* not be both learnt and tested"):
+    with pytest.raises(
+        ConfigError, match=r"6 keys are in the data to learn from .* not be both learnt and tested"
+    ):
         Probe().run(task(tmp_path, tiny_subject(), data, data))
 
 

@@ -250,7 +250,7 @@ def test_sizes_that_do_not_divide_are_refused_with_some_that_do(scored, tars):
 
 def test_equal_keys_are_refused_or_left_out(scored, tmp_path):
     learnt, test = (write(tmp_path / f"{name}.tar", members(4)) for name in "ab")
-    with pytest.raises(ConfigError, match="4 keys are in the bank and in the test data"):
+    with pytest.raises(ConfigError, match="4 keys are in the data to learn from and in the test data"):
         scored(learnt, test, **SMALL)
     more = write(tmp_path / "c.tar", members(6))
     (score,) = scored(more, test, shared_keys="exclude", **SMALL | {"steps": 2})

@@ -69,6 +69,9 @@ def test_a_configuration_is_a_recipe(small_cache_path, tmp_path):
     assert done == 3
     nested = {**SETTINGS, "optim": {"steps": 2, "warmup_steps": 1}}
     assert maskalign.run_training(small_cache_path, tmp_path / "c", nested, device="cpu").steps == 2
+    for number, epochs in enumerate(({"optim.epochs": 1}, {"optim": {"epochs": 1}})):
+        run = tmp_path / f"epochs{number}"
+        assert maskalign.run_training(small_cache_path, run, nested, epochs, device="cpu").steps == 8
     with pytest.raises(ConfigError, match=r"configuration file 'no.toml' does not exist"):
         maskalign.run_training(small_cache_path, tmp_path / "b", "no.toml")
     with pytest.raises(ConfigError, match=r"unknown configuration key 'mask.ratoi'"):

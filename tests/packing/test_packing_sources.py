@@ -114,9 +114,11 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(image(number))
     (tmp_path / ".hidden.jpg").write_bytes(b"x")
-    (tmp_path / "notes.txt").write_bytes(b"x")
+    for other in ("notes.txt", "a.HEIC", "b.heic", "README"):
+        (tmp_path / other).write_bytes(b"x")
     plan = make_plan(PackingOptions(str(tmp_path), str(tmp_path / "out")))
-    assert (plan.images, plan.unlabelled, plan.class_names, plan.source.left_out) == (5, 5, (), 1)
+    assert (plan.images, plan.unlabelled, plan.class_names) == (5, 5, ())
+    assert plan.source.left_out == {".heic": 2, ".txt": 1, "": 1}
     assert set(samples(pack(tmp_path, tmp_path / "out")).values()) == {None}
     assert not (tmp_path / "out" / "classes.json").exists()
 

@@ -191,7 +191,17 @@ def test_the_printed_configuration_is_a_recipe(tmp_path):
     assert load_config(RunConfig, tmp_path / "recipe.toml") == load_config(RunConfig, None, TINY)
     assert call(*base, "--config", tmp_path / "recipe.toml").stdout == printed.stdout
     without = call("--cache", "c")
-    assert (without.exit_code, "give --cache and --run" in without.output) == (2, True)
+    assert (without.exit_code, "give --run\n" in without.output) == (2, True)
+
+
+def test_assigned_epochs_replace_the_steps_of_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[optim]\nsteps = 200\nwarmup_steps = 20\n")
+    printed = call("--print-config", "--config", recipe, "--set", "optim.epochs=5").stdout
+    assert "epochs = 5\n" in printed.replace("5.0", "5")
+    assert "# steps is not set\nwarmup_steps = 20\n" in printed
+    both = call("--print-config", "--config", recipe, "--set", "optim.epochs=5", "--set", "optim.steps=7")
+    assert "\nsteps = 7\n" in both.stdout
 
 
 def test_a_recipe_may_come_through_a_pipe(small_cache_path, tmp_path):
