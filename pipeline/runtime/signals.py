@@ -4,7 +4,9 @@ Slurm and systemd signal every process of a job, and torchrun then forwards a se
 first request counts, those that follow change nothing, and only a second Ctrl-C aborts.
 """
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,18 +54,40 @@ def polite_signals() -> Iterator[StopRequest]:
     if _handling:
         yield _handling[0]
         return
-    request = StopRequest()
-    previous = {}
+    request, previous = StopRequest(), {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
         taken = [number for number in POLITE if signal.getsignal(number) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, request.note) for number in taken}
     _handling.append(request)
     try:
-        yield request
+        with _not_swallowed(request):
+            yield request
     finally:
         _handling.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _not_swallowed(request: StopRequest) -> Iterator[None]:
+    """Send a signal again a moment later if Python drops its error, as in a `__del__`."""
+    others, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, StoppedError):
+            others(dropped)
+            return
+        request.number = request.interrupts = 0
+        timers.append(threading.Timer(0.05, os.kill, (os.getpid(), dropped.exc_value.signal)))
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = others
+        for timer in timers:
+            timer.cancel()
 
 
 def heed_stop() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -54,3 +55,18 @@ def test_a_process_started_while_signals_are_blocked_survives_them():
     with blocked_signals():
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "alive\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_finaliser_is_not_lost(number):
+    class Ending:
+        def __del__(self):
+            signal.raise_signal(number)  # Python drops the error of a finaliser
+
+    def work():
+        Ending()
+        time.sleep(60)
+
+    with pytest.raises(StoppedError) as stopped, polite_signals():
+        work()
+    assert stopped.value.signal is number
