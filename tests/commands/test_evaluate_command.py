@@ -405,6 +405,7 @@ def test_an_unknown_evaluation_names_those_there_are():
     assert {"knn", "attention"} <= set(result.stderr.strip().partition("give one of ")[2].split(", "))
 
 
+@pytest.mark.faults
 def test_scores_are_kept_if_a_later_evaluation_fails_or_nobody_reads(cache, run, test_tar, tmp_path):
     out = tmp_path / "a.json"
     data = ("--run", run, "--cache", cache, "--test-shards", test_tar, "--out", out, "--workers", 0)

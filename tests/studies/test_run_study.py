@@ -315,6 +315,7 @@ def test_the_teacher_in_the_loop_has_the_losses_of_a_cache(tmp_path):
         assert losses[0] != losses[1]
 
 
+@pytest.mark.faults
 def test_a_damaged_study_is_named_and_its_runs_can_be_reused(finished, small_cache_path, data, tmp_path):
     study, words = study_file(tmp_path), ("--cache", small_cache_path, *data)
     (tmp_path / "old").mkdir()
