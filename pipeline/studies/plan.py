@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, MaskAlignError
 from pipeline.objectives.operations import training_operations
 from pipeline.storage.address import check_path
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
-from pipeline.studies.study import SEED, Row, Study, nested, rows_of
+from pipeline.studies.study import SEED, Row, Study, changed, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.initial import initial_objective, objective_setting
 from pipeline.training.metrics import METRICS_FILE, read_metrics
@@ -84,7 +84,7 @@ class Plan:
         """Return the run of each seed; all of them have the same steps and operations."""
         cache, *others = (self.caches[name] for name in names_of(row) or [next(iter(self.caches))])
         folders = {seed: self.out / RUNS / f"{row.slug}-s{seed}" for seed in self.study.seeds}
-        settings = {**self.study.base, **row.settings}
+        settings = changed(self.study.base, row.settings)
         try:
             settings["data.levels"] = _counted_levels(settings.get("data.levels"), cache)
             if isinstance(lists := settings.get("data.other_levels"), list):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Section, parse_config, read_settings
 from pipeline.errors import ConfigError, suggestion
+from pipeline.training.sections import replaced_steps
 
 CACHE = "cache"  # the axis of named caches
 SEED = "train.seed"
@@ -100,6 +101,12 @@ def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by whole keys with changes; epochs among these replace steps."""
+    gone = replaced_steps(changes.keys())
+    return {key: value for key, value in settings.items() if key not in gone} | dict(changes)
+
+
 def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
     """Read a study file and its recipe; assignments change a key of all runs, or one of the study itself.
 
@@ -125,7 +132,7 @@ def read_study(file: Path, assignments: Sequence[str] = ()) -> Study:
         raise ConfigError(
             f"--set {both[0]} would replace a key in which rows of the study differ: edit {str(file)!r}"
         )
-    study = study.model_copy(update={"base": recipe | study.base | given})
+    study = study.model_copy(update={"base": changed(changed(recipe, study.base), given)})
     _refuse_unknown(study)
     return study
 

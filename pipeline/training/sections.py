@@ -97,11 +97,16 @@ class DataConfig(Section):
 OVERRIDDEN = {"optim.epochs": "optim.steps", "optim.warmup_epochs": "optim.warmup_steps"}
 
 
+def replaced_steps(assigned: Collection[str]) -> set[str]:
+    """Return the keys of steps that must go, since epochs are assigned without them and would not count."""
+    return {steps for epochs, steps in OVERRIDDEN.items() if epochs in assigned and steps not in assigned}
+
+
 def let_epochs_count(values: dict[str, Any], assigned: Collection[str]) -> dict[str, Any]:
-    """Remove the recipe's number of steps if epochs are assigned, and no steps: they would have no effect."""
-    for epochs, steps in OVERRIDDEN.items():
+    """Remove a recipe's number of steps where epochs are assigned: they would have no effect."""
+    for steps in replaced_steps(assigned):
         section, _, key = steps.partition(".")
-        if epochs in assigned and steps not in assigned and isinstance(values.get(section), dict):
+        if isinstance(values.get(section), dict):
             values[section] = {name: value for name, value in values[section].items() if name != key}
     return values
 

@@ -79,6 +79,15 @@ def test_set_refuses_what_is_neither_a_setting_nor_a_key_of_the_study(tmp_path):
         read_study(study_file(tmp_path), ["seedz=[4]"])
 
 
+def test_epochs_replace_steps_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_text("[optim]\nsteps = 9\nwarmup_steps = 1\n")
+    text = 'title = "t"\nrecipe = "recipe.toml"\n[base]\n"optim.epochs" = 3\n[[variants]]\nlabel = "one"\n'
+    file = study_file(tmp_path, text)
+    assert read_study(file).base == {"optim.epochs": 3, "optim.warmup_steps": 1}
+    assert read_study(file, ["optim.warmup_epochs=1"]).base == {"optim.epochs": 3, "optim.warmup_epochs": 1}
+    assert read_study(file, ["optim.steps=5"]).base["optim.steps"] == 5
+
+
 def test_labels_of_any_script_are_names_of_folders(tmp_path):
     text = 'title = "t"\n' + "".join(f'[[variants]]\nlabel = "{one}"\n' for one in ("日本", "中国_1", "a_B"))
     assert [row.slug for row in rows_of(read_study(study_file(tmp_path, text)))] == ["日本", "中国-1", "a-b"]
