@@ -144,7 +144,11 @@ def test_a_working_folder_that_was_removed_is_reported(tmp_path):
         "sys.argv = ['inspect-cache', 'info', 'a.cache']; main()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", program],  # as an installed command, not from the working folder
+        cwd=tmp_path / "gone",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (result.returncode, result.stderr) == (
         2,
