@@ -167,7 +167,7 @@ def resource_tracker_started() -> None:
 def end_with_parent(*_: object) -> None:
     """Let the kernel kill this worker when the thread that started it ends: for a worker's beginning.
 
-    A killed parent closes nothing. A forked worker holds both ends of its pipes, so it would wait for ever.
+    A killed parent closes nothing. A forked worker holds both ends of its pipes, so it would never notice.
     """
     parent = multiprocessing.parent_process()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

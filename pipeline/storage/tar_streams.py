@@ -92,7 +92,7 @@ class _RangeStream(io.RawIOBase):
     def __init__(self, address: str) -> None:
         super().__init__()
         self._address = address
-        self._pool = ThreadPoolExecutor(_RANGES_AHEAD)  # first: close() also runs when there is no object
+        self._pool = ThreadPoolExecutor(_RANGES_AHEAD)  # first: close() also runs if the object is missing
         self._store, self._key, meta = _located(address)
         tag = meta["e_tag"]
         self._condition: GetOptions = {"if_match": tag} if tag and not tag.startswith("W/") else {}

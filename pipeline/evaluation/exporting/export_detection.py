@@ -21,14 +21,19 @@ from pipeline.evaluation.exporting.plain_vit import (
     plain_state,
     renamed,
     require_plain_vit,
+    transformers_config,
     with_cls_position,
 )
 from pipeline.evaluation.subject import Subject
 
 _VITDET = {"pos_embed": "embeddings.position_embeddings", "patch_embed.proj": "embeddings.projection"}
-_VITDET_BLOCK = {name: name for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")} | {
+_VITDET_BLOCK = {
+    "norm1": "norm1",
     "attn.qkv": "attention.qkv",
     "attn.proj": "attention.proj",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
 _CODE = """\
@@ -50,21 +55,13 @@ def write_detection(subject: Subject, folder: Path) -> Written:
     state = plain_state(vit)
     state = {name: state[name] for name in state if not name.startswith(("cls_token", "norm."))}
     _write_backbone(subject, state, folder)
-    side = vit.patch_embed.img_size[0]
     config = {
+        **transformers_config(vit),
         "architectures": ["VitDetBackbone"],
         "model_type": "vitdet",
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": len(vit.blocks),
-        "num_attention_heads": vit.blocks[0].attn.num_heads,
         "mlp_ratio": int(mlp_ratio(vit)),
         "hidden_act": _ACTIVATIONS[activation(vit)],
-        "layer_norm_eps": norm_eps(vit),
-        "image_size": side,
-        "pretrain_image_size": side,
-        "patch_size": vit.patch_embed.patch_size[0],
-        "num_channels": 3,
-        "qkv_bias": True,
+        "pretrain_image_size": vit.patch_embed.img_size[0],
     }
     write_json(folder / "config.json", config)
     state = renamed(with_cls_position(state, vit), _VITDET, "encoder.layer.{}", _VITDET_BLOCK)

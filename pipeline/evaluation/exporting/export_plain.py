@@ -22,6 +22,7 @@ from pipeline.evaluation.exporting.plain_vit import (
     plain_state,
     renamed,
     require_plain_vit,
+    transformers_config,
     with_cls_position,
     with_separate_qkv,
 )
@@ -66,20 +67,13 @@ def write_transformers(subject: Subject, folder: Path) -> Written:
     vit = subject.vit
     require_plain_vit(vit, "Hugging Face's ViTModel", ("gelu", "quick_gelu"))
     config = {
+        **transformers_config(vit),
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": vit.embed_dim,
-        "num_hidden_layers": len(vit.blocks),
-        "num_attention_heads": vit.blocks[0].attn.num_heads,
         "intermediate_size": vit.blocks[0].mlp.fc1.out_features,
         "hidden_act": activation(vit),
-        "layer_norm_eps": norm_eps(vit),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "image_size": vit.patch_embed.img_size[0],
-        "patch_size": vit.patch_embed.patch_size[0],
-        "num_channels": 3,
-        "qkv_bias": True,
     }
     write_json(folder / "config.json", config)
     _write_image_processor(subject, folder / "preprocessor_config.json")

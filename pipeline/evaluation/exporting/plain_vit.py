@@ -1,6 +1,7 @@
 """The weights of a timm ViT for libraries whose ViT is plainer, and what such a ViT cannot express."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from timm.layers import Mlp
@@ -27,6 +28,20 @@ def mlp_ratio(vit: VisionTransformer) -> float:
 def norm_eps(vit: VisionTransformer) -> float:
     """Return what the norms add to a variance."""
     return float(vit.blocks[0].norm1.eps)
+
+
+def transformers_config(vit: VisionTransformer) -> dict[str, Any]:
+    """Return the arguments that all ViTs of Hugging Face transformers share."""
+    return {
+        "hidden_size": vit.embed_dim,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": vit.blocks[0].attn.num_heads,
+        "layer_norm_eps": norm_eps(vit),
+        "image_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
+        "num_channels": 3,
+        "qkv_bias": True,
+    }
 
 
 def require_plain_vit(
