@@ -146,11 +146,13 @@ def test_onnx_without_cls_has_patches_alone(tmp_path):
 @torch.no_grad()
 def patches_alone(vit, pixels):
     """Patches (B, C, 4, 4) of the last block, of the network without a CLS token."""
-    patches = vit.blocks(vit.patch_embed(pixels) + vit.pos_embed[:, -16:])
+    patches = vit.blocks(vit.patch_embed(pixels).flatten(1, -2) + vit.pos_embed[:, -16:])
     return patches.mT.unflatten(-1, (4, 4))
 
 
-@pytest.mark.parametrize("options", [{}, PLAINEST, WITHOUT_CLS, {"act_layer": "quick_gelu"}])
+@pytest.mark.parametrize(
+    "options", [{}, PLAINEST, WITHOUT_CLS, {"act_layer": "quick_gelu"}, {"dynamic_img_size": True}]
+)
 def test_vitdet_gives_the_patches_of_a_backbone(tmp_path, options):
     subject = tiny_subject(**options)
     given = run_code(export(tmp_path, subject, "detection"), images=images())

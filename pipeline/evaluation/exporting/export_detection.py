@@ -104,6 +104,6 @@ def _write_backbone(subject: Subject, state: dict[str, Tensor], folder: Path) ->
 
 def _patches_alone(vit: VisionTransformer, images: Tensor) -> Tensor:
     """Return the patches (B, C, rows, columns) after all blocks, of a network that sees no CLS token."""
-    patches: Tensor = vit.patch_embed(images)
+    patches: Tensor = vit.patch_embed(images).flatten(1, -2)  # a grid with dynamic_img_size
     patches = vit.blocks(patches + vit.pos_embed[:, -patches.shape[1] :])
     return patches.mT.reshape(len(images), vit.embed_dim, *vit.patch_embed.grid_size)
