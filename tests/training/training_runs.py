@@ -4,16 +4,20 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import calls
 import torch
+from caches import IMAGE_SIZE
 from safetensors.torch import load_file
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config, parse_config, read_settings
+from pipeline.evaluation.while_training import training_evaluation
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
@@ -58,15 +62,15 @@ def refused(message, cache, run, *changes, code=2, **how):
     assert how.get("resume") or not run.exists()
 
 
-def trained(cache, run, *changes, resume=False, tiny=TINY):
-    """Train to the end as the command does, but without scores and report; return the run folder."""
-    values = (
-        read_settings(None, changes, read_run(run)["config"])
-        if resume
-        else read_settings(None, [*tiny, *changes])
-    )
-    config = parse_config(RunConfig, values)
-    run_training(Cache(cache), run, config, resume="always" if resume else "never")
+def trained(cache, run, *changes, resume=False, tiny=TINY, say=lambda _: None):
+    """Train to the end as the command does, but without a report; return the run folder."""
+    kept = read_run(run)["config"] if resume else None
+    config = parse_config(RunConfig, read_settings(None, changes if resume else [*tiny, *changes], kept))
+    with tempfile.TemporaryDirectory() as views:
+        scored = config.evaluate.every_epochs
+        evaluate = training_evaluation(config.evaluate, IMAGE_SIZE, Path(views), say) if scored else None
+        how = "always" if resume else "never"
+        run_training(Cache(cache), run, config, resume=how, say=say, evaluate=evaluate)
     return run
 
 
