@@ -5,7 +5,6 @@ import tarfile
 from dataclasses import astuple
 
 import numpy as np
-import pytest
 from cache_files import changed, contents, stamps
 from caches import extract, extraction_options
 
@@ -48,9 +47,8 @@ def test_views_are_a_function_of_seed_tar_key_and_number(finished, shards):
             )
 
 
-@pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"workers": 2}, {"rank": 1, "processes": 2}])
-def test_the_same_bytes_however_it_is_made(finished, shards, tmp_path, changes):
-    extract(tmp_path / "b.cache", shards, **changes)
+def test_the_same_bytes_however_it_is_made(finished, shards, tmp_path):
+    extract(tmp_path / "b.cache", shards, workers=2, rank=1, processes=2)
     assert changed(contents(finished), contents(tmp_path / "b.cache")) == []
 
 
