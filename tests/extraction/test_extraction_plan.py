@@ -76,11 +76,20 @@ def test_counts_are_scaled_beyond_a_few_tars(tmp_path):
 
 
 def test_rates_give_hours_and_the_pay_back(shards, tmp_path):
+    """The slowest part sets them, also the disk."""
     plan = planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", processes=2, workers=3))
     assert min(plan.teacher_rate, plan.decode_rate) > 0
     assert plan.image_rate == 2 * min(plan.teacher_rate / 2, 3 * plan.decode_rate)
     assert plan.hours == pytest.approx(24 / plan.image_rate / 3600)
     assert plan.paid_after_epochs >= 2
+    assert plan.limit in {"teacher", "decoding"}
+    slow = WriteRate(first=1e9, sustained=plan.sizes.image_bytes * plan.image_rate / 4, written=1, seconds=1)
+    limited = replace(plan, disk=slow)
+    assert limited.limit == "disk"
+    assert limited.hours == pytest.approx(4 * plan.hours)
+    assert limited.paid_after_epochs == pytest.approx(4 * plan.paid_after_epochs)
+    fast = replace(plan, disk=replace(slow, sustained=100 * slow.sustained))
+    assert (fast.limit, fast.hours) == (plan.limit, plan.hours)
 
 
 def test_the_teacher_is_timed_with_its_encoding_in_growing_batches(shards, tmp_path, monkeypatch):
@@ -97,18 +106,6 @@ def test_the_teacher_is_timed_with_its_encoding_in_growing_batches(shards, tmp_p
         planned(options)
         assert sizes == expected
         sizes.clear()
-
-
-def test_a_slow_disk_sets_the_hours(shards, tmp_path):
-    plan = planned(extraction_options(shards=shards, cache=tmp_path / "a.cache", workers=3))
-    assert plan.limit in {"teacher", "decoding"}
-    slow = WriteRate(first=1e9, sustained=plan.sizes.image_bytes * plan.image_rate / 4, written=1, seconds=1)
-    limited = replace(plan, disk=slow)
-    assert limited.limit == "disk"
-    assert limited.hours == pytest.approx(4 * plan.hours)
-    assert limited.paid_after_epochs == pytest.approx(4 * plan.paid_after_epochs)
-    fast = replace(plan, disk=replace(slow, sustained=100 * slow.sustained))
-    assert (fast.limit, fast.hours) == (plan.limit, plan.hours)
 
 
 def test_memory_grows_with_views_and_workers_and_not_with_tars(uneven, tmp_path):

@@ -69,8 +69,9 @@ def test_the_batch_size_changes_features_by_rounding_only(finished, shards, tmp_
 
 
 def test_again_does_nothing(finished, shards):
+    """Also with other options, if they change no byte."""
     before = contents(finished), stamps(finished / "targets.zarr")
-    tally, missing = extract(finished, shards)
+    tally, missing = extract(finished, shards, batch_size=3, workers=1, max_bad=0.5, processes=3)
     assert (tally.units, tally.images, tally.skipped, tally.failed, missing) == (0, 0, [], {}, 0)
     assert (contents(finished), stamps(finished / "targets.zarr")) == before
 
