@@ -24,7 +24,7 @@ from pipeline.extraction.tally import SECONDS_BETWEEN_COUNTS, Tally, Timing, sho
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
-from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
+from pipeline.views.decoder import Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
 from pipeline.views.sample import LEAST_BAD_ALLOWED, SkippedImage, SourceSample
 from pipeline.views.source_tars import SourceTar
@@ -170,35 +170,31 @@ class Extractor:
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
         """Send groups through decoding and teacher; yields each tar once the writers have all its rows."""
         for job in self._decoder.jobs(groups):
-            self._push(job)
+            tar = job.of
+            tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
+            tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
+            tar.images += len(job.good)
+            if tar.images > self._schema.unit_rows:
+                tar.reading_fault = tar.reading_fault or (
+                    f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
+                    "split it into smaller tars"
+                )
+            # Collect unused lanes now, else an older tar waits for their batches and blocks those after it.
+            idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
+            for lane in idle:
+                lane.collect()
+            for lane, builder in zip(self._lanes, tar.builders, strict=False):
+                if job.results and not tar.fault:
+                    lane.push(builder, job)
+                else:
+                    lane.end(builder, given_up=bool(tar.fault))
+            tar.is_read = not job.results  # a job without samples ends its tar
             while self._open and self._open[0].is_done:
                 yield self._open.popleft()
         for lane in self._lanes:
             lane.collect()
         while self._open:
             yield self._open.popleft()
-
-    def _push(self, job: DecodedJob[_Tar]) -> None:
-        """Send a job's images down the lanes; a job without samples ends its tar."""
-        tar = job.of
-        tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
-        tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
-        tar.images += len(job.good)
-        if tar.images > self._schema.unit_rows:
-            tar.reading_fault = tar.reading_fault or (
-                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
-                "split it into smaller tars"
-            )
-        # Collect unused lanes now. Otherwise an older tar waits for their batches and blocks those after it.
-        idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
-        for lane in idle:
-            lane.collect()
-        for lane, builder in zip(self._lanes, tar.builders, strict=False):
-            if job.results and not tar.fault:
-                lane.push(builder, job)
-            else:
-                lane.end(builder, given_up=bool(tar.fault))
-        tar.is_read = not job.results
 
     def _publish(self, tar: _Tar) -> None:
         """Publish a tar's units, or note why they are left out."""
