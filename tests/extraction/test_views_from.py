@@ -57,6 +57,7 @@ def second(tmp_path_factory, finished):
 
 def test_the_cache_is_the_one_that_source_tars_give(finished, direct, second, tmp_path):
     assert changed(contents(direct), contents(second)) == []
+    assert Cache(finished).units == Cache(second).units
     for unit in Cache(finished).units:
         tar = f"views/{unit.stem}.tar"
         assert (finished / tar).samefile(second / tar)
