@@ -8,17 +8,15 @@ from timm.layers import QuickGELU
 from timm.models import get_pretrained_cfg
 
 from pipeline.errors import ConfigError, suggestion
-from pipeline.teacher.request import LOCAL, RANDOM, Address
+from pipeline.teacher.request import LOCAL, LOCAL_DIR, RANDOM, Address
 from pipeline.teacher.source import Source, build, freeze
 from pipeline.teacher.tower import require_plain
-
-_LOCAL_DIR = "local-dir:"
 
 
 def load_timm(address: Address) -> Source:
     """Load `MODEL[.TAG]`, by default timm's tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
     name = address.name
-    if name.startswith(_LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
+    if name.startswith(LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
         remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
         module: Any = build(address, remedy, lambda: timm.create_model(name, pretrained=True))
         require_plain(module, address)

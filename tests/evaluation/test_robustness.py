@@ -82,7 +82,7 @@ def test_unknown_corruptions_are_refused(tmp_path, settings, part):
 def test_keys_in_both_sets_are_refused_with_a_remedy_that_it_has(tmp_path):
     data = squares(tmp_path / "a.tar", 0, 6)
     settings = {"corruptions": ("jpeg",), "severities": (1,), "k": 2}
-    with pytest.raises(ConfigError, match="give other test data, or --set shared_keys=allow"):
+    with pytest.raises(ConfigError, match="give other test data, or set shared_keys=allow"):
         run_evaluation(Robustness(**settings), task(tmp_path, tiny_subject(), data, data))
     allowed = Robustness(**settings, shared_keys="allow")
     assert run_evaluation(allowed, task(tmp_path, tiny_subject(), data, data))
