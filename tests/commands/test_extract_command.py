@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from caches import TEACHER
-from calls import call, call_alone
+from calls import call
 from tars import image, write_tar
 
 from pipeline.cache.digests import digest_of
@@ -117,22 +117,6 @@ def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.cache.schema.UNIT_ROWS", 8)
     shown = run(tars, tmp_path / "a.cache", "--dry-run").stdout
     assert "\ntoo large    tar 'train-0000.tar' has 12 images, more than 8; split it\n" in shown
-
-
-@pytest.mark.parametrize(
-    ("options", "reported"),
-    [
-        (["none.tar"], "does not exist"),
-        (["{tars}", "--levels", "last"], "levels 'last' asks for 'last'"),
-        (["{tars}", "--levels", "3,3"], "levels '3,3' asks for numbers that repeat"),
-    ],
-)
-def test_a_wrong_option_is_answered_without_torch(tars, tmp_path, options, reported):
-    options = [option.format(tars=tars) for option in options]
-    words = [*options, "--cache", "x", "--teacher", TEACHER]
-    code, output, errors, modules = call_alone("extract_teacher", *words, cwd=tmp_path)
-    assert (code, output, modules & {"torch", "timm"}) == (2, [], set())
-    assert reported in errors
 
 
 def test_a_dry_run_refuses_another_configuration(tars, cache):
