@@ -56,6 +56,12 @@ def call_alone(*commands, **how):
     return [*map(tuple, found)], {*modules}
 
 
+def cases(text):
+    """Return (a line, the indented message below it) of each pair of lines of a text."""
+    lines = text.strip().splitlines()
+    return [(words, below.strip()) for words, below in zip(lines[::2], lines[1::2], strict=True)]
+
+
 def under_torchrun(*words, ranks=2):
     """Run a script, or -m MODULE, as ranks on this machine; return what they print."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
