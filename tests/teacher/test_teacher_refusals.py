@@ -138,32 +138,30 @@ def test_weights_that_cannot_be_fetched_name_the_remedy(spec):
     assert "random' for untrained weights" in message
 
 
-def test_a_folder_must_exist(tmp_path):
+def test_a_folder_needs_a_configuration(tmp_path):
     assert "is not a folder" in refusal(f"open_clip:local-dir:{tmp_path / 'none'}")
+    wrong = json.dumps({"model_cfg": {"embed_dim": 1, "vision_cfg": {}}})
+    for text in (None, "{", "[]", "{}", wrong):
+        if text is not None:
+            (tmp_path / "open_clip_config.json").write_text(text)
+        message = refusal(f"open_clip:local-dir:{tmp_path}")
+        assert "open_clip_config.json" in message
+        assert "give a folder that holds" in message
 
 
-@pytest.mark.parametrize(
-    "text", [None, "{", "[]", "{}", json.dumps({"model_cfg": {"embed_dim": 1, "vision_cfg": {}}})]
-)
-def test_a_folder_needs_a_configuration(tmp_path, text):
-    if text is not None:
-        (tmp_path / "open_clip_config.json").write_text(text)
-    message = refusal(f"open_clip:local-dir:{tmp_path}")
-    assert "open_clip_config.json" in message
-    assert "give a folder that holds" in message
-
-
-def test_a_folder_needs_weights(tmp_path):
+def test_a_folder_needs_the_weights_of_a_known_model(tmp_path):
     write_clip(tmp_path / "clip")
+    config, spec = tmp_path / "clip" / "open_clip_config.json", f"open_clip:local-dir:{tmp_path / 'clip'}"
+    sound = config.read_text()
+    for part, other, fault in (
+        ('"layers": 3', '"layers": 2', "the weights must be those of the model"),
+        ('"image_size": 32', '"timm_model_name": "vit_of_mine"', "timm must have the model"),
+    ):
+        config.write_text(sound.replace(part, other))
+        assert fault in refusal(spec)
     (tmp_path / "clip" / "open_clip_model.safetensors").rename(tmp_path / "elsewhere")
-    assert "has no weights" in refusal(f"open_clip:local-dir:{tmp_path / 'clip'}")
-
-
-def test_a_folders_weights_must_fit_its_configuration(tmp_path):
-    write_clip(tmp_path / "clip")
-    config = tmp_path / "clip" / "open_clip_config.json"
-    config.write_text(config.read_text().replace('"layers": 3', '"layers": 2'))
-    assert "the weights must be those of the model" in refusal(f"open_clip:local-dir:{tmp_path / 'clip'}")
+    config.write_text(sound)
+    assert "has no weights" in refusal(spec)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +176,6 @@ def test_open_clip_variants_that_cannot_teach_are_refused(tmp_path, changes, par
     write_clip(tmp_path / "clip", **changes)
     with pytest.raises(ConfigError, match=part):
         load_clip(tmp_path / "clip", levels="1")
-
-
-def test_a_folder_may_name_no_model_that_timm_lacks(tmp_path):
-    write_clip(tmp_path / "clip")
-    config = tmp_path / "clip" / "open_clip_config.json"
-    config.write_text(config.read_text().replace('"image_size": 32', '"timm_model_name": "vit_of_mine"'))
-    assert "timm must have the model" in refusal(f"open_clip:local-dir:{tmp_path / 'clip'}")
 
 
 def test_sizes_and_levels_that_do_not_fit_are_refused():

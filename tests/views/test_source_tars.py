@@ -78,14 +78,14 @@ def test_a_tar_without_members_has_no_samples(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 3000])
 def test_a_tar_that_is_cut_is_refused_wherever_that_is(tmp_path, size):
-    members = [(f"{number}.jpg", b"\xff" * size) for number in range(30)]
+    members = [(f"{number}.jpg", b"\xff" * size) for number in range(10)]
     whole = tar_bytes(members)
     end = sum(512 + -(-size // 512) * 512 for _ in members)
     for cut in {*range(0, end + 513, 512), *range(1, end, 997)}:
         message = r"tar 'some\.tar' .*(cannot be read|is cut).*make the tar again or leave it out"
         with pytest.raises(SourceError, match=message):
             read(tmp_path, whole[:cut])
-    assert len(read(tmp_path, whole)) == len(read(tmp_path, whole[: end + 1024])) == 30
+    assert len(read(tmp_path, whole)) == len(read(tmp_path, whole[: end + 1024])) == 10
 
 
 @pytest.mark.parametrize(
