@@ -133,7 +133,21 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
                 made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    return _read(folder, data)
+    try:
+        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
+        names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        sources, keys, labels = map(list, zip(*names, strict=True))
+        for part in range(len(index.parts)):
+            with safe_open(_part(folder, part), "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CacheError(
+            f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
+            "remove that folder and run again"
+        ) from None
+    # the same images may lie elsewhere now, and a store knows no names
+    facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
+    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)
 
 
 @torch.inference_mode()
@@ -210,21 +224,3 @@ def describe_data(
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
-
-
-def _read(folder: Path, data: Data) -> Features:
-    try:
-        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
-        names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
-        sources, keys, labels = map(list, zip(*names, strict=True))
-        for part in range(len(index.parts)):
-            with safe_open(_part(folder, part), "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CacheError(
-            f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
-            "remove that folder and run again"
-        ) from None
-    # the same images may lie elsewhere now, and a store knows no names
-    facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
-    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.images import ImageSet, open_images
-from pipeline.evaluation.kept_views import KeptViews, keep_views
+from pipeline.evaluation.kept_views import KeptViews
 from pipeline.evaluation.run import EVALUATIONS
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
@@ -44,7 +44,7 @@ def training_evaluation(
     learnt, test = _sets(config, scratch)
     workers = min(config.workers, len(os.sched_getaffinity(0)))
     data, asked = (
-        keep_views(LabelledImages(one, workers), image_size, scratch / f"{name}.views")
+        KeptViews(LabelledImages(one, workers), image_size, scratch / f"{name}.views")
         for name, one in (("learnt", learnt), ("test", test))
     )
     _check(config, data, asked)

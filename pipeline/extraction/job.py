@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as once
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,14 @@ from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.from_views import Origin, origin_of
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.extraction.plan import (
-    RateForecast,
-    SizeForecast,
-    forecast_rates,
-    forecast_sizes,
-    refuse_full_disk,
-)
+from pipeline.extraction.plan import RateForecast, SizeForecast, forecast_sizes, refuse_full_disk
 from pipeline.extraction.teacher_rate import measure_teacher
 from pipeline.json_text import json_bytes
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import is_url, open_folder
 from pipeline.storage.folder import Folder
+from pipeline.storage.write_rate import measure_write_rate
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.module import fit_module
 from pipeline.teacher.teacher import Teacher
@@ -100,9 +96,10 @@ def plan_extraction(
         origin.units(cache.units, finished)
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
-    return forecast_rates(
-        options, measure_teacher(options, teacher, schema), sizes, decode_seconds, disk_seconds
-    )
+    rate, disk = measure_teacher(options, teacher, schema), None
+    if not is_url(options.cache):
+        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
+    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pipeline.cache.commit import committed
 from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
@@ -16,7 +15,7 @@ from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.number_text import digits
 from pipeline.storage.address import is_url, open_folder
-from pipeline.storage.write_rate import WriteRate, measure_write_rate
+from pipeline.storage.write_rate import WriteRate
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
@@ -167,23 +166,6 @@ def _forecast(
         peak_memory=peak_memory(schema, views, options.batch_size, options.workers),
         linked_to=linked_to,
     )
-
-
-def forecast_rates(
-    options: ExtractionOptions,
-    teacher_rate: float,
-    sizes: SizeForecast,
-    decode_seconds: float,
-    disk_seconds: float = 0,
-) -> RateForecast:
-    """Put the rates together, with that of the cache's disk.
-
-    The disk is written for at most `disk_seconds`; an object store is not. Raises StorageError.
-    """
-    disk = None
-    if not is_url(options.cache):
-        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
-    return RateForecast(sizes, teacher_rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def refuse_full_disk(

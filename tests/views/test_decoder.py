@@ -31,8 +31,8 @@ def samples(tmp_path_factory):
     return [list(read_samples(tar)) for tar in tars]
 
 
-def large_samples(count, kind="jpeg", **members):
-    data = image(4, 700, 700, kind)
+def large_samples(count, side=700, kind="jpeg", **members):
+    data = image(4, side, side, kind)
     return [SourceSample(str(number), data, members) for number in range(count)]
 
 
@@ -85,7 +85,7 @@ def test_a_pass_that_was_given_up_leaves_nothing_to_the_next(samples):
 
 def test_what_does_not_fit_into_shared_memory_comes_too():
     """Several jobs ahead, of which neither the questions nor the answers fit into a pipe."""
-    large = large_samples(40, "png", txt=b"x" * 60_000)
+    large = large_samples(40, 400, "png", txt=b"x" * 60_000)
     assert 8 * len(large[0].image) > 1.1 * 8 * 256 * 1024
     maker = ViewMaker(CropPolicy(256, (0.2, 1.0), 0.5, 0), (0, 1), "raw")
     with closing(Decoder(1, 256, views=2, patience=30)) as workers, closing(Decoder(0, 256)) as here:

@@ -85,23 +85,23 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     resuming = Resuming(file, modules, optimiser)
     batches = plan.batches(task, subject.image_size, resuming.step)
     fit(loss_of, batches, optimiser, cosine(plan.steps), plan.steps, task.log, resuming)
-    return [_outcome(options, task, grid, plan, bank, test) for grid in grids]
+    return [_best_outcome(options, task, grid, plan, bank, test) for grid in grids]
 
 
-def _outcome(
+def _best_outcome(
     options: "Probe", task: Task, grid: HeadGrid, plan: CropPlan, bank: Features, test: Features
 ) -> Outcome:
     """Choose the best head of a representation, and test it."""
-    where, rows = "a tenth of the training set, not trained on", plan.held
-    of, truth = bank, bank.labels[plan.held]
-    if options.select == "test":
-        where, rows, of, truth = "the test set", torch.arange(len(test.labels)), test, test.labels
-    right = plan.classes[grid.ranked(of, rows)[:, :, 0]] == truth[:, None]
-    scores = right.double().mean(0).tolist()
+    all_ranked = grid.ranked(test, torch.arange(len(test.labels)))
+    where, rated, truth = "the test set", all_ranked, test.labels
+    if options.select == "train":
+        where = "a tenth of the training set, not trained on"
+        rated, truth = grid.ranked(bank, plan.held), bank.labels[plan.held]
+    scores = (plan.classes[rated[:, :, 0]] == truth[:, None]).double().mean(0).tolist()
     best = scores.index(max(scores))
     heads = [{"lr": lr, "top-1": score} for lr, score in zip(grid.lr, scores, strict=True)]
     task.log(f"{grid.name}: lr {grid.lr[best]:g} of {len(heads)} is best on {where}, {scores[best]:.1%}")
-    ranked = grid.ranked(test, torch.arange(len(test.labels)))[:, best]
+    ranked = all_ranked[:, best]
     return classification_outcome(
         grid.name, plan.classes[ranked], test.labels, bank.facts, test.facts,
         selection=f"learning rate of {len(heads)}: best on {where}", known=plan.classes,
