@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,6 @@ _CALIBRATION = ("channel_mean", "channel_std")
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
-Result = TypeVar("Result")
 FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a run pins
 
 
@@ -80,7 +78,7 @@ class Cache:
         self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
+        self._held_commit = lru_cache(_COMMITS_HELD)(self._present_commit)
 
     def use_folder(self, folder: Folder) -> None:
         """Read from now on through a folder that has the same files."""
@@ -169,16 +167,14 @@ class Cache:
                 return read(unit)
             return None
 
-        at_once = self.folder.parallel_reads
-        if self.folder.can_list:
-            found = ordered_map(partial(self._present, read), committed(self.folder, units), at_once)
-        else:  # one request for each unit tells whether it exists, and reads it
-            found = ordered_map(read_if_there, units, at_once)
+        if self.folder.can_list:  # else one request for each unit tells whether it exists, and reads it
+            units = committed(self.folder, units)
+        found = ordered_map(read_if_there, units, self.folder.parallel_reads)
         return (part for part in found if part is not None)
 
-    def _present(self, read: Callable[[Unit], Result], unit: Unit) -> Result:
+    def _present_commit(self, unit: Unit) -> Commit:
         try:
-            return read(unit)
+            return self.commit_of(unit)
         except FileNotFoundError:
             raise CacheError(
                 f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "

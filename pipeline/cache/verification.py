@@ -36,7 +36,13 @@ def verify_cache(
     if full and not repairing and any(finding.metadata for finding in findings):
         report("note: the arrays can be read after their metadata is repaired; add --repair")
     elif full:
-        damaged = _verify_fully(cache, {one.unit.unit for one in findings if one.unit}, workers, report)
+        known, damaged = {one.unit.unit for one in findings if one.unit}, list[Finding]()
+        units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
+        with ProgressDisplay("verify", len(units), unit="units") as progress:
+            results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
+            for done, found in enumerate(results, start=1):
+                progress.update(done, "")
+                damaged += _reported(found, report)
         if repairing:
             _repair(cache, damaged, report)
         findings += damaged
@@ -55,20 +61,6 @@ def _reported(findings: Iterable[Finding], report: Callable[[str], None]) -> lis
 def _repair(cache: Cache, findings: list[Finding], report: Callable[[str], None]) -> None:
     for line in repair(cache, findings):
         report(line)
-
-
-def _verify_fully(
-    cache: Cache, known: set[int], workers: int, report: Callable[[str], None]
-) -> list[Finding]:
-    """Verify the content of all units but those that are known to be damaged."""
-    units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
-    found: list[Finding] = []
-    with ProgressDisplay("verify", len(units), unit="units") as progress:
-        results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
-        for done, findings in enumerate(results, start=1):
-            progress.update(done, "")
-            found += _reported(findings, report)
-    return found
 
 
 def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool, repaired: bool) -> str:

@@ -10,10 +10,7 @@ from torch import Tensor
 from pipeline.teacher.request import LOCAL_DIR, RANDOM, Address
 from pipeline.teacher.source import build
 
-_TEMPLATES = {
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
-}
+_TEMPLATES = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from caches import extract, extraction_options
 from tars import image, make_tars, source_tar, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
-from pipeline.cache.reader import Cache
 from pipeline.errors import SourceError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.job import build_teacher
@@ -84,11 +83,6 @@ def test_statistics_are_those_of_all_tokens(shards):
         np.testing.assert_allclose(mean[level], tokens.mean(0), atol=1e-5)
         true = tokens.std(0, correction=0)
         np.testing.assert_allclose(std[level], true.clamp(min=true.median().item() / 2), rtol=1e-4)
-
-
-def test_a_trial_has_the_calibration_of_all_tars(finished, shards, tmp_path):
-    extract(tmp_path / "a.cache", shards, limit=1)
-    np.testing.assert_array_equal(Cache(tmp_path / "a.cache").calibration(), Cache(finished).calibration())
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
