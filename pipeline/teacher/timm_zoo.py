@@ -19,7 +19,6 @@ def load_timm(address: Address) -> Source:
     if name.startswith(LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
         remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
         module: Any = build(address, remedy, lambda: timm.create_model(name, pretrained=True))
-        require_plain(module, address)
         model_name, tag = str(module.pretrained_cfg["architecture"]), LOCAL
     else:
         model_name, dot, tag = name.partition(".")
@@ -34,11 +33,12 @@ def load_timm(address: Address) -> Source:
         elif tag not in (*tags, RANDOM):
             accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
             raise ConfigError(f"{address} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
-        require_plain_timm(address, model_name, tag)
+        if trained := tag != RANDOM:
+            require_plain_timm(address, model_name, tag)
         remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
-        trained = tag != RANDOM
         entry = f"{model_name}.{tag}" if trained else model_name
         module = build(address, remedy, lambda: timm.create_model(entry, pretrained=trained))
+    require_plain(module, address)
     module.reset_classifier(0)  # only now, so that trained weights load strictly
     mean, std = (tuple(module.pretrained_cfg[part]) for part in ("mean", "std"))
     return Source(freeze(module), "timm", model_name, tag, mean, std)

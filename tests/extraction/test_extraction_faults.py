@@ -25,7 +25,7 @@ from pipeline.cache.encoding import encode_level
 from pipeline.cache.reader import Cache
 from pipeline.cache.schema import ENCODINGS
 from pipeline.cache.shards import ShardWriter
-from pipeline.errors import CacheError, ConfigError, MaskAlignError
+from pipeline.errors import CacheError, MaskAlignError
 from pipeline.extraction.encode import FeatureEncoder, refuse_features
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.job import build_teacher, prepare_cache
@@ -313,14 +313,3 @@ def test_a_tar_that_another_process_has_is_left_to_it(finished, shards, tmp_path
     assert (tally.units, missing) == (1, 0)
     assert extract(cache, shards)[0].units == 1
     assert changed(contents(finished), contents(cache)) == []
-
-
-def test_a_folder_that_is_not_a_cache_is_refused(shards, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=r"is not a cache .* give a folder that extract-teacher made"):
-        extract(tmp_path / "mine", shards)
-    with pytest.raises(ConfigError, match=r"file' is a file or below one: give a folder"):
-        extract(tmp_path / "file", shards)
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
