@@ -46,13 +46,11 @@ class CorruptedViews:
         """Yield corrupted views."""
         how = (self.corruption, self.severity)
         for batch in self.of.views(size, batch_size, left_out, labelled=labelled):
-            views = zip(batch.pixels.numpy(), batch.sources, batch.keys, strict=True)
             changed = [
                 corrupt(pixels, *how, generator(self.seed, *how, source, key))
-                for pixels, source, key in views
+                for pixels, (source, key, _) in zip(batch.pixels.numpy(), batch.names, strict=True)
             ]
-            pixels = torch.from_numpy(np.stack(changed))
-            yield ViewBatch(pixels, batch.labels, batch.keys, batch.sources)
+            yield ViewBatch(torch.from_numpy(np.stack(changed)), batch.names)
 
 
 class Robustness(SectionOfKinds):
