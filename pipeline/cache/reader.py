@@ -78,7 +78,7 @@ class Cache:
         self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._held_commit = lru_cache(_COMMITS_HELD)(self._present_commit)
+        self._held_commit = lru_cache(_COMMITS_HELD)(self.commit_of)
 
     def use_folder(self, folder: Folder) -> None:
         """Read from now on through a folder that has the same files."""
@@ -136,7 +136,14 @@ class Cache:
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
-        commit = self._held_commit(self.units[int(pinned["unit"])])
+        unit = self.units[int(pinned["unit"])]
+        try:
+            commit = self._held_commit(unit)
+        except FileNotFoundError:
+            raise CacheError(
+                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
+                "run the same extract-teacher command again"
+            ) from None
         if commit.digest.encode() != pinned["digest"]:
             raise OtherContentError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
@@ -171,15 +178,6 @@ class Cache:
             units = committed(self.folder, units)
         found = ordered_map(read_if_there, units, self.folder.parallel_reads)
         return (part for part in found if part is not None)
-
-    def _present_commit(self, unit: Unit) -> Commit:
-        try:
-            return self.commit_of(unit)
-        except FileNotFoundError:
-            raise CacheError(
-                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
-                "run the same extract-teacher command again"
-            ) from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
         """Return the indices of levels (None: all) among those stored; ConfigError names the missing."""

@@ -31,7 +31,8 @@ def verify_cache(
     for name in foreign_files(cache):
         report(f"note: {name!r} is not part of a cache")
     if repairing:
-        _repair(cache, findings, report)
+        for line in repair(cache, findings):
+            report(line)
         cache = Cache(address)
     if full and not repairing and any(finding.metadata for finding in findings):
         report("note: the arrays can be read after their metadata is repaired; add --repair")
@@ -43,8 +44,8 @@ def verify_cache(
             for done, found in enumerate(results, start=1):
                 progress.update(done, "")
                 damaged += _reported(found, report)
-        if repairing:
-            _repair(cache, damaged, report)
+        for line in repair(cache, damaged) if repairing else ():
+            report(line)
         findings += damaged
     return cache, _verdict(cache, findings, restored, full, repairing)
 
@@ -56,11 +57,6 @@ def _reported(findings: Iterable[Finding], report: Callable[[str], None]) -> lis
         report(f"damaged: {finding.text}")
         found.append(finding)
     return found
-
-
-def _repair(cache: Cache, findings: list[Finding], report: Callable[[str], None]) -> None:
-    for line in repair(cache, findings):
-        report(line)
 
 
 def _verdict(cache: Cache, findings: list[Finding], restored: list[str], full: bool, repaired: bool) -> str:

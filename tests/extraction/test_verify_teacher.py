@@ -143,10 +143,24 @@ def test_other_weights_under_the_same_name_are_noticed(made):
         assert refused(cache, compare_with_teacher(cache, teacher, CPU, rows=16)) == [2, 3]
 
 
-def test_another_final_norm_or_projection_is_noticed(tmp_path):
-    shards = make_tars(tmp_path, tars=1, images_per_tar=4)
-    extract(tmp_path / "a.cache", shards, levels="2,3", views=1, teacher=DEMO)
-    cache, sound = Cache(tmp_path / "a.cache"), load(DEMO, "2,3")
+@pytest.fixture(scope="module")
+def of_a_folder(tmp_path_factory):
+    """A cache of a teacher with final norm and projection, from a folder."""
+    folder = tmp_path_factory.mktemp("folder")
+    shards = make_tars(folder, tars=1, images_per_tar=4)
+    extract(folder / "a.cache", shards, levels="2,3", views=1, teacher=DEMO)
+    return Cache(folder / "a.cache")
+
+
+def test_a_teacher_from_a_folder_must_be_told(of_a_folder):
+    message = "came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
+    with pytest.raises(ConfigError, match=message):
+        load_teacher_of(of_a_folder, None, CPU)
+    assert load_teacher_of(of_a_folder, DEMO, CPU).facts == load(DEMO, "2,3").facts
+
+
+def test_another_final_norm_or_projection_is_noticed(of_a_folder):
+    cache, sound = of_a_folder, load(DEMO, "2,3")
     assert set(cache.teacher_output()) == {"post_norm", "projection"}
     for name in ("post_norm", "projection"):
         teacher = copy.deepcopy(sound)
@@ -239,13 +253,3 @@ def test_the_arithmetic_alone_makes_no_other_teacher(units):
 def test_a_teacher_without_an_address_is_refused(units, library, remedy):
     with pytest.raises(ConfigError, match=remedy):
         load_teacher_of(opened(units, library=library, name="test_vit", tag="local"), None, CPU)
-
-
-def test_a_teacher_from_a_folder_must_be_told(made):
-    if made.spec != DEMO:
-        assert load_teacher_of(Cache(made.path), None, CPU).facts == made.teacher().facts
-        return
-    message = "came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
-    with pytest.raises(ConfigError, match=message):
-        load_teacher_of(Cache(made.path), None, CPU)
-    assert load_teacher_of(Cache(made.path), DEMO, CPU).facts == made.teacher().facts

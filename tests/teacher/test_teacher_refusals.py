@@ -33,6 +33,7 @@ def refusal(spec, levels="2", image_size=32, patch_size=8):
         ("timm:swin_tiny_patch4_window7_224", "is a SwinTransformer"),
         ("timm:convnext_tiny", "is a ConvNeXt"),
         ("timm:resnet18", "is a ResNet"),
+        ("timm:test_resnet.random", "is a ResNet"),
         ("timm:eva02_tiny_patch14_224", "is an Eva"),
         ("timm:vit_relpos_small_patch16_224", "is a VisionTransformerRelPos"),
         ("timm:vitamin_small_224", "is a VisionTransformer with a HybridEmbed stem"),
