@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
-from pipeline.evaluation.crops import LeftOut, ViewBatch
+from pipeline.evaluation.crops import LeftOut, Named, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
@@ -164,7 +164,7 @@ def represent(subject: Subject, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
-    left_out, names = LeftOut(), list[tuple[str, str, int]]()
+    left_out, names = LeftOut(), list[Named]()
     parts, widths = list[int](), dict[str, int]()
     for part in _in_parts(data.views(subject.image_size, batch_size, left_out), subject, names):
         for name, values in part.items():
@@ -188,7 +188,7 @@ def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
 
 
 def _in_parts(
-    batches: Iterator[ViewBatch], subject: Subject, names: list[tuple[str, str, int]]
+    batches: Iterator[ViewBatch], subject: Subject, names: list[Named]
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the representations of PART_IMAGES images or more, float16; add the images to `names`."""
     found: dict[str, list[Tensor]] = defaultdict(list)
@@ -197,7 +197,7 @@ def _in_parts(
         for name, values in represent(subject, batch.pixels.to(subject.device)).items():
             found[name].append(values.half().cpu())
         names += batch.names
-        count += len(batch.labels)
+        count += len(batch.names)
         if count >= PART_IMAGES:
             yield {name: torch.cat(values) for name, values in found.items()}
             found, count = defaultdict(list), 0
@@ -206,7 +206,7 @@ def _in_parts(
 
 
 def describe_data(
-    data: Data | ImageSet, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
+    data: Data | ImageSet, image_size: int, names: Sequence[Named], left_out: LeftOut
 ) -> DataFacts:
     """Return the facts of the images used: (source, key, label) of each, and what was left out."""
     digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import StorageError
-from pipeline.evaluation.crops import LeftOut, ViewBatch
+from pipeline.evaluation.crops import LeftOut, Named, ViewBatch
 from pipeline.evaluation.data import LabelledImages
 
 
@@ -25,14 +25,12 @@ class KeptViews:
             of.class_names,
         )
         self.size, self.file, self.left_out = size, file, LeftOut()
-        self.labels, self.keys, self.sources = list[int](), list[str](), list[str]()
+        self.names = list[Named]()
         try:
             with file.open("wb") as out:  # written, not mapped: a full disk is an error then, not a SIGBUS
                 for batch in of.views(size, 64, self.left_out):
                     out.write(batch.pixels.numpy().tobytes())
-                    self.labels += batch.labels
-                    self.keys += batch.keys
-                    self.sources += batch.sources
+                    self.names += batch.names
         except OSError as error:
             raise StorageError(
                 f"views for evaluations cannot be kept in {str(file)!r} ({error.strerror}): make room, set "
@@ -46,8 +44,7 @@ class KeptViews:
         assert size == self.size, "the views were cut once"
         assert labelled, "no others were kept"
         left_out.include(self.left_out)
-        pixels = np.memmap(self.file, np.uint8, "r", shape=(len(self.labels), size, size, 3))
-        for start in range(0, len(self.labels), batch_size):
+        pixels = np.memmap(self.file, np.uint8, "r", shape=(len(self.names), size, size, 3))
+        for start in range(0, len(self.names), batch_size):
             part = slice(start, start + batch_size)
-            copy = torch.from_numpy(np.array(pixels[part]))
-            yield ViewBatch(copy, self.labels[part], self.keys[part], self.sources[part])
+            yield ViewBatch(torch.from_numpy(np.array(pixels[part])), self.names[part])

@@ -118,19 +118,20 @@ def _drawn(images: ImageSet, count: int) -> ImageSet:
 def _check(config: EvaluateConfig, data: KeptViews, test: KeptViews) -> None:
     """Raise ConfigError for data that an evaluation would refuse."""
     for name, one in (("shards", data), ("test_shards" if config.test_shards else "shards", test)):
-        if not one.labels:
+        if not one.names:
             reasons = "; ".join(one.left_out.first.values()) or "it has none"
             raise ConfigError(
                 f"evaluate.{name} {one.address!r} has too few whole and labelled images ({reasons}): "
                 "name tars with a KEY.cls beside each image, or a folder with a subfolder for each class"
             )
-    if len(set(data.labels)) < 2:
+    classes = {label for _, _, label in data.names}
+    if len(classes) < 2:
         raise ConfigError(
-            f"evaluate.shards {data.address!r} has images of class {data.labels[0]} alone: "
+            f"evaluate.shards {data.address!r} has images of class {classes.pop()} alone: "
             "give images of two classes or more"
         )
-    if "knn" in config.evaluations and config.k > len(data.labels):
+    if "knn" in config.evaluations and config.k > len(data.names):
         raise ConfigError(
-            f"evaluate.k is {config.k}, but {data.address!r} has {len(data.labels)} images to learn from: "
+            f"evaluate.k is {config.k}, but {data.address!r} has {len(data.names)} images to learn from: "
             "set a smaller one, or give more images"
         )

@@ -39,7 +39,6 @@ from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
-from pipeline.views.source_tars import SourceTar
 
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
 
@@ -171,15 +170,7 @@ def prepare_cache(
 
     @once
     def images() -> Sequence[SampleViews]:
-        def first(tar: SourceTar) -> tuple[int, ...]:
-            return origin.views(tar.name)[:1]
-
-        return spread_images(
-            options.shards,
-            lambda tar: origin.maker(first(tar), drawn.source_of_draws(tar.name)),
-            decoder,
-            read=lambda tar: origin.samples(tar, first(tar)),
-        )
+        return spread_images(options.shards, origin, drawn, decoder, most_views=1)
 
     def calibrated() -> tuple[dict[str, NDArray[np.float32]], int]:
         """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""

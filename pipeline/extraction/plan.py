@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from pipeline.cache.commit import committed
 from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
@@ -118,14 +117,8 @@ def forecast_sizes(
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    images = spread_images(
-        options.tars,
-        lambda tar: origin.maker(origin.views(tar.name), None),
-        decoder,
-        _SAMPLED_IMAGES,
-        _SAMPLED_TARS,
-        lambda tar: origin.samples(tar, origin.views(tar.name)),
-    )
+    sampled = _SAMPLED_IMAGES, _SAMPLED_TARS
+    images = spread_images(options.tars, origin, schema, decoder, options.views, *sampled)
     sizes = _forecast(options, schema, images, _finished(options, cache), origin)
     return sizes, decoder.busy_seconds / len(images)
 
@@ -139,8 +132,8 @@ def _forecast(
 ) -> SizeForecast:
     tars, views = options.tars, options.views
     sampled = tars[:: max(1, len(tars) // _SAMPLED_TARS)]
-    of_one_view = partial(whole_samples, read=lambda tar: origin.samples(tar, origin.views(tar.name)[:1]))
-    rows = [max(1, sum(1 for _ in of_one_view(tar))) for tar in sampled]
+    of_one_view = (origin.samples(tar, origin.views(tar.name)[:1]) for tar in sampled)
+    rows = [max(1, sum(1 for _ in whole_samples(samples, []))) for samples in of_one_view]
     scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)

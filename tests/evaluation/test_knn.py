@@ -144,10 +144,10 @@ class Points:
             if label is None:
                 left_out.add("unlabelled", f"{self.tar}/{key}", "has no .cls member")
             else:
-                used.append((colour(turn, size), label, key, self.tar))
+                used.append((colour(turn, size), (self.tar, key, label)))
         for start in range(0, len(used), batch_size):
-            pixels, labels, keys, sources = map(list, zip(*used[start : start + batch_size], strict=True))
-            yield ViewBatch(torch.stack(pixels), labels, keys, sources)
+            pixels, names = map(list, zip(*used[start : start + batch_size], strict=True))
+            yield ViewBatch(torch.stack(pixels), names)
 
 
 def colour(turn, size):

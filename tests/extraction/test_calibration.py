@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import extract, extraction_options
+from caches import extract, extraction_options, make_schema
 from tars import image, make_tars, source_tar, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
 from pipeline.errors import SourceError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.job import build_teacher
+from pipeline.extraction.origin import FromTars
 from pipeline.views.decoder import Decoder
 from pipeline.views.source_tars import SourceTar
 
@@ -22,9 +23,9 @@ CPU = torch.device("cpu")
 
 
 def spread(tars, workers=0, **limits):
-    maker = extraction_options(cache="none", shards=tars).maker()
+    origin = FromTars(extraction_options(cache="none", shards=tars))
     with closing(Decoder(workers, 64)) as decoder:
-        return spread_images(tars, lambda _: maker, decoder, **limits)
+        return spread_images(tars, origin, make_schema(), decoder, most_views=1, **limits)
 
 
 def keys(images):
