@@ -36,7 +36,12 @@ def cli_errors(
             stream.reconfigure(errors="backslashreplace")
     try:
         with polite_signals():
-            _refuse_removed_folder()
+            try:
+                Path.cwd()
+            except FileNotFoundError:  # relative paths have no meaning there, and workers fail
+                raise ConfigError(
+                    "the working folder was removed: change to one that exists, such as cd ~"
+                ) from None
             yield
     except MaskAlignError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -74,14 +79,6 @@ def ending_alone(advice: Callable[[], str]) -> Iterator[None]:
         os._exit(error.exit_code if isinstance(error, typer.Exit) else 1)
 
 
-def _refuse_removed_folder() -> None:
-    """Refuse a working folder that was removed: relative paths have no meaning there, and workers fail."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise ConfigError("the working folder was removed: change to one that exists, such as cd ~") from None
-
-
 def print_row(name: str, value: str) -> None:
     """Print a line of a table of names and values."""
     typer.echo(f"{name:<13}{value}")
@@ -111,23 +108,22 @@ def packaged(file: Path | None) -> Path | None:
     return file
 
 
-def _refuse_empty(words: list[str]) -> None:
-    """Refuse an empty value, as an unset variable of a shell gives: as a path it would be this folder."""
-    for before, word in pairwise(["", *words]):
-        name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
-        if equals and not value.strip():
-            what = f"the value after {name}" if name.startswith("-") else "an argument"
-            raise typer.BadParameter(f"{what} is empty: give one, or check that the shell's variable is set")
-
-
 class Command(TyperCommand):
     """A command that refuses empty words, and `--shards *.tar` with a hint how an option takes several."""
 
     allow_extra_args = True
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Parse words after refusing empty ones."""
-        _refuse_empty(args)
+        """Parse words after refusing empty ones, as an unset variable of a shell gives.
+
+        As a path, an empty word would be this folder.
+        """
+        for before, word in pairwise(["", *args]):
+            name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+            if equals and not value.strip():
+                what = f"the value after {name}" if name.startswith("-") else "an argument"
+                remedy = "give one, or check that the shell's variable is set"
+                raise typer.BadParameter(f"{what} is empty: {remedy}")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]

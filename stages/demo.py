@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -71,7 +71,16 @@ def demo(
             result["scores"] |= (work() or {}).get("scores", {})
             result["seconds"][part] = round(time.perf_counter() - begin, 1)
         (folder / "result.json").write_bytes(json_bytes(result))
-        _show(folder, test_images, result)
+        head = f"on {test_images:,} unseen images"
+        typer.echo(f"\n{head:<22}{''.join(f'{name:>12}' for name in _COLUMNS)}")
+        for row in _ROWS:
+            found = result["scores"].get(row, {})
+            cells = (f"{found[name]:>12.1%}" if name in found else f"{'':>12}" for name in _COLUMNS)
+            typer.echo(f"{row:<22}{''.join(cells)}")
+        typer.echo(
+            f"\n{sum(result['seconds'].values()):.0f} s in all; {folder / 'result.json'} has the figures, "
+            f"open {folder / 'run' / 'report.html'} in a browser"
+        )
 
 
 def _parts(folder: Path, train: int, test: int, assignments: list[str]) -> dict[str, Callable[[], Any]]:
@@ -155,19 +164,6 @@ def _command(stage: str, *arguments: object) -> None:
     typer.echo(f"\n$ {stage.replace('_', '-')} {shlex.join(words)}")
     if subprocess.run([sys.executable, "-m", f"stages.{stage}", *words], check=False).returncode:
         raise MaskAlignError(f"the demo stopped: {stage.replace('_', '-')} failed; the lines above say why")
-
-
-def _show(folder: Path, images: int, result: Mapping[str, Any]) -> None:
-    head = f"on {images:,} unseen images"
-    typer.echo(f"\n{head:<22}{''.join(f'{name:>12}' for name in _COLUMNS)}")
-    for row in _ROWS:
-        found = result["scores"].get(row, {})
-        cells = (f"{found[name]:>12.1%}" if name in found else f"{'':>12}" for name in _COLUMNS)
-        typer.echo(f"{row:<22}{''.join(cells)}")
-    typer.echo(
-        f"\n{sum(result['seconds'].values()):.0f} s in all; {folder / 'result.json'} has the figures, "
-        f"open {folder / 'run' / 'report.html'} in a browser"
-    )
 
 
 main = partial(run_command, demo)

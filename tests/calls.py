@@ -1,5 +1,6 @@
-"""Commands in this process, and scripts as ranks of torchrun."""
+"""Commands in this process or in a new one, and scripts as ranks of torchrun."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,22 @@ from typer.testing import CliRunner
 from stages.console import new_app
 
 TESTS = Path(__file__).parent
+ALONE = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+found = []
+for stage, *words in json.loads(sys.argv[1]):
+    sys.argv = [stage.replace("_", "-"), *words]
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        try:
+            import_module(f"stages.{stage}").main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    found.append([code, output.getvalue(), errors.getvalue()])
+print(json.dumps([found, [*sys.modules]]))
+"""
 
 
 def call(command, *arguments, code=None, charset="utf-8"):
@@ -27,17 +44,22 @@ def call(command, *arguments, code=None, charset="utf-8"):
     return result
 
 
-def call_alone(module, *words, **how):
-    """Run a command of `stages` in a new process; return how it ended, its output, errors and imports."""
-    program = (
-        f"import sys; from stages.{module} import main\n"
-        f"sys.argv = {[module.replace('_', '-'), *map(str, words)]!r}\n"
-        "try: main()\n"
-        "finally: print(*[name for name in sys.modules if '.' not in name])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, **how)
-    *output, modules = result.stdout.splitlines()
-    return result.returncode, output, result.stderr, {*modules.split()}
+def call_alone(*commands, **how):
+    """Run commands, each a stage and its words, one after the other in one new process.
+
+    Return exit code, output and errors of each, and the modules that the process has imported in the end.
+    """
+    words = json.dumps([[*map(str, command)] for command in commands])
+    result = subprocess.run([sys.executable, "-c", ALONE, words], capture_output=True, text=True, **how)
+    assert result.returncode == 0, result.stderr
+    found, modules = json.loads(result.stdout)
+    return [*map(tuple, found)], {*modules}
+
+
+def cases(text):
+    """Return (a line, the indented message below it) of each pair of lines of a text."""
+    lines = text.strip().splitlines()
+    return [(words, below.strip()) for words, below in zip(lines[::2], lines[1::2], strict=True)]
 
 
 def under_torchrun(*words, ranks=2):

@@ -1,6 +1,7 @@
 """Recipes and assignments: every accepted form, and one line for each wrong key."""
 
 import pytest
+from calls import cases
 
 from pipeline.config import load_config, parse_config
 from pipeline.errors import ConfigError
@@ -137,10 +138,7 @@ mask.ratio
 
 def test_a_wrong_assignment_gives_one_line():
     names = ", ".join(map(repr, objective_kinds()))
-    lines = WRONG.replace("KEY", "configuration key").replace("OBJECTIVES", names).strip().splitlines()
-    expected = {
-        assignment: message.strip() for assignment, message in zip(lines[::2], lines[1::2], strict=True)
-    }
+    expected = dict(cases(WRONG.replace("KEY", "configuration key").replace("OBJECTIVES", names)))
     assert {assignment: refusal(assignment) for assignment in expected} == expected
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.benchmark.measure import Figure, core_seconds, ratio, take_turns, wall_seconds
@@ -67,7 +66,7 @@ def first_chunks(job: TrainingJob) -> tuple[Window, list[Chunk]]:
 
 def measure_reads(bench: Workbench) -> Iterator[Figure]:
     """Yield the rates of checked reads by the cache, and by preadv and CRC-32C, from the page cache."""
-    job, host = bench.read_job, torch.device("cpu")
+    job = bench.read_job
     names, (_, chunks) = array_names(job), first_chunks(job)
     with ExitStack() as opened:
         ranges = [list(chunk_ranges(job.cache, commit, chunk, names, opened)) for commit, chunk in chunks]
@@ -76,7 +75,7 @@ def measure_reads(bench: Workbench) -> Iterator[Figure]:
             "cache": lambda: [job.cache.read_chunk(commit, chunk, names) for commit, chunk in chunks],
             "raw": lambda: sum(read_raw(of_chunk, buffer) for of_chunk in ranges),
         }
-        timed = {name: partial(wall_seconds, one, host) for name, one in work.items()}
+        timed = {name: partial(wall_seconds, one) for name, one in work.items()}
         seconds = take_turns(timed, bench.options.short_rounds)
     size = sum(length for of_chunk in ranges for _, _, length in of_chunk)
     checked, raw = ([size / one / 1e9 for one in seconds[name]] for name in work)

@@ -10,6 +10,7 @@ import torch
 
 Result = TypeVar("Result")
 
+_HOST = torch.device("cpu")
 _MATRIX_SECONDS = 0.2  # of measuring the peak
 
 
@@ -64,7 +65,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
+def wall_seconds(work: Callable[[], object], device: torch.device = _HOST) -> float:
     """Return the wall-clock seconds of a piece of work, including its part on the device."""
     wait_for(device)
     begin = time.perf_counter()

@@ -41,7 +41,7 @@ def print_result(options: BenchOptions, result: Result) -> None:
     """Print machine, figures and conclusions; if stdout is not a terminal, the table is Markdown."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+        console.width = _WIDTH
     hardware, teacher = result.machine["hardware"], result.configuration["teacher"]
     name = f"{hardware['gpu']}, {hardware['cpu']}" if "gpu" in hardware else hardware["cpu"]
     console.print(f"{name}, {hardware['cores']} cores; torch {result.machine['versions']['torch']}")

@@ -46,13 +46,12 @@ def measure_teacher(bench: Workbench) -> Iterator[Figure]:
     count = max(1, min(8, bench.options.steps // 4))
     features = compiled(bench.teacher.features) if device.type == "cuda" else bench.teacher.features
 
-    def forward() -> None:
+    def rate() -> float:
         with in_precision(bench.teacher, device):
-            for _ in range(count):
-                features(pixels)
+            seconds = wall_seconds(lambda: [features(pixels) for _ in range(count)], device)
+        return count * len(pixels) / seconds
 
-    seconds = take_turns({"": lambda: wall_seconds(forward, device)}, bench.options.rounds)[""]
-    rates = [count * len(pixels) / one for one in seconds]
+    rates = take_turns({"": rate}, bench.options.rounds)[""]
     yield Figure("teacher.forward", rates, "views/s", "teacher, bare forward")
 
 
@@ -93,7 +92,7 @@ def compare_extraction(figures: Mapping[str, Figure], options: BenchOptions) -> 
 
 def measure_disk(bench: Workbench) -> Iterator[Figure]:
     """Yield the rates of one large file: write and flush, then read from the disk and not the page cache."""
-    path, data, host = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK), torch.device("cpu")
+    path, data = bench.folder / "disk.bin", os.urandom(_DISK_CHUNK)
     buffer = memoryview(bytearray(_DISK_CHUNK))
 
     def write() -> None:
@@ -108,12 +107,12 @@ def measure_disk(bench: Workbench) -> Iterator[Figure]:
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             offsets = range(0, _DISK_BYTES, _DISK_CHUNK)
-            return wall_seconds(lambda: [os.preadv(file, [buffer], offset) for offset in offsets], host)
+            return wall_seconds(lambda: [os.preadv(file, [buffer], offset) for offset in offsets])
         finally:
             os.close(file)
 
     size, rounds = _DISK_BYTES / 1e9, range(bench.options.rounds)
-    written = [size / wall_seconds(write, host) for _ in rounds]
+    written = [size / wall_seconds(write) for _ in rounds]
     yield Figure("disk.write", written, "GB/s", "disk: write and flush")
     yield Figure("disk.read", [size / read() for _ in rounds], "GB/s", "disk: read past the page cache")
     path.unlink()

@@ -29,7 +29,7 @@ from pipeline.storage.folder import Folder
 
 _PIECE_BYTES = 8 << 20
 _PIECES_AT_ONCE = 4  # of one file, where each costs a round trip
-_STATS, _VIEW_TAR = "stats", "view.tar"
+_VIEW_TAR = "view.tar"
 _CURE = "inspect-cache verify --full --repair removes what is damaged, and extract-teacher makes it again"
 
 
@@ -115,16 +115,21 @@ class _Copier:
             yield copy, _VIEW_TAR
 
     def _copy_part(self, part: tuple[_UnitCopy, str]) -> tuple[_UnitCopy, str]:
-        copy, name = part
+        (copy, name), source = part, self._plan.source
         path = copy.scratch / name.replace("/", ".")
         try:
             if name == _VIEW_TAR or name in self._same:
-                source = self._key(name, self._plan.source.units[copy.commit.unit])
-                file = _copy_file(self._plan.source.folder, source, copy.commit.files[source], path)
-            else:
-                file, copy.blocks[name] = self._copy_levels(copy.commit, path)
-            if name in self._same:
-                copy.blocks[name] = copy.commit.blocks[name]
+                key = self._key(name, source.units[copy.commit.unit])
+                file = _copy_file(source.folder, key, copy.commit.files[key], path)
+                if name != _VIEW_TAR:
+                    copy.blocks[name] = copy.commit.blocks[name]
+            else:  # `stats` (n, M, T, 2 + G), of the chosen levels
+                places = list(source.level_indices(self._plan.schema.levels))
+                writer = ShardWriter(path, self._specs[name])
+                with writer.file:
+                    for chunk in range(layout.chunk_count(copy.commit.rows)):
+                        writer.append(source.read_chunk(copy.commit, chunk, [name])[name][:, places])
+                file, copy.blocks[name] = writer.close(), tuple(writer.checksums)
             copy.files[self._key(name, copy.unit)] = file
         except CacheError as error:
             copy.fault = str(error)
@@ -134,19 +139,6 @@ class _Copier:
         if name == _VIEW_TAR:
             return layout.view_tar_key(unit)
         return layout.shard_key(self._specs[name], unit.unit)
-
-    def _copy_levels(self, commit: Commit, path: Path) -> tuple[WrittenFile, tuple[int, ...]]:
-        """Write `stats` (n, M, T, 2 + G) of the chosen levels; return the shard and the CRC of each chunk."""
-        source, schema = self._plan.source, self._plan.schema
-        places = list(source.level_indices(schema.levels))
-        writer = ShardWriter(path, self._specs[_STATS])
-        try:
-            for chunk in range(layout.chunk_count(commit.rows)):
-                writer.append(source.read_chunk(commit, chunk, [_STATS])[_STATS][:, places])
-        except BaseException:
-            writer.file.discard()
-            raise
-        return writer.close(), tuple(writer.checksums)
 
 
 def _copy_file(folder: Folder, key: str, record: FileRecord, path: Path) -> WrittenFile:
@@ -159,15 +151,11 @@ def _copy_file(folder: Folder, key: str, record: FileRecord, path: Path) -> Writ
         except OSError as error:
             raise unreadable(key, error, _CURE) from None
 
-    file = DigestedFile(path)
-    try:
+    with DigestedFile(path) as file:
         starts = range(0, max(1, record.size), _PIECE_BYTES)
         for piece in ordered_map(read, starts, min(_PIECES_AT_ONCE, folder.parallel_reads)):
             heed_stop()  # a stopped command waits for this thread
             file.write(piece)
-    except BaseException:
-        file.discard()
-        raise
     written = file.close()
     if (written.size, written.sha256) != (record.size, record.sha256):
         raise CacheError(f"{key} is not what was committed")

@@ -49,20 +49,10 @@ def encode_level(
     scales = (grouped.abs().amax(-1) / largest).clamp(min=_MIN_SCALE).half().float()  # exact in a half
     codes = (grouped / scales[..., None]).round().clamp(-largest, largest).to(torch.int8)
     codes = codes.flatten(-2)[..., :width]
-    stored = codes if code_format.channels_per_value == 1 else _pack(codes)
-    return stored, torch.cat([moments, scales], dim=-1).half()
-
-
-def _pack(codes: Tensor) -> Tensor:
-    """Put two codes (..., D) of -7 to 7 into a byte: even channels low, and code 0 after an odd D."""
-    nibbles = F.pad(codes, (0, codes.shape[-1] % 2)).add(_NIBBLE_ZERO).to(torch.uint8)
-    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
-
-
-def _unpack(stored: Tensor, width: int) -> Tensor:
-    """Undo `_pack` to codes (..., D) float32."""
-    nibbles = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :width]
-    return nibbles.float() - _NIBBLE_ZERO
+    if code_format.channels_per_value == 2:  # even channels are the low nibbles; code 0 follows an odd D
+        nibbles = F.pad(codes, (0, width % 2)).add(_NIBBLE_ZERO).to(torch.uint8)
+        codes = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+    return codes, torch.cat([moments, scales], dim=-1).half()
 
 
 class TargetDecoder(nn.Module):
@@ -89,8 +79,10 @@ class TargetDecoder(nn.Module):
         mean, deviation = stats[..., 0].float(), stats[..., 1].float()
         if self._format.largest_code is None:
             return codes.float(), mean, deviation
-        width = self.channel_mean.shape[-1]
-        values = codes.float() if self._format.channels_per_value == 1 else _unpack(codes, width)
+        width, values = self.channel_mean.shape[-1], codes.float()
+        if self._format.channels_per_value == 2:
+            nibbles = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)[..., :width]
+            values = nibbles.float() - _NIBBLE_ZERO
         # Indexed: repeated and cut to D, torch 2.14.1 compiles it to reads past the end on a CPU
         # unless D is a multiple of 64.
         scales = stats[..., 2:].float()[..., torch.arange(width, device=stats.device) // GROUP_CHANNELS]

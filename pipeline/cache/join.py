@@ -16,7 +16,7 @@ from pipeline.seeding import key_hash
 from pipeline.views.codec import VIEW_EXTENSION, Pixels, decode_view
 from pipeline.views.view_tars import read_sample
 
-_FROM_ONE = "make the one from the other with --views-from"
+FROM_ONE = "make the one from the other with --views-from"
 Beside = tuple[Cache, Commit, list[str]]  # another cache, its commit of the unit, and the arrays to read
 
 
@@ -63,7 +63,7 @@ def read_joined(
             raise CacheError(f"cache {other.address!r}: {error}") from None
         if fault := other_crop(arrays["index"], rows["index"], first):
             raise OtherContentError(
-                f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {_FROM_ONE}"
+                f"{commit.name}, {fault} in {cache.address!r} and in {other.address!r}: {FROM_ONE}"
             )
         beside.append(rows)
     return JoinedChunk(keys, crops, arrays, commit, first, beside)

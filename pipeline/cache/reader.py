@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,6 @@ _CALIBRATION = ("channel_mean", "channel_std")
 UNIT_DTYPE = np.dtype([("unit", np.int64), ("view", np.int64), ("rows", np.int64), ("digest", "S64")])
 _COMMITS_HELD = 64
 
-Result = TypeVar("Result")
 FinishedUnits = NDArray[np.void]  # (units,) of UNIT_DTYPE, by number: what a run pins
 
 
@@ -80,7 +78,7 @@ class Cache:
         self._specs = layout.array_specs(self.schema)
         self._shards = ShardReader(self.folder)
         self._checked: set[str] = set()
-        self._held_commit = lru_cache(_COMMITS_HELD)(partial(self._present, self.commit_of))
+        self._held_commit = lru_cache(_COMMITS_HELD)(self.commit_of)
 
     def use_folder(self, folder: Folder) -> None:
         """Read from now on through a folder that has the same files."""
@@ -138,7 +136,14 @@ class Cache:
 
     def pinned_commit(self, pinned: np.void) -> Commit:
         """Return the commit of a unit of `finished`; raises CacheError if it has changed since."""
-        commit = self._held_commit(self.units[int(pinned["unit"])])
+        unit = self.units[int(pinned["unit"])]
+        try:
+            commit = self._held_commit(unit)
+        except FileNotFoundError:
+            raise CacheError(
+                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
+                "run the same extract-teacher command again"
+            ) from None
         if commit.digest.encode() != pinned["digest"]:
             raise OtherContentError(
                 f"{commit.name} of cache {self.address!r} was made again with other content while in use: "
@@ -169,21 +174,10 @@ class Cache:
                 return read(unit)
             return None
 
-        at_once = self.folder.parallel_reads
-        if self.folder.can_list:
-            found = ordered_map(partial(self._present, read), committed(self.folder, units), at_once)
-        else:  # one request for each unit tells whether it exists, and reads it
-            found = ordered_map(read_if_there, units, at_once)
+        if self.folder.can_list:  # else one request for each unit tells whether it exists, and reads it
+            units = committed(self.folder, units)
+        found = ordered_map(read_if_there, units, self.folder.parallel_reads)
         return (part for part in found if part is not None)
-
-    def _present(self, read: Callable[[Unit], Result], unit: Unit) -> Result:
-        try:
-            return read(unit)
-        except FileNotFoundError:
-            raise CacheError(
-                f"{layout.commit_key(unit)} of cache {self.address!r} is missing: "
-                "run the same extract-teacher command again"
-            ) from None
 
     def level_indices(self, levels: Sequence[int] | None) -> tuple[int, ...]:
         """Return the indices of levels (None: all) among those stored; ConfigError names the missing."""

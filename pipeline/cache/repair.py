@@ -88,8 +88,11 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     for unit in {finding.unit.unit: finding.unit for finding in findings if finding.unit}.values():
         damaged = bool(verify_unit(cache, unit))
         lines.append(f"removed: {unit.name}" if damaged else f"sound by now, kept: {unit.name}")
-        if damaged:
-            _remove(cache, unit)
+        if damaged:  # with its commit the unit ceases to exist
+            shards = (layout.shard_key(spec, unit.unit) for spec in layout.row_arrays(cache.schema).values())
+            with cache.folder.moving():
+                for key in (layout.commit_key(unit), *shards, layout.view_tar_key(unit)):
+                    cache.folder.remove(key)
     keys = sorted({finding.metadata for finding in findings if finding.metadata})
 
     def written(data: bytes) -> bytes:
@@ -104,11 +107,3 @@ def repair(cache: Cache, findings: Sequence[Finding]) -> list[str]:
     if set(keys) & set(COPY_OF.values()):
         write_copies(cache.folder)
     return [*lines, *(f"written again: {key}" for key in keys)]
-
-
-def _remove(cache: Cache, unit: Unit) -> None:
-    """Remove a unit's commit, with which it ceases to exist, and then its files."""
-    shards = (layout.shard_key(spec, unit.unit) for spec in layout.row_arrays(cache.schema).values())
-    with cache.folder.moving():
-        for key in (layout.commit_key(unit), *shards, layout.view_tar_key(unit)):
-            cache.folder.remove(key)

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from pipeline.cache.join import other_crop
+from pipeline.cache.join import FROM_ONE, other_crop
 from pipeline.cache.reader import UNIT_DTYPE, Cache, FinishedUnits
 from pipeline.errors import CacheError, ConfigError
 
@@ -15,8 +15,7 @@ def refuse_other_views(first: Cache, other: Cache) -> None:
     if (ours.image_size, ours.format) != (theirs.image_size, theirs.format):
         raise ConfigError(
             f"cache {other.address!r} has views of {theirs.image_size} pixels as {theirs.format}, and cache "
-            f"{first.address!r} of {ours.image_size} as {ours.format}: make the one from the other with "
-            "--views-from"
+            f"{first.address!r} of {ours.image_size} as {ours.format}: {FROM_ONE}"
         )
     if ours.patch_size != theirs.patch_size:
         grids = [f"{cache.schema.grid} x {cache.schema.grid}" for cache in (first, other)]
@@ -47,7 +46,7 @@ def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnit
         if theirs["rows"] != unit["rows"]:
             raise ConfigError(
                 f"{ours.name} has {unit['rows']} rows in cache {first.address!r} and {theirs['rows']} in "
-                f"cache {other.address!r}: make the one from the other with --views-from"
+                f"cache {other.address!r}: {FROM_ONE}"
             )
         found[place] = theirs
     with suppress(CacheError):  # damage is for the stream to report, or to skip
@@ -58,6 +57,6 @@ def same_units(first: Cache, units: FinishedUnits, other: Cache) -> FinishedUnit
         if fault := other_crop(index, theirs, 0):
             raise ConfigError(
                 f"{first.units[int(units[0]['unit'])].name}, {fault} in {first.address!r} and in "
-                f"{other.address!r}: make the one from the other with --views-from"
+                f"{other.address!r}: {FROM_ONE}"
             )
     return found

@@ -31,14 +31,21 @@ def verify_cache(
     for name in foreign_files(cache):
         report(f"note: {name!r} is not part of a cache")
     if repairing:
-        _repair(cache, findings, report)
+        for line in repair(cache, findings):
+            report(line)
         cache = Cache(address)
     if full and not repairing and any(finding.metadata for finding in findings):
         report("note: the arrays can be read after their metadata is repaired; add --repair")
     elif full:
-        damaged = _verify_fully(cache, {one.unit.unit for one in findings if one.unit}, workers, report)
-        if repairing:
-            _repair(cache, damaged, report)
+        known, damaged = {one.unit.unit for one in findings if one.unit}, list[Finding]()
+        units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
+        with ProgressDisplay("verify", len(units), unit="units") as progress:
+            results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
+            for done, found in enumerate(results, start=1):
+                progress.update(done, "")
+                damaged += _reported(found, report)
+        for line in repair(cache, damaged) if repairing else ():
+            report(line)
         findings += damaged
     return cache, _verdict(cache, findings, restored, full, repairing)
 
@@ -49,25 +56,6 @@ def _reported(findings: Iterable[Finding], report: Callable[[str], None]) -> lis
     for finding in findings:
         report(f"damaged: {finding.text}")
         found.append(finding)
-    return found
-
-
-def _repair(cache: Cache, findings: list[Finding], report: Callable[[str], None]) -> None:
-    for line in repair(cache, findings):
-        report(line)
-
-
-def _verify_fully(
-    cache: Cache, known: set[int], workers: int, report: Callable[[str], None]
-) -> list[Finding]:
-    """Verify the content of all units but those that are known to be damaged."""
-    units = [unit for unit in committed(cache.folder, cache.units) if unit.unit not in known]
-    found: list[Finding] = []
-    with ProgressDisplay("verify", len(units), unit="units") as progress:
-        results = ordered_map(lambda unit: verify_unit(cache, unit), units, workers)
-        for done, findings in enumerate(results, start=1):
-            progress.update(done, "")
-            found += _reported(findings, report)
     return found
 
 

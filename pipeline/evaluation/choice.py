@@ -88,8 +88,10 @@ class Choice:
         if self.out:
             _check_out(self.out, None if self.updated else self.plots.parent)
         for option, file in (("out", self.out), ("features", self.features)):
-            if file:
-                _check_place(option, file)
+            if option == "features" and file and file.exists() and not file.is_dir():
+                raise ConfigError(f"--features {str(file)!r} is a file: give a folder")
+            if file and not _is_writable(file if file.is_dir() else file.parent):
+                raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
         if has_scores and self.updated and self.updated.is_dir() and not _is_writable(self.updated):
             raise ConfigError(
                 f"run {str(self.updated)!r} gets scores, report and features, but is not writable: give "
@@ -203,14 +205,6 @@ class Choice:
         image_size, patch_size = self.sizes
         config = load_config(RunConfig, self.config)
         return subject.untrained_subject(config, image_size, patch_size or _PATCH_SIZE, device)
-
-
-def _check_place(option: str, file: Path) -> None:
-    """Raise ConfigError for a file or folder that cannot be written, and a file in place of features."""
-    if option == "features" and file.exists() and not file.is_dir():
-        raise ConfigError(f"--features {str(file)!r} is a file: give a folder")
-    if not _is_writable(file if file.is_dir() else file.parent):
-        raise ConfigError(f"--{option} {str(file)!r}: its folder does not exist or is not writable")
 
 
 def _check_out(out: Path, beside: Path | None) -> None:

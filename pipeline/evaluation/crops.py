@@ -32,6 +32,7 @@ CROP_FRACTION = 0.875
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
+Named = tuple[str, str, int]  # source (a tar or folder), key and class index of an image
 
 
 @dataclass
@@ -59,17 +60,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views (B, S, S, 3) uint8 with their class indices, keys, and the tars that their images are from."""
+    """Views (B, S, S, 3) uint8 and the names of their images."""
 
     pixels: Tensor
-    labels: list[int]
-    keys: list[str]
-    sources: list[str]
+    names: list[Named]
 
     @property
-    def names(self) -> list[tuple[str, str, int]]:
-        """Source, key and label of each image."""
-        return list(zip(self.sources, self.keys, self.labels, strict=True))
+    def labels(self) -> list[int]:
+        """The class index of each image."""
+        return [label for _, _, label in self.names]
 
 
 def centre_crop(size: int) -> Transform:
@@ -222,9 +221,5 @@ def load_views(
                 found.append((used[index], pixels))
         if found:
             chosen, pixels = zip(*found, strict=True)
-            yield ViewBatch(
-                torch.stack(pixels),
-                [-1 if one.label is None else one.label for one in chosen],
-                [one.key for one in chosen],
-                [one.source for one in chosen],
-            )
+            names = [(one.source, one.key, -1 if one.label is None else one.label) for one in chosen]
+            yield ViewBatch(torch.stack(pixels), names)

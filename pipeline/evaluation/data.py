@@ -12,7 +12,7 @@ from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.layout import chunk_count
 from pipeline.cache.reader import Cache
 from pipeline.errors import ConfigError, printable
-from pipeline.evaluation.crops import LeftOut, ViewBatch, load_views
+from pipeline.evaluation.crops import LeftOut, Named, ViewBatch, load_views
 from pipeline.evaluation.images import ImageSet
 
 Kind = Literal["tars", "folder", "cache"]
@@ -87,11 +87,11 @@ class CacheViews:
             )
         views = self._views(left_out, labelled)
         while some := list(islice(views, batch_size)):
-            pixels, labels, keys, sources = zip(*some, strict=True)
-            yield ViewBatch(torch.stack(pixels), list(labels), list(keys), list(sources))
+            pixels, names = zip(*some, strict=True)
+            yield ViewBatch(torch.stack(pixels), list(names))
 
-    def _views(self, left_out: LeftOut, labelled: bool) -> Iterator[tuple[torch.Tensor, int, str, str]]:
-        """Yield pixels, label, key and tar of each view, and count those without a label."""
+    def _views(self, left_out: LeftOut, labelled: bool) -> Iterator[tuple[torch.Tensor, Named]]:
+        """Yield pixels and name of each view, and count those without a label."""
         for unit in self.cache.finished(None, allow_partial=False):
             commit = self.cache.pinned_commit(unit)
             for number in range(chunk_count(commit.rows)):
@@ -101,4 +101,4 @@ class CacheViews:
                         left_out.add("unlabelled", f"{commit.source}/{key}", "has no label in the cache")
                         continue
                     pixels = np.ascontiguousarray(decode_crop(self.cache, crop, key))
-                    yield torch.from_numpy(pixels), label, key, commit.source
+                    yield torch.from_numpy(pixels), (commit.source, key, label)

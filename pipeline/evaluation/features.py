@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
-from pipeline.evaluation.crops import LeftOut, ViewBatch
+from pipeline.evaluation.crops import LeftOut, Named, ViewBatch
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
@@ -133,7 +133,21 @@ def extract_features(subject: Subject, data: Data, batch_size: int, store: Path)
                 made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    return _read(folder, data)
+    try:
+        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
+        names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
+        sources, keys, labels = map(list, zip(*names, strict=True))
+        for part in range(len(index.parts)):
+            with safe_open(_part(folder, part), "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CacheError(
+            f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
+            "remove that folder and run again"
+        ) from None
+    # the same images may lie elsewhere now, and a store knows no names
+    facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
+    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)
 
 
 @torch.inference_mode()
@@ -150,7 +164,7 @@ def represent(subject: Subject, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
-    left_out, names = LeftOut(), list[tuple[str, str, int]]()
+    left_out, names = LeftOut(), list[Named]()
     parts, widths = list[int](), dict[str, int]()
     for part in _in_parts(data.views(subject.image_size, batch_size, left_out), subject, names):
         for name, values in part.items():
@@ -174,7 +188,7 @@ def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
 
 
 def _in_parts(
-    batches: Iterator[ViewBatch], subject: Subject, names: list[tuple[str, str, int]]
+    batches: Iterator[ViewBatch], subject: Subject, names: list[Named]
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the representations of PART_IMAGES images or more, float16; add the images to `names`."""
     found: dict[str, list[Tensor]] = defaultdict(list)
@@ -183,7 +197,7 @@ def _in_parts(
         for name, values in represent(subject, batch.pixels.to(subject.device)).items():
             found[name].append(values.half().cpu())
         names += batch.names
-        count += len(batch.labels)
+        count += len(batch.names)
         if count >= PART_IMAGES:
             yield {name: torch.cat(values) for name, values in found.items()}
             found, count = defaultdict(list), 0
@@ -192,7 +206,7 @@ def _in_parts(
 
 
 def describe_data(
-    data: Data | ImageSet, image_size: int, names: Sequence[tuple[str, str, int]], left_out: LeftOut
+    data: Data | ImageSet, image_size: int, names: Sequence[Named], left_out: LeftOut
 ) -> DataFacts:
     """Return the facts of the images used: (source, key, label) of each, and what was left out."""
     digest = hashlib.sha256("".join(f"{key} {label}\n" for _, key, label in names).encode())
@@ -210,21 +224,3 @@ def describe_data(
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
-
-
-def _read(folder: Path, data: Data) -> Features:
-    try:
-        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
-        names = json.loads((folder / _IMAGES).read_text(encoding="utf-8"))
-        sources, keys, labels = map(list, zip(*names, strict=True))
-        for part in range(len(index.parts)):
-            with safe_open(_part(folder, part), "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CacheError(
-            f"features in {str(folder)!r} cannot be read ({type(error).__name__}): "
-            "remove that folder and run again"
-        ) from None
-    # the same images may lie elsewhere now, and a store knows no names
-    facts = index.facts.model_copy(update={"address": data.address, "class_names": data.class_names})
-    return Features(folder, index.widths, index.parts, torch.tensor(labels), keys, sources, facts)

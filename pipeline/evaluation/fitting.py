@@ -117,14 +117,10 @@ def fit(
                 resuming.keep(losses)
     if resuming:
         resuming.finish()
-    return _tenths(torch.stack(losses))
-
-
-def _tenths(losses: Tensor) -> list[float]:
-    """Return the mean of each tenth of losses (n,); raises MaskAlignError for one that is not finite."""
-    if not losses.isfinite().all():
-        first = int(losses.isfinite().logical_not().nonzero()[0])
+    each = torch.stack(losses)
+    if not each.isfinite().all():
+        wrong = int(each.isfinite().logical_not().nonzero()[0])
         raise MaskAlignError(
-            f"the loss is not finite from step {first} on: give a smaller learning rate with --set"
+            f"the loss is not finite from step {wrong} on: give a smaller learning rate with --set"
         )
-    return [float(part.mean()) for part in losses.tensor_split(min(10, len(losses)))]
+    return [float(part.mean()) for part in each.tensor_split(min(10, len(each)))]

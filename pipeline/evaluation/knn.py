@@ -141,7 +141,16 @@ def nearest(
     device of a part in pieces; the result is on the CPU. Similarity is the cosine, or the dot product without
     `normalise`. Raises ConfigError for a k of more than may vote.
     """
-    _check(count, k, groups)
+    voters = count
+    if groups:
+        images, views = torch.unique(groups[0], return_counts=True)
+        own_views = views[torch.isin(images, groups[1])]
+        voters -= int(own_views.max()) if len(own_views) else 0
+    if k > voters:
+        remedy = (
+            f"give --set k={voters} or less, or a larger bank" if voters else "give a bank of other images"
+        )
+        raise ConfigError(f"k is {k}: only {voters} views of the bank may vote for each image; {remedy}")
     unit = partial(F.normalize, dim=1) if normalise else Tensor.float
     best = (torch.full((len(queries), 0), 0.0), torch.empty((len(queries), 0), dtype=torch.int64))
     first = 0
@@ -186,15 +195,3 @@ def rank_by_votes(
         everything = torch.cat(rows)
         ranked[k, temperature] = F.pad(everything, (0, RANKED - everything.shape[1]), value=-1)
     return ranked
-
-
-def _check(voters: int, k: int, groups: Groups | None) -> None:
-    if groups:
-        images, views = torch.unique(groups[0], return_counts=True)
-        own = views[torch.isin(images, groups[1])]
-        voters -= int(own.max()) if len(own) else 0
-    if k > voters:
-        remedy = (
-            f"give --set k={voters} or less, or a larger bank" if voters else "give a bank of other images"
-        )
-        raise ConfigError(f"k is {k}: only {voters} views of the bank may vote for each image; {remedy}")

@@ -45,7 +45,9 @@ def fit_logistic(
 
     `start` is a fit to features of the same n, for another c. At most 1,000 steps.
     """
-    mean, spread = _moments(features)
+    parts = torch.split(features, max(1, _CHUNK // features.shape[1]))  # float64 of all would be too much
+    mean = sum((part.double().sum(0) for part in parts), torch.tensor(0.0)) / len(features)
+    spread = sum(((part.double() - mean).square().sum(0) for part in parts), 0 * mean) / len(features)
     scale = 1 / (spread / classes + 1 / (c * len(features))).sqrt()
     weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     bias = weight.new_zeros(classes)
@@ -93,13 +95,6 @@ def objective(
         offset += excess.sum(0)
     n = len(features)
     return loss / n + weight.square().sum() / (2 * c * n), slope / n + weight / (c * n), offset / n
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance (C,) float64."""
-    parts = torch.split(features, max(1, _CHUNK // features.shape[1]))
-    mean = sum((part.double().sum(0) for part in parts), torch.tensor(0.0)) / len(features)
-    return mean, sum(((part.double() - mean).square().sum(0) for part in parts), 0 * mean) / len(features)
 
 
 def rate_c(

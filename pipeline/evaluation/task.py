@@ -119,9 +119,9 @@ def refuse_shared(bank: Sequence[str], test: Sequence[str], exclude: bool = True
     """Raise ConfigError if a key is in both; `exclude` says whether an evaluation can exclude such images."""
     shared = sorted(set(bank) & set(test))
     if shared:
-        excluded = " --set shared_keys=exclude if equal keys are the same image," if exclude else ""
+        excluded = " set shared_keys=exclude if equal keys are the same image," if exclude else ""
         raise ConfigError(
             f"{len(shared)} keys are in the data to learn from and in the test data, such as {shared[0]!r}: "
             "an image must not be both learnt and tested; give other test data,"
-            f"{excluded} or --set shared_keys=allow if they are different images"
+            f"{excluded} or set shared_keys=allow if they are different images"
         )

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.images import ImageSet, open_images
-from pipeline.evaluation.kept_views import KeptViews, keep_views
+from pipeline.evaluation.kept_views import KeptViews
 from pipeline.evaluation.run import EVALUATIONS
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
@@ -44,7 +44,7 @@ def training_evaluation(
     learnt, test = _sets(config, scratch)
     workers = min(config.workers, len(os.sched_getaffinity(0)))
     data, asked = (
-        keep_views(LabelledImages(one, workers), image_size, scratch / f"{name}.views")
+        KeptViews(LabelledImages(one, workers), image_size, scratch / f"{name}.views")
         for name, one in (("learnt", learnt), ("test", test))
     )
     _check(config, data, asked)
@@ -118,19 +118,20 @@ def _drawn(images: ImageSet, count: int) -> ImageSet:
 def _check(config: EvaluateConfig, data: KeptViews, test: KeptViews) -> None:
     """Raise ConfigError for data that an evaluation would refuse."""
     for name, one in (("shards", data), ("test_shards" if config.test_shards else "shards", test)):
-        if not one.labels:
+        if not one.names:
             reasons = "; ".join(one.left_out.first.values()) or "it has none"
             raise ConfigError(
                 f"evaluate.{name} {one.address!r} has too few whole and labelled images ({reasons}): "
                 "name tars with a KEY.cls beside each image, or a folder with a subfolder for each class"
             )
-    if len(set(data.labels)) < 2:
+    classes = {label for _, _, label in data.names}
+    if len(classes) < 2:
         raise ConfigError(
-            f"evaluate.shards {data.address!r} has images of class {data.labels[0]} alone: "
+            f"evaluate.shards {data.address!r} has images of class {classes.pop()} alone: "
             "give images of two classes or more"
         )
-    if "knn" in config.evaluations and config.k > len(data.labels):
+    if "knn" in config.evaluations and config.k > len(data.names):
         raise ConfigError(
-            f"evaluate.k is {config.k}, but {data.address!r} has {len(data.labels)} images to learn from: "
+            f"evaluate.k is {config.k}, but {data.address!r} has {len(data.names)} images to learn from: "
             "set a smaller one, or give more images"
         )

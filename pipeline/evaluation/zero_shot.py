@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.cache.reader import Cache
 from pipeline.config import Section, parse_config
 from pipeline.errors import ConfigError
-from pipeline.evaluation.crops import LeftOut
+from pipeline.evaluation.crops import LeftOut, Named
 from pipeline.evaluation.data import LabelledImages
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.metrics import classification_outcome, rank_classes
@@ -80,7 +80,7 @@ class ZeroShot(Section):
                 "give the teacher's address with --set teacher=ADDRESS"
             )
         classes = clip.classes(names, self.templates).to(subject.device)
-        left_out, ranked, used = LeftOut(), list[Tensor](), list[tuple[str, str, int]]()
+        left_out, ranked, used = LeftOut(), list[Tensor](), list[Named]()
         with torch.inference_mode():
             for batch in data.views(subject.image_size, task.batch_size, left_out):
                 points = F.normalize(embed(batch.pixels.to(subject.device)).float(), dim=1)

@@ -3,7 +3,7 @@
 Tars are often sorted by class, so a few images of each of many tars say more than many images of one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cache.encoding import channel_statistics, whiten
+from pipeline.cache.schema import CacheSchema
 from pipeline.errors import SourceError, printable
 from pipeline.extraction.encode import refuse_features, run_teacher
+from pipeline.extraction.from_views import Origin
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import Decoder, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
 from pipeline.views.maker import SampleViews
 from pipeline.views.sample import SkippedImage, SourceSample
-from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
-from pipeline.views.stored import Maker
-
-Read = Callable[[SourceTar], Iterator[SourceSample]]
 
 CALIBRATION_IMAGES = 256
 CALIBRATION_TARS = 64
@@ -52,31 +50,37 @@ def calibrate(
 
 def spread_images(
     tars: Sequence[SourceTar],
-    maker_of: Callable[[SourceTar], Maker],
+    origin: Origin,
+    schema: CacheSchema,
     decoder: Decoder,
+    most_views: int,
     limit: int = CALIBRATION_IMAGES,
     most_tars: int = CALIBRATION_TARS,
-    read: Read = read_samples,
 ) -> list[SampleViews]:
     """Return the views of up to `limit` images: equally many first ones of `most_tars` tars, evenly spaced.
 
-    What one of these tars lacks the next ones give. `read` yields the samples of a tar. Raises SourceError,
-    with the first reason, if no image of any tar can be decoded.
+    They are the first `most_views` of each. What one of these tars lacks the next ones give. Raises
+    SourceError, with the first reason, if no image of any tar can be decoded.
     """
     count = min(len(tars), most_tars)
     chosen = [tars[index * len(tars) // count] for index in range(count)]
     images: list[SampleViews] = []
     skipped: list[SkippedImage] = []
     broken: list[str] = []
+
+    def views_of(tar: SourceTar, most: int | None) -> Iterator[SampleViews | SkippedImage]:
+        views = origin.views(tar.name)[:most_views]
+        samples = islice(whole_samples(origin.samples(tar, views), broken), most)
+        return decoder.views(samples, origin.maker(views, schema.source_of_draws(tar.name)))
+
     for index, tar in enumerate(chosen):
         share = -(-(limit - len(images)) // (count - index))
         # with a few samples to spare for bad ones, since workers would decode far ahead
-        samples = islice(whole_samples(tar, broken, read), 2 * share + SAMPLES_PER_JOB)
-        images += _good(decoder.views(samples, maker_of(tar)), share, skipped)
+        images += _good(views_of(tar, 2 * share + SAMPLES_PER_JOB), share, skipped)
     for tar in tars:
         if images:
             break
-        images += _good(decoder.views(whole_samples(tar, broken, read), maker_of(tar)), 1, skipped)
+        images += _good(views_of(tar, None), 1, skipped)
     if images:
         return images
     reason = broken[0] if broken else "they hold no samples"
@@ -103,12 +107,9 @@ def _good(
     return images
 
 
-def whole_samples(
-    tar: SourceTar, broken: list[str] | None = None, read: Read = read_samples
-) -> Iterator[SourceSample]:
+def whole_samples(samples: Iterable[SourceSample], broken: list[str]) -> Iterator[SourceSample]:
     """Yield the samples up to where a tar breaks, which its own extraction will report; `broken` gets why."""
     try:
-        yield from read(tar)
+        yield from samples
     except SourceError as error:
-        if broken is not None:
-            broken.append(str(error))
+        broken.append(str(error))

@@ -24,9 +24,9 @@ from pipeline.extraction.tally import SECONDS_BETWEEN_COUNTS, Tally, Timing, sho
 from pipeline.extraction.unit_builder import UnitBuilder, WriterThreads
 from pipeline.progress import ProgressDisplay
 from pipeline.storage.folder import Folder
-from pipeline.views.decoder import DecodedJob, Decoder, Group, in_groups
+from pipeline.views.decoder import Decoder, Group, in_groups
 from pipeline.views.decoding_worker import SAMPLES_PER_JOB
-from pipeline.views.sample import LEAST_BAD_ALLOWED, SkippedImage, SourceSample
+from pipeline.views.sample import LEAST_BAD_ALLOWED, SkippedImage
 from pipeline.views.source_tars import SourceTar
 
 NewUnit = Callable[..., UnitBuilder]
@@ -112,7 +112,10 @@ class Extractor:
     def _groups(
         self, tars: Sequence[SourceTar], units: Sequence[Unit], new_unit: NewUnit
     ) -> Iterator[Group[_Tar]]:
-        """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar."""
+        """Yield the samples of all tars that are to be made, some at a time; an empty group ends a tar.
+
+        A tar is read as far as that is possible and nothing else is wrong with it.
+        """
         # one listing of all commits now: to claim a tar and look for its own takes several round trips
         finished = {unit.unit for unit in committed(self.folder, units)}
         missing: dict[str, list[Unit]] = {}
@@ -120,11 +123,24 @@ class Extractor:
             if unit.unit not in finished:
                 missing.setdefault(unit.source, []).append(unit)
         for source in tars:
-            if source.name in missing and (tar := self._begin(source, missing[source.name], new_unit)):
-                views = tuple(builder.unit.view for builder in tar.builders)
-                maker = self._origin.maker(views, self._schema.source_of_draws(source.name))
-                yield from ((tar, maker, samples) for samples in self._read(tar))
-                yield tar, maker, ()
+            if source.name not in missing or not (tar := self._begin(source, missing[source.name], new_unit)):
+                continue
+            views = tuple(builder.unit.view for builder in tar.builders)
+            maker = self._origin.maker(views, self._schema.source_of_draws(source.name))
+            groups = in_groups(self._origin.samples(source, views), SAMPLES_PER_JOB)
+            while not tar.fault:
+                with self.timing.measure("read"):
+                    try:
+                        group = next(groups, None)
+                    except SourceError as error:
+                        tar.reading_fault = str(error)
+                        break
+                if group is None:
+                    break
+                self._read_images += len(group)
+                self._read_bytes += sum(sample.source_bytes for sample in group)
+                yield tar, maker, group
+            yield tar, maker, ()
 
     def _begin(self, source: SourceTar, units: Sequence[Unit], new_unit: NewUnit) -> _Tar | None:
         """Claim a tar and begin its missing units; None if another process works on it or has made them."""
@@ -150,55 +166,34 @@ class Extractor:
         self._open.append(tar)
         return tar
 
-    def _read(self, tar: _Tar) -> Iterator[list[SourceSample]]:
-        """Yield a tar's samples in groups, as far as it can be read and nothing else is wrong with it."""
-        views = tuple(builder.unit.view for builder in tar.builders)
-        groups = in_groups(self._origin.samples(tar.source, views), SAMPLES_PER_JOB)
-        while not tar.fault:
-            with self.timing.measure("read"):
-                try:
-                    group = next(groups, None)
-                except SourceError as error:
-                    tar.reading_fault = str(error)
-                    return
-            if group is None:
-                return
-            self._read_images += len(group)
-            self._read_bytes += sum(sample.source_bytes for sample in group)
-            yield group
-
     def _encoded(self, groups: Iterator[Group[_Tar]]) -> Iterator[_Tar]:
         """Send groups through decoding and teacher; yields each tar once the writers have all its rows."""
         for job in self._decoder.jobs(groups):
-            self._push(job)
+            tar = job.of
+            tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
+            tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
+            tar.images += len(job.good)
+            if tar.images > self._schema.unit_rows:
+                tar.reading_fault = tar.reading_fault or (
+                    f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
+                    "split it into smaller tars"
+                )
+            # Collect unused lanes now, else an older tar waits for their batches and blocks those after it.
+            idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
+            for lane in idle:
+                lane.collect()
+            for lane, builder in zip(self._lanes, tar.builders, strict=False):
+                if job.results and not tar.fault:
+                    lane.push(builder, job)
+                else:
+                    lane.end(builder, given_up=bool(tar.fault))
+            tar.is_read = not job.results  # a job without samples ends its tar
             while self._open and self._open[0].is_done:
                 yield self._open.popleft()
         for lane in self._lanes:
             lane.collect()
         while self._open:
             yield self._open.popleft()
-
-    def _push(self, job: DecodedJob[_Tar]) -> None:
-        """Send a job's images down the lanes; a job without samples ends its tar."""
-        tar = job.of
-        tar.skipped += [one for one in job.results if isinstance(one, SkippedImage)]
-        tar.unlabelled += [(one.key, one.label_fault) for one in job.good if one.label_fault]
-        tar.images += len(job.good)
-        if tar.images > self._schema.unit_rows:
-            tar.reading_fault = tar.reading_fault or (
-                f"tar {tar.source.name!r} has more than {self._schema.unit_rows} images; "
-                "split it into smaller tars"
-            )
-        # Collect unused lanes now. Otherwise an older tar waits for their batches and blocks those after it.
-        idle = self._lanes if not (tar.images or job.results) else self._lanes[len(tar.builders) :]
-        for lane in idle:
-            lane.collect()
-        for lane, builder in zip(self._lanes, tar.builders, strict=False):
-            if job.results and not tar.fault:
-                lane.push(builder, job)
-            else:
-                lane.end(builder, given_up=bool(tar.fault))
-        tar.is_read = not job.results
 
     def _publish(self, tar: _Tar) -> None:
         """Publish a tar's units, or note why they are left out."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as once
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,20 @@ from pipeline.extraction.encode import FeatureEncoder, resolve_precision
 from pipeline.extraction.extractor import Extractor
 from pipeline.extraction.from_views import Origin, origin_of
 from pipeline.extraction.options import ExtractionOptions
-from pipeline.extraction.plan import (
-    RateForecast,
-    SizeForecast,
-    forecast_rates,
-    forecast_sizes,
-    refuse_full_disk,
-)
+from pipeline.extraction.plan import RateForecast, SizeForecast, forecast_sizes, refuse_full_disk
 from pipeline.extraction.teacher_rate import measure_teacher
 from pipeline.json_text import json_bytes
 from pipeline.provenance import provenance, utc_now
 from pipeline.runtime.limits import allow_open_files
-from pipeline.storage.address import open_folder
+from pipeline.storage.address import is_url, open_folder
 from pipeline.storage.folder import Folder
+from pipeline.storage.write_rate import measure_write_rate
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.module import fit_module
 from pipeline.teacher.teacher import Teacher
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.maker import SampleViews
 from pipeline.views.masking import count_of_share
-from pipeline.views.source_tars import SourceTar
 
 _LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch", "simplejpeg", "zarr")
 
@@ -100,9 +95,10 @@ def plan_extraction(
         origin.units(cache.units, finished)
     sizes, decode_seconds = forecast_sizes(options, schema, cache, origin)
     show(sizes)
-    return forecast_rates(
-        options, measure_teacher(options, teacher, schema), sizes, decode_seconds, disk_seconds
-    )
+    rate, disk = measure_teacher(options, teacher, schema), None
+    if not is_url(options.cache):
+        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
+    return RateForecast(sizes, rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def _allow_open_tars(options: ExtractionOptions, levels: int) -> None:
@@ -174,15 +170,7 @@ def prepare_cache(
 
     @once
     def images() -> Sequence[SampleViews]:
-        def first(tar: SourceTar) -> tuple[int, ...]:
-            return origin.views(tar.name)[:1]
-
-        return spread_images(
-            options.shards,
-            lambda tar: origin.maker(first(tar), drawn.source_of_draws(tar.name)),
-            decoder,
-            read=lambda tar: origin.samples(tar, first(tar)),
-        )
+        return spread_images(options.shards, origin, drawn, decoder, most_views=1)
 
     def calibrated() -> tuple[dict[str, NDArray[np.float32]], int]:
         """Return channel mean and std (M, D) and the number of images: 0, 1 and none for float16."""

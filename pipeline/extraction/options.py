@@ -88,20 +88,17 @@ class ExtractionOptions:
                 *others, last = accepted
                 raise ConfigError(f"{option} {value!r} is unknown; give {', '.join(others)} or {last}")
         self._check_numbers()
-        least, most = self.crop_scale
-        if not 0 < least <= most <= 1:
-            raise ConfigError(
-                f"--crop-scale {least:g} {most:g} is not a range of shares; give 0 < least <= greatest <= 1"
-            )
-        if not 0 < self.keep <= 1:
-            raise ConfigError(
-                f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
-            )
         parse_levels(self.levels)
         if isinstance(self.teacher, str):
             split_address(self.teacher)
         else:
-            _refuse_undescribed(self.teacher)
+            from pipeline.teacher.module import ModuleTeacher
+
+            if not isinstance(self.teacher, ModuleTeacher):
+                raise ConfigError(
+                    f"teacher is a {type(self.teacher).__name__}: give an address such as 'timm:MODEL', or "
+                    "describe a network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
+                )
         patches = student_grid(self.image_size, self.patch_size) ** 2
         if not count_of_share(patches, self.keep):
             raise ConfigError(
@@ -132,6 +129,14 @@ class ExtractionOptions:
         except (TypeError, ValueError):
             raise ConfigError(f"--crop-scale {self.crop_scale!r} is not two shares: give 0.2, 1.0") from None
         object.__setattr__(self, "crop_scale", (least, most))
+        if not 0 < least <= most <= 1:
+            raise ConfigError(
+                f"--crop-scale {least:g} {most:g} is not a range of shares; give 0 < least <= greatest <= 1"
+            )
+        if not 0 < self.keep <= 1:
+            raise ConfigError(
+                f"--keep {self.keep:g} is not a share; give more than 0 and at most 1, such as 0.3"
+            )
 
     def maker(self, views: tuple[int, ...] = (0,), source: str | None = None) -> "ViewMaker":
         """Return the maker of views of a source tar, as `ViewMaker` takes them."""
@@ -150,16 +155,6 @@ class ExtractionOptions:
         """Return those units of a cache that this run covers."""
         names = {tar.name for tar in self.tars}
         return [unit for unit in units if unit.source in names and unit.view < self.views]
-
-
-def _refuse_undescribed(teacher: object) -> None:
-    from pipeline.teacher.module import ModuleTeacher
-
-    if not isinstance(teacher, ModuleTeacher):
-        raise ConfigError(
-            f"teacher is a {type(teacher).__name__}: give an address such as 'timm:MODEL', or describe a "
-            "network by maskalign.ModuleTeacher or maskalign.transformers_teacher"
-        )
 
 
 def source_options(

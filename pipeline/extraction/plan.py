@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from pipeline.cache.commit import committed
 from pipeline.cache.layout import array_specs, chunk_count, constant_arrays, row_arrays, shard_bytes
@@ -16,7 +14,7 @@ from pipeline.extraction.from_views import Origin
 from pipeline.extraction.options import ExtractionOptions
 from pipeline.number_text import digits
 from pipeline.storage.address import is_url, open_folder
-from pipeline.storage.write_rate import WriteRate, measure_write_rate
+from pipeline.storage.write_rate import WriteRate
 from pipeline.views.decoder import JOBS_AHEAD, Decoder
 from pipeline.views.decoding_worker import JobRoom
 from pipeline.views.maker import SampleViews
@@ -119,14 +117,8 @@ def forecast_sizes(
     Counts are exact up to four tars, else scaled by bytes. Writes nothing.
     """
     decoder = Decoder(0, options.image_size)
-    images = spread_images(
-        options.tars,
-        lambda tar: origin.maker(origin.views(tar.name), None),
-        decoder,
-        _SAMPLED_IMAGES,
-        _SAMPLED_TARS,
-        lambda tar: origin.samples(tar, origin.views(tar.name)),
-    )
+    sampled = _SAMPLED_IMAGES, _SAMPLED_TARS
+    images = spread_images(options.tars, origin, schema, decoder, options.views, *sampled)
     sizes = _forecast(options, schema, images, _finished(options, cache), origin)
     return sizes, decoder.busy_seconds / len(images)
 
@@ -140,8 +132,8 @@ def _forecast(
 ) -> SizeForecast:
     tars, views = options.tars, options.views
     sampled = tars[:: max(1, len(tars) // _SAMPLED_TARS)]
-    of_one_view = partial(whole_samples, read=lambda tar: origin.samples(tar, origin.views(tar.name)[:1]))
-    rows = [max(1, sum(1 for _ in of_one_view(tar))) for tar in sampled]
+    of_one_view = (origin.samples(tar, origin.views(tar.name)[:1]) for tar in sampled)
+    rows = [max(1, sum(1 for _ in whole_samples(samples, []))) for samples in of_one_view]
     scale = sum(tar.size for tar in tars) / sum(tar.size for tar in sampled)
     stored = [len(sample) for image in images for sample in image.tar_samples]
     crop_bytes = sum(stored) / len(stored)
@@ -167,23 +159,6 @@ def _forecast(
         peak_memory=peak_memory(schema, views, options.batch_size, options.workers),
         linked_to=linked_to,
     )
-
-
-def forecast_rates(
-    options: ExtractionOptions,
-    teacher_rate: float,
-    sizes: SizeForecast,
-    decode_seconds: float,
-    disk_seconds: float = 0,
-) -> RateForecast:
-    """Put the rates together, with that of the cache's disk.
-
-    The disk is written for at most `disk_seconds`; an object store is not. Raises StorageError.
-    """
-    disk = None
-    if not is_url(options.cache):
-        disk = measure_write_rate(Path(options.cache), sizes.missing_bytes, disk_seconds)
-    return RateForecast(sizes, teacher_rate, 1 / decode_seconds, options.workers, options.processes, disk)
 
 
 def refuse_full_disk(

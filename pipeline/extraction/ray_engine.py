@@ -134,7 +134,11 @@ class ActorPool:
         """Give out the tars until each is done, failed or with a process of someone else."""
         counted = 0.0
         with ProgressDisplay("extract-teacher", 0) as progress:
-            while unfinished := self._unfinished():
+            while True:
+                given_out = sum(len(names) for _, names, _ in self._at.values())
+                unfinished = len(self._waiting) + len(self._blocked) + given_out
+                if not unfinished:
+                    break
                 # those that find no room in the cluster begin when there is some
                 while len(self._idle) + len(self._at) < min(self._most, unfinished):
                     actor = self._actor.remote(self._options)
@@ -153,10 +157,6 @@ class ActorPool:
         for seconds in self._seconds.values():
             for part, busy in seconds.items():
                 self.timing.seconds[part] += busy / len(self._seconds)
-
-    def _unfinished(self) -> int:
-        given_out = sum(len(names) for _, names, _ in self._at.values())
-        return len(self._waiting) + len(self._blocked) + given_out
 
     def _give_out(self) -> None:
         """Give each idle actor a share of the tars, once as many as needed were ready at the same time."""

@@ -85,7 +85,11 @@ class _Join:
                 f"a sample is a {type(sample).__name__} without __url__ and __key__: put with_targets right "
                 "behind wds.WebDataset"
             )
-        tar, key = self._tar_of(str(sample["__url__"])), sample["__key__"]
+        url, key = str(sample["__url__"]), sample["__key__"]
+        tar = url.rpartition("/")[2]
+        if tar not in self._units:  # the view tar may stand in a command such as pipe:aws s3 cp TAR -
+            words = re.findall(r"[^\s/'\"]+\.tar\b", url)
+            tar = next((word for word in words if word in self._units), tar)
         if tar not in self._units:
             raise ConfigError(
                 f"tar {tar!r} is not a view tar of cache {self._cache.address!r}: give webdataset the "
@@ -99,13 +103,6 @@ class _Join:
             self._compare(sample, tar, index[row])
         chunk = self._chunk(tar, row // BLOCK_ROWS)
         return sample_fields(self._stage.decoder, chunk, row % BLOCK_ROWS, self._stage.decoded)
-
-    def _tar_of(self, url: str) -> str:
-        """Return the file name of a URL, or the view tar in a command such as pipe:aws s3 cp TAR -."""
-        name = url.rpartition("/")[2]
-        if name in self._units:
-            return name
-        return next((word for word in re.findall(r"[^\s/'\"]+\.tar\b", url) if word in self._units), name)
 
     def _compare(self, sample: dict[str, Any], tar: str, expected: NDArray[np.uint64]) -> None:
         """Compare a sample with its checksum, which is of its bytes in the tar: they are made again."""

@@ -49,7 +49,7 @@ class BeitObjective(Inpainting):
     """Inpainting encoder, a linear head from C to the codes, and cross-entropy over the hidden patches."""
 
     def __init__(self, config: Beit, student: StudentConfig, setting: Setting) -> None:
-        super().__init__(student, config.needs, setting)
+        super().__init__(student, setting, config.needs)
         assert setting.tokenizer is not None
         self.tokenizer, self.codes = setting.tokenizer, config.codes
         self.head = nn.Linear(self.encoder.width, config.codebook_size).apply(initialise_layer)

@@ -87,7 +87,7 @@ class Beit2Objective(Inpainting):
     """Inpainting encoder, two joining blocks, and one norm and head for both predictions."""
 
     def __init__(self, config: Beit2, student: StudentConfig, setting: Setting) -> None:
-        super().__init__(student, config.needs, setting, parts=("patches", "cls"))
+        super().__init__(student, setting, config.needs, ("patches", "cls"))
         if not self.encoder.has_cls:
             raise ConfigError(
                 "objective 'beit2' predicts through CLS, which the student does not have: remove class_token "

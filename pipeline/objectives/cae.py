@@ -21,7 +21,6 @@ from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.objectives.objective import MaskedView, Objective, Setting, Targets
 from pipeline.objectives.regressor import Regressor
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import initialise_layer
 
 
@@ -81,12 +80,11 @@ class ContextAutoencoderObjective(Objective):
     """
 
     def __init__(self, config: ContextAutoencoder, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
-        super().__init__(encoder, config.needs, ("codes", "latents"), setting.teacher_has_cls)
+        super().__init__(student, setting, config.needs, ("codes", "latents"))
         assert setting.tokenizer is not None
         self.tokenizer, self.codes, self.align_weight = setting.tokenizer, config.codes, config.align_weight
-        self.regressor = Regressor(encoder, config.regressor_depth)
-        width, heads = encoder.width, encoder.vit.blocks[0].attn.num_heads
+        self.regressor = Regressor(self.encoder, config.regressor_depth)
+        width, heads = self.encoder.width, self.encoder.vit.blocks[0].attn.num_heads
         blocks = (Block(width, heads, qkv_bias=True) for _ in range(config.decoder_depth))
         self.decoder = nn.Sequential(*blocks, nn.LayerNorm(width, 1e-6)).apply(initialise_layer)
         self.head = nn.Linear(width, config.codebook_size).apply(initialise_layer)

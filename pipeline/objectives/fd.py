@@ -15,7 +15,6 @@ from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import initialise_layer
 
 
@@ -58,10 +57,9 @@ class FeatureDistillationObjective(Objective):
     """Encoder with its final norm, a linear head C to D, smooth-L1 over all tokens and channels."""
 
     def __init__(self, config: FeatureDistillation, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
-        super().__init__(encoder, config.needs, (), setting.teacher_has_cls)
+        super().__init__(student, setting, config.needs)
         self.beta = config.beta
-        self.head = nn.Linear(encoder.width, setting.teacher_width).apply(initialise_layer)
+        self.head = nn.Linear(self.encoder.width, setting.teacher_width).apply(initialise_layer)
 
     def predict_last(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Predict the teacher's last level (B, T, D) for whole images."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, Setting
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 
 # BEiT's optimiser, which later methods share: 1.5e-3 at a global batch of 2048.
 BEIT_OPTIM = {
@@ -26,11 +25,10 @@ class Inpainting(Objective):
     """Encoder with its final norm, and `mask_token` (C,) for hidden patches."""
 
     def __init__(
-        self, student: StudentConfig, needs: Needs, setting: Setting, parts: tuple[str, ...] = ()
+        self, student: StudentConfig, setting: Setting, needs: Needs, parts: tuple[str, ...] = ()
     ) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
-        super().__init__(encoder, needs, parts, setting.teacher_has_cls)
-        self.mask_token = nn.Parameter(torch.empty(encoder.width))
+        super().__init__(student, setting, needs, parts)
+        self.mask_token = nn.Parameter(torch.empty(self.encoder.width))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def embed(self, view: MaskedView) -> Tensor:

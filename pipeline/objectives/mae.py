@@ -13,7 +13,6 @@ from pipeline.objectives.losses import distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, Setting, Targets
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 
 
 class MaskedAutoencoder(DecoderConfig):
@@ -41,9 +40,8 @@ class MaskedAutoencoderObjective(Objective):
     """Encoder with its final norm, decoder, and the squared error of the hidden patches' pixels."""
 
     def __init__(self, config: MaskedAutoencoder, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
-        super().__init__(encoder, config.needs, (), setting.teacher_has_cls)
-        self.decoder = Decoder(config, encoder, 3 * setting.patch_size**2)
+        super().__init__(student, setting, config.needs)
+        self.decoder = Decoder(config, self.encoder, 3 * setting.patch_size**2)
         self.norm_pixels = config.norm_pixels
 
     def forward(self, view: MaskedView, _: Targets) -> tuple[Tensor, Tensor]:

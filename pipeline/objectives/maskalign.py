@@ -16,7 +16,6 @@ from pipeline.objectives.losses import LossKind, distance
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, Setting, Targets
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 
 
 class MaskAlign(Alignment):
@@ -57,7 +56,6 @@ class MaskAlignObjective(Objective):
     reads_norm: ClassVar[bool] = False
 
     def __init__(self, config: Alignment, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=self.reads_norm)
         teachers = setting.teachers
         # A single teacher has no name in messages and tables, and equal names get numbers.
         known = [one.teacher_name for one in teachers] if setting.others else [""]
@@ -67,21 +65,18 @@ class MaskAlignObjective(Objective):
             for name, teacher in zip(names, teachers, strict=True)
             for level in teacher.levels
         ]
-        super().__init__(encoder, config.needs, tuple(parts), setting.teacher_has_cls)
+        super().__init__(student, setting, config.needs, tuple(parts), trains_norm=self.reads_norm)
         # For each teacher its name and number of levels, and for each level whether its target has CLS.
         self.teachers = [(name, len(one.levels)) for name, one in zip(names, teachers, strict=True)]
         self.has_cls = [one.teacher_has_cls for one in teachers for _ in one.levels]
+        depth, width = self.encoder.depth, self.encoder.width
         matched = [
-            block
-            for one in teachers
-            for block in matched_blocks(one.levels, one.teacher_depth, encoder.depth)
+            block for one in teachers for block in matched_blocks(one.levels, one.teacher_depth, depth)
         ]
         widths = [one.target_width(config.target) for one in teachers for _ in one.levels]
-        self.alignment = DynamicAlignment(
-            config.mode, config.head, matched, encoder.depth, encoder.width, widths
-        )
+        self.alignment = DynamicAlignment(config.mode, config.head, matched, depth, width, widths)
         self.loss: LossKind = config.loss
-        for block in encoder.vit.blocks[self.alignment.last_block + 1 :]:
+        for block in self.encoder.vit.blocks[self.alignment.last_block + 1 :]:
             block.requires_grad_(False)
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ class MaskDistillObjective(Inpainting):
     """Inpainting encoder and a linear head C to D or E; the loss covers only hidden patches."""
 
     def __init__(self, config: MaskDistill, student: StudentConfig, setting: Setting) -> None:
-        super().__init__(student, config.needs, setting)
+        super().__init__(student, setting, config.needs)
         width = setting.target_width(config.target)
         self.head = nn.Linear(self.encoder.width, width).apply(initialise_layer)
         self.loss: LossKind = config.loss

@@ -15,7 +15,6 @@ from pipeline.objectives.losses import LossKind, distance
 from pipeline.objectives.needs import Needs, TargetKind
 from pipeline.objectives.objective import MaskedView, Objective, Setting, Targets
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 
 Positions = Literal["all", "hidden", "visible"]
 
@@ -61,11 +60,10 @@ class MilanObjective(Objective):
     """Encoder with its final norm, prompting decoder, and the mean distance over all predicted tokens."""
 
     def __init__(self, config: Milan, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
         parts = ("visible", "hidden") if config.positions == "all" else (config.positions,)
-        super().__init__(encoder, config.needs, parts, setting.teacher_has_cls)
+        super().__init__(student, setting, config.needs, parts)
         channels, hides = setting.target_width(config.target), config.positions != "visible"
-        self.decoder = PromptDecoder(config, encoder, channels, hides=hides)
+        self.decoder = PromptDecoder(config, self.encoder, channels, hides=hides)
         self.loss: LossKind = config.loss
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:

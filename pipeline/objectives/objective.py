@@ -11,7 +11,7 @@ from pipeline.config import Section
 from pipeline.errors import ConfigError
 from pipeline.objectives.needs import CodebookRequest, Needs, TargetKind
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import MaskedEncoder
+from pipeline.student.encoder import build_encoder
 
 Batch = Mapping[str, Tensor]  # by the names that `Needs` lists
 
@@ -81,11 +81,20 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, encoder: MaskedEncoder, needs: Needs, parts: tuple[str, ...], teacher_has_cls: bool
+        self,
+        student: StudentConfig,
+        setting: Setting,
+        needs: Needs,
+        parts: tuple[str, ...] = (),
+        *,
+        trains_norm: bool = True,
     ) -> None:
+        """Build the encoder; `trains_norm`: whether the loss reads what comes after its final norm."""
         super().__init__()
-        self.encoder, self.needs, self.parts = encoder, needs, parts
-        self._teacher_has_cls = teacher_has_cls
+        sizes = setting.image_size, setting.patch_size
+        self.encoder = build_encoder(student, *sizes, trains_norm=trains_norm)
+        self.needs, self.parts = needs, parts
+        self._teacher_has_cls = setting.teacher_has_cls
 
     def forward(self, view: MaskedView, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the loss () and its terms (len(parts),), detached."""

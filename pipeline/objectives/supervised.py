@@ -15,7 +15,6 @@ from pipeline.objectives.losses import exact
 from pipeline.objectives.needs import Needs
 from pipeline.objectives.objective import MaskedView, Objective, ObjectiveConfig, Setting, Targets
 from pipeline.student.config import StudentConfig
-from pipeline.student.encoder import build_encoder
 from pipeline.student.initialise import initialise_layer
 
 
@@ -44,9 +43,8 @@ class SupervisedObjective(Objective):
     """Encoder with its final norm, the mean of the visible patches, a linear classifier, cross-entropy."""
 
     def __init__(self, config: Supervised, student: StudentConfig, setting: Setting) -> None:
-        encoder = build_encoder(student, setting.image_size, setting.patch_size, trains_norm=True)
-        super().__init__(encoder, config.needs, (), setting.teacher_has_cls)
-        self.head = nn.Linear(encoder.width, config.classes).apply(initialise_layer)
+        super().__init__(student, setting, config.needs)
+        self.head = nn.Linear(self.encoder.width, config.classes).apply(initialise_layer)
         self.smoothing = config.smoothing
 
     def forward(self, view: MaskedView, _: Targets) -> tuple[Tensor, Tensor]:

@@ -62,11 +62,9 @@ def _in_folder(folder: Path, options: PackingOptions) -> Source:
         )
     if (folder / "dataset_info.json").is_file():
         return _tables(folder, _saved_files(folder), options)
-    if tables := sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet")):
-        return _tables(folder, tables, options)
-    if tables := sorted(folder.glob("*.arrow")):
-        return _tables(folder, tables, options)
-    return folder_source(folder)
+    patterns = ("*.parquet", "data/*.parquet", "*.arrow")
+    tables = next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
+    return _tables(folder, tables, options) if tables else folder_source(folder)
 
 
 def _saved_files(folder: Path) -> list[Path]:

@@ -36,7 +36,13 @@ class Claim:
     def take(self) -> bool:
         """Take the claim unless a live process has it."""
         with translate_errors(self._url):
-            held = self._put("create") or self._put(self._abandoned())
+            held = self._put("create")
+            with suppress(FileNotFoundError):  # released just now
+                if not held:
+                    found = obstore.get(self._store, self._key)
+                    data, age = bytes(found.bytes()), datetime.now(UTC) - found.meta["last_modified"]
+                    if data == self._data or age > self._expiry or _is_of_dead_process(data):
+                        held = self._put(version_of(found.meta))
         if held:
             _ours.add(self._token)
             self._thread.start()
@@ -59,8 +65,8 @@ class Claim:
             if version_of(obstore.head(self._store, self._key)) == self._version:
                 obstore.delete(self._store, self._key)
 
-    def _put(self, mode: str | dict[str, str] | None) -> bool:
-        if not mode:
+    def _put(self, mode: str | dict[str, str]) -> bool:
+        if not mode:  # the store names no version: nothing can be replaced safely
             return False
         try:
             put = obstore.put(self._store, self._key, self._data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
@@ -68,16 +74,6 @@ class Claim:
         except (AlreadyExistsError, PreconditionError):
             return False
         return True
-
-    def _abandoned(self) -> dict[str, str] | None:
-        """Return the version of a claim that is too old, or held by a dead process of this host."""
-        try:
-            found = obstore.get(self._store, self._key)
-            data = bytes(found.bytes())
-        except FileNotFoundError:  # released just now
-            return None
-        old = datetime.now(UTC) - found.meta["last_modified"] > self._expiry
-        return version_of(found.meta) if data == self._data or old or _is_of_dead_process(data) else None
 
     def _keep_fresh(self) -> None:
         while not self._released.wait(self._expiry.total_seconds() / _BEATS):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from pipeline.errors import StorageError
 
@@ -32,7 +32,7 @@ class WrittenFile:
 
 
 class DigestedFile:
-    """A new file written from front to back; it computes its digest while it writes."""
+    """A new file written from front to back, with its digest; an error in its context discards it."""
 
     _mode = "xb"
 
@@ -41,18 +41,25 @@ class DigestedFile:
         self._digest = hashlib.sha256()
         self._file = FileIO(path, self._mode)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error:
+            self.discard()
+
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         rest = memoryview(data).cast("B")
         self._digest.update(rest)
-        self.size += len(rest)
+        self.size += rest.nbytes
         while rest:
             rest = rest[self._file.write(rest) :]
 
     def close(self) -> WrittenFile:
         """Finish the file; it may not be on the disk yet."""
-        size = os.fstat(self._file.fileno()).st_size
-        self._file.close()
+        with self._file:
+            size = os.fstat(self._file.fileno()).st_size
         return WrittenFile(self.path, size, self._digest.hexdigest())
 
     def discard(self) -> None:
@@ -114,8 +121,12 @@ def files_below(folder: Path) -> Iterator[str]:
 
     Hidden files and folders are passed over. Links are followed; a folder they lead to twice is read once.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     seen = set[tuple[int, int]]()
-    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(root)  # noqa: PTH116  # a folder of a million images is walked
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -127,17 +138,13 @@ def files_below(folder: Path) -> Iterator[str]:
         yield from (f"{start}{file}" for file in files if not file.startswith("."))
 
 
-def _refuse(error: OSError) -> None:
-    raise error
-
-
 def nearest_existing(path: Path) -> Path:
     """Return the path itself if something is there, else the nearest folder above it that exists."""
     return next(one for one in (path, *path.absolute().parents) if one.exists())
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each flushed to the disk in the one that holds it."""
+    """Make a folder and those above it, and flush each to the disk."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -172,10 +179,9 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
     """Create a file whole, unless it is there already; return whether this call created it.
 
     os.link fails if the target exists, so of many creators one succeeds. exFAT, SMB and many FUSE file
-    systems have no hard links: there the kernel is asked for a rename that does not replace, and where it
-    has none, the folder is locked meanwhile. That last way is exclusive only among the processes that the
-    lock reaches: many network and FUSE file systems keep flock within a host, and there two hosts may both
-    be told that they created the file, of which the later one stays, whole.
+    systems have no hard links: there the kernel is asked for a rename that does not replace, and where it has
+    none, the folder is locked. Where such a lock reaches one host alone, two hosts may both be told that they
+    created the file, and the later one stays, whole.
     """
     temporary = _write_temporary(path, data, scratch)
     try:
@@ -201,8 +207,7 @@ def create_file_exclusively(path: Path, data: bytes, scratch: Path | None = None
 def _rename_exclusively(source: Path, target: Path) -> None:
     """Rename a file unless the target exists; raises FileExistsError."""
     names = os.fsencode(source), os.fsencode(target)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
+    if hasattr(libc := ctypes.CDLL(None, use_errno=True), "renameat2"):
         if not libc.renameat2(_HERE, names[0], _HERE, names[1], _RENAME_NOREPLACE):
             return
         if (number := ctypes.get_errno()) not in _NO_FLAGS:
@@ -248,10 +253,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except BlockingIOError:
             held = False
         except OSError as error:
-            where = f"the file system of {str(path)!r}"
-            raise StorageError(
-                f"{where} has no file locks ({error.strerror}): use one that has them"
-            ) from None
+            fault = f"the file system of {str(path)!r} has no file locks ({error.strerror})"
+            raise StorageError(f"{fault}: use one that has them") from None
         yield held
     finally:
         os.close(descriptor)

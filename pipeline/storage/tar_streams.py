@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pipeline.errors import ConfigError, printable
-from pipeline.storage.address import check_url, is_url, is_web
+from pipeline.storage.address import check_url, is_url, is_web, open_folder
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -44,18 +44,11 @@ def list_tars(address: str) -> list[str]:
             f"shards {printable(address)!r}: a web server cannot list its files; "
             "give a brace pattern of URLs or a text list"
         )
-    import obstore
-
-    from pipeline.storage.connection import translate_errors, with_retries
-
-    store, key = _connected(address)
-    with translate_errors(address):
-        found = with_retries(lambda: obstore.list_with_delimiter(store, key))
-    root = address[: len(address) - len(key)] if key else address.rstrip("/") + "/"
-    paths = [meta["path"] for meta in found["objects"]]
-    names = {path: path.rpartition("/")[2] for path in paths}
+    names = open_folder(address).names()
     return sorted(
-        f"{root}{path}" for path, name in names.items() if name.endswith(".tar") and not name.startswith(".")
+        f"{address.rstrip('/')}/{name}"
+        for name in names
+        if name.endswith(".tar") and not name.startswith(".")
     )
 
 
@@ -66,22 +59,16 @@ def open_tar(address: str) -> IO[bytes]:
     return io.BufferedReader(_RangeStream(address), RANGE_BYTES)
 
 
-def _connected(address: str) -> tuple["ObjectStore", str]:
+def _located(address: str) -> tuple["ObjectStore", str, "ObjectMeta"]:
+    """Return store, key and metadata of an object."""
     check_url(address)
-    from pipeline.storage.connection import connect
+    import obstore
+
+    from pipeline.storage.connection import connect, translate_errors
 
     scheme, _, rest = address.partition("://")
     root, _, key = rest.partition("/")
-    return connect(f"{scheme}://{root}"), unquote(key) if is_web(address) else key
-
-
-def _located(address: str) -> tuple["ObjectStore", str, "ObjectMeta"]:
-    """Return store, key and metadata of an object."""
-    store, key = _connected(address)
-    import obstore
-
-    from pipeline.storage.connection import translate_errors
-
+    store, key = connect(f"{scheme}://{root}"), unquote(key) if is_web(address) else key
     with translate_errors(address):
         return store, key, obstore.head(store, key)
 

@@ -158,11 +158,9 @@ class TieredFolder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._folder, name)
 
-    def distrust(self, version: str) -> bool:
-        """Read files of a version from the folder itself from now on; return whether that is new."""
-        known = version in self._distrusted
+    def distrust(self, version: str) -> None:
+        """Read files of a version from the folder itself from now on."""
         self._distrusted.add(version)
-        return not known
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes [start, end) of a file as the folder does."""

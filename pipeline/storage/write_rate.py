@@ -41,24 +41,21 @@ def measure_write_rate(folder: Path, most_bytes: float, most_seconds: float) -> 
         if most_bytes < 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile(dir=existing, buffering=0) as file:
-            return _measure(file.fileno(), int(most_bytes), most_seconds)
+            data, most = memoryview(os.urandom(min(int(most_bytes), _PIECE_BYTES))), int(most_bytes)
+            begin, marks = time.perf_counter(), [(0.0, 0)]  # seconds and bytes after each piece
+            while marks[-1][1] < most and marks[-1][0] < most_seconds:
+                start, size = marks[-1][1], min(len(data), most - marks[-1][1])
+                # no two pieces are alike
+                done = os.pwrite(file.fileno(), start.to_bytes(8, "little")[:size], start)
+                while done < size:
+                    done += os.pwrite(file.fileno(), data[done:size], start + done)
+                os.fsync(file.fileno())
+                marks.append((time.perf_counter() - begin, start + size))
     except OSError as error:
         raise StorageError(
             f"the disk of {str(folder)!r} cannot be written ({error.strerror}): make room, give permission "
             "or use another --cache; --disk-seconds 0 leaves the test out"
         ) from None
-
-
-def _measure(file: int, most_bytes: int, most_seconds: float) -> WriteRate:
-    data = memoryview(os.urandom(min(most_bytes, _PIECE_BYTES)))
-    begin, marks = time.perf_counter(), [(0.0, 0)]  # seconds and bytes after each piece
-    while marks[-1][1] < most_bytes and marks[-1][0] < most_seconds:
-        start, size = marks[-1][1], min(len(data), most_bytes - marks[-1][1])
-        done = os.pwrite(file, start.to_bytes(8, "little")[:size], start)  # no two pieces are alike
-        while done < size:
-            done += os.pwrite(file, data[done:size], start + done)
-        os.fsync(file)
-        marks.append((time.perf_counter() - begin, start + size))
     seconds, written = marks[-1]
     half, before = max(mark for mark in marks if mark[0] <= seconds / 2)
     return WriteRate(marks[1][1] / marks[1][0], (written - before) / (seconds - half), written, seconds)

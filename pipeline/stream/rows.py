@@ -40,8 +40,10 @@ class CacheRows:
         self._tiered = read_through(cache, units, LocalTier(Path(tier[0]), tier[1])) if tier else None
 
     def distrust(self, unit: int) -> bool:
-        """Read a unit without the local tier from now on; return whether that is new."""
-        return self._tiered is not None and self._tiered.distrust(self.units[unit]["digest"].decode())
+        """Read a unit without the local tier from now on; return whether there is one."""
+        if self._tiered:
+            self._tiered.distrust(self.units[unit]["digest"].decode())
+        return self._tiered is not None
 
     def values(self, rows: Arrays, levels: tuple[int, ...]) -> tuple[list[NDArray[Any]], NDArray[Any]]:
         """Return codes (n, T, W) of each level and stats (n, M, T, 2 + G) in the rows of a chunk."""

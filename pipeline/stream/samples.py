@@ -200,6 +200,7 @@ class WindowReader:
                 return read_joined(cache, commit, chunk, names, others)
             except CacheError:  # names its place itself
                 # Wrong bytes may have been kept: ask the stores themselves, from now on for all of the unit.
+                # Another thread may have noticed it already, after this one had read them.
                 if not (again and any([source.distrust(unit) for source in self._sources])):
                     raise
             except Exception as error:

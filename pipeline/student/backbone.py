@@ -32,7 +32,12 @@ def create_backbone(
     cost seconds for nothing. Raises ConfigError for a model that is unknown or not a plain ViT, for options
     that it does not take and for sizes that do not divide.
     """
-    _check_name(model)
+    if ":" in model or not timm.is_model(model):
+        plain = "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
+        hint = suggestion(model, timm.list_models()).rstrip() or plain
+        raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
+    if not is_model_in_modules(model, MODULES):
+        _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")
     if patch_size < 1 or image_size < patch_size or image_size % patch_size:
         raise ConfigError(
             f"image size {image_size} is not a multiple of patch size {patch_size}: "
@@ -64,15 +69,6 @@ def create_backbone(
             f"student width {vit.embed_dim} does not suit 2-D sin-cos positions: choose a multiple of 4"
         )
     return vit
-
-
-def _check_name(model: str) -> None:
-    if ":" in model or not timm.is_model(model):
-        plain = "choose a plain ViT of timm, such as 'vit_base_patch16_224'"
-        hint = suggestion(model, timm.list_models()).rstrip() or plain
-        raise ConfigError(f"student.model {model!r} is unknown to timm {timm.__version__}: {hint}")
-    if not is_model_in_modules(model, MODULES):
-        _refuse(model, "it is made of other blocks, windows, convolutions or rotary positions")
 
 
 def _refuse(model: str, reason: str) -> None:

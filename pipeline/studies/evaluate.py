@@ -10,7 +10,7 @@ from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.data import CacheViews, Data, LabelledImages
 from pipeline.evaluation.images import open_images
-from pipeline.evaluation.kept_views import keep_views
+from pipeline.evaluation.kept_views import KeptViews
 from pipeline.evaluation.run import EVALUATIONS, run_evaluation
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Evaluation, Task
@@ -95,4 +95,4 @@ def make_judge(
 
 def _kept(data: LabelledImages, size: int, file: Path) -> Data:
     """Decode the views once and keep them, unless they take more than `_MOST_KEPT` bytes."""
-    return data if len(data.of.images) * size**2 * 3 > _MOST_KEPT else keep_views(data, size, file)
+    return data if len(data.of.images) * size**2 * 3 > _MOST_KEPT else KeptViews(data, size, file)

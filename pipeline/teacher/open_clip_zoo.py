@@ -12,12 +12,11 @@ from torch import nn
 
 from pipeline.errors import ConfigError, suggestion
 from pipeline.json_text import load_json
-from pipeline.teacher.request import LOCAL, RANDOM, Address
+from pipeline.teacher.request import LOCAL, LOCAL_DIR, RANDOM, Address
 from pipeline.teacher.source import Source, build, freeze, not_plain
 from pipeline.teacher.timm_zoo import require_plain_timm
 
 Config = dict[str, Any]
-_FOLDER = "local-dir:"
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # what open_clip looks for
 _QUICK = "-quickgelu"
@@ -28,8 +27,8 @@ _TINY_TEXT = {"width": 8, "heads": 1, "layers": 1, "vocab_size": 8, "context_len
 def load_open_clip(address: Address) -> Source:
     """Load `MODEL/TAG`, `MODEL/random` or `local-dir:PATH`; raises ConfigError."""
     name = address.name
-    if name.startswith(_FOLDER):
-        return _load_folder(address, Path(name.removeprefix(_FOLDER)))
+    if name.startswith(LOCAL_DIR):
+        return _load_folder(address, Path(name.removeprefix(LOCAL_DIR)))
     if ":" in name:
         raise ConfigError(
             f"{address} is not of open_clip; download the model and give open_clip:local-dir:PATH"

@@ -9,7 +9,7 @@ from pipeline.storage.address import name_fault
 LIBRARIES = ("open_clip", "timm")
 RANDOM = "random"  # the tag of untrained weights
 LOCAL = "local"  # the tag of weights from a folder
-_LOCAL_FORM = "local-dir:"
+LOCAL_DIR = "local-dir:"  # stands before the path of a folder
 _FORMS = "open_clip:MODEL/TAG, open_clip:local-dir:PATH, timm:MODEL[.TAG] or timm:local-dir:PATH"
 
 
@@ -40,8 +40,8 @@ def split_address(spec: str, noun: str = "teacher") -> Address:
 def absolute_teacher(spec: str) -> str:
     """Return an address that means the same in any working folder; raises ConfigError as above."""
     address = split_address(spec)
-    folder = address.name.removeprefix(_LOCAL_FORM)
-    return spec if folder == address.name else f"{address.library}:{_LOCAL_FORM}{Path(folder).resolve()}"
+    folder = address.name.removeprefix(LOCAL_DIR)
+    return spec if folder == address.name else f"{address.library}:{LOCAL_DIR}{Path(folder).resolve()}"
 
 
 def parse_levels(levels: str) -> int | tuple[int, ...]:

@@ -7,13 +7,10 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from pipeline.teacher.request import RANDOM, Address
+from pipeline.teacher.request import LOCAL_DIR, RANDOM, Address
 from pipeline.teacher.source import build
 
-_TEMPLATES = {
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-    "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
-}
+_TEMPLATES = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Clip:
 def load_clip(spec: str) -> Clip:
     """Load `open_clip:MODEL/TAG`, `MODEL/random` or `local-dir:PATH` of open_clip; raises ConfigError."""
     address = Address("open_clip", spec.removeprefix("open_clip:"))
-    local = address.name.startswith("local-dir:")
+    local = address.name.startswith(LOCAL_DIR)
     name, tag = (address.name, "") if local else address.name.partition("/")[::2]
     trained: dict[str, Any] = {"pretrained": tag, "require_pretrained": True}
     remedy = "check the network, or give open_clip:local-dir:PATH"

@@ -8,20 +8,17 @@ from timm.layers import QuickGELU
 from timm.models import get_pretrained_cfg
 
 from pipeline.errors import ConfigError, suggestion
-from pipeline.teacher.request import LOCAL, RANDOM, Address
+from pipeline.teacher.request import LOCAL, LOCAL_DIR, RANDOM, Address
 from pipeline.teacher.source import Source, build, freeze
 from pipeline.teacher.tower import require_plain
-
-_LOCAL_DIR = "local-dir:"
 
 
 def load_timm(address: Address) -> Source:
     """Load `MODEL[.TAG]`, by default timm's tag, `MODEL.random` or `local-dir:PATH`; raises ConfigError."""
     name = address.name
-    if name.startswith(_LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
+    if name.startswith(LOCAL_DIR):  # weights and config.json as timm writes them; train-student exports such
         remedy = "give a folder with config.json and model.safetensors, as timm saves a model"
         module: Any = build(address, remedy, lambda: timm.create_model(name, pretrained=True))
-        require_plain(module, address)
         model_name, tag = str(module.pretrained_cfg["architecture"]), LOCAL
     else:
         model_name, dot, tag = name.partition(".")
@@ -36,11 +33,12 @@ def load_timm(address: Address) -> Source:
         elif tag not in (*tags, RANDOM):
             accepted = ", ".join(f"timm:{model_name}.{one}" for one in (*tags, RANDOM))
             raise ConfigError(f"{address} has no tag {tag!r}: {suggestion(tag, tags)}accepted is {accepted}")
-        require_plain_timm(address, model_name, tag)
+        if trained := tag != RANDOM:
+            require_plain_timm(address, model_name, tag)
         remedy = f"check the network, or give 'timm:{model_name}.{RANDOM}' for untrained weights"
-        trained = tag != RANDOM
         entry = f"{model_name}.{tag}" if trained else model_name
         module = build(address, remedy, lambda: timm.create_model(entry, pretrained=trained))
+    require_plain(module, address)
     module.reset_classifier(0)  # only now, so that trained weights load strictly
     mean, std = (tuple(module.pretrained_cfg[part]) for part in ("mean", "std"))
     return Source(freeze(module), "timm", model_name, tag, mean, std)

@@ -1,6 +1,6 @@
-"""Draws the tokens that a codebook is fitted to from the cache, keyed by the run's seed."""
+"""Draws from the caches what a codebook or PHI-S is fitted to, keyed by the run's seed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 from pipeline.cache.join import decode_crop, read_joined
 from pipeline.cache.layout import feature_array
 from pipeline.objectives.decoder import pixel_target
-from pipeline.objectives.needs import CodebookRequest
+from pipeline.objectives.needs import CodebookRequest, target_field
 from pipeline.runtime.ordered import ordered_map
 from pipeline.seeding import generator
 from pipeline.stream.samples import StreamSpec
 from pipeline.student.patches import cut_patches
 from pipeline.training.codebook import chunks_of
 from pipeline.training.job import TrainingJob
-from pipeline.training.targets import cached_targets
+from pipeline.training.targets import CachedTargets, cached_targets
 
 # Neighbours in a cache may be alike, so only some images of a chunk of 64 are used.
 _LEAST_OF_CHUNK = 16
@@ -35,9 +35,13 @@ def sample_tokens(job: TrainingJob, request: CodebookRequest) -> Tensor:
     patches, views, filled = job.cache.schema.patches, int(chunks_of(job.spec)[:, 2].sum()), 0
     views = min(views, -(-request.tokens // patches))
     picks = drawn_rows(job.spec, views, job.config.train.seed)
-    read = _features if request.source == "features" else _pixels
+    tokens = _pixels(job, picks)
+    if request.source == "features":
+        level, cls = job.spec.levels[-1:], int(job.cache.schema.teacher.has_cls)
+        targets = cached_targets(job.cache, level, request.target).to(job.device)
+        tokens = (each for (each,) in sampled_targets(job, 0, level, targets, picks, first=cls))
     values = torch.empty(0)
-    for found in read(job, request, picks):
+    for found in tokens:
         if not filled:
             values = found.new_empty(views, *found.shape[1:], dtype=torch.float32)
         values[filled : filled + len(found)] = found
@@ -59,25 +63,35 @@ def drawn_rows(spec: StreamSpec, count: int, seed: int) -> Iterator[Pick]:
             yield chunk.tolist(), np.sort(rows)
 
 
-def _features(job: TrainingJob, request: CodebookRequest, picks: Iterator[Pick]) -> Iterator[Tensor]:
-    """Yield the features (n, N, D') of the picked rows, in the form that the objective learns."""
-    cache, level = job.cache, job.spec.levels[-1]
-    names = [feature_array(cache.schema.levels[level]), "stats"]
-    targets = cached_targets(cache, (level,), request.target).to(job.device)
-    first = int(cache.schema.teacher.has_cls)
+def sampled_targets(
+    job: TrainingJob,
+    teacher: int,
+    levels: Sequence[int],
+    targets: CachedTargets,
+    picks: Iterator[Pick],
+    first: int = 0,
+) -> Iterator[list[Tensor]]:
+    """Yield for each pick the targets (n, T, D') of a teacher's `levels`, from token `first` on.
 
-    def read(pick: Pick) -> tuple[Tensor, Tensor]:
+    `targets` decodes these levels, on the job's device.
+    """
+    cache, units = job.caches[teacher], job.spec.order.units
+    if teacher:
+        units = job.spec.others[teacher - 1].units
+    names = [*(feature_array(cache.schema.levels[level]) for level in levels), "stats"]
+
+    def read(pick: Pick) -> dict[str, Tensor]:
         (unit, chunk, _), rows = pick
-        arrays = cache.read_chunk(cache.pinned_commit(job.spec.order.units[unit]), chunk, names)
-        codes, stats = (torch.from_numpy(arrays[name][rows]) for name in names)
-        return codes[:, None, first:], stats[:, level : level + 1, first:]
+        arrays = cache.read_chunk(cache.pinned_commit(units[unit]), chunk, names)
+        *codes, stats = (torch.from_numpy(arrays[name][rows]) for name in names)
+        batch = {"codes": torch.stack(codes, dim=1)[:, :, first:], "stats": stats[:, list(levels), first:]}
+        return {target_field("visible", what, teacher): values for what, values in batch.items()}
 
-    for codes, stats in ordered_map(read, picks, _AT_ONCE):
-        batch = {"hidden_codes": codes.to(job.device), "hidden_stats": stats.to(job.device)}
-        yield targets(batch).hidden[0]
+    for batch in ordered_map(read, picks, _AT_ONCE):
+        yield targets({name: values.to(job.device) for name, values in batch.items()}).visible
 
 
-def _pixels(job: TrainingJob, _: CodebookRequest, picks: Iterator[Pick]) -> Iterator[Tensor]:
+def _pixels(job: TrainingJob, picks: Iterator[Pick]) -> Iterator[Tensor]:
     """Yield the patches (n, N, P) of the picked rows."""
     cache, patch = job.cache, job.cache.schema.view.patch_size
 

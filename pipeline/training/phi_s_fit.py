@@ -12,21 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.cache.layout import feature_array
 from pipeline.errors import CacheError, CheckpointError
-from pipeline.objectives.needs import target_field
-from pipeline.runtime.ordered import ordered_map
 from pipeline.training.begin import kept_file
 from pipeline.training.codebook import chunks_of
-from pipeline.training.codebook_sample import Pick, drawn_rows
+from pipeline.training.codebook_sample import drawn_rows, sampled_targets
 from pipeline.training.job import TrainingJob
 from pipeline.training.phi_s import Moments, PhiStandardisation, Standards, phi_s
 from pipeline.training.run_folder import read_run, refuse_differences
-from pipeline.training.targets import CachedTargets
 
 PHI_S_FILE = "phi_s.safetensors"
 _VIEWS = 2048  # of the caches, with about 200 tokens each: many more than the channels of any teacher
-_AT_ONCE = 2  # chunks that are read side by side
 
 
 def ready_standards(job: TrainingJob, resumed: bool, say: Callable[[str], None]) -> Standards | None:
@@ -71,7 +66,11 @@ def fit_standards(job: TrainingJob) -> bytes:
     tensors: dict[str, Tensor] = {}
     views = min(_VIEWS, int(chunks_of(job.spec)[:, 2].sum()))
     for at, targets in enumerate(job.teacher_targets()):
-        moments = _moments(job, at, targets.to(job.device), views)
+        levels = job.spec.others[at - 1].levels if at else job.spec.levels
+        moments, picks = [Moments() for _ in levels], drawn_rows(job.spec, views, job.config.train.seed)
+        for sampled in sampled_targets(job, at, levels, targets.to(job.device), picks):
+            for each, values in zip(moments, sampled, strict=True):
+                each.add(values.float().flatten(0, 1))
         maps = []
         for level, each in enumerate(moments):
             mean, covariance = each.result()
@@ -85,25 +84,3 @@ def fit_standards(job: TrainingJob) -> bytes:
         tensors |= {f"{at}.mean": torch.stack(means), f"{at}.matrix": torch.stack(matrices)}
     facts = {"caches": [cache.digest for cache in job.caches], "views": views, "seed": job.config.train.seed}
     return save(tensors, {"phi_s": json.dumps(facts)})
-
-
-def _moments(job: TrainingJob, at: int, targets: CachedTargets, views: int) -> list[Moments]:
-    """Return mean and covariance of a teacher's targets, for each level, over all tokens of `views`."""
-    cache, (units, chosen) = job.caches[at], (job.spec.order.units, job.spec.levels)
-    if at:
-        units, chosen = job.spec.others[at - 1].units, job.spec.others[at - 1].levels
-    names = [*(feature_array(cache.schema.levels[level]) for level in chosen), "stats"]
-
-    def read(pick: Pick) -> dict[str, Tensor]:
-        (unit, chunk, _), rows = pick
-        arrays = cache.read_chunk(cache.pinned_commit(units[unit]), chunk, names)
-        *codes, stats = (torch.from_numpy(arrays[name][rows]) for name in names)
-        batch = {"codes": torch.stack(codes, dim=1), "stats": stats[:, list(chosen)]}
-        return {target_field("visible", what, at): values for what, values in batch.items()}
-
-    found = [Moments() for _ in chosen]
-    for batch in ordered_map(read, drawn_rows(job.spec, views, job.config.train.seed), _AT_ONCE):
-        on_device = {name: values.to(job.device) for name, values in batch.items()}
-        for moments, target in zip(found, targets(on_device).visible, strict=True):
-            moments.add(target.float().flatten(0, 1))
-    return found

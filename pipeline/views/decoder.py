@@ -90,7 +90,18 @@ class Decoder:
                 yield DecodedJob(of, results, pixels)
             return
         try:
-            yield from self._from_workers(groups)
+            while self._answered < self._asked:  # jobs of a pass that was not followed to its end
+                self._receive()
+            waiting: deque[tuple[Of, int]] = deque()  # with the number of samples
+            most = JOBS_AHEAD * len(self._workers)
+            for of, maker, samples in groups:
+                if samples:
+                    self._send(maker, samples)
+                waiting.append((of, len(samples)))
+                while waiting and (self._asked - self._answered == most or not waiting[0][1]):
+                    yield from self._next(*waiting.popleft())
+            while waiting:
+                yield from self._next(*waiting.popleft())
         except WorkerDiedError as error:
             self.close()
             cure = "lower --workers and run" if error.lacks_memory else "run"
@@ -118,20 +129,6 @@ class Decoder:
             for memory in self._memories:
                 free_shared(memory)
             self._memories, self._locked, self._copies = [], [], {}
-
-    def _from_workers(self, groups: Iterable[Group[Of]]) -> Iterator[DecodedJob[Of]]:
-        while self._answered < self._asked:  # jobs of a pass that was not followed to its end
-            self._receive()
-        waiting: deque[tuple[Of, int]] = deque()  # with the number of samples
-        most = JOBS_AHEAD * len(self._workers)
-        for of, maker, samples in groups:
-            if samples:
-                self._send(maker, samples)
-            waiting.append((of, len(samples)))
-            while waiting and (self._asked - self._answered == most or not waiting[0][1]):
-                yield from self._next(*waiting.popleft())
-        while waiting:
-            yield from self._next(*waiting.popleft())
 
     def _next(self, of: Of, samples: int) -> Iterator[DecodedJob[Of]]:
         """Wait for the job that is due and yield it; its memory may be used again after that."""

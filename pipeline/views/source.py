@@ -66,12 +66,26 @@ def _refuse_silent_server(shard: SourceTar, error: OSError) -> None:
 
 
 def _members(shard: SourceTar, stream: "TarStream") -> Iterator[_Member]:
+    """Yield the members that belong to samples."""
     try:
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", encoding="utf-8") as tar:
             for info in iter(tar.next, None):
                 tar.members = []  # type: ignore[attr-defined]  # where it would remember them all
                 stream.limit = tar.offset + _MAX_HEADER_BYTES
-                yield from _member(tar, info)
+                if not (found := key_of_member(info)):
+                    continue
+                key, extension = found
+                limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
+                fault = ""
+                if not info.isreg() or info.issparse():
+                    holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
+                    fault = f"has a {extension} that {holes}"
+                elif info.size > limit:
+                    fault = f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
+                if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
+                    yield _Member(key, extension, None, fault)
+                elif file := tar.extractfile(info):
+                    yield _Member(key, extension, file.read())
             stream.refuse_cut(tar.offset)
     except (SourceError, MemoryError):
         raise
@@ -80,24 +94,6 @@ def _members(shard: SourceTar, stream: "TarStream") -> Iterator[_Member]:
         raise SourceError(f"cannot be read ({error.strerror or error})") from None
     except Exception as error:  # on hostile headers tarfile raises almost anything
         raise SourceError(f"cannot be read ({str(error) or type(error).__name__})") from None
-
-
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[_Member]:
-    """Yield the member if it belongs to a sample."""
-    if not (found := key_of_member(info)):
-        return
-    key, extension = found
-    limit = MAX_IMAGE_BYTES if extension in IMAGE_EXTENSIONS else MAX_CARRIED_BYTES
-    fault = ""
-    if not info.isreg() or info.issparse():
-        holes = "is a link, device or file with holes: pack whole files (tar --dereference)"
-        fault = f"has a {extension} that {holes}"
-    elif info.size > limit:
-        fault = f"has a {extension} of {info.size} bytes, more than the {limit} that are accepted"
-    if fault or extension not in (*IMAGE_EXTENSIONS, *CARRIED_EXTENSIONS):
-        yield _Member(key, extension, None, fault)
-    elif file := tar.extractfile(info):
-        yield _Member(key, extension, file.read())
 
 
 def _sample(key: str, group: Iterable[_Member]) -> SourceSample:

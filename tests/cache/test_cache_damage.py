@@ -176,20 +176,16 @@ def test_odd_values_of_units_and_commits_are_one_sentence(made):
                 file.write_bytes(before)
 
 
-def test_swapped_calibration_is_refused(made):
-    path, _ = made
-    shutil.copy(path / "targets.zarr/channel_mean/c/0/0", path / "targets.zarr/channel_std/c/0/0")
-    with pytest.raises(CacheError, match=r"the calibration of cache .* does not match its digest"):
-        Cache(path).calibration()
-
-
-def test_a_damaged_final_norm_is_refused(damaged):
+def test_damaged_and_swapped_constants_are_refused(damaged):
     before = Cache(damaged).teacher_output()["post_norm"]
     assert before.shape == (2, 64)
     flip(damaged / "targets.zarr/post_norm/c/0/0", 7)
     with pytest.raises(CacheError, match=r"array 'post_norm' of .* cannot be read \(its bytes do not match"):
         Cache(damaged).teacher_output()
-    shutil.copy(damaged / "targets.zarr/channel_std/c/0/0", damaged / "targets.zarr/post_norm/c/0/0")
+    for name, other in (("post_norm", "channel_std"), ("channel_std", "channel_mean")):
+        shutil.copy(damaged / f"targets.zarr/{other}/c/0/0", damaged / f"targets.zarr/{name}/c/0/0")
+    with pytest.raises(CacheError, match=r"the calibration of cache .* does not match its digest"):
+        Cache(damaged).calibration()
     message = r"the final norm or projection in cache .* does not match its digest"
     with pytest.raises(CacheError, match=message):
         Cache(damaged).teacher_output()

@@ -3,8 +3,6 @@
 import caches
 import numpy as np
 import pytest
-from caches import extraction_options
-from tars import make_tars
 
 from pipeline.cache.layout import row_arrays
 from pipeline.cache.prices import Prices
@@ -12,7 +10,6 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.requests import describe_store, forecast_store, puts_of_file
 from pipeline.cache.sizes import alternatives, finished_bytes, stored_bytes, take_inventory
 from pipeline.errors import CacheError
-from pipeline.extraction.job import run_extraction
 
 
 def committed_bytes(path):
@@ -26,18 +23,13 @@ def committed_bytes(path):
     )
 
 
-def test_an_unfinished_cache_forecasts_its_size(tmp_path):
-    shards = make_tars(tmp_path / "tars", 3, 64)
-    options = {"shards": shards, "cache": tmp_path / "a.cache", "views": 1, "encoding": "int4", "keep": 0.5}
-    run_extraction(extraction_options(**options))
-    for name in ("train-0001.v00", "train-0002.v00"):
-        (tmp_path / "a.cache" / "commits" / f"{name}.json").rename(tmp_path / f"{name}.json")
-    cache = Cache(tmp_path / "a.cache")
-    forecast = finished_bytes(cache, take_inventory(cache))
-    for name in ("train-0001.v00", "train-0002.v00"):
-        (tmp_path / f"{name}.json").rename(tmp_path / "a.cache" / "commits" / f"{name}.json")
-    assert forecast == pytest.approx(committed_bytes(tmp_path / "a.cache"), rel=0.02)
-    assert take_inventory(Cache(tmp_path / "a.cache")).stored.total() == committed_bytes(tmp_path / "a.cache")
+def test_an_unfinished_cache_forecasts_its_size(cache_copy):
+    whole = committed_bytes(cache_copy)
+    assert take_inventory(Cache(cache_copy)).stored.total() == whole
+    for view in (0, 1):
+        (cache_copy / "commits" / f"train-0001.v{view:02d}.json").unlink()
+    cache = Cache(cache_copy)
+    assert finished_bytes(cache, take_inventory(cache)) == pytest.approx(whole, rel=0.02)
 
 
 def test_without_a_unit_there_is_no_forecast(cache_copy):
@@ -57,12 +49,11 @@ def test_what_is_read_of_a_view_is_what_its_rows_take(small_cache_path):
     assert stored_bytes(cache, take_inventory(cache), [4]) * 64 == sum(values.nbytes for values in rows)
 
 
-def test_alternatives_are_what_such_caches_take(tmp_path, small_cache_path):
-    schema = Cache(small_cache_path).schema
-    found = {(encoding, keep): size for encoding, keep, size in alternatives(schema)}
+def test_alternatives_are_what_such_caches_take(tmp_path):
+    found = {(encoding, keep): size for encoding, keep, size in alternatives(caches.make_schema())}
     assert len(found) == 6
-    shards = make_tars(tmp_path / "tars", 1, 64)
-    cache = Cache(caches.real(tmp_path, shards=shards, views=1, encoding="int4", keep=0.3))
+    caches.synthetic(tmp_path / "a.cache", encoding="int4", keep=0.3, keep_rank="attention")
+    cache = Cache(tmp_path / "a.cache")
     arrays = cache.read_chunk(next(cache.commits()), 0, row_arrays(cache.schema))
     assert found["int4", 0.3] * 64 == np.sum([rows.nbytes for rows in arrays.values()])
 

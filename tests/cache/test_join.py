@@ -16,28 +16,23 @@ from pipeline.views.source_tars import SourceTar
 UNIT_0 = r"unit 0 \(train-0000\.tar, view 0\)"
 
 
-def patches_of(crop, visible, size=16):
-    """Cut the visible patches (K, P) by hand, rows of the grid first."""
-    columns = crop.shape[1] // size
-    corners = [(patch // columns * size, patch % columns * size) for patch in visible]
+def patches_of(crop, size=16):
+    """Cut all patches (N, P) by hand, rows of the grid first."""
+    corners = [(top, left) for top in range(0, len(crop), size) for left in range(0, crop.shape[1], size)]
     return np.stack([crop[top : top + size, left : left + size].reshape(-1) for top, left in corners])
 
 
-def key_of(batch, row, stored):
-    """Find the only key whose crop has these pixels at these patches."""
-    visible, patches = batch["visible"][row].numpy(), batch["patches"][row].numpy()
-    (key,) = (
-        key for key, sample in stored.items() if np.array_equal(patches_of(sample.crop, visible), patches)
-    )
-    return key
-
-
 def check_batches(batches, stored, levels, prefix):
-    """Compare every sample of some batches with the cache; returns the keys."""
-    keys = []
+    """Compare every sample of some batches with the cache; returns the keys.
+
+    A sample's key is the only one whose crop has its pixels at its patches.
+    """
+    keys, names, crops = [], list(stored), np.stack([patches_of(one.crop) for one in stored.values()])
     for batch in batches:
         for row, visible in enumerate(batch["visible"].numpy()):
-            keys.append(key_of(batch, row, stored))
+            same = (crops[:, visible] == batch["patches"][row].numpy()).all(axis=(1, 2))
+            (place,) = np.flatnonzero(same)
+            keys.append(names[place])
             sample, tokens = stored[keys[-1]], [*range(prefix), *(visible + prefix)]
             assert np.array_equal(batch["visible_codes"][row].numpy(), sample.codes[list(levels)][:, tokens])
             assert np.array_equal(batch["visible_stats"][row].numpy(), sample.stats[list(levels)][:, tokens])

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -40,9 +41,11 @@ def crop_of(sample):
     return name[: -len(".jpg")], pixels
 
 
-def recomputed(path, spec, unit):
-    """The teacher's features of a unit's crops, computed in the extraction's batches of 8."""
+@cache
+def recomputed(path, spec, number):
+    """The teacher's features of the crops of a unit, computed in the extraction's batches of 8."""
     schema = schema_of(path)
+    unit = READ_UNIT(path, number, schema["levels"][0])
     teacher = load_teacher(
         spec, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, levels=",".join(map(str, schema["levels"])) + ","
     )
@@ -77,7 +80,7 @@ def test_features_are_within_the_stated_bound(made):
     path, spec = made
     schema, group = schema_of(path), group_of(path)
     for number in range(UNITS):
-        hidden, _ = recomputed(path, spec, READ_UNIT(path, number, schema["levels"][0]))
+        hidden, _ = recomputed(path, spec, number)
         for place, level in enumerate(schema["levels"]):
             read = READ_UNIT(path, number, level)
             states = stored_tokens(hidden[place], read["tokens"], schema)
@@ -119,7 +122,7 @@ def test_importance_is_what_the_teacher_says(made):
     schema, group = schema_of(path), group_of(path)
     assert ("attention" in group) == schema["teacher"]["has_importance"] == (spec == TEACHER)
     for number in range(UNITS if "attention" in group else 0):
-        _, importance = recomputed(path, spec, READ_UNIT(path, number, schema["levels"][0]))
+        _, importance = recomputed(path, spec, number)
         start = number * schema["unit_rows"]
         np.testing.assert_array_equal(group["attention"][start : start + len(importance)], importance)
 

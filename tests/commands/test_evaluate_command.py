@@ -17,7 +17,7 @@ import pytest
 import timm
 import torch
 from caches import TEACHER
-from calls import call, call_alone
+from calls import call, call_alone, cases
 from neighbour_votes import knn_predictions
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -261,113 +261,119 @@ def test_images_that_are_left_out_are_reported(cache, run, tmp_path):
     assert f"warning: 1 damaged of 7 images of {tar} are left out; the first: a.tar/bad " in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        ([], "give one to evaluate: --run, --untrained with --run or --config, --teacher or --model"),
-        (["--run", "{run}", "--teacher", TEACHER], "give one to evaluate"),
-        (["--untrained", "--teacher", TEACHER], "give one to evaluate"),
-        (["--run", "{run}", "--config", "{recipe}"], "--config is for an untrained student without a run"),
-        (["--teacher", TEACHER, "--config", "{recipe}"], "--config is for an untrained student without a"),
-        (["--run", "{run}", "--shards", "{tars}"], "give the data to learn from either as --cache DIR or as"),
-        (["--untrained", "--config", "none.toml"], "configuration file 'none.toml' does not exist"),
-        (["--teacher", "timm:resnet18"], "is a ResNet, not a plain ViT"),
-        (["--model", "open_clip:ViT-B-16/openai"], "does not name a model of timm: give NAME or"),
-        (
-            ["--model", "timm:vit_smal_patch16_224"],
-            "model 'timm:vit_smal_patch16_224' is not a model of timm",
-        ),
-        (["--model", "local-dir:none"], "give a folder with config.json and model.safetensors"),
-        (["--run", "{run}", "--test-shards", "none.tar"], "shard 'none.tar' does not exist"),
-        (
-            ["--run", "{run}", "--test-shards", "{tars}"],
-            "24 keys are in the data to learn from and in the test data",
-        ),
-        (["--run", "{run}", "--set", "k=49"], "k is 49: only 46 views of the bank may vote for each image"),
-        (["--run", "{run}", "--set", "neighbours=3"], "unknown configuration key 'neighbours': known are"),
-        (["--run", "caf\udce9"], "--run 'caf\\udce9' has a name that is not UTF-8: rename it"),
-        (["--run", "{run}", "--out", "caf\udce9.json"], "caf\\udce9.json' has a name that is not UTF-8"),
-        (["--run", "{run}", "--features", "\udce9"], "--features '\\udce9' has a name that is not"),
-        (["--model", "local-dir:\udce9"], "model 'timm:local-dir:\\udce9' has a name that is not UTF-8"),
-        (["--run", "{run}", "--report", "{tars}"], "--report differs from --run"),
-        (["--run", "{run}", "--out", "none/a.json"], "--out 'none/a.json': its folder does not exist"),
-        (
-            ["--run", "{run}", "--out", "/proc/a.json"],
-            "--out '/proc/a.json': its folder does not exist or is",
-        ),
-        (
-            ["--run", "{run}", "--out", "a.html"],
-            "--out 'a.html': scores are JSON; give a name",
-        ),
-        (
-            ["--run", "{run}", "--out", "o" * 216 + ".json"],
-            ".json' has a name of more than 220 bytes: shorten",
-        ),
-        (
-            ["--run", "{run}", "--out", "{run}/run.json"],
-            "run.json' exists and holds no scores: choose another",
-        ),
-        (
-            ["--model", "test_vit.random", "--out", "{run}/scores.json"],
-            "scores of a run, and would replace all",
-        ),
-        (["--run", "{run}", "--features", "{recipe}"], "recipe.toml' is a file: give a folder"),
-        (
-            ["--model", "test_vit.random", "--out", "{recipe}.json"],
-            "recipe.toml.json': plots and checkpoints would go to the folder",
-        ),
-        (
-            ["--run", "{run}", "--features", "none/f"],
-            "--features 'none/f': its folder does not",
-        ),
-        (
-            ["--run", "{run}", "--test-shards", "nothere"],
-            "'nothere' does not exist: give labelled",
-        ),
-    ],
-)
-def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe, arguments, part):
-    arguments = [argument.format(run=run, recipe=recipe, tars=tars) for argument in arguments]
-    result = call(app, "knn", "--set", "k=3", *arguments, "--cache", cache, code=2)
-    assert result.stderr.startswith("error: ")
-    assert part in result.stderr
+TOGETHER = """
+knn
+    give one to evaluate: --run, --untrained with --run or --config, --teacher or --model
+knn --run {run} --teacher {teacher}
+    give one to evaluate
+knn --untrained --teacher {teacher}
+    give one to evaluate
+knn --run {run} --config {recipe}
+    --config is for an untrained student without a run
+knn --teacher {teacher} --config {recipe}
+    --config is for an untrained student without a
+knn --run {run} --shards {tars}
+    give the data to learn from either as --cache DIR or as
+knn --untrained --config none.toml
+    configuration file 'none.toml' does not exist
+knn --teacher timm:resnet18
+    is a ResNet, not a plain ViT
+knn --model open_clip:ViT-B-16/openai
+    does not name a model of timm: give NAME or
+knn --model timm:vit_smal_patch16_224
+    model 'timm:vit_smal_patch16_224' is not a model of timm
+knn --model local-dir:none
+    give a folder with config.json and model.safetensors
+knn --run {run} --test-shards none.tar
+    shard 'none.tar' does not exist
+knn --run {run} --test-shards {tars}
+    24 keys are in the data to learn from and in the test data
+knn --run {run} --set k=49
+    k is 49: only 46 views of the bank may vote for each image
+knn --run {run} --set neighbours=3
+    unknown configuration key 'neighbours': known are
+knn --run caf\udce9
+    --run 'caf\\udce9' has a name that is not UTF-8: rename it
+knn --run {run} --out caf\udce9.json
+    caf\\udce9.json' has a name that is not UTF-8
+knn --run {run} --features \udce9
+    --features '\\udce9' has a name that is not
+knn --model local-dir:\udce9
+    model 'timm:local-dir:\\udce9' has a name that is not UTF-8
+knn --run {run} --report {tars}
+    --report differs from --run
+knn --run {run} --out none/a.json
+    --out 'none/a.json': its folder does not exist
+knn --run {run} --out /proc/a.json
+    --out '/proc/a.json': its folder does not exist or is
+knn --run {run} --out a.html
+    --out 'a.html': scores are JSON; give a name
+knn --run {run} --out {long}.json
+    .json' has a name of more than 220 bytes: shorten
+knn --run {run} --out {run}/run.json
+    run.json' exists and holds no scores: choose another
+knn --model test_vit.random --out {run}/scores.json
+    scores of a run, and would replace all
+knn --run {run} --features {recipe}
+    recipe.toml' is a file: give a folder
+knn --model test_vit.random --out {recipe}.json
+    recipe.toml.json': plots and checkpoints would go to the folder
+knn --run {run} --features none/f
+    --features 'none/f': its folder does not
+knn --run {run} --test-shards nothere
+    'nothere' does not exist: give labelled
+"""
+WITHOUT_EFFECT = """
+attention --shards {tars} --test-shards {tars}
+    --test-shards has no effect on attention: it
+zero-shot,attention --shards {tars} --test-shards {tars}
+    effect on zero-shot and attention
+attention --shards {tars} --class-names {names}
+    --class-names has no effect on attention
+segment --shards {tars} --image-size 32
+    on segment: give --set size=PIXELS
+detect --shards {tars} --image-size 32
+    on detect: give --set image_size=PIXELS
+finetune --shards {tars} --features .
+    --features has no effect on finetune
+export --shards {tars}
+    --shards has no effect on export: it needs no data
+export --out a.json
+    --out has no effect on export: it has no scores
+knn --shards {tars} --patch-size 8
+    --patch-size is 8, but the run has patches of 16
+knn --shards {tars} --set tries=3
+    tries is 3, but all would learn from the same images
+probe --shards {tars} --set tries=3
+    tries is 3, but all would learn from the same
+detect --shards {tars} --set drop_path=0.2
+    drop_path is for an encoder that is trained
+"""
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "part"),
-    [
-        (
-            "attention",
-            ["--shards", "T", "--test-shards", "T"],
-            "--test-shards has no effect on attention: it",
-        ),
-        ("zero-shot,attention", ["--shards", "T", "--test-shards", "T"], "effect on zero-shot and attention"),
-        ("attention", ["--shards", "T", "--class-names", "N"], "--class-names has no effect on attention"),
-        ("segment", ["--shards", "T", "--image-size", "32"], "on segment: give --set size=PIXELS"),
-        ("detect", ["--shards", "T", "--image-size", "32"], "on detect: give --set image_size=PIXELS"),
-        ("finetune", ["--shards", "T", "--features", "."], "--features has no effect on finetune"),
-        ("export", ["--shards", "T"], "--shards has no effect on export: it needs no data"),
-        ("export", ["--out", "a.json"], "--out has no effect on export: it has no scores"),
-        ("knn", ["--shards", "T", "--patch-size", "8"], "--patch-size is 8, but the run has patches of 16"),
-        (
-            "knn",
-            ["--shards", "T", "--set", "tries=3"],
-            "tries is 3, but all would learn from the same images",
-        ),
-        ("probe", ["--shards", "T", "--set", "tries=3"], "tries is 3, but all would learn from the same"),
-        (
-            "detect",
-            ["--shards", "T", "--set", "drop_path=0.2"],
-            "drop_path is for an encoder that is trained",
-        ),
-    ],
-)
-def test_options_without_effect_are_refused_by_name(run, tars, tmp_path, name, arguments, part):
+def answers_but(lines, *more, **places):
+    """The lines, filled with places, that are not refused with exit code 2 and the sentence below them."""
+    found = [
+        (line, call(app, *line.format(teacher=TEACHER, **places).split(), *more), part)
+        for line, part in cases(lines)
+    ]
+    return [
+        (line, result.output)
+        for line, result, part in found
+        if result.exit_code != 2 or not result.stderr.startswith("error: ") or part not in result.stderr
+    ]
+
+
+def test_options_that_do_not_go_together_exit_2(cache, tars, run, recipe):
+    places = {"run": run, "recipe": recipe, "tars": tars, "long": "o" * 216}
+    more = ("--cache", cache)
+    assert answers_but(TOGETHER, *more, **places) == []
+
+
+def test_options_without_effect_are_refused_by_name(run, tars, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\n")
-    given = [{"T": str(tars), "N": str(names)}.get(argument, argument) for argument in arguments]
-    result = call(app, name, "--run", run, "--device", "cpu", *given, code=2)
-    assert part in result.stderr
+    assert answers_but(WITHOUT_EFFECT, "--run", run, "--device", "cpu", tars=tars, names=names) == []
 
 
 @pytest.mark.parametrize("name", ["knn", "attention", "segment"])
@@ -557,13 +563,6 @@ def test_scores_that_cannot_be_read_are_refused_before_any_work(cache, run, tmp_
     assert "scores.json' is not a list of scores: an earlier version may have" in message
 
 
-def test_names_and_places_are_checked_before_torch_is_imported(tmp_path):
-    for wrong in (("--shards", "none"), ("--shards", tmp_path, "--out", "none/a.json"), ("--run", "none")):
-        words = ("knn", "--model", "test_vit.random", *wrong)
-        code, _, errors, modules = call_alone("evaluate_student", *words)
-        assert (code, errors[:7], "torch" in modules) == (2, "error: ", False)
-
-
 @pytest.mark.faults  # too slow for every run
 def test_worker_processes_accept_a_long_tmpdir_and_few_open_files(tmp_path):
     temporary = tmp_path / ("t" * 100)
@@ -572,15 +571,15 @@ def test_worker_processes_accept_a_long_tmpdir_and_few_open_files(tmp_path):
     images = tmp_path / "a.tar"
     words = ["--shards", images, "--test-shards", images, "--model", "test_vit.random", "--image-size", 64]
     sets = ["knn.shared_keys=allow", "finetune.shared_keys=allow", "finetune.epochs=1", "finetune.lr=0.001"]
-    code, output, errors, _ = call_alone(
-        *("evaluate_student", "knn,finetune", *words, *("--batch-size", 300, "--workers", 1)),
-        *("--device", "cpu", *(word for one in sets for word in ("--set", one))),
+    words += ["--batch-size", 300, "--workers", 1, "--device", "cpu"]
+    ((code, output, errors),), _ = call_alone(
+        ["evaluate_student", "knn,finetune", *words, *(word for one in sets for word in ("--set", one))],
         env=os.environ | {"TMPDIR": str(temporary)},
         timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)),
     )
     assert code == 0, errors
-    assert sum("300 images of 4 classes" in line for line in output) == 2
+    assert output.count("300 images of 4 classes") == 2
 
 
 @pytest.mark.faults  # too slow for every run

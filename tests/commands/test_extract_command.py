@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from caches import TEACHER
-from calls import call, call_alone
+from calls import call, cases
 from tars import image, write_tar
 
 from pipeline.cache.digests import digest_of
@@ -119,22 +119,6 @@ def test_a_dry_run_reports_a_tar_that_is_too_large(tars, tmp_path, monkeypatch):
     assert "\ntoo large    tar 'train-0000.tar' has 12 images, more than 8; split it\n" in shown
 
 
-@pytest.mark.parametrize(
-    ("options", "reported"),
-    [
-        (["none.tar"], "does not exist"),
-        (["{tars}", "--levels", "last"], "levels 'last' asks for 'last'"),
-        (["{tars}", "--levels", "3,3"], "levels '3,3' asks for numbers that repeat"),
-    ],
-)
-def test_a_wrong_option_is_answered_without_torch(tars, tmp_path, options, reported):
-    options = [option.format(tars=tars) for option in options]
-    words = [*options, "--cache", "x", "--teacher", TEACHER]
-    code, output, errors, modules = call_alone("extract_teacher", *words, cwd=tmp_path)
-    assert (code, output, modules & {"torch", "timm"}) == (2, [], set())
-    assert reported in errors
-
-
 def test_a_dry_run_refuses_another_configuration(tars, cache):
     assert run(tars, cache, "--dry-run", view=CACHE_VIEW).exit_code == 0
     refused = run(tars, cache, "--dry-run", "--seed", "7", view=CACHE_VIEW)
@@ -150,94 +134,62 @@ def test_a_dry_run_refuses_too_few_views_for_new_tars(cache, tmp_path):
         assert "--views 1 is too few for new tar 'new.tar': this cache has 2 views" in refused.stderr
 
 
-MISTAKES = {
-    "no such tar": (
-        ["none.tar"],
-        {},
-        ["shard 'none.tar' does not exist", "give a brace pattern", "a folder of .tar files"],
-    ),
-    "empty folder": (["{empty}"], {}, ["match no .tar file", "give a brace pattern"]),
-    "library": (
-        [],
-        {"teacher": "clip:ViT-B-16"},
-        ["'clip:ViT-B-16' is not the address of a teacher", "accepted is open_clip:"],
-    ),
-    "no plain ViT": (
-        [],
-        {"teacher": "timm:resnet18"},
-        ["is a ResNet, not a plain ViT: choose a VisionTransformer"],
-    ),
-    "grid": (
-        ["--patch-size", "15"],
-        {},
-        ["image size 64 is not a multiple of patch size 15; give image size 60 or 75"],
-    ),
-    "levels": (
-        ["--levels", "7"],
-        {},
-        ["levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6"],
-    ),
-    "encoding": (["--encoding", "int3"], {}, ["--encoding 'int3' is unknown; give int8, int4 or float16"]),
-    "keep 0": (["--keep", "0"], {}, ["--keep 0 is not a share; give more than 0 and at most 1, such as 0.3"]),
-    "keep nothing": (["--keep", "0.06"], {}, ["--keep 0.06 leaves 0 of 16 patches; give 0.0625 to 1"]),
-    "rank": (["--keep-rank", "block"], {}, ["--keep-rank 'block' is unknown; give attention or random"]),
-    "no importance": (
-        ["--keep", "0.5"],
-        {"teacher": "timm:test_vit4.random"},
-        [
-            "needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither",
-            "give --keep-rank random",
-        ],
-    ),
-    "format": (["--view-format", "png"], {}, ["--view-format 'png' is unknown; give jpeg or raw"]),
-    "scale": (
-        ["--crop-scale", "0.5", "0.2"],
-        {},
-        ["--crop-scale 0.5 0.2 is not a range of shares; give 0 < least <= greatest <= 1"],
-    ),
-    "no such GPU": (
-        ["--device", "cuda:99"],
-        {},
-        ["device 'cuda:99' needs GPU 99", "give cpu"],
-    ),
-    "device": (["--device", "gpu"], {}, ["device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"]),
-}
+MISTAKES = """
+none.tar
+    shard 'none.tar' does not exist: give a brace pattern
+{empty}
+    match no .tar file: give a brace pattern
+{tars} --teacher clip:ViT-B-16
+    'clip:ViT-B-16' is not the address of a teacher
+{tars} --teacher clip:ViT-B-16
+    accepted is open_clip:
+{tars} --teacher timm:resnet18
+    is a ResNet, not a plain ViT: choose a VisionTransformer
+{tars} --patch-size 15
+    image size 64 is not a multiple of patch size 15; give image size 60 or 75
+{tars} --levels 7
+    levels '7' asks for 7 blocks, but the teacher has 6 blocks: give a count from 1 to 6
+{tars} --encoding int3
+    --encoding 'int3' is unknown; give int8, int4 or float16
+{tars} --keep 0
+    --keep 0 is not a share; give more than 0 and at most 1, such as 0.3
+{tars} --keep 0.06
+    --keep 0.06 leaves 0 of 16 patches; give 0.0625 to 1
+{tars} --keep-rank block
+    --keep-rank 'block' is unknown; give attention or random
+{tars} --keep 0.5 --teacher timm:test_vit4.random
+    needs a teacher that ranks patches, and 'timm:test_vit4.random' has neither
+{tars} --keep 0.5 --teacher timm:test_vit4.random
+    give --keep-rank random
+{tars} --view-format png
+    --view-format 'png' is unknown; give jpeg or raw
+{tars} --crop-scale 0.5 0.2
+    --crop-scale 0.5 0.2 is not a range of shares; give 0 < least <= greatest <= 1
+{tars} --device cuda:99
+    device 'cuda:99' needs GPU 99
+{tars} --device gpu
+    device 'gpu' is unknown: give auto, cpu, cuda or cuda:N
+"""
 
 
-@pytest.mark.parametrize(("options", "changes", "parts"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence_and_writes_nothing(tars, tmp_path, options, changes, parts):
+def test_a_mistake_is_one_sentence_and_writes_nothing(tars, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "zero.tar").touch()
-    before = entries(tmp_path)
-    options = [
-        option.format(tars=tars, empty=tmp_path / "empty", zero=tmp_path / "zero.tar") for option in options
-    ]
-    shards = options.pop(0) if options and not options[0].startswith("--") else tars
-    result = run(shards, tmp_path / "a.cache", *options, **changes)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert [part for part in parts if part not in result.stderr] == []
-    assert entries(tmp_path) == before
+    for line, part in cases(MISTAKES):
+        words = line.format(tars=tars, empty=tmp_path / "empty").split()
+        result = run(words[0], tmp_path / "a.cache", *words[1:])
+        assert (result.exit_code, result.stdout) == (2, ""), line
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        assert part in result.stderr
+    assert entries(tmp_path) == ["empty"]
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "--views=0",
-        "--views=many",
-        "--flip=2",
-        "--flip=nan",
-        "--limit=0",
-        "--batch-size=0",
-        "--workers=-1",
-        "--sed=1",
-    ],
-)
-def test_typer_refuses_what_it_can_see(tars, tmp_path, option):
-    result = run(tars, tmp_path / "a.cache", option)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert option.split("=")[0] in result.stderr
+def test_typer_refuses_what_it_can_see(tars, tmp_path):
+    wrong = "views=0 views=many flip=2 flip=nan limit=0 batch-size=0 workers=-1 sed=1"
+    for option in wrong.split():
+        result = run(tars, tmp_path / "a.cache", f"--{option}")
+        assert (result.exit_code, result.stdout) == (2, ""), option
+        assert f"--{option.split('=')[0]}" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

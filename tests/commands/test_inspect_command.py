@@ -7,7 +7,7 @@ from pathlib import Path
 
 import caches
 import pytest
-from calls import call
+from calls import call, cases
 from tars import make_tars
 
 from pipeline.cache.reader import Cache
@@ -16,7 +16,6 @@ from stages.inspect_cache import app
 UNIT_1 = "unit 1 (train-0000.tar, view 1)"
 TAR_1 = "views/train-0000.v01.tar"
 STD = "targets.zarr/channel_std"
-NO_CACHE = "' is not a cache (no units.json): give a folder that extract-teacher made\n"
 AGAIN = "damaged units are removed; the same extract-teacher command makes them again"
 
 
@@ -218,35 +217,38 @@ def test_the_teacher_agrees(cache):
     assert lines[4].endswith("names, sizes and metadata are what was committed")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "part"),
-    [
-        (["verify", "{tmp}/none"], 2, f"none{NO_CACHE}"),
-        (["verify", "--cache", "{tmp}"], 2, NO_CACHE),
-        (["info", "--cache", "{tmp}/file"], 2, f"file{NO_CACHE}"),
-        (
-            ["verify", "--cache", "{cache}", "--teacher", "--device", "gpu"],
-            2,
-            "error: device 'gpu' is unknown: give auto, cpu, cuda",
-        ),
-        (
-            ["verify", "--cache", "{cache}", "--teacher-spec", "clip:x"],
-            2,
-            "error: teacher 'clip:x' is not the address of a teacher",
-        ),
-        (["verify", "--cache", "{cache}", "--rows", "0"], 2, "Invalid value for '--rows'"),
-        (["verify", "--cache", "{cache}", "--workers", "0"], 2, "Invalid value for '--workers'"),
-        (["verify"], 2, "error: one cache must be named: give CACHE\n"),
-        (["info", "{cache}", "--cache", "{cache}"], 2, "error: only one cache can be named: give CACHE\n"),
-        (["inspect", "--cache", "{cache}"], 2, "No such command 'inspect'"),
-        (["copy", "{cache}", "c", "--tars", "a", "b"], 2, "for several repeat --tars, or quote a pattern"),
-    ],
-)
-def test_misuse(cache, tmp_path, arguments, code, part):
+MISUSE = """
+verify {tmp}/none
+    none' is not a cache (no units.json): give a folder that extract-teacher made
+verify --cache {tmp}
+    ' is not a cache (no units.json): give a folder that extract-teacher made
+info --cache {tmp}/file
+    file' is not a cache (no units.json): give a folder that extract-teacher made
+verify --cache {cache} --teacher --device gpu
+    error: device 'gpu' is unknown: give auto, cpu, cuda
+verify --cache {cache} --teacher-spec clip:x
+    error: teacher 'clip:x' is not the address of a teacher
+verify --cache {cache} --rows 0
+    Invalid value for '--rows'
+verify --cache {cache} --workers 0
+    Invalid value for '--workers'
+verify
+    error: one cache must be named: give CACHE
+info {cache} --cache {cache}
+    error: only one cache can be named: give CACHE
+inspect --cache {cache}
+    No such command 'inspect'
+copy {cache} c --tars a b
+    for several repeat --tars, or quote a pattern
+"""
+
+
+def test_misuse(cache, tmp_path):
     (tmp_path / "file").touch()
-    result = inspect(*(argument.format(tmp=tmp_path, cache=cache) for argument in arguments))
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert part in result.stderr
+    for line, part in cases(MISUSE):
+        result = inspect(*line.format(tmp=tmp_path, cache=cache).split())
+        assert (result.exit_code, result.stdout) == (2, ""), line
+        assert part in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 

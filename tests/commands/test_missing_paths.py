@@ -46,7 +46,6 @@ LINES = [
     (compare_runs, "{tmp}/none {tmp}/other --out {tmp}/out"),
     (run_study, "{tmp}/none --cache {cache} --out {tmp}/out"),
     (run_study, f"{STUDY} --cache {{tmp}}/none"),
-    pytest.param(run_study, REUSE, marks=pytest.mark.faults),  # slow
     (run_study, f"{STUDY} --cache {{cache}} --test-shards {{tmp}}/none --device cpu"),
     (bench, "--quick --cache {tmp}/none"),
     (bench, "--quick --shards {tmp}/none.tar"),
@@ -54,10 +53,16 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "line"), LINES)
-def test_it_is_refused(tars, cache, tmp_path, command, line):
-    words = line.format(tmp=tmp_path, cache=cache, tars=tars).split()
-    result = call(command, *words)
-    assert (result.exit_code, result.stdout) == (2, "")
+def test_it_is_refused(tars, cache, tmp_path):
+    for command, line in LINES:
+        result = call(command, *line.format(tmp=tmp_path, cache=cache, tars=tars).split())
+        assert (result.exit_code, result.stdout) == (2, ""), line
+        assert f"{tmp_path}/none" in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults  # slow
+def test_a_study_to_reuse_that_is_not_there_is_refused(cache, tmp_path):
+    result = call(run_study, *REUSE.format(tmp=tmp_path, cache=cache).split(), code=2)
     assert f"{tmp_path}/none" in result.stderr
     assert list(tmp_path.iterdir()) == []

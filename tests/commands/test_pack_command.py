@@ -174,5 +174,5 @@ def test_a_tar_that_is_gone_is_made_again(photos, tmp_path):
 
 
 def test_packing_imports_neither_torch_nor_webdataset(photos, tmp_path):
-    code, *_, modules = call_alone("pack_images", photos, tmp_path / "out", "--workers", 0)
+    ((code, *_),), modules = call_alone(["pack_images", photos, tmp_path / "out", "--workers", 0])
     assert (code, modules & {"torch", "webdataset", "pyarrow"}) == (0, set())

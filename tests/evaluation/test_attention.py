@@ -109,8 +109,6 @@ def test_networks_are_compared_on_the_same_images(tmp_path):
     with Image.open(tmp_path / "evaluation" / score.plots[0].file) as plot:
         assert plot.width > 7 * 100
         assert plot.height > 3 * 100
-    again = run_evaluation(settings, task(tmp_path, tiny_subject(), data))
-    assert again[0].metrics == score.metrics
 
 
 def test_heads_of_an_earlier_block_are_measured_on_its_own_input(tmp_path):
@@ -142,6 +140,7 @@ def test_a_teacher_is_compared_with_another_under_its_own_name(tmp_path):
     assert next(iter(alone.metrics)) == "attention inside masks"
     shares = [(square(index, index % 3)[1] > 0).mean() for index in range(4)]
     assert alone.chance == pytest.approx(np.mean(shares), abs=0.05)
+    assert alone.metrics["attention inside masks"] == pytest.approx(np.mean(shares), abs=0.2)
 
 
 def test_plots_show_the_patches_that_the_runs_own_mask_leaves(small_cache_path, tmp_path):
@@ -153,13 +152,6 @@ def test_plots_show_the_patches_that_the_runs_own_mask_leaves(small_cache_path, 
     patches = panel.reshape(4, 28, 4, 28, 3).swapaxes(1, 2).reshape(16, -1)
     expected = draw_around_blocks(4, 3, generator(0, "shown mask", "0_000"))
     assert np.flatnonzero((patches != 120).any(1)).tolist() == expected.tolist()
-
-
-def test_attention_on_the_foreground_is_measured_where_there_are_masks(tmp_path):
-    data = squares(tmp_path / "a.tar", 0, 4)
-    (score,) = run_evaluation(Attention(), task(tmp_path, tiny_subject(), data))
-    shares = [(square(index, index % 3)[1] > 0).mean() for index in range(4)]
-    assert score.metrics["attention inside masks"] == pytest.approx(np.mean(shares), abs=0.2)
 
 
 def test_a_teacher_that_is_not_a_plain_vit_is_refused(tmp_path):

@@ -117,26 +117,16 @@ def test_queries_are_worked_on_in_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bank", "k", "groups", "message"),
+    ("k", "groups", "message"),
     [
-        (torch.eye(3), 4, None, "k is 4: only 3 views .* may vote .*; give --set k=3 or less"),
-        (
-            torch.eye(3),
-            3,
-            (torch.tensor([0, 1, 1]), torch.tensor([1])),
-            "only 1 views .* --set k=1 or less",
-        ),
-        (
-            torch.eye(3),
-            1,
-            (torch.ones(3), torch.ones(1)),
-            "only 0 views .* a bank of other images",
-        ),
+        (4, None, "k is 4: only 3 views .* may vote .*; give --set k=3 or less"),
+        (3, (torch.tensor([0, 1, 1]), torch.tensor([1])), "only 1 views .* --set k=1 or less"),
+        (1, (torch.ones(3), torch.ones(1)), "only 0 views .* a bank of other images"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(bank, k, groups, message):
+def test_what_cannot_be_scored_is_refused(k, groups, message):
     with pytest.raises(ConfigError, match=message):
-        knn_predictions(bank, torch.arange(3), torch.ones(1, 3), k=k, groups=groups)
+        knn_predictions(torch.eye(3), torch.arange(3), torch.ones(1, 3), k=k, groups=groups)
 
 
 class Points:
@@ -154,10 +144,10 @@ class Points:
             if label is None:
                 left_out.add("unlabelled", f"{self.tar}/{key}", "has no .cls member")
             else:
-                used.append((colour(turn, size), label, key, self.tar))
+                used.append((colour(turn, size), (self.tar, key, label)))
         for start in range(0, len(used), batch_size):
-            pixels, labels, keys, sources = map(list, zip(*used[start : start + batch_size], strict=True))
-            yield ViewBatch(torch.stack(pixels), labels, keys, sources)
+            pixels, names = map(list, zip(*used[start : start + batch_size], strict=True))
+            yield ViewBatch(torch.stack(pixels), names)
 
 
 def colour(turn, size):
@@ -169,15 +159,9 @@ def colour(turn, size):
 def circle_subject():
     """A ViT without CLS, whose token is the colour of its only patch."""
     vit = VisionTransformer(
-        img_size=2,
-        patch_size=2,
-        embed_dim=3,
-        depth=1,
-        num_heads=1,
-        class_token=False,
-        global_pool="avg",
+        img_size=2, patch_size=2, embed_dim=3, depth=1, num_heads=1, class_token=False, global_pool="avg",
         num_classes=0,
-    )
+    )  # fmt: skip
     vit.blocks[0] = vit.norm = vit.fc_norm = nn.Identity()
     with torch.no_grad():
         vit.patch_embed.proj.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2) / 4)
@@ -208,15 +192,9 @@ def test_a_score_holds_all_that_it_depends_on(scored):
     assert score.class_images == {"0": 1, "1": 3}
     assert (score.chance, score.evaluation, score.representation, score.notes) == (0.75, "knn", "mean", ())
     assert score.options == {
-        "k": [1],
-        "temperature": [0.1],
-        "representations": ["cls", "mean"],
-        "centre": False,
-        "few": None,
-        "tries": 1,
-        "seed": 0,
-        "shared_keys": "refuse",
-    }
+        "k": [1], "temperature": [0.1], "representations": ["cls", "mean"], "centre": False, "few": None,
+        "tries": 1, "seed": 0, "shared_keys": "refuse",
+    }  # fmt: skip
     assert (score.bank.images, score.test.images, score.bank.classes) == (4, 4, 2)
     assert score.bank.digest != score.test.digest
     assert score.subject.name == "circle"

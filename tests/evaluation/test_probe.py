@@ -145,14 +145,14 @@ def test_select_test_is_named_and_never_worse(probed):
 
 
 def test_few_labels_are_drawn_cross_validated_and_tried_again(probed):
-    outcome = probed(few=4, tries=3)
+    outcome = probed(few=4, tries=2)
     assert (
         outcome.selection == "C: best by cross-validation in the training set (5 parts), then fitted to all"
     )
-    assert outcome.seeds == (0, 1, 2)
+    assert outcome.seeds == (0, 1)
     each = [one["top-1"] for one in outcome.details["tries"]]
     assert outcome.details["standard deviation of top-1"] == pytest.approx(np.std(each, ddof=1))
-    assert outcome.metrics["top-1"] == pytest.approx(sum(each) / 3)
+    assert outcome.metrics["top-1"] == pytest.approx(sum(each) / 2)
     assert outcome.class_images == {"0": 20, "1": 20, "2": 20, "3": 20}
     low, high = outcome.intervals["nearest class mean"]
     assert low <= outcome.metrics["nearest class mean"] <= high
@@ -301,22 +301,23 @@ def heads(folder, images, workers=0, log=lambda _line: None, **options):
     return Probe.model_validate({"epochs": 8.0, **options}).run(given)
 
 
-GRID = {"kind": "grid", "representations": ("mean", "cls+mean"), "lr": (1e-4, 1.0)}
+GRID = {"kind": "grid", "representations": ("mean", "cls+mean"), "lr": (1e-4, 5.0)}
 
 
 def test_the_grid_reports_every_head_and_what_chose_the_best(images, tmp_path):
-    outcomes = heads(tmp_path, images, **GRID)
+    outcomes = heads(tmp_path, images, **GRID, epochs=12.0)
     assert [one.representation for one in outcomes] == ["mean", "cls+mean"]
     for one in outcomes:
         details = one.details
-        assert [head["lr"] for head in details["heads"]] == [1e-4, 1.0]
+        assert [head["lr"] for head in details["heads"]] == [1e-4, 5.0]
         best = max(details["heads"], key=lambda head: head["top-1"])
         assert best["lr"] == details["lr"]
         assert one.selection == "learning rate of 2: best on a tenth of the training set, not trained on"
         assert details["batch"] == 32
-        assert details["steps"] == 11  # 8 epochs of 41 or 42 images
+        assert details["steps"] == 16  # 12 epochs of 41 or 42 images
         assert (one.bank.images, one.test.images) == (45, 30)
         assert one.notes[0].endswith("images chose among the heads: another seed may choose another")
+        assert one.metrics["top-1"] > 0.6  # the colours are learnt; chance is 1/3
 
 
 def test_select_test_trains_on_all_and_reports_the_best_head(images, tmp_path):
@@ -325,29 +326,22 @@ def test_select_test_trains_on_all_and_reports_the_best_head(images, tmp_path):
     assert outcome.metrics["top-1"] == pytest.approx(max(one["top-1"] for one in outcome.details["heads"]))
 
 
-@pytest.mark.parametrize("kind", ["grid", "published"])
-def test_colours_are_learnt_from_random_crops(images, tmp_path, kind):
-    lr = {"grid": (0.5, 5.0), "published": (300.0,)}[kind]
-    (outcome,) = heads(tmp_path, images, kind=kind, representations=("mean",), lr=lr, epochs=25.0)
-    assert outcome.metrics["top-1"] > 0.6  # chance is 1/3
+def test_workers_change_no_number(images, tmp_path):
+    options = {"kind": "grid", "representations": ("mean",), "lr": (1.0,), "epochs": 1.0}
+    alone, shared = (heads(tmp_path / str(workers), images, workers, **options) for workers in (0, 2))
+    assert alone == shared
 
 
-@pytest.mark.parametrize("kind", ["grid", "published"])
-def test_identical_commands_give_identical_numbers(images, tmp_path, kind):
-    options = {"kind": kind, "representations": ("mean",), "lr": (1.0,), "epochs": 2.0}
-    first, second = (heads(tmp_path / str(workers), images, workers, **options) for workers in (0, 2))
-    assert first == second
-    assert heads(tmp_path / "0", images, **options, seed=1) != first
-
-
-@pytest.mark.parametrize("kind", ["grid", "published"])
-@pytest.mark.parametrize("step", [3, 4])  # the third is the first of an epoch
-def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind, step):
+# The third step is the first of an epoch, after which the published probe ranks the test set.
+@pytest.mark.parametrize(("kind", "steps"), [("grid", [3]), ("published", [3, 4])])
+def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind, steps):
     options = {"kind": kind, "representations": ("mean",), "lr": (1.0,), "epochs": 4.0, "select": "test"}
     whole = heads(tmp_path, images, **options)
-    again = continued(monkeypatch, lambda log: heads(tmp_path, images, log=log, **options), step)
-    assert again == whole
+    for step in steps:
+        again = continued(monkeypatch, lambda log: heads(tmp_path, images, log=log, **options), step)
+        assert again == whole
     assert not list((tmp_path / "evaluation").glob("*.state"))
+    assert heads(tmp_path, images, **options, seed=1) != whole
 
 
 def test_the_published_probe_ends_with_its_last_epoch(images, tmp_path):

@@ -7,7 +7,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet
 
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, UperNetSegmenter, pixel_loss
-from pipeline.evaluation.segmentation.upernet import FCNHead, UperNetHead, pyramid_blocks
+from pipeline.evaluation.segmentation.upernet import UperNetHead, fcn_head, pyramid_blocks
 
 WIDTHS, CHANNELS, CLASSES = (8, 12, 16, 20), 24, 5
 
@@ -16,13 +16,13 @@ def copy_weights(ours, theirs):
     """Copy all tensors by name; each of theirs must be used."""
     pairs = {
         "pools": "psp_modules", "laterals": "lateral_convs", "smooth": "fpn_convs", "join": "fpn_bottleneck",
-        "conv": "convs.0",
+        "0": "convs.0",
     }  # fmt: skip
     parts = {"0": "conv", "1": "batch_norm"}
     state, found = theirs.state_dict(), {}
     for name in ours.state_dict():
         first, *middle, last = name.split(".")
-        if first == "classify":
+        if first in ("classify", "2"):
             found[name] = state.pop(f"classifier.{last}")
         else:
             *numbers, part = middle
@@ -54,7 +54,7 @@ def test_heads_equal_transformers(grid):
     ours = UperNetHead(WIDTHS, CHANNELS, CLASSES).eval()
     copy_weights(ours, theirs)
     auxiliary = randomised(modeling_upernet.UperNetFCNHead(config, WIDTHS))
-    own_auxiliary = FCNHead(16, 16, CLASSES).eval()
+    own_auxiliary = fcn_head(16, 16, CLASSES).eval()
     copy_weights(own_auxiliary, auxiliary)
     with torch.no_grad():
         assert torch.allclose(ours(pyramid), theirs(pyramid), atol=1e-5)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import extract, extraction_options
+from caches import extract, extraction_options, make_schema
 from tars import image, make_tars, source_tar, write_tar
 
 from pipeline.cache.encoding import TargetDecoder, channel_statistics, encode_level, whiten
-from pipeline.cache.reader import Cache
 from pipeline.errors import SourceError
 from pipeline.extraction.calibration import calibrate, spread_images
 from pipeline.extraction.job import build_teacher
+from pipeline.extraction.origin import FromTars
 from pipeline.views.decoder import Decoder
 from pipeline.views.source_tars import SourceTar
 
@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 
 
 def spread(tars, workers=0, **limits):
-    maker = extraction_options(cache="none", shards=tars).maker()
+    origin = FromTars(extraction_options(cache="none", shards=tars))
     with closing(Decoder(workers, 64)) as decoder:
-        return spread_images(tars, lambda _: maker, decoder, **limits)
+        return spread_images(tars, origin, make_schema(), decoder, most_views=1, **limits)
 
 
 def keys(images):
@@ -84,11 +84,6 @@ def test_statistics_are_those_of_all_tokens(shards):
         np.testing.assert_allclose(mean[level], tokens.mean(0), atol=1e-5)
         true = tokens.std(0, correction=0)
         np.testing.assert_allclose(std[level], true.clamp(min=true.median().item() / 2), rtol=1e-4)
-
-
-def test_a_trial_has_the_calibration_of_all_tars(finished, shards, tmp_path):
-    extract(tmp_path / "a.cache", shards, limit=1)
-    np.testing.assert_array_equal(Cache(tmp_path / "a.cache").calibration(), Cache(finished).calibration())
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])

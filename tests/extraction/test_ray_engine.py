@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import ray
@@ -52,9 +53,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def run(folder, cache, *options):
+def run(tars, cache, *options):
     """Run the command with the settings of `caches.extract`."""
-    words = [folder / "tars", "--cache", cache, "--teacher", TEACHER, "--levels", "3", "--views", "2"]
+    words = [tars, "--cache", cache, "--teacher", TEACHER, "--levels", "3", "--views", "2"]
     words += ["--image-size", IMAGE_SIZE, "--batch-size", "8", "--crop-scale", "0.4", "1.0"]
     return call(extract_teacher, *words, "--engine", "ray", *options)
 
@@ -93,7 +94,7 @@ def killer(cache, commits, chosen):
 def test_two_actors_of_which_one_is_killed_make_the_same_bytes(data, tmp_path):
     cache = tmp_path / "a.cache"
     with killer(cache, [3], lambda living: living[:1]) as killed:
-        result = run(data, cache, "--min-workers", "2", "--max-workers", "2")
+        result = run(data / "tars", cache, "--min-workers", "2", "--max-workers", "2")
     assert result.exit_code == 0, result.output
     assert len(killed) == 1
     line = "on a Ray cluster of 1 node and 0 GPUs: 2 actors on cpu with 0 decoding processes each\n"
@@ -160,26 +161,24 @@ def test_a_lost_node_with_all_actors_does_not_end_the_command(data, tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_errors_of_an_actor_are_those_of_the_command(data, tmp_path):
     cache = shutil.copytree(data / "alone.cache", tmp_path / "a.cache")
-    result = run(data, cache, "--seed", "7")
+    result = run(data / "tars", cache, "--seed", "7")
     assert result.exit_code == 2
     assert "was made with another configuration (view.seed" in result.output
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--min-workers", "3", "--max-workers", "2"], "--max-workers 2 is less than --min-workers 3"),
-        (["--device", "cuda:1"], "--device 'cuda:1': Ray chooses the GPU of an actor; give --device cuda"),
-        (["--dry-run"], "--dry-run measures this machine: leave out --engine ray"),
-        (["--engine", "local", "--max-workers", "2"], "need --engine ray: add it, or leave them out"),
-        (["--engine", "slurm"], "--engine 'slurm' is unknown; give local or ray"),
-    ],
-)
-def test_wrong_options_are_refused_before_a_cluster_is_looked_for(data, tmp_path, options, message):
-    result = run(data, tmp_path / "a.cache", *options)
-    assert result.exit_code == 2
-    assert message in result.output
+def test_wrong_options_are_refused_before_a_cluster_is_looked_for(shards, tmp_path):
+    refused = {
+        ("--min-workers", "3", "--max-workers", "2"): "--max-workers 2 is less than --min-workers 3",
+        ("--device", "cuda:1"): "--device 'cuda:1': Ray chooses the GPU of an actor; give --device cuda",
+        ("--dry-run",): "--dry-run measures this machine: leave out --engine ray",
+        ("--engine", "local", "--max-workers", "2"): "need --engine ray: add it, or leave them out",
+        ("--engine", "slurm"): "--engine 'slurm' is unknown; give local or ray",
+    }
+    for options, message in refused.items():
+        result = run(Path(shards[0].address).parent, tmp_path / "a.cache", *options)
+        assert result.exit_code == 2
+        assert message in result.output
     assert not (tmp_path / "a.cache").exists()
 
 
@@ -194,7 +193,7 @@ def test_actors_killed_at_random_are_replaced(data, tmp_path, seed):
         return [actor for actor in living if rng.random() < 0.3]
 
     with killer(cache, range(2, 32, 2), some) as killed:
-        result = run(data, cache, "--max-workers", "4")
+        result = run(data / "tars", cache, "--max-workers", "4")
     assert result.exit_code == 0, result.output
     assert killed
     assert len(actors_of(cache)) > 2

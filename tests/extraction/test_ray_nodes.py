@@ -53,7 +53,7 @@ def test_a_node_that_is_lost_is_done_without(cluster, data, tmp_path):  # noqa: 
 
     thread = threading.Thread(target=lose, daemon=True)
     thread.start()
-    result = run(data, cache, "--min-workers", "3", "--max-workers", "3")
+    result = run(data / "tars", cache, "--min-workers", "3", "--max-workers", "3")
     thread.join(60)
     assert result.exit_code == 0, result.output
     assert len(lost) == 1

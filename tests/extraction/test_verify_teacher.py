@@ -98,16 +98,19 @@ def test_a_teacher_without_cls(tmp_path):
     assert refused(Cache(cache), found) == []
 
 
-@pytest.mark.parametrize("levels", ["1,2", "3,4"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_neighbouring_block_is_noticed(made, levels, precision):
-    """bfloat16 allows larger errors; the least different is int4 of an untrained teacher."""
-    cache = Cache(made.path)
-    cache.schema = cache.schema.model_copy(
-        update={"teacher": cache.schema.teacher.model_copy(update={"precision": precision})}
-    )
-    assert refused(cache, compare_with_teacher(cache, made.teacher(), CPU, rows=16)) == []
-    assert refused(cache, compare_with_teacher(cache, made.teacher(levels), CPU, rows=16)) == [2, 3]
+def opened(path, **facts):
+    """A cache as if the facts of its teacher were others."""
+    cache = Cache(path)
+    teacher = cache.schema.teacher.model_copy(update=facts)
+    cache.schema = cache.schema.model_copy(update={"teacher": teacher})
+    return cache
+
+
+def test_the_neighbouring_block_is_noticed(made):
+    """Even where bfloat16 allows larger errors; the least different is int4 of an untrained teacher."""
+    cache = opened(made.path, precision="bfloat16")
+    for levels, wrong in (("2,3", []), ("1,2", [2, 3]), ("3,4", [2, 3])):
+        assert refused(cache, compare_with_teacher(cache, made.teacher(levels), CPU, rows=16)) == wrong
 
 
 def slightly_other(weights):
@@ -130,19 +133,34 @@ def not_numbers(weights):
     next(iter(weights)).fill_(torch.nan)
 
 
-@pytest.mark.parametrize("change", [slightly_other, slightly_larger, not_numbers])
-def test_other_weights_under_the_same_name_are_noticed(made, change):
-    cache, teacher = Cache(made.path), copy.deepcopy(made.teacher())
-    with torch.no_grad():
-        norms = {id(parameter) for parameter in teacher.tower.final_norm.parameters()}
-        change(one for one in teacher.tower.module.parameters() if id(one) not in norms)
-    assert refused(cache, compare_with_teacher(cache, teacher, CPU, rows=16)) == [2, 3]
+def test_other_weights_under_the_same_name_are_noticed(made):
+    cache = Cache(made.path)
+    for change in (slightly_other, slightly_larger, not_numbers):
+        teacher = copy.deepcopy(made.teacher())
+        with torch.no_grad():
+            norms = {id(parameter) for parameter in teacher.tower.final_norm.parameters()}
+            change(one for one in teacher.tower.module.parameters() if id(one) not in norms)
+        assert refused(cache, compare_with_teacher(cache, teacher, CPU, rows=16)) == [2, 3]
 
 
-def test_another_final_norm_or_projection_is_noticed(tmp_path):
-    shards = make_tars(tmp_path, tars=1, images_per_tar=4)
-    extract(tmp_path / "a.cache", shards, levels="2,3", views=1, teacher=DEMO)
-    cache, sound = Cache(tmp_path / "a.cache"), load(DEMO, "2,3")
+@pytest.fixture(scope="module")
+def of_a_folder(tmp_path_factory):
+    """A cache of a teacher with final norm and projection, from a folder."""
+    folder = tmp_path_factory.mktemp("folder")
+    shards = make_tars(folder, tars=1, images_per_tar=4)
+    extract(folder / "a.cache", shards, levels="2,3", views=1, teacher=DEMO)
+    return Cache(folder / "a.cache")
+
+
+def test_a_teacher_from_a_folder_must_be_told(of_a_folder):
+    message = "came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
+    with pytest.raises(ConfigError, match=message):
+        load_teacher_of(of_a_folder, None, CPU)
+    assert load_teacher_of(of_a_folder, DEMO, CPU).facts == load(DEMO, "2,3").facts
+
+
+def test_another_final_norm_or_projection_is_noticed(of_a_folder):
+    cache, sound = of_a_folder, load(DEMO, "2,3")
     assert set(cache.teacher_output()) == {"post_norm", "projection"}
     for name in ("post_norm", "projection"):
         teacher = copy.deepcopy(sound)
@@ -173,12 +191,12 @@ def tokens_turned(arrays):
     arrays["stats"] = np.roll(arrays["stats"], 1, axis=2)
 
 
-@pytest.mark.parametrize("change", [levels_swapped, rows_shifted, tokens_turned])
-def test_features_that_were_stored_in_a_wrong_place_are_noticed(made, tmp_path, change):
-    path = shutil.copytree(made.path, tmp_path / "a.cache")
-    republish(path, change)
-    cache = Cache(path)
-    assert refused(cache, compare_with_teacher(cache, made.teacher(), CPU, rows=16)) == [2, 3]
+def test_features_that_were_stored_in_a_wrong_place_are_noticed(made, tmp_path):
+    for change in (levels_swapped, rows_shifted, tokens_turned):
+        path = shutil.copytree(made.path, tmp_path / change.__name__)
+        republish(path, change)
+        found = compare_with_teacher(Cache(path), made.teacher(), CPU, rows=16)
+        assert refused(Cache(path), found) == [2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -189,23 +207,22 @@ def units(tmp_path_factory):
     return folder / "a.cache"
 
 
-@pytest.mark.parametrize(("rows", "calls"), [(1, 1), (16, 1), (17, 2), (10_000, 4)])
-def test_sixteen_views_of_a_block_at_most_and_each_block_once(units, rows, calls):
-    cache, teacher = Cache(units), load_teacher(TEACHER, image_size=64, patch_size=16, levels="5,")
-    sizes = []
-    teacher.tower.module.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
-    compare_with_teacher(cache, teacher, CPU, rows)
-    assert len(sizes) <= calls
-    assert set(sizes) <= {2, 16}
+def test_sixteen_views_of_a_block_at_most_and_each_block_once(units):
+    cache, teacher, sizes = Cache(units), load(TEACHER, "5,"), []
+    hook = teacher.tower.module.register_forward_hook(lambda _, images, __: sizes.append(len(images[0])))
+    for rows, calls in ((1, 1), (16, 1), (17, 2), (10_000, 4)):
+        sizes.clear()
+        compare_with_teacher(cache, teacher, CPU, rows)
+        assert len(sizes) <= calls
+        assert set(sizes) <= {2, 16}
+    hook.remove()
 
 
 def test_a_cache_without_units_cannot_be_compared(units, tmp_path):
     path = shutil.copytree(units, tmp_path / "a.cache")
     shutil.rmtree(path / "commits")
     with pytest.raises(CacheError, match="is not finished: 0 of 2 units are committed"):
-        compare_with_teacher(
-            Cache(path), load_teacher(TEACHER, image_size=64, patch_size=16, levels="5,"), CPU, 16
-        )
+        compare_with_teacher(Cache(path), load(TEACHER, "5,"), CPU, 16)
 
 
 def test_another_teacher_is_refused_by_what_differs(units):
@@ -217,21 +234,13 @@ def test_another_teacher_is_refused_by_what_differs(units):
 
 
 def test_the_same_model_with_other_weights_is_refused(units):
-    cache = Cache(units)
-    cache.schema = cache.schema.model_copy(
-        update={"teacher": cache.schema.teacher.model_copy(update={"weights_sha256": "0" * 64})}
-    )
     message = rf"\(weights_sha256: '[0-9a-f]{{64}}' here, '{'0' * 64}' in the cache\); give the right"
     with pytest.raises(CacheError, match=message):
-        load_teacher_of(cache, None, CPU)
+        load_teacher_of(opened(units, weights_sha256="0" * 64), None, CPU)
 
 
 def test_the_arithmetic_alone_makes_no_other_teacher(units):
-    cache = Cache(units)
-    cache.schema = cache.schema.model_copy(
-        update={"teacher": cache.schema.teacher.model_copy(update={"precision": "bfloat16"})}
-    )
-    assert load_teacher_of(cache, None, CPU).levels == (5,)
+    assert load_teacher_of(opened(units, precision="bfloat16"), None, CPU).levels == (5,)
 
 
 @pytest.mark.parametrize(
@@ -242,18 +251,5 @@ def test_the_arithmetic_alone_makes_no_other_teacher(units):
     ],
 )
 def test_a_teacher_without_an_address_is_refused(units, library, remedy):
-    cache = Cache(units)
-    teacher = cache.schema.teacher.model_copy(update={"library": library, "name": "test_vit", "tag": "local"})
-    cache.schema = cache.schema.model_copy(update={"teacher": teacher})
     with pytest.raises(ConfigError, match=remedy):
-        load_teacher_of(cache, None, CPU)
-
-
-def test_a_teacher_from_a_folder_must_be_told(made):
-    if made.spec != DEMO:
-        assert load_teacher_of(Cache(made.path), None, CPU).facts == made.teacher().facts
-        return
-    message = "came from a folder; name it with --teacher-spec open_clip:local-dir:PATH"
-    with pytest.raises(ConfigError, match=message):
-        load_teacher_of(Cache(made.path), None, CPU)
-    assert load_teacher_of(Cache(made.path), DEMO, CPU).facts == made.teacher().facts
+        load_teacher_of(opened(units, library=library, name="test_vit", tag="local"), None, CPU)

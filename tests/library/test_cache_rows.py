@@ -9,6 +9,7 @@ import pytest
 import torch
 import zarr
 from cache.cache_document import DOCUMENT, example
+from cache.contents import flip
 from stored_samples import stored_samples
 from tars import image, source_tar, write_tar
 
@@ -134,16 +135,10 @@ def test_what_is_not_there_is_named(cache):
 
 def test_damage_is_found_by_what_reads_it(cache_copy):
     cache = maskalign.Cache(cache_copy)
-    tar = Path(cache.view_tars()[0])
-    data = bytearray(tar.read_bytes())
-    data[2000] ^= 1
-    tar.write_bytes(data)
+    flip(Path(cache.view_tars()[0]), 2000)
     with pytest.raises(CacheError, match="row 0: the sample's bytes in the view tar do not match"):
         cache.images(0)
-    shard = cache_copy / "targets.zarr/features/block_05/c/0/0/0"
-    data = bytearray(shard.read_bytes())
-    data[100] ^= 1
-    shard.write_bytes(data)
+    flip(cache_copy / "targets.zarr/features/block_05/c/0/0/0", 100)
     with pytest.raises(CacheError, match="array 'features/block_05' of unit 0"):
         cache.features(5, 0)
     assert cache.features(4, 0).shape == (17, 64)

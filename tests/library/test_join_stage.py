@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
+from cache.contents import flip
 from torch.utils.data import DataLoader
 from webdataset.gopen import gopen_schemes
 
@@ -81,9 +82,7 @@ def test_workers_and_nodes_split_the_tars(cache):
 def test_a_damaged_crop_is_refused(cache_copy):
     cache = maskalign.Cache(cache_copy)
     tar = Path(cache.view_tars()[0])
-    data = bytearray(tar.read_bytes())
-    data[2000] ^= 1  # in the first image
-    tar.write_bytes(data)
+    flip(tar, 2000)  # in the first image
     samples = reader([str(tar)]).compose(maskalign.with_targets(cache, levels=5))
     with pytest.raises(CacheError, match=r"sample '000000' .* does not match its checksum: inspect-cache"):
         next(iter(samples))

@@ -24,7 +24,7 @@ SMALL_RUN = (
     '"train.global_batch": 8'
 )
 REDUCED = {
-    '"vit_small_patch16_224", num_classes=0': '"test_vit", num_classes=0, img_size=224',
+    '"vit_small_patch16_224", num_classes=0': '"test_vit", num_classes=0, img_size=64',
     "width=384": "width=64",
     "range(100)": "range(2)",
     "batch_size=256": "batch_size=4",
@@ -37,8 +37,8 @@ REDUCED = {
     "open_clip:ViT-B-16-quickgelu/openai": "open_clip:local-dir:clip",
     "facebook/dinov2-base": "dinov2",
     '{"k": 20}': '{"k": 2}',
-    'levels="5"': 'levels="2", workers=0',
-    'levels="7,11"': 'levels="1,2", workers=0',
+    'levels="5"': 'levels="2", image_size=64, workers=0',
+    'levels="7,11"': 'levels="1,2", image_size=64, workers=0',
     "torch.nn.Linear(student.embed_dim, 768)": "torch.nn.Linear(student.embed_dim, 32)",
 }
 
@@ -55,7 +55,7 @@ def place(tmp_path_factory):
         )
     ).save_pretrained(folder / "dinov2")
     teacher = f"open_clip:local-dir:{folder / 'clip'}"
-    caches.real(folder, shards=tars, name="in1k.cache", teacher=teacher, levels="7,11", image_size=224)
+    caches.real(folder, shards=tars, name="in1k.cache", teacher=teacher, levels="7,11")
     return folder
 
 

@@ -197,11 +197,7 @@ class Blocks(nn.Module):
             16,
             r"the blocks of .* give \[32, 31, 30\] tokens",
         ),
-        (
-            lambda tokens, _: tokens,
-            32,
-            "64 tokens for an image of 128 pixels, 48 more than 4 x 4 patches:",
-        ),
+        (lambda tokens, _: tokens, 32, "64 tokens for an image of 128 pixels, 48 more than 4 x 4 patches:"),
         (lambda tokens, _: tokens[:, :25], 32, "25 tokens for an image of 128 pixels, 9 more than 4 x 4"),
     ],
 )

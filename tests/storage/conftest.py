@@ -1,4 +1,4 @@
-"""A server of objects for these tests, a bucket for each test, and the two kinds of folder side by side."""
+"""A server of objects, a bucket for each test, folders of both kinds, and a cache in a bucket."""
 
 import os
 from itertools import count
@@ -53,6 +53,16 @@ def _quick(monkeypatch):
 def objects(bucket, _quick):
     """An empty folder of the bucket, with quick retries."""
     return ObjectFolder(f"s3://{bucket}/deep/a.cache")
+
+
+@pytest.fixture
+def in_bucket(server, bucket, small_cache_path):
+    """The small cache in the bucket, as a folder; its name has a space."""
+    for path in small_cache_path.rglob("*"):
+        key = path.relative_to(small_cache_path).as_posix()
+        if path.is_file() and not key.startswith("logs/"):
+            server.backend.put_object(bucket, f"a b/small.cache/{key}", path.read_bytes())
+    return ObjectFolder(f"s3://{bucket}/a b/small.cache")
 
 
 @pytest.fixture(params=["disk", "objects"])

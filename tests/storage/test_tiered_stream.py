@@ -1,84 +1,88 @@
 """A stream from an object store through a local tier: the same batches, fewer GETs, and never stale bytes."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import caches
 import pytest
-from stream_parts import digests
+from stream_parts import digests, stream_spec
 
 from pipeline.cache.layout import array_specs, shard_key
 from pipeline.cache.reader import Cache
 from pipeline.errors import CacheError
-from pipeline.storage.objects import ObjectFolder
 from pipeline.storage.tier import LocalTier, TieredFolder
+from pipeline.stream.samples import WindowReader
 
 LARGE = 1 << 30
-BATCHES = 12  # an epoch
+BATCHES = 8  # an epoch
 VIEW = {"views": (0,), "batch_size": 16}
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    """A cache of 3 tars of 64 to 66 images in one view."""
-    return caches.real(tmp_path_factory.mktemp("tiered"), tars=3, images_per_tar=66, views=1)
-
-
-@pytest.fixture
-def remote(bucket, local):
-    """The cache in a bucket."""
-    folder = ObjectFolder(f"s3://{bucket}/a.cache")
-    for path in local.rglob("*"):
-        if path.is_file():
-            folder.replace(path.relative_to(local).as_posix(), path.read_bytes())
-    return folder.address
-
-
-def test_batches_are_the_same_and_cost_no_request_the_second_time(server, remote, local, tmp_path):
+def test_batches_are_the_same_and_cost_no_request_the_second_time(
+    server, in_bucket, small_cache_path, tmp_path
+):
     tier = (str(tmp_path / "tier"), LARGE)
-    expected = digests(local, BATCHES, **VIEW)
+    expected = digests(small_cache_path, BATCHES, **VIEW)
     requests = []
     for settings in ({}, {"tier": tier}, {"tier": tier}):
         gc.collect()  # ends what an earlier stream reads ahead
         server.forget()
-        assert digests(remote, BATCHES, **VIEW, **settings) == expected
+        assert digests(in_bucket.address, BATCHES, **VIEW, **settings) == expected
         requests.append([path for _, path in server.log])
     direct, first, second = ([path for path in one if "/c/" in path or "views/" in path] for one in requests)
     assert len(second) == 0
-    # Of 3 units with 2 chunks each: every chunk of 6 arrays and the crops alone, or both chunks together. The
+    # Of 2 units with 2 chunks each: every chunk of 6 arrays and the crops alone, or both chunks together. The
     # last chunk may not be needed, and without a tier some are read ahead.
-    assert len(direct) >= 5 * 7
-    assert 3 * 7 <= len(first) <= 3 * (6 + 2)
-    assert len(first) - len(set(first)) <= 3  # only crops come in two pieces
+    assert len(direct) >= 3 * 7
+    assert 2 * 7 <= len(first) <= 2 * (6 + 2)
+    assert len(first) - len(set(first)) <= 2  # only crops come in two pieces
     commits = [[path for path in one if "commits/" in path] for one in requests]
     assert len(commits[2]) < len(commits[0])
 
 
-def kept_name(cache, unit, array):
-    """The name of the entry that holds the first chunks of a unit's shard, and how many bytes those take."""
-    spec = array_specs(cache.schema)[array]
+def keep_wrong_bytes(cache, folder):
+    """Keep zeros of two chunks of unit 2 in a tier; return the tier as a stream takes it."""
+    spec, commit = array_specs(cache.schema)["features/block_04"], cache.commit_of(cache.units[2])
     piece = spec.bytes_of(64) + 4
-    segment = (4 << 20) // piece * piece
-    commit = cache.commit_of(cache.units[unit])
-    return f"{cache.digest} {commit.digest} {shard_key(spec, unit)} 0-{segment}", 2 * piece
+    segment = (4 << 20) // piece * piece  # the entry holds the first chunks of a shard
+    name = f"{cache.digest} {commit.digest} {shard_key(spec, 2)} 0-{segment}"
+    LocalTier(folder, LARGE).get(name, lambda: bytes(2 * piece))
+    return str(folder), LARGE
 
 
-def test_wrong_bytes_that_were_kept_are_read_from_the_store(remote, local, tmp_path):
-    name, size = kept_name(Cache(remote), 1, "features/block_04")
-    LocalTier(tmp_path, LARGE).get(name, lambda: bytes(size))
-    tier = (str(tmp_path), LARGE)
-    assert digests(remote, BATCHES, **VIEW, tier=tier) == digests(local, BATCHES, **VIEW)
+def test_wrong_bytes_that_were_kept_are_read_from_the_store(in_bucket, small_cache_path, tmp_path):
+    tier = keep_wrong_bytes(Cache(in_bucket.address), tmp_path)
+    expected = digests(small_cache_path, BATCHES, **VIEW)
+    assert digests(in_bucket.address, BATCHES, **VIEW, tier=tier) == expected
 
 
-def test_damage_in_the_store_is_found_behind_a_tier(remote, tmp_path):
-    cache = Cache(remote)
-    key = shard_key(array_specs(cache.schema)["stats"], 0)
-    data = bytearray(cache.folder.read(key))
+def test_wrong_bytes_that_two_threads_have_read_cost_neither(in_bucket, tmp_path, monkeypatch):
+    cache, both, read_chunk = Cache(in_bucket.address), threading.Barrier(2), Cache.read_chunk
+
+    def fail_together(*arguments):
+        try:
+            return read_chunk(*arguments)
+        except CacheError:
+            both.wait(timeout=60)
+            raise
+
+    monkeypatch.setattr(Cache, "read_chunk", fail_together)
+    tier = keep_wrong_bytes(cache, tmp_path)
+    reader = WindowReader(cache, stream_spec(cache, **VIEW, tier=tier))
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(partial(reader._read_joined, 1), (0, 1)))
+    assert [len(chunk.keys) for chunk in found] == [64, 6]
+
+
+def test_damage_in_the_store_is_found_behind_a_tier(in_bucket, tmp_path):
+    key = shard_key(array_specs(Cache(in_bucket.address).schema)["stats"], 0)
+    data = bytearray(in_bucket.read(key))
     data[100] ^= 1
-    cache.folder.replace(key, bytes(data))
-    with pytest.raises(
-        CacheError, match=r"array 'stats' of unit 0 .* is not what was committed|cannot be read"
-    ):
-        digests(remote, BATCHES, **VIEW, tier=(str(tmp_path), LARGE))
+    in_bucket.replace(key, bytes(data))
+    message = r"array 'stats' of unit 0 .* is not what was committed|cannot be read"
+    with pytest.raises(CacheError, match=message):
+        digests(in_bucket.address, BATCHES, **VIEW, tier=(str(tmp_path), LARGE))
 
 
 def test_another_version_of_a_file_is_another_entry(objects, tmp_path):

@@ -5,7 +5,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from caches import publish, real
+from caches import publish
 from stream_parts import digests
 from test_cache_on_objects import TINY, called, contents
 from typer.testing import CliRunner
@@ -16,45 +16,42 @@ from pipeline.cache.verify import verify_quickly
 from pipeline.cache.verify_content import verify_unit
 from pipeline.errors import CacheError, ConfigError, StorageError
 from pipeline.storage.address import open_folder
-from pipeline.storage.objects import ObjectFolder
 from stages.evaluate_student import evaluate_student
 from stages.extract_teacher import extract_teacher
 from stages.inspect_cache import app as inspect_app
 from stages.train_student import train_student
 
+STATS = "targets.zarr/stats/c/1/0/0/0"
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    return real(tmp_path_factory.mktemp("local"), tars=2, images_per_tar=66, views=1)
+
+def inspected(*words):
+    """The exit code and output of inspect-cache."""
+    result = CliRunner().invoke(inspect_app, list(map(str, words)), catch_exceptions=False)
+    return result.exit_code, result.output
 
 
 @pytest.fixture
-def served(server, bucket, local):
+def served(server, bucket, in_bucket):
     """The URL of the cache on a server that knows each file by its name alone."""
-    folder = ObjectFolder(f"s3://{bucket}/a b/small.cache")
-    for path in sorted(local.rglob("*")):
-        key = path.relative_to(local).as_posix()
-        if path.is_file() and not key.startswith("logs/"):
-            folder.replace(key, path.read_bytes())
-    server.forget()
+    del in_bucket
     return f"{server.endpoint}/plain/{bucket}/a%20b/small.cache"
 
 
-def test_a_cache_opens_from_the_web_without_a_listing(server, served, local):
-    cache = Cache(served)
-    assert (cache.digest, cache.units) == (Cache(local).digest, Cache(local).units)
-    assert len(cache.finished(None, allow_partial=False)) == 2
-    assert digests(served, 5, views=(0,)) == digests(local, 5, views=(0,))
+def test_a_cache_opens_from_the_web_without_a_listing(server, served, small_cache_path):
+    cache, local = Cache(served), Cache(small_cache_path)
+    assert (cache.digest, cache.units) == (local.digest, local.units)
+    assert len(cache.finished(None, allow_partial=False)) == 4
+    assert digests(served, 5, views=(0,)) == digests(small_cache_path, 5, views=(0,))
     assert {method for method, _ in server.log} == {"GET"}
     assert not any("?" in path or path.endswith("/") for _, path in server.log)
 
 
-def test_an_unfinished_unit_is_known_by_its_missing_commit(bucket, served):
-    ObjectFolder(f"s3://{bucket}/a b/small.cache").remove("commits/train-0001.v00.json")
+def test_an_unfinished_unit_is_known_by_its_missing_commit(in_bucket, served):
+    in_bucket.remove("commits/train-0001.v00.json")
     cache = Cache(served)
-    assert [commit.source for commit in cache.commits()] == ["train-0000.tar"]
-    assert [unit.source for unit in committed(cache.folder, cache.units)] == ["train-0000.tar"]
-    with pytest.raises(CacheError, match="is not finished: 1 of 2 units are committed"):
+    assert [commit.unit for commit in cache.commits()] == [0, 1, 3]
+    assert [unit.unit for unit in committed(cache.folder, cache.units)] == [0, 1, 3]
+    with pytest.raises(CacheError, match="is not finished: 3 of 4 units are committed"):
         cache.finished(None, allow_partial=False)
 
 
@@ -67,17 +64,17 @@ def test_what_is_no_cache_is_one_sentence(server, bucket, served):
         Cache(served)
 
 
-def test_damage_is_noticed_through_the_web(bucket, served):
-    folder, key = ObjectFolder(f"s3://{bucket}/a b/small.cache"), "targets.zarr/stats/c/1/0/0/0"
-    cache = Cache(served)
+def test_damage_is_noticed_through_the_web_and_repaired_elsewhere(in_bucket, served):
+    cache, data = Cache(served), in_bucket.read(STATS)
+    in_bucket.replace(STATS, data[:50] + bytes([data[50] ^ 1]) + data[51:])
     assert list(verify_quickly(cache)) == []
-    data = folder.read(key)
-    folder.replace(key, data[:50] + bytes([data[50] ^ 1]) + data[51:])
-    assert list(verify_quickly(cache)) == []
-    assert [verify_unit(cache, unit) == [] for unit in cache.units] == [True, False]
-    folder.replace(key, data[:-1])
-    (found,) = verify_quickly(cache)
-    assert found.text == f"unit 1 (train-0001.tar, view 0): {key} has {len(data) - 1} bytes, not {len(data)}"
+    assert [verify_unit(cache, unit) == [] for unit in cache.units[:2]] == [True, False]
+    in_bucket.replace(STATS, data[:-1])
+    code, output = inspected("verify", served)
+    size = len(data)
+    assert f"unit 1 (train-0000.tar, view 1): {STATS} has {size - 1} bytes, not {size}\n" in output
+    assert "has 1 problem: repair it where it is stored, or see whether the server" in output
+    assert code == 1
 
 
 def test_nothing_can_be_written_through_the_web(served, tmp_path):
@@ -100,20 +97,14 @@ def test_nothing_can_be_written_through_the_web(served, tmp_path):
         publish(served, Cache(served).schema, Cache(served).units[0])
 
 
-def test_commands_read_from_the_web_and_refuse_to_write_there(server, served, local, tmp_path):
-    def inspected(*words):
-        result = CliRunner().invoke(inspect_app, list(words), catch_exceptions=False)
-        return result.exit_code, result.output
-
-    assert inspected("info", served)[1] == inspected("info", str(local))[1].replace(str(local), served)
-    code, output = inspected("verify", served)
-    assert (code, output) == (
-        0,
-        f"cache '{served}', 2 of 2 units: names, sizes and metadata are what was committed\n",
-    )
+def test_commands_read_from_the_web_and_refuse_to_write_there(server, served, small_cache_path, tmp_path):
+    local = str(small_cache_path)
+    assert inspected("info", served)[1] == inspected("info", local)[1].replace(local, served)
+    found = f"cache '{served}', 4 of 4 units: names, sizes and metadata are what was committed\n"
+    assert inspected("verify", served) == (0, found)
     code, output = inspected("verify", served, "--repair")
     assert (code, "give --repair where it is stored" in output) == (2, True)
-    tar = str(local.parent / "tars" / "train-0000.tar")
+    tar = small_cache_path.parent / "tars" / "train-0000.tar"
     code, output = called(extract_teacher, tar, "--cache", served, "--teacher", "timm:test_vit.random")
     assert (code, "cannot list a folder: it serves a finished cache to readers" in output) == (2, True)
     server.forget()
@@ -137,8 +128,7 @@ def test_a_password_of_a_cache_is_used_but_never_printed(served, tmp_path):
         ("info", f"{secret}/nothing"),
         ("copy", secret, str(tmp_path / "copy"), "--levels", "99"),
     ):
-        result = CliRunner().invoke(inspect_app, list(words), catch_exceptions=False)
-        texts.append(result.output)
+        texts.append(inspected(*words)[1])
     texts.append((tmp_path / "card.md").read_text())
     assert [text for text in texts if "pass-word" in text or "127.0.0.1" not in text] == []
 
@@ -161,19 +151,11 @@ def test_no_file_of_a_run_has_a_password_of_its_data(served, tmp_path):
     assert [path for path in files if b"pass-word" in path.read_bytes()] == []
 
 
-def test_damage_behind_the_web_is_repaired_elsewhere(bucket, served):
-    folder, key = ObjectFolder(f"s3://{bucket}/a b/small.cache"), "targets.zarr/stats/c/1/0/0/0"
-    folder.replace(key, folder.read(key)[:-1])
-    result = CliRunner().invoke(inspect_app, ["verify", served], catch_exceptions=False)
-    assert result.exit_code == 1
-    assert "has 1 problem: repair it where it is stored, or see whether the server" in result.output
-
-
-def test_a_server_without_ranges_is_named(local, monkeypatch):
+def test_a_server_without_ranges_is_named(small_cache_path, monkeypatch):
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    handler = partial(SimpleHTTPRequestHandler, directory=str(local.parent))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(small_cache_path.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as plain:
-        thread = threading.Thread(target=plain.serve_forever, daemon=True)
+        thread = threading.Thread(target=plain.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         cache = Cache(f"http://127.0.0.1:{plain.server_port}/small.cache")
         commit = next(cache.commits())
@@ -183,20 +165,19 @@ def test_a_server_without_ranges_is_named(local, monkeypatch):
         thread.join()
 
 
-def test_a_copy_through_a_failing_web_is_continued(server, bucket, served, local, tmp_path):
-    def copy(*words):
-        result = CliRunner().invoke(inspect_app, ["copy", served, *map(str, words)], catch_exceptions=False)
-        return result.exit_code, result.output
-
+def test_a_copy_through_a_failing_web_is_continued(server, bucket, served, small_cache_path, tmp_path):
     target = tmp_path / "b.cache"
     server.fail("403", method="GET", key="features/block_04/c/1")
-    code, output = copy(target, "--workers", "1")
+    code, output = inspected("copy", served, target, "--workers", "1")
     assert (code, "access is denied" in output) == (1, True)
     assert [commit.unit for commit in Cache(target).commits()] == [0]
     server.heal()
     server.forget()
-    assert copy(target)[0] == 0
+    assert inspected("copy", served, target)[0] == 0
     assert not any("/block_03/c/0" in path for _, path in server.log)  # what is there is not read again
-    assert contents(target) == contents(local)
-    assert copy(f"s3://{bucket}/copy.cache")[0] == 0
-    assert contents(f"s3://{bucket}/copy.cache") == contents(local)
+    assert contents(target) == contents(small_cache_path)
+    assert inspected("copy", served, f"s3://{bucket}/copy.cache", "--tars", "train-0001.tar")[0] == 0
+    views = open_folder(f"s3://{bucket}/copy.cache/views")
+    assert {name: views.read(name) for name in views.names()} == {
+        path.name: path.read_bytes() for path in (small_cache_path / "views").glob("train-0001.*")
+    }

@@ -25,6 +25,7 @@ from pipeline.views.source import read_samples
 from pipeline.views.source_tars import SourceTar
 
 MEMORY_BYTES = 3 * 2**30  # above what the process has when it starts to fuzz
+NUMBERS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x01\x00\x00", b"7777")
 SECONDS = 60  # of one case: a header may ask for 100 million pixels
 
 
@@ -103,54 +104,24 @@ def damaged(data, others, rng):
     """Return `data` with one to four random wounds."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
-        if data:
-            start = int(
-                rng.integers(min(len(data), 700) if rng.random() < 0.5 else len(data))
-            )  # headers are at the front
-            WOUNDS[int(rng.integers(len(WOUNDS)))](data, start, int(rng.integers(1, 64)), others, rng)
+        if not data:
+            break
+        most = min(len(data), 700) if rng.random() < 0.5 else len(data)  # headers are at the front
+        start, length = int(rng.integers(most)), int(rng.integers(1, 64))
+        other = others[int(rng.integers(len(others)))]
+        wounds = (  # how many bytes go, and what comes in their place
+            (1, bytes([data[start] ^ 1 << int(rng.integers(8))])),
+            (1, bytes([int(rng.choice([0, 1, 127, 128, 255]))])),
+            (4, NUMBERS[int(rng.integers(len(NUMBERS)))]),
+            (length, b""),
+            (0, rng.bytes(length)),
+            (0, data[start : start + length * 16]),
+            (len(data), b""),
+            (len(data), other[int(rng.integers(len(other))) :]),
+        )
+        removed, added = wounds[int(rng.integers(len(wounds)))]
+        data[start : start + removed] = added
     return bytes(data)
-
-
-def _flip(data, start, _length, _others, rng):
-    data[start] ^= 1 << int(rng.integers(8))
-
-
-def _set_byte(data, start, _length, _others, rng):
-    data[start] = int(rng.choice([0, 1, 127, 128, 255]))
-
-
-def _set_number(data, start, _length, _others, rng):
-    data[start : start + 4] = [
-        b"\0\0\0\0",
-        b"\xff\xff\xff\xff",
-        b"\x7f\xff\xff\xff",
-        b"\x00\x01\x00\x00",
-        b"7777",
-    ][int(rng.integers(5))]
-
-
-def _remove(data, start, length, _others, _rng):
-    del data[start : start + length]
-
-
-def _insert(data, start, length, _others, rng):
-    data[start:start] = rng.bytes(length)
-
-
-def _double(data, start, length, _others, _rng):
-    data[start:start] = data[start : start + length * 16]
-
-
-def _cut(data, start, _length, _others, _rng):
-    del data[start:]
-
-
-def _splice(data, start, _length, others, rng):
-    other = others[int(rng.integers(len(others)))]
-    data[start:] = other[int(rng.integers(len(other))) :]
-
-
-WOUNDS = (_flip, _set_byte, _set_number, _remove, _insert, _double, _cut, _splice)
 
 
 def mended(tar):

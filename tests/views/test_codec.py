@@ -14,12 +14,6 @@ def pixels_of(width=50, height=40):
     return np.array(Image.open(io.BytesIO(image(0, width, height, "png"))))
 
 
-def encoded(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
 def test_a_raw_view_is_exact():
     pixels = pixels_of(32, 32)
     data = encode_view(pixels, "raw")

@@ -23,7 +23,7 @@ from pipeline.evaluation.attention.observations import (
     inside_masks,
     observe,
 )
-from pipeline.evaluation.crops import CROP_FRACTION, LeftOut, ViewBatch
+from pipeline.evaluation.crops import CROP_FRACTION, LeftOut, Named, ViewBatch
 from pipeline.evaluation.data import Data, LabelledImages
 from pipeline.evaluation.features import describe_data
 from pipeline.evaluation.images import MASK
@@ -141,7 +141,7 @@ class Attention(Section):
     ) -> tuple[Plot, Plot]:
         """Write the gallery and the plot of the heads."""
         pixels = torch.cat([batch.pixels for batch in batches])[: self.shown].numpy()
-        keys = [key for batch in batches for key in batch.keys]
+        keys = [key for batch in batches for _, key, _ in batch.names]
         teacher = found.get("teacher", next(iter(found.values())))
         colours = {
             who: principal_colours(torch.cat(one.last)[: self.shown]).mul(255).round().byte().numpy()
@@ -201,9 +201,9 @@ class Attention(Section):
 def _first(data: Data, size: int, batch_size: int, count: int, left_out: LeftOut) -> Iterator[ViewBatch]:
     """Yield the first views, whether labelled or not."""
     for batch in data.views(size, min(batch_size, count), left_out, labelled=False):
-        kept = min(count, len(batch.keys))
-        yield ViewBatch(batch.pixels[:kept], batch.labels[:kept], batch.keys[:kept], batch.sources[:kept])
-        if not (count := count - kept):
+        yield ViewBatch(batch.pixels[:count], batch.names[:count])
+        count -= len(batch.names)
+        if count <= 0:
             return
 
 
@@ -211,7 +211,7 @@ def _foregrounds(
     data: Data,
     values: tuple[int, ...],
     subject: Subject,
-    names: Sequence[tuple[str, str, int]],
+    names: Sequence[Named],
     faults: LeftOut,
 ) -> dict[int, Tensor]:
     """Return the share of foreground in each patch (N,), by number of the image, where there are masks.

@@ -135,13 +135,15 @@ def read_objects(
     """
     boxes, labels, kept = [], [], []
     for index, (box, label) in enumerate(zip(notes["boxes"], notes["labels"], strict=True)):
-        clipped = _clipped(box, size)
-        if clipped is None or min(clipped[2] - clipped[0], clipped[3] - clipped[1]) <= 0:
+        clipped = np.zeros(4)  # stays so unless the box is a list of four finite numbers
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+            clipped = np.array(box, float).clip(0, [*size[::-1], *size[::-1]])
+        if min(clipped[2:] - clipped[:2]) <= 0:
             faults.add("empty boxes", name, f"has the box {short(box)}")
         elif isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < (classes or 1 << 16):
             faults.add("boxes of unknown classes", name, f"has the label {short(label)}")
         else:
-            if max(np.abs(np.subtract(clipped, box))) > _ROUNDING:
+            if np.abs(clipped - box).max() > _ROUNDING:
                 faults.add("clipped boxes", name, f"of {size[1]} x {size[0]} pixels has the box {box}")
             boxes.append(clipped)
             labels.append(label)
@@ -163,15 +165,6 @@ def _of_each(notes: Mapping[str, Any], name: str) -> list[float | None]:
     if not isinstance(values, list) or len(values) != count:
         return [None] * count
     return [float(value) if is_number(value) and value >= 0 else None for value in values]
-
-
-def _clipped(box: Any, size: tuple[int, int]) -> list[float] | None:
-    """Return a box inside the image, None if it is not a list of four finite numbers."""
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return None
-    height, width = size
-    clipped: list[float] = np.clip(np.array(box, float), 0, [width, height, width, height]).tolist()
-    return clipped
 
 
 def _regions(

@@ -31,7 +31,6 @@ from pipeline.evaluation.detection.training import (
 )
 from pipeline.evaluation.detection.views import JitteredSquare, read_detection
 from pipeline.evaluation.fitting import fit, seeded, shuffled_batches, stepwise
-from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.segmentation.dense import DenseDataset
 from pipeline.evaluation.task import SharedKeys, Task
@@ -98,7 +97,13 @@ class Detect(Section):
         self._check(task.subject.patch_size)
         excluded = LeftOut()
         learnt, test = task.separate_images(self.name, self.shared_keys, excluded)
-        names = _class_names(learnt, test)
+        known = {one.class_names for one in (learnt, test) if one.class_names}
+        if len(known) > 1:
+            raise ConfigError(
+                f"classes of {learnt.address} and {test.address} differ: give sets with the same classes in "
+                "the same order, or --class-names if their numbers mean the same"
+            )
+        names = next(iter(known), ())
         bank, asked = (survey(images, len(names) or None) for images in (learnt, test))
         bank.left_out.include(excluded)
         classes = len(names) or 1 + max(*bank.classes, *asked.classes)
@@ -195,14 +200,3 @@ class Detect(Section):
             resuming,
         )
         return detector, losses
-
-
-def _class_names(learnt: ImageSet, test: ImageSet) -> tuple[str, ...]:
-    """Return the names of the classes, if known; raises ConfigError if two sets number them differently."""
-    both = {one.class_names for one in (learnt, test) if one.class_names}
-    if len(both) > 1:
-        raise ConfigError(
-            f"classes of {learnt.address} and {test.address} differ: give sets with the same classes in the "
-            "same order, or --class-names if their numbers mean the same"
-        )
-    return next(iter(both), ())

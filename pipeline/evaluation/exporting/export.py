@@ -48,7 +48,16 @@ class Export(Section):
 
     def run(self, task: Task) -> list[Outcome]:
         """Write the folder, whole or not at all; raises ConfigError for parts that a format does not have."""
-        target = self._target(task)
+        if self.folder is None and task.subject.facts.kind != "run":
+            raise ConfigError("there is no run to put the export in: give --set folder=PATH")
+        target = task.folder / self.format if self.folder is None else Path(self.folder)
+        holds = target.is_dir() and any(target.iterdir())
+        is_file = target.exists() and not target.is_dir()
+        if self.folder is not None and (is_file or (holds and not self.overwrite)):
+            raise ConfigError(
+                f"folder {self.folder!r} {'holds files' if holds else 'is a file'}: give another "
+                "--set folder=PATH, or --set overwrite=true to replace all that is in it"
+            )
         vit = copy.deepcopy(task.subject.vit).cpu().eval()
         subject = replace(task.subject, vit=vit)
         try:
@@ -70,18 +79,3 @@ class Export(Section):
         for file in sorted(target.iterdir()):
             task.log(f"wrote {file} ({file.stat().st_size:,} bytes)")
         return []
-
-    def _target(self, task: Task) -> Path:
-        """Return the folder to write."""
-        if self.folder is None:
-            if task.subject.facts.kind != "run":
-                raise ConfigError("there is no run to put the export in: give --set folder=PATH")
-            return task.folder / self.format
-        target = Path(self.folder)
-        holds = target.is_dir() and any(target.iterdir())
-        if (holds and not self.overwrite) or (target.exists() and not target.is_dir()):
-            raise ConfigError(
-                f"folder {self.folder!r} {'holds files' if holds else 'is a file'}: give another "
-                "--set folder=PATH, or --set overwrite=true to replace all that is in it"
-            )
-        return target

@@ -68,8 +68,14 @@ def write_detection(subject: Subject, folder: Path) -> Written:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     transformers.utils.logging.disable_progress_bar()
     backbone = transformers.VitDetBackbone.from_pretrained(folder).eval()
-    compare(subject, lambda images: backbone(images).feature_maps[0], _patches_alone, "transformers")
     rows, columns = vit.patch_embed.grid_size
+
+    def expected(vit: VisionTransformer, images: Tensor) -> Tensor:
+        patches: Tensor = vit.patch_embed(images).flatten(1, -2)  # a grid with dynamic_img_size
+        patches = vit.blocks(patches + vit.pos_embed[:, -patches.shape[1] :])  # without a CLS token
+        return patches.mT.reshape(len(images), vit.embed_dim, rows, columns)
+
+    compare(subject, lambda images: backbone(images).feature_maps[0], expected, "transformers")
     outputs = (
         f"`patches` (B, {vit.embed_dim}, {rows}, {columns}) are those of the last block, without a norm."
     )
@@ -100,10 +106,3 @@ def _write_backbone(subject: Subject, state: dict[str, Tensor], folder: Path) ->
     pixels = {f"pixel_{name}": [255 * value for value in prepared[name]] for name in ("mean", "std")}
     values = {"arguments": arguments, "activation": activation(vit), "norm_eps": norm_eps(vit), **pixels}
     write_json(folder / "backbone.json", values)
-
-
-def _patches_alone(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Return the patches (B, C, rows, columns) after all blocks, of a network that sees no CLS token."""
-    patches: Tensor = vit.patch_embed(images).flatten(1, -2)  # a grid with dynamic_img_size
-    patches = vit.blocks(patches + vit.pos_embed[:, -patches.shape[1] :])
-    return patches.mT.reshape(len(images), vit.embed_dim, *vit.patch_embed.grid_size)

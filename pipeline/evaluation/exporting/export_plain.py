@@ -76,7 +76,22 @@ def write_transformers(subject: Subject, folder: Path) -> Written:
         "attention_probs_dropout_prob": 0.0,
     }
     write_json(folder / "config.json", config)
-    _write_image_processor(subject, folder / "preprocessor_config.json")
+    side = subject.vit.patch_embed.img_size[0]
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(side / CROP_FRACTION)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": subject.mean,
+        "image_std": subject.std,
+    }
+    write_json(folder / "preprocessor_config.json", processor)
     transformers.utils.logging.disable_progress_bar()
     state = with_separate_qkv(with_cls_position(plain_state(vit), vit))
     state = renamed(state, _HUGGING_FACE, "encoder.layer.{}", _HUGGING_FACE_BLOCK)
@@ -91,25 +106,6 @@ model = ViTModel.from_pretrained("FOLDER", add_pooling_layer=False).eval()
 tokens = model(**processor(image, return_tensors="pt")).last_hidden_state"""
     shape = f"(B, 1 + {vit.patch_embed.num_patches}, {vit.embed_dim})"
     return Written("transformers", code, f"`tokens` {shape} are CLS, then the patches, after the final norm.")
-
-
-def _write_image_processor(subject: Subject, file: Path) -> None:
-    side = subject.vit.patch_embed.img_size[0]
-    values = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": round(side / CROP_FRACTION)},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": subject.mean,
-        "image_std": subject.std,
-    }
-    write_json(file, values)
 
 
 def write_torchvision(subject: Subject, folder: Path) -> Written:

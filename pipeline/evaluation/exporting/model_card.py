@@ -23,6 +23,10 @@ _KINDS = {
     "teacher": "The vision tower of a teacher.",
     "model": "A vision transformer of timm.",
 }
+_HEAD = {
+    "pipeline_tag": "image-feature-extraction",
+    "tags": ["maskalign", "vision-transformer", "image-feature-extraction"],
+}
 
 
 def model_card(task: Task, written: Written, license_name: str, datasets: Sequence[str]) -> str:
@@ -48,8 +52,11 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         toml = "\n\n".join(one.strip() for one in sections if not one.startswith("[evaluate]"))
         summary = "<summary>Recipe of train-student</summary>"
         recipe = [f"<details>{summary}\n\n```toml\n{toml}\n```\n\n</details>"]
+    # JSON's strings and lists are YAML's
+    head = {"license": license_name, "library_name": written.library, **_HEAD}
+    head |= {"datasets": list(datasets)} if datasets else {}
     parts = [
-        _head(written.library, license_name, datasets),
+        "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---"]),
         f"# {title}\n\n{kind} {sizes}",
         f"## Load it\n\n```python\n{written.code}\n```\n\n{_outputs(subject, written)}",
         f"## Origin\n\n{markdown_table(('', ''), tuple(_origin(subject, run)))}",
@@ -57,16 +64,6 @@ def model_card(task: Task, written: Written, license_name: str, datasets: Sequen
         f"## Scores\n\n{_scores(current)}",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _head(library: str, license_name: str, datasets: Sequence[str]) -> str:
-    """Return the YAML head; JSON's strings are YAML's."""
-    lines = [f"license: {json.dumps(license_name)}", f"library_name: {json.dumps(library)}"]
-    lines += ["pipeline_tag: image-feature-extraction", "tags:"]
-    lines += [f"- {tag}" for tag in ("maskalign", "vision-transformer", "image-feature-extraction")]
-    if datasets:
-        lines += ["datasets:", *(f"- {json.dumps(name)}" for name in datasets)]
-    return "\n".join(["---", *lines, "---"])
 
 
 def _outputs(subject: Subject, written: Written) -> str:

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.crops import Named
 from pipeline.evaluation.draws import draw_few
 from pipeline.evaluation.finetuning.files import WEIGHTS, read_finished
 from pipeline.evaluation.finetuning.recipe import (
@@ -45,12 +46,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Tried:
-    """The result of a try; `names` are (source, key, label) of the images learnt from, `faults` of others."""
+    """The result of a try; `names` are of the images learnt from, `faults` of others."""
 
     predictions: Predictions
     known: Tensor
     pool: str
-    names: list[tuple[str, str, int]]
+    names: list[Named]
     faults: dict[str, str]
     selection: str
     notes: tuple[str, ...]

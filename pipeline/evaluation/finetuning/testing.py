@@ -8,7 +8,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pipeline.evaluation.crops import LeftOut, load_views
+from pipeline.evaluation.crops import LeftOut, Named, load_views
 from pipeline.evaluation.fitting import autocast, cosine, fit, shuffled_batches
 from pipeline.evaluation.images import LabelledImage
 from pipeline.evaluation.metrics import RANKED, rank_classes
@@ -24,7 +24,7 @@ class Predictions:
 
     ranked: Tensor
     truth: Tensor
-    names: list[tuple[str, str, int]]  # source, key, label
+    names: list[Named]
     left_out: LeftOut
 
     @property
@@ -50,7 +50,7 @@ class Reader:
         vit.eval()
         rank, count = self.ranks.rank, self.ranks.world_size
         share = images[len(images) * rank // count : len(images) * (rank + 1) // count]
-        left_out, all_names = LeftOut(), list[tuple[str, str, int]]()
+        left_out, all_names = LeftOut(), list[Named]()
         # A rank's share may be empty.
         ranked, truth = [torch.empty(0, min(RANKED, len(classes))).long()], [torch.empty(0).long()]
         for pixels, labels, names in self._crops(share, left_out):
@@ -83,7 +83,7 @@ class Reader:
 
     def _crops(
         self, images: Sequence[LabelledImage], left_out: LeftOut
-    ) -> Iterator[tuple[Tensor, Tensor, list[tuple[str, str, int]]]]:
+    ) -> Iterator[tuple[Tensor, Tensor, list[Named]]]:
         """Yield normalised crops (B, 3, S, S) on the device, class indices (B,) and names."""
         size = self.subject.vit.patch_embed.img_size[0]
         for batch in load_views(images, size, self.batch_size, self.workers, left_out):

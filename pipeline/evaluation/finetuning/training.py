@@ -152,7 +152,13 @@ class Training:
                 if done % self.steps_per_epoch == 0:
                     self._end_epoch(done // self.steps_per_epoch)
                 if now - printed > _SECONDS_BETWEEN_LINES or done == self.steps:
-                    self._print(done, (now - begin) / (done - first) * (self.steps - done))
+                    epoch, latest = len(self.history.losses), "epoch 1"
+                    if epoch:
+                        latest = f"epoch {epoch} of {self.recipe.epochs}: loss {self.history.losses[-1]:.4f}"
+                    if epoch in self.history.accuracies:
+                        latest += f", accuracy {self.history.accuracies[epoch]:.1%}"
+                    left = duration((now - begin) / (done - first) * (self.steps - done))
+                    self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {latest}, {left} left")
                     printed = now
                 signal = votes()
                 if signal or now - saved > SECONDS_BETWEEN_SAVES:
@@ -210,16 +216,6 @@ class Training:
             if self.keep_best and accuracy > history.accuracies.get(history.best, -1.0):
                 history.best = epoch
                 self.best = {name: value.cpu().clone() for name, value in self.tested.state_dict().items()}
-
-    def _print(self, done: int, seconds_left: float) -> None:
-        """Print the steps that are done and the result of the last epoch."""
-        epoch, latest = len(self.history.losses), "epoch 1"
-        if epoch:
-            latest = f"epoch {epoch} of {self.recipe.epochs}: loss {self.history.losses[-1]:.4f}"
-        if epoch in self.history.accuracies:
-            latest += f", accuracy {self.history.accuracies[epoch]:.1%}"
-        left = duration(seconds_left)
-        self.log(f"fine-tuning: step {done:,} of {self.steps:,}, {latest}, {left} left")
 
     def _save(self, step: int) -> None:
         """Write a checkpoint. Its field `student` has the weights, their average and the best so far."""

@@ -1,5 +1,6 @@
 """Attentive probes: a small attention over the tokens of a frozen network, and a linear layer."""
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -78,7 +79,14 @@ class Attentive(SectionOfKinds):
         plan = plan_crops(self, task, bank, hold_out=self.select == "train")
         subject, with_cls = task.subject, self.cls and task.subject.has_cls
         options = list(product(self.lr, self.weight_decay))
-        heads = [self._head(subject.width, len(plan.classes)).to(subject.device) for _ in options]
+        width, classes = subject.width, len(plan.classes)
+        with seeded(self.seed):
+            if self.kind == "efficient":
+                first: Head = EfficientHead(width, classes, largest_divisor(width, self.queries))
+            else:
+                first = CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))
+        # All heads start from the same weights, so that only their rates differ.
+        heads = [copy.deepcopy(first).to(subject.device) for _ in options]
         task.log(f"{len(heads)} heads, {plan.steps:,} steps of {plan.batch:,} random crops")
         groups = [
             {"params": list(head.parameters()), "lr": lr * plan.scale, "weight_decay": decay}
@@ -99,13 +107,6 @@ class Attentive(SectionOfKinds):
         )  # fmt: skip
         return [self._best_outcome(task, heads, options, plan, bank, test, with_cls, file)]
 
-    def _head(self, width: int, classes: int) -> Head:
-        """Return a head; all start from the same weights, so that only their rates differ."""
-        with seeded(self.seed):
-            if self.kind == "efficient":
-                return EfficientHead(width, classes, largest_divisor(width, self.queries))
-            return CapiHead(width, classes, largest_divisor(width, width // _HEAD_WIDTH))
-
     def _best_outcome(
         self, task: Task, heads: Sequence[Head], options: Sequence[tuple[float, float]], plan: CropPlan,
         bank: Features, test: Features, with_cls: bool, file: Path,
@@ -125,15 +126,15 @@ class Attentive(SectionOfKinds):
         ]
         task.log(f"head {best + 1} of {len(heads)} is best on {where}, {scores[best]:.1%}")
         head, some = heads[best], tested[: self.shown]
-        final, labels = ranked(task, [head], tested, with_cls)
+        final, labels = (rated[:, [best]], truth) if on_test else ranked(task, [head], tested, with_cls)
         shown = [save_query_maps(task, head, some, with_cls, file)] if some else []
         notes = list(plan.notes)
         if self.cls and not task.subject.has_cls:
             notes.append("this network has no CLS: patches alone are seen")
-        if self.kind == "efficient":
+        if isinstance(head, EfficientHead):
             notes += short_way(plan.steps, max(self.lr) * plan.scale, "take kind capi")
-            width = task.subject.width
-            if (used := largest_divisor(width, self.queries)) != self.queries:
+            used, width = head.queries.shape
+            if used != self.queries:
                 notes.append(f"{used} queries instead of {self.queries}, which do not divide width {width}")
         every, classifier = (sum(one.numel() for one in part.parameters()) for part in (head, head.linear))
         return classification_outcome(

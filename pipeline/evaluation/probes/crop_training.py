@@ -29,16 +29,15 @@ Crops = tuple[Tensor, Tensor]  # (b, S, S, 3) uint8 and class numbers (b,), on t
 
 @dataclass(frozen=True, eq=False)
 class CropPlan:
-    """Training on random crops of `images`, `rows` (n,) of the bank; those in `held` only choose.
+    """Training on random crops of `images` with `targets` (n,), their places in the `classes` (K,).
 
-    Classes (K,) are numbered by `targets`, of all images. Rates are for 256 images: multiply by `scale`.
+    `held_images`, rows `held` of the bank, only choose. Rates are for 256 images: multiply by `scale`.
     """
 
     images: Sequence[LabelledImage]
-    held_images: Sequence[LabelledImage]
     targets: Tensor
     classes: Tensor
-    rows: Tensor
+    held_images: Sequence[LabelledImage]
     held: Tensor
     batch: int
     steps: int
@@ -79,7 +78,7 @@ class CropPlan:
                 raise MaskAlignError(f"{self.images[index].name} could be read before and now {fault}")
         found = [pixels for _, pixels, _ in part if pixels is not None]
         numbers = torch.tensor([index for index, _, _ in part])
-        return torch.stack(found).to(device), self.targets[self.rows[numbers]].to(device)
+        return torch.stack(found).to(device), self.targets[numbers].to(device)
 
 
 def plan_crops(options: "Probe | Attentive", task: Task, bank: Features, *, hold_out: bool) -> CropPlan:
@@ -103,10 +102,9 @@ def plan_crops(options: "Probe | Attentive", task: Task, bank: Features, *, hold
     batch = min(options.batch, max(_FEWEST, len(rows) // 10))
     return CropPlan(
         images=[whole[row] for row in rows.tolist()],
-        held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
-        targets=targets,
+        targets=targets[rows],
         classes=classes,
-        rows=rows,
+        held_images=[one for one, chooses in zip(whole, held.tolist(), strict=True) if chooses],
         held=torch.nonzero(held)[:, 0],
         batch=batch,
         steps=math.ceil(len(rows) * options.epochs / batch),

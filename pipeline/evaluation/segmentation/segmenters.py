@@ -10,7 +10,13 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from pipeline.evaluation.segmentation.dense import VOID
-from pipeline.evaluation.segmentation.upernet import FCNHead, Rescale, UperNetHead, pyramid_blocks
+from pipeline.evaluation.segmentation.upernet import (
+    Rescale,
+    UperNetHead,
+    fcn_head,
+    pixel_classifier,
+    pyramid_blocks,
+)
 from pipeline.evaluation.subject import Subject
 
 _AUXILIARY_CHANNELS, _AUXILIARY_WEIGHT = 256, 0.4
@@ -31,9 +37,7 @@ class LinearSegmenter(nn.Module):
         super().__init__()
         self.subject = subject
         self.dropout, self.norm = nn.Dropout2d(dropout), nn.BatchNorm2d(subject.width)
-        self.classify = nn.Conv2d(subject.width, classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        self.classify = pixel_classifier(subject.width, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, K, g, g) of pixels (B, h, w, 3) uint8."""
@@ -72,7 +76,7 @@ class UperNetSegmenter(nn.Module):
         self.blocks = pyramid_blocks(subject.depth)
         self.rescale = Rescale(width)
         self.head = UperNetHead([width] * len(self.blocks), channels, classes)
-        self.auxiliary = FCNHead(width, _AUXILIARY_CHANNELS, classes)
+        self.auxiliary = fcn_head(width, _AUXILIARY_CHANNELS, classes)
 
     def pyramid(self, pixels: Tensor) -> list[Tensor]:
         """Return maps (B, C, h, w) of strides 4, 8, 16 and 32, if patches have 16 pixels."""

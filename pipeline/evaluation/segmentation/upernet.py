@@ -29,6 +29,21 @@ def conv_module(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
+def pixel_classifier(width: int, classes: int) -> nn.Conv2d:
+    """Return a 1 x 1 convolution from C channels to K classes, with small weights at first."""
+    classify = nn.Conv2d(width, classes, 1)
+    nn.init.normal_(classify.weight, std=0.01)
+    nn.init.zeros_(classify.bias)  # type: ignore[arg-type]
+    return classify
+
+
+def fcn_head(width: int, channels: int, classes: int) -> nn.Sequential:
+    """Return the auxiliary head: a map (B, C, h, w) to logits (B, K, h, w) by a 3 x 3 convolution."""
+    return nn.Sequential(
+        conv_module(width, channels, 3), nn.Dropout2d(_DROPOUT), pixel_classifier(channels, classes)
+    )
+
+
 def upsample(features: Tensor, like: Tensor) -> Tensor:
     """Resize features (B, C, h, w) bilinearly to another's size."""
     return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
@@ -71,9 +86,7 @@ class UperNetHead(nn.Module):
         self.smooth = nn.ModuleList([conv_module(channels, channels, 3) for _ in widths[:-1]])
         self.join = conv_module(len(widths) * channels, channels, 3)
         self.dropout = nn.Dropout2d(_DROPOUT)
-        self.classify = nn.Conv2d(channels, classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        self.classify = pixel_classifier(channels, classes)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Classify."""
@@ -86,21 +99,4 @@ class UperNetHead(nn.Module):
         maps = [*(smooth(each) for smooth, each in zip(self.smooth, maps[:-1], strict=True)), maps[-1]]
         joined = self.join(torch.cat([upsample(each, maps[0]) for each in maps], dim=1))
         logits: Tensor = self.classify(self.dropout(joined))
-        return logits
-
-
-class FCNHead(nn.Module):
-    """Logits (B, K, h, w) of one map by a 3 x 3 convolution: the auxiliary head."""
-
-    def __init__(self, width: int, channels: int, classes: int) -> None:
-        super().__init__()
-        self.conv = conv_module(width, channels, 3)
-        self.dropout = nn.Dropout2d(_DROPOUT)
-        self.classify = nn.Conv2d(channels, classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Classify."""
-        logits: Tensor = self.classify(self.dropout(self.conv(features)))
         return logits
