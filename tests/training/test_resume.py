@@ -57,6 +57,9 @@ def test_runs_repeat_and_drop_path_has_a_part_in_them(small_cache_path, finished
 def test_three_steps_and_three_resumed_are_six(small_cache_path, finished, tmp_path):
     """Also if a killed run had logged steps beyond its checkpoint, and left files that it was writing."""
     run = killed_after(finished, 3, tmp_path / "run")
+    values = described(run)
+    values["starts"][0]["began"] = "2026-01-01T00:00:00+00:00"  # starts in the same second are one
+    describe_again(run, values)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
     unfinished = [run / ".run.json.0123456789abcdef.tmp", run / "checkpoints" / "step_00000005.tmp"]
