@@ -15,15 +15,14 @@ from pipeline.evaluation.data import Data
 from pipeline.evaluation.features import Features, available, extract_features
 from pipeline.evaluation.kinds import SectionOfKinds
 from pipeline.evaluation.knn import nearest, rank_by_votes
-from pipeline.evaluation.logistic import fit_logistic
+from pipeline.evaluation.logistic import C_GRID, fit_logistic
 from pipeline.evaluation.metrics import (
     bootstrap_interval,
     classification_outcome,
     mean_interval,
     rank_classes,
 )
-from pipeline.evaluation.probes.logistic_probe import best_c, rate
-from pipeline.evaluation.probes.probe import Probe
+from pipeline.evaluation.probes.logistic_probe import best_c, rate_inside
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
 from pipeline.seeding import generator
@@ -149,9 +148,7 @@ class Robustness(SectionOfKinds):
         features = bank.whole(name).to(device)  # of all classes, which the regression is fitted to
         classes, targets = torch.unique(bank.labels, return_inverse=True)
         targets, kept = targets.to(device), torch.isin(classes, known).to(device)
-        # A test set is asked for, but Probe() rates each C inside the images to learn from.
-        no_test = (features, bank.labels)
-        rated, how = rate(Probe(), self.seed, features, targets, bank.images, *no_test, classes)
+        rated, how = rate_inside(features, targets, bank.images, self.seed, C_GRID)
         model = fit_logistic(features, targets, len(classes), best_c(rated))
 
         def by_logits(queries: Features) -> torch.Tensor:

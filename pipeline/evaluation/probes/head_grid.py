@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.evaluation.features import Features, represent
 from pipeline.evaluation.fitting import autocast, cosine, fit
 from pipeline.evaluation.metrics import classification_outcome, rank_classes
-from pipeline.evaluation.probes.crop_training import CropPlan, Crops, plan_crops
+from pipeline.evaluation.probes.crop_training import Crops, plan_crops
 from pipeline.evaluation.resuming import Resuming
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
@@ -54,8 +54,8 @@ class HeadGrid(nn.Module):
         return torch.where(means.isfinite(), means * rates, 0).sum()
 
     @torch.no_grad()
-    def ranked(self, features: Features, rows: Tensor) -> Tensor:
-        """Return the best classes' numbers (m, R, up to 5), on the CPU, of ascending rows (m,)."""
+    def ranked(self, features: Features, rows: Tensor | None = None) -> Tensor:
+        """Return the best classes' numbers (m, R, up to 5), on the CPU, of all or ascending rows."""
         found = []
         for part in features.chunks(self.name, rows):
             for some in torch.split(part, 1024):
@@ -85,29 +85,25 @@ def run(options: "Probe", task: Task, names: Sequence[str], bank: Features, test
     resuming = Resuming(file, modules, optimiser)
     batches = plan.batches(task, subject.image_size, resuming.step)
     fit(loss_of, batches, optimiser, cosine(plan.steps), plan.steps, task.log, resuming)
-    return [_best_outcome(options, task, grid, plan, bank, test) for grid in grids]
-
-
-def _best_outcome(
-    options: "Probe", task: Task, grid: HeadGrid, plan: CropPlan, bank: Features, test: Features
-) -> Outcome:
-    """Choose the best head of a representation, and test it."""
-    all_ranked = grid.ranked(test, torch.arange(len(test.labels)))
-    where, rated, truth = "the test set", all_ranked, test.labels
-    if options.select == "train":
-        where = "a tenth of the training set, not trained on"
-        rated, truth = grid.ranked(bank, plan.held), bank.labels[plan.held]
-    scores = (plan.classes[rated[:, :, 0]] == truth[:, None]).double().mean(0).tolist()
-    best = scores.index(max(scores))
-    heads = [{"lr": lr, "top-1": score} for lr, score in zip(grid.lr, scores, strict=True)]
-    task.log(f"{grid.name}: lr {grid.lr[best]:g} of {len(heads)} is best on {where}, {scores[best]:.1%}")
-    ranked = all_ranked[:, best]
-    return classification_outcome(
-        grid.name, plan.classes[ranked], test.labels, bank.facts, test.facts,
-        selection=f"learning rate of {len(heads)}: best on {where}", known=plan.classes,
-        seeds=(options.seed,), notes=plan.notes,
-        details={"batch": plan.batch, "steps": plan.steps, "lr": grid.lr[best], "heads": heads},
-    )  # fmt: skip
+    outcomes = []
+    for grid in grids:
+        all_ranked = grid.ranked(test)
+        where, rated, truth = "the test set", all_ranked, test.labels
+        if options.select == "train":
+            where = "a tenth of the training set, not trained on"
+            rated, truth = grid.ranked(bank, plan.held), bank.labels[plan.held]
+        scores = (plan.classes[rated[:, :, 0]] == truth[:, None]).double().mean(0).tolist()
+        best = scores.index(max(scores))
+        task.log(f"{grid.name}: lr {grid.lr[best]:g} of {len(scores)} is best on {where}, {scores[best]:.1%}")
+        table = [{"lr": lr, "top-1": score} for lr, score in zip(grid.lr, scores, strict=True)]
+        outcome = classification_outcome(
+            grid.name, plan.classes[all_ranked[:, best]], test.labels, bank.facts, test.facts,
+            selection=f"learning rate of {len(scores)}: best on {where}", known=plan.classes,
+            seeds=(options.seed,), notes=plan.notes,
+            details={"batch": plan.batch, "steps": plan.steps, "lr": grid.lr[best], "heads": table},
+        )  # fmt: skip
+        outcomes.append(outcome)
+    return outcomes
 
 
 @torch.no_grad()

@@ -34,7 +34,11 @@ def score(options: "Probe", task: Task, name: str, bank: Features, test: Feature
         if options.few:
             rows = draw_few(bank.labels, options.few, seed, bank.images)
             known, wanted, images = features[rows.to(device)], targets[rows].to(device), bank.images[rows]
-        rated, how = rate(options, seed, known, wanted, images, asked, test.labels, classes)
+        if options.select == "test":
+            rated = rate_on_test(known, wanted, asked, test.labels, classes, options.c_grid)
+            how = "C: best on the test set"
+        else:
+            rated, how = rate_inside(known, wanted, images, seed, options.c_grid, few=bool(options.few))
         c = best_c(rated)
         model = fit_logistic(known, wanted, len(classes), c)
         rankings = [rank_classes(model.scores(part)) for part in torch.split(asked, 4096)]
@@ -63,34 +67,40 @@ def best_c(rated: Sequence[Mapping[str, float]]) -> float:
     return max(rated, key=lambda one: (one["accuracy"], -one["log loss"]), default={"c": _FIXED_C})["c"]
 
 
-def rate(
-    options: "Probe", seed: int, known: Tensor, wanted: Tensor, images: Tensor, asked: Tensor, truth: Tensor,
-    classes: Tensor,
-) -> tuple[list[dict[str, float]], str]:  # fmt: skip
-    """Return the ratings of each C (none if C is fixed) and how C was chosen.
+def rate_on_test(
+    known: Tensor, wanted: Tensor, asked: Tensor, truth: Tensor, classes: Tensor, grid: Sequence[float]
+) -> list[dict[str, float]]:
+    """Rate each C of a grid by the test set: features (n, C) to learn from, features (m, C) to test.
 
-    Features (n, C) to learn from have targets (n,) from 0 to K - 1, the places of their labels in `classes`
-    (K,), and `images` (n,) number the image of each. `asked` (m, C) and `truth` (m,) are the test set.
+    `wanted` (n,) are places in `classes` (K,), `truth` (m,) are classes.
     """
-    device = known.device
-    if options.select == "test":
-        where = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)
-        seen = classes[where] == truth  # a class that nothing was learnt of has no log loss
-        everything = torch.cat([known, asked[seen.to(device)]])
-        targets = torch.cat([wanted, where[seen].to(device)])
-        held = [torch.arange(len(targets), device=device) >= len(known)]
-        how = "C: best on the test set"
-        return rate_c(everything, targets, len(classes), held, options.c_grid), how
-    tenth = stratified_folds(wanted.cpu(), 10, seed, images).to(device)
-    if not options.few and int((tenth == 0).sum()) >= _ENOUGH:
+    where = torch.searchsorted(classes, truth).clamp(max=len(classes) - 1)
+    seen = classes[where] == truth  # a class that nothing was learnt of has no log loss
+    everything = torch.cat([known, asked[seen.to(known.device)]])
+    targets = torch.cat([wanted, where[seen].to(known.device)])
+    held = [torch.arange(len(targets), device=known.device) >= len(known)]
+    return rate_c(everything, targets, len(classes), held, grid)
+
+
+def rate_inside(
+    known: Tensor, wanted: Tensor, images: Tensor, seed: int, grid: Sequence[float], *, few: bool = False
+) -> tuple[list[dict[str, float]], str]:
+    """Return the ratings of each C of a grid by parts of a training set, none if C is fixed, and how.
+
+    Features (n, C) have targets (n,) from 0 to K - 1, and `images` (n,) number the image of each. A tenth is
+    held out if that is enough and these are not `few` drawn images, else each fifth in turn.
+    """
+    targets, classes = wanted.cpu(), int(wanted.max()) + 1
+    tenth = stratified_folds(targets, 10, seed, images).to(known.device)
+    if not few and int((tenth == 0).sum()) >= _ENOUGH:
         how = "C: best on a tenth of the training set, then fitted to all"
-        return rate_c(known, wanted, len(classes), [tenth == 0], options.c_grid), how
-    folds = stratified_folds(wanted.cpu(), 5, seed, images).to(device)
+        return rate_c(known, wanted, classes, [tenth == 0], grid), how
+    folds = stratified_folds(targets, 5, seed, images).to(known.device)
     held = [folds == fold for fold in range(5) if (folds == fold).any()]
     if not held:
         return [], f"C: {_FIXED_C:g}, as each class has one image to learn from"
     how = "C: best by cross-validation in the training set (5 parts), then fitted to all"
-    return rate_c(known, wanted, len(classes), held, options.c_grid), how
+    return rate_c(known, wanted, classes, held, grid), how
 
 
 def _nearest_mean(known: Tensor, targets: Tensor, asked: Tensor, classes: int) -> Tensor:
