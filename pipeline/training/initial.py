@@ -7,6 +7,7 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, Setting
+from pipeline.objectives.operations import training_operations
 from pipeline.seeding import derived_seed
 from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
@@ -17,6 +18,14 @@ def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] =
     setting = objective_setting(config, cache, others)
     seed_initial_weights(config)
     return config.objective.build(config.student, setting)
+
+
+def image_operations(
+    config: RunConfig, objective: Objective, cache: Cache, others: Sequence[Cache] = ()
+) -> int:
+    """Return the operations (FLOP) of one image in training, without a teacher in the loop."""
+    visible = config.mask.visible_count(cache.schema.patches)
+    return training_operations(objective, objective_setting(config, cache, others), visible)
 
 
 def objective_setting(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Setting:
