@@ -6,7 +6,6 @@ processes.
 """
 
 from collections import deque
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import CacheError
 from pipeline.extraction.encode import EncodingBatch, FeatureEncoder
 from pipeline.extraction.unit_builder import UnitBuilder
-from pipeline.runtime.device import DeviceEvent
+from pipeline.runtime.device import DeviceEvent, SideStream
 from pipeline.views.codec import Pixels
 from pipeline.views.decoder import DecodedJob, Of
 
@@ -24,9 +23,7 @@ _SIZES = 4  # a short batch is filled up to one of so many sizes, since each siz
 class PixelInput:
     """Batches of pixels on a device: on a GPU two in turn, filled by a second stream; on a CPU one.
 
-    The second stream copies the next batch while the teacher still computes on the last one. It waits for an
-    event of the teacher's stream before it writes into a buffer again, and the teacher's stream waits for it
-    before it reads.
+    The second stream copies the next batch while the teacher still computes on the last one.
     """
 
     def __init__(self, batch_size: int, image_size: int, device: torch.device) -> None:
@@ -35,24 +32,18 @@ class PixelInput:
         shape = (batch_size, image_size, image_size, 3)
         buffers = 2 if device.type == "cuda" else 1
         self._buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(buffers)]
-        self._used: list[Any] = [None, None]  # by buffer: when the device was done with it
-        self._copies: Any = torch.cuda.Stream(device) if buffers == 2 else None  # type: ignore[no-untyped-call]
-        if self._copies is not None:  # the zeros come first
-            self._copies.wait_stream(torch.cuda.current_stream(self._device))
+        self._copies = SideStream(device)  # which waits for the zeros
 
     @property
     def room(self) -> int:
         """The number of views that still fit into the batch."""
         return self._batch_size - self.filled
 
-    def add(self, pixels: Pixels) -> DeviceEvent | None:
-        """Append views (n, S, S, 3); returns when `pixels` may be overwritten, None for now."""
+    def add(self, pixels: Pixels) -> DeviceEvent:
+        """Append views (n, S, S, 3); returns when `pixels` may be overwritten."""
         target = self._buffers[self._turn][self.filled : self.filled + len(pixels)]
         self.filled += len(pixels)
-        if self._copies is None:
-            target.copy_(torch.from_numpy(pixels))
-            return None
-        with torch.cuda.stream(self._copies):
+        with self._copies.running():
             target.copy_(torch.from_numpy(pixels), non_blocking=True)
             return DeviceEvent(self._device)
 
@@ -60,8 +51,7 @@ class PixelInput:
         """Return the batch (b, S, S, 3); a short one is filled up to one of few sizes."""
         step = -(-self._batch_size // _SIZES)
         size = min(self._batch_size, -(-self.filled // step) * step)
-        if self._copies is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._copies)
+        self._copies.finish()
         batch = self._buffers[self._turn][:size]
         batch[self.filled :].zero_()
         return batch
@@ -69,11 +59,9 @@ class PixelInput:
     def begin(self) -> None:
         """Begin another batch; the work launched so far keeps the last batch for itself."""
         self.filled = 0
-        if self._copies is not None:
-            self._used[self._turn] = torch.cuda.current_stream(self._device).record_event()
-            self._turn = 1 - self._turn
-            if event := self._used[self._turn]:
-                self._copies.wait_event(event)
+        self._copies.used(self._turn)
+        self._turn = (self._turn + 1) % len(self._buffers)
+        self._copies.begin(self._turn)
 
 
 class Lane:
@@ -93,8 +81,7 @@ class Lane:
         while len(rest):
             part = rest[: self._pixels.room]
             rest = rest[len(part) :]
-            if copy := self._pixels.add(part):
-                job.copies.append(copy)
+            job.copies.append(self._pixels.add(part))
             if not self._pixels.room:
                 self._launch(builder)
 

@@ -40,6 +40,11 @@ class DeviceEvent:
             self._event.synchronize()
 
     @property
+    def has_passed(self) -> bool:
+        """Whether the device is that far."""
+        return self._event is None or bool(self._event.query())
+
+    @property
     def seconds(self) -> float:
         """Seconds of the device between `since` and this event; both must have passed."""
         assert self._since
@@ -49,10 +54,33 @@ class DeviceEvent:
 
 
 class SideStream:
-    """A second stream of a GPU, for work that must not wait for later work on the first one."""
+    """A second stream of a GPU, for work that must not wait for later work on the first one.
+
+    It may fill buffers in turn while the first stream uses others. Two orders then hold: a buffer is filled
+    only after the work that last used it (`begin` waits for the event of `used`), and work on the first
+    stream starts only after the copies before it (`finish`).
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._device, self._used = device, dict[int, torch.cuda.Event]()
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._stream:  # new memory may still be in use by whatever had it before
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def begin(self, buffer: int) -> None:
+        """Make this stream wait for the work that last used a buffer."""
+        if buffer in self._used:
+            self._stream.wait_event(self._used[buffer])
+
+    def finish(self) -> None:
+        """Make the first stream wait for what was launched on this one."""
+        if self._stream:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def used(self, buffer: int) -> None:
+        """Note that the work that uses a buffer has been launched on the first stream."""
+        if self._stream:
+            self._used[buffer] = torch.cuda.current_stream(self._device).record_event()
 
     def running(self) -> AbstractContextManager[Any]:
         """Work launched in this context runs on this stream."""

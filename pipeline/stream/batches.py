@@ -3,13 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Self
 
 import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Batch
+from pipeline.runtime.device import DeviceEvent, SideStream
 from pipeline.runtime.page_lock import lock_pages, unlock_pages
 from pipeline.stream.damage import DamagedChunk
 from pipeline.stream.feed import SMALLER, FedPiece, WorkerFeed, inline_pieces
@@ -72,7 +72,7 @@ class BatchStream:
         in_use: dict[int, tuple[FedPiece, int]] = {}  # by lane, and how much of it is taken
         turn = 0
         while True:
-            self._copier.begin(turn)
+            self._copier.stream.begin(turn)
             filled = 0
             for lane in range(lanes):
                 end = filled + share
@@ -91,9 +91,9 @@ class BatchStream:
                         self._copier.release(piece)
                     else:
                         in_use[lane] = piece, taken
-            self._copier.finish()
+            self._copier.stream.finish()
             yield self._buffers[turn]
-            self._copier.used(turn)
+            self._copier.stream.used(turn)
             turn = 1 - turn
 
     def __enter__(self) -> Self:
@@ -110,31 +110,22 @@ class BatchStream:
 class _Copier:
     """Copies pieces into batches. On a CPU a copy is done when it is called.
 
-    On a GPU copies run on a stream of their own, from page-locked slots, while the step runs. Three orders
-    hold: a batch is overwritten only after the step that last used it (`begin` waits for the event of
-    `used`), a step starts only after the copies of its batch (`finish`), and a slot goes back to its worker
-    only after its copies (the events in `_pending`).
+    On a GPU copies run on a stream of their own, from page-locked slots, while the step runs. A slot goes
+    back to its worker only after its copies (the events in `_pending`).
     """
 
     def __init__(self, workers: WorkerFeed | None, device: torch.device) -> None:
+        """Take the device of the batches, which have been allocated."""
+        self.stream = SideStream(device)
         self._workers, self._device = workers, device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._steps: list[torch.cuda.Event | None] = [None, None]
-        self._pending: deque[tuple[torch.cuda.Event, tuple[int, int]]] = deque()
+        self._pending: deque[tuple[DeviceEvent, tuple[int, int]]] = deque()
         self._locked = []
-        if self._copies and workers:
+        if workers and device.type == "cuda":
             self._locked = lock_pages(workers.memories, SMALLER)
-
-    def begin(self, turn: int) -> None:
-        """Make copies into batch `turn` wait for the step that last used it."""
-        if self._copies and (event := self._steps[turn]):
-            self._copies.wait_event(event)
-        elif self._copies:  # a new buffer's memory may still be in use by whatever had it before
-            self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
     def copy(self, piece: FedPiece, start: int, batch: Batch, position: int, count: int) -> None:
         """Copy `count` samples of a piece into a batch, and release the pieces that are copied."""
-        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+        with self.stream.running():
             for name, array in piece.arrays.items():
                 source = torch.from_numpy(array[start : start + count])
                 batch[name][position : position + count].copy_(source, non_blocking=True)
@@ -143,34 +134,20 @@ class _Copier:
     def release(self, piece: FedPiece) -> None:
         """Release a piece once it is copied, and wait for older ones: no worker may run out of slots."""
         # One without a slot is not page-locked: its copies are done when their calls return.
-        if not (self._workers and piece.slot):
-            return
-        if self._copies:
-            self._pending.append((self._copies.record_event(), piece.slot))
+        if piece.slot:
+            with self.stream.running():
+                self._pending.append((DeviceEvent(self._device), piece.slot))
             self._give_back(_MOST_PENDING)
-        else:
-            self._workers.release(piece.slot)
 
     def _give_back(self, most_pending: int) -> None:
         while (self._workers and self._pending) and (
-            len(self._pending) > most_pending or self._pending[0][0].query()  # type: ignore[no-untyped-call]
+            len(self._pending) > most_pending or self._pending[0][0].has_passed
         ):
             event, slot = self._pending.popleft()
-            event.synchronize()
+            event.wait()
             self._workers.release(slot)
-
-    def finish(self) -> None:
-        """Make the step wait for the copies."""
-        if self._copies:
-            torch.cuda.current_stream(self._device).wait_stream(self._copies)
-
-    def used(self, turn: int) -> None:
-        """Note that the step on batch `turn` has been launched."""
-        if self._copies:
-            self._steps[turn] = torch.cuda.current_stream(self._device).record_event()
 
     def close(self) -> None:
         """Unlock the pages once no copy reads them."""
-        if self._copies:
-            self._copies.synchronize()
+        self.stream.wait()
         unlock_pages(self._locked)

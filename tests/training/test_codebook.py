@@ -15,8 +15,11 @@ from torch.nn import functional as F
 from training_runs import (
     TINY,
     assert_same_runs,
+    describe_again,
+    described,
     killed_after,
     losses,
+    refused,
     tiny_job,
     train,
     trained,
@@ -32,7 +35,15 @@ BEIT = (
     "objective.name=beit",
     "objective.codebook_size=24",
 )
-VQKD = ("objective.tokenizer=vqkd", "objective.vqkd_steps=5", "objective.vqkd_blocks=1")
+VQKD = (
+    *(
+        "objective.name=beit2",
+        "objective.tokenizer=vqkd",
+        "objective.vqkd_steps=5",
+        "objective.vqkd_blocks=1",
+    ),
+    "objective.codebook_tokens=640",
+)
 
 
 def clusters(groups=12, each=50, width=16, spread=0.05):
@@ -94,13 +105,16 @@ def test_the_use_of_codes_is_their_share_and_perplexity():
 
 @pytest.fixture(scope="module")
 def finished(small_cache_path, tmp_path_factory):
-    """A finished run with a codebook. Do not change it."""
-    return trained(small_cache_path, tmp_path_factory.mktemp("runs") / "beit", tiny=BEIT)
+    """A finished run with a codebook, and its report. Do not change it."""
+    run = tmp_path_factory.mktemp("runs") / "beit"
+    train(small_cache_path, run, tiny=BEIT, code=0)
+    return run
 
 
-def described(run):
-    """Read run.json."""
-    return json.loads((run / "run.json").read_text())
+@pytest.fixture(scope="module")
+def with_vqkd(small_cache_path, tmp_path_factory):
+    """A finished run of BEiT v2. Do not change it."""
+    return trained(small_cache_path, tmp_path_factory.mktemp("runs") / "beit2", *VQKD, tiny=BEIT)
 
 
 def test_a_run_fits_its_codebook_and_repeats(small_cache_path, finished, tmp_path):
@@ -130,46 +144,34 @@ def test_a_codebook_is_shared_between_runs(small_cache_path, finished, tmp_path)
     assert described(run)["codebook"]["seed"] == 0
     file = tmp_path / "alone.safetensors"
     shutil.copy(finished / "codebook.safetensors", file)
-    again = trained(
-        small_cache_path, tmp_path / "again", tiny=(*other[:-2], f"objective.codebook={file}", "train.seed=1")
-    )
-    assert losses(again) == losses(run)
+    shared = f"objective.codebook={file}", "train.seed=1"
+    assert losses(trained(small_cache_path, tmp_path / "again", *shared, tiny=BEIT)) == losses(run)
 
 
-def test_an_older_codebook_of_vqkd_reconstructs_what_it_reads(small_cache_path, tmp_path):
-    vqkd = (*BEIT, "objective.name=beit2", *VQKD)
-    first = trained(small_cache_path, tmp_path / "first", tiny=vqkd)
-    file = first / "codebook.safetensors"
+def test_an_older_codebook_of_vqkd_reconstructs_what_it_reads(small_cache_path, with_vqkd, tmp_path):
+    file, old = with_vqkd / "codebook.safetensors", tmp_path / "old.safetensors"
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     facts = json.loads(metadata["codebook"])
     assert facts.pop("reconstructs") == "whiten"
-    old = tmp_path / "old.safetensors"
     save_file(load_file(file), old, metadata | {"codebook": json.dumps(facts)})
-    again = trained(
-        small_cache_path,
-        tmp_path / "again",
-        tiny=(*vqkd, f"objective.codebook={tmp_path / 'old.safetensors'}"),
-    )
-    assert losses(again) == losses(first)
+    again = trained(small_cache_path, tmp_path / "again", *VQKD, f"objective.codebook={old}", tiny=BEIT)
+    assert losses(again) == losses(with_vqkd)
 
 
-def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp_path):
-    shared = f"objective.codebook={finished}"
-    for settings, message in (
+def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp_path, monkeypatch):
+    run, shared = tmp_path / "run", f"objective.codebook={finished}"
+    for changes, message in (
         (
             [shared, "objective.codebook_size=25"],
             "it has size 24, not 25; set objective.codebook_size=24, give",
         ),
         ([shared, "data.levels=[4]"], "it has level 5, not 4; give another one, or leave"),
         ([shared, "objective.codes=pixels"], "codes 'features', not 'pixels', level 5, not None, target"),
-        (
-            [shared, "objective.name=beit2", *VQKD],
-            "kind 'kmeans', not 'vqkd', reconstructs None, not 'whiten'; give",
-        ),
+        ([shared, *VQKD], "kind 'kmeans', not 'vqkd', reconstructs None, not 'whiten'; give"),
         (
             [f"objective.codebook={tmp_path}"],
-            "is not a codebook (No such file or directory): give a run folder with",
+            "is not a codebook (No such file or directory): give a run folder",
         ),
         ([f"objective.codebook={finished / 'run.json'}"], "is not a codebook (Error while deserializing"),
         ([f"objective.codebook={finished / 'student.safetensors'}"], "its metadata describe no codebook"),
@@ -179,58 +181,46 @@ def test_a_codebook_that_does_not_fit_is_refused(small_cache_path, finished, tmp
         ),
         (["objective.codebook_tokens=20"], "more than objective.codebook_tokens 20, which it is fitted to"),
     ):
-        result = train(small_cache_path, tmp_path / "run", *settings, tiny=BEIT)
-        assert (result.exit_code, message in result.output) == (2, True), result.output
-        assert not (tmp_path / "run").exists()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.codebook.memory_of", lambda _: 10**6)
-        result = train(small_cache_path, tmp_path / "run", tiny=BEIT)
-    message = "2000000 do not fit into the memory of 'cpu' as 64 channels of float32: choose at most 3125"
-    assert (result.exit_code, message in result.output) == (2, True), result.output
-    other = caches.real(tmp_path, tars=1, views=1, encoding="int4", levels="2")
-    result = train(other, tmp_path / "run", shared, tiny=BEIT)
+        refused(message, small_cache_path, run, *changes, tiny=BEIT)
+    other = caches.real(tmp_path, tars=1, images_per_tar=20, views=1, encoding="int4", levels="2")
     digests = described(finished)["pinned"]["cache"], Cache(other).digest
-    assert "it has cache '{}', not '{}'; give".format(*digests) in result.output
+    refused("it has cache '{}', not '{}'; give".format(*digests), other, run, shared, tiny=BEIT)
+    monkeypatch.setattr("pipeline.training.codebook.memory_of", lambda _: 10**6)
+    message = "2000000 do not fit into the memory of 'cpu' as 64 channels of float32: choose at most 3125"
+    refused(message, small_cache_path, run, tiny=BEIT)
 
 
-@pytest.mark.parametrize(
-    ("settings", "kind", "codes", "width"),
-    [
-        (["objective.codes=pixels"], "kmeans", "pixels", 768),
-        (["objective.name=beit2"], "kmeans", "features", 64),
-        (["objective.name=beit2", *VQKD], "vqkd", "features", 64),
-    ],
-)
-def test_other_codes_train_and_resume(small_cache_path, tmp_path, settings, kind, codes, width):
-    run = trained(small_cache_path, tmp_path / "run", *settings, "objective.codebook_tokens=640", tiny=BEIT)
+def test_codes_of_pixels_need_no_stored_patches_and_resume(tmp_path):
+    cache, small = caches.real(tmp_path, 1, 40, views=1, keep=0.5), "train.global_batch=8"
+    run = trained(cache, tmp_path / "run", small, "objective.codes=pixels", tiny=BEIT)
+    assert_fitted_and_resumes(cache, run, ["kmeans", "pixels", 768, 640])
+    refused("the objective needs targets of hidden patches", cache, tmp_path / "other", small, tiny=BEIT)
+
+
+def test_codes_of_vqkd_train_and_resume(small_cache_path, with_vqkd):
+    assert_fitted_and_resumes(small_cache_path, with_vqkd, ["vqkd", "features", 64, 640])
+
+
+def assert_fitted_and_resumes(cache, run, facts):
     found = described(run)["codebook"]
-    assert [found[key] for key in ("kind", "codes", "width", "tokens")] == [kind, codes, width, 640]
+    assert [found[key] for key in ("kind", "codes", "width", "tokens")] == facts
     assert losses(run)[-1]["loss"] < losses(run)[0]["loss"]
-    resumed = killed_after(run, 3, tmp_path / "resumed")
-    trained(small_cache_path, resumed, resume=True)
-    assert_same_runs(run, resumed, 6)
+    resumed = killed_after(run, 3, run.with_name(f"{run.name}-resumed"))
+    assert_same_runs(run, trained(cache, resumed, resume=True), 6)
 
 
 def test_vqkd_codes_whitened_tokens_and_predicts_projected_ones(tmp_path):
     write_clip(tmp_path / "clip")
     teacher = f"open_clip:local-dir:{tmp_path / 'clip'}"
     cache = caches.real(tmp_path, 1, 20, views=1, teacher=teacher, image_size=32, patch_size=8, levels="1,2")
-    published = ("objective.name=beit2", "objective.preset=published", *VQKD)
-    run = trained(cache, tmp_path / "run", *published, "objective.codebook_tokens=320", tiny=BEIT)
-    found, facts = described(run)["codebook"], Cache(cache).schema.teacher
+    small = "objective.preset=published", "objective.codebook_tokens=320"
+    run = trained(cache, tmp_path / "run", *VQKD, *small, tiny=BEIT)
+    values, facts = described(run), Cache(cache).schema.teacher
+    found = values["codebook"]
     assert (found["target"], found["reconstructs"], found["width"]) == ("whiten", "projected", facts.width)
-    file = run / "run.json"
-    file.write_text(file.read_text().replace('"target": "whiten"', '"target": "projected"'))
-    result = train(cache, run, resume=True)
-    assert result.exit_code == 2
-    assert "'vqkd' coded projected features when the run began" in result.output
-
-
-def test_codes_of_pixels_need_no_stored_patches(tmp_path):
-    cache = caches.real(tmp_path, tars=1, views=1, keep=0.5)
-    trained(cache, tmp_path / "run", "objective.codes=pixels", tiny=BEIT)
-    result = train(cache, tmp_path / "other", tiny=BEIT)
-    assert (result.exit_code, "the objective needs targets of hidden patches" in result.output) == (2, True)
+    values["codebook"]["target"] = "projected"
+    describe_again(run, values)
+    refused("'vqkd' coded projected features when the run began", cache, run, resume=True)
 
 
 def test_the_sample_is_spread_over_chunks_and_each_row_comes_once(small_cache_path, tmp_path):
@@ -248,17 +238,15 @@ def test_the_sample_is_spread_over_chunks_and_each_row_comes_once(small_cache_pa
 
 def test_a_changed_or_missing_codebook_ends_a_resume(small_cache_path, finished, tmp_path):
     run = killed_after(finished, 3, tmp_path / "run")
-    result = train(small_cache_path, run, "objective.codebook_size=25", resume=True)
-    assert result.exit_code == 2
-    assert "objective.codebook_size was 24 and is now 25" in result.output
+    changed = "objective.codebook_size was 24 and is now 25"
+    refused(changed, small_cache_path, run, "objective.codebook_size=25", resume=True)
     other = trained(small_cache_path, tmp_path / "other", "train.seed=1", tiny=BEIT)
     file = run / "codebook.safetensors"
-    shutil.copy(other / file.name, file)
-    result = train(small_cache_path, run, resume=True)
-    assert (result.exit_code, "cannot resume: codebook was '" in result.output) == (1, True), result.output
-    file.write_bytes(file.read_bytes()[:-10])
-    result = train(small_cache_path, run, resume=True)
-    assert (result.exit_code, "is damaged (" in result.output) == (1, True), result.output
-    file.unlink()
-    result = train(small_cache_path, run, resume=True)
-    assert (result.exit_code, "has lost codebook.safetensors: restore" in result.output) == (1, True)
+    data = (other / file.name).read_bytes()
+    for change, message in (
+        (lambda: file.write_bytes(data), "cannot resume: codebook was '"),
+        (lambda: file.write_bytes(data[:-10]), "is damaged ("),
+        (file.unlink, "has lost codebook.safetensors: restore"),
+    ):
+        change()
+        refused(message, small_cache_path, run, resume=True, code=1)

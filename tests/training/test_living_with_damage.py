@@ -1,12 +1,11 @@
 """A damaged cache in training: refused by default; with data.on_damage=skip replaced, named and counted."""
 
-import json
 import shutil
 
 import caches
 import pytest
 from stream_parts import digests, stream_spec
-from training_runs import assert_same_runs, killed_after, metrics, train, trained
+from training_runs import assert_same_runs, described, killed_after, metrics, refused, train, trained
 
 from pipeline.cache.layout import commit_key, view_tar_key
 from pipeline.cache.reader import Cache
@@ -22,11 +21,6 @@ def spoil(path, at=5000):
     path.write_bytes(data)
 
 
-def damage_of(run):
-    """What run.json says of damage."""
-    return json.loads((run / "run.json").read_text()).get("damage")
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A cache of 4 units of 70 rows."""
@@ -37,24 +31,21 @@ def sound(tmp_path_factory):
 def damaged(sound, tmp_path):
     """A cache of 4 units of 70 rows: a bad byte in the first chunk of one, another without its tar."""
     path = shutil.copytree(sound, tmp_path / "damaged.cache")
-    cache = Cache(path)
     spoil(path / SHARD.format(0))
-    (path / view_tar_key(cache.units[2])).unlink()
+    (path / view_tar_key(Cache(path).units[2])).unlink()
     return path
 
 
 def test_damage_stops_a_run_unless_it_is_to_be_skipped(damaged, tmp_path):
-    result = train(damaged, tmp_path / "run", "optim.steps=16")
-    assert result.exit_code == 1
+    result = train(damaged, tmp_path / "run", "optim.steps=16", code=1)
     assert "inspect-cache verify --full --repair removes what is damaged" in result.output
     run = trained(damaged, tmp_path / "run", "data.on_damage=skip", MUCH, resume=True)
-    assert damage_of(run)["samples"] == 64 + 70
+    assert described(run)["damage"]["samples"] == 64 + 70
 
 
 def test_what_is_skipped_is_named_and_counted(damaged, tmp_path):
-    result = train(damaged, tmp_path / "run", "optim.steps=17", "optim.warmup_steps=2", SKIP, MUCH)
-    assert result.exit_code == 0, result.output
-    found = damage_of(tmp_path / "run")
+    result = train(damaged, tmp_path / "run", "optim.steps=17", SKIP, MUCH, code=0)
+    found = described(tmp_path / "run")["damage"]
     places = {(chunk["unit"], *chunk["rows"]) for chunk in found["chunks"]}
     assert places == {
         ("unit 0 (train-0000.tar, view 0)", 0, 63),
@@ -77,7 +68,7 @@ def test_a_run_over_damage_resumes_exactly(damaged, tmp_path):
     cut = killed_after(whole, 5, tmp_path / "cut")
     trained(damaged, cut, resume=True)
     assert_same_runs(whole, cut, 12)
-    assert damage_of(whole) == damage_of(cut)
+    assert described(whole)["damage"] == described(cut)["damage"]
 
 
 def test_damage_changes_its_own_samples_alone(tmp_path):
@@ -96,29 +87,24 @@ def test_damage_changes_its_own_samples_alone(tmp_path):
 
 
 def test_more_damage_than_allowed_ends_the_run(damaged, tmp_path):
-    result = train(damaged, tmp_path / "run", "optim.steps=17", SKIP)
-    assert result.exit_code == 1
+    result = train(damaged, tmp_path / "run", "optim.steps=17", SKIP, code=1)
     assert "more than data.max_damaged 0.01: inspect-cache verify --full --repair" in result.output
-    assert damage_of(tmp_path / "run")["samples"] >= 64
+    assert described(tmp_path / "run")["damage"]["samples"] >= 64
 
 
-def test_a_cache_without_a_sound_chunk_ends_the_run(tmp_path):
-    path = caches.real(tmp_path, tars=1, images_per_tar=130, views=1)
-    for view_tar in (path / "views").iterdir():
+def test_a_cache_without_a_sound_chunk_ends_the_run(cache_copy, tmp_path):
+    for view_tar in (cache_copy / "views").iterdir():
         view_tar.unlink()
-    result = train(path, tmp_path / "run", SKIP, MUCH)
-    assert result.exit_code == 1
+    result = train(cache_copy, tmp_path / "run", SKIP, MUCH, code=1)
     assert "chunks in a row are damaged, so data.on_damage 'skip' finds no other samples" in result.output
 
 
 def test_a_damaged_commit_leaves_its_unit_out(damaged, tmp_path):
     commit = damaged / commit_key(Cache(damaged).units[2])
     spoil(commit, at=40)
-    result = train(damaged, tmp_path / "stops")
-    assert (result.exit_code, "is damaged" in result.output) == (1, True)
-    result = train(damaged, tmp_path / "run", "optim.steps=13", SKIP, MUCH)
-    assert result.exit_code == 0, result.output
-    found = damage_of(tmp_path / "run")
+    refused("is damaged", damaged, tmp_path / "stops", code=1)
+    result = train(damaged, tmp_path / "run", "optim.steps=13", SKIP, MUCH, code=0)
+    found = described(tmp_path / "run")["damage"]
     assert [unit["unit"] for unit in found["units"]] == ["unit 2 (train-0002.tar, view 0)"]
-    assert json.loads((tmp_path / "run/run.json").read_text())["units"] == [0, 1, 3]
+    assert described(tmp_path / "run")["units"] == [0, 1, 3]
     assert "warning: 1 damaged unit left out (70 samples, 25% of the run's)" in result.output

@@ -4,19 +4,25 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import calls
 import torch
+from caches import IMAGE_SIZE
 from safetensors.torch import load_file
 
 from pipeline.cache.reader import Cache
-from pipeline.config import load_config
+from pipeline.config import load_config, parse_config, read_settings
+from pipeline.evaluation.while_training import training_evaluation
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
+from pipeline.training.run import run_training
+from pipeline.training.run_folder import read_run
 from stages.train_student import train_student
 
 CPU = torch.device("cpu")
@@ -43,17 +49,39 @@ def settings(*changes, tiny=TINY):
     return [part for key in (*tiny, *changes) for part in ("--set", key)]
 
 
-def train(cache, run, *changes, resume=False, tiny=TINY):
-    """Train with the tiny settings and changes, or resume with the changes alone."""
+def train(cache, run, *changes, resume=False, tiny=TINY, code=None):
+    """Run the command with the tiny settings and changes, or resume with the changes alone."""
     options = ["--resume", *settings(*changes, tiny=())] if resume else settings(*changes, tiny=tiny)
-    return call("--cache", cache, "--run", run, "--device", "cpu", *options)
+    return call("--cache", cache, "--run", run, "--device", "cpu", *options, code=code)
 
 
-def trained(cache, run, *settings, **changes):
-    """Train to the end and return the run folder."""
-    result = train(cache, run, *settings, **changes)
-    assert result.exit_code == 0, result.output
+def refused(message, cache, run, *changes, code=2, **how):
+    """Check that the command ends with a message; a run that it would have started has no folder."""
+    result = train(cache, run, *changes, code=code, **how)
+    assert message in " ".join(result.output.split()), result.output
+    assert how.get("resume") or not run.exists()
+
+
+def trained(cache, run, *changes, resume=False, tiny=TINY, say=lambda _: None):
+    """Train to the end as the command does, but without a report; return the run folder."""
+    kept = read_run(run)["config"] if resume else None
+    config = parse_config(RunConfig, read_settings(None, changes if resume else [*tiny, *changes], kept))
+    with tempfile.TemporaryDirectory() as views:
+        scored = config.evaluate.every_epochs
+        evaluate = training_evaluation(config.evaluate, IMAGE_SIZE, Path(views), say) if scored else None
+        how = "always" if resume else "never"
+        run_training(Cache(cache), run, config, resume=how, say=say, evaluate=evaluate)
     return run
+
+
+def described(run):
+    """Read run.json."""
+    return json.loads((run / "run.json").read_text())
+
+
+def describe_again(run, values):
+    """Write run.json as another version of the code, or a run elsewhere, would have left it."""
+    (run / "run.json").write_text(json.dumps(values))
 
 
 def tiny_job(cache, run, *settings, ranks=None):
@@ -122,8 +150,8 @@ def killed_after(run, step, to):
         if later > step:
             (to / f"checkpoints/step_{later:08d}.pt").unlink()
     shutil.rmtree(to / "student")
-    for name in ("student.safetensors", "report.html"):
-        (to / name).unlink()
+    (to / "student.safetensors").unlink()
+    (to / "report.html").unlink(missing_ok=True)
     return to
 
 

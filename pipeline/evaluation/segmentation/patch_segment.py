@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.evaluation.segmentation.confusion import Confusion, count_predictions, mask_outcome
-from pipeline.evaluation.segmentation.masks import MaskedImages
+from pipeline.evaluation.segmentation.confusion import Confusion
+from pipeline.evaluation.segmentation.mask_task import MaskTask
 from pipeline.evaluation.segmentation.patch_knn import Distance, PatchBank
 from pipeline.evaluation.segmentation.patch_logistic import PatchRegression
 from pipeline.evaluation.segmentation.patches import Patches, write_patches
-from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import Task
 from pipeline.report.scores import Outcome
@@ -27,16 +26,10 @@ _SHARE = 10  # of so many images, one is held out to choose with
 
 @dataclass(frozen=True, eq=False)
 class PatchTask:
-    """Images to learn from and to test, K classes, and the number and the start of the names of plots."""
+    """What is to be learnt and tested with the patch tokens of a network."""
 
     subject: Subject
-    learnt: MaskedImages
-    test: MaskedImages
-    classes: int
-    notes: tuple[str, ...]
-    seed: int
-    plots: int
-    files: Path
+    of: MaskTask
 
     def run(
         self, task: Task, ks: Sequence[int], distances: Sequence[Distance], cs: Sequence[float], most: int
@@ -46,7 +39,7 @@ class PatchTask:
         with tempfile.TemporaryDirectory(prefix=".patches-", dir=task.store) as folder:
             learnt, test = (
                 write_patches(self.subject, masked, task.batch_size, task.workers, Path(folder) / name)
-                for name, masked in (("learnt", self.learnt), ("test", self.test))
+                for name, masked in (("learnt", self.of.learnt), ("test", self.of.test))
             )
             task.log(f"{len(learnt.tokens):,} patches to learn from, {len(test.tokens):,} to test")
             found = [self._score(PatchBank, learnt, test, list(product(ks, distances)), None, task.log)]
@@ -67,43 +60,40 @@ class PatchTask:
         table, winner = [], options[0]
         if len(options) > 1:
             kept, held = self._tenth()
-            classifier = kind(learnt, self._drawn(learnt, kept, most), self.classes, self.subject.device)
-            found = {option: Confusion(self.classes) for option in options}
+            classifier = kind(learnt, self._drawn(learnt, kept, most), self.of.classes, self.subject.device)
+            found = {option: Confusion(self.of.classes) for option in options}
             for image, option, classes in classifier.predict(learnt, held, options):
                 found[option].add(learnt.mask(image).to(classes.device), classes)
             scores = {option: one.miou for option, one in found.items()}
             winner = max(options, key=lambda option: scores[option])
             log(f"{kind.name}: {kind.describe(winner)} is best on a tenth, mIoU {scores[winner]:.1%}")
             table = [{"option": kind.describe(each), "mIoU": scores[each]} for each in options]
-        rows = self._drawn(learnt, torch.arange(len(self.learnt.images)), most)
-        classifier = kind(learnt, rows, self.classes, self.subject.device)
-        everything = torch.arange(len(self.test.images))
+        rows = self._drawn(learnt, torch.arange(len(self.of.learnt.images)), most)
+        classifier = kind(learnt, rows, self.of.classes, self.subject.device)
+        everything = torch.arange(len(self.of.test.images))
         predicted = (
             (image, test.mask(image), classes)
             for image, _, classes in classifier.predict(test, everything, [winner])
         )
-        confusion, shown = count_predictions(predicted, len(everything), self.classes, self.plots)
-        file = self.files.with_name(f"{self.files.name}-{kind.name.replace(' ', '-')}.png")
-        notes, size = list(self.notes), self.subject.image_size
-        if most is not None and most < len(learnt.tokens):
-            notes.append(f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed")
-        return mask_outcome(
-            kind.name, confusion, self.learnt.facts(size), self.test.facts(size),
+        part = f"fitted to {most:,} of {len(learnt.tokens):,} patches, drawn by the seed" if most else ""
+        return self.of.outcome(
+            kind.name,
+            predicted,
             selection="best on a tenth of the images to learn from" if table else "none: one option is given",
-            seed=self.seed, notes=tuple(notes),
             details={"chosen": kind.describe(winner), "table": table},
-            plots=draw_predictions(file, shown, self.test, self.classes),
-        )  # fmt: skip
+            notes=(part,) if most and most < len(learnt.tokens) else (),
+            of_plot=f"-{kind.name.replace(' ', '-')}",
+        )
 
     def _tenth(self) -> tuple[Tensor, Tensor]:
         """Return images to learn from and those to choose with, drawn by the seed."""
-        count = len(self.learnt.images)
+        count = len(self.of.learnt.images)
         if count < 2:
             raise ConfigError(
-                f"{self.learnt.of.address!r} has one image with a mask: 2 are needed to choose with; give "
+                f"{self.of.learnt.of.address!r} has one image with a mask: 2 are needed to choose with; give "
                 "more, or one value each of k, distance and c"
             )
-        order = torch.from_numpy(generator(self.seed, "held out patches").permutation(count))
+        order = torch.from_numpy(generator(self.of.seed, "held out patches").permutation(count))
         held = max(1, count // _SHARE)
         return order[held:].sort().values, order[:held].sort().values
 
@@ -112,5 +102,5 @@ class PatchTask:
         rows = patches.labelled_rows(images)
         if most is None or len(rows) <= most:
             return rows
-        order = generator(self.seed, "patches", len(rows)).permutation(len(rows))[:most]
+        order = generator(self.of.seed, "patches", len(rows)).permutation(len(rows))[:most]
         return rows[torch.from_numpy(order).sort().values]

@@ -6,7 +6,6 @@ from one confusion matrix over all test pixels.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,12 +14,11 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.crops import LeftOut
 from pipeline.evaluation.fitting import cosine, linear
 from pipeline.evaluation.kinds import SectionOfKinds
-from pipeline.evaluation.segmentation.confusion import count_predictions, mask_outcome
 from pipeline.evaluation.segmentation.dense import training_transform
-from pipeline.evaluation.segmentation.masks import MaskedImages, count_classes, find_masks, mask_notes
+from pipeline.evaluation.segmentation.mask_task import MaskTask
+from pipeline.evaluation.segmentation.masks import count_classes, find_masks, mask_notes
 from pipeline.evaluation.segmentation.patch_segment import PatchTask
 from pipeline.evaluation.segmentation.segment_fit import Fit, predict_masks, train_segmenter
-from pipeline.evaluation.segmentation.segment_plots import draw_predictions
 from pipeline.evaluation.segmentation.segmenters import LinearSegmenter, Segmenter, UperNetSegmenter
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.task import SharedKeys, Task
@@ -159,38 +157,24 @@ class Segment(SectionOfKinds):
         notes = tuple(mask_notes(learnt, test))
         digests = (each.facts(self.size).digest for each in (learnt, test))
         file = task.file(f"segment-{self.kind}", self, *digests)
+        of = MaskTask(learnt, test, classes, self.size, notes, self.seed, self.plots, file)
         if self.kind == "knn":
-            patches = PatchTask(subject, learnt, test, classes, notes, self.seed, self.plots, file)
-            return patches.run(task, self.k, self.distance, self.c, self.logistic_patches)
-        return [self._trained(task, subject, learnt, test, classes, notes, file)]
+            return PatchTask(subject, of).run(task, self.k, self.distance, self.c, self.logistic_patches)
+        return [self._trained(task, subject, of)]
 
-    def _trained(
-        self,
-        task: Task,
-        subject: Subject,
-        learnt: MaskedImages,
-        test: MaskedImages,
-        classes: int,
-        notes: tuple[str, ...],
-        file: Path,
-    ) -> Outcome:
+    def _trained(self, task: Task, subject: Subject, of: MaskTask) -> Outcome:
         """Train a head and test it after the last step."""
         transform = training_transform(self.size, self.crop, self.scale, flip=self.flip, distort=self.distort)
-        build: Callable[[], Segmenter] = partial(LinearSegmenter, subject, classes, self.dropout)
+        build: Callable[[], Segmenter] = partial(LinearSegmenter, subject, of.classes, self.dropout)
         falling = cosine(self.steps, self.warmup)
         if self.kind == "upernet":
             build = partial(
-                UperNetSegmenter, subject, classes, self.channels or subject.width,
+                UperNetSegmenter, subject, of.classes, self.channels or subject.width,
                 frozen=self.frozen, drop_path=self.drop_path, layer_decay=self.layer_decay,
             )  # fmt: skip
             falling = linear(self.steps, self.warmup, first=1e-6)
         how = Fit(self.steps, self.batch, self.lr, self.weight_decay, falling, self.seed)
-        model, losses = train_segmenter(build, how, learnt, transform, task, file)
-        predicted = predict_masks(model, test, task, self.size, self.crop, self.stride)
-        confusion, shown = count_predictions(predicted, len(test.images), classes, self.plots)
-        plots = draw_predictions(file.with_name(f"{file.name}.png"), shown, test, classes)
-        return mask_outcome(
-            "patches", confusion, learnt.facts(self.size), test.facts(self.size),
-            selection="none: the head after the last step", seed=self.seed, notes=notes,
-            details={"losses": losses}, plots=plots,
-        )  # fmt: skip
+        model, losses = train_segmenter(build, how, of.learnt, transform, task, of.file)
+        predicted = predict_masks(model, of.test, task, self.size, self.crop, self.stride)
+        selection = "none: the head after the last step"
+        return of.outcome("patches", predicted, selection=selection, details={"losses": losses})
