@@ -12,6 +12,8 @@ from pipeline.seeding import derived_seed
 from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
 
+_counted: dict[str, int] = {}  # operations by all that they depend on
+
 
 def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Objective:
     """Build the objective as it is before the first step: a function of configuration and caches."""
@@ -23,9 +25,16 @@ def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] =
 def image_operations(
     config: RunConfig, objective: Objective, cache: Cache, others: Sequence[Cache] = ()
 ) -> int:
-    """Return the operations (FLOP) of one image in training, without a teacher in the loop."""
+    """Return the operations (FLOP) of one image in training, without a teacher in the loop.
+
+    Counting takes some tenths of a second, so a process counts what it has not counted yet.
+    """
     visible = config.mask.visible_count(cache.schema.patches)
-    return training_operations(objective, objective_setting(config, cache, others), visible)
+    setting = objective_setting(config, cache, others)
+    shape = repr((config.objective, config.student, replace(setting, tokenizer=None), visible))
+    if shape not in _counted:
+        _counted[shape] = training_operations(objective, setting, visible)
+    return _counted[shape]
 
 
 def objective_setting(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Setting:
