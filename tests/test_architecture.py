@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -68,10 +69,15 @@ def is_part(name, whole, separator="."):
     return name == whole or name.startswith(whole + separator)
 
 
+@cache  # several tests read the same files
+def nodes_of(source):
+    return [*ast.walk(ast.parse(source))]  # the module first
+
+
 def imported(path, source):
     """Names that a module imports, at any depth: `from a import b` is a and a.b, and "pipeline.x" counts."""
     package = PurePosixPath(path).parent.parts
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -132,13 +138,13 @@ def reach(edges, start):
 
 def wrong_style(path, source):
     """One line for each breach of a limit."""
-    tree = ast.parse(source)
+    module, *nodes = nodes_of(source)
     found = [f"{path} is named {name}" for name in BANNED_NAMES if PurePosixPath(path).name == name]
-    if ast.get_docstring(tree) is None:
+    if ast.get_docstring(module) is None:
         found.append(f"{path} has no docstring")
     if len(source.splitlines()) > MAX_FILE_LINES:
         found.append(f"{path} is longer than {MAX_FILE_LINES} lines")
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     return found + [
         f"{path} {function.name} is longer than {MAX_FUNCTION_LINES} lines"
         for function in functions

@@ -62,21 +62,17 @@ def write_evaluation_page(file: Path, scores: Sequence[Score], plots: Path) -> N
 def _conditions(group: list[Score]) -> str:
     """Return what a group of scores was measured with: its options, data, choice and notes."""
     first = group[0]
-    chosen = {
-        name: value
+    options = ", ".join(
+        name
+        if value is True
+        else " ".join(map(str, [name, *(value if isinstance(value, list) else [value])]))
         for name, value in first.options.items()
         if value not in (None, [], ()) and value is not False
-    }
-    shown = (" ".join(map(str, value)) if isinstance(value, list) else value for value in chosen.values())
-    options = ", ".join(
-        name if value is True else f"{name} {value}" for name, value in zip(chosen, shown, strict=True)
     )
-    data = f"{first.test.images:,} images of {first.test.classes} classes" + (
-        ""
-        if first.bank == first.test
-        else f" of {_short(first.test.address)}, learnt from {first.bank.images:,} of "
-        + _short(first.bank.address)
-    )
+    data = f"{first.test.images:,} images of {first.test.classes} classes"
+    if first.bank != first.test:
+        data += f" of {_short(first.test.address)}, learnt from {first.bank.images:,} of "
+        data += _short(first.bank.address)
     left_out = "".join(
         f"<br>{count} {kind} images of {html.escape(facts.address)} are left out; the first: "
         f"{html.escape(facts.first_reasons[kind])}"

@@ -160,13 +160,15 @@ def test_tar(tmp_path_factory):
     return write_tar(tmp_path_factory.mktemp("test") / "test.tar", images, labels)
 
 
-def test_labelled_tars_are_seen_as_centre_crops(tars, run, test_tar, tmp_path):
+def test_run_and_export_see_labelled_tars_as_centre_crops(tars, run, test_tar, tmp_path):
     state = load_file(run / "student.safetensors")
     bank = student_tokens(state, [centre(image(n)) for n in range(24)])
     queries = student_tokens(state, [centre(image(n)) for n in range(100, 109)])
     scores = expected(bank, torch.arange(24) % 4, queries, torch.arange(100, 109) % 4)
-    result = judged(tmp_path, "--run", run, "--shards", tars, "--test-shards", test_tar)
-    assert result == (24, 9, scores)
+    data = ("--shards", tars, "--test-shards", test_tar)
+    assert judged(tmp_path, "--run", run, *data) == (24, 9, scores)
+    exported = ("--model", f"timm:local-dir:{run / 'student'}", "--image-size", 64)
+    assert judged(tmp_path, *exported, *data) == (24, 9, scores)
 
 
 def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_path):
@@ -188,12 +190,6 @@ def test_a_teacher_by_its_last_block_after_its_final_norm(cache, test_tar, tmp_p
     assert judged(tmp_path, "--model", TEACHER.removeprefix("timm:"), *arguments) == scores
 
 
-def test_an_exported_student_is_a_model_like_any_of_timms(cache, run, test_tar, tmp_path):
-    arguments = ("--cache", cache, "--test-shards", test_tar)
-    exported = judged(tmp_path, "--model", f"timm:local-dir:{run / 'student'}", *arguments)
-    assert exported == judged(tmp_path, "--run", run, *arguments)
-
-
 def test_without_cls_the_patches_alone_are_judged(cache, recipe, tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text(
@@ -206,6 +202,8 @@ def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, 
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
     arguments = ("--cache", cache, "--test-shards", test_tar)
     knn("--run", copy, *arguments)
+    student, own = read_scores(copy), read_compared(copy).scores
+    assert len(own) == 2
     knn("--teacher", TEACHER, *arguments, "--report", copy)
     scores = read_scores(copy)
     assert [(score.subject.kind, score.representation) for score in scores] == [
@@ -213,24 +211,15 @@ def test_a_score_is_noted_in_the_run_with_step_and_digest(cache, run, test_tar, 
     ]  # fmt: skip
     assert (scores[0].subject.step, scores[0].subject.weights) == (2, student_digest(copy))
     assert len({score.conditions for score in scores}) == 1
+    who = student[0].subject.model_copy(update={"kind": "untrained", "weights": "untrained"})
+    changes = {"subject": who, "metrics": {"top-1": 0.01}}
+    add_scores(copy, [score.model_copy(update=changes) for score in student])
+    assert read_compared(copy).scores == own  # of the student alone, though the conditions are the same
     knn("--run", copy, *arguments)
-    assert len(read_scores(copy)) == 4
+    assert len(read_scores(copy)) == 6
     knn("--run", copy, *arguments, "--set", "shared_keys=allow")
-    assert len(read_scores(copy)) == 6
+    assert len(read_scores(copy)) == 8
     assert "student, step 2" in (copy / "report.html").read_text(encoding="utf-8")
-
-
-def test_a_compared_run_has_the_scores_of_its_student_alone(cache, run, test_tar, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("scores.json"))
-    knn("--run", copy, "--cache", cache, "--test-shards", test_tar)
-    student, own = read_scores(copy), read_compared(copy).scores
-    assert len(own) == 2
-    for kind in ("teacher", "untrained"):  # as --report adds them, under the same conditions
-        who = student[0].subject.model_copy(update={"kind": kind, "weights": kind})
-        changes = {"subject": who, "metrics": {"top-1": 0.01}}
-        add_scores(copy, [score.model_copy(update=changes) for score in student])
-    assert len(read_scores(copy)) == 6
-    assert read_compared(copy).scores == own
 
 
 def test_a_score_says_if_the_network_has_other_patches(tars, run, test_tar, tmp_path):
@@ -386,16 +375,13 @@ def test_weights_that_are_not_finite_are_refused(run, tars, tmp_path, name):
     assert "the weights 'blocks.1.norm1.weight' of 'student' are not finite" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "text",
-    ['["a", 5]', '["a", ""]', r'["a", "\ud800"]', r'["a", "\u001b[31m"]', '[{"name": "a"}, {"id": 1}]'],
-)
-def test_class_names_without_a_name_are_refused(cache, run, tmp_path, text):
+def test_class_names_without_a_name_are_refused(cache, run, tmp_path):
     file = tmp_path / "names.json"
-    file.write_text(text)
-    result = knn("--run", run, "--cache", cache, "--class-names", file)
-    assert result.exit_code == 2
-    assert "has no printable name for class 1: give one for each from 0 on" in result.stderr
+    for second in ("5", '""', r'"\ud800"', r'"\u001b[31m"', '{"id": 1}'):
+        file.write_text(f'["a", {second}]')
+        result = knn("--run", run, "--cache", cache, "--class-names", file)
+        assert result.exit_code == 2
+        assert "has no printable name for class 1: give one for each from 0 on" in result.stderr
 
 
 def test_a_pattern_without_quotes_is_refused_with_the_remedy():

@@ -146,7 +146,7 @@ def test_every_head_is_reported_and_the_best_is_tested(images, tmp_path, select)
 
 @pytest.mark.parametrize("kind", ["efficient", "capi"])
 def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind):
-    options = {"kind": kind, "lr": (0.1, 1.0), "epochs": 4.0}
+    options = {"kind": kind, "lr": (0.1, 1.0), "epochs": 3.0}
     whole = probed(tmp_path, images, **options)
     assert continued(monkeypatch, lambda log: probed(tmp_path, images, log=log, **options), 3) == whole
     assert not list((tmp_path / "evaluation").glob("*.state"))

@@ -87,8 +87,7 @@ def nothing(truth):
     return [Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), []) for _ in truth]
 
 
-@pytest.mark.parametrize("kind", ["box", "mask"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("kind", "seed"), [("box", 0), ("mask", 1), ("box", 2), ("mask", 3)])
 def test_equals_pycocotools_with_ties_and_crowds(kind, seed):
     truth, found = scene(seed)
     assert any(one.crowd.any() for one in truth)
@@ -144,8 +143,8 @@ def test_a_draw_of_images_scores_as_those_images_do(monkeypatch):
 
 def test_intervals_hold_the_value_and_repeat():
     truth, found = scene(2, images=30)
-    scored = average_precision(truth, found, CLASSES, resamples=50)
-    assert scored.intervals == average_precision(truth, found, CLASSES, resamples=50).intervals
+    scored = average_precision(truth, found, CLASSES, resamples=30)
+    assert scored.intervals == average_precision(truth, found, CLASSES, resamples=30).intervals
     for name in ("box AP", "box AP50"):
         low, high = scored.intervals[name]
         assert low < scored.metrics[name] < high < low + 0.3

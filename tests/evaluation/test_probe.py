@@ -335,7 +335,7 @@ def test_workers_change_no_number(images, tmp_path):
 # The third step is the first of an epoch, after which the published probe ranks the test set.
 @pytest.mark.parametrize(("kind", "steps"), [("grid", [3]), ("published", [3, 4])])
 def test_a_probe_that_is_killed_ends_with_the_same_numbers(images, tmp_path, monkeypatch, kind, steps):
-    options = {"kind": kind, "representations": ("mean",), "lr": (1.0,), "epochs": 4.0, "select": "test"}
+    options = {"kind": kind, "representations": ("mean",), "lr": (1.0,), "epochs": 3.0, "select": "test"}
     whole = heads(tmp_path, images, **options)
     for step in steps:
         again = continued(monkeypatch, lambda log: heads(tmp_path, images, log=log, **options), step)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from stream_parts import read_batches, stream_spec
 from tars import make_tars
+from test_stream_masks import masks_by_crop
 
 from pipeline.cache.reader import Cache
 from pipeline.stream.samples import WindowReader
@@ -44,31 +45,19 @@ def test_batches_of_both_are_equal_bit_for_bit(kept_caches, strategy, ratio, cou
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def masks(path, epoch, **changes):
-    """Visible patches by what tells a sample whatever its mask: CLS."""
-    rows = [
-        (batch["visible_codes"][row, :, 0], batch["visible"][row])
-        for batch in batches(path, epoch, **changes)
-        for row in range(6)
-    ]
-    return {codes.numpy().tobytes(): tuple(visible.tolist()) for codes, visible in rows}
-
-
 @pytest.mark.parametrize("strategy", ["attention", "random"])
 def test_a_view_keeps_one_mask_and_other_views_have_others(kept_caches, strategy):
-    fixed = {"strategy": strategy, "redraw": False}
-    first = masks(kept_caches["all"], 0, views=(0,), **fixed)
+    def masks(epoch, redraw, view=0, seed=0):
+        changes = {"strategy": strategy, "redraw": redraw, "views": (view,), "seed": seed}
+        return masks_by_crop(kept_caches["all"], epoch, 2, 6, **changes)
+
+    first = masks(0, False)
     assert len(first) == 12
-    assert (
-        masks(kept_caches["all"], 5, views=(0,), **fixed)
-        == first
-        == masks(kept_caches["all"], 0, views=(0,), seed=9, **fixed)
-    )
-    assert set(masks(kept_caches["all"], 0, views=(1,), **fixed).values()).isdisjoint(first.values())
-    assert masks(kept_caches["all"], 1, views=(0,), strategy=strategy, redraw=True) != first
+    assert masks(5, False) == first == masks(0, False, seed=9)
+    assert set(masks(0, False, view=1).values()).isdisjoint(first.values())
+    assert masks(1, True) != first
     for epoch in (0, 1):
-        drawn = masks(kept_caches["all"], epoch, views=(0,), strategy=strategy)
-        assert drawn == masks(kept_caches["all"], epoch, views=(0,), strategy=strategy, redraw=True)
+        assert masks(epoch, "auto") == masks(epoch, True)
 
 
 @pytest.mark.parametrize(

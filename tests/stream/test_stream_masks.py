@@ -17,9 +17,9 @@ from pipeline.training.job import build_job
 STRATEGIES = ("attention", "random", "block")
 
 
-def masks_by_crop(path, epoch, batch_size=20, **changes):
-    """The visible patches of each sample of 7 batches, by the codes of its CLS, which no mask hides."""
-    batches = read_batches(path, 7, epoch=epoch, batch_size=batch_size, **changes)
+def masks_by_crop(path, epoch, count=7, batch_size=20, **changes):
+    """The visible patches of each sample of some batches, by the codes of its CLS, which no mask hides."""
+    batches = read_batches(path, count, epoch=epoch, batch_size=batch_size, **changes)
     rows = [
         row
         for batch in batches
