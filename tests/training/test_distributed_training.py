@@ -6,6 +6,7 @@ import signal
 import socket
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from uuid import UUID
 
 import pytest
@@ -24,6 +25,7 @@ TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 
 def as_rank(rank, port, *arguments):
     """Be one of two ranks, as torchrun starts them."""
+    forkserver._forkserver._forkserver_pid = None  # a server of this process is no child of the fork
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     main(*arguments)

@@ -1,10 +1,9 @@
 """What train-student refuses in one sentence: exit code 2 for wrong use, 1 for damaged files."""
 
-import json
 import os
 
 import pytest
-from training_runs import call, saved_steps, train, trained
+from training_runs import call, describe_again, described, saved_steps, train, trained
 
 from pipeline.training.run_folder import held_run_folder
 
@@ -46,12 +45,9 @@ def test_wrong_settings(small_cache_path, tmp_path):
 
 def test_wrong_paths_and_options(small_cache_path, existing, tmp_path):
     (tmp_path / "poem.txt").write_text("a poem")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged/run.json").write_text('{"config": ')
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/run.json").write_text("{}")
-    (tmp_path / "nested").mkdir()
-    (tmp_path / "nested/run.json").write_text("[" * 60_000)
+    for name, text in {"damaged": '{"config": ', "empty": "{}", "nested": "[" * 60_000}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
     for options, code, message in [
         (["--run", tmp_path / "nested", "--resume"], 1, "is not a run folder (no readable run.json): give"),
         (["--run", existing], 2, f"{str(existing)!r} already holds a run: add --resume to continue it, or"),
@@ -140,9 +136,9 @@ def test_an_unfinished_cache_needs_leave(cache_copy, tmp_path):
     )
     for setting, units, steps in (("data.allow_partial=true", 3, 70 // 16), ("data.views=[1]", 2, 8)):
         run = trained(cache_copy, tmp_path / f"run {units}", setting, "optim.steps=3")
-        described = json.loads((run / "run.json").read_text())
-        assert described["pinned"]["units"].startswith(f"{units} with digest ")
-        assert described["steps_per_epoch"] == steps
+        values = described(run)
+        assert values["pinned"]["units"].startswith(f"{units} with digest ")
+        assert values["steps_per_epoch"] == steps
     for commit in (cache_copy / "commits").iterdir():
         commit.unlink()
     message = refusal(train(cache_copy, tmp_path / "run", "data.allow_partial=true"), 1)
@@ -159,7 +155,7 @@ def test_a_damaged_cache_stops_the_run_before_anything_is_saved(cache_copy, tmp_
 
 def test_a_run_from_before_a_key_was_added_continues(small_cache_path, tmp_path):
     run = trained(small_cache_path, tmp_path / "run", "optim.steps=3")
-    values = json.loads((run / "run.json").read_text())
+    values = described(run)
     del values["config"]["mask"]["redraw"], values["starts"]
-    (run / "run.json").write_text(json.dumps(values))
-    assert train(small_cache_path, run, resume=True).exit_code == 0
+    describe_again(run, values)
+    train(small_cache_path, run, resume=True, code=0)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, train
+from training_runs import CPU, checkpoint, metrics, saved_steps, tiny_job, trained
 
 from pipeline.errors import DivergedError
 from pipeline.runtime.signals import StopRequest
@@ -174,6 +174,6 @@ def test_float16_scales_the_loss_and_checkpoints_hold_the_scale(small_cache_path
 
 
 def test_training_lowers_the_loss(small_cache_path, tmp_path):
-    train(small_cache_path, tmp_path / "run", "optim.steps=40", "train.log_every=10")
-    found = [line["loss"] for line in metrics(tmp_path / "run")]
+    run = trained(small_cache_path, tmp_path / "run", "optim.steps=40", "train.log_every=10")
+    found = [line["loss"] for line in metrics(run)]
     assert found[-1] < 0.9 * found[0]
