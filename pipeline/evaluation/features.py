@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config import Section
 from pipeline.errors import CacheError, ConfigError
-from pipeline.evaluation.crops import LeftOut, Named, ViewBatch
+from pipeline.evaluation.crops import LeftOut, Named
 from pipeline.evaluation.data import Data
 from pipeline.evaluation.images import ImageSet
 from pipeline.evaluation.subject import Subject
@@ -166,16 +166,29 @@ def represent(subject: Subject, pixels: Tensor) -> dict[str, Tensor]:
 def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
     left_out, names = LeftOut(), list[Named]()
     parts, widths = list[int](), dict[str, int]()
-    for part in _in_parts(data.views(subject.image_size, batch_size, left_out), subject, names):
+    waiting: dict[str, list[Tensor]] = defaultdict(list)  # for the next part, float16
+
+    def end_part() -> None:
+        part = {name: torch.cat(values) for name, values in waiting.items()}
         for name, values in part.items():
             if not values.isfinite().all():
                 raise CacheError(
                     f"features {name!r} of {data.address!r} are not finite: the network has diverged or its "
                     "weights are damaged; evaluate another"
                 )
+            widths[name] = values.shape[1]
         save_file(part, _part(folder, len(parts)))
-        widths = {name: values.shape[1] for name, values in part.items()}
-        parts.append(len(next(iter(part.values()))))
+        parts.append(len(names) - sum(parts))
+        waiting.clear()
+
+    for batch in data.views(subject.image_size, batch_size, left_out):
+        for name, values in represent(subject, batch.pixels.to(subject.device)).items():
+            waiting[name].append(values.half().cpu())
+        names += batch.names
+        if len(names) - sum(parts) >= PART_IMAGES:
+            end_part()
+    if waiting:
+        end_part()
     if not names:
         raise CacheError(
             f"{data.address!r} has no image that is whole and labelled ({left_out.reasons()}): "
@@ -185,24 +198,6 @@ def _write(folder: Path, subject: Subject, data: Data, batch_size: int) -> None:
     (folder / _IMAGES).write_text(json.dumps(names), encoding="utf-8")
     index = _Index(facts=facts, widths=widths, parts=parts)
     replace_file(folder / _INDEX, index.model_dump_json().encode())
-
-
-def _in_parts(
-    batches: Iterator[ViewBatch], subject: Subject, names: list[Named]
-) -> Iterator[dict[str, Tensor]]:
-    """Yield the representations of PART_IMAGES images or more, float16; add the images to `names`."""
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    count = 0
-    for batch in batches:
-        for name, values in represent(subject, batch.pixels.to(subject.device)).items():
-            found[name].append(values.half().cpu())
-        names += batch.names
-        count += len(batch.names)
-        if count >= PART_IMAGES:
-            yield {name: torch.cat(values) for name, values in found.items()}
-            found, count = defaultdict(list), 0
-    if found:
-        yield {name: torch.cat(values) for name, values in found.items()}
 
 
 def describe_data(

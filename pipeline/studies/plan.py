@@ -1,6 +1,7 @@
 """The runs of a study: for each row and seed the configuration, the steps, and what is already trained."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,11 @@ from typing import Any
 from pipeline.cache.reader import Cache
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, MaskAlignError
-from pipeline.objectives.operations import training_operations
 from pipeline.storage.address import check_path
 from pipeline.studies.budget import Budget, read_budget, scaled_warmup
 from pipeline.studies.study import SEED, Row, Study, changed, nested, rows_of
 from pipeline.training.config import RunConfig, steps_of_run
-from pipeline.training.initial import initial_objective, objective_setting
+from pipeline.training.initial import image_operations, initial_objective
 from pipeline.training.metrics import METRICS_FILE, read_metrics
 from pipeline.training.run_folder import RUN_FILE, read_run
 from pipeline.training.streaming import stream_spec
@@ -93,7 +93,9 @@ class Plan:
             config = parse_config(RunConfig, nested(settings))
             per_epoch = stream_spec(config, cache, others=others).steps_per_epoch
             steps = steps_of_run(config.optim, per_epoch)
-            operations = _operations(config, cache, others)
+            operations = None  # of an objective of codes, until they are fitted; then run.json has them
+            with suppress(MaskAlignError, AssertionError, AttributeError):
+                operations = image_operations(config, initial_objective(config, cache, others), cache, others)
             if self.budget:
                 count = self.budget.steps(per_epoch, config.train.global_batch, operations)
                 settings |= {"optim.steps": count, "optim.warmup_steps": scaled_warmup(count, steps)}
@@ -108,19 +110,6 @@ class Plan:
             )
             for seed, own in configs.items()
         ]
-
-
-def _operations(config: RunConfig, cache: Cache, others: Sequence[Cache]) -> int | None:
-    """Return the operations (FLOP) of one image in training, None if they cannot be counted beforehand.
-
-    Once a run has begun, run.json has them.
-    """
-    try:
-        objective = initial_objective(config, cache, others)
-        setting = objective_setting(config, cache, others)
-        return training_operations(objective, setting, config.mask.visible_count(cache.schema.patches))
-    except (MaskAlignError, AssertionError, AttributeError):  # an objective of codes, before they are fitted
-        return None
 
 
 def _counted_levels(levels: Any, cache: Cache) -> Any:

@@ -7,9 +7,12 @@ import torch
 
 from pipeline.cache.reader import Cache
 from pipeline.objectives.objective import Objective, Setting
+from pipeline.objectives.operations import training_operations
 from pipeline.seeding import derived_seed
 from pipeline.training.codebook import unfitted_tokenizer
 from pipeline.training.config import RunConfig
+
+_counted: dict[str, int] = {}  # operations by all that they depend on
 
 
 def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Objective:
@@ -17,6 +20,21 @@ def initial_objective(config: RunConfig, cache: Cache, others: Sequence[Cache] =
     setting = objective_setting(config, cache, others)
     seed_initial_weights(config)
     return config.objective.build(config.student, setting)
+
+
+def image_operations(
+    config: RunConfig, objective: Objective, cache: Cache, others: Sequence[Cache] = ()
+) -> int:
+    """Return the operations (FLOP) of one image in training, without a teacher in the loop.
+
+    Counting takes some tenths of a second, so a process counts what it has not counted yet.
+    """
+    visible = config.mask.visible_count(cache.schema.patches)
+    setting = objective_setting(config, cache, others)
+    shape = repr((config.objective, config.student, replace(setting, tokenizer=None), visible))
+    if shape not in _counted:
+        _counted[shape] = training_operations(objective, setting, visible)
+    return _counted[shape]
 
 
 def objective_setting(config: RunConfig, cache: Cache, others: Sequence[Cache] = ()) -> Setting:

@@ -20,7 +20,6 @@ from torch.optim import AdamW
 from pipeline.cache.reader import Cache
 from pipeline.errors import printable
 from pipeline.objectives.objective import Objective, TrainingStep
-from pipeline.objectives.operations import training_operations
 from pipeline.storage.address import absolute
 from pipeline.stream.feed import refuse_too_large_stream
 from pipeline.stream.samples import StreamSpec
@@ -29,7 +28,7 @@ from pipeline.training.codebook import Codebook
 from pipeline.training.config import RunConfig, steps_of_run
 from pipeline.training.damage import DamageRecord
 from pipeline.training.distributed import Ranks
-from pipeline.training.initial import initial_objective, objective_setting
+from pipeline.training.initial import image_operations, initial_objective
 from pipeline.training.phi_s import Standards
 from pipeline.training.precision import choose_compilation, choose_precision
 from pipeline.training.run_folder import CHECKPOINTS
@@ -101,9 +100,7 @@ class TrainingJob:
     @cached_property
     def operations(self) -> int:
         """The operations (FLOP) of one image in training, without a teacher in the loop."""
-        visible = self.config.mask.visible_count(self.cache.schema.patches)
-        setting = objective_setting(self.config, self.cache, self.others)
-        return training_operations(self.objective, setting, visible)
+        return image_operations(self.config, self.objective, self.cache, self.others)
 
     def is_scored(self, step: int) -> bool:
         """Whether the encoder is evaluated after `step` steps."""

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from calls import under_torchrun
 from elastic_script import BATCH, LANES, STEPS, TURNS, take_turn
-from training_runs import assert_same_runs, checkpoint, killed_after, metrics, saved_steps, train, trained
+from training_runs import (
+    assert_same_runs,
+    checkpoint,
+    describe_again,
+    described,
+    killed_after,
+    metrics,
+    refused,
+    saved_steps,
+    trained,
+)
 
 from pipeline.training.distributed import Ranks
 
@@ -34,7 +44,7 @@ def alone(small_cache_path, tmp_path_factory):
 
 
 def starts(run):
-    return json.loads((run / "run.json").read_text())["starts"]
+    return described(run)["starts"]
 
 
 @pytest.mark.faults  # too slow for every run
@@ -68,30 +78,27 @@ def test_losses_agree_to_one_in_a_million(folder, alone):
 
 @pytest.mark.faults  # too slow for every run
 def test_other_lanes_and_ranks_that_do_not_divide_them_are_refused(folder, alone, small_cache_path):
-    result = train(small_cache_path, alone[0], "data.lanes=2", resume=True)
-    assert result.exit_code == 2
-    assert "cannot resume: data.lanes was 4 and is now 2: use the old value, or a new --run" in result.output
-    result = train(small_cache_path, folder / "new", "data.lanes=3")
-    assert result.exit_code == 2
-    message = (
+    message = "cannot resume: data.lanes was 4 and is now 2: use the old value, or a new --run"
+    refused(message, small_cache_path, alone[0], "data.lanes=2", resume=True)
+    multiple = (
         "train.global_batch 16 is not a multiple of data.lanes 3: choose a multiple of 3, or in a new run"
     )
-    assert f"{message} data.lanes=2" in result.output
+    refused(f"{multiple} data.lanes=2", small_cache_path, folder / "new", "data.lanes=3")
 
 
 def test_a_run_from_before_lanes_has_as_many_as_ranks(small_cache_path, tmp_path):
     """Its run.json and checkpoints name ranks, and its configuration has no lanes."""
     run = killed_after(trained(small_cache_path, tmp_path / "whole"), 3, tmp_path / "run")
-    values = json.loads((run / "run.json").read_text())
+    values = described(run)
     assert (values["resolved"]["data.lanes"], values["pinned"].pop("lanes")) == (1, 1)
     values["pinned"]["ranks"] = LANES
     del values["config"]["data"]["lanes"], values["resolved"]["data.lanes"]
-    (run / "run.json").write_text(json.dumps(values))
+    describe_again(run, values)
     older = checkpoint(run, 3)
     del older["pinned"]["lanes"]
-    result = train(small_cache_path, run, "data.lanes=1", resume=True)
-    assert "cannot resume: data.lanes was 4 and is now 1" in result.output
+    message = "cannot resume: data.lanes was 4 and is now 1"
+    refused(message, small_cache_path, run, "data.lanes=1", resume=True)
     assert saved_steps(run) == [3]
     values["pinned"]["ranks"] = 1
-    (run / "run.json").write_text(json.dumps(values))
+    describe_again(run, values)
     assert_same_runs(tmp_path / "whole", trained(small_cache_path, run, resume=True), 6)

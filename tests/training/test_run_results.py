@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from student_fixtures import encode_images
-from tars import image, write_tar
-from training_runs import CPU, TINY, call, checkpoint, metrics, settings, tiny_job, train, trained
+from tars import image, source_tar, write_tar
+from training_runs import CPU, TINY, call, checkpoint, described, metrics, settings, tiny_job, train, trained
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config
@@ -26,7 +26,6 @@ from pipeline.training.config import RunConfig
 from pipeline.training.metrics import MetricsLog
 from pipeline.training.run import load_newest, run_training
 from pipeline.training.sections import LogConfig
-from pipeline.views.source_tars import SourceTar
 
 BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 
@@ -35,9 +34,7 @@ BOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 def finished(small_cache_path, tmp_path_factory):
     """The command's result and the run that it left. Shared: change nothing in it."""
     run = tmp_path_factory.mktemp("results") / "run"
-    result = train(small_cache_path, run)
-    assert result.exit_code == 0, result.output
-    return result, run
+    return train(small_cache_path, run, code=0), run
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +75,22 @@ def test_the_folder_of_a_run_has_exactly_these_files(run):
 
 
 def test_run_json_tells_what_the_run_depends_on_and_where_it_comes_from(run, small_cache_path):
-    described, cache = json.loads((run / "run.json").read_text()), Cache(small_cache_path)
+    values, cache = described(run), Cache(small_cache_path)
     start = {"maskalign", "commit", "command", "host", "began", "ended", "versions"}
     start |= {"ranks", "first_step", "last_step"}
     own = {"config", "resolved", "cache", "view", "pinned", "units", "steps", "steps_per_epoch", "operations"}
     own |= {"device", "starts", "initial_encoder", "lesson"}
-    assert set(described) == own | start
-    assert described["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    assert set(values) == own | start
+    assert values["config"]["student"]["options"] == {"depth": 2, "embed_dim": 32, "num_heads": 2}
     resolved = {"train.precision": "float32", "train.compile": False, "data.lanes": 1}
-    assert described["resolved"] == resolved
-    assert described["cache"]["digest"] == described["pinned"]["cache"] == cache.schema.digest
-    assert described["cache"]["teacher"]["name"] == cache.schema.teacher.name
-    assert (described["steps"], described["steps_per_epoch"], described["device"]) == (6, 8, "cpu")
-    assert described["operations"] > 0
-    assert described["versions"]["torch"] == version("torch")
-    assert set(described["versions"]) == {"python", "torch", "timm", "zarr", "webdataset", "numpy"}
-    assert [set(each) for each in described["starts"]] == [start]
+    assert values["resolved"] == resolved
+    assert values["cache"]["digest"] == values["pinned"]["cache"] == cache.schema.digest
+    assert values["cache"]["teacher"]["name"] == cache.schema.teacher.name
+    assert (values["steps"], values["steps_per_epoch"], values["device"]) == (6, 8, "cpu")
+    assert values["operations"] > 0
+    assert values["versions"]["torch"] == version("torch")
+    assert set(values["versions"]) == {"python", "torch", "timm", "zarr", "webdataset", "numpy"}
+    assert [set(each) for each in values["starts"]] == [start]
 
 
 def test_metrics_have_these_keys_and_values(run):
@@ -163,24 +160,24 @@ def test_tensorboard_that_fails_later_costs_a_warning(tmp_path, monkeypatch):
     assert len(messages) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"config": Path("x")}, "configuration file 'x' does not exist"),
-        ({"assignments": ["mask.ration=0.6"]}, "unknown configuration key 'mask.ration': did you mean"),
-        ({"assignments": ["students.model=a"]}, "unknown configuration key 'students.model': did you mean"),
-    ],
-)
-def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path, options, message):
+def test_a_wrong_path_or_key_is_answered_before_torch_is_imported(tmp_path):
     program = (
-        "import sys; from pathlib import Path, PosixPath; from stages.train_student import train_student\n"
-        f"try:\n  train_student(['x'], Path('x'), **{options!r})\n"
-        "finally:\n  print(sorted({'torch', 'timm'} & set(sys.modules)))"
+        "import sys, typer; from pathlib import PosixPath; from stages.train_student import train_student\n"
+        "for options in {cases!r}:\n"
+        "  try: train_student(['x'], PosixPath('x'), **options)\n"
+        "  except typer.Exit: pass\n"
+        "print(sorted({{'torch', 'timm'}} & set(sys.modules)))"
     )
-    command = [sys.executable, "-c", program]
+    cases = {
+        "configuration file 'x' does not exist": {"config": Path("x")},
+        "unknown configuration key 'mask.ration': did you mean": {"assignments": ["mask.ration=0.6"]},
+        "unknown configuration key 'students.model': did you mean": {"assignments": ["students.model=a"]},
+    }
+    command = [sys.executable, "-c", program.format(cases=[*cases.values()])]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.stdout == "[]\n"
-    assert f"error: {message}" in result.stderr
+    assert result.stdout == "[]\n", result.stderr
+    for message in cases:
+        assert f"error: {message}" in result.stderr
 
 
 def test_the_printed_configuration_is_a_recipe(tmp_path):
@@ -214,7 +211,7 @@ def test_a_recipe_may_come_through_a_pipe(small_cache_path, tmp_path):
     result = call("--cache", small_cache_path, "--run", run, "--config", f"/dev/fd/{reading}")
     os.close(reading)
     assert result.exit_code == 0, result.output
-    assert json.loads((run / "run.json").read_text())["config"]["optim"]["steps"] == 6
+    assert described(run)["config"]["optim"]["steps"] == 6
 
 
 def test_a_checkpoint_has_exactly_what_the_next_step_needs(run):
@@ -257,21 +254,18 @@ def test_a_view_of_its_own_levels_and_baseline_trains_too(small_cache_path, tmp_
     assert torch.equal(weights, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
 
 
-@pytest.mark.parametrize(
-    ("label", "warned"),
-    [(lambda number: number // 40, True), (lambda _: 3, False), (lambda number: number % 2, False)],
-)
-def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path, label, warned):
-    shards = []
-    for tar in range(2):
-        numbers = range(40 * tar, 40 * tar + 40)
-        images, labels = ({f"{n:06d}": make(n) for n in numbers} for make in (image, label))
-        path = write_tar(tmp_path / f"{tar}.tar", images, labels)
-        shards.append(SourceTar(path, path.stat().st_size))
-    result = train(caches.real(tmp_path, shards=shards, views=1), tmp_path / "run", "optim.steps=3")
-    assert result.exit_code == 0
+def test_tars_that_are_sorted_by_class_are_warned_of(tmp_path):
     text = "are often of one class, and a batch comes from data.window_blocks=1 chunks of neighbours"
-    assert (text in result.stderr) is warned
+    for name, label in (("sorted", lambda n: n // 40), ("one", lambda _: 3), ("mixed", lambda n: n % 2)):
+        shards, messages = [], []
+        for tar in range(2):
+            images, labels = (
+                {f"{n:06d}": make(n) for n in range(40 * tar, 40 * tar + 40)} for make in (image, label)
+            )
+            shards.append(source_tar(write_tar(tmp_path / f"{name}-{tar}.tar", images, labels)))
+        cache = caches.real(tmp_path, name=f"{name}.cache", shards=shards, views=1)
+        trained(cache, tmp_path / name, "optim.steps=3", say=messages.append)
+        assert any(text in message for message in messages) is (name == "sorted")
 
 
 @pytest.mark.skipif(not BOARD, reason="TensorBoard is an extra")

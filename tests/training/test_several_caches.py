@@ -1,6 +1,5 @@
 """Training from two caches of the same views: the stream, what it refuses, and runs."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from caches import extract, real
 from stream_parts import CPU, read_batches, stream_spec
 from tars import image, make_tars, source_tar, write_tar
-from training_runs import TINY, assert_same_runs, call, killed_after, losses, train
+from training_runs import TINY, assert_same_runs, call, described, killed_after, losses, train
 from training_runs import settings as options_of
 
 import stages
@@ -179,18 +178,12 @@ def test_a_run_is_described_and_continues_exactly(small_cache_path, second, tmp_
     run = tmp_path / "run"
     result = two(run, f"objective.balance={balance}", "data.other_levels=[[6,8]]", **caches)
     assert "objective maskalign from teachers test_vit and test_vit3" in result.stdout
-    described = json.loads((run / "run.json").read_text())
-    assert described["other_caches"][0]["digest"] == Cache(second).digest
-    assert described["pinned"]["other caches"] == [Cache(second).digest]
-    assert ("phi-s" in described["pinned"]) == (run / PHI_S_FILE).exists() == (balance == "phi-s")
-    names = [
-        "test_vit level 3",
-        "test_vit level 4",
-        "test_vit level 5",
-        "test_vit3 level 6",
-        "test_vit3 level 8",
-    ]
-    assert list(losses(run)[-1]["loss_terms"]) == names
+    values = described(run)
+    assert values["other_caches"][0]["digest"] == Cache(second).digest
+    assert values["pinned"]["other caches"] == [Cache(second).digest]
+    assert ("phi-s" in values["pinned"]) == (run / PHI_S_FILE).exists() == (balance == "phi-s")
+    levels = ["test_vit level 3", "test_vit level 4", "test_vit level 5"]
+    assert list(losses(run)[-1]["loss_terms"]) == [*levels, "test_vit3 level 6", "test_vit3 level 8"]
     page = (run / "report.html").read_text()
     assert page.count('<table class="matrix">') == 2
     assert "taught by timm test_vit and timm test_vit3" in page

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from pipeline.cache.reader import Cache
 from pipeline.config import load_config, parse_config, read_settings
-from pipeline.evaluation.while_training import training_evaluation
 from pipeline.training.config import RunConfig
 from pipeline.training.distributed import Ranks
 from pipeline.training.job import build_job
@@ -64,6 +63,8 @@ def refused(message, cache, run, *changes, code=2, **how):
 
 def trained(cache, run, *changes, resume=False, tiny=TINY, say=lambda _: None):
     """Train to the end as the command does, but without a report; return the run folder."""
+    from pipeline.evaluation.while_training import training_evaluation  # heavy for scripts that do without
+
     kept = read_run(run)["config"] if resume else None
     config = parse_config(RunConfig, read_settings(None, changes if resume else [*tiny, *changes], kept))
     with tempfile.TemporaryDirectory() as views:
