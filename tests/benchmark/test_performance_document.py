@@ -51,7 +51,8 @@ def test_ratios_of_two_caches_follow_from_the_measured_times():
     assert len(table) > 1
     cells = [[float(cell.replace(",", "")) for cell in row.split("|")[2:-1]] for row in table]
     for one, two, twice, over_one, over_twice in cells:
-        assert (over_one, over_twice) == (round(two / one, 2), round(two / twice, 2))
+        # the ratios are of the fastest rounds, the times are medians
+        assert (over_one, over_twice) == pytest.approx((two / one, two / twice), abs=0.02)
         # "as much as one cache with the levels of both", says docs/teachers.md
         assert over_twice == pytest.approx(1, abs=0.06)
     ratios = [row[3] for row in cells]
