@@ -1,19 +1,19 @@
 """Two ranks on the CPU: the same gradients as one process, and one result for all ranks."""
 
-import multiprocessing
 import os
 import signal
-import socket
-import warnings
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver
 from uuid import UUID
 
 import pytest
 import torch
+import two_ranks_script
+from calls import TESTS
 from safetensors.torch import load_file
 from training_runs import assert_same_bits, killed_after, losses, metrics, saved_steps, train
-from two_ranks_script import JOINT_STEPS, STEPS, main, steps_on_joint_batches
+from two_ranks_script import JOINT_STEPS, STEPS, steps_on_joint_batches
 
 from pipeline.errors import ConfigError
 from pipeline.runtime.launch import Process
@@ -23,30 +23,15 @@ from pipeline.training.metrics import read_evaluations
 TOLERANCE = 1e-5  # of a gradient's largest value: float32 sums in another order
 
 
-def as_rank(rank, port, *arguments):
-    """Be one of two ranks, as torchrun starts them."""
-    forkserver._forkserver._forkserver_pid = None  # a server of this process is no child of the fork
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-    main(*arguments)
-
-
 @pytest.fixture(scope="module")
 def folder(small_cache_path, tmp_path_factory):
-    """What two ranks left: forked, since each process of torchrun's would import torch and timm again."""
+    """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=as_rank, args=(rank, port, folder, small_cache_path)) for rank in "01"]
-    with warnings.catch_warnings():  # Python 3.12 warns of a fork where threads are, as torch's
-        warnings.simplefilter("ignore", DeprecationWarning)
-        for rank in ranks:
-            rank.start()
-    for rank in ranks:
-        rank.join(120)
-        rank.kill()
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    command = [sys.executable, two_ranks_script.__file__, folder, small_cache_path]
+    paths = os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "training"]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder
 
 

@@ -1,5 +1,9 @@
-"""Records what two ranks compute. Command for each rank: python two_ranks_script.py FOLDER CACHE."""
+"""Records what two ranks compute: python two_ranks_script.py FOLDER CACHE.
 
+The ranks are forked once torch and timm are imported, which takes most of the time under torchrun.
+"""
+
+import multiprocessing
 import os
 import shutil
 import socket
@@ -187,5 +191,21 @@ def main(folder, cache):
     train_student([cache], run, assignments=[*TINY, *scores], device="cpu")
 
 
+def as_rank(rank, port):
+    """Be one of two ranks, with the environment that torchrun gives."""
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    main(*map(Path, sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = str(server.getsockname()[1])
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=as_rank, args=(rank, free)) for rank in "01"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
