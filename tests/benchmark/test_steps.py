@@ -52,8 +52,8 @@ def test_the_published_algorithm_predicts_as_our_student(bench):
 
 def test_the_published_algorithm_learns(bench):
     step, pixels = reference_step(reference_student(bench), bench.teacher, 4), whole_views(bench.job)["views"]
-    losses = [step(pixels).item() for _ in range(5)]
-    assert losses[-1] < losses[0]
+    losses = [step(pixels).item() for _ in range(30)]
+    assert losses[-1] < 0.98 * losses[0]  # other patches in each step change it by half a percent
 
 
 @pytest.mark.bench

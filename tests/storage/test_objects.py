@@ -51,6 +51,7 @@ def test_what_passes_is_tried_again(objects, server, tmp_path, kind):
     assert objects.sizes("views") == {"views/a.tar": 10}
     objects.remove("views/a.tar")
     assert objects.sizes("views") == {}
+    assert server.faults[0].done
 
 
 def test_a_create_whose_answer_is_lost_knows_itself(objects, server):
@@ -72,8 +73,9 @@ def test_an_update_whose_answer_is_lost_is_not_made_twice(objects, server):
 def test_a_large_file_goes_in_parts_each_tried_again(objects, server, bucket, tmp_path, kind, method):
     data, source = os.urandom(PART_BYTES + 1000), tmp_path / "source"
     source.write_bytes(data)
-    server.fail(kind, every=3, method=method)
+    server.fail(kind, every=2, method=method)
     objects.take(source, "views/large.tar")
+    assert server.faults[0].done
     server.heal()
     assert (objects.read("views/large.tar"), server.unfinished_uploads(bucket)) == (data, 0)
 

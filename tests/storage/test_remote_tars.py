@@ -133,6 +133,7 @@ def test_a_tar_is_streamed_through_faults(store, bucket, server, kind, scheme):
     with open_tar(address) as file:
         parts = [file.read(50_000), file.read(1), file.read()]
     assert (b"".join(parts), [len(part) for part in parts]) == (data, [50_000, 1, 73_455])
+    assert server.faults[0].done
 
 
 def test_whoever_reads_the_beginning_asks_for_little_more(store, bucket, server):

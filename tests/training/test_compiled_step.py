@@ -34,6 +34,7 @@ from pipeline.training.trainer import Trainer
 BATCH, VISIBLE, PATCH_PIXELS, PATCHES = 2, 4, 192, 16
 SIZE = "student.options={{depth={depth}, embed_dim=32, num_heads=2{more}}}"
 SHALLOW = SIZE.format(depth=1, more="")
+DEEP = SIZE.format(depth=2, more="")  # a first block drops no path
 NO_CLS = SIZE.format(depth=1, more=', class_token=false, global_pool="avg"')
 REGISTERS = SIZE.format(depth=1, more=", reg_tokens=2")
 CODES = "objective.codebook_size=30"
@@ -84,7 +85,7 @@ def stored_batch(encoding, visible=VISIBLE, has_cls=True, needs=VISIBLE_ALONE):
 
 
 CASES = {  # settings, and facts of the cache
-    "layerwise": (("mode='layerwise'", "head='mlp'", "loss='cosine'", SIZE.format(depth=2, more="")), "int4"),
+    "layerwise": (("mode='layerwise'", "head='mlp'", "loss='cosine'", DEEP), "int4"),
     "registers": (("loss='l1'", "target='l2'", REGISTERS), "float16"),
     "fd": (("name=fd",), "int8"),
     "mae": (("name=mae", DECODER), "int8"),
@@ -92,15 +93,15 @@ CASES = {  # settings, and facts of the cache
     "combined": (("name=combined", DECODER), "int8"),
     "maskdistill": (("name=maskdistill", "preset=eva"), "int8"),
     "beit": (("name=beit", CODES, "codes=pixels", REGISTERS), "without CLS"),
-    "beit2": (("name=beit2", CODES, "preset=published", "student.drop_path=0.5"), "int8"),
+    "beit2": (("name=beit2", CODES, "preset=published", "student.drop_path=0.5", DEEP), "int8"),
     "cae": (("name=cae", "regressor_depth=1", DECODER, CODES), "int8"),
 }
 MORE_CASES = {
     "uniform, no CLS": (("mode='uniform'", "loss='l2'", "target='none'", NO_CLS), "int8"),
-    "drop path": (("head='norm_linear'", "student.drop_path=0.5"), "without CLS"),
+    "drop path": (("head='norm_linear'", "student.drop_path=0.5", DEEP), "without CLS"),
     "milan, visible": (("name=milan", "positions=visible"), "without CLS"),
     "combined, pixels": (("name=combined", "reconstruct=pixels", DECODER), "int8"),
-    "beit, features": (("name=beit", CODES, "student.drop_path=0.5"), "int8"),
+    "beit, features": (("name=beit", CODES, "student.drop_path=0.5", DEEP), "int8"),
     "cae, teacher": (("name=cae", "regressor_depth=1", "align=teacher", DECODER, CODES), "int8"),
 }
 

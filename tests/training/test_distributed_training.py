@@ -32,6 +32,7 @@ def folder(small_cache_path, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "FutureWarning" not in ended.stderr
     return folder
 
 
