@@ -48,10 +48,16 @@ class ObjectFolder(RemoteFiles):
         self._claims: dict[str, Claim] = {}
 
     def names(self, prefix: str = "") -> set[str]:
+        folders, objects = self.listed(prefix)
+        return folders | objects
+
+    def listed(self, prefix: str = "") -> tuple[set[str], set[str]]:
+        """Return the names of the folders and of the objects directly in a folder."""
         with self._errors(prefix):
             found = with_retries(lambda: obstore.list_with_delimiter(self._store, prefix))
-        paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
-        return {path.rpartition("/")[2] for path in paths}
+        paths = found["common_prefixes"], [meta["path"] for meta in found["objects"]]
+        folders, objects = ({path.rpartition("/")[2] for path in some} for some in paths)
+        return folders, objects
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         with self._errors(prefix):

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pipeline.errors import ConfigError, printable
-from pipeline.storage.address import check_url, is_url, is_web, open_folder
+from pipeline.storage.address import check_path, check_url, is_url, is_web
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -44,11 +44,14 @@ def list_tars(address: str) -> list[str]:
             f"shards {printable(address)!r}: a web server cannot list its files; "
             "give a brace pattern of URLs or a text list"
         )
-    names = open_folder(address).names()
+    check_path("folder", address)
+    check_url(address)
+    from pipeline.storage.objects import ObjectFolder
+
+    folder = ObjectFolder(address)
+    _, names = folder.listed()  # a folder may be named like a tar
     return sorted(
-        f"{address.rstrip('/')}/{name}"
-        for name in names
-        if name.endswith(".tar") and not name.startswith(".")
+        f"{folder.address}/{name}" for name in names if name.endswith(".tar") and not name.startswith(".")
     )
 
 

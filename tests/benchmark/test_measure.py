@@ -1,6 +1,8 @@
 """Rounds, turns and times."""
 
+import gc
 import time
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +13,7 @@ from pipeline.benchmark.measure import (
     take_turns,
     wall_seconds,
 )
+from pipeline.benchmark.stage_one import measure_teacher
 
 CPU = torch.device("cpu")
 
@@ -38,3 +41,17 @@ def test_sleeping_takes_more_time_than_cores():
     assert wall >= 0.05
     assert core_seconds(lambda: time.sleep(0.05)) < wall
     assert core_seconds(lambda: [value * value for value in range(200_000)]) > 0
+
+
+def test_the_bare_teacher_holds_the_features_of_one_batch_at_a_time(bench):
+    bench.options = replace(bench.options, steps=16)
+    alive = []
+
+    def count_features(_module, _inputs, output):
+        tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+        alive.append(sum(one.shape == output.shape for one in tensors))
+
+    with bench.teacher.tower.module.blocks[-1].register_forward_hook(count_features):
+        (figure,) = measure_teacher(bench)
+    assert figure.median > 0
+    assert alive == alive[:1] * 8

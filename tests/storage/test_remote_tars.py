@@ -34,6 +34,7 @@ def names(store):
         "tars/deep/e.tar",
         "tars/empty.tar",
         "top.tar",
+        "unpacked.tar/a.jpg",  # in a folder
     ]
     for key in keys:
         obstore.put(store, key, b"" if "empty" in key else b"xxx")
