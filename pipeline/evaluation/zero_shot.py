@@ -70,9 +70,9 @@ class ZeroShot(Section):
             isinstance(self.templates, str) or all("{}" in text for text in self.templates)
         ):
             raise ConfigError("each of templates must have {} where the name of the class belongs")
-        clip = load_clip(spec)
-        is_student = subject.facts.kind == "run"
-        embed = _of_student(task) if is_student else _of_teacher(clip.projection, subject)
+        of_student = _of_student(task) if subject.facts.kind == "run" else None
+        clip = load_clip(spec)  # takes long, so a run is refused before
+        embed = of_student or _of_teacher(clip.projection, subject)
         teacher = read_run(task.run)["cache"]["teacher"] if task.run else {}
         if weights_sha256(clip.model.visual) != teacher.get("weights_sha256", subject.facts.weights):
             raise ConfigError(

@@ -105,7 +105,8 @@ def test_students_without_a_way_to_texts_are_refused(drawn, milan, tmp_path):
     pixels = load_config(RunConfig, None, ["objective.name=mae"]).model_dump(mode="json")
     (tmp_path / RUN_FILE).write_text(json.dumps(read_run(milan) | {"config": pixels}))
     subject = tiny_subject(kind="run")
-    refused(drawn, tmp_path, "'mae' does not predict the teacher's CLS", subject, run=tmp_path, teacher=CLIP)
+    message, unread = "'mae' does not predict the teacher's CLS", "open_clip:local-dir:nowhere"
+    refused(drawn, tmp_path, message, subject, run=tmp_path, teacher=unread)
     described = read_run(milan)
     described["cache"]["teacher"] |= {"library": "timm", "name": "test_vit", "tag": "local"}
     (tmp_path / RUN_FILE).write_text(json.dumps(described))
