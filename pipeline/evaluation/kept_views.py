@@ -14,7 +14,7 @@ from pipeline.evaluation.data import LabelledImages
 class KeptViews:
     """The views (n, S, S, 3) uint8 of labelled images, in a file; `left_out` counts the other images.
 
-    Raises StorageError if there is no room for the file.
+    Raises StorageError if the disk has too little room for the file.
     """
 
     def __init__(self, of: LabelledImages, size: int, file: Path) -> None:

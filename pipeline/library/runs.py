@@ -129,7 +129,9 @@ def run_training(
             earlier = read_run(folder)["config"] if continues(folder, resume) else None
             values = read_settings(None if recipe is None else Path(recipe), base=earlier)
         assigned = settings or {}
-        return parse_config(RunConfig, let_epochs_count(with_settings(values, assigned), _keys(assigned)))
+        tables = ((name, table) for name, table in assigned.items() if isinstance(table, Mapping))
+        keys = [*assigned, *(f"{name}.{key}" for name, table in tables for key in table)]
+        return parse_config(RunConfig, let_epochs_count(with_settings(values, assigned), keys))
 
     with joined_ranks(where) as ranks:
         return train_and_report(
@@ -241,12 +243,6 @@ def with_settings(values: Mapping[str, Any], settings: Settings) -> dict[str, An
         kept = table.get(key) if not sections and key != "objective" else None
         table[key] = {**kept, **value} if isinstance(kept, Mapping) and isinstance(value, Mapping) else value
     return changed
-
-
-def _keys(settings: Settings) -> list[str]:
-    """Return the names "section.key" of settings, from settings in this form or in tables of sections."""
-    sections = ((name, value) for name, value in settings.items() if isinstance(value, Mapping))
-    return [*settings, *(f"{name}.{key}" for name, value in sections for key in value)]
 
 
 def _addresses(places: Place | Sequence[Place]) -> list[str]:

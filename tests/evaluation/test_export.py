@@ -261,7 +261,7 @@ def test_a_folder_that_holds_something_is_kept(tmp_path):
 
 
 def test_without_a_run_a_folder_is_asked_for(tmp_path):
-    with pytest.raises(ConfigError, match="there is no run to put the export in: give --set folder=PATH"):
+    with pytest.raises(ConfigError, match="only a run has a place for its export: give --set folder=PATH"):
         Export().run(task(tmp_path, tiny_subject(), None))
 
 

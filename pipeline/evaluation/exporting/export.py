@@ -49,7 +49,7 @@ class Export(Section):
     def run(self, task: Task) -> list[Outcome]:
         """Write the folder, whole or not at all; raises ConfigError for parts that a format does not have."""
         if self.folder is None and task.subject.facts.kind != "run":
-            raise ConfigError("there is no run to put the export in: give --set folder=PATH")
+            raise ConfigError("only a run has a place for its export: give --set folder=PATH")
         target = task.folder / self.format if self.folder is None else Path(self.folder)
         holds = target.is_dir() and any(target.iterdir())
         is_file = target.exists() and not target.is_dir()

@@ -88,7 +88,11 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
     images = run["config"]["train"]["global_batch"]
     yield "steps", f"{facts.step or 0:,} of {run['steps']:,}, each of {images:,} images"
     for cache in caches_of(run):
-        yield from () if run.get("lesson") else _teacher(cache["teacher"])
+        if not run.get("lesson"):
+            teacher = cache["teacher"]
+            untrained = "" if teacher.get("trained", True) else " (untrained)"
+            yield "teacher", f"{teacher['library']} {teacher['name']}, {teacher['tag']}{untrained}"
+            yield "teacher's weights, SHA-256", teacher["weights_sha256"]
         yield "cache", PurePosixPath(cache["path"]).name
         yield "digest of the cache", cache["digest"]
     names: list[str] = []  # of the source tars
@@ -101,12 +105,6 @@ def _origin(subject: Subject, run: Mapping[str, Any] | None) -> Iterator[tuple[s
         yield "images", many if len(names) > 2 else ", ".join(names)
     made = [f"{name} {run[name]}" for name in ("maskalign", "commit") if run.get(name)]
     yield "trained by", ", ".join(made) or "train-student"
-
-
-def _teacher(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    untrained = "" if facts.get("trained", True) else " (untrained)"
-    yield "teacher", f"{facts['library']} {facts['name']}, {facts['tag']}{untrained}"
-    yield "teacher's weights, SHA-256", facts["weights_sha256"]
 
 
 def _scores(scores: Sequence[Score]) -> str:
